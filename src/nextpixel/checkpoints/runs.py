@@ -1,0 +1,115 @@
+"""Run folders: run.json, log.jsonl, samples/, step_0000060/ (a checkpoint and trainer state), best.json."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
+from nextpixel.errors import InputError, WorkError
+
+STEP = re.compile(r"step_(\d{7,})")
+MILESTONES = 6  # the final step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
+
+
+class Run:
+    """One training run on disk. Nothing under its final name is ever half written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, facts: dict[str, Any]) -> Run:
+        """A new run folder; refuses an existing one."""
+        if (Path(path) / "run.json").is_file():
+            raise InputError(f"--out: {path} holds a run already; go on with --resume {path}, or name another folder")
+        run = cls(new_output(path))
+        with new_folder(run.path) as part:
+            (part / "samples").mkdir()
+            write_json(part / "run.json", facts)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        if not (Path(path) / "run.json").is_file():
+            raise InputError(f"--resume: expected a run folder with run.json, got {str(path)!r}")
+        return cls(path)
+
+    def facts(self) -> dict[str, Any]:
+        return read_json(self.path / "run.json")
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        found = (STEP.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def folder(self, step: int) -> Path:
+        return self.path / f"step_{step:07d}"
+
+    def write_checkpoint(self, step: int, write: Callable[[Path], None], total_steps: int) -> None:
+        """Write a checkpoint under a temporary name, rename it, and only then remove those no longer kept."""
+        for stale in self.path.glob(".*.part-*"):  # left by a killed process
+            shutil.rmtree(stale, ignore_errors=True)
+        if self.folder(step).exists():
+            return
+        with new_folder(self.folder(step)) as part:
+            write(part)
+        kept = {*self.steps()[-2:], *milestones(total_steps), self.best().get("step")}
+        for old in self.steps():
+            if old not in kept:
+                doomed = self.path / f".{self.folder(old).name}.part-old"
+                self.folder(old).rename(doomed)  # so that a kill while removing leaves no half checkpoint
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def best(self) -> dict[str, Any]:
+        """{"step", "nats"} of the best evaluated checkpoint; empty before the first evaluation."""
+        path = self.path / "best.json"
+        return read_json(path) if path.is_file() else {}
+
+    def offer_best(self, step: int, nats: float) -> None:
+        """Mark this checkpoint as the best if its validation nats per pixel are the lowest so far."""
+        if nats < self.best().get("nats", float("inf")):
+            write_json(self.path / "best.json", {"step": step, "nats": nats})
+
+    def best_checkpoint(self) -> Path:
+        """The best checkpoint on validation, else the last."""
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"{self.path}: this run has no checkpoint yet; let it train on with --resume {self.path}")
+        best = self.best().get("step")
+        return self.folder(best if best in steps else steps[-1])
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to log.jsonl."""
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise WorkError(f"{self.path / 'log.jsonl'}: cannot be written ({error.strerror})") from error
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines of log.jsonl."""
+        path = self.path / "log.jsonl"
+        entries = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:  # the last line of a killed process
+                continue
+        return entries
+
+    def forget_after(self, step: int) -> None:
+        """Drop log lines of steps that will be run again."""
+        kept = [entry for entry in self.read_log() if entry.get("step", 0) <= step]
+        part = self.path / ".log.jsonl.part"
+        part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        part.replace(self.path / "log.jsonl")
+
+
+def milestones(total_steps: int) -> set[int]:
+    """The log-spaced steps whose checkpoints are kept for good."""
+    return {total_steps >> k for k in range(MILESTONES) if total_steps >> k}

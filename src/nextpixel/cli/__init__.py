@@ -1,0 +1,84 @@
+"""The command line. One module a verb; results on stdout, everything else on stderr.
+
+Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "complete": "complete pictures: keep the top rows, draw the rest",
+    "sample": "draw pictures from nothing",
+    "score": "nats per pixel of each image, and where it surprises",
+    "pretrain": "train an Image GPT on your images, continue one, or resume a run",
+    "palette": "fit a palette to your images by k-means",
+    "info": "what a model or a run is, and how far it got",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Nothing heavy is imported before the verb is known."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        from nextpixel import __version__
+
+        print(f"nextpixel {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
+        return _fail(f"unknown command {verb!r}; {hint} See nextpixel --help", 2)
+    return _run(verb, rest)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    from nextpixel.errors import InputError, WorkError
+
+    try:
+        module = importlib.import_module(f"nextpixel.cli.{verb}")
+        module.run(rest)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except WorkError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
+    except BrokenPipeError:  # whoever read our output has stopped, as head does
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except ImportError as error:
+        return _fail(f"{error}; install what is missing with: pip install {error.name or 'nextpixel'}", 1)
+    except Exception as error:
+        if "--verbose" in rest:
+            raise
+        return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", 1)
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"nextpixel: {sentence}", file=sys.stderr)
+    return code
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{what}" for verb, what in VERBS.items())
+    return (
+        "usage: nextpixel COMMAND ...\n\n"
+        "Image GPT: a GPT trained on pixels, which completes and draws pictures.\n\n"
+        f"{verbs}\n\n"
+        "nextpixel COMMAND --help tells its options. First thing to try:\n"
+        "  nextpixel complete photo.jpg --show"
+    )

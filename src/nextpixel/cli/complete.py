@@ -1,0 +1,99 @@
+"""nextpixel complete"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import load_model, offer_each, output_picture, write_each
+from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
+from nextpixel.progress import duration, say
+
+GRID_PIXELS = 160  # a picture's side in the grid
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Complete pictures: keep the top rows of each and draw the rest, several times.
+
+    Writes a grid: what the model was given, the completions with their nats per pixel (lower is likelier), the
+    original. Nothing is sorted or left out: choosing by likelihood would no longer be sampling.
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
+    """Picture files, folders of them, or anything else that holds images."""
+    keep: float = 0.5
+    """Fraction of the rows that is kept, from the top."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
+    """Completions of each picture."""
+    out: Path = Path("completions.png")
+    """The grid, a PNG file."""
+    each: Path | None = None
+    """Also write every completion as a file of its own into this new folder, at the model's side."""
+    show: bool = False
+    """Draw the result in the terminal."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Complete, "complete", argv)
+    out = output_picture(args.out, args.images)
+    offer_each(args.each)
+    began = time.perf_counter()
+    model = load_model(args.model)
+    from nextpixel.images import grid, save_png, terminal_row
+    from nextpixel.sampling import draw
+    from nextpixel.sources import load_images, open_source
+
+    side = model.config.side
+    source = list(args.images) if len(args.images) > 1 else args.images[0]
+    squares = load_images(source, side)
+    names = list(open_source(source).names)
+    loaded = time.perf_counter()
+    drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling)
+    drawn = time.perf_counter()
+
+    rows, captions = [], []
+    for i, square in enumerate(squares):
+        given = square.copy()
+        given[:] = 225
+        mine = slice(i * args.n, (i + 1) * args.n)
+        given[: drawing.kept_rows] = drawing.images[mine.start, : drawing.kept_rows]
+        rows.append([given, *drawing.images[mine], square])
+        captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
+    titles = ["given", *(str(k + 1) for k in range(args.n)), "original"]
+    save_png(grid(rows, zoom=max(1, GRID_PIXELS // side), titles=titles, captions=captions), out)
+    files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
+    if args.show:
+        for row in rows:
+            print(terminal_row(row))
+    if args.output.json:
+        print_json(
+            {
+                "out": str(out),
+                "each": files,
+                "kept_rows": drawing.kept_rows,
+                "seed": args.sampling.seed,
+                "seconds": {"load": loaded - began, "draw": drawn - loaded},
+                "pictures": [
+                    {"name": name, "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist()}
+                    for i, name in enumerate(names)
+                ],
+            }
+        )
+    else:
+        for i, name in enumerate(names):
+            nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
+            print(f"{name}: nats per pixel {nats}")
+        print(out)
+    if args.output.verbose:
+        say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
+    say(f"Other draws: the same command with --seed {args.sampling.seed + 1}. More of the picture kept: --keep 0.75")

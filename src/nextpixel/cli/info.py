@@ -1,0 +1,67 @@
+"""nextpixel info"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.config import OutputOptions
+from nextpixel.progress import say
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a model or a run is, and how far it got."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "embedded"
+    """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Info, "info", argv)
+    from nextpixel.checkpoints import Run, find_model, load_with_facts
+
+    facts: dict[str, Any] = {"model": args.model}
+    path = Path(args.model)
+    if (path / "run.json").is_file():
+        run = Run.open(path)
+        planned = run.facts()["config"]["steps"]
+        done = run.steps()
+        facts["run"] = {
+            "steps": done[-1] if done else 0,
+            "of": planned,
+            "best": run.best(),
+            "checkpoints": done,
+        }
+        losses = [entry for entry in run.read_log() if "loss" in entry]
+        if losses:
+            facts["run"]["last_log"] = losses[-1]
+        if not done:
+            print_json(facts) if args.output.json else _print(facts)
+            say(f"No checkpoint yet; train on with: nextpixel pretrain --resume {path}")
+            return
+    model, made = load_with_facts(args.model)
+    facts |= {
+        "folder": str(find_model(args.model)),
+        "shape": asdict(model.config),
+        "parameters": model.config.parameters,
+        "palette_sha256": model.palette.hash,
+        "made": made,
+    }
+    print_json(facts) if args.output.json else _print(facts)
+    say(f"Half of a picture: nextpixel complete photo.jpg --model {args.model}")
+
+
+def _print(values: dict[str, Any], indent: str = "") -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print(value, indent + "  ")
+        else:
+            print(f"{indent}{name}: {value:,}" if isinstance(value, int) else f"{indent}{name}: {value}")

@@ -1,0 +1,76 @@
+"""nextpixel palette"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.config import OutputOptions
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+SWATCH_COLUMNS = 32
+
+
+@dataclass(frozen=True)
+class PaletteArguments:
+    """Fit a palette to your images by k-means, and say how well it serves them beside OpenAI's."""
+
+    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    """A folder, an array, a parquet file or a hub name."""
+    colors: int = 512
+    """Colours in the palette."""
+    out: Path = Path("palette.npy")
+    """The palette, float32 (colours, 3) in [-1, 1]; a picture of it is written beside it as .png."""
+    side: int = 32
+    """Images are fitted as squares of this side."""
+    split: str | None = None
+    """Which part, where the source has several (train, test)."""
+    seed: int = 0
+    """Fixes the k-means."""
+    cache: str | None = None
+    """Folder for decoded images; the user's cache directory unless told."""
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(PaletteArguments, "palette", argv)
+    if args.out.suffix != ".npy":
+        raise InputError(f"--out: expected a file name that ends in .npy, got {str(args.out)!r}")
+    if not 2 <= args.colors <= 65_000:
+        raise InputError(f"--colors: expected 2 to 65000, got {args.colors}")
+    if args.side < 1:
+        raise InputError(f"--side: expected at least 1, got {args.side}")
+    from nextpixel.checkpoints.files import parent_exists
+
+    parent_exists(args.out)
+    import numpy as np
+
+    from nextpixel.data import decode
+    from nextpixel.images import grid, save_png
+    from nextpixel.palette import Palette, psnr, save_palette
+
+    images = decode(args.images, args.side, split=args.split, cache=args.cache)
+    rng = np.random.default_rng(args.seed)
+    squares = images.squares[np.sort(rng.permutation(len(images))[:20_000])]
+    palette = Palette.fit(squares, args.colors, args.seed)
+    own, openai = psnr(squares, palette), psnr(squares, Palette.openai())
+    by_light = palette.rgb[np.argsort(palette.rgb @ np.array([0.299, 0.587, 0.114]))]
+    cells = [list(by_light[i : i + SWATCH_COLUMNS, None, None]) for i in range(0, len(by_light), SWATCH_COLUMNS)]
+    swatch = args.out.with_suffix(".png")
+    save_png(grid(cells, zoom=20, gap=2), swatch)
+    save_palette(palette, args.out)
+    figures = {"out": str(args.out), "swatch": str(swatch), "psnr_db": own, "psnr_db_openai": openai}
+    if args.output.json:
+        print_json(figures)
+    else:
+        print(
+            f"{args.out}: {args.colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}"
+        )
+        print(swatch)
+    say(f"Train with it: nextpixel pretrain {args.images} --palette {args.out} --out runs/own")

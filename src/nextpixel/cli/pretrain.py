@@ -1,0 +1,79 @@
+"""nextpixel pretrain"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.config import OutputOptions, PretrainConfig, flag, read_recipe
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train an Image GPT on your images, continue a model on them (--init), or go on with a run (--resume).
+
+    Ctrl-C saves and prints the command that goes on. Nothing that was saved is ever half written.
+    """
+
+    images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")] = None
+    """A folder, an array, a parquet file or a hub name."""
+    out: Path | None = None
+    """The new run folder."""
+    resume: Path | None = None
+    """Go on with this run; takes no other setting."""
+    recipe: str | None = None
+    """A shipped recipe by name, or a TOML file of settings; flags go over it."""
+    split: str | None = None
+    """Which part, where the source has several (train, test)."""
+    config: PretrainConfig = field(default_factory=PretrainConfig)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Pretrain, "pretrain", argv, _recipe_defaults(argv))
+    if args.resume is not None:
+        others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
+        if others or args.images is not None:
+            raise InputError(f"--resume takes nothing else, got {' '.join(others) or args.images}")
+    elif args.images is None or args.out is None:
+        raise InputError(
+            f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
+            "(or --resume runs/a to go on with a run)"
+        )
+    from nextpixel.checkpoints import Run
+    from nextpixel.pretraining import go_on, start_run
+    from nextpixel.training import Interrupted
+
+    if args.resume is not None:
+        run = Run.open(args.resume)
+    else:
+        assert args.images is not None and args.out is not None
+        run = start_run(args.images, args.out, args.config, args.split)
+    again = f"nextpixel pretrain --resume {shlex.quote(str(run.path))}"
+    try:
+        go_on(run)
+    except Interrupted:
+        raise Interrupted(f"stopped and saved; go on with: {again}") from None
+    best = run.best()
+    if args.output.json:
+        print_json({"run": str(run.path), "best": best, "facts": asdict(args.config)})
+    else:
+        print(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
+    say(f"Draw from it: nextpixel sample --model {run.path}; pictures drawn while training: {run.path / 'samples'}")
+
+
+def _recipe_defaults(argv: Sequence[str]) -> Pretrain:
+    """The defaults of the command line: those of the recipe, where one is named."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name == "--recipe" and (equals or i + 1 < len(argv)):
+            return Pretrain(config=read_recipe(value if equals else argv[i + 1]))
+    return Pretrain()

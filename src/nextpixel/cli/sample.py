@@ -1,0 +1,65 @@
+"""nextpixel sample"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import load_model, offer_each, output_picture, write_each
+from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
+from nextpixel.progress import say
+
+CELL_PIXELS = 96
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures from nothing, into one grid."""
+
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """How many."""
+    out: Path = Path("samples.png")
+    """The grid, a PNG file."""
+    each: Path | None = None
+    """Also write every picture as a file of its own into this new folder, at the model's side."""
+    show: bool = False
+    """Draw the result in the terminal."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Sample, "sample", argv)
+    out = output_picture(args.out)
+    offer_each(args.each)
+    model = load_model(args.model)
+    from nextpixel.images import grid, save_png, terminal_row
+    from nextpixel.sampling import draw
+
+    drawing = draw(model, None, n=args.n, sampling=args.sampling)
+    columns = math.ceil(math.sqrt(args.n))
+    rows = [list(drawing.images[i : i + columns]) for i in range(0, args.n, columns)]
+    save_png(grid(rows, zoom=max(1, CELL_PIXELS // model.config.side)), out)
+    files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
+    if args.show:
+        for row in rows:
+            print(terminal_row(row))
+    if args.output.json:
+        print_json(
+            {
+                "out": str(out),
+                "each": files,
+                "seed": args.sampling.seed,
+                "nats_per_pixel": drawing.nats.tolist(),
+            }
+        )
+    else:
+        print(out)
+    say(f"Other draws: nextpixel sample --seed {args.sampling.seed + 1}. Half of your own picture: nextpixel complete")

@@ -1,0 +1,310 @@
+"""What a model and a run are made of: frozen dataclasses, named sizes, defaults and help texts. No torch.
+
+The text under a field is its help on the command line; defaults live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from nextpixel.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Augment = Literal["none", "flip", "crop", "pad-flip"]
+
+
+@dataclass(frozen=True)
+class ImageGPTConfig:
+    """The shape of a network. Names as in the legend of model.py."""
+
+    layers: int = 24
+    """Transformer blocks (L)."""
+    width: int = 512
+    """Width of the residual stream (D)."""
+    heads: int = 8
+    """Attention heads (N); each is width / heads wide."""
+    side: int = 32
+    """Pixels along each side of the picture; the sequence is side * side long."""
+    colors: int = 512
+    """Colours in the palette (K)."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{field.name}: expected a whole number of at least 1, got {value!r}")
+        if self.width % self.heads:
+            raise InputError(
+                f"width must be a multiple of heads, got width {self.width} and heads {self.heads}; "
+                f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}"
+            )
+
+    @property
+    def pixels(self) -> int:
+        """Length of the sequence (T)."""
+        return self.side * self.side
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
+        width, layers = self.width, self.layers
+        embeddings = self.pixels * width + 2 * self.colors * width + width
+        return embeddings + layers * (12 * width * width + 2 * width) + width
+
+
+# Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
+# published: 24 of width 128 are our choice. xs and xxs are ours, for laptops.
+SIZES: dict[str, ImageGPTConfig] = {
+    "xxs": ImageGPTConfig(layers=6, width=192, heads=6),
+    "xs": ImageGPTConfig(layers=8, width=256, heads=8),
+    "s": ImageGPTConfig(layers=24, width=512, heads=8),
+    "m": ImageGPTConfig(layers=36, width=1024, heads=8),
+    "l": ImageGPTConfig(layers=48, width=1536, heads=16),
+    "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
+}
+
+# Peak rates at batch 128. l and xl: Chen et al. 2020, Table 5; s: karpathy/minGPT's note of the same table.
+# m is not confirmed by a primary source; xs and xxs follow s.
+LEARNING_RATES: dict[str, float] = {
+    "xxs": 0.003,
+    "xs": 0.003,
+    "s": 0.003,
+    "m": 0.003,
+    "l": 0.001,
+    "xl": 0.0003,
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pretraining run; recorded in its run.json."""
+
+    size: Literal["xxs", "xs", "s", "m", "l", "xl"] = "xs"
+    """Named size; the three below change single dimensions of it."""
+    layers: int | None = None
+    """Transformer blocks, instead of the size's."""
+    width: int | None = None
+    """Width of the residual stream, instead of the size's."""
+    heads: int | None = None
+    """Attention heads, instead of the size's."""
+    side: int | None = None
+    """Pixels along each side; 32 unless told (with --init: the model's own)."""
+    palette: str | None = None
+    """A palette.npy of your own; OpenAI's 512 colours unless told."""
+    init: str | None = None
+    """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
+
+    steps: int = 10_000
+    """Optimiser steps in all."""
+    batch_images: int = 128
+    """Images per optimiser step."""
+    micro_batch_images: int | None = None
+    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    learning_rate: float | None = None
+    """Peak rate; the size's own from Chen et al. 2020 unless told."""
+    warmup_steps: int | None = None
+    """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
+    clip_norm: float = 0.0
+    """Scale gradients down to this global norm; 0 leaves them alone, as in the paper."""
+    augment: Augment = "flip"
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    seed: int = 0
+    """Fixes weights, order, crops and flips."""
+
+    validation: str | None = None
+    """Images to validate on; a held-out part of the training images unless told."""
+    validation_fraction: float = 0.1
+    """Part of the training images held out when no validation images are given."""
+    validation_images: int = 1_000
+    """At most this many of them are scored at each evaluation."""
+    evaluate_every_steps: int = 1_000
+    """Score the validation images and draw samples this often (a checkpoint is written first)."""
+    sample_images: int = 16
+    """Pictures drawn at each evaluation; 0 draws none."""
+    checkpoint_every_steps: int = 1_000
+    """Write a checkpoint this often."""
+    checkpoint_every_minutes: float = 15.0
+    """And at least this often; 0 leaves only the steps."""
+    log_every_steps: int = 10
+    """Steps between two lines of log.jsonl."""
+
+    device: Device = "auto"
+    """auto takes cuda, then mps, then cpu."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast type of the matrix products; auto takes bf16 where the hardware has it. Weights stay fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network block by block; auto does where it repays itself."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    threads: int | None = None
+    """CPU threads; torch's choice unless told."""
+    cache: str | None = None
+    """Folder for decoded images and colour tables; the user's cache directory unless told."""
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "steps batch_images micro_batch_images validation_images evaluate_every_steps "
+            "checkpoint_every_steps log_every_steps threads"
+        )
+        for name in at_least_one.split():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{flag(name)}: expected at least 1, got {value}")
+        for name in ("sample_images", "warmup_steps", "clip_norm", "checkpoint_every_minutes", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(
+                f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
+            )
+        if self.micro_batch_images and self.batch_images % self.micro_batch_images:
+            raise InputError(
+                f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
+                f"got {self.micro_batch_images}"
+            )
+        if self.init and (self.layers or self.width or self.heads or self.palette):
+            raise InputError(
+                "--init brings its own shape and palette; expected no --layers, --width, --heads or --palette beside it"
+            )
+
+    def model(self, colors: int) -> ImageGPTConfig:
+        """The network of this run, for a palette of that many colours."""
+        shape = SIZES[self.size]
+        return ImageGPTConfig(
+            layers=self.layers or shape.layers,
+            width=self.width or shape.width,
+            heads=self.heads or shape.heads,
+            side=self.side or shape.side,
+            colors=colors,
+        )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next colour is chosen."""
+
+    temperature: float = 1.0
+    """Divides the logits; 1 draws from the model's own distribution, 0 always takes the likeliest colour."""
+    top_k: int | None = None
+    """Keep only this many likeliest colours."""
+    top_p: float | None = None
+    """Keep the likeliest colours that together hold this much probability."""
+    seed: int = 0
+    """Fixes the draw; the noise depends on seed, picture, completion and pixel alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature: expected a number of 0 or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"--top-k: expected at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p: expected a number above 0 and at most 1, got {self.top_p}")
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model works, and on what."""
+
+    model: str | None = None
+    """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    device: Device = "auto"
+    """auto takes cuda, then mps, then cpu."""
+    threads: int | None = None
+    """CPU threads; torch's choice unless told."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads: expected at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed."""
+
+    json: bool = False
+    """Print one JSON object on stdout, for machines."""
+    verbose: bool = False
+    """Say more on stderr: model, device, seconds; and tracebacks of unexpected errors."""
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def read_recipe(name_or_path: str) -> PretrainConfig:
+    """The run a recipe describes: the name of a shipped one, or the path of a flat TOML file."""
+    path = Path(name_or_path)
+    shipped = resources.files("nextpixel") / "recipes" / f"{name_or_path}.toml"
+    if path.suffix == ".toml" and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif "/" not in name_or_path and shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        names = sorted(
+            p.name.removesuffix(".toml")
+            for p in (resources.files("nextpixel") / "recipes").iterdir()
+            if p.name.endswith(".toml")
+        )
+        raise InputError(f"--recipe: expected a .toml file or one of {', '.join(names)}, got {name_or_path!r}")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name_or_path}: expected a TOML file, got a mistake: {error}") from None
+    return replace_checked(PretrainConfig(), values, where=name_or_path)
+
+
+def replace_checked(config: PretrainConfig, values: dict[str, Any], where: str) -> PretrainConfig:
+    """A copy with these values, each of a known name and the right type."""
+    import difflib
+    import typing
+
+    kinds = typing.get_type_hints(PretrainConfig)
+    for name, value in values.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(kinds)}"
+            raise InputError(f"{where}: unknown setting {name!r}{hint}")
+        if not _fits(value, kinds[name]):
+            raise InputError(f"{where}: {name} = {value!r} is not {_spell(kinds[name])}")
+    return dataclasses.replace(config, **values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    import typing
+
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return value in options
+    if options:
+        return any(_fits(value, option) for option in options)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _spell(kind: Any) -> str:
+    import typing
+
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, options))
+    if options:
+        return " or ".join(_spell(option) for option in options if option is not type(None))
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, str(kind))

@@ -1,0 +1,201 @@
+"""The decoded set: every picture once as a uint8 square in a memory map, and the batches drawn from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.config import Augment
+from nextpixel.errors import InputError, WorkError
+from nextpixel.images import UnreadableImage, crop_resize, fit_square
+from nextpixel.palette import user_cache
+from nextpixel.progress import progress
+from nextpixel.sources import Source, open_source
+
+PREPROCESSING = "shorter side to the stored side, centre crop, bilinear; 1"
+UNREADABLE_AT_MOST = 0.1
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """Squares uint8 (N, S, S, 3) in a memory map, in the order of the sorted names."""
+
+    squares: NDArray[np.uint8]
+    names: list[str]
+    labels: NDArray[np.int64] | None
+    classes: list[str] | None
+    unreadable: list[str]
+    """One line for each file that could not be read: its name and why."""
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+
+def decode(images: Any, side: int, *, split: str | None = None, cache: str | Path | None = None) -> DecodedSet:
+    """The decoded set of any source at `side`; decoded once, then read from the cache.
+
+    Raises InputError when more than one picture in ten cannot be read, or none can.
+    """
+    source = open_source(images, split)
+    key = hashlib.sha256(f"{source.fingerprint()} {side} {PREPROCESSING}".encode()).hexdigest()[:32]
+    folder = _folder(key, cache)
+    if not (folder / "meta.json").is_file():
+        _decode_into(folder, source, side, key)
+    return read_decoded(key, cache)
+
+
+def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
+    """The decoded set of that key, from the cache; FileNotFoundError where it is not there."""
+    folder = _folder(key, cache)
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    side = meta["side"]
+    squares = np.memmap(folder / "squares.u8", np.uint8, "r", shape=(len(meta["names"]), side, side, 3))
+    labels = None if meta["labels"] is None else np.array(meta["labels"], np.int64)
+    return DecodedSet(squares, meta["names"], labels, meta["classes"], meta["unreadable"], key)
+
+
+def _folder(key: str, cache: str | Path | None) -> Path:
+    return (Path(cache) if cache else user_cache()) / "decoded" / key
+
+
+def _decode_into(folder: Path, source: Source, side: int, key: str) -> None:
+    part = folder.with_name(f"{key}.part-{os.getpid()}")
+    names, rows, unreadable = [], [], []
+    try:
+        part.mkdir(parents=True)
+        with (part / "squares.u8").open("wb") as file, progress("decoding", len(source), "images") as advance:
+            for i, square in enumerate(_squares(source, side)):
+                if isinstance(square, UnreadableImage):
+                    unreadable.append(str(square))
+                else:
+                    file.write(square.tobytes())  # a plain write: a full disk is an error, not a bus fault
+                    names.append(source.names[i])
+                    rows.append(i)
+                advance(1)
+        if len(unreadable) > UNREADABLE_AT_MOST * len(source) or not names:
+            shown = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+            raise InputError(
+                f"{source.source_name}: {len(unreadable)} of {len(source)} pictures cannot be read, expected at most "
+                f"one in ten: {shown}. Remove or repair them"
+            )
+        meta = {
+            "side": side,
+            "preprocessing": PREPROCESSING,
+            "source": source.source_name,
+            "names": names,
+            "labels": None if source.labels is None else source.labels[rows].tolist(),
+            "classes": source.classes,
+            "unreadable": unreadable,
+        }
+        (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        if not folder.is_dir():  # another process may have been faster
+            os.rename(part, folder)
+    except OSError as error:
+        raise WorkError(
+            f"{folder.parent}: cannot write decoded images ({error.strerror}); free some space or name another "
+            "folder with --cache"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _squares(source: Source, side: int) -> Iterator[NDArray[np.uint8] | UnreadableImage]:
+    def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
+        try:
+            return fit_square(source.read(i), side)
+        except UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let go of the interpreter
+        for start in range(0, len(source), 256):
+            yield from pool.map(one, range(start, min(start + 256, len(source))))
+
+
+def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted numbers of the training and of the held-out images; at least one of each."""
+    if count < 2:
+        raise InputError(f"expected at least 2 images to hold one out for validation, got {count}")
+    held = min(max(1, round(count * fraction)), count - 1)
+    order = np.random.default_rng([seed, 0x5EED]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def stored_side(side: int, augment: Augment) -> int:
+    """The side at which pictures are kept: random crops cut from a square twice as large."""
+    return 2 * side if augment == "crop" else side
+
+
+class Batches:
+    """Training batches: order, crops and flips are functions of (seed, epoch, image number) alone.
+
+    Every image comes once an epoch; a batch may reach over the end of one.
+    """
+
+    def __init__(
+        self,
+        squares: NDArray[np.uint8],
+        chosen: NDArray[np.int64],
+        *,
+        side: int,
+        batch_images: int,
+        augment: Augment,
+        seed: int,
+    ) -> None:
+        self.squares, self.chosen, self.side = squares, chosen, side
+        self.batch_images, self.augment, self.seed = batch_images, augment, seed
+        self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+
+    def __call__(self, step: int) -> NDArray[np.uint8]:
+        """uint8 (batch_images, side, side, 3) of that step, counted from 0."""
+        places = np.arange(step * self.batch_images, (step + 1) * self.batch_images)
+        parts = []
+        for epoch in range(places[0] // len(self.chosen), places[-1] // len(self.chosen) + 1):
+            order, noise = self._epoch(epoch)
+            rows = order[places[places // len(self.chosen) == epoch] % len(self.chosen)]
+            parts.append(self._augmented(self.squares[self.chosen[rows]], noise[rows]))
+        return np.concatenate(parts)
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if epoch not in self._epochs:
+            self._epochs = {e: v for e, v in self._epochs.items() if e == epoch - 1}
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(len(self.chosen))
+            self._epochs[epoch] = order, rng.random((len(order), 4), dtype=np.float32)
+        return self._epochs[epoch]
+
+    def _augmented(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+        if self.augment == "crop":
+            return np.stack([self._crop(square, *n) for square, n in zip(squares, noise, strict=True)])
+        if self.augment == "pad-flip":
+            squares = self._shift(squares, noise)
+        if self.augment in ("flip", "pad-flip"):
+            mirrored = noise[:, 0] < 0.5
+            squares = squares.copy()
+            squares[mirrored] = squares[mirrored, :, ::-1]
+        return squares
+
+    def _crop(self, square: NDArray[np.uint8], _: float, scale: float, x: float, y: float) -> NDArray[np.uint8]:
+        """Chen et al. 2020, section 3.1: shorter side between 256 and 384, a 224 x 224 crop, down to `side`."""
+        size = len(square) * 224 / (256 + 128 * scale)
+        left, top = (len(square) - size) * x, (len(square) - size) * y
+        return crop_resize(square, (left, top, left + size, top + size), self.side)
+
+    def _shift(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and cut a window anywhere."""
+        pad = max(1, self.side // 8)
+        padded = np.pad(squares, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        offsets = (noise[:, 1:3] * (2 * pad + 1)).astype(np.int64)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
+        picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
+        return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))

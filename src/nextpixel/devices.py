@@ -1,0 +1,62 @@
+"""What the machine has: device, precision, memory, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+
+import torch
+
+from nextpixel.errors import InputError
+
+
+def choose_device(name: str) -> str:
+    """auto takes cuda, then mps, then cpu; a device that is not there is bad input."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there.get(name.split(":")[0]):
+        raise InputError(
+            f"--device: {name} is not available here, expected one of "
+            f"{', '.join(device for device, found in there.items() if found)}"
+        )
+    return name
+
+
+def choose_dtype(name: str, device: str) -> str:
+    """The autocast type: bf16 where the hardware multiplies it natively, else fp32."""
+    if name != "auto":
+        return name
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
+    """Matrix products in that type; weights stay as they are."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.split(":")[0], torch.bfloat16)
+
+
+def free_memory_bytes(device: str) -> int:
+    """Memory that is free now, on the device itself."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info()[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return 4 << 30
+
+
+def set_threads(threads: int | None) -> int:
+    """Use that many CPU threads, or leave torch's choice; returns the number in use."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()

@@ -1,0 +1,234 @@
+"""Image GPT: a GPT over pixels in raster order (Chen et al. 2020; code of openai/image-gpt).
+
+Legend, here and everywhere:
+    B  images in a batch          K  colours in the palette
+    H  W  height, width           D  width of the residual stream
+    T  = H * W pixels             L  transformer blocks
+    P  pixels given as prompt     N  attention heads, E = D / N wide each
+    S  rows of the start table (one in a classic model)
+
+The network knows tokens (colour numbers), not colours. The start vector and the shift by one pixel live in
+here: input slot t carries pixel t - 1 (slot 0 the start vector), and its output scores pixel t. So
+`logits[:, t]` scores `tokens[:, t]`, and nobody outside ever shifts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from nextpixel.config import ImageGPTConfig
+
+if TYPE_CHECKING:
+    from nextpixel.palette import Palette
+
+
+class Norm(nn.Module):
+    """x / rms(x) * gain: no mean is subtracted and there is no bias, as in the released code of 2020.
+
+    Computed in fp32 or better: the square of a half-precision activation overflows.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
+        return (y * self.gain).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, left empty: ImageGPT.initialise fills it from a seed, or a checkpoint does."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class KVCache:
+    """Keys and values of the input slots seen so far, for every block; allocated once, at full length."""
+
+    def __init__(self, config: ImageGPTConfig, batch: int, *, dtype: torch.dtype, device: torch.device | str) -> None:
+        shape = (config.layers, batch, config.heads, config.pixels, config.head_width)  # (L, B, N, T, E)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, N, t, E) behind the slots seen so far and return all of them; `length` moves later."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A cache of these rows of the batch, in this order; a row may be taken often."""
+        chosen = object.__new__(KVCache)
+        chosen.length = self.length
+        shape = (self.keys.shape[0], len(rows), *self.keys.shape[2:])
+        for name in ("keys", "values"):
+            old, new = getattr(self, name), getattr(self, name).new_empty(shape)
+            new[..., : self.length, :] = old[..., : self.length, :].index_select(1, rows)
+            setattr(chosen, name, new)
+        return chosen
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads = layer, config.heads
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        batch, slots, width = x.shape
+        qkv = self.qkv(x).view(batch, slots, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, slots, E)
+        mask = None
+        if cache is not None:
+            seen = cache.length
+            k, v = cache.append(self.layer, k, v)  # (B, N, seen + slots, E)
+            q = q.to(k.dtype)
+            if seen and slots > 1:
+                mask = torch.ones(slots, seen + slots, dtype=torch.bool, device=x.device).tril(seen)
+        causal = mask is None and slots > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # scaled by 1 / sqrt(E)
+        y = y.transpose(1, 2).reshape(batch, slots, width).to(x.dtype)
+        return self.out(y)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.width, 4 * config.width)
+        self.down = Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
+
+
+class Block(nn.Module):
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = Norm(config.width)
+        self.attention = Attention(config, layer)
+        self.norm_2 = Norm(config.width)
+        self.mlp = MLP(config)
+
+    def forward(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
+        h = h + self.attention(self.norm_1(h), cache)
+        return h + self.mlp(self.norm_2(h))
+
+
+class ImageGPT(nn.Module):
+    """Image GPT: tokens (B, T) in, logits (B, T, K) out.
+
+    `seed` fixes the random weights; on the meta device there are none to fix.
+    """
+
+    checkpoint_activations = False
+    _palette: Palette | None = None
+
+    def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
+        self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
+        self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = Norm(config.width)
+        self.head = Linear(config.width, config.colors)
+        if not self.head.weight.is_meta:
+            self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Random weights as in openai/image-gpt; the head is zero, so the first loss is exactly ln K.
+
+        Only attention's output is scaled by depth: the paper says more, the released code does this.
+        """
+        generator = torch.Generator(self.head.weight.device).manual_seed(seed)
+        width, layers = self.config.width, self.config.layers
+
+        def normal(weight: Tensor, std: float) -> None:
+            weight.normal_(0.0, std, generator=generator)
+
+        normal(self.position_embedding, 0.01)
+        normal(self.token_embedding, 0.02)
+        normal(self.start, 0.02)
+        for block in self.blocks:
+            normal(block.get_parameter("attention.qkv.weight"), width**-0.5)
+            normal(block.get_parameter("attention.out.weight"), (width * layers) ** -0.5)
+            normal(block.get_parameter("mlp.up.weight"), 0.02)
+            normal(block.get_parameter("mlp.down.weight"), 0.02)
+        self.head.weight.zero_()
+
+    @property
+    def palette(self) -> Palette:
+        """The colours its tokens stand for; they travel with the weights."""
+        if self._palette is None:
+            raise ValueError("the model has no palette; set model.palette to a nextpixel.Palette")
+        return self._palette
+
+    @palette.setter
+    def palette(self, palette: Palette) -> None:
+        self._palette = palette
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before."""
+        h = self._embed(tokens[:, :-1], seen=0)
+        for block in self.blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                h = checkpoint(block, h, use_reentrant=False)
+            else:
+                h = block(h)
+        return self.head(self.norm(h))
+
+    def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for that many pictures, in the dtype of the weights unless told."""
+        return KVCache(self.config, batch, dtype=dtype or self.head.weight.dtype, device=self.device)
+
+    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, t, K) of the pixels that follow each newly filled slot; the last row scores the next pixel.
+
+        With an empty cache the start vector is put before tokens (B, P), P >= 0, which fills P + 1 slots; later
+        calls take the pixels drawn since, most often one. The same method serves prefill and decode.
+        """
+        h = self._embed(tokens, seen=cache.length)
+        for block in self.blocks:
+            h = block(h, cache)
+        cache.length += h.shape[1]
+        return self.head(self.norm(h))
+
+    def _embed(self, tokens: Tensor, seen: int) -> Tensor:
+        """Vectors (B, slots, D) of the slots from `seen` on; slot 0 holds the start vector."""
+        h = self.token_embedding[tokens]
+        if not seen:
+            h = torch.cat([self.start[0].expand(len(tokens), 1, -1), h], dim=1)
+        end = seen + h.shape[1]
+        if end > self.config.pixels:
+            raise ValueError(
+                f"tokens: expected at most {self.config.pixels} pixels ({self.config.side} x {self.config.side}), "
+                f"got {end}; encode pictures at the model's side"
+            )
+        return h + self.position_embedding[seen:end]
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean") -> Tensor:
+    """-ln softmax(logits)[tokens] in fp32 or better: logits (B, T, K), tokens (B, T); (B, T) or its mean."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction=reduction)
+    return loss.view(tokens.shape) if reduction == "none" else loss

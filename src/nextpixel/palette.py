@@ -1,0 +1,246 @@
+"""Colours and tokens: the nearest colour of a palette for every pixel, exactly, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nextpixel.errors import InputError
+
+COLOURS_OF_24_BITS = 1 << 24
+SAVE_TABLE_FROM = 100_000  # newly met colours that make the table worth a write of 33 MB
+
+
+class Palette:
+    """K colours (K, 3) float32 in [-1, 1]; a pixel's token is the number of the nearest one.
+
+    Nearest means the smallest squared Euclidean distance in float64, the first on ties. Colours met once are
+    kept in a table of all 2^24, which is saved in `cache` and shared by later processes.
+    """
+
+    def __init__(self, colors: ArrayLike, cache: str | Path | None = None) -> None:
+        array = np.asarray(colors)
+        if array.ndim != 2 or array.shape[1] != 3 or not 1 <= len(array) < 65_535:
+            raise InputError(f"palette: expected an array of shape (colours, 3), got {array.shape}")
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all() or np.abs(array).max() > 1.0001:
+            raise InputError(
+                "palette: expected red, green and blue between -1 and 1, got values outside; "
+                "divide 0-255 colours by 127.5 and subtract 1"
+            )
+        self.colors: NDArray[np.float32] = array.astype(np.float32)
+        self.cache = cache
+        self._table: NDArray[np.uint16] | None = None  # 0: not met yet, else token + 1
+        self._device_table: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.colors)
+
+    def __repr__(self) -> str:
+        return f"Palette({len(self)} colours, {self.hash[:12]})"
+
+    @classmethod
+    def openai(cls, cache: str | Path | None = None) -> Palette:
+        """The 512 colours of openai/image-gpt."""
+        with (resources.files("nextpixel") / "assets" / "openai_palette.npy").open("rb") as file:
+            return cls(np.load(file), cache)
+
+    @classmethod
+    def read(cls, path: str | Path, cache: str | Path | None = None) -> Palette:
+        """A palette from a .npy file; OpenAI's kmeans_centers.npy is one."""
+        try:
+            return cls(np.load(path, allow_pickle=False), cache)
+        except (OSError, ValueError, EOFError) as error:
+            if isinstance(error, InputError):
+                raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{path}: expected a palette as .npy of shape (colours, 3), got no such file") from None
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the colours: models and losses are comparable only where it agrees."""
+        return hashlib.sha256(self.colors.tobytes()).hexdigest()
+
+    @property
+    def rgb(self) -> NDArray[np.uint8]:
+        """The colours as a screen shows them, uint8 (K, 3): round half to even, clipped."""
+        return np.rint(127.5 * (self.colors + np.float32(1.0))).clip(0, 255).astype(np.uint8)
+
+    def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Tokens int64 (B, H * W) in raster order, of uint8 images (B, H, W, 3), on the device of the images."""
+        if isinstance(images, Tensor) and images.device.type != "cpu":
+            return self._encode_on_device(images)
+        array = images.numpy() if isinstance(images, Tensor) else np.asarray(images)
+        _check(array.shape, str(array.dtype))
+        codes = _codes(array.reshape(len(array), -1, 3))  # (B, T)
+        return torch.from_numpy(self._look_up(codes).astype(np.int64))
+
+    def decode(self, tokens: Tensor | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """uint8 images (B, H, W, 3) of tokens (B, T), T a square number."""
+        array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+        side = round(array.shape[-1] ** 0.5)
+        if side * side != array.shape[-1]:
+            raise ValueError(f"tokens: expected a square number of pixels, got {array.shape[-1]}")
+        return self.rgb[array].reshape(-1, side, side, 3)
+
+    def _encode_on_device(self, images: Tensor) -> Tensor:
+        _check(tuple(images.shape), str(images.dtype).removeprefix("torch."))
+        if self._device_table is None or self._device_table.device != images.device:
+            self._device_table = self._build_table(images.device)
+        red, green, blue = images.flatten(1, 2).to(torch.int64).unbind(-1)
+        return self._device_table[(red << 16) | (green << 8) | blue].to(torch.int64)
+
+    def _build_table(self, device: torch.device) -> Tensor:
+        """Every token of every colour, int32 (2^24,); in float64, so on the CPU where a device has none."""
+        every = torch.arange(COLOURS_OF_24_BITS, device="cpu" if device.type == "mps" else device)
+        colors = torch.from_numpy(self.colors).to(every.device, torch.float64)
+        return torch.cat([_brute_force(part, colors) for part in every.split(1 << 16)]).to(device, torch.int32)
+
+    def _look_up(self, codes: NDArray[np.int32]) -> NDArray[np.uint16]:
+        """Tokens of 24-bit colours; those never met are searched for first."""
+        if self._table is None:
+            self._table = self._read_table()
+        found = self._table[codes]
+        if found.all():
+            return found - np.uint16(1)
+        met = np.zeros(COLOURS_OF_24_BITS, bool)
+        met[codes[found == 0]] = True
+        new = np.flatnonzero(met)
+        if not self._table.flags.writeable:
+            self._table = self._table.copy()
+        for start in range(0, len(new), 1 << 20):
+            part = new[start : start + (1 << 20)]
+            self._table[part] = self._nearest(part) + np.uint16(1)
+        if len(new) >= SAVE_TABLE_FROM:
+            self._write_table(self._table)
+        return self._table[codes] - np.uint16(1)
+
+    def _nearest(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
+        colors = self.colors.astype(np.float64)
+        try:
+            from scipy.spatial import KDTree
+        except ImportError:
+            KDTree = None
+        if KDTree is None or len(self) < 2:
+            return self._search(codes)
+        pixels = np.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1) / 127.5 - 1.0
+        distances, tokens = KDTree(colors).query(pixels, k=2, workers=-1)
+        tied = distances[:, 1] - distances[:, 0] < 1e-9  # the tree settles ties in its own order
+        tokens = tokens[:, 0].astype(np.uint16)
+        tokens[tied] = self._search(codes[tied])
+        return tokens
+
+    def _search(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
+        colors = torch.from_numpy(self.colors.astype(np.float64))
+        parts = torch.from_numpy(codes.astype(np.int64)).split(1 << 12)
+        found = [_brute_force(part, colors).numpy().astype(np.uint16) for part in parts]
+        return np.concatenate(found) if found else np.empty(0, np.uint16)
+
+    def _table_path(self) -> Path:
+        folder = Path(self.cache) if self.cache else user_cache()
+        return folder / "colour-tables" / f"{self.hash[:32]}.npy"
+
+    def _read_table(self) -> NDArray[np.uint16]:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            table = np.load(self._table_path(), mmap_mode="r", allow_pickle=False)
+            if table.shape == (COLOURS_OF_24_BITS,) and table.dtype == np.uint16 and table.max() <= len(self):
+                return table
+        return np.zeros(COLOURS_OF_24_BITS, np.uint16)
+
+    def _write_table(self, table: NDArray[np.uint16]) -> None:
+        path = self._table_path()
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+                try:
+                    np.save(file, table)
+                    os.replace(file.name, path)
+                except OSError:
+                    os.unlink(file.name)
+
+    @classmethod
+    def fit(cls, images: NDArray[np.uint8], colors: int = 512, seed: int = 0) -> Palette:
+        """k-means on the pixels of uint8 images (B, H, W, 3), weighted by how often each colour occurs.
+
+        The means are rounded to colours a screen can show and are all different, so that decoding a token
+        and encoding it again gives the same token.
+        """
+        from sklearn.cluster import KMeans
+
+        codes, occurrences = np.unique(_codes(images.reshape(-1, 3)), return_counts=True)
+        counts = occurrences.astype(np.float64)
+        if len(codes) < colors:
+            raise InputError(
+                f"--colors: expected at most {len(codes)}, the number of different colours in these images, "
+                f"got {colors}"
+            )
+        rng = np.random.default_rng(seed)
+        if len(codes) > 200_000:
+            drawn = rng.choice(len(codes), 200_000, replace=False, p=counts / counts.sum(), shuffle=False)
+            codes, counts = codes[drawn], np.ones(len(drawn))
+        points = np.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1).astype(np.float64)
+        means = KMeans(colors, n_init=1, max_iter=60, random_state=seed)
+        means.fit(points, sample_weight=counts)
+        rgb = _dedupe(np.rint(means.cluster_centers_), points, counts)
+        return cls(rgb / 127.5 - 1.0)
+
+
+def _dedupe(centers: NDArray[np.float64], points: NDArray[np.float64], counts: NDArray) -> NDArray[np.float64]:
+    """The same number of centres, all different: repeated ones move to the worst served colours."""
+    kept = np.unique(centers, axis=0)
+    missing = len(centers) - len(kept)
+    if missing:
+        from scipy.spatial import KDTree
+
+        error = counts * KDTree(kept).query(points)[0] ** 2
+        kept = np.concatenate([kept, points[np.argsort(-error, kind="stable")[:missing]]])
+    return kept
+
+
+def _brute_force(codes: Tensor, colors: Tensor) -> Tensor:
+    """Tokens of 24-bit colours (M,): the nearest of float64 colours (K, 3), the first on ties."""
+    pixels = torch.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1).to(torch.float64) / 127.5 - 1.0
+    distances = (pixels[:, None] - colors).square().sum(-1)  # (M, K)
+    nearest = distances == distances.amin(-1, keepdim=True)
+    numbers = torch.arange(len(colors), device=codes.device)
+    return torch.where(nearest, numbers, len(colors)).amin(-1)  # argmin promises no order among ties
+
+
+def _codes(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+    wide = pixels.astype(np.int32)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def _check(shape: tuple[int, ...], dtype: str) -> None:
+    if len(shape) != 4 or shape[-1] != 3 or dtype != "uint8":
+        raise ValueError(f"images: expected uint8 of shape (B, H, W, 3), got {dtype} {shape}")
+
+
+def save_palette(palette: Palette, path: Path) -> None:
+    """Write a .npy file that Palette.read reads; an earlier file of that name is replaced at once."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        np.save(file, palette.colors)
+    os.replace(file.name, path)
+
+
+def psnr(images: NDArray[np.uint8], palette: Palette) -> float:
+    """Peak signal-to-noise ratio, in dB, of images (B, H, W, 3) against themselves in the palette's colours."""
+    flat = images.reshape(1, -1, 1, 3)
+    tokens = palette.encode(flat).numpy()[0]
+    error = np.square(palette.rgb[tokens].astype(np.float64) - flat.reshape(-1, 3)).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def user_cache() -> Path:
+    """Where decoded images and colour tables go unless --cache says otherwise."""
+    home = os.environ.get("NEXTPIXEL_CACHE")
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextpixel"

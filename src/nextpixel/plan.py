@@ -1,0 +1,32 @@
+"""Arithmetic on configs: what a run will need."""
+
+from __future__ import annotations
+
+from nextpixel.config import ImageGPTConfig
+
+MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
+
+
+def flops_per_image(config: ImageGPTConfig) -> int:
+    """Floating-point operations of one training step on one image: forward, and backward at twice the cost.
+
+    Two for each multiply-add of every matrix, and of attention's two products over the causal half.
+    """
+    matrices = 12 * config.layers * config.width**2 + config.colors * config.width
+    attention = config.layers * config.pixels * config.width  # 2 products * half of the T positions * D
+    return 3 * 2 * config.pixels * (matrices + attention)
+
+
+def activation_bytes_per_image(config: ImageGPTConfig, *, bytes_each: int, checkpointed: bool) -> int:
+    """Rough peak of what the backward pass needs of one image; attention is assumed to keep no T x T scores."""
+    per_block = 24 * config.width * bytes_each + 8 * config.width * 4
+    kept = 4 * config.width * config.layers + per_block if checkpointed else per_block * config.layers
+    return config.pixels * (kept + 3 * 4 * config.colors)
+
+
+def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: int, on_cpu: bool) -> int:
+    """The largest divisor of the batch whose activations take at most half of the free memory."""
+    limit = max(1, free_bytes // 2 // image_bytes)
+    if on_cpu:
+        limit = min(limit, MICRO_BATCH_ON_CPU)
+    return max(size for size in range(1, batch_images + 1) if batch_images % size == 0 and size <= limit)

@@ -1,0 +1,78 @@
+"""Progress of long work, on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[..., None]
+SILENT_SECONDS = 2.0
+LINE_EVERY_SECONDS = 15.0
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Yield `advance(count, note="")`; shows speed and time left once the work has taken a while.
+
+    `total` and `done` count `unit`s. Rich draws the bar where it is installed and stderr is a terminal.
+    """
+    start = time.monotonic()
+    state = {"done": done, "shown": start - LINE_EVERY_SECONDS + SILENT_SECONDS}
+    live = _rich_bar(label, total, unit, done) if sys.stderr.isatty() else None
+
+    def advance(count: int, note: str = "") -> None:
+        state["done"] += count
+        now = time.monotonic()
+        speed = (state["done"] - done) / max(now - start, 1e-9)
+        left = (total - state["done"]) / speed if speed else 0.0
+        detail = f"{speed:,.{0 if speed >= 100 else 1}f} {unit}/s, {duration(left)} left"
+        if live is not None:
+            live.update(live.task_ids[0], completed=state["done"], note=", ".join(filter(None, (note, detail))))
+        elif now - state["shown"] >= LINE_EVERY_SECONDS:
+            state["shown"] = now
+            notes = ", ".join(filter(None, (note, detail)))
+            sys.stderr.write(f"{label}: {int(state['done']):,} of {total:,} {unit}, {notes}\n")
+            sys.stderr.flush()
+
+    if live is None:
+        yield advance
+    else:
+        with live:
+            yield advance
+
+
+def say(line: str) -> None:
+    """One line for whoever watches, on stderr."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: 42 s, 5 min 10 s, 3 h 20 min, 2.5 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 172_800:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds / 86_400:.1f} days"
+
+
+def _rich_bar(label: str, total: int, unit: str, done: int):  # type: ignore[no-untyped-def]
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    except ImportError:
+        return None
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + ", {task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task(label, total=total, completed=done, note="")
+    return bar

@@ -1,0 +1,193 @@
+"""Drawing: pictures from nothing, and completions of pictures whose first rows are given.
+
+The noise of a pixel depends on (seed, picture, completion, pixel) only. It is one uniform number in [0, 1), and
+the token is where the cumulative distribution passes it: rounding can change a pixel only where that number all
+but touches the border between two tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import SamplingConfig
+from nextpixel.devices import free_memory_bytes
+from nextpixel.errors import InputError
+from nextpixel.images import Picture, from_array
+from nextpixel.model import ImageGPT, cross_entropy
+from nextpixel.progress import progress
+from nextpixel.sources import load_images
+
+ROWS_AT_MOST = 256
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn: M pictures, n completions each, flat and picture by picture."""
+
+    images: NDArray[np.uint8]
+    """(M * n, H, W, 3), kept pixels in the palette's colours."""
+    nats: NDArray[np.float32]
+    """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
+    kept_rows: int
+
+
+class DrawnRow(NamedTuple):
+    """One row of pixels of several candidates, as soon as it is drawn."""
+
+    candidates: range
+    """Their places in the flat list, picture by picture."""
+    y: int
+    pixels: NDArray[np.uint8]
+    """(len(candidates), W, 3)"""
+
+
+def sample(model: ImageGPT, n: int = 1, **settings: Any) -> list[Picture]:
+    """Draw n pictures from nothing, as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...)."""
+    return [from_array(image) for image in draw(model, None, n=n, sampling=SamplingConfig(**settings)).images]
+
+
+def complete(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Any) -> list[Picture]:
+    """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
+
+    One flat list of PIL images at the model's side, picture by picture. The kept pixels keep their tokens
+    exactly. Raises InputError for bad images or settings.
+    """
+    squares = load_images(images, model.config.side)
+    drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings))
+    return [from_array(image) for image in drawing.images]
+
+
+def stream(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Any) -> Iterator[DrawnRow]:
+    """`complete`, row by row: yields each drawn row of all candidates that are drawn together.
+
+    `images` may be None: then pictures are drawn from nothing.
+    """
+    squares = None if images is None else load_images(images, model.config.side)
+    plan = _plan(model, squares, keep, n)
+    colours = model.palette.rgb
+    for candidates in plan.batches:
+        for y, tokens, _ in _draw_rows(model, plan, candidates, SamplingConfig(**settings)):
+            yield DrawnRow(candidates, y, colours[tokens.cpu().numpy()])
+
+
+def draw(
+    model: ImageGPT,
+    squares: NDArray[np.uint8] | None,
+    *,
+    keep: float = 0.5,
+    n: int = 1,
+    sampling: SamplingConfig | None = None,
+) -> Drawing:
+    """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw one picture's n candidates."""
+    plan = _plan(model, squares, keep, n)
+    side = model.config.side
+    tokens = plan.prompts.repeat_interleave(n, 0)  # (M * n, P)
+    images = np.empty((len(tokens), side, side, 3), np.uint8)
+    images[:, : plan.kept_rows] = model.palette.rgb[tokens.numpy()].reshape(len(tokens), -1, side, 3)
+    nats = np.empty(len(tokens), np.float32)
+    drawn_pixels = len(tokens) * (model.config.pixels - tokens.shape[1])
+    with progress("drawing", drawn_pixels, "pixels") as advance:
+        for candidates in plan.batches:
+            rows = []
+            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling or SamplingConfig()):
+                images[candidates.start : candidates.stop, y] = model.palette.rgb[drawn.cpu().numpy()]
+                rows.append(row_nats)
+                advance(drawn.numel())
+            nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
+    return Drawing(images, nats, plan.kept_rows)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    prompts: Tensor  # (M, P) on the CPU
+    completions: int
+    kept_rows: int
+    batches: list[range]  # places in the flat list that are drawn together
+
+
+def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int) -> _Plan:
+    side = model.config.side
+    if n < 1:
+        raise InputError(f"-n: expected at least 1, got {n}")
+    if squares is None:
+        prompts, kept_rows = torch.empty((1, 0), dtype=torch.int64), 0
+    else:
+        if not 0 <= keep < 1 or round(keep * side) == side:
+            raise InputError(
+                f"--keep: expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
+                f"{side} rows to draw, got {keep}"
+            )
+        kept_rows = round(keep * side)
+        prompts = model.palette.encode(squares)[:, : kept_rows * side]
+    count = len(prompts) * n
+    size = min(ROWS_AT_MOST, max(1, int(MEMORY_SHARE * free_memory_bytes(str(model.device)) / _row_bytes(model))))
+    return _Plan(prompts, n, kept_rows, [range(i, min(i + size, count)) for i in range(0, count, size)])
+
+
+def _row_bytes(model: ImageGPT) -> int:
+    """Memory of one candidate: its cache, twice while rows are selected, and the prefill's widest activations."""
+    c = model.config
+    return c.pixels * (4 * c.layers * c.width + 12 * c.width + 3 * c.colors) * model.head.weight.element_size()
+
+
+@torch.inference_mode()
+def _draw_rows(
+    model: ImageGPT, plan: _Plan, candidates: range, sampling: SamplingConfig
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (y, tokens (B, W), nats (B, W)) for each drawn row of these candidates."""
+    side = model.config.side
+    n = plan.completions
+    first, last = candidates.start // n, (candidates.stop - 1) // n
+    prompts = plan.prompts[first : last + 1].to(model.device)
+    cache = model.new_cache(len(prompts))
+    logits = model.extend(prompts, cache)[:, -1]  # one prefill for all completions of a picture
+    rows = torch.tensor([c // n - first for c in candidates], device=model.device)
+    cache, logits = cache.select(rows), logits[rows]
+    noise = torch.from_numpy(np.stack([_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
+    noise = noise.to(model.device, _wide(logits))
+    for y in range(plan.kept_rows, side):
+        tokens, nats = [], []
+        for t in range(y * side, (y + 1) * side):
+            chosen = choose(logits, noise[:, t], sampling)
+            tokens.append(chosen)
+            nats.append(cross_entropy(logits[:, None], chosen[:, None], reduction="none")[:, 0])
+            if t + 1 < model.config.pixels:
+                logits = model.extend(chosen[:, None], cache)[:, -1]
+        yield y, torch.stack(tokens, 1), torch.stack(nats, 1)
+
+
+def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1).
+
+    top_k and then top_p narrow the distribution; top_p as in Holtzman et al. 2020.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.to(_wide(logits)) / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    chances = logits.softmax(-1)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, places = chances.sort(dim=-1, descending=True, stable=True)
+        spare = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest colour always stays
+        chances = chances.masked_fill(torch.zeros_like(spare).scatter(-1, places, spare), 0.0)
+    below = chances.cumsum(-1)
+    target = noise[:, None].to(below.dtype) * below[:, -1:]
+    return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.float32 if logits.device.type == "mps" else torch.float64
+
+
+def _noise(seed: int, picture: int, completion: int, pixels: int) -> NDArray[np.float64]:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(pixels)

@@ -1,0 +1,126 @@
+"""Pictures in memory and numpy files."""
+
+import re
+import zipfile
+
+import numpy as np
+
+from nextpixel.errors import InputError
+from nextpixel.images import Picture, UnreadableImage, from_array, to_rgb
+from nextpixel.sources.base import (
+    Numbered,
+    Source,
+    checked_labels,
+    choose_split,
+    identity,
+    refuse_split,
+    sha256,
+)
+
+
+class PictureSource(Source):
+    """One PIL picture."""
+
+    def __init__(self, picture: Picture) -> None:
+        super().__init__("the picture", ["0"])
+        self.picture = picture
+
+    def read(self, index: int) -> Picture:
+        try:
+            return to_rgb(self.picture)
+        except Exception as error:  # a picture opened from a file is decoded only now
+            raise UnreadableImage(self.names[index], str(error) or type(error).__name__) from error
+
+    def fingerprint(self) -> str:
+        picture = self.read(0)
+        return sha256([repr(picture.size).encode(), picture.tobytes()])
+
+
+class ArraySource(Source):
+    """uint8 (B, H, W) or (B, H, W, C); `stamp` stands for the content where that lies in a file."""
+
+    def __init__(
+        self,
+        source_name: str,
+        array: np.ndarray,
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+        stamp: str | None = None,
+    ) -> None:
+        super().__init__(source_name, Numbered([("", len(array))]), labels, classes)
+        self.array = array
+        self.stamp = stamp
+
+    def read(self, index: int) -> Picture:
+        return from_array(self.array[index])
+
+    def fingerprint(self) -> str:
+        if self.stamp is not None:
+            return sha256([self.stamp.encode()])
+        images = (np.ascontiguousarray(image) for image in self.array)
+        return sha256([repr(self.array.shape).encode(), *images])
+
+
+def batch(array: np.ndarray, name: str, *, may_be_single: bool = True) -> np.ndarray:
+    """Checks an array and gives it the axis B: uint8 (B, H, W) or (B, H, W, 1, 3 or 4). Raises InputError."""
+    if array.dtype != np.uint8:
+        raise InputError(f"{name} must hold uint8 values 0..255, got {array.dtype}; round and convert it first")
+    if array.ndim == 2 or (may_be_single and array.ndim == 3 and array.shape[2] in (1, 3, 4)):
+        array = array[None]
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3, 4)):
+        raise InputError(
+            f"{name} must have the shape (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W), channels last; got {array.shape}"
+        )
+    if array.size == 0:
+        raise InputError(f"{name} holds no image: its shape is {array.shape}")
+    return array
+
+
+def open_npy(path: str) -> Source:
+    """A .npy file, memory-mapped."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays; rename it to .npz")
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+    return ArraySource(path, batch(array, path), stamp=identity(path))
+
+
+def open_npz(path: str, split: str | None) -> Source:
+    """One split of a .npz file, images and labels, train_images and train_labels, x_train and y_train.
+
+    A single array may have any key, and class_names is optional. The array is loaded whole: a large set is
+    better kept as .npy.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            key, label_key = _npz_keys(list(arrays), split, path)
+            images = batch(arrays[key], f"{key} in {path}", may_be_single=False)
+            labels = arrays.get(label_key)
+            classes = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a .npz file of plain arrays: {error}") from error
+    labels, classes = checked_labels(labels, classes, len(images), path)
+    return ArraySource(path, images, labels, classes, stamp=identity(path, key))
+
+
+def _npz_keys(keys: list[str], split: str | None, path: str) -> tuple[str, str]:
+    splits: dict[str, tuple[str, str]] = {}
+    for key in keys:
+        if match := re.fullmatch(r"(\w+)_images", key):
+            splits[match[1]] = key, f"{match[1]}_labels"
+        elif match := re.fullmatch(r"x_(\w+)", key):
+            splits[match[1]] = key, f"y_{match[1]}"
+    if "images" in keys and (split is None or not splits):
+        refuse_split(split, path)
+        return "images", "labels"
+    if splits:
+        return splits[choose_split(splits, split, path)]
+    refuse_split(split, path)
+    if len(keys) == 1:
+        return keys[0], ""
+    found = ", ".join(keys) or "nothing"
+    raise InputError(f"{path} holds {found}; expected an array `images`, `train_images` or `x_train`")

@@ -1,0 +1,143 @@
+"""What every source shares: the interface, names made on demand, the choice of a split, labels, hashes."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from nextpixel.errors import InputError
+from nextpixel.images import Picture
+
+SPLITS = {"train", "validation", "test"}
+SPLIT_ALIASES = {
+    "training": "train",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "testing": "test",
+}
+
+
+class Source(ABC):
+    """An ordered set of pictures.
+
+    source_name  how messages call it
+    names        one stable name for each picture: a relative POSIX path, or a zero-padded number
+    labels       int64 (N,), or None where the source knows none
+    classes      the name of each label, or None
+    """
+
+    def __init__(
+        self,
+        source_name: str,
+        names: Sequence[str],
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.source_name = source_name
+        self.names = names
+        self.labels = labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def read(self, index: int) -> Picture:
+        """Picture `index` in RGB. Raises UnreadableImage. Several threads may call it at once."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex SHA-256 that changes when the pictures do (for files: their names, sizes or times)."""
+
+
+class Numbered(Sequence[str]):
+    """Names that a large set need not hold: a prefix and a zero-padded number, block after block."""
+
+    def __init__(self, blocks: Iterable[tuple[str, int]]) -> None:
+        self.blocks = list(blocks)
+        self.starts = np.cumsum([0] + [count for _, count in self.blocks])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        block, place = self.locate(index)
+        prefix, count = self.blocks[block]
+        return f"{prefix}{place:0{len(str(count - 1))}d}"
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Index -> (block, place within it)."""
+        index = range(len(self))[index]  # negative numbers and IndexError as in any sequence
+        block = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return block, index - int(self.starts[block])
+
+
+def extension(name: str) -> str:
+    """The end of a name without its dot, in lower case."""
+    return os.path.basename(name).rpartition(".")[2].lower()
+
+
+def canonical_split(name: str) -> str:
+    """val, valid and dev -> validation, training -> train, testing -> test; any other name is itself."""
+    return SPLIT_ALIASES.get(name.lower(), name.lower())
+
+
+def choose_split(available: Iterable[str], split: str | None, source_name: str) -> str:
+    """The one of `available` that `split` means; where none is asked for, the only one or else train."""
+    available = sorted(available)
+    if split is None and len(available) == 1:
+        return available[0]
+    if split in available:
+        return str(split)
+    for name in available:
+        if canonical_split(name) == canonical_split(split or "train"):
+            return name
+    what = f"no split {split!r}" if split else "several splits, none of them train"
+    raise InputError(f"{source_name} has {what}; name one of {', '.join(available)} as the split")
+
+
+def refuse_split(split: str | None, source_name: str) -> None:
+    """Raises InputError if a split was asked of a source without any."""
+    if split is not None:
+        raise InputError(f"{source_name} has no splits, but split {split!r} was asked for; leave it out")
+
+
+def checked_labels(
+    values: np.ndarray | None, classes: list[str] | None, count: int, source_name: str
+) -> tuple[np.ndarray | None, list[str] | None]:
+    """Integers (N,) or (N, 1), or names (N,) -> int64 (N,) and classes; several labels a picture -> none."""
+    if values is None or (values.ndim == 2 and values.shape[1] != 1):
+        return None, None
+    values = values.reshape(-1)
+    if len(values) != count:
+        raise InputError(f"{source_name} holds {count} images but {len(values)} labels; it must be one each")
+    if values.dtype.kind in "US" or (values.dtype.kind == "O" and all(isinstance(v, str) for v in values)):
+        found, numbers = np.unique(values.astype(str), return_inverse=True)
+        return numbers.astype(np.int64), [str(name) for name in found]
+    if values.dtype.kind not in "iub":
+        raise InputError(f"labels in {source_name} must be integers or names, got {values.dtype}")
+    return values.astype(np.int64), classes
+
+
+def identity(path: str, *more: str) -> str:
+    """What stands for a file's content in a fingerprint: its path, size and time."""
+    stat = os.stat(path)
+    return "\0".join([os.path.abspath(path), str(stat.st_size), str(stat.st_mtime_ns), *more])
+
+
+def sha256(parts: Iterable[Any]) -> str:
+    """Hex digest of byte strings or contiguous arrays, one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

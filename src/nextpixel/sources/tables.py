@@ -1,0 +1,216 @@
+"""Tables of encoded images: parquet files in the Hugging Face layout, and sets on the Hugging Face hub."""
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nextpixel.errors import InputError
+from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, decode
+from nextpixel.sources.base import (
+    SPLITS,
+    Numbered,
+    Source,
+    canonical_split,
+    checked_labels,
+    choose_split,
+    extension,
+    identity,
+    sha256,
+)
+
+BATCH_BYTES = 32 * 2**20
+BATCH_ROWS = 16, 1000  # at least and at most
+BATCHES_KEPT = 4  # threads that read in order are never further apart than this
+
+
+class ParquetSource(Source):
+    """Parquet files with a column of encoded images: bytes, or a struct of bytes and path.
+
+    Held are BATCHES_KEPT batches of about BATCH_BYTES. Reading in order is fast; jumping back within a row
+    group larger than a batch reads that group again from its start.
+    """
+
+    def __init__(self, source_name: str, paths: list[str]) -> None:
+        try:
+            from pyarrow import parquet  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise InputError(f"{source_name}: parquet files need pyarrow; type: pip install pyarrow") from error
+        self.paths = paths
+        self.files: list[Any] = []
+        for path in paths:
+            try:
+                self.files.append(parquet.ParquetFile(path, memory_map=True))
+            except (OSError, ValueError) as error:  # what pyarrow raises for a foreign or damaged file
+                raise InputError(f"{path} is not a readable parquet file: {error}") from error
+        self.image_column, label_column, classes = _columns(self.files[0].schema_arrow, paths[0])
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        prefixes = [os.path.relpath(path, folder).replace(os.sep, "/") + "/" for path in paths]
+        self.places = Numbered(zip(prefixes, [file.metadata.num_rows for file in self.files], strict=True))
+        super().__init__(source_name, self.places)
+        if len(self) == 0:
+            raise InputError(f"{source_name} holds no image: its tables have no rows")
+        for path, file in zip(paths, self.files, strict=True):
+            if missing := {self.image_column, label_column} - {None, *file.schema_arrow.names}:
+                raise InputError(f"{path} lacks the column {missing.pop()!r} that {paths[0]} has; keep them apart")
+        if label_column is not None:
+            tables = [file.read(columns=[label_column], use_threads=False) for file in self.files]
+            labels = np.concatenate([table.column(0).to_numpy() for table in tables])
+            self.labels, self.classes = checked_labels(labels, classes, len(self), source_name)
+        self._groups = [_group_starts(file.metadata) for file in self.files]
+        self._kept: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
+        self._stream: tuple[tuple[int, int], int, Iterator[Any]] | None = None  # group, next batch, batches
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:  # open files cannot travel to another process: it opens them again
+        return ParquetSource, (self.source_name, self.paths)
+
+    def read(self, index: int) -> Picture:
+        file, row = self.places.locate(index)
+        name = self.names[index]
+        try:
+            with self._lock:
+                cell = self._cell(file, row)
+        except (OSError, ValueError, StopIteration) as error:
+            raise UnreadableImage(name, f"its row group is damaged: {error}") from error
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+        if data is None and path:
+            data = os.path.join(os.path.dirname(self.paths[file]), path)
+        if not data:
+            raise UnreadableImage(name, "the table has neither its bytes nor its path")
+        return decode(data, name)
+
+    def fingerprint(self) -> str:
+        return sha256(identity(path).encode() for path in self.paths)
+
+    def _cell(self, file: int, row: int) -> Any:
+        group = int(np.searchsorted(self._groups[file], row, side="right")) - 1
+        row -= int(self._groups[file][group])
+        metadata = self.files[file].metadata.row_group(group)
+        rows = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+        rows = min(max(rows, BATCH_ROWS[0]), BATCH_ROWS[1])
+        key = file, group, row // rows
+        if key not in self._kept:
+            self._kept[key] = self._batch(file, group, row // rows, rows)
+            if len(self._kept) > BATCHES_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key][row % rows].as_py()
+
+    def _batch(self, file: int, group: int, wanted: int, rows: int) -> Any:
+        """Batch number `wanted` of a row group: further along the stream that is open, or from the start."""
+        place, start, batches = self._stream or (None, 0, iter(()))
+        self._stream = None  # an error below leaves no half-read stream behind
+        if place != (file, group) or start > wanted:
+            start = 0
+            batches = self.files[file].iter_batches(
+                batch_size=rows, row_groups=[group], columns=[self.image_column], use_threads=False
+            )
+        for _ in range(start, wanted + 1):
+            batch = next(batches)
+        self._stream = (file, group), wanted + 1, batches
+        return batch.column(0)
+
+
+def open_tables(folder: str, names: list[str], split: str | None) -> Source:
+    """The sorted .parquet files of a folder, or of one split in it.
+
+    Splits are told by train.parquet, train-00000-of-00002.parquet or train/0000.parquet.
+    """
+    groups: dict[str, list[str]] = {}
+    has_splits = split is not None
+    for name in names:
+        stem, shards = re.subn(r"-\d+-of-\d+$", "", os.path.basename(name).removesuffix(".parquet"))
+        parent = os.path.basename(os.path.dirname(name))
+        if not shards and canonical_split(stem) not in SPLITS and canonical_split(parent) in SPLITS:
+            stem = parent
+        has_splits = has_splits or bool(shards) or canonical_split(stem) in SPLITS
+        groups.setdefault(stem, []).append(name)
+    if has_splits:
+        names = groups[choose_split(groups, split, folder)]
+    return ParquetSource(folder, [os.path.join(folder, name) for name in names])
+
+
+def _group_starts(metadata: Any) -> np.ndarray:
+    return np.cumsum([0] + [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
+
+
+def _columns(schema: Any, path: str) -> tuple[str, str | None, list[str] | None]:
+    """Arrow schema -> column of images, of labels, class names: by the features noted in it, else by name."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        kinds = {name: features[name].get("_type") for name in schema.names if name in features}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        features, kinds = {}, {}
+    noted = [name for name, kind in kinds.items() if kind == "Image"]
+    named = [name for name in ("image", "img", "images", "bytes") if name in schema.names]
+    structs = [name for name in schema.names if str(schema.field(name).type).startswith("struct<bytes: ")]
+    if not (candidates := [*noted, *named, *structs]):
+        found = ", ".join(schema.names) or "none"
+        raise InputError(f"{path} has no column of images: expected `image` with encoded bytes, got {found}")
+    labelled = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    label = label_column(schema.names, labelled)
+    return candidates[0], label, features[label].get("names") if label in labelled else None
+
+
+def label_column(names: list[str], labelled: list[str]) -> str | None:
+    """`label` or `labels`, else the first column whose feature is a class."""
+    return next((name for name in ("label", "labels", *labelled) if name in names), None)
+
+
+class HubSource(Source):
+    """One split of a set loaded by `datasets`; it lies memory-mapped in that library's cache."""
+
+    def __init__(self, source_name: str, split: str, rows: Any) -> None:
+        from datasets import ClassLabel, Image
+
+        super().__init__(source_name, Numbered([(f"{split}/", len(rows))]))
+        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        if not images or len(rows) == 0:
+            raise InputError(f"{source_name} has no images; its columns are {', '.join(rows.features)}")
+        labelled = [name for name, kind in rows.features.items() if isinstance(kind, ClassLabel)]
+        label = label_column(list(rows.features), labelled)
+        if label is not None:
+            classes = rows.features[label].names if label in labelled else None
+            self.labels, self.classes = checked_labels(np.asarray(rows[label][:]), classes, len(rows), source_name)
+        self.column = images[0]
+        self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
+        self._fingerprint = sha256(part.encode() for part in (source_name, split, rows._fingerprint))
+
+    def read(self, index: int) -> Picture:
+        cell = self.rows[index][self.column] or {}
+        data = cell.get("bytes") or cell.get("path")
+        if not data:
+            raise UnreadableImage(self.names[index], "the set has neither its bytes nor its path")
+        return decode(data, self.names[index])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def open_hub(name: str, split: str | None) -> Source:
+    """A set on the hub, owner/name or owner/name:config. Raises InputError, also for a mistyped path."""
+    repository, _, config = name.partition(":")
+    owner = repository.partition("/")[0]
+    # photos/cats where photos/ exists, or cats/1.png, is a mistyped path and not worth a call to the hub.
+    is_path = os.path.isdir(owner) or extension(repository) in EXTENSIONS | {"npy", "npz", "parquet"}
+    if is_path or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", repository):
+        raise InputError(f"no such file or folder: {name}; expected a path or a set on the hub as owner/name")
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"no such file or folder: {name}; if it is a set on the hub, type: pip install datasets"
+        ) from error
+    try:
+        splits = datasets.load_dataset(repository, config or None)
+    except Exception as error:  # no network, no such set, a configuration to name: its own words say which
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"no such file or folder: {name}; as a set on the hub it does not load: {reason}") from error
+    chosen = choose_split(splits, split, name)
+    return HubSource(name, chosen, splits[chosen])

@@ -1,0 +1,214 @@
+"""The one training loop: cadence, signals, resumption, non-finite losses, progress.
+
+Pretraining and every other kind of training give it a `step` that runs forward and backward on a batch. Batches
+are a function of the step's number, and so is the rate: what a run needs to go on is its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nextpixel.checkpoints import Run
+from nextpixel.checkpoints.runs import milestones
+from nextpixel.distributed import load_trainer_state, save_trainer_state
+from nextpixel.errors import WorkError
+from nextpixel.optim import set_rate
+from nextpixel.progress import progress
+
+TRAINER = "trainer"
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; everything is saved."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    steps: int
+    log_every_steps: int
+    evaluate_every_steps: int
+    checkpoint_every_steps: int
+    checkpoint_every_minutes: float
+
+    def checkpoint_due(self, step: int, seconds_since: float) -> bool:
+        by_time = 0 < self.checkpoint_every_minutes * 60 <= seconds_since
+        by_step = step % self.checkpoint_every_steps == 0 or step in milestones(self.steps)
+        return by_step or by_time or self.evaluation_due(step)
+
+    def evaluation_due(self, step: int) -> bool:
+        return step > 0 and (step % self.evaluate_every_steps == 0 or step == self.steps)
+
+
+def train(
+    run: Run,
+    cadence: Cadence,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch_at: Callable[[int], Any],
+    step: Callable[[Any], Tensor],
+    rate_at: Callable[[int], float],
+    evaluate: Callable[[int], dict[str, float]],
+    write_model: Callable[[Path], None],
+    images_per_step: int,
+    clip_norm: float = 0.0,
+) -> None:
+    """Run optimiser steps from the last checkpoint of `run` to `cadence.steps`.
+
+    batch_at(i)      the batch of step i, counted from 0; called in a second thread, one step ahead
+    step(batch)      forward and backward; returns the mean loss, detached
+    evaluate(i)      after i steps: {"validation_nats": ...}, logged; the lowest marks the best checkpoint
+    write_model(f)   writes the model into the folder f of a checkpoint
+
+    Raises Interrupted after a signal (all saved), WorkError on a non-finite loss or a failed write.
+    """
+    start = (run.steps() or [0])[-1]
+    if start:
+        load_trainer_state(run.folder(start) / TRAINER, model, optimizer)
+    run.forget_after(start)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def save(done: int) -> None:
+        if not all(torch.isfinite(norm) for norm in torch._foreach_norm([p.detach() for p in parameters])):
+            raise _non_finite(run, done)
+
+        def write(folder: Path) -> None:
+            write_model(folder)
+            save_trainer_state(folder / TRAINER, model, optimizer)
+
+        run.write_checkpoint(done, write, cadence.steps)
+
+    def evaluate_now(done: int) -> None:
+        figures = evaluate(done)
+        run.log({"step": done, **figures})
+        board(done, figures)
+        if "validation_nats" in figures:
+            run.offer_best(done, figures["validation_nats"])
+
+    with (
+        _signals() as signals,
+        _tensorboard(run) as board,
+        ThreadPoolExecutor(1) as ahead,
+        progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
+    ):
+        if cadence.evaluation_due(start) and not _evaluated(run, start):  # killed between checkpoint and figures
+            evaluate_now(start)
+        saved_at = logged_at = time.monotonic()
+        total, counted = torch.zeros((), device=parameters[0].device), 0
+        following, note = ahead.submit(batch_at, start), ""
+        for done in range(start + 1, cadence.steps + 1):
+            batch = following.result()
+            if done < cadence.steps:
+                following = ahead.submit(batch_at, done)
+            rate = rate_at(done - 1)
+            set_rate(optimizer, rate)
+            optimizer.zero_grad(set_to_none=True)
+            total += step(batch)
+            counted += 1
+            if clip_norm:
+                nn.utils.clip_grad_norm_(parameters, clip_norm)
+            optimizer.step()
+
+            log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
+            save_due = cadence.checkpoint_due(done, time.monotonic() - saved_at) or signals.came
+            if (log_due or save_due) and not torch.isfinite(total):
+                raise _non_finite(run, done)
+            if log_due:
+                now = time.monotonic()
+                loss, speed = total.item() / counted, counted * images_per_step / (now - logged_at)
+                figures = {"loss": loss, "rate": rate, "images_per_second": speed}
+                run.log({"step": done, **figures})
+                board(done, figures)
+                total, counted, logged_at = torch.zeros_like(total), 0, now
+                note = f"step {done:,}, loss {loss:.3f}"
+            advance(images_per_step, note)
+            if save_due:
+                save(done)
+                saved_at = time.monotonic()
+            if signals.came and done < cadence.steps:
+                raise Interrupted
+            if cadence.evaluation_due(done):
+                with signals.at_once():  # all is saved
+                    before = time.monotonic()
+                    evaluate_now(done)
+                    logged_at += time.monotonic() - before
+
+
+def _evaluated(run: Run, step: int) -> bool:
+    return any(entry.get("step") == step and "validation_nats" in entry for entry in run.read_log())
+
+
+def _non_finite(run: Run, step: int) -> WorkError:
+    good = run.steps()
+    last = f"the last good checkpoint is {run.folder(good[-1])}" if good else "no checkpoint had been written"
+    return WorkError(
+        f"the loss or a weight stopped being a finite number by step {step}; {last}. Start again with a lower "
+        "--learning-rate, a longer --warmup-steps, or --clip-norm 1 (--init takes that checkpoint)"
+    )
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask the loop to save and stop; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._idle = False
+
+    def handle(self, *_: object) -> None:
+        if self.came or self._idle:
+            raise Interrupted
+        self.came = True
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+        yield signals
+        return
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _tensorboard(run: Run) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Scalars for TensorBoard where it is installed; log.jsonl has them all anyway."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        yield lambda step, figures: None
+        return
+    writer = SummaryWriter(str(run.path / "tensorboard"))
+
+    def write(step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+
+    try:
+        yield write
+    finally:
+        writer.close()
