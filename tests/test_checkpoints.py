@@ -115,6 +115,6 @@ def test_a_truncated_weight_file_is_named(folder: Path) -> None:
 
 
 def test_a_model_without_a_palette_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="set model.palette"):
+    with pytest.raises(ValueError, match=r"set model\.palette"):
         nextpixel.save(ImageGPT(CONFIG), tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -99,7 +99,12 @@ def broken_layers(tree: ast.AST, path: Path) -> list[str]:
 
 
 def broken_ownership(tree: ast.AST, path: Path) -> list[str]:
-    used = imported(tree, path) | {ast.unparse(node) for node in nodes(tree) if isinstance(node, ast.Attribute)}
+    names = imported(tree, path)
+    own = {  # a module of ours may bear the name of the library whose files it reads
+        name.rpartition(".")[2] for name in names if name.startswith("nextpixel.")
+    }
+    attributes = {ast.unparse(node) for node in nodes(tree) if isinstance(node, ast.Attribute)}
+    used = names | {name for name in attributes if name.partition(".")[0] not in own}
     return sorted(
         name
         for name, owners in OWNERS.items()

@@ -16,6 +16,8 @@ from nextpixel.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Augment = Literal["none", "flip", "crop", "pad-flip"]
+Fit = Literal["crop", "imagenet", "squash"]
+Objective = Literal["autoregressive", "masked"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,13 @@ class ImageGPTConfig:
     """Pixels along each side of the picture; the sequence is side * side long."""
     colors: int = 512
     """Colours in the palette (K)."""
+    objective: Objective = "autoregressive"
+    """Each pixel from those before it, or hidden pixels from all others (BERT)."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        if self.objective not in ("autoregressive", "masked"):
+            raise InputError(f"objective: expected autoregressive or masked, got {self.objective!r}")
+        for field in dataclasses.fields(self)[:5]:
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{field.name}: expected a whole number of at least 1, got {value!r}")
@@ -57,7 +63,8 @@ class ImageGPTConfig:
     def parameters(self) -> int:
         """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
         width, layers = self.width, self.layers
-        embeddings = self.pixels * width + 2 * self.colors * width + width
+        start = width if self.objective == "autoregressive" else 0
+        embeddings = self.pixels * width + 2 * self.colors * width + start
         return embeddings + layers * (12 * width * width + 2 * width) + width
 
 
@@ -115,6 +122,13 @@ class PretrainConfig:
     """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
     clip_norm: float = 0.0
     """Scale gradients down to this global norm; 0 leaves them alone, as in the paper."""
+    objective: Objective | None = None
+    """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
+    told or --init brings the other."""
+    fit: Fit | None = None
+    """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
+    down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
+    --init brings another; kept with the model."""
     augment: Augment = "flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     seed: int = 0
@@ -152,7 +166,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         at_least_one = (
-            "steps batch_images micro_batch_images validation_images evaluate_every_steps "
+            "layers width heads side steps batch_images micro_batch_images validation_images evaluate_every_steps "
             "checkpoint_every_steps log_every_steps threads"
         )
         for name in at_least_one.split():
@@ -161,7 +175,7 @@ class PretrainConfig:
                 raise InputError(f"{flag(name)}: expected at least 1, got {value}")
         for name in ("sample_images", "warmup_steps", "clip_norm", "checkpoint_every_minutes", "seed"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
@@ -174,9 +188,10 @@ class PretrainConfig:
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
                 f"got {self.micro_batch_images}"
             )
-        if self.init and (self.layers or self.width or self.heads or self.palette):
+        if self.init and (self.layers or self.width or self.heads or self.palette or self.objective):
             raise InputError(
-                "--init brings its own shape and palette; expected no --layers, --width, --heads or --palette beside it"
+                "--init brings its own shape, palette and objective; expected no --layers, --width, --heads, --palette "
+                "or --objective beside it"
             )
 
     def model(self, colors: int) -> ImageGPTConfig:
@@ -188,6 +203,7 @@ class PretrainConfig:
             heads=self.heads or shape.heads,
             side=self.side or shape.side,
             colors=colors,
+            objective=self.objective or "autoregressive",
         )
 
 
@@ -223,6 +239,8 @@ class ModelOptions:
     """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     device: Device = "auto"
     """auto takes cuda, then mps, then cpu."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights: bf16 halves the memory and is coarser."""
     threads: int | None = None
     """CPU threads; torch's choice unless told."""
 
@@ -249,21 +267,19 @@ def flag(name: str) -> str:
 def read_recipe(name_or_path: str) -> PretrainConfig:
     """The run a recipe describes: the name of a shipped one, or the path of a flat TOML file."""
     path = Path(name_or_path)
-    shipped = resources.files("nextpixel") / "recipes" / f"{name_or_path}.toml"
-    if path.suffix == ".toml" and path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif "/" not in name_or_path and shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
-    else:
-        names = sorted(
-            p.name.removesuffix(".toml")
-            for p in (resources.files("nextpixel") / "recipes").iterdir()
-            if p.name.endswith(".toml")
+    shipped = {
+        file.name.removesuffix(".toml"): file
+        for file in (resources.files("nextpixel") / "recipes").iterdir()
+        if file.name.endswith(".toml")
+    }
+    is_file = path.suffix == ".toml" and path.is_file()
+    if not is_file and name_or_path not in shipped:
+        raise InputError(
+            f"--recipe: expected the path of a .toml file or one of {', '.join(sorted(shipped))}, got {name_or_path!r}"
         )
-        raise InputError(f"--recipe: expected a .toml file or one of {', '.join(names)}, got {name_or_path!r}")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads((path if is_file else shipped[name_or_path]).read_text(encoding="utf-8"))
+    except ValueError as error:  # no TOML, or no text at all
         raise InputError(f"{name_or_path}: expected a TOML file, got a mistake: {error}") from None
     return replace_checked(PretrainConfig(), values, where=name_or_path)
 
@@ -281,7 +297,10 @@ def replace_checked(config: PretrainConfig, values: dict[str, Any], where: str) 
             raise InputError(f"{where}: unknown setting {name!r}{hint}")
         if not _fits(value, kinds[name]):
             raise InputError(f"{where}: {name} = {value!r} is not {_spell(kinds[name])}")
-    return dataclasses.replace(config, **values)
+    try:
+        return dataclasses.replace(config, **values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _fits(value: Any, kind: Any) -> bool:

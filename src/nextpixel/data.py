@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Augment
+from nextpixel.config import Augment, Fit
 from nextpixel.errors import InputError, WorkError
 from nextpixel.images import UnreadableImage, crop_resize, fit_square
 from nextpixel.palette import user_cache
 from nextpixel.progress import progress
 from nextpixel.sources import Source, open_source
 
-PREPROCESSING = "shorter side to the stored side, centre crop, bilinear; 1"
+PREPROCESSING = "bilinear; 2"  # changes with what images.fit_square does
 UNREADABLE_AT_MOST = 0.1
+MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,32 @@ class DecodedSet:
         return len(self.squares)
 
 
-def decode(images: Any, side: int, *, split: str | None = None, cache: str | Path | None = None) -> DecodedSet:
-    """The decoded set of any source at `side`; decoded once, then read from the cache.
+def decode(
+    images: Any, side: int, *, split: str | None = None, cache: str | Path | None = None, fit: Fit = "crop"
+) -> DecodedSet:
+    """The decoded set of any source at `side`, see images.fit_square; decoded once, then read from the cache.
 
     Raises InputError when more than one picture in ten cannot be read, or none can.
     """
     source = open_source(images, split)
-    key = hashlib.sha256(f"{source.fingerprint()} {side} {PREPROCESSING}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}".encode()).hexdigest()[:32]
     folder = _folder(key, cache)
     if not (folder / "meta.json").is_file():
-        _decode_into(folder, source, side, key)
+        _decode_into(folder, source, side, fit)
     return read_decoded(key, cache)
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
     """The decoded set of that key, from the cache; FileNotFoundError where it is not there."""
     folder = _folder(key, cache)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    side = meta["side"]
-    squares = np.memmap(folder / "squares.u8", np.uint8, "r", shape=(len(meta["names"]), side, side, 3))
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        shape = len(meta["names"]), meta["side"], meta["side"], 3
+        squares = np.memmap(folder / "squares.u8", np.uint8, "r", shape=shape)
+    except ValueError as error:
+        raise InputError(
+            f"{folder}: expected decoded images, got damaged files ({error}); remove that folder"
+        ) from None
     labels = None if meta["labels"] is None else np.array(meta["labels"], np.int64)
     return DecodedSet(squares, meta["names"], labels, meta["classes"], meta["unreadable"], key)
 
@@ -69,13 +77,14 @@ def _folder(key: str, cache: str | Path | None) -> Path:
     return (Path(cache) if cache else user_cache()) / "decoded" / key
 
 
-def _decode_into(folder: Path, source: Source, side: int, key: str) -> None:
-    part = folder.with_name(f"{key}.part-{os.getpid()}")
+def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     names, rows, unreadable = [], [], []
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of a killed process with the same number
         part.mkdir(parents=True)
         with (part / "squares.u8").open("wb") as file, progress("decoding", len(source), "images") as advance:
-            for i, square in enumerate(_squares(source, side)):
+            for i, square in enumerate(_squares(source, side, fit)):
                 if isinstance(square, UnreadableImage):
                     unreadable.append(str(square))
                 else:
@@ -83,6 +92,8 @@ def _decode_into(folder: Path, source: Source, side: int, key: str) -> None:
                     names.append(source.names[i])
                     rows.append(i)
                 advance(1)
+            file.flush()
+            os.fsync(file.fileno())
         if len(unreadable) > UNREADABLE_AT_MOST * len(source) or not names:
             shown = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
             raise InputError(
@@ -91,6 +102,7 @@ def _decode_into(folder: Path, source: Source, side: int, key: str) -> None:
             )
         meta = {
             "side": side,
+            "fit": fit,
             "preprocessing": PREPROCESSING,
             "source": source.source_name,
             "names": names,
@@ -99,8 +111,11 @@ def _decode_into(folder: Path, source: Source, side: int, key: str) -> None:
             "unreadable": unreadable,
         }
         (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        if not folder.is_dir():  # another process may have been faster
+        try:
             os.rename(part, folder)
+        except OSError:
+            if not folder.is_dir():  # no other process was faster
+                raise
     except OSError as error:
         raise WorkError(
             f"{folder.parent}: cannot write decoded images ({error.strerror}); free some space or name another "
@@ -110,10 +125,10 @@ def _decode_into(folder: Path, source: Source, side: int, key: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _squares(source: Source, side: int) -> Iterator[NDArray[np.uint8] | UnreadableImage]:
+def _squares(source: Source, side: int, fit: Fit) -> Iterator[NDArray[np.uint8] | UnreadableImage]:
     def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
         try:
-            return fit_square(source.read(i), side)
+            return fit_square(source.read(i), side, fit=fit)
         except UnreadableImage as error:
             return error
 
@@ -125,10 +140,26 @@ def _squares(source: Source, side: int) -> Iterator[NDArray[np.uint8] | Unreadab
 def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sorted numbers of the training and of the held-out images; at least one of each."""
     if count < 2:
-        raise InputError(f"expected at least 2 images to hold one out for validation, got {count}")
+        raise InputError(
+            f"expected at least 2 images, to hold one out for validation, got {count}; add some, or name others with "
+            "--validation"
+        )
     held = min(max(1, round(count * fraction)), count - 1)
     order = np.random.default_rng([seed, 0x5EED]).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def masks(numbers: NDArray[np.int64], pixels: int, *, seed: int, epoch: int = 0) -> NDArray[np.bool_]:
+    """Which pixels of each image are hidden, (B, T): each with probability 0.15, by (seed, epoch, image number).
+
+    At least one always is: the paper's loss divides by their number.
+    """
+    hidden = np.empty((len(numbers), pixels), bool)
+    for row, number in enumerate(numbers):
+        entropy = np.random.SeedSequence([seed, 0xBE47, epoch, int(number)])
+        noise = np.random.Generator(np.random.Philox(entropy)).random(pixels)
+        hidden[row] = noise < max(MASKED_PART, np.nextafter(noise.min(), 1))
+    return hidden
 
 
 def stored_side(side: int, augment: Augment) -> int:
@@ -158,13 +189,24 @@ class Batches:
 
     def __call__(self, step: int) -> NDArray[np.uint8]:
         """uint8 (batch_images, side, side, 3) of that step, counted from 0."""
-        places = np.arange(step * self.batch_images, (step + 1) * self.batch_images)
-        parts = []
-        for epoch in range(places[0] // len(self.chosen), places[-1] // len(self.chosen) + 1):
-            order, noise = self._epoch(epoch)
-            rows = order[places[places // len(self.chosen) == epoch] % len(self.chosen)]
-            parts.append(self._augmented(self.squares[self.chosen[rows]], noise[rows]))
+        parts = [
+            self._augmented(self.squares[self.chosen[rows]], self._epoch(epoch)[1][rows])
+            for epoch, rows in self._rows(step)
+        ]
         return np.concatenate(parts)
+
+    def masks(self, step: int) -> NDArray[np.bool_]:
+        """Which pixels of that step's images a masked model is not shown, (batch_images, T)."""
+        parts = [
+            masks(self.chosen[rows], self.side**2, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)
+        ]
+        return np.concatenate(parts)
+
+    def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(epoch, places in `chosen`) of that step's images."""
+        places = np.arange(step * self.batch_images, (step + 1) * self.batch_images)
+        for epoch in range(places[0] // len(self.chosen), places[-1] // len(self.chosen) + 1):
+            yield epoch, self._epoch(epoch)[0][places[places // len(self.chosen) == epoch] % len(self.chosen)]
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if epoch not in self._epochs:

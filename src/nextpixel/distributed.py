@@ -14,27 +14,46 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp_state
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
+
+from nextpixel.errors import InputError
 
 
 def save_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write the optimiser's state, by parameter name."""
+    """Write the optimiser's state, by parameter name. Raises OSError where that fails."""
     state: dict[str, Any] = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
-    with _quiet():
-        dcp.save(state, checkpoint_id=folder, no_dist=True)
+    try:
+        with _alone():
+            dcp.save(state, checkpoint_id=folder, no_dist=True)
+    except RuntimeError as error:  # what torch's writer makes of a full disk
+        raise (error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error))) from None
 
 
 def load_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Read what save_trainer_state wrote into this optimiser."""
+    """Read what save_trainer_state wrote into this optimiser. Raises InputError where it is damaged."""
     state = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
-    with _quiet():
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
+    try:
+        with _alone():
+            dcp.load(state, checkpoint_id=folder, no_dist=True)
+    except Exception as error:  # a damaged file fails in many ways
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{folder}: expected the state of a trainer, got damaged or missing files ({reason})"
+        ) from None
     dcp_state.set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """torch warns that a lone process has no process group, which is what is meant."""
+def _alone() -> Iterator[None]:
+    """For a lone process: no warning that it has no process group, and errors as they were raised.
+
+    torch wraps all of them, KeyboardInterrupt too, in a CheckpointException, which is no Exception.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
-        yield
+        try:
+            yield
+        except CheckpointException as wrapped:
+            error, _ = next(iter(wrapped.failures.values()))
+            raise error from None

@@ -15,10 +15,12 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nextpixel.config import Fit
 from nextpixel.errors import InputError
 
 Picture = Image.Image
 
+IMAGENET_SIDE = 224  # Chen et al. 2020, section 3.1
 PIXEL_LIMIT = 178_956_970  # half a GiB of RGB: where PIL itself refuses unless told otherwise
 
 # Without EPS, which starts an outside program, and without formats that PIL knows by name only.
@@ -161,16 +163,24 @@ def _quiet_pil() -> Iterator[None]:
 # ---- squares
 
 
-def fit_square(picture: Picture, side: int, *, filter: str = "bilinear") -> np.ndarray:
-    """Shorter side to `side` (antialiased), then the centre: uint8 (side, side, 3).
+def fit_square(picture: Picture, side: int, *, fit: Fit = "crop", filter: str = "bilinear") -> np.ndarray:
+    """The picture as a square, uint8 (side, side, 3), antialiased.
 
-    It is one resize of the centre square, so that a strip of 1 x 10,000 pixels costs no memory. A picture
-    whose shorter side is `side` already is only cropped, bit for bit. Raises InputError.
+    fit  crop: shorter side to `side`, then the centre; imagenet: the same at 224 and then down to `side`, which is how
+         Chen et al. 2020 evaluate; squash: width and height to `side` each, which is what transformers does
+
+    A crop is one resize of the centre square, so that a strip of 1 x 10,000 pixels costs no memory. A picture whose
+    shorter side is `side` already is only cropped, bit for bit. Raises InputError.
     """
     picture = to_rgb(picture)
     shorter = min(picture.size)
     if shorter == 0:
         raise InputError(f"an image must have at least one pixel, got {picture.width} x {picture.height}")
+    if fit == "squash":
+        return np.array(picture.resize(_square(side), _filter(filter)))
+    if fit == "imagenet":
+        square = fit_square(picture, IMAGENET_SIDE, filter=filter)
+        return crop_resize(square, (0, 0, IMAGENET_SIDE, IMAGENET_SIDE), side, filter=filter)
     left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2
     box = (left, top, left + shorter, top + shorter)
     if shorter == side:

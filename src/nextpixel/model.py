@@ -10,10 +10,14 @@ Legend, here and everywhere:
 The network knows tokens (colour numbers), not colours. The start vector and the shift by one pixel live in
 here: input slot t carries pixel t - 1 (slot 0 the start vector), and its output scores pixel t. So
 `logits[:, t]` scores `tokens[:, t]`, and nobody outside ever shifts.
+
+A masked model (the paper's BERT objective) has no start vector, no shift and no causal mask: slot t carries pixel t, or
+nothing where it is masked, and its output scores pixel t.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nextpixel.config import ImageGPTConfig
+from nextpixel.config import Fit, ImageGPTConfig
 
 if TYPE_CHECKING:
     from nextpixel.palette import Palette
@@ -85,6 +89,7 @@ class Attention(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.heads = layer, config.heads
+        self.causal = config.objective == "autoregressive"
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
@@ -99,7 +104,7 @@ class Attention(nn.Module):
             q = q.to(k.dtype)
             if seen and slots > 1:
                 mask = torch.ones(slots, seen + slots, dtype=torch.bool, device=x.device).tril(seen)
-        causal = mask is None and slots > 1
+        causal = self.causal and mask is None and slots > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # scaled by 1 / sqrt(E)
         y = y.transpose(1, 2).reshape(batch, slots, width).to(x.dtype)
         return self.out(y)
@@ -136,12 +141,14 @@ class ImageGPT(nn.Module):
     """
 
     checkpoint_activations = False
+    fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
     _palette: Palette | None = None
 
     def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
+        if config.objective == "autoregressive":
+            self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
         self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -164,7 +171,8 @@ class ImageGPT(nn.Module):
 
         normal(self.position_embedding, 0.01)
         normal(self.token_embedding, 0.02)
-        normal(self.start, 0.02)
+        if self.config.objective == "autoregressive":
+            normal(self.start, 0.02)
         for block in self.blocks:
             normal(block.get_parameter("attention.qkv.weight"), width**-0.5)
             normal(block.get_parameter("attention.out.weight"), (width * layers) ** -0.5)
@@ -187,15 +195,36 @@ class ImageGPT(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before."""
-        h = self._embed(tokens[:, :-1], seen=0)
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
+
+        A masked model sees all t = T pixels but those where `masked` (B, T) is True, and scores every pixel.
+        """
+        h = self._inputs(tokens, masked)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 h = checkpoint(block, h, use_reentrant=False)
             else:
                 h = block(h)
         return self.head(self.norm(h))
+
+    def hidden(
+        self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (l, n^l) with n^l (B, T, D) for each of `layers`, 0 <= l <= L, in order; stops at the deepest.
+
+        n^l is the residual stream before block l after that block's first norm; n^L comes after the final norm (Chen
+        et al. 2020, section 2.3). `shifted=False` puts pixel t in slot t without a start vector, as other programs feed
+        these weights; the network was not trained so.
+        """
+        h = self._inputs(tokens, masked) if shifted else self.token_embedding[tokens] + self.position_embedding
+        for layer, block in enumerate(self.blocks):
+            if layer in layers:
+                yield layer, block.get_submodule("norm_1")(h)
+            if layer >= max(layers):
+                return
+            h = block(h)
+        yield len(self.blocks), self.norm(h)
 
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for that many pictures, in the dtype of the weights unless told."""
@@ -213,8 +242,23 @@ class ImageGPT(nn.Module):
         cache.length += h.shape[1]
         return self.head(self.norm(h))
 
+    def _inputs(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        """Vectors (B, t, D) of the slots that score tokens (B, t)."""
+        if self.config.objective == "autoregressive":
+            if masked is not None:
+                raise ValueError("masked: expected none for an autoregressive model, got a mask")
+            return self._embed(tokens[:, :-1], seen=0)
+        if tokens.shape[1] != self.config.pixels:
+            raise ValueError(f"tokens: a masked model needs all {self.config.pixels} pixels, got {tokens.shape[1]}")
+        h = self.token_embedding[tokens]
+        if masked is not None:
+            h = h * ~masked[:, :, None]
+        return h + self.position_embedding
+
     def _embed(self, tokens: Tensor, seen: int) -> Tensor:
         """Vectors (B, slots, D) of the slots from `seen` on; slot 0 holds the start vector."""
+        if self.config.objective != "autoregressive":
+            raise ValueError("a masked model has no order of pixels: it cannot draw them one by one")
         h = self.token_embedding[tokens]
         if not seen:
             h = torch.cat([self.start[0].expand(len(tokens), 1, -1), h], dim=1)
@@ -232,3 +276,9 @@ def cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean") -> Te
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction=reduction)
     return loss.view(tokens.shape) if reduction == "none" else loss
+
+
+def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
+    """The loss of each image (B,): -ln p averaged over its pixels where `masked` (B, T) is True; 0 where none is."""
+    losses = cross_entropy(logits, tokens, reduction="none") * masked
+    return losses.sum(1) / masked.sum(1).clamp_min(1)

@@ -61,7 +61,8 @@ class Palette:
         except (OSError, ValueError, EOFError) as error:
             if isinstance(error, InputError):
                 raise InputError(f"{path}: {error}") from None
-            raise InputError(f"{path}: expected a palette as .npy of shape (colours, 3), got no such file") from None
+            found = "no such file" if isinstance(error, FileNotFoundError) else f"something unreadable ({error})"
+            raise InputError(f"{path}: expected a palette as .npy of shape (colours, 3), got {found}") from None
 
     @property
     def hash(self) -> str:

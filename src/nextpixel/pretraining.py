@@ -18,8 +18,10 @@ from torch import Tensor
 
 from nextpixel import optim, plan
 from nextpixel.checkpoints import Run, load, write_model
+from nextpixel.checkpoints.files import writing
 from nextpixel.config import (
     LEARNING_RATES,
+    Fit,
     ImageGPTConfig,
     PretrainConfig,
     read_recipe,
@@ -28,9 +30,9 @@ from nextpixel.config import (
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, split_indices, stored_side
 from nextpixel.devices import autocast, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
-from nextpixel.evaluation import square_nats
+from nextpixel.evaluation import hidden_nats, mean_and_error, square_nats
 from nextpixel.images import grid, save_png
-from nextpixel.model import ImageGPT, cross_entropy
+from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
 from nextpixel.progress import say
 from nextpixel.sampling import draw
@@ -57,7 +59,7 @@ def pretrain(
     KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
-        if settings or out is not None or recipe is not None:
+        if settings or not (out is recipe is split is None):
             raise InputError("--resume takes the settings of its run; expected none beside it")
         run = Run.open(resume)
     else:
@@ -70,16 +72,16 @@ def pretrain(
 
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None) -> Run:
     """Decode the images, decide everything once, and create the run folder."""
-    if out.exists():
-        Run.create(out, {})  # refuses, before any work is done
+    Run.new_path(out)  # refuses before any work is done
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     model = _first_model(config)
     shape, palette = model.config, model.palette
     if config.side and config.side != shape.side:
         raise InputError(f"--side: the model of --init works at side {shape.side}, got {config.side}")
-    sets = _decode_sets(images, config, shape.side, split)
+    sets = _decode_sets(images, config, shape.side, model.fit, split)
     images_count, batch = len(sets.train_indices), config.batch_images
+    unreadable = sets.train.unreadable + (sets.validation.unreadable if config.validation else [])
     image_bytes = plan.activation_bytes_per_image(
         shape, bytes_each=2 if dtype == "bf16" else 4, checkpointed=config.checkpoint_activations
     )
@@ -96,6 +98,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         warmup_steps=optim.default_warmup_steps(config.steps, images_count, batch)
         if config.warmup_steps is None
         else config.warmup_steps,
+        fit=model.fit,
         train_key=sets.train.key,
         validation_key=sets.validation.key,
     )
@@ -107,19 +110,19 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
             "model": asdict(shape),
             "palette": {"sha256": palette.hash, "colors": palette.colors.tolist()},
             "data": {
-                "source": images if isinstance(images, str | Path) and str(images) else type(images).__name__,
+                "source": str(images) if isinstance(images, str | Path) else type(images).__name__,
                 "split": split,
                 "train_images": images_count,
                 "validation_images": len(sets.validation_indices),
-                "unreadable": len(sets.train.unreadable),
+                "unreadable": len(unreadable),
             },
             "versions": _versions(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
+        unreadable,
     )
-    if sets.train.unreadable:
-        (run.path / "unreadable.txt").write_text("\n".join(sets.train.unreadable) + "\n", encoding="utf-8")
-        say(f"{len(sets.train.unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
+    if unreadable:
+        say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
     return run
 
 
@@ -131,19 +134,23 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
         palette = Palette(np.array(facts["palette"]["colors"], np.float32), config.cache)
-    except (KeyError, TypeError) as error:
+        data = {"source": facts["data"]["source"], "split": facts["data"]["split"]}
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{run.path / 'run.json'}: expected a pretraining run, got a problem with {error}") from None
     choose_device(decided.device)  # still there?
     set_threads(decided.threads)
-    sets = _find_sets(images, facts["data"], config, decided, shape.side)
+    sets = _find_sets(images, data, config, decided, shape.side)
     steps = run.steps()
     if steps:
-        model = load(run.folder(steps[-1]))
+        try:
+            model = load(run.folder(steps[-1]))
+        except InputError as error:
+            raise run.damaged(steps[-1], error) from None
     elif config.init:
         model = _first_model(config)
     else:
         model = ImageGPT(shape, seed=config.seed)
-    model.palette = palette
+    model.palette, model.fit = palette, decided.fit
     model.to(decided.device).train()
     model.checkpoint_activations = config.checkpoint_activations
     if decided.compile:
@@ -160,18 +167,28 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
     )
     encode_here = decided.device == "cpu"
 
-    def batch_at(step: int) -> Tensor:
-        squares = batches(step)
-        return palette.encode(squares) if encode_here else torch.from_numpy(squares)
+    masked = shape.objective == "masked"
 
-    def step(batch: Tensor) -> Tensor:
-        batch = batch.to(decided.device)
-        tokens = batch if encode_here else palette.encode(batch)
+    def batch_at(step: int) -> tuple[Tensor, Tensor | None]:
+        squares = batches(step)
+        hidden = torch.from_numpy(batches.masks(step)) if masked else None
+        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden
+
+    def step(batch: tuple[Tensor, Tensor | None]) -> Tensor:
+        pixels = batch[0].to(decided.device)
+        tokens = pixels if encode_here else palette.encode(pixels)
+        hidden = None if batch[1] is None else batch[1].to(decided.device)
         total = torch.zeros((), device=decided.device)
-        for part in tokens.split(decided.micro_batch_images):
+        for start in range(0, len(tokens), decided.micro_batch_images):
+            rows = slice(start, start + decided.micro_batch_images)
+            part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
             with autocast(decided.device, decided.dtype):
-                logits = model(part)
-            loss = cross_entropy(logits, part) * (len(part) / len(tokens))
+                logits = model(part, hidden_part)
+            if hidden_part is None:
+                loss = cross_entropy(logits, part)
+            else:
+                loss = masked_cross_entropy(logits, part, hidden_part).mean()
+            loss = loss * (len(part) / len(tokens))
             loss.backward()
             total += loss.detach()
         return total
@@ -185,19 +202,24 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
 
     def evaluate(step: int) -> dict[str, float]:
         model.eval()
-        nats = np.concatenate([part.mean((1, 2)) for part in square_nats(model, held_out, dtype=decided.dtype)])
-        if config.sample_images:
+        if masked:
+            nats = np.concatenate(list(hidden_nats(model, held_out, dtype=decided.dtype)))
+        else:
+            nats = np.concatenate([part.mean((1, 2)) for part in square_nats(model, held_out, dtype=decided.dtype)])
+        if config.sample_images and not masked:
             drawing = draw(model, None, n=config.sample_images)
             columns = int(np.ceil(config.sample_images**0.5))
             rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
-            save_png(grid(rows, zoom=max(1, 96 // shape.side)), run.path / "samples" / f"step_{step:07d}.png")
+            path = run.path / "samples" / f"step_{step:07d}.png"
+            with writing(path):
+                save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
         model.train()
-        spread = float(nats.std(ddof=1) / len(nats) ** 0.5) if len(nats) > 1 else 0.0
-        say(f"step {step:,}: validation {nats.mean():.4f} +- {spread:.4f} nats per pixel")
-        return {"validation_nats": float(nats.mean(dtype=np.float64)), "validation_standard_error": spread}
+        mean, error = mean_and_error(nats)
+        say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel")
+        return {"validation_nats": mean, "validation_standard_error": error}
 
     def write(folder: Path) -> None:
-        write_model(model, folder, facts={"trained_on": str(facts["data"]["source"]), "run": run.path.name})
+        write_model(model, folder, facts={"trained_on": str(data["source"]), "run": run.path.name})
 
     train(
         run,
@@ -232,6 +254,7 @@ class Decisions:
     micro_batch_images: int
     learning_rate: float
     warmup_steps: int
+    fit: Fit
     train_key: str
     validation_key: str
 
@@ -244,14 +267,14 @@ class _Sets:
     validation_indices: NDArray[np.int64]
 
 
-def _decode_sets(images: Any, config: PretrainConfig, side: int, split: str | None) -> _Sets:
-    train_set = decode(images, stored_side(side, config.augment), split=split, cache=config.cache)
+def _decode_sets(images: Any, config: PretrainConfig, side: int, fit: Fit, split: str | None) -> _Sets:
+    train_set = decode(images, stored_side(side, config.augment), split=split, cache=config.cache, fit=fit)
     if config.validation:
-        held = decode(config.validation, side, cache=config.cache)
+        held = decode(config.validation, side, cache=config.cache, fit=fit)
     elif stored_side(side, config.augment) == side:
         held = train_set
     else:
-        held = decode(images, side, split=split, cache=config.cache)
+        held = decode(images, side, split=split, cache=config.cache, fit=fit)
     return _choose(train_set, held, config)
 
 
@@ -276,7 +299,7 @@ def _find_sets(images: Any, data: dict[str, Any], config: PretrainConfig, decide
         )
     except FileNotFoundError:
         pass
-    sets = _decode_sets(data["source"] if images is None else images, config, side, data["split"])
+    sets = _decode_sets(data["source"] if images is None else images, config, side, decided.fit, data["split"])
     if (sets.train.key, sets.validation.key) != (decided.train_key, decided.validation_key):
         raise InputError(
             f"{data['source']}: expected the images the run began with, got others (files were added, removed or "
@@ -287,11 +310,13 @@ def _find_sets(images: Any, data: dict[str, Any], config: PretrainConfig, decide
 
 def _first_model(config: PretrainConfig) -> ImageGPT:
     if config.init:
-        return load(config.init)
+        model = load(config.init)
+        model.fit = config.fit or model.fit
+        return model
     palette = Palette.read(config.palette, config.cache) if config.palette else Palette.openai(config.cache)
     with torch.device("meta"):
         model = ImageGPT(config.model(len(palette)))
-    model.palette = palette
+    model.palette, model.fit = palette, config.fit or model.fit
     return model
 
 

@@ -60,7 +60,7 @@ def complete(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **sett
     One flat list of PIL images at the model's side, picture by picture. The kept pixels keep their tokens
     exactly. Raises InputError for bad images or settings.
     """
-    squares = load_images(images, model.config.side)
+    squares = load_images(images, model.config.side, fit=model.fit)
     drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings))
     return [from_array(image) for image in drawing.images]
 
@@ -70,7 +70,7 @@ def stream(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settin
 
     `images` may be None: then pictures are drawn from nothing.
     """
-    squares = None if images is None else load_images(images, model.config.side)
+    squares = None if images is None else load_images(images, model.config.side, fit=model.fit)
     plan = _plan(model, squares, keep, n)
     colours = model.palette.rgb
     for candidates in plan.batches:
@@ -115,6 +115,11 @@ class _Plan:
 
 def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int) -> _Plan:
     side = model.config.side
+    if model.config.objective == "masked":
+        raise InputError(
+            "a masked model has no order in which to draw pixels; draw with an autoregressive model, or use this one "
+            "for features"
+        )
     if n < 1:
         raise InputError(f"-n: expected at least 1, got {n}")
     if squares is None:

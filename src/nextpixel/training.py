@@ -7,6 +7,7 @@ are a function of the step's number, and so is the rate: what a run needs to go 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -23,15 +24,15 @@ from torch.optim import Optimizer
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
 from nextpixel.distributed import load_trainer_state, save_trainer_state
-from nextpixel.errors import WorkError
+from nextpixel.errors import InputError, WorkError
 from nextpixel.optim import set_rate
-from nextpixel.progress import progress
+from nextpixel.progress import progress, say
 
 TRAINER = "trainer"
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came; everything is saved."""
+    """SIGINT or SIGTERM came; the message says what is saved. The run can go on."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,14 @@ def train(
     evaluate(i)      after i steps: {"validation_nats": ...}, logged; the lowest marks the best checkpoint
     write_model(f)   writes the model into the folder f of a checkpoint
 
-    Raises Interrupted after a signal (all saved), WorkError on a non-finite loss or a failed write.
+    Raises Interrupted after a signal, WorkError on a non-finite loss or a failed write.
     """
     start = (run.steps() or [0])[-1]
     if start:
-        load_trainer_state(run.folder(start) / TRAINER, model, optimizer)
+        try:
+            load_trainer_state(run.folder(start) / TRAINER, model, optimizer)
+        except InputError as error:
+            raise run.damaged(start, error) from None
     run.forget_after(start)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -91,15 +95,18 @@ def train(
         run.write_checkpoint(done, write, cadence.steps)
 
     def evaluate_now(done: int) -> None:
-        figures = evaluate(done)
-        run.log({"step": done, **figures})
-        board(done, figures)
-        if "validation_nats" in figures:
-            run.offer_best(done, figures["validation_nats"])
+        with signals.at_once():
+            figures = evaluate(done)
+            if not all(map(math.isfinite, figures.values())):
+                raise _non_finite(run, done)
+            if "validation_nats" in figures:
+                run.offer_best(done, figures["validation_nats"])
+            run.log({"step": done, **figures})  # last: with this line the evaluation counts as done
+            board(done, figures)
 
     with (
         _signals() as signals,
-        _tensorboard(run) as board,
+        _tensorboard(run, start) as board,
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
@@ -122,7 +129,8 @@ def train(
             optimizer.step()
 
             log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
-            save_due = cadence.checkpoint_due(done, time.monotonic() - saved_at) or signals.came
+            stop = signals.came  # asked once: a signal after this line waits for the next step
+            save_due = cadence.checkpoint_due(done, time.monotonic() - saved_at) or stop
             if (log_due or save_due) and not torch.isfinite(total):
                 raise _non_finite(run, done)
             if log_due:
@@ -137,13 +145,12 @@ def train(
             if save_due:
                 save(done)
                 saved_at = time.monotonic()
-            if signals.came and done < cadence.steps:
-                raise Interrupted
+            if stop:
+                raise Interrupted(f"stopped and saved at step {done:,}")
             if cadence.evaluation_due(done):
-                with signals.at_once():  # all is saved
-                    before = time.monotonic()
-                    evaluate_now(done)
-                    logged_at += time.monotonic() - before
+                before = time.monotonic()
+                evaluate_now(done)
+                logged_at += time.monotonic() - before
 
 
 def _evaluated(run: Run, step: int) -> bool:
@@ -151,7 +158,7 @@ def _evaluated(run: Run, step: int) -> bool:
 
 
 def _non_finite(run: Run, step: int) -> WorkError:
-    good = run.steps()
+    good = [saved for saved in run.steps() if saved < step]
     last = f"the last good checkpoint is {run.folder(good[-1])}" if good else "no checkpoint had been written"
     return WorkError(
         f"the loss or a weight stopped being a finite number by step {step}; {last}. Start again with a lower "
@@ -164,20 +171,27 @@ class _Signals:
 
     def __init__(self) -> None:
         self.came = False
-        self._idle = False
+        self._saved = False
 
     def handle(self, *_: object) -> None:
-        if self.came or self._idle:
-            raise Interrupted
+        if self._saved:
+            raise Interrupted("stopped; all steps are saved")
+        if self.came:
+            raise Interrupted("stopped at once; steps since the last checkpoint are lost")
         self.came = True
+        with contextlib.suppress(OSError, RuntimeError):  # stderr may be closed, or in the middle of a line
+            say("stopping as soon as this step is done and saved; a second signal stops at once")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        self._idle = True
+        """All steps are saved: the first signal, which may have come already, need not wait."""
+        self._saved = True
         try:
+            if self.came:
+                self.handle()
             yield
         finally:
-            self._idle = False
+            self._saved = False
 
 
 @contextlib.contextmanager
@@ -195,14 +209,14 @@ def _signals() -> Iterator[_Signals]:
 
 
 @contextlib.contextmanager
-def _tensorboard(run: Run) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def _tensorboard(run: Run, start: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Scalars for TensorBoard where it is installed; log.jsonl has them all anyway."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except Exception:  # absent, or broken: a protobuf that does not fit raises TypeError
         yield lambda step, figures: None
         return
-    writer = SummaryWriter(str(run.path / "tensorboard"))
+    writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
 
     def write(step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():

@@ -4,42 +4,83 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from nextpixel.errors import InputError, WorkError
+
+PART = re.compile(r"\.([^/]+)\.part-\d+")  # temporary names: that of the file or folder, and of the process
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A failed write becomes a WorkError that names `path`, by the name that it was to take."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        reason = getattr(error, "strerror", None) or error
+        name = PART.sub(r"\1", str(path))
+        raise WorkError(
+            f"{name}: cannot be written ({reason}); what was saved before is untouched. "
+            "Free some space or correct the permissions, then go on"
+        ) from error
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name once the block ends well, and is removed if not."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = _part(path)
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        yield part
-        os.rename(part, path)
-    except OSError as error:
-        raise WorkError(
-            f"{path}: cannot be written ({error.strerror or error}); earlier checkpoints are untouched. "
-            "Free some space or correct the permissions, then go on"
-        ) from error
+        with writing(path):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            os.rename(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file at once."""
+    part = _part(path)
+    try:
+        with writing(path):
+            part.write_text(text, encoding="utf-8")
+            _sync(part)
+            os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file at once."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise WorkError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process left in a folder under temporary names."""
+    for part in sorted(folder.glob(".*.part*")):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part-{os.getpid()}")
+
+
+def _sync(file: Path) -> None:
+    """Put a file on the disk before it is renamed: else a power cut may keep the name and lose the content."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any]:

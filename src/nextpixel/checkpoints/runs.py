@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
-from nextpixel.errors import InputError, WorkError
+from nextpixel.checkpoints.files import (
+    new_folder,
+    new_output,
+    read_json,
+    remove_parts,
+    write_json,
+    write_text,
+    writing,
+)
+from nextpixel.errors import InputError
 
 STEP = re.compile(r"step_(\d{7,})")
 MILESTONES = 6  # the final step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
@@ -22,15 +30,22 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    @classmethod
-    def create(cls, path: str | Path, facts: dict[str, Any]) -> Run:
-        """A new run folder; refuses an existing one."""
+    @staticmethod
+    def new_path(path: str | Path) -> Path:
+        """A path where a run may be created; refuses an existing one and a missing parent."""
         if (Path(path) / "run.json").is_file():
             raise InputError(f"--out: {path} holds a run already; go on with --resume {path}, or name another folder")
-        run = cls(new_output(path))
+        return new_output(path)
+
+    @classmethod
+    def create(cls, path: str | Path, facts: dict[str, Any], unreadable: Sequence[str] = ()) -> Run:
+        """A new run folder. `unreadable` are the lines of unreadable.txt, which is written only if there are any."""
+        run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
             write_json(part / "run.json", facts)
+            if unreadable:
+                write_text(part / "unreadable.txt", "\n".join(unreadable) + "\n")
         return run
 
     @classmethod
@@ -52,10 +67,6 @@ class Run:
 
     def write_checkpoint(self, step: int, write: Callable[[Path], None], total_steps: int) -> None:
         """Write a checkpoint under a temporary name, rename it, and only then remove those no longer kept."""
-        for stale in self.path.glob(".*.part-*"):  # left by a killed process
-            shutil.rmtree(stale, ignore_errors=True)
-        if self.folder(step).exists():
-            return
         with new_folder(self.folder(step)) as part:
             write(part)
         kept = {*self.steps()[-2:], *milestones(total_steps), self.best().get("step")}
@@ -64,6 +75,10 @@ class Run:
                 doomed = self.path / f".{self.folder(old).name}.part-old"
                 self.folder(old).rename(doomed)  # so that a kill while removing leaves no half checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)
+
+    def damaged(self, step: int, error: InputError) -> InputError:
+        """The same error, with what to do about a checkpoint that cannot be read."""
+        return InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it")
 
     def best(self) -> dict[str, Any]:
         """{"step", "nats"} of the best evaluated checkpoint; empty before the first evaluation."""
@@ -85,11 +100,9 @@ class Run:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one line to log.jsonl."""
-        try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise WorkError(f"{self.path / 'log.jsonl'}: cannot be written ({error.strerror})") from error
+        path = self.path / "log.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines of log.jsonl."""
@@ -103,11 +116,11 @@ class Run:
         return entries
 
     def forget_after(self, step: int) -> None:
-        """Drop log lines of steps that will be run again."""
+        """Drop what a killed process left unfinished, and log lines of steps that will be run again."""
+        remove_parts(self.path)
+        remove_parts(self.path / "samples")
         kept = [entry for entry in self.read_log() if entry.get("step", 0) <= step]
-        part = self.path / ".log.jsonl.part"
-        part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        part.replace(self.path / "log.jsonl")
+        write_text(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def milestones(total_steps: int) -> set[int]:

@@ -13,9 +13,12 @@ VERBS = {
     "complete": "complete pictures: keep the top rows, draw the rest",
     "sample": "draw pictures from nothing",
     "score": "nats per pixel of each image, and where it surprises",
+    "evaluate": "the paper's figures of a model on a set: nats per pixel",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
     "palette": "fit a palette to your images by k-means",
+    "push": "upload a model and its card to the Hugging Face hub",
     "info": "what a model or a run is, and how far it got",
+    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder",
 }
 
 
@@ -35,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import difflib
 
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
-        return _fail(f"unknown command {verb!r}; {hint} See nextpixel --help", 2)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}; see nextpixel --help"
+        return _fail(f"unknown command {verb!r}; {hint}", 2)
     return _run(verb, rest)
 
 
@@ -46,6 +49,8 @@ def _run(verb: str, rest: list[str]) -> int:
     try:
         module = importlib.import_module(f"nextpixel.cli.{verb}")
         module.run(rest)
+    except SystemExit:  # --help has been printed
+        return 0
     except InputError as error:
         return _fail(str(error), 2)
     except WorkError as error:
@@ -68,7 +73,7 @@ def _run(verb: str, rest: list[str]) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"nextpixel: {sentence}", file=sys.stderr)
+    print("nextpixel:", " ".join(sentence.splitlines()), file=sys.stderr)
     return code
 
 

@@ -11,8 +11,9 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model, offer_each, output_picture, write_each
+from nextpixel.cli.drawings import check_file, check_folder, load_model, write_each
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
+from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
 GRID_PIXELS = 160  # a picture's side in the grid
@@ -26,7 +27,9 @@ class Complete:
     original. Nothing is sorted or left out: choosing by likelihood would no longer be sampling.
     """
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES", help_behavior_hint="(required)")
+    ]
     """Picture files, folders of them, or anything else that holds images."""
     keep: float = 0.5
     """Fraction of the rows that is kept, from the top."""
@@ -45,8 +48,10 @@ class Complete:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Complete, "complete", argv)
-    out = output_picture(args.out, args.images)
-    offer_each(args.each)
+    if not args.images:
+        raise InputError("expected PICTURES, got nothing; see nextpixel complete --help")
+    check_file(args.out, ".png", args.images)
+    check_folder(args.each, "--each")
     began = time.perf_counter()
     model = load_model(args.model)
     from nextpixel.images import grid, save_png, terminal_row
@@ -55,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
 
     side = model.config.side
     source = list(args.images) if len(args.images) > 1 else args.images[0]
-    squares = load_images(source, side)
+    squares = load_images(source, side, fit=model.fit)
     names = list(open_source(source).names)
     loaded = time.perf_counter()
     drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling)
@@ -70,15 +75,15 @@ def run(argv: Sequence[str]) -> None:
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
     titles = ["given", *(str(k + 1) for k in range(args.n)), "original"]
-    save_png(grid(rows, zoom=max(1, GRID_PIXELS // side), titles=titles, captions=captions), out)
+    save_png(grid(rows, zoom=max(1, GRID_PIXELS // side), titles=titles, captions=captions), args.out)
     files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
     if args.show:
         for row in rows:
-            print(terminal_row(row))
+            (say if args.output.json else print)(terminal_row(row))
     if args.output.json:
         print_json(
             {
-                "out": str(out),
+                "out": str(args.out),
                 "each": files,
                 "kept_rows": drawing.kept_rows,
                 "seed": args.sampling.seed,
@@ -93,7 +98,7 @@ def run(argv: Sequence[str]) -> None:
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
             print(f"{name}: nats per pixel {nats}")
-        print(out)
+        print(args.out)
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
     say(f"Other draws: the same command with --seed {args.sampling.seed + 1}. More of the picture kept: --keep 0.75")

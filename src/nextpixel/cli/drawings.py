@@ -1,4 +1,4 @@
-"""What complete and sample share: the model, and the files they write."""
+"""What several verbs share: the model, and the files they write."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ if TYPE_CHECKING:
 
 
 def load_model(options: ModelOptions) -> ImageGPT:
-    """The model of --model, on --device."""
+    """The model of --model, on --device, in --dtype."""
+    import torch
+
     from nextpixel.checkpoints import load
     from nextpixel.devices import choose_device, set_threads
 
     device = choose_device(options.device)
     set_threads(options.threads)
-    return load(options.model, device=device)
+    return load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
 
 
-def output_picture(out: Path, inputs: Sequence[str] = ()) -> Path:
-    """Checked before any work: a .png in an existing folder that is none of the inputs."""
+def check_file(out: Path, suffix: str, inputs: Sequence[str] = ()) -> None:
+    """Checked before any work: --out names a file of that kind in an existing folder, and none of the inputs."""
     from nextpixel.checkpoints.files import parent_exists
 
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out: expected a file name that ends in .png, got {str(out)!r}")
+    if out.suffix.lower() != suffix:
+        raise InputError(f"--out: expected a file name that ends in {suffix}, got {str(out)!r}")
     if out.is_dir():
-        raise InputError(f"--out: expected a file, got the folder {out}; name a .png in it")
-    if any(out.resolve() == Path(name).resolve() for name in inputs):
-        raise InputError(f"--out: {out} is one of the input pictures; name another file")
+        raise InputError(f"--out: expected a file, got the folder {out}; name a {suffix} in it")
+    place = out.resolve()
+    given = {Path(name).resolve() for name in inputs}
+    if place in given or (out.exists() and not given.isdisjoint(place.parents)):
+        raise InputError(f"--out: {out} is one of the inputs and would be overwritten; name another file")
     parent_exists(out)
-    return out
 
 
-def offer_each(folder: Path | None) -> None:
-    """Checked before any work: --each names a new folder."""
+def check_folder(folder: Path | None, option: str) -> None:
+    """Checked before any work: the option, where given, names a new folder."""
     from nextpixel.checkpoints.files import new_output
 
     if folder is not None:
-        new_output(folder, "--each")
+        new_output(folder, option)
 
 
 def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from nextpixel.progress import say
 class Info:
     """What a model or a run is, and how far it got."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "embedded"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "embedded"
     """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     output: OutputOptions = field(default_factory=OutputOptions)
 

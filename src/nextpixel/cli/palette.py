@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import check_file
 from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -40,15 +41,15 @@ class PaletteArguments:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(PaletteArguments, "palette", argv)
-    if args.out.suffix != ".npy":
-        raise InputError(f"--out: expected a file name that ends in .npy, got {str(args.out)!r}")
+    swatch = args.out.with_suffix(".png")
+    check_file(args.out, ".npy", [args.images])
+    check_file(swatch, ".png", [args.images])
     if not 2 <= args.colors <= 65_000:
         raise InputError(f"--colors: expected 2 to 65000, got {args.colors}")
     if args.side < 1:
         raise InputError(f"--side: expected at least 1, got {args.side}")
-    from nextpixel.checkpoints.files import parent_exists
-
-    parent_exists(args.out)
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed: expected 0 to {2**32 - 1}, got {args.seed}")
     import numpy as np
 
     from nextpixel.data import decode
@@ -62,7 +63,6 @@ def run(argv: Sequence[str]) -> None:
     own, openai = psnr(squares, palette), psnr(squares, Palette.openai())
     by_light = palette.rgb[np.argsort(palette.rgb @ np.array([0.299, 0.587, 0.114]))]
     cells = [list(by_light[i : i + SWATCH_COLUMNS, None, None]) for i in range(0, len(by_light), SWATCH_COLUMNS)]
-    swatch = args.out.with_suffix(".png")
     save_png(grid(cells, zoom=20, gap=2), swatch)
     save_palette(palette, args.out)
     figures = {"out": str(args.out), "swatch": str(swatch), "psnr_db": own, "psnr_db_openai": openai}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class Pretrain:
     Ctrl-C saves and prints the command that goes on. Nothing that was saved is ever half written.
     """
 
-    images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")] = None
+    images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = None
     """A folder, an array, a parquet file or a hub name."""
     out: Path | None = None
     """The new run folder."""
@@ -42,29 +42,33 @@ def run(argv: Sequence[str]) -> None:
     if args.resume is not None:
         others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
         if others or args.images is not None:
-            raise InputError(f"--resume takes nothing else, got {' '.join(others) or args.images}")
+            raise InputError(
+                f"--resume: expected nothing else, got {' '.join(others) or args.images}; a run keeps its settings, "
+                "and a new one can start from it with --init"
+            )
     elif args.images is None or args.out is None:
         raise InputError(
             f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
             "(or --resume runs/a to go on with a run)"
         )
     from nextpixel.checkpoints import Run
+    from nextpixel.checkpoints.files import parent_exists
     from nextpixel.pretraining import go_on, start_run
-    from nextpixel.training import Interrupted
 
     if args.resume is not None:
         run = Run.open(args.resume)
     else:
         assert args.images is not None and args.out is not None
+        parent_exists(args.out)
         run = start_run(args.images, args.out, args.config, args.split)
     again = f"nextpixel pretrain --resume {shlex.quote(str(run.path))}"
     try:
         go_on(run)
-    except Interrupted:
-        raise Interrupted(f"stopped and saved; go on with: {again}") from None
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     best = run.best()
     if args.output.json:
-        print_json({"run": str(run.path), "best": best, "facts": asdict(args.config)})
+        print_json({"run": str(run.path), "best": best, "config": run.facts()["config"]})
     else:
         print(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
     say(f"Draw from it: nextpixel sample --model {run.path}; pictures drawn while training: {run.path / 'samples'}")

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model, offer_each, output_picture, write_each
+from nextpixel.cli.drawings import check_file, check_folder, load_model, write_each
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
@@ -37,8 +37,8 @@ class Sample:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
-    out = output_picture(args.out)
-    offer_each(args.each)
+    check_file(args.out, ".png")
+    check_folder(args.each, "--each")
     model = load_model(args.model)
     from nextpixel.images import grid, save_png, terminal_row
     from nextpixel.sampling import draw
@@ -46,20 +46,20 @@ def run(argv: Sequence[str]) -> None:
     drawing = draw(model, None, n=args.n, sampling=args.sampling)
     columns = math.ceil(math.sqrt(args.n))
     rows = [list(drawing.images[i : i + columns]) for i in range(0, args.n, columns)]
-    save_png(grid(rows, zoom=max(1, CELL_PIXELS // model.config.side)), out)
+    save_png(grid(rows, zoom=max(1, CELL_PIXELS // model.config.side)), args.out)
     files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
     if args.show:
         for row in rows:
-            print(terminal_row(row))
+            (say if args.output.json else print)(terminal_row(row))
     if args.output.json:
         print_json(
             {
-                "out": str(out),
+                "out": str(args.out),
                 "each": files,
                 "seed": args.sampling.seed,
                 "nats_per_pixel": drawing.nats.tolist(),
             }
         )
     else:
-        print(out)
+        print(args.out)
     say(f"Other draws: nextpixel sample --seed {args.sampling.seed + 1}. Half of your own picture: nextpixel complete")

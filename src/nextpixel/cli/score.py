@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model, offer_each, write_each
+from nextpixel.cli.drawings import check_folder, load_model, write_each
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.progress import say
 
@@ -34,7 +34,7 @@ class Score:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Score, "score", argv)
-    offer_each(args.heatmap)
+    check_folder(args.heatmap, "--heatmap")
     model = load_model(args.model)
     import numpy as np
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.evaluation import square_nats
     from nextpixel.images import heatmap
 
-    images = decode(args.images, model.config.side, split=args.split)
+    images = decode(args.images, model.config.side, split=args.split, fit=model.fit)
     for line in images.unreadable:
         say(f"left out: {line}")
     if args.heatmap is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nextpixel.config import Fit
 from nextpixel.errors import InputError
 from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, fit_square
 from nextpixel.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
@@ -37,7 +38,8 @@ def open_source(images: Any, split: str | None = None) -> Source:
             a uint8 array or tensor (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W), where 1 or 4 channels (the
             fourth is opacity, laid over white) do as well as 3; 3 axes that end in 1, 3 or 4 are one image;
             a list of these or of paths, sizes mixed at will;
-            an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files;
+            an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
+            arrays such as cifar10_teX.npy;
             a set on the hub: owner/name or owner/name:config
     split   train, validation, test or another that the source has; None: train, where there are several
 
@@ -64,8 +66,8 @@ def open_source(images: Any, split: str | None = None) -> Source:
     )
 
 
-def load_images(images: Any, side: int, split: str | None = None) -> np.ndarray:
-    """Every picture of a small source as a centred square, in order: uint8 (B, side, side, 3).
+def load_images(images: Any, side: int, split: str | None = None, *, fit: Fit = "crop") -> np.ndarray:
+    """Every picture of a small source as a square (see images.fit_square), in order: uint8 (B, side, side, 3).
 
     Raises InputError, also for a single picture that cannot be read: each was asked for.
     """
@@ -73,7 +75,7 @@ def load_images(images: Any, side: int, split: str | None = None) -> np.ndarray:
     squares = np.empty((len(source), side, side, 3), np.uint8)
     for index in range(len(source)):
         try:
-            squares[index] = fit_square(source.read(index), side)
+            squares[index] = fit_square(source.read(index), side, fit=fit)
         except UnreadableImage as error:
             raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
     return squares
@@ -166,11 +168,18 @@ def _open_folder(folder: str, split: str | None) -> Source:
 
 def _split_folder(folder: str, split: str | None) -> str | None:
     """The sub-folder of a split, as in train/cat/1.jpg, if one is asked for or all of them are splits."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    if any(is_image(entry.name) for entry in shown):
-        return None
-    names = [entry.name for entry in shown if entry.is_dir()]
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    names.append(entry.name)
+                elif is_image(entry.name):
+                    return None
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be listed: {error.strerror}") from error
     known = {canonical_split(name) for name in names}
     if split is None and (len(names) < 2 or not known <= SPLITS):
         return None

@@ -1,5 +1,6 @@
 """Pictures in memory and numpy files."""
 
+import os
 import re
 import zipfile
 
@@ -16,6 +17,8 @@ from nextpixel.sources.base import (
     refuse_split,
     sha256,
 )
+
+OPENAI_TOKENS = re.compile(r"(imagenet|cifar10)_(tr|va|te)X\.npy")
 
 
 class PictureSource(Source):
@@ -77,13 +80,18 @@ def batch(array: np.ndarray, name: str, *, may_be_single: bool = True) -> np.nda
 
 
 def open_npy(path: str) -> Source:
-    """A .npy file, memory-mapped."""
+    """A .npy file, memory-mapped: pixels, or tokens by OpenAI's file names or as rows of whole numbers beyond uint8."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it holds several arrays; rename it to .npz")
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+    beyond_pixels = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8
+    if beyond_pixels or OPENAI_TOKENS.fullmatch(os.path.basename(path)):
+        from nextpixel.sources.tokens import TokenSource  # which needs torch
+
+        return TokenSource(path)
     return ArraySource(path, batch(array, path), stamp=identity(path))
 
 

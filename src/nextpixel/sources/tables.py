@@ -111,8 +111,12 @@ class ParquetSource(Source):
             batches = self.files[file].iter_batches(
                 batch_size=rows, row_groups=[group], columns=[self.image_column], use_threads=False
             )
+        left = self.files[file].metadata.row_group(group).num_rows - start * rows
         for _ in range(start, wanted + 1):
             batch = next(batches)
+            if len(batch) != min(rows, left):  # rows would be taken for their neighbours
+                raise ValueError(f"a batch of {len(batch)} rows came instead of {min(rows, left)}")
+            left -= rows
         self._stream = (file, group), wanted + 1, batches
         return batch.column(0)
 

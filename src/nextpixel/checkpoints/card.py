@@ -1,0 +1,64 @@
+"""The README of a model that goes to a hub: what it is, what made it, how to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nextpixel.model import ImageGPT
+
+CARD = """---
+library_name: {library}
+tags:
+- image-gpt
+- nextpixel
+pipeline_tag: unconditional-image-generation
+---
+
+# {name}
+
+An Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels"), {objective} objective.
+
+| | |
+|---|---|
+| shape | {layers} layers, width {width}, {heads} heads, {parameters:,} parameters |
+| pictures | {side} x {side}, {colors} colours (palette sha256 `{palette}`) |
+{made}
+
+```python
+import nextpixel
+
+model = nextpixel.load("{name}")
+{use}
+```
+
+{other}
+Likelihoods compare only between models of the same palette, and simple pictures always look likely. What the model
+cannot do follows from what it was trained on, named above.
+"""
+
+CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageModeling` opens. Feed it the start token
+{start} and then all pixels but the last: its own image processor returns pixels without a start token.
+
+"""
+
+
+def model_card(model: ImageGPT, facts: dict[str, Any], name: str) -> str:
+    """Markdown, with the front matter that hubs read."""
+    config = model.config
+    classic = config.objective == "autoregressive"
+    made = [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items()]
+    return CARD.format(
+        library="transformers" if classic else "nextpixel",
+        name=name,
+        objective=config.objective,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        parameters=config.parameters,
+        side=config.side,
+        colors=config.colors,
+        palette=model.palette.hash[:16],
+        made="\n".join(made) or "| made | not recorded |",
+        use='halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if classic else "model.config",
+        other=CLASSIC.format(start=config.colors) if classic else "",
+    )

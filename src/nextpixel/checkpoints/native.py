@@ -1,0 +1,45 @@
+"""The folder of models that transformers would compute wrongly: our own names, and a model_type that it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextpixel.checkpoints.weights import Weights
+from nextpixel.config import ImageGPTConfig
+from nextpixel.errors import InputError
+from nextpixel.model import ImageGPT
+
+MODEL_TYPE = "nextpixel"
+
+
+def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
+    """The shape that a config.json tells."""
+    try:
+        return ImageGPTConfig(**values["shape"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{where}: expected the shape of an Image GPT, got a problem with {error}") from None
+
+
+def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name, still lying in its file."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in ImageGPT(config).state_dict().items()}
+    for name, shape in shapes.items():
+        yield name, weights.read(name, *shape)
+
+
+def state(model: ImageGPT) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach()
+
+
+def config_values(config: ImageGPTConfig) -> dict[str, Any]:
+    """config.json."""
+    return {"model_type": MODEL_TYPE, "shape": asdict(config)}

@@ -1,0 +1,99 @@
+"""The checkpoints of openai/image-gpt: TensorFlow bundles of plain variables under model/.
+
+Queries, keys, values and the output of attention are kept head by head, (heads, width of a head, width); the
+matrices of the MLP as (inputs, outputs). A masked (BERT) model has no start vector.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nextpixel.checkpoints.tensorflow import Bundle
+from nextpixel.config import ImageGPTConfig
+from nextpixel.errors import InputError
+from nextpixel.model import ImageGPT
+from nextpixel.palette import Palette
+
+
+def load_openai(
+    prefix: str | Path, *, palette: Palette | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> ImageGPT:
+    """The model in eval mode of a checkpoint of openai/image-gpt, autoregressive or masked (BERT).
+
+    `prefix` is the common start of its files, as `model.ckpt-1000000`; `palette` OpenAI's 512 colours unless told.
+    The shape is read off the tensors. What an optimiser or a class head left in the checkpoint is ignored.
+    Raises InputError where it is no such checkpoint, or files or tensors are missing or damaged.
+    """
+    bundle = Bundle(prefix)
+    config = _read_config(bundle)
+    palette = palette or Palette.openai()
+    if len(palette) != config.colors:
+        raise InputError(
+            f"{bundle.index}: model/wte: expected {len(palette)} colours as in the palette, got {config.colors}; "
+            "give the palette that this model was trained with"
+        )
+    weights = {name: tensor.to(device, dtype) for name, tensor in _read_weights(bundle, config)}
+    with torch.device("meta"):
+        model = ImageGPT(config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.palette = palette
+    return model.eval()
+
+
+def _read_config(bundle: Bundle) -> ImageGPTConfig:
+    blocks = (re.match(r"model/h(\d{1,4})/", name) for name in bundle.entries)
+    pixels = bundle.shape("model/wpe", 2)[0]
+    colors, width = bundle.shape("model/wte", 2)
+    side = isqrt(pixels)
+    if side * side != pixels:
+        raise InputError(f"{bundle.index}: model/wpe: expected a square number of pixels, got {pixels}")
+    try:
+        return ImageGPTConfig(
+            layers=1 + max((int(block[1]) for block in blocks if block), default=-1),
+            width=width,
+            heads=bundle.shape("model/h0/attn/q_proj", 3)[0],
+            side=side,
+            colors=colors,
+            objective="autoregressive" if "model/sos" in bundle.entries else "masked",
+        )
+    except InputError as error:
+        raise InputError(f"{bundle.index}: expected the shape of an Image GPT: {error}") from None
+
+
+def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under our name, one after the other."""
+    width, heads = config.width, config.heads
+    used = set()
+
+    def read(name: str, *shape: int) -> Tensor:
+        used.add(f"model/{name}")
+        return torch.from_numpy(bundle.read(f"model/{name}", shape))
+
+    def by_head(name: str) -> Tensor:
+        return read(name, heads, config.head_width, width).view(width, width)
+
+    yield "token_embedding", read("wte", config.colors, width)
+    yield "position_embedding", read("wpe", config.pixels, width)
+    if config.objective == "autoregressive":
+        yield "start", read("sos", width)[None]
+    for i in range(config.layers):
+        ours, theirs = f"blocks.{i}", f"h{i}"
+        yield f"{ours}.norm_1.gain", read(f"{theirs}/ln_1/g", width)
+        yield f"{ours}.attention.qkv.weight", torch.cat([by_head(f"{theirs}/attn/{x}_proj") for x in "qkv"])
+        yield f"{ours}.attention.out.weight", by_head(f"{theirs}/attn/c_proj").T.contiguous()
+        yield f"{ours}.norm_2.gain", read(f"{theirs}/ln_2/g", width)
+        yield f"{ours}.mlp.up.weight", read(f"{theirs}/mlp/c_fc/w", width, 4 * width).T.contiguous()
+        yield f"{ours}.mlp.down.weight", read(f"{theirs}/mlp/c_proj/w", 4 * width, width).T.contiguous()
+    yield "norm.gain", read("ln_f/g", width)
+    yield "head.weight", read("wtet", config.colors, width)
+
+    for name in bundle.entries.keys() - used:
+        slot = name.rpartition("/")[0] in used  # an optimiser's, as model/wte/Adam
+        if name.startswith("model/") and not slot and not name.startswith("model/clf/"):
+            raise InputError(f"{bundle.index}: expected the tensors of an Image GPT, got {name!r} besides")

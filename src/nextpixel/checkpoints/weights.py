@@ -1,0 +1,97 @@
+"""Tensors out of a checkpoint folder, one at a time: safetensors or legacy PyTorch files, whole or sharded.
+
+A legacy pytorch_model.bin is a pickle; torch reads it with weights_only, which knows tensors and runs no code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nextpixel.checkpoints.files import read_json
+from nextpixel.errors import InputError
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class Weights:
+    """The tensors of a folder by name. Files are mapped, so a tensor costs memory only once it is copied."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._where: dict[str, Path] = {}
+        self._readers: dict[Path, Callable[[str], Tensor]] = {}
+        for path in _weight_files(folder):
+            self._readers[path], names = _open(path)
+            self._where |= dict.fromkeys(names, path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def read(self, name: str, *shape: int) -> Tensor:
+        """That tensor, which must have that shape."""
+        if name not in self._where:
+            raise InputError(f"{self.folder}: expected a tensor {name!r} in its weights, got none by that name")
+        path = self._where[name]
+        try:
+            tensor = self._readers[path](name)
+        except SafetensorError as error:
+            raise InputError(f"{path}: expected a safetensors file, got a damaged one ({error})") from None
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{path}: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if not tensor.dtype.is_floating_point:
+            raise InputError(f"{path}: {name}: expected floating-point numbers, got {tensor.dtype}")
+        return tensor
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for name in WHOLE:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise InputError(f"{index}: expected a weight_map of tensor names to file names, got something else")
+            files = [folder / shard for shard in sorted(set(shards.values()))]
+            for file in files:
+                if file.parent != folder or not file.is_file():
+                    raise InputError(f"{index}: expected the shard {file.name} beside it, got none")
+            return files
+    raise InputError(f"{folder}: expected a checkpoint with {' or '.join(WHOLE)}, got neither")
+
+
+def _open(path: Path) -> tuple[Callable[[str], Tensor], list[str]]:
+    if path.suffix == ".safetensors":
+        try:
+            file = safe_open(path, "pt").__enter__()
+        except SafetensorError as error:
+            raise InputError(f"{path}: expected a safetensors file, got a damaged one ({error})") from None
+        return file.get_tensor, list(file.keys())
+    tensors = _load_legacy(path)
+    return tensors.__getitem__, list(tensors)
+
+
+def _load_legacy(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles; what is wrong with them ends in an error
+            try:
+                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # written before PyTorch 1.6: no zip file, cannot be mapped
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path}: expected tensors alone, got a pickle with something else in it, which could run any code; refused"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: expected a PyTorch weight file, got a damaged one ({reason})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(f"{path}: expected a table of tensors, got {type(tensors).__name__}")
+    return tensors

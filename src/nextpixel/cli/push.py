@@ -1,0 +1,57 @@
+"""nextpixel push"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.config import OutputOptions
+from nextpixel.errors import InputError, WorkError
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload a model and its card to the Hugging Face hub (log in first with: hf auth login)."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A checkpoint folder or a run folder."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="USER/NAME")]
+    """Where to, as user/name."""
+    private: bool = False
+    """Create the repository as a private one."""
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Push, "push", argv)
+    user, slash, name = args.name.partition("/")
+    if not (user and slash and name) or "/" in name:
+        raise InputError(f"USER/NAME: expected a hub name such as ann/photos-igpt, got {args.name!r}")
+    from nextpixel.checkpoints import load_with_facts, write_model
+    from nextpixel.checkpoints.card import model_card
+
+    model, facts = load_with_facts(args.model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_model(model, folder, facts=facts)
+        (folder / "README.md").write_text(model_card(model, facts, args.name), encoding="utf-8")
+        address = _upload(folder, args.name, args.private)
+    print_json({"url": address}) if args.output.json else print(address)
+
+
+def _upload(folder: Path, name: str, private: bool) -> str:
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload with nextpixel"))
+    except Exception as error:  # a hub fails in many ways; each means that nothing, or not all, was uploaded
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WorkError(f"{name}: could not be uploaded: {reason}. Log in with: hf auth login") from error

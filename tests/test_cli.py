@@ -1,0 +1,494 @@
+"""The command line from outside: what comes in as arguments, what goes out on stdout, stderr and as files."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import nextpixel
+from nextpixel import ImageGPT, ImageGPTConfig, Palette
+from nextpixel.cli import VERBS, main
+from nextpixel.errors import WorkError
+
+SMALL_RUN = "--layers 1 --width 16 --heads 2 --side 8 --steps 2 --batch-images 2 --sample-images 1 --threads 1"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user may have it: pictures, a model, and much that is broken."""
+    home = tmp_path_factory.mktemp("originals")
+    rng = np.random.default_rng(0)
+
+    def picture(path: str) -> None:
+        (home / path).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(home / path)
+
+    for path in ("photo.png", "photo.jpg", "photos/a.png", "photos/b.png", "photos/c.png", "single/a.png"):
+        picture(path)
+    for whole, cut in (("photo.png", "cut.png"), ("photo.jpg", "cut.jpg")):
+        data = (home / whole).read_bytes()
+        (home / cut).write_bytes(data[: len(data) * 9 // 10])
+    (home / "text.png").write_text("not a picture")
+    (home / "empty").mkdir()
+    (home / "taken").mkdir()
+    (home / "taken" / "file").write_text("here already")
+
+    np.save(home / "objects.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    np.save(home / "floats.npy", rng.random((2, 8, 8, 3)))
+    np.savez(home / "labels.npz", labels=np.arange(2), more=np.arange(2))
+    np.save(home / "flat.npy", np.zeros(9, np.float32))
+    (home / "unknown.toml").write_text("stepz = 5\n")
+    (home / "zero.toml").write_text("steps = 0\n")
+    (home / "broken.toml").write_text("steps =\n")
+
+    model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=2, side=8, colors=512), seed=1)
+    model.head.weight.data.normal_(generator=torch.Generator().manual_seed(2))  # it is zero to begin with
+    model.palette = Palette.openai()
+    nextpixel.save(model, home / "model")
+    break_models(home)
+    return home
+
+
+def break_models(home: Path) -> None:
+    """Copies of the model, each with one thing wrong."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(home / "model", home / name))
+
+    def change(name: str, file: str, **values: object) -> None:
+        path = copy(name) / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    (copy("no-config") / "config.json").unlink()
+    (copy("no-weights") / "model.safetensors").unlink()
+    (copy("no-json") / "config.json").write_text("{")
+    (copy("list-json") / "config.json").write_text("[]")
+    weights = copy("cut-weights") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    tensors = load_file(home / "model" / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "ln_f" not in k}, copy("no-norm") / "model.safetensors")
+    bias = {"transformer.h.0.mlp.c_fc.bias": torch.ones(64)}
+    save_file(tensors | bias, copy("biased") / "model.safetensors")
+    change("other-type", "config.json", model_type="gpt2")
+    change("wide", "config.json", n_embd=32)
+    change("deep", "config.json", n_layer=10**9)
+    change("odd-heads", "config.json", n_head=3)
+    change("worded", "config.json", n_embd="wide")
+    change("oblong", "config.json", n_positions=60)
+    change("few-colours", "preprocessor_config.json", clusters=[[0.0, 0.0, 0.0]] * 5)
+    change("no-colours", "preprocessor_config.json", clusters=None)
+
+
+@pytest.fixture(autouse=True)
+def desk(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder: a fresh copy of that folder, with neither a network nor an accelerator."""
+    threads = torch.get_num_threads()
+    folder = Path(shutil.copytree(originals, tmp_path / "desk"))
+    monkeypatch.chdir(folder)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("the hub cannot be reached\n(it was asked twice)")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=unreachable))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unreachable))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    yield folder
+    torch.set_num_threads(threads)  # --threads holds for the process
+
+
+def arguments(command: str) -> list[str]:
+    """The command as a shell splits it, with the small model where none is named."""
+    words = shlex.split(command)
+    needs_model = words[0] in ("complete", "sample", "score") and "--model" not in words
+    return [*words, *(["--model", "model"] if needs_model else [])]
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# ---- bad input: the command, and what the one sentence must say
+
+BAD = {
+    # pictures
+    "complete": ["PICTURES", "nextpixel complete --help"],
+    "score": ["IMAGES", "nextpixel score --help"],
+    "complete nope.png": ["nope.png", "no such file", "expected a path"],
+    "complete photos/nope.png": ["photos/nope.png", "no such file", "expected a path"],
+    "complete photo.png nope.png": ["nope.png", "no such file"],
+    "complete empty": ["empty", "holds no image", ".png"],
+    "complete text.png": ["text.png", "no known image format", "repair it or leave it out"],
+    "complete cut.png": ["cut.png", "truncated", "repair it or leave it out"],
+    "complete cut.jpg": ["cut.jpg", "truncated", "repair it or leave it out"],
+    "complete photo.png cut.png": ["cut.png", "repair it or leave it out"],
+    "score text.png": ["text.png", "Remove or repair"],
+    "score objects.npy": ["objects.npy", "not a .npy file of numbers"],
+    "score floats.npy": ["floats.npy", "uint8", "float64", "convert"],
+    "score labels.npz": ["labels.npz", "labels, more", "expected an array `images`"],
+    "score photos --split test": ["photos", "'test'", "leave it out"],
+    "score some/set": ["some/set", "hub", "cannot be reached"],
+    "score photo.png photo.jpg": ["photo.jpg", "nextpixel score --help"],
+    # what is drawn
+    "complete photo.png --keep 1.0": ["--keep", "less than 1", "1.0"],
+    "complete photo.png --keep -0.1": ["--keep", "from 0", "-0.1"],
+    "complete photo.png --keep 0.99": ["--keep", "at least one", "0.99"],
+    "complete photo.png --keep nan": ["--keep", "fraction", "nan"],
+    "complete photo.png --keep abc": ["--keep", "expected a number", "'abc'"],
+    "complete photo.png --keep": ["--keep", "expected a value", "none"],
+    "complete photo.png -n 0": ["-n", "at least 1", "got 0"],
+    "complete photo.png -n 1.5": ["-n", "whole number", "'1.5'"],
+    "sample -n 0": ["-n", "at least 1", "got 0"],
+    "sample --temperature -1": ["--temperature", "0 or more", "-1.0"],
+    "sample --temperature nan": ["--temperature", "0 or more", "nan"],
+    "sample --top-p 0": ["--top-p", "above 0", "got 0.0"],
+    "sample --top-p 1.5": ["--top-p", "at most 1", "got 1.5"],
+    "sample --top-k 0": ["--top-k", "at least 1", "got 0"],
+    "sample --top-k few": ["--top-k", "whole number", "'few'"],
+    "sample --seed -1": ["--seed", "0 or more", "got -1"],
+    "sample --threads 0": ["--threads", "at least 1", "got 0"],
+    "sample --device cuda": ["--device", "cuda is not available", "expected one of cpu"],
+    "sample --device gpu": ["--device", "auto, cpu, cuda, mps", "'gpu'"],
+    # unknown words
+    "complete photo.png --kep 0.5": ["unknown option --kep", "did you mean --keep?"],
+    "complete photo.png --kep=0.5": ["unknown option --kep", "did you mean --keep?"],
+    "sample --no-show": ["unknown option --no-show", "did you mean --show?"],
+    "sample --images 3 --modl model": ["unknown option --images", "nextpixel sample --help"],
+    "sample --wings": ["unknown option --wings", "nextpixel sample --help"],
+    "pretrain photos --out run --widht 3": ["unknown option --widht", "did you mean --width?"],
+    "complet photo.png": ["'complet'", "did you mean 'complete'?"],
+    "frobnicate": ["'frobnicate'", "complete, sample, score", "nextpixel --help"],
+    "--frobnicate": ["'--frobnicate'", "nextpixel --help"],
+    # outputs
+    "complete photo.png --out nowhere/x.png": ["--out", "nowhere", "create it first"],
+    "complete photo.png --out x.jpg": ["--out", ".png", "'x.jpg'"],
+    "complete photo.png --out photo.png": ["--out", "photo.png is one of the inputs", "name another"],
+    "complete photos --out photos/../photos/a.png": ["--out", "a.png is one of the inputs", "name another"],
+    "complete photo.png --each taken": ["--each", "taken exists already", "name a new folder"],
+    "complete photo.png --each nowhere/x": ["--each", "nowhere", "create it first"],
+    "sample --out taken": ["--out", ".png", "'taken'"],
+    "score photo.png --heatmap taken": ["--heatmap", "taken exists already", "name a new folder"],
+    # models
+    "sample --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
+    "sample --model photos/nope": ["--model", "'photos/nope'", "expected a checkpoint folder"],
+    "sample --model photo.png": ["--model", "'photo.png'", "expected a checkpoint folder"],
+    "sample --model some/model": ["--model", "'some/model'", "no folder", "cannot be reached"],
+    "info nope": ["nope", "expected a checkpoint folder"],
+    "sample --model no-config": ["no-config/config.json", "no such file", "expected it in a checkpoint"],
+    "sample --model no-json": ["no-json/config.json", "expected a JSON file"],
+    "sample --model list-json": ["list-json/config.json", "expected a JSON object", "list"],
+    "sample --model other-type": ["other-type/config.json", "model_type", "expected", "'imagegpt'", "'gpt2'"],
+    "sample --model odd-heads": ["odd-heads/config.json", "multiple of heads", "heads 2"],
+    "sample --model worded": ["worded/config.json", "width: expected a whole number", "'wide'"],
+    "sample --model oblong": ["oblong/config.json", "expected a square number", "60"],
+    "sample --model no-weights": ["no-weights", "expected a checkpoint with model.safetensors"],
+    "sample --model cut-weights": ["cut-weights/model.safetensors", "expected a safetensors file", "damaged"],
+    "sample --model no-norm": ["no-norm", "expected a tensor 'transformer.ln_f.weight'"],
+    "sample --model deep": ["deep", "expected a tensor 'transformer.h.1"],
+    "sample --model wide": ["wide", "expected shape (513, 32)", "got (513, 16)"],
+    "sample --model biased": ["biased", "c_fc.bias", "expected a bias of zero"],
+    "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 colours, got 5"],
+    "sample --model no-colours": ["no-colours/preprocessor_config.json", "clusters", "expected"],
+    # palettes
+    "palette photos --colors 500 --side 8": ["--colors", "expected at most 192", "got 500"],
+    "palette photos --colors 1": ["--colors", "2 to 65000", "got 1"],
+    "palette photos --colors 4 --side 0": ["--side", "at least 1", "got 0"],
+    "palette photos --colors 4 --seed -1": ["--seed", "expected 0", "got -1"],
+    "palette photos --colors 4 --out x.png": ["--out", ".npy", "'x.png'"],
+    "palette photos --colors 4 --out nowhere/x.npy": ["--out", "nowhere", "create it first"],
+    "palette photo.png --colors 4 --out photo.npy": ["--out", "photo.png is one of the inputs", "name another"],
+    "palette floats.npy --colors 4 --out floats.npy": ["--out", "floats.npy is one of the inputs", "name another"],
+    # pretraining
+    "pretrain photos": ["--out", "as in: nextpixel pretrain"],
+    "pretrain --out run": ["images", "as in: nextpixel pretrain"],
+    "pretrain nope --out run": ["nope", "no such file"],
+    "pretrain single --out run": ["at least 2 images", "got 1", "--validation"],
+    "pretrain photos --out taken": ["--out", "taken exists already", "name a new folder"],
+    "pretrain photos --out nowhere/run": ["--out", "nowhere", "create it first"],
+    "pretrain photos --out run --size tiny": ["--size", "xxs, xs, s, m, l, xl", "'tiny'"],
+    "pretrain photos --out run --width 30 --heads 4": ["width 30", "heads 4", "try heads 3"],
+    "pretrain photos --out run --side 0": ["--side", "at least 1", "got 0"],
+    "pretrain photos --out run --steps 0": ["--steps", "at least 1", "got 0"],
+    "pretrain photos --out run --learning-rate 0": ["--learning-rate", "above 0", "got 0"],
+    "pretrain photos --out run --clip-norm nan": ["--clip-norm", "0 or more", "nan"],
+    "pretrain photos --out run --validation-fraction 2": ["--validation-fraction", "between 0 and 1", "2.0"],
+    "pretrain photos --out run --validation nope": ["nope", "no such file"],
+    "pretrain photos --out run --batch-images 4 --micro-batch-images 3": ["--micro-batch-images", "divisor", "got 3"],
+    "pretrain photos --out run --palette nope.npy": ["nope.npy", "expected a palette as .npy", "no such file"],
+    "pretrain photos --out run --palette flat.npy": ["flat.npy", "expected an array of shape (colours, 3)", "(9,)"],
+    "pretrain photos --out run --palette objects.npy": ["objects.npy", "expected a palette as .npy", "unreadable"],
+    "pretrain photos --out run --init nope": ["'nope'", "expected a checkpoint folder"],
+    "pretrain photos --out run --init model --width 32": ["--init", "--width"],
+    "pretrain photos --out run --init model --side 16": ["--side", "side 8", "got 16"],
+    "pretrain photos --out run --device cuda": ["--device", "cuda is not available", "cpu"],
+    "pretrain photos --out run --recipe nope": ["--recipe", "'nope'", "expected the path of a .toml file or one of"],
+    "pretrain photos --out run --recipe nope.toml": ["--recipe", "'nope.toml'", "expected the path of a .toml file"],
+    "pretrain photos --out run --recipe": ["--recipe", "expected a value", "none"],
+    "pretrain photos --out run --recipe unknown.toml": ["unknown.toml", "'stepz'", "did you mean 'steps'?"],
+    "pretrain photos --out run --recipe zero.toml": ["zero.toml", "--steps", "at least 1"],
+    "pretrain photos --out run --recipe broken.toml": ["broken.toml", "expected a TOML file"],
+    "pretrain photos --out run --recipe photo.png": ["--recipe", "'photo.png'", "expected the path of a .toml file"],
+    "pretrain --resume taken": ["--resume", "expected a run folder", "'taken'"],
+    "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],
+    "pretrain --resume taken --steps 9": ["--resume", "got --steps", "--init"],
+    "pretrain photos --resume taken": ["--resume", "got photos", "--init"],
+}
+
+
+@pytest.mark.parametrize(("command", "told"), BAD.items(), ids=BAD)
+def test_bad_input_ends_in_one_sentence_and_changes_nothing(
+    command: str, told: list[str], desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(desk)
+    code = main(arguments(command))
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("nextpixel: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert [words for words in told if words not in err] == [], err
+    assert contents(desk) == before
+
+
+@pytest.mark.parametrize("columns", ["20", "400"])
+def test_complaints_do_not_depend_on_the_width_of_the_terminal(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    main(["sample", "--dev", "cpu"])
+    main(["sample", "--device", "gpu"])
+    assert capsys.readouterr().err == (
+        "nextpixel: unknown option --dev; did you mean --device?\n"
+        "nextpixel: --device: expected one of auto, cpu, cuda, mps, got 'gpu'; see nextpixel sample --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (WorkError("the disk is full"), 1, "the disk is full"),
+        (OSError(13, "Permission denied", "locked.png"), 1, "locked.png: Permission denied"),
+        (ImportError("No module named 'rich'", name="rich"), 1, "pip install rich"),
+        (RuntimeError("no idea"), 1, "unexpected RuntimeError: no idea (--verbose shows where)"),
+        (KeyboardInterrupt("stopped and saved"), 130, "stopped and saved"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failures_have_their_exit_code_and_one_line(
+    error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nextpixel.cli.sample.run", fail)
+    assert main(["sample"]) == code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and told in err
+
+
+# ---- good input
+
+
+def run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str]:
+    """The lines on stdout and the text on stderr of a command that must succeed."""
+    code = main(arguments(command))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out.splitlines(), err
+
+
+def run_json(command: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads("\n".join(run(command + " --json", capsys)[0]))
+
+
+def read(path: Path | str) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def test_complete_writes_a_grid_and_prints_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, err = run("complete photo.png -n 2 --out grid.png", capsys)
+    assert lines[0].startswith("photo.png: nats per pixel ") and lines[1:] == ["grid.png"]
+    assert read("grid.png").ndim == 3
+    assert "--seed 1" in err
+
+
+def test_complete_of_a_folder_tells_of_every_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = run("complete photos -n 1", capsys)
+    assert [line.partition(":")[0] for line in lines] == ["a.png", "b.png", "c.png", "completions.png"]
+
+
+def test_complete_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+    told = run_json("complete photo.png photo.jpg -n 3 --keep 0.25 --seed 5 --show", capsys)
+    assert told["out"] == "completions.png" and told["kept_rows"] == 2 and told["seed"] == 5
+    assert [picture["name"] for picture in told["pictures"]] == ["photo.png", "photo.jpg"]
+    assert [len(picture["nats_per_pixel"]) for picture in told["pictures"]] == [3, 3]
+
+
+def test_each_writes_every_completion_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    files = run_json("complete photos -n 2 --each all", capsys)["each"]
+    assert sorted(Path("all").iterdir()) == [Path(file) for file in files]
+    assert [Path(file).stem.partition("_")[2] for file in files] == ["a_0", "a_1", "b_0", "b_1", "c_0", "c_1"]
+    assert all(read(file).shape == (8, 8, 3) for file in files)
+    assert all(np.array_equal(read(files[i])[:4], read(files[i + 1])[:4]) for i in (0, 2, 4)), "the kept rows"
+
+
+@pytest.mark.parametrize("verb", ["complete photo.png", "sample"])
+def test_show_draws_in_the_terminal(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = run(f"{verb} -n 1 --show", capsys)
+    assert lines[0].startswith("\x1b[38;2;") and "▀" in lines[0]
+    assert lines[-1].endswith(".png")
+
+
+def test_sample_writes_a_grid_and_prints_only_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = run("sample -n 3 --temperature 0.9 --top-k 40 --top-p 0.9", capsys)
+    assert lines == ["samples.png"]
+    read("samples.png")
+    assert len(run_json("sample -n 3", capsys)["nats_per_pixel"]) == 3
+
+
+@pytest.mark.parametrize("verb", ["complete photo.png", "sample"])
+def test_the_seed_decides_the_files(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = {}
+    for name, seed in [("first", 3), ("again", 3), ("other", 4)]:
+        run(f"{verb} -n 1 --seed {seed} --out {name}.png --each {name}", capsys)
+        (file,) = Path(name).iterdir()
+        drawn[name] = Path(f"{name}.png").read_bytes(), file.read_bytes()
+    assert drawn["first"] == drawn["again"]
+    assert drawn["first"][0] != drawn["other"][0] and drawn["first"][1] != drawn["other"][1]
+
+
+def test_score_lists_the_least_likely_first(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = run("score photos", capsys)
+    scores = [float(line.split()[0]) for line in lines[:-1]]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(line.split()[1] for line in lines[:-1]) == ["a.png", "b.png", "c.png"]
+    assert lines[-1].startswith(f"mean {np.mean(scores):.3f}") and lines[-1].endswith("over 3 images")
+
+
+def test_score_draws_heat_maps_and_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+    told = run_json("score photos --heatmap hot", capsys)
+    names = [Path(image["name"]).stem for image in told["images"]]
+    assert [Path(file).stem.partition("_")[2] for file in told["heatmaps"]] == names
+    height, width, _ = read(told["heatmaps"][0]).shape
+    assert width == 2 * height
+    values = [image["nats_per_pixel"] for image in told["images"]]
+    assert told["mean"] == pytest.approx(np.mean(values)) and told["standard_error"] > 0
+
+
+def test_score_leaves_out_the_odd_broken_picture_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(8):
+        shutil.copy("photo.png", f"photos/more{i}.png")
+    shutil.copy("cut.png", "photos/cut.png")
+    lines, err = run("score photos", capsys)
+    assert len(lines) == 11 + 1 and "left out: " in err and "cut.png" in err
+
+
+def test_info_tells_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, err = run("info model", capsys)
+    assert "  side: 8" in lines and f"palette_sha256: {Palette.openai().hash}" in lines
+    assert "nextpixel complete" in err
+    assert run_json("info model", capsys)["shape"]["width"] == 16
+
+
+def test_progress_goes_to_stderr_and_results_to_stdout(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nextpixel.progress.SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("nextpixel.progress.LINE_EVERY_SECONDS", 0.0)
+    lines, err = run("sample -n 1 --verbose", capsys)
+    assert lines == ["samples.png"] and "drawing: " in err and "pixels/s" in err
+
+
+def test_a_palette_is_fitted_and_trained_with(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, err = run("palette photos --colors 8 --side 8 --out own.npy", capsys)
+    assert lines[0].startswith("own.npy: 8 colours, PSNR ") and lines[1:] == ["own.png"]
+    assert "--palette own.npy" in err
+    assert len(Palette.read("own.npy")) == 8
+    read("own.png")
+    told = run_json("palette photos --colors 8 --side 8 --out again.npy", capsys)
+    assert np.array_equal(np.load("again.npy"), np.load("own.npy")) and told["psnr_db"] > 0
+
+    lines, err = run(f"pretrain photos --palette own.npy --out run {SMALL_RUN}", capsys)
+    assert len(lines) == 1 and lines[0].startswith("run: best validation ")
+    assert "nextpixel sample --model run" in err
+    assert run_json("info run", capsys)["shape"]["colors"] == 8
+    assert run("sample --model run -n 1", capsys)[0] == ["samples.png"]
+
+
+def test_a_run_tells_how_far_it_got_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"pretrain photos --out run {SMALL_RUN}", capsys)
+    told = run_json("info run", capsys)
+    assert (told["run"]["steps"], told["run"]["of"]) == (2, 2) and told["run"]["best"]["step"] == 2
+    assert any(line.strip() == "steps: 2" for line in run("info run", capsys)[0])
+    resumed = run_json("pretrain --resume run", capsys)
+    assert resumed["run"] == "run" and resumed["config"]["width"] == 16 and resumed["best"] == told["run"]["best"]
+
+
+def test_flags_go_over_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.toml").write_text("layers = 1\nwidth = 32\nheads = 2\nside = 8\nsteps = 1\nsample_images = 0\n")
+    command = "pretrain photos --out run --recipe mine.toml --width 16 --batch-images 2 --threads 1"
+    config = run_json(command, capsys)["config"]
+    assert (config["layers"], config["width"], config["steps"]) == (1, 16, 1)
+
+
+# ---- help, and what starting costs
+
+
+@pytest.mark.parametrize("asked", [[], ["-h"], ["--help"]])
+def test_the_overview_names_every_verb(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(asked) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and all(f"\n  {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_is_for_people(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith(f"usage: nextpixel {verb} ")
+    assert "None" not in out and "False" not in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"nextpixel {nextpixel.__version__}\n"
+
+
+def test_help_comes_in_half_a_second_and_without_torch() -> None:
+    code = "import sys; from nextpixel.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[1] < 0.5
+
+
+def test_importing_reads_no_environment_and_starts_no_thread() -> None:
+    code = """
+        import os, sys, threading
+
+        class Closed:
+            def __getattribute__(self, name):
+                raise AssertionError(f"os.environ was used: {name}")
+            __getitem__ = __contains__ = __iter__ = lambda *_: 1 / 0
+
+        os.environ = Closed()
+        import nextpixel
+        assert threading.active_count() == 1
+        assert not {"torch", "numpy", "PIL"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -1,0 +1,106 @@
+"""The documents say what is so: the command-line reference is current, Python blocks run, links lead somewhere."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+import nextpixel
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "src").rglob("*.md")])
+ASSETS = Path(nextpixel.__file__).parent / "assets"
+NOT_RUN = "<!-- not run -->"
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def fenced(text: str) -> Iterator[tuple[int, str, str, str]]:
+    """(line of its first code, language, code, the line before the fence) of every fenced block."""
+    lines = text.splitlines()
+    opened: tuple[int, str, str] | None = None  # line of the fence, the fence itself, language
+    for number, line in enumerate(lines):
+        fence = re.match(r" *(```+|~~~+) *(\w*)", line)
+        if opened is None and fence:
+            opened = number, fence[1], fence[2]
+        elif opened is not None and line.strip() == opened[1]:
+            start, _, language = opened
+            before = lines[start - 1].strip() if start else ""
+            yield start + 1, language, "\n".join(lines[start + 1 : number]), before
+            opened = None
+
+
+def python_blocks(text: str) -> list[tuple[int, str]]:
+    """(first line, code) of the blocks that are to run."""
+    return [(line, code) for line, language, code, before in fenced(text) if language == "python" and before != NOT_RUN]
+
+
+def links(text: str) -> list[str]:
+    """Targets within the repository, of links and pictures outside code."""
+    for _, _, code, _ in fenced(text):
+        text = text.replace(code, "")
+    text = re.sub(r"`[^`\n]*`", "", text)
+    targets = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"""(?:src|href)=["']([^"']+)""", text)
+    return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_line_reference_is_current() -> None:
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == generator().page(), "docs/cli.md is out of date; run: python docs/generate_cli.py"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=named)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = python_blocks(page.read_text(encoding="utf-8"))
+    if blocks and not (ASSETS / "embedded" / "model.safetensors").is_file():
+        pytest.skip("this installation has no embedded model")
+    with Image.open(ASSETS / "pictures" / "cat.jpg") as cat:
+        cat.save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for line, code in blocks:
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # so that a traceback shows the page's own line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    targets = links(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
+
+
+def test_blocks_and_links_are_found() -> None:
+    text = "\n".join(
+        [
+            "[a](docs/a.md) ![b](b.png 'title') [web](https://x.org) [here](#here) `[c](d)` <img src='e.png'>",
+            "```python",
+            "x = 1  # [f](g)",
+            "```",
+            NOT_RUN,
+            "```python",
+            "import nothing",
+            "```",
+            "````python",
+            "```",
+            "````",
+            "```sh",
+            "ls",
+            "```",
+        ]
+    )
+    assert python_blocks(text) == [(2, "x = 1  # [f](g)"), (9, "```")]
+    assert links(text) == ["docs/a.md", "b.png", "e.png"]

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel.extraction import features, pooled
+from test_model import lively, some_tokens
+
+CONFIG = ImageGPTConfig(layers=4, width=24, heads=3, side=4, colors=16)
+
+
+@pytest.fixture
+def model() -> ImageGPT:
+    model = lively(CONFIG, torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+    return model
+
+
+def test_features_are_the_pooled_states_behind_each_first_norm(model: ImageGPT) -> None:
+    seen: dict[int, Tensor] = {}
+    norms = [*(block.norm_1 for block in model.blocks), model.norm]
+    hooks = [
+        norm.register_forward_hook(lambda _m, _i, output, layer=layer: seen.update({layer: output}))
+        for layer, norm in enumerate(norms)
+    ]
+    tokens = some_tokens(5, CONFIG)
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.stack([seen[layer].mean(1) for layer in range(5)], 1)
+    assert np.allclose(pooled(model, tokens, range(5)), expected, atol=1e-6)
+
+
+def test_the_early_stop_gives_identical_features_and_runs_no_deeper_block(model: ImageGPT) -> None:
+    tokens = some_tokens(3, CONFIG)
+    every = pooled(model, tokens, range(5))
+    model.blocks[2].forward = lambda *_: pytest.fail("a block behind the deepest layer was run")
+    assert np.array_equal(pooled(model, tokens, [2])[:, 0], every[:, 2])
+
+
+def test_layers_are_concatenated_in_the_order_given(model: ImageGPT) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    both = features(model, pictures, layer=[3, 1])
+    assert both.shape == (3, 48) and both.dtype == np.float32
+    assert np.array_equal(both, np.concatenate([features(model, pictures, 3), features(model, pictures, 1)], 1))
+    assert features(model, pictures).shape == (3, 24)
+
+
+@pytest.mark.parametrize("layer", [5, -1, [], [1, 9], "best"])
+def test_a_layer_the_model_has_not_is_refused(model: ImageGPT, layer: object) -> None:
+    with pytest.raises(InputError, match="from 0 to 4"):
+        features(model, np.zeros((4, 4, 3), np.uint8), layer=layer)
