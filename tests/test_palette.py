@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ def nearest(image: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 @given(images)
 def test_tokens_are_the_nearest_colours_in_float64(image: np.ndarray) -> None:
-    assert np.array_equal(OPENAI.encode(image)[0], nearest(image, OPENAI.colors))
+    many = np.concatenate([image] * (1 + palette_module.TABLE_FROM // image[0, :, :, 0].size))  # through the table
+    expected = nearest(image, OPENAI.colors)
+    assert np.array_equal(OPENAI.encode(many)[-1], expected)
+    assert np.array_equal(Palette(OPENAI.colors).encode(image)[0], expected)
 
 
 @settings(max_examples=25, deadline=None)
@@ -31,13 +35,28 @@ def test_any_palette_with_repeated_and_symmetric_colours_takes_the_first_on_ties
     image: np.ndarray, colours: int, seed: int
 ) -> None:
     grid = np.random.default_rng(seed).choice([-1.0, -0.5, 0.0, 0.5, 1.0], (colours, 3)).astype(np.float32)
-    assert np.array_equal(Palette(grid).encode(image)[0], nearest(image, grid))
+    expected = nearest(image, grid)
+    assert np.array_equal(Palette(grid).encode(image)[0], expected)
+    if colours > 1:
+        assert np.array_equal(Palette(grid)._search_tree(palette_module._codes(image.reshape(-1, 3))), expected)
 
 
-def test_without_scipy_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (2, 30, 30, 3), np.uint8)
-    monkeypatch.setitem(__import__("sys").modules, "scipy.spatial", None)
-    assert np.array_equal(Palette.openai().encode(image), OPENAI.encode(image))
+@settings(max_examples=20, deadline=None)
+@given(images)
+def test_the_tree_finds_openai_s_nearest_colours(image: np.ndarray) -> None:
+    assert np.array_equal(
+        OPENAI._search_tree(palette_module._codes(image.reshape(-1, 3))), nearest(image, OPENAI.colors)
+    )
+
+
+def test_many_colours_take_the_tree_and_without_scipy_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1, 100, 100, 3), np.uint8)
+    searched, search = [], Palette._search_tree
+    monkeypatch.setattr(Palette, "_search_tree", lambda self, codes: (searched.append(1), search(self, codes))[1])
+    tokens = Palette.openai().encode(image)
+    assert searched
+    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
+    assert np.array_equal(Palette.openai().encode(image), tokens)
 
 
 def test_the_table_of_a_device_is_the_table_of_the_cpu() -> None:
@@ -67,12 +86,14 @@ def test_decoding_rounds_half_to_even_and_clips() -> None:
 
 def test_a_saved_table_is_used_and_a_damaged_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(palette_module, "SAVE_TABLE_FROM", 1)
+    monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
     image = np.random.default_rng(2).integers(0, 256, (1, 20, 20, 3), np.uint8)
     expected = Palette.openai(tmp_path).encode(image)
     [table] = (tmp_path / "colour-tables").iterdir()
     monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("searched for a colour of the table"))
     assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
     monkeypatch.undo()
+    monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
     table.write_bytes(table.read_bytes()[:1000])
     assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
 

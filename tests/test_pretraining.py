@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -140,6 +141,28 @@ def test_the_command_prints_how_to_go_on_and_that_goes_on(whole, tmp_path, monke
     assert main(shlex.split(last.partition("go on with: nextpixel ")[2])) == 0
     assert "nats per pixel at step" in capsys.readouterr().out
     assert_same(tmp_path / "run", whole)
+
+
+def test_an_interruption_before_there_is_a_run_leaves_nothing(images, tmp_path, cache, monkeypatch, capsys):
+    on_call(monkeypatch, "nextpixel.sources.arrays.ArraySource.read", 3, interrupt)
+    assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "nextpixel: interrupted"
+    assert not (tmp_path / "run").exists()
+    assert list((cache / "decoded").iterdir()) == []
+
+
+def test_an_interruption_before_the_first_step_tells_how_to_go_on(images, tmp_path, monkeypatch, capsys):
+    on_call(monkeypatch, "nextpixel.pretraining.Batches", 1, interrupt)
+    assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
+    assert "stopped; go on with: nextpixel pretrain --resume" in capsys.readouterr().err
+    nextpixel.pretrain(resume=tmp_path / "run")
+    assert Run(tmp_path / "run").steps()[-1] == 12
+
+
+def test_it_trains_in_a_thread_where_no_signals_come(images, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(nextpixel.pretrain, images, out=tmp_path / "run", **settings(tmp_path, steps=2)).result()
+    assert Run(tmp_path / "run").steps()[-1] == 2
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):
@@ -394,6 +417,35 @@ def test_flops_of_a_step_are_six_for_each_weight_and_pixel_and_attention():
 
 
 # ---- what a run tells
+
+
+def test_tensorboard_gets_the_figures_of_each_step_once(images, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with monkeypatch.context() as patch:
+        on_call(patch, "nextpixel.pretraining.cross_entropy", 17, lambda: (interrupt(), interrupt()))
+        with pytest.raises(Interrupted):
+            nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path))
+    nextpixel.pretrain(resume=tmp_path / "run")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    logged = [(step, value) for step, name, value in figures(tmp_path / "run") if name == "loss"]
+    assert [event.step for event in board.Scalars("loss")] == [step for step, _ in logged]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx([value for _, value in logged])
+    assert [event.step for event in board.Scalars("validation_nats")] == [6, 12]
+
+
+@pytest.mark.parametrize("name", ["__init__", "add_scalar", "close"])
+def test_a_tensorboard_that_cannot_write_stops_nothing(images, tmp_path, monkeypatch, name):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, name, full)
+    nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path, steps=2))
+    assert len(figures(tmp_path / "run")) == 3
 
 
 @pytest.mark.parametrize("error", [ImportError("absent"), TypeError("a protobuf that does not fit")])

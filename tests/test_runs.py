@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -144,34 +145,39 @@ def test_the_clock_for_checkpoints_starts_anew_with_each():
 # ---- kills
 
 
-def pretrain_in_a_process(arguments, begun, stop_before, number, reached, stderr):
-    """`nextpixel` with these arguments; the call `number` of the function `stop_before` never returns."""
+def pretrain_in_a_process(arguments, stderr, begun, run, station, half_done, reached):
+    """`nextpixel` with these arguments; the function `station` never returns once `run` holds `half_done`."""
     sys.stderr = stderr.open("w", buffering=1)
     patch = pytest.MonkeyPatch()
-    original = Batches.__call__
+    batch = Batches.__call__
 
-    def slow(self, step):
+    def slow_batch(self, step):
         begun.set()
         time.sleep(0.02)
-        return original(self, step)
+        return batch(self, step)
 
-    def wait():
-        reached.set()
-        time.sleep(600)
+    patch.setattr(Batches, "__call__", slow_batch)
+    if station:
+        original = resolve_name(station)
 
-    patch.setattr(Batches, "__call__", slow)
-    if stop_before:
-        on_call(patch, stop_before, number, wait)
+        def wait(*args, **kwargs):
+            if any(run.glob(half_done)):
+                reached.set()
+                time.sleep(60)
+            return original(*args, **kwargs)
+
+        patch.setattr(station, wait)
     sys.exit(main(arguments))
 
 
 class Killable:
-    """`nextpixel` in a process of its own."""
+    """`nextpixel` in a process of its own, which may wait for its end at a `station`."""
 
-    def __init__(self, arguments: list[str], stderr: Path, stop_before: str = "", number: int = 1) -> None:
-        self.begun, self.reached, self.stderr = PROCESSES.Event(), PROCESSES.Event(), stderr
-        handles = (arguments, self.begun, stop_before, number, self.reached, stderr)
-        self.process = PROCESSES.Process(target=pretrain_in_a_process, args=handles)
+    def __init__(self, arguments: list[str], run: Path, station: str = "", half_done: str = "") -> None:
+        self.begun, self.reached = PROCESSES.Event(), PROCESSES.Event()
+        self.stderr = run.with_name("stderr")
+        handles = (arguments, self.stderr, self.begun, run, station, half_done, self.reached)
+        self.process = PROCESSES.Process(target=pretrain_in_a_process, args=handles, daemon=True)
         self.process.start()
 
     def until(self, event) -> None:
@@ -191,51 +197,50 @@ class Killable:
         return code
 
 
-STATIONS = [  # where a process waits for its end, and the call of that function which never returns
-    ("nextpixel.pretraining.cross_entropy", 2),  # in the first step, before there is any checkpoint
-    ("nextpixel.training.save_trainer_state", 1),  # in a checkpoint: the weights are written, the rest is not
-    ("os.rename", 2),  # in a checkpoint, before it takes its name (the run folder took its own first)
-    ("nextpixel.checkpoints.runs.shutil.rmtree", 8),  # while an old checkpoint is removed
-    ("nextpixel.pretraining.square_nats", 2),  # between a checkpoint and its evaluation
-    ("nextpixel.images.os.replace", 4),  # before the samples, the best or the log take their names
-    ("nextpixel.checkpoints.Run.log", 7),  # before a line of the log
+STATIONS = [  # the function that never returns, and what half-done work lies in the run when it is called
+    ("nextpixel.pretraining.cross_entropy", "run.json"),  # no checkpoint yet
+    ("nextpixel.training.save_trainer_state", ".step_*.part-*/model.safetensors"),  # half a checkpoint
+    ("os.rename", ".step_*.part-*/trainer/.metadata"),  # a whole one that has not taken its name
+    ("shutil.rmtree", ".step_*.part-old"),  # an old one about to go
+    ("nextpixel.pretraining.square_nats", "step_0000020"),  # one that is not evaluated
+    ("os.replace", "samples/.step_0000020.png.*.part"),
+    ("os.replace", ".best.json.part-*"),
+    ("nextpixel.checkpoints.Run.log", "step_0000028"),
 ]
 
 
 def test_killed_again_and_again(tmp_path):
-    config = settings(tmp_path, steps=100, checkpoint_every_steps=7, evaluate_every_steps=20)
-    images, run, whole, stderr = photos(tmp_path), tmp_path / "run", tmp_path / "whole", tmp_path / "stderr"
+    config = settings(tmp_path, steps=200, checkpoint_every_steps=7, evaluate_every_steps=20)
+    images, run, whole = photos(tmp_path), tmp_path / "run", tmp_path / "whole"
     command = ["pretrain", str(images), "--out", str(run), *flags(config)]
     resume = ["pretrain", "--resume", str(run)]
     moments = random.Random(0)
 
-    for station, number in STATIONS:
-        killable = Killable(command, stderr, station, number)
+    for station, half_done in STATIONS:
+        killable = Killable(command, run, station, half_done)
         killable.until(killable.reached)
         assert killable.end(signal.SIGKILL) == -signal.SIGKILL
         command = resume
-        if station == STATIONS[0][0]:
-            assert Run(run).steps() == []
     for _ in range(5):  # at 20 ms a step these kills cannot reach the end
-        killable = Killable(resume, stderr)
+        killable = Killable(resume, run)
         killable.until(killable.begun)
         time.sleep(moments.uniform(0, 0.3))
         assert killable.end(signal.SIGKILL) == -signal.SIGKILL
-        assert Run(run).steps() and Run(run).steps()[-1] < 100
     assert main(resume) == 0
 
     nextpixel.pretrain(images, out=whole, **config)
     assert_same(run, whole)  # with it every line of the log, once and in order
     assert Run(run).steps() == Run(whole).steps()
     assert leftovers(run) == []
-    assert sorted((run / "samples").iterdir()) == [run / "samples" / f"step_{s:07d}.png" for s in range(20, 101, 20)]
+    samples = sorted(path.name for path in (run / "samples").iterdir())
+    assert samples == [f"step_{step:07d}.png" for step in range(20, 201, 20)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_from_outside_stop_the_command_with_130(tmp_path, number):
     config = settings(tmp_path, steps=1000)
     command = ["pretrain", str(photos(tmp_path)), "--out", str(tmp_path / "a run"), *flags(config)]
-    killable = Killable(command, tmp_path / "stderr")
+    killable = Killable(command, tmp_path / "a run")
     killable.until(killable.begun)
     time.sleep(0.1)
     assert killable.end(number) == 130

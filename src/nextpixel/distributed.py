@@ -23,11 +23,8 @@ from nextpixel.errors import InputError
 def save_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Write the optimiser's state, by parameter name. Raises OSError where that fails."""
     state: dict[str, Any] = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
-    try:
-        with _alone():
-            dcp.save(state, checkpoint_id=folder, no_dist=True)
-    except RuntimeError as error:  # what torch's writer makes of a full disk
-        raise (error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error))) from None
+    with _alone():
+        dcp.save(state, checkpoint_id=folder, no_dist=True)
 
 
 def load_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
@@ -48,7 +45,8 @@ def load_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
 def _alone() -> Iterator[None]:
     """For a lone process: no warning that it has no process group, and errors as they were raised.
 
-    torch wraps all of them, KeyboardInterrupt too, in a CheckpointException, which is no Exception.
+    torch wraps all of them, KeyboardInterrupt too, in a CheckpointException, which is no Exception; and before
+    that it makes a RuntimeError of a full disk.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
@@ -56,4 +54,5 @@ def _alone() -> Iterator[None]:
             yield
         except CheckpointException as wrapped:
             error, _ = next(iter(wrapped.failures.values()))
-            raise error from None
+            hidden = error.__context__ if isinstance(error, RuntimeError) else None
+            raise (hidden if isinstance(hidden, OSError) else error) from None

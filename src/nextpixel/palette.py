@@ -17,6 +17,8 @@ from torch import Tensor
 from nextpixel.errors import InputError
 
 COLOURS_OF_24_BITS = 1 << 24
+TABLE_FROM = 4_096  # pixels that make the table worth its 33 MB of memory
+TREE_FROM = 8_000  # newly met colours from which building a tree, and loading scipy, is the faster way
 SAVE_TABLE_FROM = 100_000  # newly met colours that make the table worth a write of 33 MB
 
 
@@ -107,13 +109,14 @@ class Palette:
     def _look_up(self, codes: NDArray[np.int32]) -> NDArray[np.uint16]:
         """Tokens of 24-bit colours; those never met are searched for first."""
         if self._table is None:
+            if codes.size <= TABLE_FROM:
+                colours, places = np.unique(codes, return_inverse=True)
+                return self._nearest(colours)[places].reshape(codes.shape)
             self._table = self._read_table()
         found = self._table[codes]
         if found.all():
             return found - np.uint16(1)
-        met = np.zeros(COLOURS_OF_24_BITS, bool)
-        met[codes[found == 0]] = True
-        new = np.flatnonzero(met)
+        new = _different(codes[found == 0])
         if not self._table.flags.writeable:
             self._table = self._table.copy()
         for start in range(0, len(new), 1 << 20):
@@ -124,15 +127,16 @@ class Palette:
         return self._table[codes] - np.uint16(1)
 
     def _nearest(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
-        colors = self.colors.astype(np.float64)
-        try:
-            from scipy.spatial import KDTree
-        except ImportError:
-            KDTree = None
-        if KDTree is None or len(self) < 2:
-            return self._search(codes)
+        if len(codes) >= TREE_FROM and len(self) > 1:
+            with contextlib.suppress(ImportError):
+                return self._search_tree(codes)
+        return self._search(codes)
+
+    def _search_tree(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
+        from scipy.spatial import KDTree
+
         pixels = np.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1) / 127.5 - 1.0
-        distances, tokens = KDTree(colors).query(pixels, k=2, workers=-1)
+        distances, tokens = KDTree(self.colors.astype(np.float64)).query(pixels, k=2, workers=-1)
         tied = distances[:, 1] - distances[:, 0] < 1e-9  # the tree settles ties in its own order
         tokens = tokens[:, 0].astype(np.uint16)
         tokens[tied] = self._search(codes[tied])
@@ -140,7 +144,7 @@ class Palette:
 
     def _search(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
         colors = torch.from_numpy(self.colors.astype(np.float64))
-        parts = torch.from_numpy(codes.astype(np.int64)).split(1 << 12)
+        parts = torch.from_numpy(codes.astype(np.int64)).split(1 << 8)
         found = [_brute_force(part, colors).numpy().astype(np.uint16) for part in parts]
         return np.concatenate(found) if found else np.empty(0, np.uint16)
 
@@ -212,6 +216,15 @@ def _brute_force(codes: Tensor, colors: Tensor) -> Tensor:
     nearest = distances == distances.amin(-1, keepdim=True)
     numbers = torch.arange(len(colors), device=codes.device)
     return torch.where(nearest, numbers, len(colors)).amin(-1)  # argmin promises no order among ties
+
+
+def _different(codes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The different ones among 24-bit colours, sorted."""
+    if len(codes) < 1 << 16:
+        return np.unique(codes).astype(np.int64)
+    met = np.zeros(COLOURS_OF_24_BITS, bool)
+    met[codes] = True
+    return np.flatnonzero(met)
 
 
 def _codes(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:

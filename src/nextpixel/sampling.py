@@ -154,8 +154,9 @@ def _draw_rows(
     prompts = plan.prompts[first : last + 1].to(model.device)
     cache = model.new_cache(len(prompts))
     logits = model.extend(prompts, cache)[:, -1]  # one prefill for all completions of a picture
-    rows = torch.tensor([c // n - first for c in candidates], device=model.device)
-    cache, logits = cache.select(rows), logits[rows]
+    if n > 1:
+        rows = torch.tensor([c // n - first for c in candidates], device=model.device)
+        cache, logits = cache.select(rows), logits[rows]
     noise = torch.from_numpy(np.stack([_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
     noise = noise.to(model.device, _wide(logits))
     for y in range(plan.kept_rows, side):

@@ -213,16 +213,19 @@ def _tensorboard(run: Run, start: int) -> Iterator[Callable[[int, dict[str, floa
     """Scalars for TensorBoard where it is installed; log.jsonl has them all anyway."""
     try:
         from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
     except Exception:  # absent, or broken: a protobuf that does not fit raises TypeError
         yield lambda step, figures: None
         return
-    writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
 
     def write(step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            writer.add_scalar(name, value, step)
+        with contextlib.suppress(OSError):  # a full disk shows in log.jsonl
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
 
     try:
         yield write
     finally:
-        writer.close()
+        with contextlib.suppress(OSError):
+            writer.close()
