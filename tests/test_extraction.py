@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import ImageGPTModel
 
+import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.extraction import features, pooled
 from test_model import lively, some_tokens
@@ -51,3 +55,21 @@ def test_layers_are_concatenated_in_the_order_given(model: ImageGPT) -> None:
 def test_a_layer_the_model_has_not_is_refused(model: ImageGPT, layer: object) -> None:
     with pytest.raises(InputError, match="from 0 to 4"):
         features(model, np.zeros((4, 4, 3), np.uint8), layer=layer)
+
+
+@pytest.mark.parametrize("start_token", [True, False])
+def test_features_are_transformers_hidden_states_behind_each_norm(
+    model: ImageGPT, tmp_path: Path, start_token: bool
+) -> None:
+    """Its hidden states are taken before each block's first norm, but after the last one."""
+    nextpixel.save(model, tmp_path / "model")
+    theirs = ImageGPTModel.from_pretrained(tmp_path / "model").eval()
+    pictures = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    tokens = model.palette.encode(pictures)
+    fed = torch.cat([torch.full((3, 1), 16), tokens[:, :-1]], 1) if start_token else tokens
+    with torch.no_grad():
+        states = theirs(fed, output_hidden_states=True).hidden_states
+        normed = [block.ln_1(state) for block, state in zip(theirs.h, states, strict=False)] + [states[-1]]
+    for layer, state in enumerate(normed):
+        ours = features(model, pictures, layer, start_token=start_token)
+        assert np.allclose(ours, state.mean(1), atol=1e-5)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nextpixel.errors import WorkError as WorkError
     from nextpixel.evaluation import nll as nll
     from nextpixel.evaluation import surprise as surprise
+    from nextpixel.extraction import features as features
     from nextpixel.model import ImageGPT as ImageGPT
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
@@ -31,6 +32,7 @@ _HOMES = {
     "SIZES": "config",
     "WorkError": "errors",
     "complete": "sampling",
+    "features": "extraction",
     "load": "checkpoints",
     "nll": "evaluation",
     "pretrain": "pretraining",

@@ -26,17 +26,22 @@ def features(
     *,
     split: str | None = None,
     dtype: str = "fp32",
+    start_token: bool = True,
 ) -> NDArray[np.float32]:
     """Features (N, D) of each image: the mean over its pixels of n^l, the paper's hidden state.
 
     n^l is the stream before block l after that block's first norm, 0 <= l < L, and n^L what the final norm gives
     (Chen et al. 2020, section 2.3). Several layers are concatenated, (N, len(layer) * D), in the order given. Nothing
     behind the deepest of them is computed. Without `layer` the middle one is taken: the best tend to lie there.
+    `start_token=False` gives the features of programs that feed pixels alone (transformers' image processor does): for
+    comparison only, since the network was trained with the start token and every pixel one place further on.
     Raises InputError for bad images or a layer the model does not have.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
     squares = load_images(images, model.config.side, split=split, fit=model.fit)
-    return pooled(model, model.palette.encode(squares), layers, dtype=dtype).reshape(len(squares), -1)
+    return pooled(model, model.palette.encode(squares), layers, dtype=dtype, shifted=start_token).reshape(
+        len(squares), -1
+    )
 
 
 def check_layers(model: ImageGPT, layer: int | Sequence[int]) -> list[int]:
@@ -53,7 +58,7 @@ def pooled(
 ) -> NDArray[np.float32]:
     """Means over pixels (N, len(layers), D) of tokens (N, T); a masked model is shown every pixel.
 
-    `shifted=False` gives what other programs compute that feed no start token, for comparison only.
+    `shifted=False` feeds pixel t into slot t, without the start token.
     """
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
