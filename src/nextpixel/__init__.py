@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nextpixel.model import ImageGPT as ImageGPT
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
+    from nextpixel.probing import LinearProbe as LinearProbe
     from nextpixel.sampling import complete as complete
     from nextpixel.sampling import sample as sample
     from nextpixel.sampling import stream as stream
@@ -28,6 +29,7 @@ _HOMES = {
     "ImageGPT": "model",
     "ImageGPTConfig": "config",
     "InputError": "errors",
+    "LinearProbe": "probing",
     "Palette": "palette",
     "SIZES": "config",
     "WorkError": "errors",

@@ -170,7 +170,7 @@ def fit_square(picture: Picture, side: int, *, fit: Fit = "crop", filter: str = 
          Chen et al. 2020 evaluate; squash: width and height to `side` each, which is what transformers does
 
     A crop is one resize of the centre square, so that a strip of 1 x 10,000 pixels costs no memory. A picture whose
-    shorter side is `side` already is only cropped, bit for bit. Raises InputError.
+    shorter side is `side` already is only cropped (unless squashed), bit for bit. Raises InputError.
     """
     picture = to_rgb(picture)
     shorter = min(picture.size)
@@ -178,7 +178,7 @@ def fit_square(picture: Picture, side: int, *, fit: Fit = "crop", filter: str = 
         raise InputError(f"an image must have at least one pixel, got {picture.width} x {picture.height}")
     if fit == "squash":
         return np.array(picture.resize(_square(side), _filter(filter)))
-    if fit == "imagenet":
+    if fit == "imagenet" and shorter != side:
         square = fit_square(picture, IMAGENET_SIDE, filter=filter)
         return crop_resize(square, (0, 0, IMAGENET_SIDE, IMAGENET_SIDE), side, filter=filter)
     left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2

@@ -239,9 +239,13 @@ def _check(shape: tuple[int, ...], dtype: str) -> None:
 
 def save_palette(palette: Palette, path: Path) -> None:
     """Write a .npy file that Palette.read reads; an earlier file of that name is replaced at once."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.save(file, palette.colors)
-    os.replace(file.name, path)
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")  # tempfile's would be readable by the owner alone
+    try:
+        with part.open("wb") as file:
+            np.save(file, palette.colors)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def psnr(images: NDArray[np.uint8], palette: Palette) -> float:

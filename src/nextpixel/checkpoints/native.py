@@ -28,6 +28,7 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
 
 def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name, still lying in its file."""
+    weights.read(f"blocks.{config.layers - 1}.norm_1.gain", config.width)  # before a network of so many layers is built
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in ImageGPT(config).state_dict().items()}
     for name, shape in shapes.items():

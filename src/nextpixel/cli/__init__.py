@@ -14,6 +14,8 @@ VERBS = {
     "sample": "draw pictures from nothing",
     "score": "nats per pixel of each image, and where it surprises",
     "evaluate": "the paper's figures of a model on a set: nats per pixel",
+    "probe": "what a linear classifier on the features reaches, beside what it has to beat",
+    "predict": "classify new images with a saved probe",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",

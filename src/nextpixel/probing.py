@@ -1,0 +1,332 @@
+"""Linear probes: what a layer's pooled features know about labels, by logistic regression.
+
+Layer and strength are chosen on held-out training images; test images are never looked at before the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
+from nextpixel.errors import InputError
+from nextpixel.extraction import check_layers, pooled
+from nextpixel.metrics import auroc, confusion, top_k_accuracy
+from nextpixel.model import ImageGPT
+from nextpixel.sources import load_images, open_source
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
+HELD_OUT = 0.1
+FOLDS = 5
+FOLDS_BELOW = 2_000  # training images: one held-out tenth of fewer is too noisy to choose by
+
+
+@dataclass(frozen=True)
+class Score:
+    """A probe on test images."""
+
+    images: int
+    accuracy: float
+    top_5: float | None
+    """Where there are more than five classes."""
+    auc: float | None
+    """Area under the ROC curve of the second class, where there are two."""
+    confusion: NDArray[np.int64]
+    """(C, C), row the true class."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Standardise, multiply, add: features (N, D) to logits (N, C)."""
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def logits(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        return ((features - self.mean) / self.scale @ self.weight.T + self.bias).astype(np.float32)
+
+
+class LinearProbe:
+    """Logistic regression (L-BFGS) on standardised features of one layer, or several concatenated.
+
+    layer   "best": the one layer with the highest held-out accuracy; a number; or numbers to concatenate
+    seed    fixes what is held out
+
+    After fit: `layers_` (list), `strength_` (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy},
+    `linear_`. The final weights are fitted to all training images.
+    """
+
+    def __init__(
+        self, model: ImageGPT | None, layer: Literal["best"] | int | Sequence[int] = "best", *, seed: int = 0
+    ) -> None:
+        self.model, self.layer, self.seed = model, layer, seed
+
+    def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
+        """Images as everywhere; labels (N,) numbers or names, or those that the source has. Returns itself."""
+        features, names = self.read(images, labels, split=split)
+        return self.fit_features(features, names, layers=self._wanted())
+
+    def fit_features(
+        self, features: NDArray[np.float32], labels: ArrayLike, *, layers: Sequence[int] | None = None
+    ) -> LinearProbe:
+        """The same from features (N, J, D) of `layers` (J,), which `layer="best"` chooses among."""
+        self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
+        if len(features) != len(numbers):
+            raise InputError(f"labels: expected {len(features)}, one for each image, got {len(numbers)}")
+        if len(self.classes_) < 2:
+            raise InputError(f"labels: expected at least two classes, got only {self.classes_[0]!r}")
+        layers = list(range(features.shape[1])) if layers is None else list(layers)
+        folds = _folds(numbers, self.seed)
+        if self.layer == "best":
+            found = {layer: _choose(features[:, place], numbers, folds) for place, layer in enumerate(layers)}
+            self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
+            best = max(self.sweep_, key=lambda layer: self.sweep_[layer])
+            self.layers_, (_, self.strength_) = [best], found[best]
+            chosen = features[:, layers.index(best)]
+        else:
+            self.layers_ = layers
+            chosen = features.reshape(len(features), -1)
+            accuracy, self.strength_ = _choose(chosen, numbers, folds)
+            self.sweep_ = {layer: accuracy for layer in layers[:1]} if len(layers) == 1 else {}
+        self.linear_ = fit_linear(chosen, numbers, self.strength_)
+        return self
+
+    def predict_proba(self, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
+        """Probabilities (N, C), columns in the order of `classes_`."""
+        return self.proba_of(self._features(images, split))
+
+    def predict(self, images: Any, *, split: str | None = None) -> NDArray[Any]:
+        """The likeliest class of each image, (N,)."""
+        return self.classes_[self.predict_proba(images, split=split).argmax(1)]
+
+    def score(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> float:
+        """Accuracy, as scikit-learn's classifiers give it."""
+        return self.evaluate(images, labels, split=split).accuracy
+
+    def evaluate(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> Score:
+        """Accuracy, top-5, AUC and confusion on test images."""
+        features, names = self.read(images, labels, split=split, layers=self.layers_)
+        return self.evaluate_features(features.reshape(len(features), -1), names)
+
+    def evaluate_features(self, features: NDArray[np.float32], labels: ArrayLike) -> Score:
+        """The same from the features (N, D) that the probe reads."""
+        names = np.asarray(labels)
+        strangers = np.setdiff1d(names, self.classes_)
+        if len(strangers):
+            raise InputError(f"labels: expected classes the probe was fitted to, got {strangers[0]!r} as well")
+        numbers, chances = np.searchsorted(self.classes_, names), self.proba_of(features)
+        count = len(self.classes_)
+        return Score(
+            len(numbers),
+            top_k_accuracy(chances, numbers),
+            top_k_accuracy(chances, numbers, 5) if count > 5 else None,
+            auroc(chances[:, 1], numbers == 1) if count == 2 else None,
+            confusion(chances.argmax(1), numbers, count),
+        )
+
+    def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities (N, C) from the features (N, D) that the probe reads."""
+        logits = self.linear_.logits(features)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    def read(
+        self,
+        images: Any,
+        labels: ArrayLike | None = None,
+        *,
+        split: str | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Features (N, J, D) of `layers`, by default all that fit needs, and the labels."""
+        model = self._model()
+        source = open_source(images, split)
+        names = labels_of(source) if labels is None else np.asarray(labels)
+        squares = load_images(source, model.config.side, fit=model.fit)
+        return pooled(model, model.palette.encode(squares), self._wanted() if layers is None else layers), names
+
+    def save(self, folder: str | Path, *, model_name: str) -> None:
+        """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` finds its model."""
+        with new_folder(new_output(folder, "folder")) as part:
+            with (part / "probe.npz").open("wb") as file:
+                np.savez(file, **vars(self.linear_))
+            write_json(
+                part / "probe.json",
+                {
+                    "model": model_name,
+                    "palette": self._model().palette.hash,
+                    "layers": self.layers_,
+                    "strength": self.strength_,
+                    "classes": self.classes_.tolist(),
+                    "sweep": {str(layer): accuracy for layer, accuracy in self.sweep_.items()},
+                    "seed": self.seed,
+                },
+            )
+
+    @classmethod
+    def load(cls, folder: str | Path, model: ImageGPT) -> LinearProbe:
+        """A saved probe, for the model it was fitted with."""
+        facts = read_json(Path(folder) / "probe.json")
+        try:
+            layers = check_layers(model, facts["layers"])
+            probe = cls(model, layers, seed=facts["seed"])
+            probe.layers_, probe.strength_ = layers, facts["strength"]
+            probe.classes_ = np.asarray(facts["classes"])
+            probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
+            with np.load(Path(folder) / "probe.npz", allow_pickle=False) as arrays:
+                probe.linear_ = Linear(**{name: arrays[name] for name in ("mean", "scale", "weight", "bias")})
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
+        if facts["palette"] != model.palette.hash or probe.linear_.weight.shape[1] != len(layers) * model.config.width:
+            raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
+        return probe
+
+    def _features(self, images: Any, split: str | None) -> NDArray[np.float32]:
+        model = self._model()
+        squares = load_images(images, model.config.side, split=split, fit=model.fit)
+        return pooled(model, model.palette.encode(squares), self.layers_).reshape(len(squares), -1)
+
+    def _wanted(self) -> list[int]:
+        model = self._model()
+        return list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
+
+    def _model(self) -> ImageGPT:
+        if self.model is None:
+            raise ValueError("this probe has no model; it can only be used with features")
+        return self.model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to describe the same images: features of the training and test images, (N, J, D) each."""
+
+    name: str
+    train: NDArray[np.float32]
+    test: NDArray[np.float32]
+    layers: list[int]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one reading reached with some labels per class (None: all), over repeats with other labels drawn."""
+
+    reading: str
+    labels_per_class: int | None
+    accuracies: list[float]
+    aucs: list[float]
+    layers: list[list[int]]
+
+
+def compare(
+    readings: Sequence[Reading],
+    labels: NDArray[Any],
+    test_labels: NDArray[Any],
+    *,
+    labels_per_class: Sequence[int | None] = (None,),
+    repeats: int = 5,
+    seed: int = 0,
+) -> list[Result]:
+    """Every reading on the same random subsets (the few-label protocol of Chen et al. 2020, no augmentation).
+
+    The subset is a function of (seed, labels per class, repeat). Layer and strength are chosen within the subset.
+    """
+    results = []
+    for count in labels_per_class:
+        subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
+        for reading in readings:
+            scores, layers = [], []
+            for rows in subsets:
+                several = len(reading.layers) > 1
+                probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed)
+                probe.fit_features(reading.train[rows], labels[rows], layers=reading.layers)
+                place = reading.layers.index(probe.layers_[0])
+                scores.append(probe.evaluate_features(reading.test[:, place], test_labels))
+                layers.append(probe.layers_)
+            aucs = [score.auc for score in scores if score.auc is not None]
+            results.append(Result(reading.name, count, [score.accuracy for score in scores], aucs, layers))
+    return results
+
+
+def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat: int) -> NDArray[np.int64]:
+    """Places of that many images of each class, in order; all of them for None."""
+    if per_class is None:
+        return np.arange(len(labels))
+    rng = np.random.default_rng([seed, 0xFE7, per_class, repeat])
+    chosen = []
+    for name in np.unique(labels):
+        members = np.flatnonzero(labels == name)
+        if len(members) < per_class:
+            raise InputError(
+                f"--labels-per-class: expected at most {len(members)}, all of class {name}, got {per_class}"
+            )
+        chosen.append(rng.choice(members, per_class, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def labels_of(source: Any) -> NDArray[Any]:
+    """The labels of a source, as class names where it has them."""
+    if source.labels is None:
+        raise InputError(
+            f"{source.source_name}: expected labelled images: a sub-folder for each class, a label column, or a CSV of "
+            "file,label; got images without labels"
+        )
+    return source.labels if source.classes is None else np.asarray(source.classes)[source.labels]
+
+
+def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], strength: float) -> Linear:
+    """Logistic regression of labels 0..C-1 on standardised features (N, D)."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = features.mean(0), features.std(0)
+    scale[scale < 1e-6] = 1.0  # a feature that never changes says nothing
+    points, basis = (features - mean) / scale, None
+    if points.shape[0] < points.shape[1]:  # the weights lie in the span of the points: solve it there, exactly
+        left, size, basis = np.linalg.svd(points, full_matrices=False)
+        points = left * size
+    regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(points, labels)
+    weight, bias = regression.coef_, regression.intercept_
+    if basis is not None:
+        weight = weight @ basis
+    if len(weight) == 1:  # two classes: one logit against 0
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    return Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def _choose(
+    features: NDArray[np.float32], labels: NDArray[np.integer], folds: Sequence[NDArray[np.bool_]]
+) -> tuple[float, float]:
+    """(held-out accuracy, strength) of the best strength."""
+    results = []
+    for strength in STRENGTHS:
+        right = [
+            (fit_linear(features[~held], labels[~held], strength).logits(features[held]).argmax(1) == labels[held])
+            for held in folds
+        ]
+        results.append((float(np.concatenate(right).mean()) if right else 0.0, strength))
+    return max(results, key=lambda result: result[0]) if folds else (0.0, 1e-2)
+
+
+def _folds(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
+    """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
+
+    Stratified: every class is on both sides. None where some class has a single image.
+    """
+    rng = np.random.default_rng([seed, 0xF01D])
+    counts = np.bincount(labels)
+    if counts.min() < 2:
+        return []
+    place = np.empty(len(labels), np.int64)  # 0, 1, 2, ... within each class, in random order
+    for number in range(len(counts)):
+        members = np.flatnonzero(labels == number)
+        place[members] = rng.permutation(len(members))
+    if len(labels) >= FOLDS_BELOW:
+        return [place < np.maximum(1, counts * HELD_OUT).astype(np.int64)[labels]]
+    folds = min(FOLDS, int(counts.min()))
+    return [place % folds == fold for fold in range(folds)]

@@ -1,0 +1,32 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextpixel.metrics import auroc, confusion, per_class_accuracy, top_k_accuracy, wilson_interval
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_auroc_is_the_chance_that_a_positive_scores_above_a_negative(pairs: list[tuple[int, bool]]) -> None:
+    scores, positive = np.array([s for s, _ in pairs], float), np.array([p for _, p in pairs])
+    wins = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    value = auroc(scores, positive)
+    assert math.isnan(value) if not wins else value == pytest.approx(np.mean(wins))
+
+
+def test_top_k_counts_ties_against_the_label() -> None:
+    scores = np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
+    labels = np.array([0, 0, 0])
+    assert [top_k_accuracy(scores, labels, k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_confusion_has_true_classes_in_its_rows() -> None:
+    counts = confusion(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert per_class_accuracy(counts) == pytest.approx([0.5, 1.0, math.nan], nan_ok=True)
+
+
+def test_wilson_s_interval_of_8_in_10() -> None:
+    assert wilson_interval(0.8, 10) == pytest.approx((0.490, 0.943), abs=0.001)  # Wilson 1927, worked by hand

@@ -1,0 +1,94 @@
+"""probe and predict, as they are typed."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nextpixel
+from nextpixel import ImageGPTConfig, Palette
+from nextpixel.cli import main
+from test_model import lively
+from test_probing import pictures
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model, and labelled images as .npz with train and test."""
+    model = lively(ImageGPTConfig(layers=2, width=16, heads=2, side=8, colors=8), torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)))
+    nextpixel.save(model, tmp_path / "model")
+    arrays = {}
+    for split, count in (("train", 60), ("test", 30)):
+        images, labels = pictures(count)
+        arrays[f"{split}_images"] = images.repeat(2, 1).repeat(2, 2)
+        arrays[f"{split}_labels"] = (labels == "dark").astype(np.int64)
+    np.savez(tmp_path / "set.npz", class_names=np.array(["bright", "dark"]), **arrays)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["probe", "set.npz", "--model", "model", "--out", "probe"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "60 training and 30 test images; always the commonest class" in lines[0]
+    assert [line[:18].strip() for line in lines[1:5]] == [
+        "this model", "raw pixels", "k-means patches", "untrained model",
+    ]  # fmt: skip
+    assert all("AUC" in line for line in lines[1:5]) and "by layer: 0:" in lines[-1]
+    assert main(["predict", "probe", "set.npz", "--split", "test", "--out", "found.csv"]) == 0
+    rows = list(csv.DictReader((desk / "found.csv").read_text().splitlines()))
+    assert len(rows) == 30 and set(rows[0]) == {"file", "class", "bright", "dark"}
+    with np.load(desk / "set.npz") as arrays:
+        truth = np.array(["bright", "dark"])[arrays["test_labels"]]
+    assert np.mean([row["class"] for row in rows] == truth) > 0.9
+
+
+def test_few_labels_are_drawn_again_and_again(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["probe", "set.npz", "--model", "model", "--labels-per-class", "2,5", "--repeats", "3", "--json"]
+    reports = []
+    for _ in range(2):
+        assert main([*command, "--no-baselines", "--layer", "1,2"]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0] == reports[1]  # the seed decides
+    assert [(r["labels_per_class"], len(r["accuracies"])) for r in reports[0]["results"]] == [(2, 3), (5, 3)]
+
+
+def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = nextpixel.load("model")
+    with torch.no_grad():
+        for parameter in broken.parameters():
+            parameter.zero_()
+    nextpixel.save(broken, "broken")
+    assert main(["probe", "set.npz", "--model", "broken"]) == 0
+    assert "this model does not beat raw pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--layer", "9"], "--layer: expected whole numbers from 0 to 2"),
+        (["--layer", "middle"], "--layer: expected whole numbers"),
+        (["--labels-per-class", "0"], "--labels-per-class: expected whole numbers from 1"),
+        (["--labels-per-class", "500"], "expected at most"),
+        (["--repeats", "0"], "--repeats"),
+        (["--test", "model/config.json"], "config.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    desk: Path, capsys: pytest.CaptureFixture, arguments: list[str], sentence: str
+) -> None:
+    assert main(["probe", "set.npz", "--model", "model", "--no-baselines", *arguments]) == 2
+    output = capsys.readouterr()
+    assert sentence in output.err and not output.out and output.err.count("\n") == 1
+
+
+def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    np.save("plain.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    assert main(["probe", "plain.npy", "--test", "plain.npy", "--model", "model"]) == 2
+    assert main(["predict", "model", "plain.npy"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "labelled images" in first and "probe.json" in second
