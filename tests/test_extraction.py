@@ -8,7 +8,7 @@ from transformers import ImageGPTModel
 
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
-from nextpixel.extraction import features, pooled
+from nextpixel.extraction import features, pixel_features, pooled
 from test_model import lively, some_tokens
 
 CONFIG = ImageGPTConfig(layers=4, width=24, heads=3, side=4, colors=16)
@@ -73,3 +73,10 @@ def test_features_are_transformers_hidden_states_behind_each_norm(
     for layer, state in enumerate(normed):
         ours = features(model, pictures, layer, start_token=start_token)
         assert np.allclose(ours, state.mean(1), atol=1e-5)
+
+
+def test_pixel_features_average_to_the_pooled_ones(model: ImageGPT) -> None:
+    pictures = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    maps = pixel_features(model, pictures, 2)
+    assert maps.shape == (2, 4, 4, 24)
+    assert np.allclose(maps.mean((1, 2)), features(model, pictures, 2), atol=1e-6)

@@ -117,3 +117,18 @@ def test_a_masked_run_resumed_is_the_run_uninterrupted(tmp_path: Path, monkeypat
             nextpixel.pretrain(photos(cut), out=cut / "run", **settings(cut, objective="masked"))
     nextpixel.pretrain(resume=cut / "run")
     assert_same(cut / "run", whole / "run")
+
+
+def test_a_config_of_too_many_layers_is_refused_before_they_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively(CONFIG, torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (10, 3)))
+    nextpixel.save(model, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    values = json.loads(config.read_text())
+    values["shape"]["layers"] = 10**9
+    config.write_text(json.dumps(values))
+    monkeypatch.setattr("nextpixel.checkpoints.native.ImageGPT", lambda *_: pytest.fail("the network was built"))
+    with pytest.raises(InputError, match=r"expected a tensor 'blocks\.999999999\.norm_1\.gain'"):
+        nextpixel.load(tmp_path / "model")

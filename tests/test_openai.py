@@ -7,7 +7,7 @@ autoregressive one also holds the slots of Adam and a class head.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.checkpoints import load_openai
 from nextpixel.checkpoints.tensorflow import Bundle, _fields, _pairs, crc32c
 from nextpixel.cli import main
+from nextpixel.config import Fit
 from nextpixel.evaluation import evaluate
 from nextpixel.sources import load_images, open_source
 from nextpixel.sources.tokens import read_openai_tokens
@@ -346,8 +347,9 @@ def test_their_token_arrays_are_a_dataset_whose_tokens_do_not_change(tmp_path: P
     np.save(tmp_path / "cifar10_teY.npy", np.eye(10, dtype=np.float32)[np.arange(70) % 10])
     source = open_source(tmp_path / "cifar10_teX.npy")
     assert source.labels is not None and source.labels[:3].tolist() == [0, 1, 2]
-    pictures = load_images(tmp_path / "cifar10_teX.npy", 4)
-    assert np.array_equal(Palette.openai().encode(pictures), tokens)
+    for fit in get_args(Fit):
+        pictures = load_images(tmp_path / "cifar10_teX.npy", 4, fit=fit)
+        assert np.array_equal(Palette.openai().encode(pictures), tokens), fit
     model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=512))
     torch.nn.init.normal_(model.head.weight)
     model.palette = Palette.openai()

@@ -115,6 +115,9 @@ def test_a_fitted_palette_serves_its_images_and_gives_its_tokens_back(tmp_path: 
     assert np.array_equal(palette.encode(palette.decode(np.arange(32)[:, None])), np.arange(32)[:, None])
     assert psnr(pictures, palette) > psnr(pictures, OPENAI)
     save_palette(palette, tmp_path / "own.npy")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "own.npy").stat().st_mode == (tmp_path / "plain").stat().st_mode  # for others to read as well
+    assert {path.name for path in tmp_path.iterdir()} == {"own.npy", "plain"}
     assert np.array_equal(Palette.read(tmp_path / "own.npy").colors, palette.colors)
 
 

@@ -3,13 +3,15 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
 import nextpixel
-from nextpixel import ImageGPTConfig, Palette
+from nextpixel import ImageGPTConfig, Palette, extraction
 from nextpixel.cli import main
 from test_model import lively
 from test_probing import pictures
@@ -92,3 +94,44 @@ def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, 
     assert main(["predict", "model", "plain.npy"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "labelled images" in first and "probe.json" in second
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_features_go_into_a_file_with_their_names(desk: Path, kind: str) -> None:
+    command = ["features", "set.npz", "--split", "train", "--layer", "1,2", "--model", "model", "--out", f"f.{kind}"]
+    assert main(command) == 0
+    expected = nextpixel.features(nextpixel.load("model"), "set.npz", [1, 2], split="train")
+    if kind == "npz":
+        with np.load("f.npz", allow_pickle=False) as arrays:
+            values, names = arrays["features"], arrays["names"].tolist()
+    else:
+        table = pyarrow.parquet.read_table("f.parquet")
+        values, names = np.array(table["features"].to_pylist(), np.float32), table["name"].to_pylist()
+    assert np.allclose(values, expected, atol=1e-6) and names[:2] == ["00", "01"]
+    assert not [path for path in desk.iterdir() if path.name.startswith(".")]
+    assert main(command) == 2  # the file exists
+
+
+def test_a_stopped_extraction_goes_on_where_it_was(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "CHUNK_IMAGES", 10)
+    command = ["features", "set.npz", "--split", "train", "--model", "model", "--out", "f.npz"]
+    pooled, calls = extraction.pooled, []
+
+    def stopped(*args: Any, **kwargs: Any) -> np.ndarray:
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return pooled(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "pooled", stopped)
+        assert main(command) == 130
+    assert not (desk / "f.npz").exists()
+    again = []
+    monkeypatch.setattr(extraction, "pooled", lambda *a, **k: (again.append(1), pooled(*a, **k))[1])
+    assert main(command) == 0
+    assert len(again) == 2  # of six chunks, four were there
+    with np.load("f.npz") as arrays:
+        monkeypatch.undo()
+        expected = nextpixel.features(nextpixel.load(desk / "model"), desk / "set.npz", split="train")
+        assert np.allclose(arrays["features"], expected, atol=1e-6)

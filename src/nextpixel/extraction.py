@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ from torch import Tensor
 
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
+from nextpixel.images import UnreadableImage, fit_square
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
-from nextpixel.sources import load_images
+from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
+CHUNK_IMAGES = 2_048
 
 
 def features(
@@ -50,6 +54,70 @@ def check_layers(model: ImageGPT, layer: int | Sequence[int]) -> list[int]:
     if not layers or not all(isinstance(number, int) and 0 <= number <= model.config.layers for number in layers):
         raise InputError(f"--layer: expected whole numbers from 0 to {model.config.layers}, got {layer!r}")
     return layers
+
+
+@torch.inference_mode()
+def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | None = None) -> NDArray[np.float32]:
+    """n^l at every pixel, float32 (N, H, W, D): what the model knew of the pixels before it when scoring that one."""
+    [layer] = check_layers(model, layer)
+    side = model.config.side
+    tokens = model.palette.encode(load_images(images, side, split=split, fit=model.fit))
+    parts = []
+    for batch in tokens.split(BATCH_IMAGES):
+        for _, hidden in model.hidden(batch.to(model.device), [layer]):
+            parts.append(hidden.float().cpu().numpy().reshape(len(batch), side, side, -1))
+    return np.concatenate(parts)
+
+
+def extract(
+    model: ImageGPT,
+    images: Any,
+    layers: Sequence[int],
+    parts: Path,
+    *,
+    split: str | None = None,
+    dtype: str = "fp32",
+) -> tuple[NDArray[np.float32], list[str], list[str]]:
+    """Features (N, len(layers) * D) of any number of images, their names, and a line for each unreadable one.
+
+    Finished chunks are kept in the folder `parts`, so that a stopped extraction goes on where it was; the caller
+    removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
+    """
+    source = open_source(images, split)
+    weights = hashlib.sha256()
+    for parameter in model.parameters():
+        weights.update(parameter.detach().flatten()[:1024].float().cpu().numpy().tobytes())
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model.palette.hash} {weights.hexdigest()}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    parts.mkdir(exist_ok=True)
+    found, names, unreadable = [], [], []
+    for start in range(0, len(source), CHUNK_IMAGES):
+        path = parts / f"{key}-{start:09d}.npz"
+        if not path.is_file():
+            squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+            values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
+            with path.with_suffix(".tmp").open("wb") as file:
+                np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
+            path.with_suffix(".tmp").replace(path)
+        with np.load(path, allow_pickle=False) as chunk:
+            found.append(chunk["values"].astype(np.float32))
+            names += [source.names[i] for i in chunk["kept"].tolist()]
+            unreadable += chunk["lost"].tolist()
+    if not names:
+        raise InputError(f"{source.source_name}: no picture can be read: {unreadable[0]}")
+    return np.concatenate([part for part in found if len(part)]), names, unreadable
+
+
+def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+    """The squares of those that can be read, their numbers, and what is wrong with the others."""
+    squares, kept, lost = [], [], []
+    for number in numbers:
+        try:
+            squares.append(fit_square(source.read(number), model.config.side, fit=model.fit))
+            kept.append(number)
+        except UnreadableImage as error:
+            lost.append(str(error))
+    return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ VERBS = {
     "sample": "draw pictures from nothing",
     "score": "nats per pixel of each image, and where it surprises",
     "evaluate": "the paper's figures of a model on a set: nats per pixel",
+    "features": "hidden states of images, averaged over pixels, into a file",
     "probe": "what a linear classifier on the features reaches, beside what it has to beat",
     "predict": "classify new images with a saved probe",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",

@@ -11,6 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.drawings import check_folder, load_model
+from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -51,8 +52,8 @@ class Probe:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Probe, "probe", argv)
-    counts = [None] if args.labels_per_class is None else _numbers("--labels-per-class", args.labels_per_class, 1)
-    fixed = None if args.layer == "best" else _numbers("--layer", args.layer, 0)
+    counts = [None] if args.labels_per_class is None else whole_numbers("--labels-per-class", args.labels_per_class, 1)
+    fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
     if args.repeats < 1 or args.seed < 0:
         raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
     check_folder(args.out, "--out")
@@ -102,16 +103,6 @@ def run(argv: Sequence[str]) -> None:
         say(f"Classify new images: nextpixel predict {args.out} new/ --out predictions.csv")
     elif counts == [None]:
         say("With few labels: the same command with --labels-per-class 4,25,400")
-
-
-def _numbers(option: str, text: str, least: int) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < least:
-        raise InputError(f"{option}: expected whole numbers from {least} with commas between, got {text!r}")
-    return numbers
 
 
 def _print(

@@ -1,0 +1,86 @@
+"""nextpixel features"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import load_model
+from nextpixel.cli.numbers import whole_numbers
+from nextpixel.config import ModelOptions, OutputOptions
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of images for programs of your own: hidden states of a layer, averaged over pixels.
+
+    A stopped run goes on where it was when the same command is typed again.
+    """
+
+    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    """A folder, an array, a parquet file or a hub name."""
+    layer: str | None = None
+    """A number, or several with commas to concatenate; the middle layer unless told."""
+    out: Path = Path("features.npz")
+    """A .npz file (features, names) or a .parquet file (a row an image: name, features)."""
+    split: str | None = None
+    """Which part, where the source has several (train, test)."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Features, "features", argv)
+    if args.out.suffix not in (".npz", ".parquet"):
+        raise InputError(f"--out: expected a file name that ends in .npz or .parquet, got {str(args.out)!r}")
+    wanted = None if args.layer is None else whole_numbers("--layer", args.layer, 0)
+    from nextpixel.checkpoints.files import parent_exists
+
+    parent_exists(args.out)
+    if args.out.exists():
+        raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
+    model = load_model(args.model)
+    from nextpixel.extraction import check_layers, extract
+
+    layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
+    parts = args.out.with_name(f".{args.out.name}.parts")
+    values, names, unreadable = extract(model, args.images, layers, parts, split=args.split, dtype=args.model.dtype)
+    _write(args.out, values, names)
+    shutil.rmtree(parts)
+    for line in unreadable:
+        say(f"left out: {line}")
+    if args.output.json:
+        print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})
+    else:
+        print(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
+    say(f"What they know about labels: nextpixel probe {args.images}")
+
+
+def _write(out: Path, values: np.ndarray, names: list[str]) -> None:
+    part = out.with_name(f".{out.name}.part")
+    try:
+        if out.suffix == ".npz":
+            import numpy as np
+
+            with part.open("wb") as file:
+                np.savez(file, features=values, names=np.array(names))
+        else:
+            import pyarrow
+            import pyarrow.parquet
+
+            rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), values.shape[1])
+            pyarrow.parquet.write_table(pyarrow.table({"name": names, "features": rows}), part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
