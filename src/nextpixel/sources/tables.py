@@ -38,7 +38,7 @@ class ParquetSource(Source):
 
     def __init__(self, source_name: str, paths: list[str]) -> None:
         try:
-            from pyarrow import parquet  # type: ignore[import-untyped]
+            from pyarrow import parquet
         except ImportError as error:
             raise InputError(f"{source_name}: parquet files need pyarrow; type: pip install pyarrow") from error
         self.paths = paths
