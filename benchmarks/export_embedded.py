@@ -82,13 +82,12 @@ def main() -> None:
     test = load_images(args.data, model.config.side, split="test")
     shutil.rmtree(args.out, ignore_errors=True)
     with new_folder(args.out) as part:
-        made = {
+        model.facts = {
             "trained_on": "CIFAR-10 training images, no labels",
-            "objective": "autoregressive",
             "steps": best["step"],
             "seed": config["seed"],
         }
-        write_model(model, part, dtype=torch.bfloat16, facts=made)
+        write_model(model, part, dtype=torch.bfloat16)
     model = nextpixel.load(args.out)
 
     nats = np.concatenate([maps.mean((1, 2)) for maps in square_nats(model, test)]).astype(np.float64)

@@ -78,6 +78,17 @@ def test_an_existing_folder_is_not_touched(model: ImageGPT, folder: Path) -> Non
         nextpixel.save(model, folder)
 
 
+def test_the_device_is_chosen_and_one_that_is_not_there_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert nextpixel.load(folder, device="auto").device.type == "cpu"
+    for absent in ("cuda", "mps", "cuda:1", "abacus"):
+        with pytest.raises(InputError, match=f"{absent} is not available here, expected one of cpu"):
+            nextpixel.load(folder, device=absent)
+
+
 def test_a_trained_bias_is_refused_not_dropped(folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)

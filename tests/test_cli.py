@@ -1,6 +1,8 @@
 """The command line from outside: what comes in as arguments, what goes out on stdout, stderr and as files."""
 
+import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -150,6 +152,9 @@ BAD = {
     "complete photo.png -n 0": ["-n", "at least 1", "got 0"],
     "complete photo.png -n 1.5": ["-n", "whole number", "'1.5'"],
     "sample -n 0": ["-n", "at least 1", "got 0"],
+    "sample -n 100001": ["-n", "at most 100,000", "got 100,001", "--seed"],
+    "complete photo.png -n 100001": ["-n", "at most 100,000", "got 100,001"],
+    "complete photo.png --split test": ["photo.png", "'test'", "leave it out"],
     "sample --temperature -1": ["--temperature", "0 or more", "-1.0"],
     "sample --temperature nan": ["--temperature", "0 or more", "nan"],
     "sample --top-p 0": ["--top-p", "above 0", "got 0.0"],
@@ -237,6 +242,7 @@ BAD = {
     "pretrain photos --out run --recipe": ["--recipe", "expected a value", "none"],
     "pretrain photos --out run --recipe unknown.toml": ["unknown.toml", "'stepz'", "did you mean 'steps'?"],
     "pretrain photos --out run --recipe zero.toml": ["zero.toml", "--steps", "at least 1"],
+    "pretrain photos --out run --recipe zero.toml --recipe=nope": ["--recipe", "'nope'"],
     "pretrain photos --out run --recipe broken.toml": ["broken.toml", "expected a TOML file"],
     "pretrain photos --out run --recipe photo.png": ["--recipe", "'photo.png'", "expected the path of a .toml file"],
     "pretrain --resume taken": ["--resume", "expected a run folder", "'taken'"],
@@ -442,6 +448,137 @@ def test_flags_go_over_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     command = "pretrain photos --out run --recipe mine.toml --width 16 --batch-images 2 --threads 1"
     config = run_json(command, capsys)["config"]
     assert (config["layers"], config["width"], config["steps"]) == (1, 16, 1)
+
+
+def test_the_last_recipe_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.toml").write_text("layers = 1\nwidth = 16\nheads = 2\nside = 8\nsteps = 1\nsample_images = 0\n")
+    command = "pretrain photos --out run --recipe zero.toml --recipe mine.toml --batch-images 2 --threads 1"
+    assert run_json(command, capsys)["config"]["steps"] == 1
+
+
+# ---- the next useful command
+
+
+def hints(err: str) -> list[str]:
+    """The commands on stderr: each ends its line."""
+    return [f"nextpixel {line.partition(': nextpixel ')[2]}" for line in err.splitlines() if ": nextpixel " in line]
+
+
+@pytest.fixture
+def spaced(desk: Path) -> Path:
+    """Names with blanks, a masked model beside the other, and what the commands call photo.jpg, new/ and labelled/."""
+    shutil.copytree("photos", "my photos")
+    shutil.copytree("model", "my model")
+    shutil.copytree("photos", "new")
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            shutil.copytree("photos", f"labelled/{split}/{kind}")
+    model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=2, side=8, colors=512, objective="masked"), seed=1)
+    model.palette = Palette.openai()
+    nextpixel.save(model, "masked")
+    return desk
+
+
+HINTS = {
+    "complete 'my photos' -n 1 --model 'my model'": [],
+    "sample -n 1 --model 'my model'": ["complete photo.jpg --model 'my model'"],
+    "score 'my photos' --model 'my model'": ["score 'my photos' --heatmap surprise/ --model 'my model'"],
+    "evaluate 'my photos' --model 'my model'": ["score 'my photos' --model 'my model'"],
+    "evaluate 'my photos' --model masked": ["features 'my photos' --model masked"],
+    "evaluate labelled --split test --model model": ["score labelled --split test --model model"],
+    "features 'my photos' --model 'my model'": ["probe labelled/ --model 'my model'"],
+    "features labelled --model masked": ["probe labelled --model masked"],
+    "probe labelled --model 'my model' --no-baselines --out 'my probe'": [
+        "predict 'my probe' new/ --out predictions.csv --model 'my model'"
+    ],
+    "info 'my model'": ["complete photo.jpg --model 'my model'"],
+    "info masked": ["features photos/ --model masked"],
+    "palette 'my photos' --colors 8 --side 8": ["pretrain 'my photos' --palette palette.npy --side 8 --out run"],
+    f"pretrain 'my photos' --out 'a run' {SMALL_RUN}": ["sample --model 'a run'"],
+    f"pretrain 'my photos' --out 'a run' --objective masked {SMALL_RUN}": ["features 'my photos' --model 'a run'"],
+}
+
+
+@pytest.mark.parametrize(("command", "expected"), HINTS.items(), ids=HINTS)
+def test_the_next_useful_command_works(
+    command: str, expected: list[str], spaced: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, err = run(command, capsys)
+    found = hints(err)
+    assert found == [f"nextpixel {hint}" for hint in expected]
+    for hint in found:
+        verb, *rest = shlex.split(hint)[1:]
+        if verb == "pretrain":
+            rest += shlex.split(SMALL_RUN.replace("--side 8", ""))
+        assert main([verb, *rest]) == 0, capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_tells_how_to_go_on(spaced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"pretrain photos --out 'a run' {SMALL_RUN}", capsys)
+    for folder in Path("a run").glob("step_*"):
+        shutil.rmtree(folder)
+    assert hints(run("info 'a run'", capsys)[1]) == ["nextpixel pretrain --resume 'a run'"]
+
+
+# ---- many pictures, broken pictures, splits, odd names
+
+
+def test_complete_leaves_out_the_odd_broken_picture_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(8):
+        shutil.copy("photo.png", f"photos/more{i}.png")
+    shutil.copy("cut.png", "photos/cut.png")
+    told = run_json("complete photos -n 1 --each all", capsys)
+    assert len(told["pictures"]) == len(told["each"]) == 11 and "cut.png" in told["unreadable"][0]
+    lines, err = run("complete photos single -n 1", capsys)
+    assert len(lines) == 12 + 1 and "left out: " in err and "cut.png" in err
+
+
+def test_large_grids_show_a_part_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nextpixel.cli.complete.GRID_AT_MOST", 2)
+    monkeypatch.setattr("nextpixel.cli.sample.GRID_AT_MOST", 4)
+    lines, err = run("complete photos -n 3 --each all", capsys)
+    assert len(lines) == 3 + 1 and len(list(Path("all").iterdir())) == 9
+    assert "first 2 of 3 pictures; --each" in err and "first 2 of 3 completions; --each" in err
+    assert run("complete photos/a.png photos/b.png -n 2 --out small.png", capsys)[1].count("first") == 0
+    assert read("completions.png").shape == read("small.png").shape
+    assert len(run_json("sample -n 5", capsys)["nats_per_pixel"]) == 5
+    assert "first 4 of 5 pictures; --each" in run("sample -n 5", capsys)[1]
+    run("sample -n 4 --out four.png", capsys)
+    assert np.array_equal(read("samples.png"), read("four.png"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["complete SET -n 1", "score SET", "evaluate SET", "features SET", "palette SET --colors 8 --side 8",
+     f"pretrain SET --out run {SMALL_RUN}"],
+)  # fmt: skip
+def test_a_split_that_was_not_named_is_told(command: str, spaced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = command.replace("SET", "labelled") + (
+        "" if command.startswith(("palette", "pretrain")) else " --model model"
+    )
+    assert "train split of labelled; --split names another\n" in run(command, capsys)[1]
+    for name in ("run", "features.npz"):
+        shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
+    assert " split of " not in run(f"{command} --split test", capsys)[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text there")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_file_names_need_not_be_text(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("photo.png", f"photos/{name}")
+    for flags in ([], ["--json"]):
+        buffer = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding=encoding))
+        assert main(["score", "photos", "--model", "model", *flags]) == 0
+        sys.stdout.flush()
+        out = buffer.getvalue().decode(encoding)
+        assert "caf\\udce9.png" in out
+    assert name in [image["name"] for image in json.loads(out)["images"]]
 
 
 # ---- help, and what starting costs

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from transformers import ImageGPTModel
 
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
-from nextpixel.extraction import features, pixel_features, pooled
+from nextpixel.data import masks
+from nextpixel.extraction import check_layers, features, pixel_features, pooled
 from test_model import lively, some_tokens
 
 CONFIG = ImageGPTConfig(layers=4, width=24, heads=3, side=4, colors=16)
@@ -51,10 +53,33 @@ def test_layers_are_concatenated_in_the_order_given(model: ImageGPT) -> None:
     assert features(model, pictures).shape == (3, 24)
 
 
-@pytest.mark.parametrize("layer", [5, -1, [], [1, 9], "best"])
+@pytest.mark.parametrize("layer", [5, -1, [], [1, 9], "best", True, [1, False], 2.0, np.float32(2)])
 def test_a_layer_the_model_has_not_is_refused(model: ImageGPT, layer: object) -> None:
     with pytest.raises(InputError, match="from 0 to 4"):
         features(model, np.zeros((4, 4, 3), np.uint8), layer=layer)
+
+
+@pytest.mark.parametrize("layer", [np.int64(2), [np.uint8(2)], np.array([2]), range(2, 3)])
+def test_any_whole_number_names_a_layer(model: ImageGPT, layer: object) -> None:
+    assert check_layers(model, layer) == [2]
+
+
+def test_a_masked_model_s_features_can_be_those_of_hidden_pixels() -> None:
+    masked_model = lively(dataclasses.replace(CONFIG, objective="masked"), torch.float32)
+    masked_model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+    pictures = np.random.default_rng(4).integers(0, 256, (20, 4, 4, 3), np.uint8)  # more than one batch
+    hidden = torch.from_numpy(masks(np.arange(20), 16, seed=3))
+    [(_, states)] = masked_model.hidden(masked_model.palette.encode(pictures), [2], hidden)
+    found = features(masked_model, pictures, 2, mask_seed=3)
+    assert np.allclose(found, states.detach().mean(1), atol=1e-6)
+    assert np.array_equal(features(masked_model, pictures, 2, mask_seed=3, start_token=False), found)
+    for other in (None, 4):
+        assert not np.allclose(features(masked_model, pictures, 2, mask_seed=other), found, atol=1e-3)
+
+
+def test_an_autoregressive_model_has_no_masks(model: ImageGPT) -> None:
+    with pytest.raises(InputError, match="mask_seed: expected None"):
+        features(model, np.zeros((4, 4, 3), np.uint8), mask_seed=0)
 
 
 @pytest.mark.parametrize("start_token", [True, False])

@@ -35,6 +35,8 @@ model = nextpixel.pretrain(pictures, layers=1, width=32, heads=2, side=8, steps=
 assert picture.size == (8, 8), picture.size
 nats = nextpixel.nll(model, pictures)
 assert nats.shape == (40,) and np.isfinite(nats).all()
+vectors = nextpixel.features(model, pictures)
+assert vectors.shape == (40, 32) and np.isfinite(vectors).all()
 """
 
 

@@ -1,4 +1,6 @@
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +92,44 @@ def test_a_saved_table_is_used_and_a_damaged_one_is_not(tmp_path: Path, monkeypa
     image = np.random.default_rng(2).integers(0, 256, (1, 20, 20, 3), np.uint8)
     expected = Palette.openai(tmp_path).encode(image)
     [table] = (tmp_path / "colour-tables").iterdir()
+    (tmp_path / "plain").touch()
+    assert table.stat().st_mode == (tmp_path / "plain").stat().st_mode  # a shared cache is for others to read as well
     monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("searched for a colour of the table"))
     assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
     monkeypatch.undo()
     monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
     table.write_bytes(table.read_bytes()[:1000])
     assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
+
+
+def test_two_threads_that_copy_a_saved_table_at_once_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
+    palette = Palette.openai()
+    first_copies, second_copies, first_done = threading.Event(), threading.Event(), threading.Event()
+
+    class Saved(np.ndarray):
+        def copy(self, order: str = "C") -> np.ndarray:
+            if first_copies.is_set():
+                second_copies.set()
+                first_done.wait(5)
+            first_copies.set()
+            second_copies.wait(0.2)
+            return np.array(self)
+
+    palette._table = np.zeros(1 << 24, np.uint16).view(Saved)
+    palette._table.flags.writeable = False
+    pictures = np.random.default_rng(5).integers(0, 256, (2, 1, 5, 5, 3), np.uint8)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(palette.encode, pictures[0])
+        assert first_copies.wait(5)
+        second = threads.submit(palette.encode, pictures[1])
+        tokens = [first.result().numpy()]
+        first_done.set()
+        tokens.append(second.result().numpy())
+    monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("a colour that was met is searched for again"))
+    for picture, found in zip(pictures, tokens, strict=True):
+        assert np.array_equal(found[0], nearest(picture, OPENAI.colors))
+        assert np.array_equal(palette.encode(picture), found)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import nextpixel
 from nextpixel import InputError, WorkError, optim, plan, pretraining
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
-from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, read_recipe
+from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, peak_rate, read_recipe
 from nextpixel.evaluation import square_nats
 from nextpixel.training import Interrupted
 from tiny_runs import COLORS, SIDE, assert_same, figures, flags, leftovers, on_call, photos, pictures, settings, state
@@ -54,7 +55,7 @@ def interrupt(number: int = signal.SIGINT) -> None:
         ("nextpixel.pretraining.cross_entropy", 1, signal.SIGTERM),  # in the first step
         ("nextpixel.pretraining.cross_entropy", 6, signal.SIGINT),  # in step 3, between its micro-batches
         ("nextpixel.training.save_trainer_state", 3, signal.SIGTERM),  # while a checkpoint is written
-        ("nextpixel.pretraining.square_nats", 1, signal.SIGINT),  # while validating
+        ("nextpixel.pretraining.image_nats", 1, signal.SIGINT),  # while validating
         ("nextpixel.pretraining.draw", 1, signal.SIGTERM),  # while samples are drawn
         ("nextpixel.checkpoints.runs.write_json", 2, signal.SIGINT),  # while the best checkpoint is marked
         ("nextpixel.pretraining.cross_entropy", 24, signal.SIGTERM),  # in the last step
@@ -224,7 +225,7 @@ def test_an_absurd_learning_rate_is_a_failure_of_the_work(images, tmp_path, caps
 
 
 def test_validation_that_is_no_number_marks_no_best_checkpoint(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "square_nats", lambda *a, **k: iter([np.full((2, SIDE, SIDE), np.nan)]))
+    monkeypatch.setattr(pretraining, "image_nats", lambda *a, **k: np.full(2, np.nan))
     with pytest.raises(WorkError, match=r"by step 6; the last good checkpoint is .*step_0000005"):
         nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path))
     assert Run(tmp_path / "run").best() == {}
@@ -254,12 +255,14 @@ def test_it_learns_and_its_best_is_the_lowest_on_validation(learned):
     assert torch.equal(nextpixel.load(learned).head.weight, weight)
 
 
-def test_micro_batches_add_up_to_the_batch(images, tmp_path):
-    for size in (1, 2, 4):
-        nextpixel.pretrain(images, out=tmp_path / f"run{size}", **settings(tmp_path, micro_batch_images=size))
-    values = [[value for *_, value in figures(tmp_path / f"run{size}")] for size in (1, 2, 4)]
-    np.testing.assert_allclose(values[0], values[2], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(values[1], values[2], rtol=0, atol=1e-6)
+def test_micro_batches_add_up_to_the_batch(images, tmp_path, monkeypatch):
+    values = {}
+    for size in (1, 2, 3, 4):  # 3 leaves a last one of a single picture
+        monkeypatch.setattr(plan, "micro_batch_images", lambda *_, size=size: size)
+        nextpixel.pretrain(images, out=tmp_path / f"run{size}", **settings(tmp_path, micro_batch_images=None))
+        values[size] = [value for *_, value in figures(tmp_path / f"run{size}")]
+    for size in (1, 2, 3):
+        np.testing.assert_allclose(values[size], values[4], rtol=0, atol=1e-6)
 
 
 def test_recomputed_activations_change_no_number(images, tmp_path):
@@ -307,13 +310,16 @@ def test_a_continued_model_starts_at_its_loss_with_its_palette(learned, images, 
     assert len(more.palette) == len(COLORS)
 
 
-def test_a_continued_model_resumes_exactly_even_without_a_checkpoint(learned, images, tmp_path, monkeypatch):
+def test_a_continued_run_resumes_exactly_without_the_model_it_began_with(learned, images, tmp_path, monkeypatch):
     nextpixel.pretrain(images, out=tmp_path / "whole", **continued(tmp_path, learned))
+    begun = shutil.copytree(learned, tmp_path / "begun")
     with monkeypatch.context() as patch:
         on_call(patch, "nextpixel.pretraining.cross_entropy", 1, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted):
-            nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned))
-    assert Run(tmp_path / "more").steps() == []
+            nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, begun))
+    assert Run(tmp_path / "more").steps() == [0]  # the run no longer needs the model it began with
+    shutil.rmtree(begun)
+    monkeypatch.chdir(tmp_path.parent)
     nextpixel.pretrain(resume=tmp_path / "more")
     assert_same(tmp_path / "more", tmp_path / "whole")
 
@@ -402,11 +408,12 @@ def test_the_rate_of_each_step_is_logged(images, tmp_path):
     assert rates == [optim.cosine_rate(i, steps=12, warmup_steps=4, peak=0.01) for i in range(12)]
 
 
-def test_micro_batches_divide_the_batch_and_fit_the_memory():
+def test_micro_batches_are_few_and_alike_and_fit_the_memory():
     assert plan.micro_batch_images(128, image_bytes=10, free_bytes=10_000, on_cpu=False) == 128
     assert plan.micro_batch_images(128, image_bytes=10, free_bytes=10_000, on_cpu=True) == 16
-    assert plan.micro_batch_images(100, image_bytes=10, free_bytes=300, on_cpu=False) == 10  # 15 would fit
-    assert plan.micro_batch_images(7, image_bytes=10, free_bytes=100, on_cpu=False) == 1
+    assert plan.micro_batch_images(100, image_bytes=10, free_bytes=300, on_cpu=False) == 15  # and 10 at last
+    assert plan.micro_batch_images(7, image_bytes=10, free_bytes=100, on_cpu=False) == 4  # and 3, not 5 and 2
+    assert plan.micro_batch_images(127, image_bytes=10, free_bytes=10_000, on_cpu=True) == 16
     assert plan.micro_batch_images(4, image_bytes=10**12, free_bytes=100, on_cpu=False) == 1
 
 
@@ -472,3 +479,25 @@ def test_a_run_tells_what_made_it(whole):
     assert facts["versions"]["torch"] == torch.__version__
     entry = Run(whole).read_log()[0]
     assert entry["step"] == 1 and entry["images_per_second"] > 0
+
+
+def test_a_continued_run_takes_a_tenth_of_the_rate_of_the_nearest_size_and_no_size_beside_it(learned, images, tmp_path):
+    with pytest.raises(InputError, match="expected no --size"):
+        nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, size="l"))
+    nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, learning_rate=None, steps=1))
+    assert Run(tmp_path / "more").facts()["decisions"]["learning_rate"] == pytest.approx(0.0003)  # xxs has 0.003
+    assert [peak_rate(SIZES[size].parameters) for size in ("xxs", "s", "l", "xl")] == [0.003, 0.003, 0.001, 0.0003]
+
+
+def test_a_run_goes_on_from_another_folder_and_without_its_cache(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("held.npy", pictures(5, seed=9))
+    typed = settings(Path("."), validation="held.npy", cache="decoded", steps=6)
+    on_call(monkeypatch, "nextpixel.pretraining.cross_entropy", 4, interrupt)
+    with pytest.raises(Interrupted):
+        nextpixel.pretrain(images.name, out="run", **typed)
+    shutil.rmtree("decoded")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    nextpixel.pretrain(resume=tmp_path / "run")
+    assert Run(tmp_path / "run").steps()[-1] == 6

@@ -13,6 +13,7 @@ import torch
 import nextpixel
 from nextpixel import ImageGPTConfig, Palette, extraction
 from nextpixel.cli import main
+from nextpixel.images import from_array
 from test_model import lively
 from test_probing import pictures
 
@@ -94,6 +95,24 @@ def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, 
     assert main(["predict", "model", "plain.npy"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert "labelled images" in first and "probe.json" in second
+
+
+def test_unreadable_pictures_are_left_out_with_their_labels(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    for split, count in (("train", 30), ("test", 20)):
+        images, labels = pictures(count)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = desk / "set" / split / label / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            from_array(image).save(path)
+            if i == 1:
+                path.write_text("not a picture")
+    assert main(["probe", "set", "--model", "model", "--no-baselines"]) == 0
+    out, err = capsys.readouterr()
+    assert "29 training and 19 test images" in out and err.count("left out: ") == 2 and "01.png" in err
+    accuracy = float(out.splitlines()[1].split()[4].rstrip("%"))
+    assert accuracy > 90, "labels stay with their pictures"
+    assert main(["probe", "set/train", "--test", "set", "--model", "model", "--no-baselines"]) == 0
+    assert "train split of set\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet"])

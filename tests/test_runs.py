@@ -70,8 +70,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_kept_are_the_last_two_the_milestones_and_the_best(images, tmp_path, monkeypatch):
     planned = iter([2.0, 1.9, 1.0, 1.5, 1.6, 1.7])  # nats at steps 4, 8, 12, 16, 20 and 21
 
-    def square_nats(*_, **__):
-        yield np.full((2, SIDE, SIDE), next(planned))
+    def image_nats(*_, **__):
+        return np.full(2, next(planned))
 
     present = {}  # the checkpoints that were there when each was all but written
     rename = os.rename
@@ -81,7 +81,7 @@ def test_kept_are_the_last_two_the_milestones_and_the_best(images, tmp_path, mon
             present[int(Path(new).name.removeprefix("step_"))] = Run(tmp_path / "run").steps()
         rename(old, new)
 
-    monkeypatch.setattr(pretraining, "square_nats", square_nats)
+    monkeypatch.setattr(pretraining, "image_nats", image_nats)
     monkeypatch.setattr(os, "rename", spy)
     config = settings(tmp_path, steps=21, evaluate_every_steps=4, checkpoint_every_steps=3)
     model = nextpixel.pretrain(images, out=tmp_path / "run", **config)
@@ -202,7 +202,7 @@ STATIONS = [  # the function that never returns, and what half-done work lies in
     ("nextpixel.training.save_trainer_state", ".step_*.part-*/model.safetensors"),  # half a checkpoint
     ("os.rename", ".step_*.part-*/trainer/.metadata"),  # a whole one that has not taken its name
     ("shutil.rmtree", ".step_*.part-old"),  # an old one about to go
-    ("nextpixel.pretraining.square_nats", "step_0000020"),  # one that is not evaluated
+    ("nextpixel.pretraining.image_nats", "step_0000020"),  # one that is not evaluated
     ("os.replace", "samples/.step_0000020.png.*.part"),
     ("os.replace", ".best.json.part-*"),
     ("nextpixel.checkpoints.Run.log", "step_0000028"),

@@ -129,9 +129,19 @@ def test_narrowing_the_distribution() -> None:
     assert (sharp == 1).float().mean() == pytest.approx(0.16 / 0.30, abs=0.01)
 
 
-def test_a_colour_without_probability_is_never_drawn() -> None:
+def test_of_equally_likely_colours_the_first_k_stay() -> None:
+    logits = torch.tensor([[1.0, 2.0, 1.0, 1.0, 0.0]]).repeat(1000, 1)
+    noise = torch.linspace(0, 0.9999, 1000)
+    assert choose(logits, noise, SamplingConfig(top_k=3)).unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("wide", [torch.float64, torch.float32], ids=["cpu and cuda", "mps"])
+def test_a_colour_without_probability_is_never_drawn(wide: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "_wide", lambda _: wide)
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).repeat(2, 1)
-    assert choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), SamplingConfig()).tolist() == [1, 1]
+    noise = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    for given in (noise, noise.to(wide)):  # as fp32 the second one is 1
+        assert choose(logits, given, SamplingConfig()).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("keep", [1.0, -0.1, 0.99, float("nan")])

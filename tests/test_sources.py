@@ -194,6 +194,9 @@ def test_folders_of_splits(tmp_path):
     held = open_source(tmp_path, "validation")
     assert list(held.names) == ["cat/2.png", "dog/2.png"]
     assert held.classes == ["cat", "dog"]
+    assert (open_source(tmp_path).split, held.split) == ("train", "val")
+    assert open_source([str(tmp_path), noise(4, 4)]).split == "train"
+    assert open_source(tmp_path / "train").split is None
     with pytest.raises(InputError, match="no splits, but split 'test'"):
         open_source(tmp_path, "test")
     write(tmp_path / "extra" / "cat" / "3.png")  # no longer splits alone: nothing may be left out in silence
@@ -291,6 +294,7 @@ def test_npz_with_splits(tmp_path):
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, 1, 0, 1, 1]
     assert same(open_source(path, "testing"), test)
+    assert (source.split, open_source(path, "testing").split) == ("train", "test")
     assert open_source(path, "test").labels is None
     assert open_source(path, "test").fingerprint() != source.fingerprint()
     with pytest.raises(InputError, match=r"x\.npz has no split 'val'; name one of test, train"):
@@ -467,6 +471,7 @@ def test_a_folder_of_parquet_splits(tmp_path, train, test):
         table(tmp_path / name, cells(batch), [0, 1])
     assert same(open_source(tmp_path), images[:-1].reshape(-1, 4, 4, 3))
     assert same(open_source(tmp_path, "train"), images[:-1].reshape(-1, 4, 4, 3))
+    assert open_source(tmp_path).split is not None
     assert same(open_source(tmp_path, "test"), images[-1])
     labels = open_source(tmp_path, "train").labels
     assert labels is not None
@@ -559,6 +564,7 @@ def test_a_set_on_the_hub(hub, tmp_path, monkeypatch):
     assert source.classes == ["cat", "dog"]
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, 0, 1, 1]
+    assert source.split == "train"
     assert list(source.names)[::4] == ["train/0", "train/4"]
     assert same(open_source("owner/cifar", "test"), images[4:])
     assert open_source("owner/cifar:plain", "test").fingerprint() != source.fingerprint()

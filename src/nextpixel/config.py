@@ -6,6 +6,7 @@ The text under a field is its help on the command line; defaults live here and n
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -91,12 +92,21 @@ LEARNING_RATES: dict[str, float] = {
 }
 
 
+INIT_RATE = 0.1  # continuing takes about a tenth of the rate of pretraining (Chen et al. 2020, section 3.4)
+
+
+def peak_rate(parameters: int) -> float:
+    """The published rate of the named size nearest in parameters."""
+    name = min(SIZES, key=lambda size: abs(math.log(SIZES[size].parameters / parameters)))
+    return LEARNING_RATES[name]
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides a pretraining run; recorded in its run.json."""
 
-    size: Literal["xxs", "xs", "s", "m", "l", "xl"] = "xs"
-    """Named size; the three below change single dimensions of it."""
+    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
+    """Named size, xs unless told; the three below change single dimensions of it."""
     layers: int | None = None
     """Transformer blocks, instead of the size's."""
     width: int | None = None
@@ -117,7 +127,7 @@ class PretrainConfig:
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     learning_rate: float | None = None
-    """Peak rate; the size's own from Chen et al. 2020 unless told."""
+    """Peak rate; the size's own from Chen et al. 2020 unless told, and with --init a tenth of that."""
     warmup_steps: int | None = None
     """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
     clip_norm: float = 0.0
@@ -188,15 +198,15 @@ class PretrainConfig:
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
                 f"got {self.micro_batch_images}"
             )
-        if self.init and (self.layers or self.width or self.heads or self.palette or self.objective):
+        brought = [name for name in ("size", "layers", "width", "heads", "palette", "objective") if getattr(self, name)]
+        if self.init and brought:
             raise InputError(
-                "--init brings its own shape, palette and objective; expected no --layers, --width, --heads, --palette "
-                "or --objective beside it"
+                f"--init brings its own shape, palette and objective; expected no {flag(brought[0])} beside it"
             )
 
     def model(self, colors: int) -> ImageGPTConfig:
         """The network of this run, for a palette of that many colours."""
-        shape = SIZES[self.size]
+        shape = SIZES[self.size or "xs"]
         return ImageGPTConfig(
             layers=self.layers or shape.layers,
             width=self.width or shape.width,
@@ -237,6 +247,8 @@ class ModelOptions:
 
     model: str | None = None
     """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    fit: Fit | None = None
+    """How pictures become squares, as pretrain --help tells; the model's own way unless told."""
     device: Device = "auto"
     """auto takes cuda, then mps, then cpu."""
     dtype: Literal["fp32", "bf16"] = "fp32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -46,13 +47,47 @@ def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
 
 
 def free_memory_bytes(device: str) -> int:
-    """Memory that is free now, on the device itself."""
+    """Memory that can be had now, on the device itself; of the CPU's, what the kernel and every cgroup allow."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0]
+    told = _told_bytes(Path("/"))
+    if told:
+        return max(0, min(told))
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system tells
         return 4 << 30
+
+
+def _told_bytes(root: Path) -> list[int]:
+    """What Linux says can be had: MemAvailable, and what is left of the limit of each cgroup around this process.
+
+    Page cache counts as free in both: the kernel gives it up before it refuses memory.
+    """
+    told = []
+    with contextlib.suppress(OSError, LookupError, ValueError):
+        told.append(_numbers(root / "proc/meminfo")["MemAvailable:"] * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                mount, limit, used, cache = "", "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                mount, limit, used = "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+                cache = "total_inactive_file"
+            else:
+                continue
+            group = root / "sys/fs/cgroup" / mount / path.lstrip("/")
+            for folder in (group, *group.parents):  # outer limits hold too; a container may not see its own path
+                with contextlib.suppress(OSError, LookupError, ValueError):  # ValueError: "max", which is no limit
+                    taken = int((folder / used).read_text()) - _numbers(folder / "memory.stat")[cache]
+                    told.append(int((folder / limit).read_text()) - taken)
+    return told
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first two words of every line."""
+    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
 
 
 def set_threads(threads: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nextpixel.data import masks
+from nextpixel.data import decode, masks
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
@@ -26,8 +27,8 @@ Protocol = Literal["all", "openai"]
 
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
-    squares = load_images(images, model.config.side, split=split, fit=model.fit)
-    return np.concatenate([part.mean((1, 2)) for part in square_nats(model, squares)])
+    _needs_order(model)
+    return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit))
 
 
 def surprise(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
@@ -49,6 +50,8 @@ class Evaluation:
     """The same in bits for each pixel's token; not bits per dimension of the original colours."""
     images_per_second: float
     protocol: Protocol
+    unreadable: list[str]
+    """A line for each file that could not be read and was left out."""
 
 
 def evaluate(
@@ -65,19 +68,41 @@ def evaluate(
     A masked model is scored on pixels hidden with probability 0.15, chosen by `seed` and the image's number.
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
-    squares = load_images(images, model.config.side, split=split, fit=model.fit)
+    squares, unreadable = _squares(model, images, split)
     if protocol == "openai":
         squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
         if not len(squares):
             raise InputError(f"--protocol openai: expected at least {OPENAI_BATCH} images, got fewer; use all")
     start = time.perf_counter()
-    if model.config.objective == "masked":
-        nats = np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed)))
-    else:
-        nats = np.concatenate([part.mean((1, 2)) for part in square_nats(model, squares, dtype=dtype)])
+    nats = image_nats(model, squares, dtype=dtype, seed=seed)
     seconds = time.perf_counter() - start
     mean, error = mean_and_error(nats)
-    return Evaluation(len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol)
+    return Evaluation(len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable)
+
+
+def _squares(model: ImageGPT, images: Any, split: str | None) -> tuple[NDArray[np.uint8], list[str]]:
+    """What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is."""
+    if isinstance(images, str | os.PathLike):
+        found = decode(images, model.config.side, split=split, fit=model.fit)
+        return found.squares, found.unreadable
+    return load_images(images, model.config.side, split=split, fit=model.fit), []
+
+
+def image_nats(
+    model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", seed: int = 0
+) -> NDArray[np.float32]:
+    """Nats per pixel (N,) of squares at the model's side; of a masked model, per hidden pixel (see hidden_nats)."""
+    if model.config.objective == "masked":
+        return np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed)))
+    return np.concatenate([part.mean((1, 2)) for part in square_nats(model, squares, dtype=dtype)])
+
+
+def _needs_order(model: ImageGPT) -> None:
+    if model.config.objective == "masked":
+        raise InputError(
+            "a masked model gives no likelihood of a picture; nextpixel evaluate scores its hidden pixels, and an "
+            "autoregressive model scores pictures"
+        )
 
 
 def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
@@ -89,11 +114,7 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 @torch.inference_mode()
 def square_nats(model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32") -> Iterator[NDArray[np.float32]]:
     """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W)."""
-    if model.config.objective == "masked":
-        raise InputError(
-            "a masked model gives no likelihood of a picture; nextpixel evaluate scores its hidden pixels, and an "
-            "autoregressive model scores pictures"
-        )
+    _needs_order(model)
     palette, device, side = model.palette, str(model.device), model.config.side
     with progress("scoring", len(squares), "images") as advance:
         for start in range(0, len(squares), BATCH_IMAGES):

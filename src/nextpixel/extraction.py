@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextpixel.data import masks
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, fit_square
@@ -31,6 +33,7 @@ def features(
     split: str | None = None,
     dtype: str = "fp32",
     start_token: bool = True,
+    mask_seed: int | None = None,
 ) -> NDArray[np.float32]:
     """Features (N, D) of each image: the mean over its pixels of n^l, the paper's hidden state.
 
@@ -39,19 +42,25 @@ def features(
     behind the deepest of them is computed. Without `layer` the middle one is taken: the best tend to lie there.
     `start_token=False` gives the features of programs that feed pixels alone (transformers' image processor does): for
     comparison only, since the network was trained with the start token and every pixel one place further on.
-    Raises InputError for bad images or a layer the model does not have.
+    A masked model is shown every pixel unless `mask_seed` is given: then 15 % of them are hidden, as in training and in
+    the paper's evaluation, chosen by (mask_seed, place of the image among these).
+    Raises InputError for bad images, a layer the model does not have, or a mask for a model that was trained without.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
     squares = load_images(images, model.config.side, split=split, fit=model.fit)
-    return pooled(model, model.palette.encode(squares), layers, dtype=dtype, shifted=start_token).reshape(
-        len(squares), -1
-    )
+    tokens = model.palette.encode(squares)
+    found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed)
+    return found.reshape(len(squares), -1)
 
 
 def check_layers(model: ImageGPT, layer: int | Sequence[int]) -> list[int]:
     """The layers as a list, each of them one the model has."""
-    layers = [layer] if isinstance(layer, int) else list(layer)
-    if not layers or not all(isinstance(number, int) and 0 <= number <= model.config.layers for number in layers):
+    try:
+        given = list(layer) if isinstance(layer, Iterable) else [layer]
+        layers = [operator.index(number) for number in given if not isinstance(number, bool)]
+    except TypeError:
+        given = layers = []
+    if not layers or len(layers) < len(given) or not all(0 <= number <= model.config.layers for number in layers):
         raise InputError(f"--layer: expected whole numbers from 0 to {model.config.layers}, got {layer!r}")
     return layers
 
@@ -122,19 +131,37 @@ def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[
 
 @torch.inference_mode()
 def pooled(
-    model: ImageGPT, tokens: Tensor, layers: Sequence[int], *, dtype: str = "fp32", shifted: bool = True
+    model: ImageGPT,
+    tokens: Tensor,
+    layers: Sequence[int],
+    *,
+    dtype: str = "fp32",
+    shifted: bool = True,
+    mask_seed: int | None = None,
 ) -> NDArray[np.float32]:
-    """Means over pixels (N, len(layers), D) of tokens (N, T); a masked model is shown every pixel.
+    """Means over pixels (N, len(layers), D) of tokens (N, T).
 
-    `shifted=False` feeds pixel t into slot t, without the start token.
+    `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
+    by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
+    Raises InputError for the mask of a model that is not masked.
     """
+    if mask_seed is not None and model.config.objective != "masked":
+        raise InputError(
+            f"mask_seed: expected None for a model of the {model.config.objective} objective, got {mask_seed}; only "
+            "masked models were trained with hidden pixels"
+        )
+    shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
     with progress("features", len(tokens), "images") as advance:
         for start in range(0, len(tokens), BATCH_IMAGES):
             batch = tokens[start : start + BATCH_IMAGES].to(device)
+            masked = None
+            if mask_seed is not None:
+                numbers = np.arange(start, start + len(batch))
+                masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
             with autocast(device, dtype):
-                for layer, hidden in model.hidden(batch, set(layers), shifted=shifted):
+                for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
                     mean = hidden.float().mean(1).cpu().numpy()
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
                         parts[start : start + len(batch), place] = mean

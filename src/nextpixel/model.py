@@ -18,7 +18,7 @@ nothing where it is masked, and its output scores pixel t.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,7 @@ class ImageGPT(nn.Module):
     def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.facts: dict[str, Any] = {}  # of its making; they travel with the weights
         if config.objective == "autoregressive":
             self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)

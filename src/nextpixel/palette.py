@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import threading
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +20,7 @@ COLOURS_OF_24_BITS = 1 << 24
 TABLE_FROM = 4_096  # pixels that make the table worth its 33 MB of memory
 TREE_FROM = 8_000  # newly met colours from which building a tree, and loading scipy, is the faster way
 SAVE_TABLE_FROM = 100_000  # newly met colours that make the table worth a write of 33 MB
+_FETCHING = threading.Lock()  # one for all palettes: a palette with its own could not be copied
 
 
 class Palette:
@@ -108,23 +109,29 @@ class Palette:
 
     def _look_up(self, codes: NDArray[np.int32]) -> NDArray[np.uint16]:
         """Tokens of 24-bit colours; those never met are searched for first."""
-        if self._table is None:
-            if codes.size <= TABLE_FROM:
-                colours, places = np.unique(codes, return_inverse=True)
-                return self._nearest(colours)[places].reshape(codes.shape)
-            self._table = self._read_table()
-        found = self._table[codes]
+        if self._table is None and codes.size <= TABLE_FROM:
+            colours, places = np.unique(codes, return_inverse=True)
+            return self._nearest(colours)[places].reshape(codes.shape)
+        found = self._shared_table(writable=False)[codes]
         if found.all():
             return found - np.uint16(1)
         new = _different(codes[found == 0])
-        if not self._table.flags.writeable:
-            self._table = self._table.copy()
+        table = self._shared_table(writable=True)
         for start in range(0, len(new), 1 << 20):
             part = new[start : start + (1 << 20)]
-            self._table[part] = self._nearest(part) + np.uint16(1)
+            table[part] = self._nearest(part) + np.uint16(1)
         if len(new) >= SAVE_TABLE_FROM:
-            self._write_table(self._table)
-        return self._table[codes] - np.uint16(1)
+            self._write_table(table)
+        return table[codes] - np.uint16(1)
+
+    def _shared_table(self, *, writable: bool) -> NDArray[np.uint16]:
+        """The table of all threads: one that can be written to is never replaced, so that nothing written is lost."""
+        with _FETCHING:
+            if self._table is None:
+                self._table = self._read_table()
+            if writable and not self._table.flags.writeable:
+                self._table = self._table.copy()
+            return self._table
 
     def _nearest(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
         if len(codes) >= TREE_FROM and len(self) > 1:
@@ -163,12 +170,7 @@ class Palette:
         path = self._table_path()
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-                try:
-                    np.save(file, table)
-                    os.replace(file.name, path)
-                except OSError:
-                    os.unlink(file.name)
+            _save_array(table, path)
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8], colors: int = 512, seed: int = 0) -> Palette:
@@ -239,10 +241,15 @@ def _check(shape: tuple[int, ...], dtype: str) -> None:
 
 def save_palette(palette: Palette, path: Path) -> None:
     """Write a .npy file that Palette.read reads; an earlier file of that name is replaced at once."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")  # tempfile's would be readable by the owner alone
+    _save_array(palette.colors, path)
+
+
+def _save_array(array: NDArray, path: Path) -> None:
+    unique = f"{os.getpid()}-{threading.get_ident()}"
+    part = path.with_name(f".{path.name}.part-{unique}")  # tempfile's would be readable by the owner alone
     try:
         with part.open("wb") as file:
-            np.save(file, palette.colors)
+            np.save(file, array)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

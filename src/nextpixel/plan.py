@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from nextpixel.config import ImageGPTConfig
 
 MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
@@ -25,8 +27,9 @@ def activation_bytes_per_image(config: ImageGPTConfig, *, bytes_each: int, check
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: int, on_cpu: bool) -> int:
-    """The largest divisor of the batch whose activations take at most half of the free memory."""
+    """The size that cuts the batch into as few parts as half of the free memory allows, all but the last equal."""
     limit = max(1, free_bytes // 2 // image_bytes)
     if on_cpu:
         limit = min(limit, MICRO_BATCH_ON_CPU)
-    return max(size for size in range(1, batch_images + 1) if batch_images % size == 0 and size <= limit)
+    parts = math.ceil(batch_images / limit)
+    return math.ceil(batch_images / parts)

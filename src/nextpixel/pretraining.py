@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from nextpixel import optim, plan
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.checkpoints.files import writing
 from nextpixel.config import (
-    LEARNING_RATES,
+    INIT_RATE,
     Fit,
     ImageGPTConfig,
     PretrainConfig,
+    peak_rate,
     read_recipe,
     replace_checked,
 )
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, split_indices, stored_side
 from nextpixel.devices import autocast, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
-from nextpixel.evaluation import hidden_nats, mean_and_error, square_nats
+from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.images import grid, save_png
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
@@ -73,6 +75,13 @@ def pretrain(
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None) -> Run:
     """Decode the images, decide everything once, and create the run folder."""
     Run.new_path(out)  # refuses before any work is done
+    config = replace(  # so that the run can go on from another folder
+        config,
+        init=_absolute(config.init),
+        palette=_absolute(config.palette),
+        validation=_absolute(config.validation),
+        cache=config.cache and os.path.abspath(config.cache),
+    )
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     model = _first_model(config)
@@ -94,7 +103,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
         or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
-        learning_rate=config.learning_rate or LEARNING_RATES[config.size],
+        learning_rate=config.learning_rate or peak_rate(shape.parameters) * (INIT_RATE if config.init else 1.0),
         warmup_steps=optim.default_warmup_steps(config.steps, images_count, batch)
         if config.warmup_steps is None
         else config.warmup_steps,
@@ -111,6 +120,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
             "palette": {"sha256": palette.hash, "colors": palette.colors.tolist()},
             "data": {
                 "source": str(images) if isinstance(images, str | Path) else type(images).__name__,
+                "path": _absolute(str(images)) if isinstance(images, str | Path) else None,
                 "split": split,
                 "train_images": images_count,
                 "validation_images": len(sets.validation_indices),
@@ -134,7 +144,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
         palette = Palette(np.array(facts["palette"]["colors"], np.float32), config.cache)
-        data = {"source": facts["data"]["source"], "split": facts["data"]["split"]}
+        data = {name: facts["data"][name] for name in ("source", "path", "split")}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{run.path / 'run.json'}: expected a pretraining run, got a problem with {error}") from None
     choose_device(decided.device)  # still there?
@@ -151,6 +161,8 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
     else:
         model = ImageGPT(shape, seed=config.seed)
     model.palette, model.fit = palette, decided.fit
+    before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
+    model.facts = before | {"trained_on": data["source"], "steps": config.steps, "seed": config.seed}
     model.to(decided.device).train()
     model.checkpoint_activations = config.checkpoint_activations
     if decided.compile:
@@ -202,10 +214,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
 
     def evaluate(step: int) -> dict[str, float]:
         model.eval()
-        if masked:
-            nats = np.concatenate(list(hidden_nats(model, held_out, dtype=decided.dtype)))
-        else:
-            nats = np.concatenate([part.mean((1, 2)) for part in square_nats(model, held_out, dtype=decided.dtype)])
+        mean, error = mean_and_error(image_nats(model, held_out, dtype=decided.dtype))
         if config.sample_images and not masked:
             drawing = draw(model, None, n=config.sample_images)
             columns = int(np.ceil(config.sample_images**0.5))
@@ -214,13 +223,14 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
             with writing(path):
                 save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
         model.train()
-        mean, error = mean_and_error(nats)
         say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel")
         return {"validation_nats": mean, "validation_standard_error": error}
 
     def write(folder: Path) -> None:
-        write_model(model, folder, facts={"trained_on": str(data["source"]), "run": run.path.name})
+        write_model(model, folder)
 
+    if config.init and not run.steps():  # from here on the run needs that model no more
+        run.write_checkpoint(0, write, config.steps)
     train(
         run,
         Cadence(
@@ -299,7 +309,9 @@ def _find_sets(images: Any, data: dict[str, Any], config: PretrainConfig, decide
         )
     except FileNotFoundError:
         pass
-    sets = _decode_sets(data["source"] if images is None else images, config, side, decided.fit, data["split"])
+    if images is None and data["path"] is None:
+        raise InputError("this run was begun with images in memory, which are gone; pass them again as `images`")
+    sets = _decode_sets(data["path"] if images is None else images, config, side, decided.fit, data["split"])
     if (sets.train.key, sets.validation.key) != (decided.train_key, decided.validation_key):
         raise InputError(
             f"{data['source']}: expected the images the run began with, got others (files were added, removed or "
@@ -318,6 +330,11 @@ def _first_model(config: PretrainConfig) -> ImageGPT:
         model = ImageGPT(config.model(len(palette)))
     model.palette, model.fit = palette, config.fit or model.fit
     return model
+
+
+def _absolute(path: str | None) -> str | None:
+    """Where that file or folder lies, from wherever; a name that is none stays as it is."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
 
 
 def _can_compile(device: str) -> bool:

@@ -173,21 +173,23 @@ def _draw_rows(
 def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1).
 
-    top_k and then top_p narrow the distribution; top_p as in Holtzman et al. 2020.
+    top_k and then top_p narrow the distribution; top_p as in Holtzman et al. 2020. Of equally likely tokens the
+    lower numbers stay.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits.to(_wide(logits)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+        places = logits.sort(dim=-1, descending=True, stable=True).indices
+        logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))
     chances = logits.softmax(-1)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, places = chances.sort(dim=-1, descending=True, stable=True)
         spare = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest colour always stays
         chances = chances.masked_fill(torch.zeros_like(spare).scatter(-1, places, spare), 0.0)
     below = chances.cumsum(-1)
-    target = noise[:, None].to(below.dtype) * below[:, -1:]
+    below_one = 1 - torch.finfo(below.dtype).eps / 2  # the number before 1, to which fp32 rounds some of the noise
+    target = noise[:, None].to(below.dtype).clamp_max(below_one) * below[:, -1:]
     return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nextpixel.model import ImageGPT
 
 CARD = """---
@@ -42,11 +40,11 @@ CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageMod
 """
 
 
-def model_card(model: ImageGPT, facts: dict[str, Any], name: str) -> str:
+def model_card(model: ImageGPT, name: str) -> str:
     """Markdown, with the front matter that hubs read."""
     config = model.config
     classic = config.objective == "autoregressive"
-    made = [f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items()]
+    made = [f"| {key.replace('_', ' ')} | {value} |" for key, value in model.facts.items()]
     return CARD.format(
         library="transformers" if classic else "nextpixel",
         name=name,

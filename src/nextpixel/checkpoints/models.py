@@ -17,6 +17,7 @@ from nextpixel.checkpoints.files import new_folder, new_output, read_json, write
 from nextpixel.checkpoints.runs import Run
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import Fit, ImageGPTConfig
+from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
@@ -26,20 +27,15 @@ FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
 
 
 def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ImageGPT:
-    """A model in eval mode, its palette attached as `.palette`.
+    """A model in eval mode, its palette attached as `.palette` and what is known of its making as `.facts`.
 
     `name` is a checkpoint folder, a run folder (its best checkpoint on validation), a hub name such as
     "openai/imagegpt-small", or nothing for the model that comes with the package. A folder is ours or transformers';
     weights are read one by one, from safetensors or a legacy pytorch_model.bin, whose code is never run.
-    Raises InputError where there is no such model or its files are not what they should be.
+    `device` may be "auto", see devices.choose_device.
+    Raises InputError where there is no such model or device, or the files are not what they should be.
     """
-    return load_with_facts(name, device=device, dtype=dtype)[0]
-
-
-def load_with_facts(
-    name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[ImageGPT, dict[str, Any]]:
-    """The model, and what its checkpoint records of its making (`nextpixel` in config.json)."""
+    device = choose_device(str(device))  # before the weights are fetched
     folder = find_model(name)
     values = read_json(folder / "config.json")
     layout = FORMATS.get(values.get("model_type", ""))
@@ -58,7 +54,8 @@ def load_with_facts(
     model.load_state_dict(state, strict=True, assign=True)
     _read_preprocessing(folder, model)
     facts = values.get("nextpixel")
-    return model.eval(), facts if isinstance(facts, dict) else {}
+    model.facts = facts if isinstance(facts, dict) else {}
+    return model.eval()
 
 
 def save(
@@ -77,9 +74,7 @@ def save(
         write_model(model, part, dtype=dtype)
 
 
-def write_model(
-    model: ImageGPT, folder: Path, *, dtype: torch.dtype = torch.float32, facts: dict[str, Any] | None = None
-) -> None:
+def write_model(model: ImageGPT, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write the three files of a checkpoint into an existing folder.
 
     A classic model's folder is that of transformers. Any other has a model_type that transformers does not know.
@@ -88,7 +83,7 @@ def write_model(
     processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": {"fit": model.fit}}
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
-    write_json(folder / "config.json", config | {"nextpixel": facts or {}})
+    write_json(folder / "config.json", config | {"nextpixel": model.facts})
     with writing(folder):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it comes readable by the owner alone

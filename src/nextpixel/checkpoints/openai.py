@@ -27,7 +27,8 @@ def load_openai(
     """The model in eval mode of a checkpoint of openai/image-gpt, autoregressive or masked (BERT).
 
     `prefix` is the common start of its files, as `model.ckpt-1000000`; `palette` OpenAI's 512 colours unless told.
-    The shape is read off the tensors. What an optimiser or a class head left in the checkpoint is ignored.
+    The shape is read off the tensors, and pictures are fitted as for the paper's evaluation (`fit` "imagenet"). What an
+    optimiser or a class head left in the checkpoint is ignored.
     Raises InputError where it is no such checkpoint, or files or tensors are missing or damaged.
     """
     bundle = Bundle(prefix)
@@ -42,7 +43,8 @@ def load_openai(
     with torch.device("meta"):
         model = ImageGPT(config)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.palette = palette
+    model.palette, model.fit = palette, "imagenet"
+    model.facts = {"converted_from": f"openai/image-gpt, {Path(prefix).name}"}
     return model.eval()
 
 

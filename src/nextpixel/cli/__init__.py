@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Nothing heavy is imported before the verb is known."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0

@@ -159,5 +159,5 @@ def _flags(kind: Any) -> Iterator[str]:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(value, sys.stdout, indent=2)  # ASCII: a file name need not be text
     sys.stdout.write("\n")

@@ -11,12 +11,13 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, write_each
+from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, open_images, write_each
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
 GRID_PIXELS = 160  # a picture's side in the grid
+GRID_AT_MOST = 50  # pictures, and completions of each
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Complete:
     """Fraction of the rows that is kept, from the top."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
     """Completions of each picture."""
+    split: str | None = None
+    """Which part, where the source has several (train, test)."""
     out: Path = Path("completions.png")
     """The grid, a PNG file."""
     each: Path | None = None
@@ -52,29 +55,40 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("expected PICTURES, got nothing; see nextpixel complete --help")
     check_file(args.out, ".png", args.images)
     check_folder(args.each, "--each")
+    check_number(args.n)
     began = time.perf_counter()
     model = load_model(args.model)
+    from nextpixel.data import decode
     from nextpixel.images import grid, save_png, terminal_row
     from nextpixel.sampling import draw
-    from nextpixel.sources import load_images, open_source
+    from nextpixel.sources import load_images
 
     side = model.config.side
-    source = list(args.images) if len(args.images) > 1 else args.images[0]
-    squares = load_images(source, side, fit=model.fit)
-    names = list(open_source(source).names)
+    source = open_images(args.images if len(args.images) > 1 else args.images[0], args.split)
+    if len(source) == len(args.images):  # each picture was named: each must be readable
+        squares, names, unreadable = load_images(source, side, fit=model.fit), list(source.names), []
+    else:
+        found = decode(source, side, fit=model.fit)
+        squares, names, unreadable = found.squares, found.names, found.unreadable
+    for line in unreadable:
+        say(f"left out: {line}")
+    pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
+    for what, shown, count in (("pictures", pictures, len(squares)), ("completions", columns, args.n)):
+        if shown < count:
+            say(f"{args.out} shows the first {shown} of {count:,} {what}; --each FOLDER writes them all")
     loaded = time.perf_counter()
     drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling)
     drawn = time.perf_counter()
 
     rows, captions = [], []
-    for i, square in enumerate(squares):
+    for i, square in enumerate(squares[:pictures]):
         given = square.copy()
         given[:] = 225
-        mine = slice(i * args.n, (i + 1) * args.n)
+        mine = slice(i * args.n, i * args.n + columns)
         given[: drawing.kept_rows] = drawing.images[mine.start, : drawing.kept_rows]
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
-    titles = ["given", *(str(k + 1) for k in range(args.n)), "original"]
+    titles = ["given", *(str(k + 1) for k in range(columns)), "original"]
     save_png(grid(rows, zoom=max(1, GRID_PIXELS // side), titles=titles, captions=captions), args.out)
     files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
     if args.show:
@@ -92,6 +106,7 @@ def run(argv: Sequence[str]) -> None:
                     {"name": name, "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist()}
                     for i, name in enumerate(names)
                 ],
+                "unreadable": unreadable,
             }
         )
     else:

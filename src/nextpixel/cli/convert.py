@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.config import OutputOptions
+from nextpixel.cli.hints import first_use
+from nextpixel.config import Fit, OutputOptions
 from nextpixel.progress import say
 
 
@@ -24,6 +25,9 @@ class Convert:
     """The new model folder."""
     palette: Path | None = None
     """The colours of its tokens, a .npy file such as kmeans_centers.npy; OpenAI's 512 colours unless told."""
+    fit: Fit = "imagenet"
+    """How pictures become squares for this model: imagenet, as the paper evaluates; crop; squash, as transformers
+    does."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
@@ -36,13 +40,11 @@ def run(argv: Sequence[str]) -> None:
     new_output(args.out, "OUT")
     palette = Palette.read(args.palette) if args.palette else None
     model = load_openai(args.checkpoint, palette=palette)
+    model.fit = args.fit
     save(model, args.out)
     shape = asdict(model.config)
     if args.output.json:
         print_json({"out": str(args.out), "shape": shape, "parameters": model.config.parameters})
     else:
         print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in shape.items())}")
-    if model.config.objective == "autoregressive":
-        say(f"Half of a picture: nextpixel complete photo.jpg --model {args.out}")
-    else:
-        say(f"What it is: nextpixel info {args.out}")
+    say(first_use(model, args.out))

@@ -1,4 +1,4 @@
-"""What several verbs share: the model, and the files they write."""
+"""What several verbs share: the model, the images, and the files they write."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from nextpixel.config import ModelOptions
 from nextpixel.errors import InputError
+from nextpixel.progress import say
 
 if TYPE_CHECKING:
     from nextpixel.model import ImageGPT
+    from nextpixel.sources import Source
+
+PICTURES_AT_MOST = 100_000
 
 
 def load_model(options: ModelOptions) -> ImageGPT:
@@ -25,7 +29,29 @@ def load_model(options: ModelOptions) -> ImageGPT:
 
     device = choose_device(options.device)
     set_threads(options.threads)
-    return load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    model = load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    model.fit = options.fit or model.fit
+    return model
+
+
+def open_images(images: str | Sequence[str], split: str | None) -> Source:
+    """The source; says which of several splits was taken when none was asked for."""
+    from nextpixel.sources import open_source
+
+    source = open_source(images, split)
+    if split is None:
+        tell_split(source, images, "; --split names another")
+    return source
+
+
+def tell_split(source: Source, images: str | Sequence[str], remedy: str = "") -> None:
+    if source.split is not None:
+        say(f"{source.split} split of {images if isinstance(images, str) else source.source_name}{remedy}")
+
+
+def check_number(n: int) -> None:
+    if n > PICTURES_AT_MOST:
+        raise InputError(f"-n: expected at most {PICTURES_AT_MOST:,}, got {n:,}; draw the rest with another --seed")
 
 
 def check_file(out: Path, suffix: str, inputs: Sequence[str] = ()) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model
+from nextpixel.cli.drawings import load_model, open_images
+from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.progress import say
 
@@ -33,14 +34,20 @@ def run(argv: Sequence[str]) -> None:
     model = load_model(args.model)
     from nextpixel.evaluation import evaluate
 
+    if args.split is None:
+        open_images(args.images, None)  # only to say which split it is
     figures = evaluate(model, args.images, split=args.split, protocol=args.protocol)
+    for line in figures.unreadable:
+        say(f"left out: {line}")
+    masked = model.config.objective == "masked"
     if args.output.json:
         print_json(asdict(figures) | {"palette_sha256": model.palette.hash})
     else:
-        kind = "hidden pixel" if model.config.objective == "masked" else "pixel"
+        kind = "hidden pixel" if masked else "pixel"
         print(
             f"{figures.nats_per_pixel:.4f} +- {figures.standard_error:.4f} nats per {kind} "
             f"({figures.bits_per_pixel:.4f} bits) over {figures.images:,} images, "
             f"{figures.images_per_second:.1f} images/s"
         )
-    say(f"Which images are the least likely: nextpixel score {args.images}")
+    following = command("features" if masked else "score", args.images, split=args.split, model=args.model.model)
+    say(f"{'What it makes of each image' if masked else 'Which images are the least likely'}: {following}")

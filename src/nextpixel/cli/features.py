@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model
+from nextpixel.cli.drawings import load_model, open_images
+from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
@@ -55,7 +56,8 @@ def run(argv: Sequence[str]) -> None:
 
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
-    values, names, unreadable = extract(model, args.images, layers, parts, split=args.split, dtype=args.model.dtype)
+    source = open_images(args.images, args.split)
+    values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
     _write(args.out, values, names)
     shutil.rmtree(parts)
     for line in unreadable:
@@ -64,7 +66,8 @@ def run(argv: Sequence[str]) -> None:
         print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})
     else:
         print(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
-    say(f"What they know about labels: nextpixel probe {args.images}")
+    labelled = args.images if source.labels is not None and source.split else "labelled/"  # with train and test in it
+    say(f"What they know about labels: {command('probe', labelled, model=args.model.model)}")
 
 
 def _write(out: Path, values: np.ndarray, names: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.hints import command, first_use
 from nextpixel.config import OutputOptions
 from nextpixel.progress import say
 
@@ -25,7 +26,7 @@ class Info:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
-    from nextpixel.checkpoints import Run, find_model, load_with_facts
+    from nextpixel.checkpoints import Run, find_model, load
 
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
@@ -44,18 +45,19 @@ def run(argv: Sequence[str]) -> None:
             facts["run"]["last_log"] = losses[-1]
         if not done:
             print_json(facts) if args.output.json else _print(facts)
-            say(f"No checkpoint yet; train on with: nextpixel pretrain --resume {path}")
+            say(f"No checkpoint yet; train on with: {command('pretrain', '--resume', path)}")
             return
-    model, made = load_with_facts(args.model)
+    model = load(args.model)
     facts |= {
         "folder": str(find_model(args.model)),
         "shape": asdict(model.config),
         "parameters": model.config.parameters,
         "palette_sha256": model.palette.hash,
-        "made": made,
+        "fit": model.fit,
+        "made": model.facts,
     }
     print_json(facts) if args.output.json else _print(facts)
-    say(f"Half of a picture: nextpixel complete photo.jpg --model {args.model}")
+    say(first_use(model, None if args.model == "embedded" else args.model))
 
 
 def _print(values: dict[str, Any], indent: str = "") -> None:

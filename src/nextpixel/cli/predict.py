@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_model
+from nextpixel.cli.drawings import check_file, load_model, open_images
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.progress import say
 
@@ -42,13 +42,12 @@ def run(argv: Sequence[str]) -> None:
 
     from nextpixel.checkpoints.files import read_json
     from nextpixel.probing import LinearProbe
-    from nextpixel.sources import open_source
 
     options = args.model
     if options.model is None:
         options = replace(options, model=str(read_json(Path(args.probe) / "probe.json").get("model")))
     probe = LinearProbe.load(args.probe, load_model(options))
-    source = open_source(args.images, args.split)
+    source = open_images(args.images, args.split)
     chances = probe.predict_proba(source)
     rows = [
         {"file": name, "class": str(probe.classes_[row.argmax()])}
@@ -66,6 +65,6 @@ def run(argv: Sequence[str]) -> None:
         writer.writeheader()
         writer.writerows(rows)
         part = args.out.with_name(f".{args.out.name}.part")
-        part.write_text(text.getvalue(), encoding="utf-8")
+        part.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
         os.replace(part, args.out)
         say(f"{len(rows):,} predictions: {args.out}")

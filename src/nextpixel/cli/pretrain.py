@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import open_images
+from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig, flag, read_recipe
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -60,10 +61,12 @@ def run(argv: Sequence[str]) -> None:
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
+        if args.split is None:
+            open_images(args.images, None)  # only to say which split it is
         run = start_run(args.images, args.out, args.config, args.split)
-    again = f"nextpixel pretrain --resume {shlex.quote(str(run.path))}"
+    again = command("pretrain", "--resume", run.path)
     try:
-        go_on(run)
+        model = go_on(run)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     best = run.best()
@@ -71,13 +74,20 @@ def run(argv: Sequence[str]) -> None:
         print_json({"run": str(run.path), "best": best, "config": run.facts()["config"]})
     else:
         print(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
-    say(f"Draw from it: nextpixel sample --model {run.path}; pictures drawn while training: {run.path / 'samples'}")
+    if model.config.objective == "masked":
+        data = run.facts()["data"]
+        following = command("features", data["source"], split=data["split"], model=run.path)
+        say(f"What it makes of the images: {following}")
+    else:
+        say(f"Pictures drawn while training: {run.path / 'samples'}")
+        say(f"Draw from it: {command('sample', model=run.path)}")
 
 
 def _recipe_defaults(argv: Sequence[str]) -> Pretrain:
     """The defaults of the command line: those of the recipe, where one is named."""
+    named = None  # the last one counts, as for every flag
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name == "--recipe" and (equals or i + 1 < len(argv)):
-            return Pretrain(config=read_recipe(value if equals else argv[i + 1]))
-    return Pretrain()
+            named = value if equals else argv[i + 1]
+    return Pretrain() if named is None else Pretrain(config=read_recipe(named))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_folder, load_model
+from nextpixel.cli.drawings import check_folder, load_model, tell_split
+from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
@@ -61,16 +62,24 @@ def run(argv: Sequence[str]) -> None:
     import numpy as np
 
     from nextpixel import baselines
+    from nextpixel.data import decode
     from nextpixel.extraction import check_layers, pooled
     from nextpixel.probing import LinearProbe, Reading, compare, labels_of
-    from nextpixel.sources import load_images, open_source
+    from nextpixel.sources import open_source
 
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
     source = open_source(args.train, "train" if args.test is None else None)
     test_source = open_source(args.train, "test") if args.test is None else open_source(args.test)
     labels, test_labels = labels_of(source), labels_of(test_source)
-    side = model.config.side
-    squares, test_squares = (load_images(s, side, fit=model.fit) for s in (source, test_source))
+    if args.test is not None:
+        tell_split(source, args.train)
+        tell_split(test_source, args.test)
+    sets = [decode(s, model.config.side, fit=model.fit) for s in (source, test_source)]
+    for line in sets[0].unreadable + sets[1].unreadable:
+        say(f"left out: {line}")
+    squares, test_squares = (s.squares for s in sets)
+    labels = labels[np.isin(list(source.names), sets[0].names)]
+    test_labels = test_labels[np.isin(list(test_source.names), sets[1].names)]
     features, test_features = (pooled(model, model.palette.encode(s), layers) for s in (squares, test_squares))
     if fixed is not None:  # concatenated
         features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
@@ -100,9 +109,13 @@ def run(argv: Sequence[str]) -> None:
     else:
         _print(results, probe, commonest, len(labels), len(test_labels))
     if args.out is not None:
-        say(f"Classify new images: nextpixel predict {args.out} new/ --out predictions.csv")
+        following = command("predict", args.out, "new/", "--out", "predictions.csv", model=args.model.model)
+        say(f"Classify new images: {following}")
     elif counts == [None]:
-        say("With few labels: the same command with --labels-per-class 4,25,400")
+        fewest = np.unique(labels, return_counts=True)[1].min()
+        few = ",".join(str(n) for n in (4, 25, 400) if n <= fewest)
+        if few:
+            say(f"With few labels: the same command with --labels-per-class {few}")
 
 
 def _print(

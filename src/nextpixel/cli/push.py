@@ -33,14 +33,14 @@ def run(argv: Sequence[str]) -> None:
     user, slash, name = args.name.partition("/")
     if not (user and slash and name) or "/" in name:
         raise InputError(f"USER/NAME: expected a hub name such as ann/photos-igpt, got {args.name!r}")
-    from nextpixel.checkpoints import load_with_facts, write_model
+    from nextpixel.checkpoints import load, write_model
     from nextpixel.checkpoints.card import model_card
 
-    model, facts = load_with_facts(args.model)
+    model = load(args.model)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_model(model, folder, facts=facts)
-        (folder / "README.md").write_text(model_card(model, facts, args.name), encoding="utf-8")
+        write_model(model, folder)
+        (folder / "README.md").write_text(model_card(model, args.name), encoding="utf-8")
         address = _upload(folder, args.name, args.private)
     print_json({"url": address}) if args.output.json else print(address)
 

@@ -11,11 +11,13 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, write_each
+from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, write_each
+from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
 CELL_PIXELS = 96
+GRID_AT_MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,17 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
     check_file(args.out, ".png")
     check_folder(args.each, "--each")
+    check_number(args.n)
     model = load_model(args.model)
     from nextpixel.images import grid, save_png, terminal_row
     from nextpixel.sampling import draw
 
+    shown = min(args.n, GRID_AT_MOST)
+    if shown < args.n:
+        say(f"{args.out} shows the first {shown:,} of {args.n:,} pictures; --each FOLDER writes them all")
     drawing = draw(model, None, n=args.n, sampling=args.sampling)
-    columns = math.ceil(math.sqrt(args.n))
-    rows = [list(drawing.images[i : i + columns]) for i in range(0, args.n, columns)]
+    columns = math.ceil(math.sqrt(shown))
+    rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
     save_png(grid(rows, zoom=max(1, CELL_PIXELS // model.config.side)), args.out)
     files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
     if args.show:
@@ -62,4 +68,5 @@ def run(argv: Sequence[str]) -> None:
         )
     else:
         print(args.out)
-    say(f"Other draws: nextpixel sample --seed {args.sampling.seed + 1}. Half of your own picture: nextpixel complete")
+    say(f"Other draws: the same command with --seed {args.sampling.seed + 1}")
+    say(f"Half of your own picture: {command('complete', 'photo.jpg', model=args.model.model)}")

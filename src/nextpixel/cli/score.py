@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_folder, load_model, write_each
+from nextpixel.cli.drawings import check_folder, load_model, open_images, write_each
+from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.progress import say
 
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.evaluation import square_nats
     from nextpixel.images import heatmap
 
-    images = decode(args.images, model.config.side, split=args.split, fit=model.fit)
+    images = decode(open_images(args.images, args.split), model.config.side, fit=model.fit)
     for line in images.unreadable:
         say(f"left out: {line}")
     if args.heatmap is None:
@@ -79,4 +80,5 @@ def run(argv: Sequence[str]) -> None:
             print(f"{nats[i]:.4f}  {images.names[i]}")
         print(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(nats)} images")
     if args.heatmap is None:
-        say(f"Where each image surprises: nextpixel score {args.images} --heatmap surprise/")
+        again = command("score", args.images, "--heatmap", "surprise/", split=args.split, model=args.model.model)
+        say(f"Where each image surprises: {again}")

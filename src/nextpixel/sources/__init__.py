@@ -95,6 +95,7 @@ class JoinedSource(Source):
         super().__init__("the list", names)
         self.parts = parts
         self.places = Numbered([("", len(part)) for part in parts])
+        self.split = ", ".join(sorted({part.split for part in parts if part.split})) or None
         labels = [part.labels for part in parts if part.labels is not None]
         if len(labels) == len(parts) and all(part.classes == parts[0].classes for part in parts):
             self.labels, self.classes = np.concatenate(labels), parts[0].classes
@@ -148,7 +149,9 @@ def _open_path(path: str, split: str | None) -> Source:
 
 def _open_folder(folder: str, split: str | None) -> Source:
     if chosen := _split_folder(folder, split):
-        return _open_folder(chosen, None)
+        source = _open_folder(chosen, None)
+        source.split = os.path.basename(chosen)
+        return source
     names = sorted(walk(folder, EXTENSIONS | TABLES))
     tables = [name for name in names if extension(name) in TABLES]
     if not names:

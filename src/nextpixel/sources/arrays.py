@@ -103,7 +103,7 @@ def open_npz(path: str, split: str | None) -> Source:
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            key, label_key = _npz_keys(list(arrays), split, path)
+            key, label_key, chosen = _npz_keys(list(arrays), split, path)
             images = batch(arrays[key], f"{key} in {path}", may_be_single=False)
             labels = arrays.get(label_key)
             classes = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
@@ -112,10 +112,13 @@ def open_npz(path: str, split: str | None) -> Source:
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a .npz file of plain arrays: {error}") from error
     labels, classes = checked_labels(labels, classes, len(images), path)
-    return ArraySource(path, images, labels, classes, stamp=identity(path, key))
+    source = ArraySource(path, images, labels, classes, stamp=identity(path, key))
+    source.split = chosen
+    return source
 
 
-def _npz_keys(keys: list[str], split: str | None, path: str) -> tuple[str, str]:
+def _npz_keys(keys: list[str], split: str | None, path: str) -> tuple[str, str, str | None]:
+    """The keys of images and labels, and which of several splits that is."""
     splits: dict[str, tuple[str, str]] = {}
     for key in keys:
         if match := re.fullmatch(r"(\w+)_images", key):
@@ -124,11 +127,12 @@ def _npz_keys(keys: list[str], split: str | None, path: str) -> tuple[str, str]:
             splits[match[1]] = key, f"y_{match[1]}"
     if "images" in keys and (split is None or not splits):
         refuse_split(split, path)
-        return "images", "labels"
+        return "images", "labels", None
     if splits:
-        return splits[choose_split(splits, split, path)]
+        chosen = choose_split(splits, split, path)
+        return *splits[chosen], chosen if len(splits) > 1 else None
     refuse_split(split, path)
     if len(keys) == 1:
-        return keys[0], ""
+        return keys[0], "", None
     found = ", ".join(keys) or "nothing"
     raise InputError(f"{path} holds {found}; expected an array `images`, `train_images` or `x_train`")

@@ -28,7 +28,10 @@ class Source(ABC):
     names        one stable name for each picture: a relative POSIX path, or a zero-padded number
     labels       int64 (N,), or None where the source knows none
     classes      the name of each label, or None
+    split        which of several splits these are, or None
     """
+
+    split: str | None = None
 
     def __init__(
         self,

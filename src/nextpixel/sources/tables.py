@@ -135,9 +135,10 @@ def open_tables(folder: str, names: list[str], split: str | None) -> Source:
             stem = parent
         has_splits = has_splits or bool(shards) or canonical_split(stem) in SPLITS
         groups.setdefault(stem, []).append(name)
-    if has_splits:
-        names = groups[choose_split(groups, split, folder)]
-    return ParquetSource(folder, [os.path.join(folder, name) for name in names])
+    chosen = choose_split(groups, split, folder) if has_splits else None
+    source = ParquetSource(folder, [os.path.join(folder, name) for name in (groups[chosen] if chosen else names)])
+    source.split = chosen if len(groups) > 1 else None
+    return source
 
 
 def _group_starts(metadata: Any) -> np.ndarray:
@@ -217,4 +218,6 @@ def open_hub(name: str, split: str | None) -> Source:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"no such file or folder: {name}; as a set on the hub it does not load: {reason}") from error
     chosen = choose_split(splits, split, name)
-    return HubSource(name, chosen, splits[chosen])
+    source = HubSource(name, chosen, splits[chosen])
+    source.split = chosen if len(splits) > 1 else None
+    return source

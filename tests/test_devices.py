@@ -1,0 +1,60 @@
+"""What the machine is found to have."""
+
+from pathlib import Path
+
+import pytest
+
+from nextpixel import devices
+
+MEMINFO = "MemTotal:  24000 kB\nMemFree:  1000 kB\nMemAvailable:  9000 kB\nHugePages_Total:  0\n"
+UNLIMITED_V1 = "9223372036854771712"
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text + "\n")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text(MEMINFO)
+    return tmp_path
+
+
+def test_without_a_cgroup_the_kernel_s_estimate_holds(root: Path) -> None:
+    assert devices._told_bytes(root) == [9000 * 1024]
+
+
+def test_the_limits_of_all_outer_cgroups_hold_and_their_page_cache_is_free(root: Path) -> None:
+    (root / "proc/self/cgroup").write_text("0::/jobs/mine\n")
+    mount = root / "sys/fs/cgroup"
+    stat = "anon 60\ninactive_file 30"
+    group(mount / "jobs/mine", memory__max="max", memory__current="100", memory__stat=stat)
+    group(mount / "jobs", memory__max="1000", memory__current="500", memory__stat="anon 200\ninactive_file 300")
+    group(mount, memory__stat=stat)  # the outermost has no limit
+    assert devices._told_bytes(root) == [9000 * 1024, 800]
+
+
+@pytest.mark.parametrize("path", ["/jobs/mine", "/docker/0123"], ids=["host", "container"])
+def test_the_limit_of_a_version_1_cgroup_holds(root: Path, path: str) -> None:
+    """Inside a container the path is often the host's, and the mounted folder is the group itself."""
+    (root / "proc/self/cgroup").write_text(f"5:cpu,cpuacct:{path}\n4:memory:{path}\n0::/\n")
+    own = root / "sys/fs/cgroup/memory" / ("" if "docker" in path else "jobs/mine")
+    used = {"memory__usage_in_bytes": "500", "memory__stat": "cache 400\ntotal_inactive_file 300"}
+    group(root / "sys/fs/cgroup/memory", memory__limit_in_bytes=UNLIMITED_V1, **used)
+    group(own, memory__limit_in_bytes="1000", **used)
+    assert min(devices._told_bytes(root)) == 800
+
+
+@pytest.mark.parametrize(("told", "free"), [([5000, 700], 700), ([5000, -3], 0)])
+def test_free_memory_is_the_least_of_what_is_told(told: list[int], free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_told_bytes", lambda root: told)
+    assert devices.free_memory_bytes("cpu") == free
+
+
+def test_a_system_that_tells_nothing_has_some_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices._told_bytes(tmp_path) == []
+    monkeypatch.setattr(devices, "_told_bytes", lambda root: [])
+    assert devices.free_memory_bytes("cpu") > 0
