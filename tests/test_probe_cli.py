@@ -13,7 +13,7 @@ import torch
 import nextpixel
 from nextpixel import ImageGPTConfig, Palette, extraction
 from nextpixel.cli import main
-from nextpixel.images import from_array
+from nextpixel.images import from_array, save_png
 from test_model import lively
 from test_probing import pictures
 
@@ -41,7 +41,8 @@ def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: py
     assert [line[:18].strip() for line in lines[1:5]] == [
         "this model", "raw pixels", "k-means patches", "untrained model",
     ]  # fmt: skip
-    assert all("AUC" in line for line in lines[1:5]) and "by layer: 0:" in lines[-1]
+    assert all("AUC" in line and "nearest neighbours" in line for line in lines[1:5])
+    assert lines[-2].startswith("by class: bright:") and "by layer: 0:" in lines[-1]
     assert main(["predict", "probe", "set.npz", "--split", "test", "--out", "found.csv"]) == 0
     rows = list(csv.DictReader((desk / "found.csv").read_text().splitlines()))
     assert len(rows) == 30 and set(rows[0]) == {"file", "class", "bright", "dark"}
@@ -57,7 +58,7 @@ def test_few_labels_are_drawn_again_and_again(desk: Path, capsys: pytest.Capture
         assert main([*command, "--no-baselines", "--layer", "1,2"]) == 0
         reports.append(json.loads(capsys.readouterr().out))
     assert reports[0] == reports[1]  # the seed decides
-    assert [(r["labels_per_class"], len(r["accuracies"])) for r in reports[0]["results"]] == [(2, 3), (5, 3)]
+    assert [(r["labels_per_class"], len(r["scores"])) for r in reports[0]["results"]] == [(2, 3), (5, 3)]
 
 
 def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys: pytest.CaptureFixture) -> None:
@@ -154,3 +155,24 @@ def test_a_stopped_extraction_goes_on_where_it_was(desk: Path, monkeypatch: pyte
         monkeypatch.undo()
         expected = nextpixel.features(nextpixel.load(desk / "model"), desk / "set.npz", split="train")
         assert np.allclose(arrays["features"], expected, atol=1e-6)
+
+
+def test_labels_may_come_from_a_csv_file(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    with np.load("set.npz") as arrays:
+        for split in ("train", "test"):
+            (desk / split).mkdir()
+            lines = ["file,label"]
+            for i, (image, label) in enumerate(zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)):
+                save_png(image, desk / split / f"{i}.png")
+                lines.append(f"{i}.png,{'dark' if label else 'bright'}")
+            (desk / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    command = ["probe", "train", "--test", "test", "--labels", "train.csv", "--test-labels", "test.csv"]
+    assert main([*command, "--model", "model", "--no-baselines", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["results"][0]["scores"][0]["accuracy"] > 0.9
+    (desk / "test.csv").write_text("file,label\n0.png,dark\n")
+    assert main([*command, "--model", "model"]) == 2
+    assert "expected a label for each picture, got none for 1.png (29 in all)" in capsys.readouterr().err
+    (desk / "test.csv").write_text("picture,label\n0.png,dark\n")
+    assert main([*command, "--model", "model"]) == 2
+    assert "expected the columns file and label" in capsys.readouterr().err

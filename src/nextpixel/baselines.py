@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.extraction import pooled
 from nextpixel.model import ImageGPT
+from nextpixel.probing import Reading
 
 CODES = 200
 PATCH = 6
@@ -77,3 +80,18 @@ def untrained_features(model: ImageGPT, squares: NDArray[np.uint8], layer: int, 
     """Features (N, D) of that layer of a model of the same shape with random weights."""
     random = ImageGPT(model.config, seed=seed).to(model.device)
     return pooled(random, model.palette.encode(squares), [layer])[:, 0]
+
+
+def baseline_readings(
+    model: ImageGPT, train: NDArray[np.uint8], test: NDArray[np.uint8], seed: int = 0
+) -> list[Reading]:
+    """The same squares described in the ways that a probe of the model has to beat."""
+    middle = model.config.layers // 2
+    describers: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
+        "raw pixels": raw_pixels,
+        "k-means patches": PatchCodes(train, seed),
+        "untrained model": lambda squares: untrained_features(model, squares, middle),
+    }
+    return [
+        Reading(name, describe(train)[:, None], describe(test)[:, None], [0]) for name, describe in describers.items()
+    ]

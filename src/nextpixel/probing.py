@@ -5,6 +5,7 @@ Layer and strength are chosen on held-out training images; test images are never
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from nextpixel.sources import load_images, open_source
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
 HELD_OUT = 0.1
 FOLDS = 5
+NEIGHBOURS = 20
 FOLDS_BELOW = 2_000  # training images: one held-out tenth of fewer is too noisy to choose by
 
 
@@ -219,9 +221,18 @@ class Result:
 
     reading: str
     labels_per_class: int | None
-    accuracies: list[float]
-    aucs: list[float]
+    scores: list[Score]
+    neighbours: list[float]
+    """Accuracy of the nearest neighbours in the same features: cosine, 20 of them or as many as the rarest class has."""
     layers: list[list[int]]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [score.accuracy for score in self.scores]
+
+    @property
+    def aucs(self) -> list[float]:
+        return [score.auc for score in self.scores if score.auc is not None]
 
 
 def compare(
@@ -241,17 +252,29 @@ def compare(
     for count in labels_per_class:
         subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
         for reading in readings:
-            scores, layers = [], []
+            scores, neighbours, layers = [], [], []
             for rows in subsets:
                 several = len(reading.layers) > 1
                 probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed)
                 probe.fit_features(reading.train[rows], labels[rows], layers=reading.layers)
                 place = reading.layers.index(probe.layers_[0])
-                scores.append(probe.evaluate_features(reading.test[:, place], test_labels))
+                train, test = reading.train[rows, place], reading.test[:, place]
+                scores.append(probe.evaluate_features(test, test_labels))
+                neighbours.append(_neighbours(train, labels[rows], test, test_labels))
                 layers.append(probe.layers_)
-            aucs = [score.auc for score in scores if score.auc is not None]
-            results.append(Result(reading.name, count, [score.accuracy for score in scores], aucs, layers))
+            results.append(Result(reading.name, count, scores, neighbours, layers))
     return results
+
+
+def _neighbours(
+    train: NDArray[np.float32], labels: NDArray[Any], test: NDArray[np.float32], test_labels: NDArray[Any]
+) -> float:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    mean, scale = train.mean(0), np.maximum(train.std(0), 1e-6)
+    count = min(NEIGHBOURS, int(np.unique(labels, return_counts=True)[1].min()))
+    nearest = KNeighborsClassifier(count, metric="cosine").fit((train - mean) / scale, labels)
+    return float(nearest.score((test - mean) / scale, test_labels))
 
 
 def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat: int) -> NDArray[np.int64]:
@@ -268,6 +291,24 @@ def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat
             )
         chosen.append(rng.choice(members, per_class, replace=False))
     return np.sort(np.concatenate(chosen))
+
+
+def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
+    """The label of each name, by a CSV file with the columns file and label."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if not {"file", "label"} <= set(rows.fieldnames or ()):
+                raise InputError(f"{path}: expected the columns file and label, got {rows.fieldnames}")
+            found = {row["file"]: row["label"] for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a CSV file of file,label, got something unreadable: {error}") from None
+    missing = [name for name in names if not found.get(name)]
+    if missing:
+        raise InputError(
+            f"{path}: expected a label for each picture, got none for {missing[0]} ({len(missing)} in all)"
+        )
+    return np.array([found[name] for name in names])
 
 
 def labels_of(source: Any) -> NDArray[Any]:

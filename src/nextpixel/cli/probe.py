@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,9 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from nextpixel.model import ImageGPT
     from nextpixel.probing import LinearProbe, Result
 
 OURS = "this model"
@@ -35,6 +38,10 @@ class Probe:
     """Labelled images: a folder a class, a parquet file, .npz, a hub name."""
     test: str | None = None
     """Labelled test images; the test split of TRAIN unless told."""
+    labels: Path | None = None
+    """Labels of TRAIN as a CSV file with the columns file and label; unless told its folders or columns say them."""
+    test_labels: Path | None = None
+    """The same for the test images."""
     layer: str = "best"
     """best, a number, or numbers with commas to concatenate."""
     labels_per_class: str | None = None
@@ -61,49 +68,26 @@ def run(argv: Sequence[str]) -> None:
     model = load_model(args.model)
     import numpy as np
 
-    from nextpixel import baselines
-    from nextpixel.data import decode
+    from nextpixel.baselines import baseline_readings
     from nextpixel.extraction import check_layers, pooled
-    from nextpixel.probing import LinearProbe, Reading, compare, labels_of
-    from nextpixel.sources import open_source
+    from nextpixel.probing import LinearProbe, Reading, compare
 
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
-    source = open_source(args.train, "train" if args.test is None else None)
-    test_source = open_source(args.train, "test") if args.test is None else open_source(args.test)
-    labels, test_labels = labels_of(source), labels_of(test_source)
-    if args.test is not None:
-        tell_split(source, args.train)
-        tell_split(test_source, args.test)
-    sets = [decode(s, model.config.side, fit=model.fit) for s in (source, test_source)]
-    for line in sets[0].unreadable + sets[1].unreadable:
-        say(f"left out: {line}")
-    squares, test_squares = (s.squares for s in sets)
-    labels = labels[np.isin(list(source.names), sets[0].names)]
-    test_labels = test_labels[np.isin(list(test_source.names), sets[1].names)]
+    (squares, labels), (test_squares, test_labels) = _read(args, model)
     features, test_features = (pooled(model, model.palette.encode(s), layers) for s in (squares, test_squares))
     if fixed is not None:  # concatenated
         features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
     readings = [Reading(OURS, features, test_features, layers if fixed is None else layers[:1])]
     if args.baselines:
-        codes = baselines.PatchCodes(squares, args.seed)
-        middle = model.config.layers // 2
-        describers: dict[str, Callable[[Any], Any]] = {
-            "raw pixels": baselines.raw_pixels,
-            "k-means patches": codes,
-            "untrained model": lambda s: baselines.untrained_features(model, s, middle),
-        }
-        for name, describe in describers.items():
-            readings.append(Reading(name, describe(squares)[:, None], describe(test_squares)[:, None], [0]))
+        readings += baseline_readings(model, squares, test_squares, args.seed)
     results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
-
     commonest = float(np.unique(test_labels, return_counts=True)[1].max() / len(test_labels))
     probe = None
     if args.out is not None or counts == [None]:
-        probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed).fit_features(
-            features, labels, layers=layers
-        )
-        if args.out is not None:
-            probe.save(args.out, model_name=str(args.model.model or "embedded"))
+        probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed)
+        probe.fit_features(features, labels, layers=layers)
+    if probe is not None and args.out is not None:
+        probe.save(args.out, model_name=str(args.model.model or "embedded"))
     if args.output.json:
         print_json(_report(args, results, probe, commonest))
     else:
@@ -118,10 +102,38 @@ def run(argv: Sequence[str]) -> None:
             say(f"With few labels: the same command with --labels-per-class {few}")
 
 
+def _read(args: Probe, model: ImageGPT) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Squares and labels, for training and for testing; unreadable pictures are left out."""
+    import numpy as np
+
+    from nextpixel.data import decode
+    from nextpixel.probing import labels_from_csv, labels_of
+    from nextpixel.sources import open_source
+
+    if args.test is None:
+        sources = [open_source(args.train, "train"), open_source(args.train, "test")]
+    else:
+        sources = [open_source(args.train), open_source(args.test)]
+    tables = args.labels, args.test_labels
+    labels = [
+        labels_of(source) if table is None else labels_from_csv(table, source.names)
+        for source, table in zip(sources, tables, strict=True)
+    ]
+    found = []
+    for source, given, names in zip(sources, (args.train, args.test), labels, strict=True):
+        if args.test is not None:
+            tell_split(source, str(given))
+        decoded = decode(source, model.config.side, fit=model.fit)
+        for line in decoded.unreadable:
+            say(f"left out: {line}")
+        found.append((decoded.squares, names[np.isin(list(source.names), decoded.names)]))
+    return found
+
+
 def _print(
     results: Sequence[Result], probe: LinearProbe | None, commonest: float, images: int, test_images: int
 ) -> None:
-    from nextpixel.metrics import mean_interval, wilson_interval
+    from nextpixel.metrics import mean_interval, per_class_accuracy, wilson_interval
 
     print(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
     for result in results:
@@ -132,12 +144,18 @@ def _print(
         else:
             text = f"{result.labels_per_class:>4} a class   {mean:.1%} +- {spread:.1%}  (mean within {half:.1%})"
         auc = f"  AUC {sum(result.aucs) / len(result.aucs):.3f}" if result.aucs else ""
-        print(f"{result.reading:<18}{text}{auc}")
+        print(f"{result.reading:<18}{text}{auc}  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
         rows = {r.reading: mean_interval(r.accuracies)[0] for r in results if r.labels_per_class == count}
         ahead = [name for name, accuracy in rows.items() if name != OURS and accuracy >= rows[OURS]]
         if ahead:
             print(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
+    if results[0].labels_per_class is None and probe is not None:
+        score = results[0].scores[0]
+        if score.top_5 is not None:
+            print(f"{OURS}, top 5: {score.top_5:.1%}")
+        each = per_class_accuracy(score.confusion)
+        print("by class: " + " ".join(f"{name}:{a:.2f}" for name, a in zip(probe.classes_, each, strict=True)))
     if probe is not None and probe.sweep_:
         print("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
 
@@ -146,7 +164,16 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
     report: dict[str, Any] = {
         "seed": args.seed,
         "commonest_class": commonest,
-        "results": [asdict(result) for result in results],
+        "results": [
+            {
+                "reading": result.reading,
+                "labels_per_class": result.labels_per_class,
+                "layers": result.layers,
+                "nearest_neighbours": result.neighbours,
+                "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
+            }
+            for result in results
+        ],
     }
     if probe is not None:
         report |= {"layers": probe.layers_, "strength": probe.strength_, "held_out_accuracy_by_layer": probe.sweep_}
