@@ -223,7 +223,7 @@ class Result:
     labels_per_class: int | None
     scores: list[Score]
     neighbours: list[float]
-    """Accuracy of the nearest neighbours in the same features: cosine, 20 of them or as many as the rarest class has."""
+    """Accuracy of nearest neighbours in the same features: cosine, 20 or as many as the rarest class has."""
     layers: list[list[int]]
 
     @property
@@ -306,7 +306,7 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
     missing = [name for name in names if not found.get(name)]
     if missing:
         raise InputError(
-            f"{path}: expected a label for each picture, got none for {missing[0]} ({len(missing)} in all)"
+            f"{path}: expected a label for each picture, got none for {missing[0]} ({len(missing)} in all); add rows"
         )
     return np.array([found[name] for name in names])
 
