@@ -14,6 +14,7 @@ import nextpixel
 from nextpixel import ImageGPTConfig, Palette, extraction
 from nextpixel.cli import main
 from nextpixel.images import from_array, save_png
+from nextpixel.sources import load_images
 from test_model import lively
 from test_probing import pictures
 
@@ -79,6 +80,8 @@ def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys:
         (["--labels-per-class", "0"], "--labels-per-class: expected whole numbers from 1"),
         (["--labels-per-class", "500"], "expected at most"),
         (["--repeats", "0"], "--repeats"),
+        (["--figure", "curve.jpg"], "--figure: expected a file name that ends in .png"),
+        (["--figure", "curve.png", "--layer", "1"], "give no curve"),
         (["--test", "model/config.json"], "config.json"),
     ],
 )
@@ -176,3 +179,11 @@ def test_labels_may_come_from_a_csv_file(desk: Path, capsys: pytest.CaptureFixtu
     (desk / "test.csv").write_text("picture,label\n0.png,dark\n")
     assert main([*command, "--model", "model"]) == 2
     assert "expected the columns file and label" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--labels-per-class", "2,5", "--repeats", "2"]], ids=["layers", "labels"])
+def test_the_curve_is_drawn(desk: Path, arguments: list[str]) -> None:
+    command = ["probe", "set.npz", "--model", "model", "--no-baselines", "--figure", "curve.png"]
+    assert main([*command, *arguments]) == 0
+    assert load_images("curve.png", 64).std() > 5  # something is drawn on it
+    assert [path.name for path in desk.iterdir() if path.name.startswith(".")] == []

@@ -54,19 +54,19 @@ def check_number(n: int) -> None:
         raise InputError(f"-n: expected at most {PICTURES_AT_MOST:,}, got {n:,}; draw the rest with another --seed")
 
 
-def check_file(out: Path, suffix: str, inputs: Sequence[str] = ()) -> None:
-    """Checked before any work: --out names a file of that kind in an existing folder, and none of the inputs."""
+def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), option: str = "--out") -> None:
+    """Checked before any work: the option names a file of that kind in an existing folder, and none of the inputs."""
     from nextpixel.checkpoints.files import parent_exists
 
     if out.suffix.lower() != suffix:
-        raise InputError(f"--out: expected a file name that ends in {suffix}, got {str(out)!r}")
+        raise InputError(f"{option}: expected a file name that ends in {suffix}, got {str(out)!r}")
     if out.is_dir():
-        raise InputError(f"--out: expected a file, got the folder {out}; name a {suffix} in it")
+        raise InputError(f"{option}: expected a file, got the folder {out}; name a {suffix} in it")
     place = out.resolve()
     given = {Path(name).resolve() for name in inputs}
     if place in given or (out.exists() and not given.isdisjoint(place.parents)):
-        raise InputError(f"--out: {out} is one of the inputs and would be overwritten; name another file")
-    parent_exists(out)
+        raise InputError(f"{option}: {out} is one of the inputs and would be overwritten; name another file")
+    parent_exists(out, option)
 
 
 def check_folder(folder: Path | None, option: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_folder, load_model, tell_split
+from nextpixel.cli.drawings import check_file, check_folder, load_model, tell_split
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
@@ -52,6 +52,8 @@ class Probe:
     """Fixes the subsets and what is held out."""
     baselines: bool = True
     """Without it only the model itself is probed."""
+    figure: Path | None = None
+    """Draw accuracy by layer, or against labels per class, into this PNG file."""
     out: Path | None = None
     """Save the probe of all labels into this new folder."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -65,6 +67,10 @@ def run(argv: Sequence[str]) -> None:
     if args.repeats < 1 or args.seed < 0:
         raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
     check_folder(args.out, "--out")
+    if args.figure is not None:
+        check_file(args.figure, ".png", [args.train], option="--figure")
+        if fixed is not None and counts == [None]:
+            raise InputError("--figure: a fixed --layer and all labels give no curve; expected one of the two to vary")
     model = load_model(args.model)
     import numpy as np
 
@@ -88,6 +94,8 @@ def run(argv: Sequence[str]) -> None:
         probe.fit_features(features, labels, layers=layers)
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=str(args.model.model or "embedded"))
+    if args.figure is not None:
+        _draw(args.figure, results, probe)
     if args.output.json:
         print_json(_report(args, results, probe, commonest))
     else:
@@ -128,6 +136,16 @@ def _read(args: Probe, model: ImageGPT) -> list[tuple[np.ndarray, np.ndarray]]:
             say(f"left out: {line}")
         found.append((decoded.squares, names[np.isin(list(source.names), decoded.names)]))
     return found
+
+
+def _draw(path: Path, results: Sequence[Result], probe: LinearProbe | None) -> None:
+    from nextpixel.reports import label_figure, layer_figure
+
+    if results[0].labels_per_class is not None:
+        label_figure(results, path)
+    elif probe is not None and probe.sweep_:
+        layer_figure(probe.sweep_, path)
+    say(f"The curve: {path}")
 
 
 def _print(
