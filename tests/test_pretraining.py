@@ -501,3 +501,20 @@ def test_a_run_goes_on_from_another_folder_and_without_its_cache(images, tmp_pat
     monkeypatch.chdir(tmp_path / "elsewhere")
     nextpixel.pretrain(resume=tmp_path / "run")
     assert Run(tmp_path / "run").steps()[-1] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_a_compiled_run_learns_the_same_and_resumes_exactly(images, tmp_path, monkeypatch):
+    nextpixel.pretrain(images, out=tmp_path / "eager", **settings(tmp_path))
+    compiled = settings(tmp_path, compile="on")
+    nextpixel.pretrain(images, out=tmp_path / "whole", **compiled)
+    pairs = zip(figures(tmp_path / "eager"), figures(tmp_path / "whole"), strict=True)
+    assert all(a[:2] == b[:2] and a[2] == pytest.approx(b[2], abs=1e-4) for a, b in pairs)
+    with monkeypatch.context() as patch:
+        on_call(patch, "nextpixel.pretraining.cross_entropy", 9, interrupt)
+        with pytest.raises(Interrupted):
+            nextpixel.pretrain(images, out=tmp_path / "cut", **compiled)
+    nextpixel.pretrain(resume=tmp_path / "cut")
+    assert_same(tmp_path / "cut", tmp_path / "whole")

@@ -216,7 +216,8 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         model.eval()
         mean, error = mean_and_error(image_nats(model, held_out, dtype=decided.dtype))
         if config.sample_images and not masked:
-            drawing = draw(model, None, n=config.sample_images)
+            with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
+                drawing = draw(model, None, n=config.sample_images)
             columns = int(np.ceil(config.sample_images**0.5))
             rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
             path = run.path / "samples" / f"step_{step:07d}.png"
