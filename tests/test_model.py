@@ -146,3 +146,25 @@ def test_logits_of_one_layer_equal_the_formulas_written_out() -> None:
     h = h + (y * torch.sigmoid(1.702 * y)) @ w["blocks.0.mlp.down.weight"].T
     logits = norm(h, w["norm.gain"]) @ w["head.weight"].T
     assert (model(tokens)[0] - logits).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_the_same_every_time_on_two_threads(dtype: torch.dtype) -> None:
+    """Indexing the embedding table would add its gradients in whatever order the threads come."""
+    config = ImageGPTConfig(layers=2, width=64, heads=2, side=32, colors=512)
+    tokens, threads = some_tokens(8, config), torch.get_num_threads()
+
+    def gradients() -> list[Tensor]:
+        model = lively(config, torch.float32).requires_grad_(True)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits = model(tokens)
+        cross_entropy(logits, tokens).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    torch.set_num_threads(2)
+    try:
+        first = gradients()
+        for _ in range(3):
+            assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
+    finally:
+        torch.set_num_threads(threads)

@@ -218,7 +218,10 @@ class ImageGPT(nn.Module):
         et al. 2020, section 2.3). `shifted=False` puts pixel t in slot t without a start vector, as other programs feed
         these weights; the network was not trained so.
         """
-        h = self._inputs(tokens, masked) if shifted else self.token_embedding[tokens] + self.position_embedding
+        if shifted:
+            h = self._inputs(tokens, masked)
+        else:
+            h = F.embedding(tokens, self.token_embedding) + self.position_embedding
         for layer, block in enumerate(self.blocks):
             if layer in layers:
                 yield layer, block.get_submodule("norm_1")(h)
@@ -251,7 +254,7 @@ class ImageGPT(nn.Module):
             return self._embed(tokens[:, :-1], seen=0)
         if tokens.shape[1] != self.config.pixels:
             raise ValueError(f"tokens: a masked model needs all {self.config.pixels} pixels, got {tokens.shape[1]}")
-        h = self.token_embedding[tokens]
+        h = F.embedding(tokens, self.token_embedding)
         if masked is not None:
             h = h * ~masked[:, :, None]
         return h + self.position_embedding
@@ -260,7 +263,7 @@ class ImageGPT(nn.Module):
         """Vectors (B, slots, D) of the slots from `seen` on; slot 0 holds the start vector."""
         if self.config.objective != "autoregressive":
             raise ValueError("a masked model has no order of pixels: it cannot draw them one by one")
-        h = self.token_embedding[tokens]
+        h = F.embedding(tokens, self.token_embedding)
         if not seen:
             h = torch.cat([self.start[0].expand(len(tokens), 1, -1), h], dim=1)
         end = seen + h.shape[1]
