@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,8 @@ from nextpixel.checkpoints import Run
 from nextpixel.data import masks
 from nextpixel.evaluation import evaluate
 from nextpixel.model import masked_cross_entropy
-from nextpixel.training import Interrupted
 from test_model import lively, some_tokens
-from tiny_runs import assert_same, figures, on_call, photos, settings
+from tiny_runs import figures, photos, settings
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=4, colors=10, objective="masked")
 
@@ -104,31 +101,3 @@ def test_a_masked_model_is_trained_saved_and_loaded_as_one(tmp_path: Path) -> No
     again = nextpixel.load(tmp_path / "ours")
     assert again.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_a_masked_run_resumed_is_the_run_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        folder.mkdir()
-    nextpixel.pretrain(photos(whole), out=whole / "run", **settings(whole, objective="masked"))
-    with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.masked_cross_entropy", 8, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(Interrupted):
-            nextpixel.pretrain(photos(cut), out=cut / "run", **settings(cut, objective="masked"))
-    nextpixel.pretrain(resume=cut / "run")
-    assert_same(cut / "run", whole / "run")
-
-
-def test_a_config_of_too_many_layers_is_refused_before_they_are_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = lively(CONFIG, torch.float32)
-    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (10, 3)))
-    nextpixel.save(model, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    values = json.loads(config.read_text())
-    values["shape"]["layers"] = 10**9
-    config.write_text(json.dumps(values))
-    monkeypatch.setattr("nextpixel.checkpoints.native.ImageGPT", lambda *_: pytest.fail("the network was built"))
-    with pytest.raises(InputError, match=r"expected a tensor 'blocks\.999999999\.norm_1\.gain'"):
-        nextpixel.load(tmp_path / "model")
