@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nextpixel.errors import InputError
 
@@ -19,6 +19,9 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Augment = Literal["none", "flip", "crop", "pad-flip"]
 Fit = Literal["crop", "imagenet", "squash"]
 Objective = Literal["autoregressive", "masked"]
+Positions = Literal["learned", "rotary"]
+Activation = Literal["quick-gelu", "squared-relu"]
+Preset = Literal["classic", "modern"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,29 @@ class ImageGPTConfig:
     objective: Objective = "autoregressive"
     """Each pixel from those before it, or hidden pixels from all others (BERT)."""
 
+    # What follows is not in the paper; as it stands here, it is the paper's network.
+    positions: Positions = "learned"
+    """A learned vector added per position, or queries and keys rotated by row and column."""
+    activation: Activation = "quick-gelu"
+    """Between the two matrices of the MLP."""
+    qk_norm: bool = False
+    """Queries and keys are normalised head by head."""
+    zero_projections: bool = False
+    """The matrices that write into the residual stream begin at zero."""
+    mix_input: bool = False
+    """Each block reads a learned mix of the residual stream and the network's normalised input."""
+    logit_cap: float = 0.0
+    """Logits are bent to stay within this of 0; 0 leaves them alone."""
+
     def __post_init__(self) -> None:
-        if self.objective not in ("autoregressive", "masked"):
-            raise InputError(f"objective: expected autoregressive or masked, got {self.objective!r}")
+        for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name}: expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        for name in ("qk_norm", "zero_projections", "mix_input"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap < float("inf"):
+            raise InputError(f"logit_cap: expected a number of 0 or more, got {self.logit_cap!r}")
         for field in dataclasses.fields(self)[:5]:
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -49,6 +72,11 @@ class ImageGPTConfig:
             raise InputError(
                 f"width must be a multiple of heads, got width {self.width} and heads {self.heads}; "
                 f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}"
+            )
+        if self.positions == "rotary" and self.head_width % 4:
+            raise InputError(
+                f"rotary positions need heads whose width is a multiple of 4, got {self.head_width} "
+                f"(width {self.width}, heads {self.heads})"
             )
 
     @property
@@ -65,8 +93,16 @@ class ImageGPTConfig:
         """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
         width, layers = self.width, self.layers
         start = width if self.objective == "autoregressive" else 0
-        embeddings = self.pixels * width + 2 * self.colors * width + start
-        return embeddings + layers * (12 * width * width + 2 * width) + width
+        positions = self.pixels * width if self.positions == "learned" else 0
+        embeddings = positions + 2 * self.colors * width + start
+        block = 12 * width * width + 2 * width + (2 if self.mix_input else 0)
+        return embeddings + layers * block + width
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether this is the autoregressive network of the paper, which other programs know too."""
+        fields = dataclasses.fields(self)[5:]
+        return all(getattr(self, field.name) == field.default for field in fields)
 
 
 # Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
@@ -79,6 +115,17 @@ SIZES: dict[str, ImageGPTConfig] = {
     "l": ImageGPTConfig(layers=48, width=1536, heads=16),
     "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
 }
+
+# The network of --preset modern; each part is weighed in docs/results.md.
+MODERN: dict[str, Any] = {
+    "positions": "rotary",  # Su et al. 2021, on two axes as in vision transformers
+    "activation": "squared-relu",  # So et al. 2021
+    "qk_norm": True,  # Henry et al. 2020
+    "zero_projections": True,  # Zhang et al. 2019
+    "mix_input": True,  # from the modded-nanogpt speedruns
+    "logit_cap": 15.0,  # Gemma 2, 2024
+}
+MUON_RATE = 0.02  # of the modern preset's matrices; the rest of its parameters take a quarter of it
 
 # Peak rates at batch 128. l and xl: Chen et al. 2020, Table 5; s: karpathy/minGPT's note of the same table.
 # m is not confirmed by a primary source; xs and xxs follow s.
@@ -117,6 +164,21 @@ class PretrainConfig:
     """Pixels along each side; 32 unless told (with --init: the model's own)."""
     palette: str | None = None
     """A palette.npy of your own; OpenAI's 512 colours unless told."""
+    preset: Preset = "classic"
+    """classic: the paper's network and recipe. modern: rotary positions on two axes, normalised queries and keys,
+    squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear cool-down."""
+    positions: Positions | None = None
+    """learned or rotary, instead of the preset's; so are the six below."""
+    activation: Activation | None = None
+    """quick-gelu or squared-relu."""
+    qk_norm: bool | None = None
+    """Normalise queries and keys."""
+    zero_projections: bool | None = None
+    """Begin with matrices of zeros where a block writes into the residual stream."""
+    mix_input: bool | None = None
+    """Give each block a learned mix of the residual stream and the input."""
+    logit_cap: float | None = None
+    """Keep logits within this of 0; 0 leaves them alone."""
     init: str | None = None
     """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
 
@@ -126,8 +188,15 @@ class PretrainConfig:
     """Images per optimiser step."""
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    optimizer: Literal["adam", "muon"] | None = None
+    """adam, or muon: Muon for the blocks' matrices, Adam at a quarter of its rate for the rest. The preset's, unless
+    told."""
     learning_rate: float | None = None
-    """Peak rate; the size's own from Chen et al. 2020 unless told, and with --init a tenth of that."""
+    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with --init a tenth of that."""
+    schedule: Literal["cosine", "linear"] | None = None
+    """After the warm-up: a cosine to zero, or constant and then linearly to zero; the preset's unless told."""
+    cooldown_fraction: float = 0.5
+    """Part of the steps over which a linear schedule falls to zero."""
     warmup_steps: int | None = None
     """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
     clip_norm: float = 0.0
@@ -187,6 +256,10 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
+        if not 0 < self.cooldown_fraction <= 1:
+            raise InputError(
+                f"--cooldown-fraction: expected a number above 0 and at most 1, got {self.cooldown_fraction}"
+            )
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
         if not 0 < self.validation_fraction < 1:
@@ -198,7 +271,8 @@ class PretrainConfig:
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
                 f"got {self.micro_batch_images}"
             )
-        brought = [name for name in ("size", "layers", "width", "heads", "palette", "objective") if getattr(self, name)]
+        own = "size layers width heads palette objective".split() + list(MODERN)
+        brought = [name for name in own if getattr(self, name) is not None]
         if self.init and brought:
             raise InputError(
                 f"--init brings its own shape, palette and objective; expected no {flag(brought[0])} beside it"
@@ -207,7 +281,9 @@ class PretrainConfig:
     def model(self, colors: int) -> ImageGPTConfig:
         """The network of this run, for a palette of that many colours."""
         shape = SIZES[self.size or "xs"]
+        options = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
         return ImageGPTConfig(
+            **({} if self.preset == "classic" else MODERN) | options,
             layers=self.layers or shape.layers,
             width=self.width or shape.width,
             heads=self.heads or shape.heads,

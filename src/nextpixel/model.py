@@ -11,14 +11,17 @@ The network knows tokens (colour numbers), not colours. The start vector and the
 here: input slot t carries pixel t - 1 (slot 0 the start vector), and its output scores pixel t. So
 `logits[:, t]` scores `tokens[:, t]`, and nobody outside ever shifts.
 
+The options of ImageGPTConfig beyond the paper are written out where they act; without them this is the paper's network.
+
 A masked model (the paper's BERT objective) has no start vector, no shift and no causal mask: slot t carries pixel t, or
 nothing where it is masked, and its output scores pixel t.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,18 +88,46 @@ class KVCache:
         return chosen
 
 
+@functools.lru_cache(maxsize=8)
+def rotations(config: ImageGPTConfig, device: torch.device) -> Tensor:
+    """cos and sin for the queries, cos and sin for the keys, of every slot: (4, T, E / 2).
+
+    Rotary positions (Su et al. 2021) on two axes: half of the angles turn with the row, half with the column. A query
+    stands at the pixel its slot predicts, a key at the pixel its slot carries; the start vector is not turned.
+    """
+    frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device=device)[:-1]
+    slots = torch.arange(config.pixels, device=device)
+    places = torch.stack([slots // config.side, slots % config.side], dim=1).to(torch.float64)  # (T, 2): row, column
+    angles = (places[:, :, None] * frequencies).flatten(1)  # (T, E / 2)
+    carried = angles
+    if config.objective == "autoregressive":
+        carried = torch.cat([torch.zeros_like(angles[:1]), angles[:-1]])
+    return torch.stack([angles.cos(), angles.sin(), carried.cos(), carried.sin()]).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of x (B, N, slots, E) by angles of (slots, E / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.heads = layer, config.heads
+        self.qk_norm = config.qk_norm
         self.causal = config.objective == "autoregressive"
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         batch, slots, width = x.shape
         qkv = self.qkv(x).view(batch, slots, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, slots, E)
+        if self.qk_norm:  # 1.2 on either side lets attention become sharper, as in nanochat
+            q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
+        if turns is not None:
+            q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
         mask = None
         if cache is not None:
             seen = cache.length
@@ -113,11 +144,14 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__()
+        self.activation = config.activation
         self.up = Linear(config.width, 4 * config.width)
         self.down = Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(x)
+        if self.activation == "squared-relu":
+            return self.down(y.relu().square())
         return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
 
 
@@ -128,9 +162,15 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.norm_2 = Norm(config.width)
         self.mlp = MLP(config)
+        self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.mix_input else None
 
-    def forward(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
-        h = h + self.attention(self.norm_1(h), cache)
+    def mixed(self, h: Tensor, first: Tensor) -> Tensor:
+        """What the block reads: the residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
+        return h if self.mix is None else self.mix[0] * h + self.mix[1] * first
+
+    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        h = self.mixed(h, first)
+        h = h + self.attention(self.norm_1(h), turns, cache)
         return h + self.mlp(self.norm_2(h))
 
 
@@ -151,7 +191,8 @@ class ImageGPT(nn.Module):
         if config.objective == "autoregressive":
             self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
-        self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
+        if config.positions == "learned":
+            self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
@@ -170,7 +211,8 @@ class ImageGPT(nn.Module):
         def normal(weight: Tensor, std: float) -> None:
             weight.normal_(0.0, std, generator=generator)
 
-        normal(self.position_embedding, 0.01)
+        if self.config.positions == "learned":
+            normal(self.position_embedding, 0.01)
         normal(self.token_embedding, 0.02)
         if self.config.objective == "autoregressive":
             normal(self.start, 0.02)
@@ -179,6 +221,9 @@ class ImageGPT(nn.Module):
             normal(block.get_parameter("attention.out.weight"), (width * layers) ** -0.5)
             normal(block.get_parameter("mlp.up.weight"), 0.02)
             normal(block.get_parameter("mlp.down.weight"), 0.02)
+            if self.config.zero_projections:
+                block.get_parameter("attention.out.weight").zero_()
+                block.get_parameter("mlp.down.weight").zero_()
         self.head.weight.zero_()
 
     @property
@@ -201,13 +246,14 @@ class ImageGPT(nn.Module):
 
         A masked model sees all t = T pixels but those where `masked` (B, T) is True, and scores every pixel.
         """
-        h = self._inputs(tokens, masked)
+        h = first = self._inputs(tokens, masked)
+        turns = self._turns(0, h.shape[1])
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                h = checkpoint(block, h, use_reentrant=False)
+                h = checkpoint(block, h, first, turns, use_reentrant=False)
             else:
-                h = block(h)
-        return self.head(self.norm(h))
+                h = block(h, first, turns)
+        return self._logits(h)
 
     def hidden(
         self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
@@ -221,13 +267,14 @@ class ImageGPT(nn.Module):
         if shifted:
             h = self._inputs(tokens, masked)
         else:
-            h = F.embedding(tokens, self.token_embedding) + self.position_embedding
-        for layer, block in enumerate(self.blocks):
+            h = self._placed(F.embedding(tokens, self.token_embedding), 0)
+        first, turns = h, self._turns(0, h.shape[1])
+        for layer, block in enumerate(cast("Iterator[Block]", self.blocks)):
             if layer in layers:
-                yield layer, block.get_submodule("norm_1")(h)
+                yield layer, block.norm_1(block.mixed(h, first))
             if layer >= max(layers):
                 return
-            h = block(h)
+            h = block(h, first, turns)
         yield len(self.blocks), self.norm(h)
 
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -240,11 +287,12 @@ class ImageGPT(nn.Module):
         With an empty cache the start vector is put before tokens (B, P), P >= 0, which fills P + 1 slots; later
         calls take the pixels drawn since, most often one. The same method serves prefill and decode.
         """
-        h = self._embed(tokens, seen=cache.length)
+        h = first = self._embed(tokens, seen=cache.length)
+        turns = self._turns(cache.length, h.shape[1])
         for block in self.blocks:
-            h = block(h, cache)
+            h = block(h, first, turns, cache)
         cache.length += h.shape[1]
-        return self.head(self.norm(h))
+        return self._logits(h)
 
     def _inputs(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
         """Vectors (B, t, D) of the slots that score tokens (B, t)."""
@@ -257,7 +305,7 @@ class ImageGPT(nn.Module):
         h = F.embedding(tokens, self.token_embedding)
         if masked is not None:
             h = h * ~masked[:, :, None]
-        return h + self.position_embedding
+        return self._placed(h, 0)
 
     def _embed(self, tokens: Tensor, seen: int) -> Tensor:
         """Vectors (B, slots, D) of the slots from `seen` on; slot 0 holds the start vector."""
@@ -272,7 +320,24 @@ class ImageGPT(nn.Module):
                 f"tokens: expected at most {self.config.pixels} pixels ({self.config.side} x {self.config.side}), "
                 f"got {end}; encode pictures at the model's side"
             )
-        return h + self.position_embedding[seen:end]
+        return self._placed(h, seen)
+
+    def _placed(self, h: Tensor, seen: int) -> Tensor:
+        """The network's input: vectors h (B, slots, D) of the slots from `seen` on, told where they are."""
+        if self.config.positions == "learned":
+            h = h + self.position_embedding[seen : seen + h.shape[1]]
+        return F.rms_norm(h, h.shape[-1:]) if self.config.mix_input else h
+
+    def _turns(self, seen: int, slots: int) -> Tensor | None:
+        """The rotations of the slots from `seen` on, (4, slots, E / 2)."""
+        if self.config.positions == "learned":
+            return None
+        return rotations(self.config, self.device)[:, seen : seen + slots]
+
+    def _logits(self, h: Tensor) -> Tensor:
+        logits = self.head(self.norm(h))
+        cap = self.config.logit_cap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean") -> Tensor:

@@ -22,6 +22,7 @@ from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.checkpoints.files import writing
 from nextpixel.config import (
     INIT_RATE,
+    MUON_RATE,
     Fit,
     ImageGPTConfig,
     PretrainConfig,
@@ -95,6 +96,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         shape, bytes_each=2 if dtype == "bf16" else 4, checkpointed=config.checkpoint_activations
     )
     seconds = config.steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
+    optimizer = config.optimizer or ("muon" if config.preset == "modern" else "adam")
     decided = Decisions(
         device=device,
         dtype=dtype,
@@ -103,7 +105,10 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
         or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
-        learning_rate=config.learning_rate or peak_rate(shape.parameters) * (INIT_RATE if config.init else 1.0),
+        optimizer=optimizer,
+        learning_rate=config.learning_rate
+        or (MUON_RATE if optimizer == "muon" else peak_rate(shape.parameters)) * (INIT_RATE if config.init else 1.0),
+        schedule=config.schedule or ("linear" if config.preset == "modern" else "cosine"),
         warmup_steps=optim.default_warmup_steps(config.steps, images_count, batch)
         if config.warmup_steps is None
         else config.warmup_steps,
@@ -168,7 +173,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
     if decided.compile:
         for block in model.blocks:
             block.compile()
-    optimizer = optim.adam(model)
+    optimizers = optim.muon(model) if decided.optimizer == "muon" else optim.adam(model)
     batches = Batches(
         sets.train.squares,
         sets.train_indices,
@@ -206,9 +211,11 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         return total
 
     def rate_at(step: int) -> float:
-        return optim.cosine_rate(
-            step, steps=config.steps, warmup_steps=decided.warmup_steps, peak=decided.learning_rate
-        )
+        steps, warmup_steps, peak = config.steps, decided.warmup_steps, decided.learning_rate
+        if decided.schedule == "cosine":
+            return optim.cosine_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak)
+        falling = config.cooldown_fraction
+        return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
 
     held_out = sets.validation.squares[sets.validation_indices]
 
@@ -242,7 +249,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
             config.checkpoint_every_minutes,
         ),
         model=model,
-        optimizer=optimizer,
+        optimizers=optimizers,
         batch_at=batch_at,
         step=step,
         rate_at=rate_at,
@@ -263,7 +270,9 @@ class Decisions:
     compile: bool
     threads: int
     micro_batch_images: int
+    optimizer: str
     learning_rate: float
+    schedule: str
     warmup_steps: int
     fit: Fit
     train_key: str

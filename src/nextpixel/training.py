@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def train(
     cadence: Cadence,
     *,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     batch_at: Callable[[int], Any],
     step: Callable[[Any], Tensor],
     rate_at: Callable[[int], float],
@@ -78,7 +78,7 @@ def train(
     start = (run.steps() or [0])[-1]
     if start:
         try:
-            load_trainer_state(run.folder(start) / TRAINER, model, optimizer)
+            load_trainer_state(run.folder(start) / TRAINER, model, optimizers)
         except InputError as error:
             raise run.damaged(start, error) from None
     run.forget_after(start)
@@ -90,7 +90,7 @@ def train(
 
         def write(folder: Path) -> None:
             write_model(folder)
-            save_trainer_state(folder / TRAINER, model, optimizer)
+            save_trainer_state(folder / TRAINER, model, optimizers)
 
         run.write_checkpoint(done, write, cadence.steps)
 
@@ -120,13 +120,15 @@ def train(
             if done < cadence.steps:
                 following = ahead.submit(batch_at, done)
             rate = rate_at(done - 1)
-            set_rate(optimizer, rate)
-            optimizer.zero_grad(set_to_none=True)
+            set_rate(optimizers, rate)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             total += step(batch)
             counted += 1
             if clip_norm:
                 nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
             log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
             stop = signals.came  # asked once: a signal after this line waits for the next step

@@ -43,7 +43,7 @@ CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageMod
 def model_card(model: ImageGPT, name: str) -> str:
     """Markdown, with the front matter that hubs read."""
     config = model.config
-    classic = config.objective == "autoregressive"
+    classic = config.is_classic
     made = [f"| {key.replace('_', ' ')} | {value} |" for key, value in model.facts.items()]
     return CARD.format(
         library="transformers" if classic else "nextpixel",
