@@ -278,6 +278,11 @@ class PretrainConfig:
                 f"--init brings its own shape, palette and objective; expected no {flag(brought[0])} beside it"
             )
 
+    @property
+    def chosen_optimizer(self) -> str:
+        """The optimiser asked for, else the preset's."""
+        return self.optimizer or ("muon" if self.preset == "modern" else "adam")
+
     def model(self, colors: int) -> ImageGPTConfig:
         """The network of this run, for a palette of that many colours."""
         shape = SIZES[self.size or "xs"]

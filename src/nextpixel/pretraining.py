@@ -92,11 +92,8 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
     sets = _decode_sets(images, config, shape.side, model.fit, split)
     images_count, batch = len(sets.train_indices), config.batch_images
     unreadable = sets.train.unreadable + (sets.validation.unreadable if config.validation else [])
-    image_bytes = plan.activation_bytes_per_image(
-        shape, bytes_each=2 if dtype == "bf16" else 4, checkpointed=config.checkpoint_activations
-    )
+    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=config.checkpoint_activations)
     seconds = config.steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
-    optimizer = config.optimizer or ("muon" if config.preset == "modern" else "adam")
     decided = Decisions(
         device=device,
         dtype=dtype,
@@ -105,9 +102,10 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
         or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
-        optimizer=optimizer,
+        optimizer=config.chosen_optimizer,
         learning_rate=config.learning_rate
-        or (MUON_RATE if optimizer == "muon" else peak_rate(shape.parameters)) * (INIT_RATE if config.init else 1.0),
+        or (MUON_RATE if config.chosen_optimizer == "muon" else peak_rate(shape.parameters))
+        * (INIT_RATE if config.init else 1.0),
         schedule=config.schedule or ("linear" if config.preset == "modern" else "cosine"),
         warmup_steps=optim.default_warmup_steps(config.steps, images_count, batch)
         if config.warmup_steps is None

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, recipe_defaults
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
-from nextpixel.config import OutputOptions, PretrainConfig, flag, read_recipe
+from nextpixel.config import OutputOptions, PretrainConfig, flag
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -39,7 +39,8 @@ class Pretrain:
 
 
 def run(argv: Sequence[str]) -> None:
-    args = parse(Pretrain, "pretrain", argv, _recipe_defaults(argv))
+    recipe = recipe_defaults(argv)
+    args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
     if args.resume is not None:
         others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
         if others or args.images is not None:
@@ -81,13 +82,3 @@ def run(argv: Sequence[str]) -> None:
     else:
         say(f"Pictures drawn while training: {run.path / 'samples'}")
         say(f"Draw from it: {command('sample', model=run.path)}")
-
-
-def _recipe_defaults(argv: Sequence[str]) -> Pretrain:
-    """The defaults of the command line: those of the recipe, where one is named."""
-    named = None  # the last one counts, as for every flag
-    for i, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name == "--recipe" and (equals or i + 1 < len(argv)):
-            named = value if equals else argv[i + 1]
-    return Pretrain() if named is None else Pretrain(config=read_recipe(named))
