@@ -135,6 +135,7 @@ def _judge_features(args: Evaluate, pictures: str) -> None:
 def _judge(args: Evaluate) -> None:
     model = load_model(args.model)
     from nextpixel.comparison import choose_real, compare_by, nearest_images
+    from nextpixel.extraction import model_hash
     from nextpixel.extractors import PIXELS, open_extractor
     from nextpixel.sampling import draw
 
