@@ -31,9 +31,9 @@ CELL_PIXELS = 64
 class Evaluate:
     """The paper's figures of a model on a set: nats per pixel over all pixels, bits, standard error, speed.
 
-    With --samples or --pictures instead: how far drawn pictures are from the images of the set. Each metric is named
-    after what the pictures are compared by, and holds for that and for these numbers of pictures alone; the same
-    metric between real images stands beside it.
+    With --samples or --pictures instead: Frechet and kernel distance, precision and recall, density and coverage of
+    pictures against the images. Each metric is named after what the pictures are compared by, and holds for that and
+    for this number of pictures alone; the same metric between real images, its floor, stands beside it.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -43,24 +43,23 @@ class Evaluate:
     protocol: Literal["all", "openai"] = "all"
     """openai leaves out the last partial batch of 64 images, as the original program did."""
     samples: int | None = None
-    """Draw this many pictures and compare them with the images: Frechet and kernel distance, precision and recall,
-    density and coverage."""
+    """Draw this many pictures and compare them with as many images of the set."""
     pictures: str | None = None
-    """Compare these pictures (a folder, an array) instead of drawing any; or, where IMAGES is a .npz file of
-    features, the features of these pictures."""
+    """Compare these pictures instead. IMAGES and these may also be features, .npz files of nextpixel features."""
     extractor: str = "pixels"
-    """What pictures are compared by, with commas between several. pixels: as they are, no network's opinion, blind to
-    all but colours and coarse layout; untrained: a random network of the model's shape; NAME.onnx: a network of your
-    own; or a model, by its hidden states. A model flatters itself: choose another than the one that is judged."""
+    """What pictures are compared by, with commas between several.
+    pixels: as they are; no network's opinion, but blind to all but colours and coarse layout.
+    untrained: hidden states of a random network of the model's shape.
+    NAME.onnx: a network, from uint8 (N, H, W, 3) or float32 (N, 3, H, W) in -1 to 1 to (N, D).
+    Otherwise a model, by its hidden states; the judged one is blind to what it has not learned."""
     layer: int | None = None
-    """Which hidden states of such a model; the middle layer unless told."""
+    """Which hidden states; the middle layer unless told."""
     references: int | None = None
-    """Real images to compare with, drawn by the seed; as many as pictures unless told."""
+    """Real images to compare with, chosen by the seed; as many as pictures unless told."""
     train: str | None = None
-    """Look for copies: the images that the model was trained on. Prints how near the pictures come to them, and how
-    near IMAGES do."""
+    """What the model was trained on: tells how near pictures come to it, and how near other real images do."""
     nearest: Path | None = None
-    """Draw the first pictures beside their nearest training images, a PNG file."""
+    """Draw the first pictures beside their nearest training images, a PNG file. Needs --train."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
