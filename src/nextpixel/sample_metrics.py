@@ -1,7 +1,7 @@
 """How far drawn pictures are from real ones: two sets of features (N, D) and (M, D) to numbers.
 
-Distances are Euclidean, arithmetic is float64. Nothing larger than BLOCK_ROWS x N is held beside the features, so that
-10,000 pictures against 10,000 take 160 MB, not 1.6 GB. Two identical sets have distance 0, precision, recall and
+Distances are Euclidean, arithmetic is float64. Nothing larger than a few blocks of BLOCK_ROWS x N is held beside the
+features in float64, so that 10,000 pictures against 10,000 take some 200 MB more and not some GB. Two identical sets have distance 0, precision, recall and
 coverage 1.
 """
 
@@ -169,6 +169,6 @@ def _distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.flo
     """Euclidean distances (N, M), by the binomial formula."""
     squares = x @ y.T
     squares *= -2
-    squares += (x**2).sum(1)[:, None]
-    squares += (y**2).sum(1)
+    squares += np.einsum("nd,nd->n", x, x)[:, None]
+    squares += np.einsum("nd,nd->n", y, y)
     return np.sqrt(np.maximum(squares, 0, out=squares), out=squares)
