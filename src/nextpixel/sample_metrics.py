@@ -1,8 +1,8 @@
 """How far drawn pictures are from real ones: two sets of features (N, D) and (M, D) to numbers.
 
 Distances are Euclidean, arithmetic is float64. Nothing larger than a few blocks of BLOCK_ROWS x N is held beside the
-features in float64, so that 10,000 pictures against 10,000 take some 200 MB more and not some GB. Two identical sets have distance 0, precision, recall and
-coverage 1.
+features in float64, so that 10,000 pictures against 10,000 take some 200 MB more and not some GB. Two identical sets
+have Frechet distance 0, precision, recall and coverage 1.
 """
 
 from __future__ import annotations
