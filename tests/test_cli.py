@@ -51,6 +51,12 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(home / "floats.npy", rng.random((2, 8, 8, 3)))
     np.savez(home / "labels.npz", labels=np.arange(2), more=np.arange(2))
     np.save(home / "flat.npy", np.zeros(9, np.float32))
+    np.save(home / "many.npy", rng.integers(0, 256, (60, 8, 8, 3), np.uint8))
+    for name, width, extra in (("real", 4, {}), ("wider", 5, {}), ("one", 4, {"extractor": np.array("net-1")})):
+        np.savez(home / f"{name}.npz", features=rng.random((60, width)), **extra)
+    np.savez(home / "two.npz", features=rng.random((60, 4)), extractor=np.array("net-2"))
+    np.savez(home / "holes.npz", features=np.full((60, 4), np.nan))
+    (home / "text.onnx").write_text("not a network")
     (home / "unknown.toml").write_text("stepz = 5\n")
     (home / "zero.toml").write_text("steps = 0\n")
     (home / "broken.toml").write_text("steps =\n")
@@ -113,7 +119,7 @@ def desk(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def arguments(command: str) -> list[str]:
     """The command as a shell splits it, with the small model where none is named."""
     words = shlex.split(command)
-    needs_model = words[0] in ("complete", "sample", "score") and "--model" not in words
+    needs_model = words[0] in ("complete", "sample", "score", "evaluate") and "--model" not in words
     return [*words, *(["--model", "model"] if needs_model else [])]
 
 
@@ -205,6 +211,34 @@ BAD = {
     "sample --model biased": ["biased", "c_fc.bias", "expected a bias of zero"],
     "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 colours, got 5"],
     "sample --model no-colours": ["no-colours/preprocessor_config.json", "clusters", "expected"],
+    # drawn pictures against real ones
+    "evaluate": ["IMAGES", "nextpixel evaluate --help"],
+    "evaluate many.npy --samples 19": ["--samples", "at least 20", "got 19"],
+    "evaluate many.npy --samples 100001": ["--samples", "at most 100,000", "got 100,001"],
+    "evaluate many.npy --samples few": ["--samples", "whole number", "'few'"],
+    "evaluate photos --samples 20": ["at least 40 real images", "got 3", "add some"],
+    "evaluate many.npy --samples 20 --references 61": ["--references", "20 to 60", "got 61"],
+    "evaluate many.npy --samples 20 --pictures many.npy": ["--pictures", "expected no --samples"],
+    "evaluate many.npy --pictures photos": ["at least 20 pictures", "got 3"],
+    "evaluate many.npy --pictures nope": ["nope", "no such file"],
+    "evaluate many.npy --extractor untrained": ["--extractor", "expected --samples N or --pictures"],
+    "evaluate many.npy --train photos": ["--train", "expected --samples N or --pictures"],
+    "evaluate many.npy --temperature 0.5": ["--temperature", "expected --samples N"],
+    "evaluate many.npy --samples 20 --protocol openai": ["--protocol", "expected no --samples"],
+    "evaluate many.npy --samples 20 --extractor nope": ["--extractor", "pixels, untrained, a .onnx file", "'nope'"],
+    "evaluate many.npy --samples 20 --extractor nope.onnx": ["--extractor", "nope.onnx", "no such file"],
+    "evaluate many.npy --samples 20 --extractor real.npz": ["--extractor", "real.npz", "--pictures drawn.npz"],
+    "evaluate many.npy --samples 20 --extractor untrained --layer 2": ["--layer", "0 to 1", "got 2"],
+    "evaluate many.npy --samples 20 --nearest x.png": ["--nearest", "expected --train"],
+    "evaluate many.npy --samples 20 --train photos --nearest x.jpg": ["--nearest", ".png", "'x.jpg'"],
+    "evaluate many.npy --samples 20 --train many.npy": ["--train", "other images than IMAGES"],
+    "evaluate many.npy --samples 20 --train nope": ["nope", "no such file"],
+    "evaluate real.npz --pictures many.npy": ["many.npy", "expected a .npz file with an array `features`"],
+    "evaluate real.npz --pictures wider.npz": ["wider.npz", "4 numbers", "got features (5)", "extract both alike"],
+    "evaluate one.npz --pictures two.npz": ["two.npz", "net-1", "got net-2", "extract both alike"],
+    "evaluate real.npz --pictures holes.npz": ["holes.npz", "finite numbers", "(60, 4)"],
+    "evaluate real.npz --pictures one.npz --extractor untrained": ["--extractor", "features already"],
+    "evaluate real.npz --pictures one.npz --train photos": ["--train", "give the pictures"],
     # palettes
     "palette photos --colors 500 --side 8": ["--colors", "expected at most 192", "got 500"],
     "palette photos --colors 1": ["--colors", "2 to 65000", "got 1"],
@@ -402,6 +436,65 @@ def test_score_leaves_out_the_odd_broken_picture_and_says_so(capsys: pytest.Capt
     assert len(lines) == 11 + 1 and "left out: " in err and "cut.png" in err
 
 
+def test_evaluate_compares_drawn_pictures_with_real_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "evaluate many.npy --samples 20 --seed 3 --extractor pixels,untrained,model --layer 1"
+    told = run_json(command, capsys)
+    assert (told["samples"], told["references"], told["seed"]) == (20, 20, 3)
+    names = [name for name in told["metrics"] if name.startswith("frechet[")]
+    assert names[0] == "frechet[pixels-8]" and len(told["metrics"]) == 6 * len(names) == 18
+    assert all(name.endswith(" layer 1]") for name in names[1:])
+    assert [name.partition("-")[0] for name in names[1:]] == ["frechet[untrained", "frechet[igpt"]
+    for values in told["metrics"].values():
+        assert {"value", "floor", "palette"} <= values.keys() and np.isfinite(list(values.values())).all()
+    lines, err = run(command, capsys)
+    shown = next(line.split() for line in lines if line.startswith("frechet[pixels-8]"))
+    assert float(shown[1]) == pytest.approx(told["metrics"]["frechet[pixels-8]"]["value"], rel=1e-3)
+    assert "20 pictures and 20 real images by pixels-8, 192 numbers" in lines[0]
+    assert "--extractor model is the judged model itself" in err and "much of frechet[pixels-8] is bias" in err
+
+
+def test_evaluate_judges_the_pictures_that_sample_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    run("sample -n 24 --seed 5 --each drawn", capsys)
+    drawn = run_json("evaluate many.npy --samples 24 --seed 5", capsys)["metrics"]
+    judged = run_json("evaluate many.npy --pictures drawn --seed 5", capsys)["metrics"]
+    assert judged.keys() == drawn.keys()
+    for name, values in judged.items():
+        assert "palette" not in values
+        assert [values[key] for key in ("value", "floor")] == [drawn[name][key] for key in ("value", "floor")]
+
+
+def test_evaluate_finds_copies_of_training_images(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(1)
+    train = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
+    np.save("train.npy", train)
+    np.save("copies.npy", train[30:][::-1])
+    command = "evaluate many.npy --pictures copies.npy --train train.npy --extractor untrained"
+    told = run_json(command + " --nearest copies.png", capsys)["nearest"]
+    assert [by["extractor"].partition("-")[0] for by in told] == ["pixels", "untrained"]
+    for by in told:
+        assert [row[0] for row in by["places"]] == list(range(49, 29, -1))
+        assert by["median"] == by["ratio"] == 0 and by["real_median"] > 0
+    assert read("copies.png").ndim == 3
+    lines, _ = run(command, capsys)
+    assert "nearest training image [pixels-8]: median distance 0," in "\n".join(lines)
+    np.save("others.npy", rng.integers(0, 256, (40, 8, 8, 3), np.uint8))
+    others = run_json("evaluate many.npy --pictures others.npy --train train.npy", capsys)["nearest"]
+    assert 0.9 < others[0]["ratio"] < 1.1
+
+
+def test_evaluate_compares_files_of_features(capsys: pytest.CaptureFixture[str]) -> None:
+    run("features many.npy --out f.npz --model model", capsys)
+    told = run_json("evaluate f.npz --pictures f.npz", capsys)
+    (name,) = (name for name in told["metrics"] if name.startswith("precision"))
+    assert name.startswith("precision[igpt-") and name.endswith(" layer 0]")
+    assert told["metrics"][name]["value"] == 1 and told["references"] == 60
+    assert (told["floor"]["samples"], told["floor"]["references"]) == (30, 30)
+    frechet = told["metrics"][name.replace("precision", "frechet")]
+    assert frechet["value"] == pytest.approx(0, abs=1e-4) and frechet["floor"] > 1e-3
+    names = run_json("evaluate real.npz --pictures one.npz", capsys)["metrics"]
+    assert "frechet[net-1]" in names, "what one of the files says"
+
+
 def test_info_tells_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     lines, err = run("info model", capsys)
     assert "  side: 8" in lines and f"palette_sha256: {Palette.openai().hash}" in lines
@@ -485,6 +578,10 @@ HINTS = {
     "score 'my photos' --model 'my model'": ["score 'my photos' --heatmap surprise/ --model 'my model'"],
     "evaluate 'my photos' --model 'my model'": ["score 'my photos' --model 'my model'"],
     "evaluate 'my photos' --model masked": ["features 'my photos' --model masked"],
+    "evaluate many.npy --samples 20 --seed 3 --temperature 0.9 --model 'my model'": [
+        "sample -n 20 --temperature 0.9 --seed 3 --each pictures --model 'my model'"
+    ],
+    "evaluate many.npy --pictures many.npy --model 'my model'": ["score many.npy --model 'my model'"],
     "evaluate labelled --split test --model model": ["score labelled --split test --model model"],
     "features 'my photos' --model 'my model'": ["probe labelled/ --model 'my model'"],
     "features labelled --model masked": ["probe labelled --model masked"],

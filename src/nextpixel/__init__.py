@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nextpixel.checkpoints import load as load
     from nextpixel.checkpoints import save as save
+    from nextpixel.comparison import compare_samples as compare_samples
     from nextpixel.config import SIZES as SIZES
     from nextpixel.config import ImageGPTConfig as ImageGPTConfig
     from nextpixel.errors import InputError as InputError
@@ -33,6 +34,7 @@ _HOMES = {
     "Palette": "palette",
     "SIZES": "config",
     "WorkError": "errors",
+    "compare_samples": "comparison",
     "complete": "sampling",
     "features": "extraction",
     "load": "checkpoints",

@@ -68,7 +68,7 @@ def evaluate(
     A masked model is scored on pixels hidden with probability 0.15, chosen by `seed` and the image's number.
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
-    squares, unreadable = _squares(model, images, split)
+    squares, unreadable = read_squares(model, images, split)
     if protocol == "openai":
         squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
         if not len(squares):
@@ -80,8 +80,11 @@ def evaluate(
     return Evaluation(len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable)
 
 
-def _squares(model: ImageGPT, images: Any, split: str | None) -> tuple[NDArray[np.uint8], list[str]]:
-    """What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is."""
+def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Squares at the model's side, and a line for each unreadable file.
+
+    What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is.
+    """
     if isinstance(images, str | os.PathLike):
         found = decode(images, model.config.side, split=split, fit=model.fit)
         return found.squares, found.unreadable

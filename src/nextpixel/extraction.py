@@ -78,6 +78,20 @@ def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | Non
     return np.concatenate(parts)
 
 
+def model_hash(model: ImageGPT) -> str:
+    """Hex SHA-256 of what its features depend on: shape, objective, colours and weights."""
+    found = hashlib.sha256(f"{model.config} {model.palette.hash}".encode())
+    for parameter in model.parameters():
+        found.update(parameter.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def features_name(model: ImageGPT, layers: Sequence[int], kind: str = "igpt") -> str:
+    """What these features are called beside numbers made of them, as in "igpt-3f2a9c layer 3"."""
+    numbers = ",".join(map(str, layers))
+    return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
+
+
 def extract(
     model: ImageGPT,
     images: Any,
@@ -93,10 +107,7 @@ def extract(
     removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
     """
     source = open_source(images, split)
-    weights = hashlib.sha256()
-    for parameter in model.parameters():
-        weights.update(parameter.detach().flatten()[:1024].float().cpu().numpy().tobytes())
-    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model.palette.hash} {weights.hexdigest()}"
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model_hash(model)}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(exist_ok=True)
     found, names, unreadable = [], [], []

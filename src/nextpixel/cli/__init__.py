@@ -14,7 +14,7 @@ VERBS = {
     "complete": "complete pictures: keep the top rows, draw the rest",
     "sample": "draw pictures from nothing",
     "score": "nats per pixel of each image, and where it surprises",
-    "evaluate": "the paper's figures of a model on a set: nats per pixel",
+    "evaluate": "the paper's figures of a model on a set: nats per pixel; or how good its drawings are",
     "features": "hidden states of images, averaged over pixels, into a file",
     "probe": "what a linear classifier on the features reaches, beside what it has to beat",
     "predict": "classify new images with a saved probe",
