@@ -130,6 +130,15 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 # ---- bad input: the command, and what the one sentence must say
 
 BAD = {
+    # plans
+    "plan --hardware abacus": ["--hardware", "h200", "got 'abacus'"],
+    "plan --count 0": ["--count", "at least 1, got 0"],
+    "plan --images many": ["--images", "1.28M", "got 'many'"],
+    "plan --images 0": ["--images", "at least 1"],
+    "plan --utilisation 45": ["--utilisation", "above 0 and at most 1, got 45"],
+    "plan --size xl --hardware rtx4090": ["GB of memory on each device", "--count"],
+    "plan --cooldown-fraction 2": ["--cooldown-fraction", "at most 1, got 2"],
+    "plan --positions sine": ["--positions", "learned, rotary"],
     # pictures
     "complete": ["PICTURES", "nextpixel complete --help"],
     "score": ["IMAGES", "nextpixel score --help"],
