@@ -26,7 +26,7 @@ LAYERS = {
             ["sources"],
             ["data", "checkpoints"],
             ["extraction", "sampling", "training"],
-            ["evaluation", "probing"],
+            ["evaluation", "probing", "preparation"],
             ["baselines", "pretraining", "finetuning", "convnet"],
             ["study", "bench", "reports"],
             ["cli", "server"],

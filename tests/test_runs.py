@@ -198,7 +198,7 @@ class Killable:
 
 
 STATIONS = [  # the function that never returns, and what half-done work lies in the run when it is called
-    ("nextpixel.pretraining.cross_entropy", "run.json"),  # no checkpoint yet
+    ("nextpixel.preparation.cross_entropy", "run.json"),  # no checkpoint yet
     ("nextpixel.training.save_trainer_state", ".step_*.part-*/model.safetensors"),  # half a checkpoint
     ("os.rename", ".step_*.part-*/trainer/.metadata"),  # a whole one that has not taken its name
     ("shutil.rmtree", ".step_*.part-old"),  # an old one about to go

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nextpixel.evaluation import nll as nll
     from nextpixel.evaluation import surprise as surprise
     from nextpixel.extraction import features as features
+    from nextpixel.finetuning import finetune as finetune
     from nextpixel.model import ImageGPT as ImageGPT
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
@@ -35,6 +36,7 @@ _HOMES = {
     "WorkError": "errors",
     "complete": "sampling",
     "features": "extraction",
+    "finetune": "finetuning",
     "load": "checkpoints",
     "nll": "evaluation",
     "pretrain": "pretraining",

@@ -5,7 +5,7 @@ Legend, here and everywhere:
     H  W  height, width           D  width of the residual stream
     T  = H * W pixels             L  transformer blocks
     P  pixels given as prompt     N  attention heads, E = D / N wide each
-    S  rows of the start table (one in a classic model)
+    S  rows of the start table (one in a classic model)    C  classes, where it has a class head
 
 The network knows tokens (colour numbers), not colours. The start vector and the shift by one pixel live in
 here: input slot t carries pixel t - 1 (slot 0 the start vector), and its output scores pixel t. So
@@ -17,7 +17,8 @@ nothing where it is masked, and its output scores pixel t.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,7 +136,7 @@ class Block(nn.Module):
 
 
 class ImageGPT(nn.Module):
-    """Image GPT: tokens (B, T) in, logits (B, T, K) out.
+    """Image GPT: tokens (B, T) in, logits (B, T, K) out; with a class head, class logits (B, C) as well.
 
     `seed` fixes the random weights; on the meta device there are none to fix.
     """
@@ -155,6 +156,7 @@ class ImageGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
+        self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
         if not self.head.weight.is_meta:
             self.initialise(seed)
 
@@ -180,6 +182,16 @@ class ImageGPT(nn.Module):
             normal(block.get_parameter("mlp.up.weight"), 0.02)
             normal(block.get_parameter("mlp.down.weight"), 0.02)
         self.head.weight.zero_()
+        if self.class_head is not None:
+            self.class_head.weight.zero_()
+
+    def set_classes(self, classes: Sequence[str]) -> None:
+        """A new class head for these names, all zero, in place of any; without names, none."""
+        self.config = dataclasses.replace(self.config, classes=tuple(classes))
+        self.class_head = None
+        if classes:
+            self.class_head = Linear(self.config.width, len(classes)).to(self.head.weight)
+            nn.init.zeros_(self.class_head.weight)
 
     @property
     def palette(self) -> Palette:
@@ -201,13 +213,31 @@ class ImageGPT(nn.Module):
 
         A masked model sees all t = T pixels but those where `masked` (B, T) is True, and scores every pixel.
         """
+        return self.head(self._last(tokens, masked))
+
+    def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
+        last = self._last(tokens, masked)
+        return self.head(last), self._classify(last)
+
+    def classify(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Class logits (B, C): the class head on the final norm's output, averaged over all slots."""
+        return self._classify(self._last(tokens, masked))
+
+    def _classify(self, last: Tensor) -> Tensor:
+        if self.class_head is None:
+            raise ValueError("this model has no class head; give it one with set_classes, and train it")
+        return self.class_head(last.mean(1))
+
+    def _last(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        """What the final norm gives (B, t, D)."""
         h = self._inputs(tokens, masked)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 h = checkpoint(block, h, use_reentrant=False)
             else:
                 h = block(h)
-        return self.head(self.norm(h))
+        return self.norm(h)
 
     def hidden(
         self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True

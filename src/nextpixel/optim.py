@@ -29,6 +29,11 @@ def cosine_rate(step: int, *, steps: int, warmup_steps: int, peak: float) -> flo
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
+def constant_rate(step: int, *, warmup_steps: int, peak: float) -> float:
+    """The rate of that step, counted from 0: linear warm-up, then the same throughout."""
+    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
+
+
 def default_warmup_steps(steps: int, images: int, batch_images: int) -> int:
     """One epoch, as in the paper, but at most 5 % of the steps."""
     return max(1, min(images // batch_images, steps // 20))

@@ -35,7 +35,7 @@ BLOCK_NAMES: dict[str, tuple[str, bool]] = {
 
 def computes(config: ImageGPTConfig) -> bool:
     """Whether transformers would compute this network rightly."""
-    return config.objective == "autoregressive"
+    return config.objective == "autoregressive" and not config.classes
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
