@@ -109,7 +109,7 @@ def start_run(
     names = labels_of_readable(names, source, sets[0])
     classes, numbers = np.unique(names.astype(str), return_inverse=True)
     if len(classes) < 2:
-        raise InputError(f"{source.source_name}: expected images of at least two classes, got only {classes[0]!r}")
+        raise InputError(f"{source.source_name}: expected images of at least two classes, got only {str(classes[0])!r}")
     chosen = choose_labels(names, config.labels_per_class, config.seed, 0)
     held = held_out(numbers[chosen], config.validation_fraction, config.seed)
     if not held.any():
@@ -128,7 +128,7 @@ def start_run(
         strangers = np.setdiff1d(test_names, classes)
         if len(strangers):
             raise InputError(
-                f"{test_source.source_name}: expected the classes of the training images, got {strangers[0]!r} as well"
+                f"{test_source.source_name}: expected the classes of the training images, got {str(strangers[0])!r} as well"
             )
         arrays["test_labels"] = np.searchsorted(classes, test_names)
         data["test"] = named(test, test_source.split)

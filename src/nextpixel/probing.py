@@ -109,8 +109,9 @@ class LinearProbe:
         """
         if model.class_head is None:
             raise InputError(
-                "this model was trained on pictures alone and knows no classes; fit a probe to labelled images (nextpixel "
-                "probe LABELLED --out probe) or fine-tune it on them (nextpixel finetune LABELLED --out runs/clf)"
+                "this model was trained on pictures alone and knows no classes; fit a probe to labelled images "
+                "(nextpixel probe LABELLED --out probe) or fine-tune it on them (nextpixel finetune LABELLED --out "
+                "runs/clf)"
             )
         probe, width = cls(model, model.config.layers), model.config.width
         probe.layers_, probe.sweep_ = [model.config.layers], {}
@@ -140,8 +141,8 @@ class LinearProbe:
         model = self._model()
         if masks and model.config.objective != "masked":
             raise InputError(
-                f"--masks: expected none for a model of the {model.config.objective} objective, got {masks}; only masked "
-                "models were trained with hidden pixels"
+                f"--masks: expected none for a model of the {model.config.objective} objective, got {masks}; only "
+                "masked models were trained with hidden pixels"
             )
         tokens = model.palette.encode(np.ascontiguousarray(squares))
 

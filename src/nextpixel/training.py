@@ -118,10 +118,8 @@ def train(
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
-        if cadence.evaluation_due(start) and not _evaluated(
-            run, start, figure
-        ):  # killed between checkpoint and figures
-            evaluate_now(start)
+        if cadence.evaluation_due(start) and not _evaluated(run, start, figure):
+            evaluate_now(start)  # it was killed between checkpoint and figures
         if enough():
             return
         saved_at = logged_at = time.monotonic()

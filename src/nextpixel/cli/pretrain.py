@@ -54,10 +54,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.pretraining import go_on, start_run
+    from nextpixel.pretraining import KIND, go_on, start_run
 
     if args.resume is not None:
-        run = Run.open(args.resume)
+        run = Run.open(args.resume, KIND)
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
