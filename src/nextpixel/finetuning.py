@@ -128,7 +128,8 @@ def start_run(
         strangers = np.setdiff1d(test_names, classes)
         if len(strangers):
             raise InputError(
-                f"{test_source.source_name}: expected the classes of the training images, got {str(strangers[0])!r} as well"
+                f"{test_source.source_name}: expected the classes of the training images, got {str(strangers[0])!r} "
+                "as well"
             )
         arrays["test_labels"] = np.searchsorted(classes, test_names)
         data["test"] = named(test, test_source.split)

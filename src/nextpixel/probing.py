@@ -183,7 +183,7 @@ class LinearProbe:
             names = names.astype(str)
         strangers = np.setdiff1d(names, self.classes_)
         if len(strangers):
-            raise InputError(f"labels: expected classes the probe was fitted to, got {strangers[0]!r} as well")
+            raise InputError(f"labels: expected classes the probe was fitted to, got {str(strangers[0])!r} as well")
         numbers, count = np.searchsorted(self.classes_, names), len(self.classes_)
         return Score(
             len(numbers),

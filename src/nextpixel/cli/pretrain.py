@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, resume_alone
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig, flag, read_recipe
@@ -41,12 +41,7 @@ class Pretrain:
 def run(argv: Sequence[str]) -> None:
     args = parse(Pretrain, "pretrain", argv, _recipe_defaults(argv))
     if args.resume is not None:
-        others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
-        if others or args.images is not None:
-            raise InputError(
-                f"--resume: expected nothing else, got {' '.join(others) or args.images}; a run keeps its settings, "
-                "and a new one can start from it with --init"
-            )
+        resume_alone(argv, args.images, "--init")
     elif args.images is None or args.out is None:
         raise InputError(
             f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
