@@ -166,6 +166,7 @@ def test_the_rate_is_constant_after_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("place", "call", "number"),
     [
+        ("nextpixel.finetuning.Batches", 1, signal.SIGINT),  # before the first step
         ("nextpixel.data.Batches.__call__", 4, signal.SIGINT),
         ("nextpixel.preparation.cross_entropy", 1, signal.SIGTERM),
         ("nextpixel.preparation.cross_entropy", 13, signal.SIGINT),  # between micro-batches
@@ -410,6 +411,30 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
     assert main(["info", "clf"]) == 0
     assert "begun_by: finetune" in (said := capsys.readouterr()).out and "classes: ('day', 'night')" in said.out
     assert main(["complete", "test/day", "--model", "clf", "-n", "1", "--out", "half.png"]) == 0
+
+
+def test_a_masked_classifier_votes_on_the_command_line(desk, capsys):
+    nextpixel.save(model("masked"), "masked")
+    few = flags(TINY | {"epochs": 1})
+    assert main(["finetune", "train", "--model", "masked", "--out", "clf", *few]) == 0
+    assert main(["predict", "clf", "test", "--masks", "5", "--json"]) == 0
+    *_, last = capsys.readouterr().out.partition("step ")[2].partition("\n")
+    voted = json.loads(last)["predictions"]
+    probe = LinearProbe.of(nextpixel.load("clf"))
+    assert [row["class"] for row in voted] == probe.predict("test", masks=5).tolist()
+    assert main(["evaluate", "test", "--model", "clf", "--masks", "5", "--json"]) == 0
+    right = np.mean([row["class"] == row["file"].split("/")[0] for row in voted])
+    assert json.loads(capsys.readouterr().out)["classification"]["accuracy"] == pytest.approx(right)
+
+
+def test_labels_stay_with_their_pictures_where_some_cannot_be_read(desk, capsys):
+    for place in ("train/day/broken.png", "test/day/broken.png"):
+        Path(place).write_text("not a picture")
+    assert main(TYPED) == 0
+    assert "2 pictures cannot be read and are left out" in capsys.readouterr().err
+    assert Run("clf").facts()["data"]["unreadable"] == 2 and score_of(Run("clf"))["images"] == 20
+    kinds = [path.parent.name for path in sorted(Path("train").rglob("*.png")) if path.name != "broken.png"]
+    assert (np.array(["day", "night"])[Run("clf").arrays()["labels"]] == kinds).all()
 
 
 def test_labels_may_come_from_a_csv_file_and_a_set_may_have_both_splits(desk, capsys):

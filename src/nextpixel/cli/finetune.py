@@ -29,7 +29,7 @@ class Finetune:
     train: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TRAIN]")] = None
     """Labelled images: a folder a class, a parquet file, .npz, a hub name."""
     test: str | None = None
-    """Labelled test images; their test split, where they have several. None are looked at unless told."""
+    """Labelled test images; their test split, where they have several. Without this no test is made."""
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
