@@ -597,6 +597,9 @@ HINTS = {
     "probe labelled --model 'my model' --no-baselines --out 'my probe'": [
         "predict 'my probe' new/ --out predictions.csv --model 'my model'"
     ],
+    "finetune labelled --model model --out 'a run' --epochs 1 --threads 1": [
+        "predict 'a run' new/ --out predictions.csv"
+    ],
     "info 'my model'": ["complete photo.jpg --model 'my model'"],
     "info masked": ["features photos/ --model masked"],
     "palette 'my photos' --colors 8 --side 8": ["pretrain 'my photos' --palette palette.npy --side 8 --out run"],

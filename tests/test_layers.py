@@ -26,7 +26,7 @@ LAYERS = {
             ["sources"],
             ["data", "checkpoints"],
             ["extraction", "sampling", "training"],
-            ["evaluation", "probing", "extractors"],
+            ["evaluation", "probing", "extractors", "preparation"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet"],
             ["study", "bench", "reports"],
             ["cli", "server"],

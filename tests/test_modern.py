@@ -159,7 +159,7 @@ def test_presets_are_bundles_of_options() -> None:
     assert PretrainConfig().model(512).is_classic
     modern = PretrainConfig(preset="modern").model(512)
     assert not modern.is_classic and modern.logit_cap == 15 and modern.positions == "rotary"
-    plain = PretrainConfig(preset="modern", positions="learned", qk_norm=False).model(512)
+    plain = PretrainConfig(preset="modern", positions="learned", qk_norm="off").model(512)
     assert plain.positions == "learned" and not plain.qk_norm and plain.activation == "squared-relu"
 
 

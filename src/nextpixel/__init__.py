@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nextpixel.evaluation import nll as nll
     from nextpixel.evaluation import surprise as surprise
     from nextpixel.extraction import features as features
+    from nextpixel.finetuning import finetune as finetune
     from nextpixel.model import ImageGPT as ImageGPT
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
@@ -37,6 +38,7 @@ _HOMES = {
     "compare_samples": "comparison",
     "complete": "sampling",
     "features": "extraction",
+    "finetune": "finetuning",
     "load": "checkpoints",
     "nll": "evaluation",
     "pretrain": "pretraining",

@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from nextpixel.errors import InputError
 
@@ -22,6 +22,7 @@ Objective = Literal["autoregressive", "masked"]
 Positions = Literal["learned", "rotary"]
 Activation = Literal["quick-gelu", "squared-relu"]
 Preset = Literal["classic", "modern"]
+Switch = Literal["on", "off"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ImageGPTConfig:
     """Colours in the palette (K)."""
     objective: Objective = "autoregressive"
     """Each pixel from those before it, or hidden pixels from all others (BERT)."""
+    classes: tuple[str, ...] = ()
+    """Names that a class head tells apart; none without such a head."""
 
     # What follows is not in the paper; as it stands here, it is the paper's network.
     positions: Positions = "learned"
@@ -56,6 +59,10 @@ class ImageGPTConfig:
     """Logits are bent to stay within this of 0; 0 leaves them alone."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # JSON knows lists alone
+        names = set(self.classes)
+        if len(names) != len(self.classes) or len(names) == 1 or not all(isinstance(name, str) for name in names):
+            raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
         for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}: expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
@@ -96,13 +103,13 @@ class ImageGPTConfig:
         positions = self.pixels * width if self.positions == "learned" else 0
         embeddings = positions + 2 * self.colors * width + start
         block = 12 * width * width + 2 * width + (2 if self.mix_input else 0)
-        return embeddings + layers * block + width
+        return embeddings + layers * block + width + len(self.classes) * width
 
     @property
     def is_classic(self) -> bool:
-        """Whether this is the autoregressive network of the paper, which other programs know too."""
-        fields = dataclasses.fields(self)[5:]
-        return all(getattr(self, field.name) == field.default for field in fields)
+        """Whether this is the autoregressive network of the paper, with a class head or without one."""
+        paper = ImageGPTConfig(self.layers, self.width, self.heads, self.side, self.colors, classes=self.classes)
+        return self == paper
 
 
 # Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
@@ -149,80 +156,30 @@ def peak_rate(parameters: int) -> float:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides a pretraining run; recorded in its run.json."""
+class RunConfig:
+    """What every kind of training run has; each records its own in run.json."""
 
-    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
-    """Named size, xs unless told; the three below change single dimensions of it."""
-    layers: int | None = None
-    """Transformer blocks, instead of the size's."""
-    width: int | None = None
-    """Width of the residual stream, instead of the size's."""
-    heads: int | None = None
-    """Attention heads, instead of the size's."""
-    side: int | None = None
-    """Pixels along each side; 32 unless told (with --init: the model's own)."""
-    palette: str | None = None
-    """A palette.npy of your own; OpenAI's 512 colours unless told."""
-    preset: Preset = "classic"
-    """classic: the paper's network and recipe. modern: rotary positions on two axes, normalised queries and keys,
-    squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear cool-down."""
-    positions: Positions | None = None
-    """learned or rotary, instead of the preset's; so are the six below."""
-    activation: Activation | None = None
-    """quick-gelu or squared-relu."""
-    qk_norm: bool | None = None
-    """Normalise queries and keys."""
-    zero_projections: bool | None = None
-    """Begin with matrices of zeros where a block writes into the residual stream."""
-    mix_input: bool | None = None
-    """Give each block a learned mix of the residual stream and the input."""
-    logit_cap: float | None = None
-    """Keep logits within this of 0; 0 leaves them alone."""
-    init: str | None = None
-    """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
-
-    steps: int = 10_000
-    """Optimiser steps in all."""
     batch_images: int = 128
     """Images per optimiser step."""
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
-    optimizer: Literal["adam", "muon"] | None = None
-    """adam, or muon: Muon for the blocks' matrices, Adam at a quarter of its rate for the rest. The preset's, unless
-    told."""
     learning_rate: float | None = None
-    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with --init a tenth of that."""
-    schedule: Literal["cosine", "linear"] | None = None
-    """After the warm-up: a cosine to zero, or constant and then linearly to zero; the preset's unless told."""
-    cooldown_fraction: float = 0.5
-    """Part of the steps over which a linear schedule falls to zero."""
+    """Peak rate; by the size of the network unless told."""
     warmup_steps: int | None = None
     """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
     clip_norm: float = 0.0
     """Scale gradients down to this global norm; 0 leaves them alone, as in the paper."""
-    objective: Objective | None = None
-    """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
-    told or --init brings the other."""
     fit: Fit | None = None
     """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
     down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
-    --init brings another; kept with the model."""
+    the model that it begins with brings another; kept with the model."""
     augment: Augment = "flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     seed: int = 0
-    """Fixes weights, order, crops and flips."""
+    """Fixes weights, order, crops, flips and what is held out."""
 
-    validation: str | None = None
-    """Images to validate on; a held-out part of the training images unless told."""
     validation_fraction: float = 0.1
-    """Part of the training images held out when no validation images are given."""
-    validation_images: int = 1_000
-    """At most this many of them are scored at each evaluation."""
-    evaluate_every_steps: int = 1_000
-    """Score the validation images and draw samples this often (a checkpoint is written first)."""
-    sample_images: int = 16
-    """Pictures drawn at each evaluation; 0 draws none."""
+    """Part of the training images held out to validate on."""
     checkpoint_every_steps: int = 1_000
     """Write a checkpoint this often."""
     checkpoint_every_minutes: float = 15.0
@@ -244,22 +201,11 @@ class PretrainConfig:
     """Folder for decoded images and colour tables; the user's cache directory unless told."""
 
     def __post_init__(self) -> None:
-        at_least_one = (
-            "layers width heads side steps batch_images micro_batch_images validation_images evaluate_every_steps "
-            "checkpoint_every_steps log_every_steps threads"
+        check_numbers(
+            self,
+            at_least_one="batch_images micro_batch_images checkpoint_every_steps log_every_steps threads",
+            at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
         )
-        for name in at_least_one.split():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{flag(name)}: expected at least 1, got {value}")
-        for name in ("sample_images", "warmup_steps", "clip_norm", "checkpoint_every_minutes", "seed"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
-        if not 0 < self.cooldown_fraction <= 1:
-            raise InputError(
-                f"--cooldown-fraction: expected a number above 0 and at most 1, got {self.cooldown_fraction}"
-            )
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
         if not 0 < self.validation_fraction < 1:
@@ -270,6 +216,89 @@ class PretrainConfig:
             raise InputError(
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
                 f"got {self.micro_batch_images}"
+            )
+
+
+def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> None:
+    """Raises InputError for a field among these names that is set and too small."""
+    for name in at_least_one.split():
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{flag(name)}: expected at least 1, got {value}")
+    for name in at_least_zero.split():
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Everything that decides a pretraining run; recorded in its run.json."""
+
+    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
+    """Named size, xs unless told; the three below change single dimensions of it."""
+    layers: int | None = None
+    """Transformer blocks, instead of the size's."""
+    width: int | None = None
+    """Width of the residual stream, instead of the size's."""
+    heads: int | None = None
+    """Attention heads, instead of the size's."""
+    side: int | None = None
+    """Pixels along each side; 32 unless told (with --init: the model's own)."""
+    palette: str | None = None
+    """A palette.npy of your own; OpenAI's 512 colours unless told."""
+    preset: Preset = "classic"
+    """classic: the paper's network and recipe. modern: rotary positions on two axes, normalised queries and keys,
+    squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear cool-down."""
+    positions: Positions | None = None
+    """learned or rotary, instead of the preset's; so are the six below."""
+    activation: Activation | None = None
+    """quick-gelu or squared-relu."""
+    qk_norm: Switch | None = None
+    """Normalise queries and keys."""
+    zero_projections: Switch | None = None
+    """Begin with matrices of zeros where a block writes into the residual stream."""
+    mix_input: Switch | None = None
+    """Give each block a learned mix of the residual stream and the input."""
+    logit_cap: float | None = None
+    """Keep logits within this of 0; 0 leaves them alone."""
+    init: str | None = None
+    """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
+
+    steps: int = 10_000
+    """Optimiser steps in all."""
+    optimizer: Literal["adam", "muon"] | None = None
+    """adam, or muon: Muon for the blocks' matrices, Adam at a quarter of its rate for the rest. The preset's, unless
+    told."""
+    learning_rate: float | None = None
+    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with --init a tenth of that."""
+    schedule: Literal["cosine", "linear"] | None = None
+    """After the warm-up: a cosine to zero, or constant and then linearly to zero; the preset's unless told."""
+    cooldown_fraction: float = 0.5
+    """Part of the steps over which a linear schedule falls to zero."""
+    objective: Objective | None = None
+    """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
+    told or --init brings the other."""
+
+    validation: str | None = None
+    """Images to validate on; a held-out part of the training images unless told."""
+    validation_images: int = 1_000
+    """At most this many of them are scored at each evaluation."""
+    evaluate_every_steps: int = 1_000
+    """Score the validation images and draw samples this often (a checkpoint is written first)."""
+    sample_images: int = 16
+    """Pictures drawn at each evaluation; 0 draws none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(
+            self,
+            at_least_one="layers width heads side steps validation_images evaluate_every_steps",
+            at_least_zero="sample_images",
+        )
+        if not 0 < self.cooldown_fraction <= 1:
+            raise InputError(
+                f"--cooldown-fraction: expected a number above 0 and at most 1, got {self.cooldown_fraction}"
             )
         own = "size layers width heads palette objective".split() + list(MODERN)
         brought = [name for name in own if getattr(self, name) is not None]
@@ -283,10 +312,17 @@ class PretrainConfig:
         """The optimiser asked for, else the preset's."""
         return self.optimizer or ("muon" if self.preset == "modern" else "adam")
 
+    @property
+    def chosen_schedule(self) -> str:
+        """The schedule asked for, else the preset's."""
+        return self.schedule or ("linear" if self.preset == "modern" else "cosine")
+
     def model(self, colors: int) -> ImageGPTConfig:
         """The network of this run, for a palette of that many colours."""
         shape = SIZES[self.size or "xs"]
-        options = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
+        switches = {"on": True, "off": False}
+        given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
+        options = {name: switches.get(value, value) for name, value in given.items()}
         return ImageGPTConfig(
             **({} if self.preset == "classic" else MODERN) | options,
             layers=self.layers or shape.layers,
@@ -296,6 +332,32 @@ class PretrainConfig:
             colors=colors,
             objective=self.objective or "autoregressive",
         )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Everything that decides a fine-tuning run; recorded in its run.json."""
+
+    epochs: int = 20
+    """At most this many times through the training images."""
+    patience: int = 5
+    """Stop after this many evaluations without a better validation accuracy."""
+    evaluate_every_epochs: int = 1
+    """Validate this often (a checkpoint is written first)."""
+    learning_rate: float | None = None
+    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told."""
+    augment: Augment = "pad-flip"
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    batch_images: int = 32
+    """Images per optimiser step."""
+    labels_per_class: int | None = None
+    """Use only this many training images of each class, drawn by the seed as probe draws its first subset."""
+    freeze_trunk: bool = False
+    """Train the class head alone, without the generative loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 
 @dataclass(frozen=True)
@@ -377,12 +439,15 @@ def read_recipe(name_or_path: str) -> PretrainConfig:
     return replace_checked(PretrainConfig(), values, where=name_or_path)
 
 
-def replace_checked(config: PretrainConfig, values: dict[str, Any], where: str) -> PretrainConfig:
+C = TypeVar("C", bound=RunConfig)
+
+
+def replace_checked(config: C, values: dict[str, Any], where: str) -> C:
     """A copy with these values, each of a known name and the right type."""
     import difflib
     import typing
 
-    kinds = typing.get_type_hints(PretrainConfig)
+    kinds = typing.get_type_hints(type(config))
     for name, value in values.items():
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)

@@ -195,6 +195,10 @@ class Batches:
         ]
         return np.concatenate(parts)
 
+    def numbers(self, step: int) -> NDArray[np.int64]:
+        """Which images of the set these are, (batch_images,)."""
+        return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
+
     def masks(self, step: int) -> NDArray[np.bool_]:
         """Which pixels of that step's images a masked model is not shown, (batch_images, T)."""
         parts = [

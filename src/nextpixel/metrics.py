@@ -39,6 +39,12 @@ def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def majority(votes: NDArray[np.integer], classes: int, seed: int) -> NDArray[np.int64]:
+    """The commonest number 0..C-1 in each column of votes (M, N), (N,); ties fall at random, by the seed."""
+    counts = np.stack([(votes == number).sum(0) for number in range(classes)], axis=1)
+    return (counts + np.random.default_rng([seed, 0x707E]).random(counts.shape)).argmax(1)
+
+
 def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """A 95 % interval of a proportion (Wilson 1927), from the share `successes` in `count` trials."""
     center = (successes + z * z / (2 * count)) / (1 + z * z / count)

@@ -5,7 +5,7 @@ Legend, here and everywhere:
     H  W  height, width           D  width of the residual stream
     T  = H * W pixels             L  transformer blocks
     P  pixels given as prompt     N  attention heads, E = D / N wide each
-    S  rows of the start table (one in a classic model)
+    S  rows of the start table (one in a classic model)    C  classes, where it has a class head
 
 The network knows tokens (colour numbers), not colours. The start vector and the shift by one pixel live in
 here: input slot t carries pixel t - 1 (slot 0 the start vector), and its output scores pixel t. So
@@ -19,8 +19,9 @@ nothing where it is masked, and its output scores pixel t.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -175,7 +176,7 @@ class Block(nn.Module):
 
 
 class ImageGPT(nn.Module):
-    """Image GPT: tokens (B, T) in, logits (B, T, K) out.
+    """Image GPT: tokens (B, T) in, logits (B, T, K) out; with a class head, class logits (B, C) as well.
 
     `seed` fixes the random weights; on the meta device there are none to fix.
     """
@@ -196,6 +197,7 @@ class ImageGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
+        self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
         if not self.head.weight.is_meta:
             self.initialise(seed)
 
@@ -225,6 +227,16 @@ class ImageGPT(nn.Module):
                 block.get_parameter("attention.out.weight").zero_()
                 block.get_parameter("mlp.down.weight").zero_()
         self.head.weight.zero_()
+        if self.class_head is not None:
+            self.class_head.weight.zero_()
+
+    def set_classes(self, classes: Sequence[str]) -> None:
+        """A new class head for these names, all zero, in place of any; without names, none."""
+        self.config = dataclasses.replace(self.config, classes=tuple(classes))
+        self.class_head = None
+        if classes:
+            self.class_head = Linear(self.config.width, len(classes)).to(self.head.weight)
+            nn.init.zeros_(self.class_head.weight)
 
     @property
     def palette(self) -> Palette:
@@ -246,6 +258,24 @@ class ImageGPT(nn.Module):
 
         A masked model sees all t = T pixels but those where `masked` (B, T) is True, and scores every pixel.
         """
+        return self._logits(self._last(tokens, masked))
+
+    def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
+        last = self._last(tokens, masked)
+        return self._logits(last), self._classify(last)
+
+    def classify(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Class logits (B, C): the class head on the final norm's output, averaged over all slots."""
+        return self._classify(self._last(tokens, masked))
+
+    def _classify(self, last: Tensor) -> Tensor:
+        if self.class_head is None:
+            raise ValueError("this model has no class head; give it one with set_classes, and train it")
+        return self.class_head(last.mean(1))
+
+    def _last(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        """What the final norm gives (B, t, D)."""
         h = first = self._inputs(tokens, masked)
         turns = self._turns(0, h.shape[1])
         for block in self.blocks:
@@ -253,7 +283,7 @@ class ImageGPT(nn.Module):
                 h = checkpoint(block, h, first, turns, use_reentrant=False)
             else:
                 h = block(h, first, turns)
-        return self._logits(h)
+        return self.norm(h)
 
     def hidden(
         self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
@@ -292,7 +322,7 @@ class ImageGPT(nn.Module):
         for block in self.blocks:
             h = block(h, first, turns, cache)
         cache.length += h.shape[1]
-        return self._logits(h)
+        return self._logits(self.norm(h))
 
     def _inputs(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
         """Vectors (B, t, D) of the slots that score tokens (B, t)."""
@@ -334,8 +364,8 @@ class ImageGPT(nn.Module):
             return None
         return rotations(self.config, self.device)[:, seen : seen + slots]
 
-    def _logits(self, h: Tensor) -> Tensor:
-        logits = self.head(self.norm(h))
+    def _logits(self, last: Tensor) -> Tensor:
+        logits = self.head(last)
         cap = self.config.logit_cap
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, recipe_defaults
+from nextpixel.cli.arguments import parse, print_json, recipe_defaults, resume_alone
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig, flag
@@ -42,12 +42,7 @@ def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
     if args.resume is not None:
-        others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
-        if others or args.images is not None:
-            raise InputError(
-                f"--resume: expected nothing else, got {' '.join(others) or args.images}; a run keeps its settings, "
-                "and a new one can start from it with --init"
-            )
+        resume_alone(argv, args.images, "--init")
     elif args.images is None or args.out is None:
         raise InputError(
             f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
@@ -55,10 +50,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.pretraining import go_on, start_run
+    from nextpixel.pretraining import KIND, go_on, start_run
 
     if args.resume is not None:
-        run = Run.open(args.resume)
+        run = Run.open(args.resume, KIND)
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
