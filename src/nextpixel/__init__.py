@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nextpixel.evaluation import surprise as surprise
     from nextpixel.extraction import features as features
     from nextpixel.model import ImageGPT as ImageGPT
+    from nextpixel.oddness import odd_images as odd_images
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
     from nextpixel.probing import LinearProbe as LinearProbe
@@ -37,6 +38,7 @@ _HOMES = {
     "features": "extraction",
     "load": "checkpoints",
     "nll": "evaluation",
+    "odd_images": "oddness",
     "pretrain": "pretraining",
     "sample": "sampling",
     "save": "checkpoints",
