@@ -12,9 +12,9 @@ the AUROC of every column with a 95 % bootstrap interval over images, for
                     own pixels shuffled. Clean and spoilt images are different ones. For these the AUROC of pixels too,
                     by the nats of each pixel and by what can be made of them
 
-Distances are to training images (never to test images), normal and odd images are test images. The network computes in
-bf16 with fp32 weights. With --continue-steps N the model is also continued for N steps of 16 on the training images of the
-eight normal classes of the first pair. About ten minutes on one core.
+Distances are to training images (never to test images), normal and odd images are test images. The network computes
+in bf16 with fp32 weights. With --continue-steps N the model is also continued for N steps of 16 images on the training
+images of the eight normal classes of the first pair. A few minutes on one idle core.
 """
 
 import argparse
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_table(head: str, titles: list[str], rows: dict[str, dict[str, list[float]]]) -> None:
     """As Markdown, the best of each row in bold."""
-    print(f"| {head} | " + " | ".join(titles) + " |\n|---" * 1 + "|---" * len(titles) + "|")
+    print(f"| {head} | " + " | ".join(titles) + " |\n|---" + "|---" * len(titles) + "|")
     for name, values in rows.items():
         best = max(value[0] for value in values.values())
         cells = []

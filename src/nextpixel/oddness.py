@@ -21,7 +21,7 @@ from nextpixel.images import png_bytes
 from nextpixel.metrics import conformal_p_values
 from nextpixel.model import ImageGPT, cross_entropy
 from nextpixel.progress import progress
-from nextpixel.sources import load_images, open_source
+from nextpixel.sources import open_source
 
 BATCH_IMAGES = 16
 NEIGHBOURS = 5
@@ -112,10 +112,10 @@ class Oddness:
 
     def threshold(self, false_alarms: float, by: str = "nats_per_pixel") -> float:
         """The value of that column beyond which p <= false_alarms. Raises InputError for too few normal images."""
-        count = len(self.calibration[by]) if self.calibration else 0
-        check_false_alarms(false_alarms, count)
-        allowed = _calibration_above(false_alarms, count)
-        return float(oriented(by, np.sort(oriented(by, self.calibration[by]))[count - 1 - allowed]))
+        normal = np.sort(oriented(by, self.calibration.get(by, np.empty(0))))
+        check_false_alarms(false_alarms, len(normal))
+        above = math.floor(false_alarms * (len(normal) + 1) + 1e-9) - 1  # so many of them may be odder still
+        return float(oriented(by, normal[len(normal) - 1 - above]))
 
 
 def oriented(column: str, values: Any) -> Any:
@@ -130,6 +130,7 @@ def odd_images(
     split: str | None = None,
     against: Any = None,
     layer: int | None = None,
+    false_alarms: float | None = None,
     dtype: str = "fp32",
     seed: int = 0,
 ) -> Oddness:
@@ -140,6 +141,8 @@ def odd_images(
              most a part a of new normal images gets p <= a (conformal; Vovk, Gammerman & Shafer 2005). Without
              them, distances are to the other images of the set itself, and there are no p-values
     layer    of the features; the middle one unless told
+    false_alarms  a rate that Oddness.threshold will be asked for: whether enough normal images are there is checked
+             before the work
 
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
     """
@@ -158,6 +161,8 @@ def odd_images(
     if normal_key == key:
         raise InputError("--against: expected other images than those to score, got the same; leave it out, or split")
     fit, held = split_indices(len(normal), CALIBRATION_PART, seed)
+    if false_alarms is not None:
+        check_false_alarms(false_alarms, len(held))
     fit = fit[_some(len(fit), seed)]
     measured = measure(model, squares, layer, dtype=dtype)
     reference = measure(model, normal[np.concatenate([fit, held])], layer, dtype=dtype)
@@ -169,9 +174,7 @@ def odd_images(
     return Oddness(names, values, p_values, calibration, squares, unreadable + lost)
 
 
-def _squares(
-    model: ImageGPT, images: Any, split: str | None
-) -> tuple[NDArray[np.uint8], list[str], list[str], str]:
+def _squares(model: ImageGPT, images: Any, split: str | None) -> tuple[NDArray[np.uint8], list[str], list[str], str]:
     """Squares at the model's side, names, a line for each unreadable file, and a key that is equal for equal sets."""
     needs_order(model)
     source = open_source(images, split)
@@ -191,11 +194,6 @@ def check_false_alarms(false_alarms: float, calibrating: int) -> None:
         )
 
 
-def _calibration_above(false_alarms: float, count: int) -> int:
-    """How many of the calibration images may be at least as odd as an image beyond the threshold."""
-    return math.floor(false_alarms * (count + 1) + 1e-9) - 1
-
-
 def _some(count: int, seed: int) -> NDArray[np.int64]:
     """At most REFERENCES_AT_MOST of the first `count` numbers, in order."""
     if count <= REFERENCES_AT_MOST:
@@ -203,9 +201,7 @@ def _some(count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng([seed, 0x0DD]).choice(count, REFERENCES_AT_MOST, replace=False))
 
 
-def measure(
-    model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
-) -> Measured:
+def measure(model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32") -> Measured:
     """What the columns are made of, from squares at the model's side."""
     nats, features = np.empty(len(squares)), np.empty((len(squares), model.config.width), np.float32)
     start = 0

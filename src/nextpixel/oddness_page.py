@@ -20,18 +20,18 @@ BINS = 40
 HEAT_QUANTILE = 0.99
 
 BLIND = (
-    "Odd to the model is not the same as wrong, rare or broken. It knows the pictures it was trained on: a kind that "
-    "it never saw may be unlikely throughout, and all its images equally.",
+    "Odd to the model is not the same as wrong, rare or broken. A kind of picture that it was never trained on may be "
+    "unlikely throughout.",
     "Texture counts most. Leaves, gravel and noise cost many nats whatever they show; flat and simple pictures look "
-    "normal whatever they show. The column that takes the file size off repairs this in one direction and can break the "
-    "other: read the columns side by side.",
+    "normal whatever they show. Taking the file size off repairs this in one direction and can break the other: read "
+    "the columns side by side.",
     "The images were scored as small squares. What lies outside the square or is finer than its pixels is gone, and "
-    "images that were enlarged, shrunk or compressed in another way differ by that alone, whatever they show.",
+    "images that were enlarged, shrunk or compressed in another way differ by that alone.",
     "The model sees colours through its palette: small shifts of colour are lost.",
-    "A small flaw hardly moves the mean over all pixels: look at the maps. A duplicate is close to its twin, so distances "
-    "within one folder hide what is odd twice.",
-    "A p-value holds for images drawn as the normal ones were (same camera, same preparation) and for one column chosen "
-    "beforehand; the oddest of five columns is beyond 1 % more often than once in a hundred.",
+    "A small flaw hardly moves the mean over all pixels: look at the maps.",
+    "Duplicates lie close to each other, so distances within one folder hide what is odd twice.",
+    "A p-value holds for images taken as the normal ones were (same camera, same preparation) and for one column "
+    "chosen beforehand: the oddest of five columns passes 1 % more often than once in a hundred.",
 )
 
 
@@ -45,7 +45,7 @@ def page(
     against: str | None = None,
     false_alarms: float | None = None,
 ) -> str:
-    """The HTML text. `maps` (K, H, W) are the nats of the pixels of the K oddest images by the column `by`, in order."""
+    """The HTML text. `maps` (K, H, W) are the nats of each pixel of the K oddest images by column `by`, in order."""
     order = odd.order(by)
     top = float(np.quantile(maps, HEAT_QUANTILE))
     limits = {} if false_alarms is None else {name: odd.threshold(false_alarms, name) for name in COLUMNS}
@@ -137,9 +137,7 @@ def _row(odd: Oddness, row: int, beyond: dict[str, NDArray[np.bool_]]) -> str:
     for column, values in odd.values.items():
         p = f"<small>p {_p(odd.p_values[column][row])}</small>" if odd.p_values else ""
         mark = ' class="beyond"' if beyond[column][row] else ""
-        cells.append(
-            f'<td{mark} data-value="{values[row]:.6g}">{format_value(column, values[row])}{p}</td>'
-        )
+        cells.append(f'<td{mark} data-value="{values[row]:.6g}">{format_value(column, values[row])}{p}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -159,7 +157,8 @@ def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
         return height * (1 - count / tallest)
 
     parts = [
-        f'<rect class="bar" x="{i * step + 1:.1f}" y="{up(n):.1f}" width="{step - 2:.1f}" height="{height - up(n):.1f}"/>'
+        f'<rect class="bar" x="{i * step + 1:.1f}" y="{up(n):.1f}" width="{step - 2:.1f}" '
+        f'height="{height - up(n):.1f}"/>'
         for i, n in enumerate(counts)
         if n
     ]
