@@ -44,10 +44,16 @@ COLUMNS = {
         "nats per pixel", "nats", "How little the model expected the pixels: the mean of -ln p over all of them."
     ),
     "nats_corrected": Column(
-        "nats less file size",
+        "nats for its file size",
         "nats",
-        "Nats per pixel less the size of the square as a PNG file, in nats per pixel too (8 ln 2 * bytes / pixels): "
-        "simple pictures no longer pass as likely, busy ones no longer as odd (Serra et al. 2020). Often below 0.",
+        "Nats per pixel above what a normal image with as large a PNG file has, by a straight line through the normal "
+        "images: simple pictures no longer pass as likely, busy ones no longer as odd. After Serra et al. 2020, who "
+        "subtract the compressed bits themselves; here those code 24-bit colours and the nats a palette's.",
+    ),
+    "peak_nats": Column(
+        "hottest spot",
+        "nats",
+        "The largest mean of nats over 3 x 3 pixels anywhere in the image: for flaws that are small.",
     ),
     "feature_distance": Column(
         "feature distance",
@@ -76,6 +82,7 @@ class Measured:
 
     squares: NDArray[np.uint8]
     nats_per_pixel: NDArray[np.float64]
+    peak_nats: NDArray[np.float64]
     features: NDArray[np.float32]
     png_bytes: NDArray[np.int64]
 
@@ -203,13 +210,13 @@ def _some(count: int, seed: int) -> NDArray[np.int64]:
 
 def measure(model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32") -> Measured:
     """What the columns are made of, from squares at the model's side."""
-    nats, features = np.empty(len(squares)), np.empty((len(squares), model.config.width), np.float32)
-    start = 0
-    for part, pooled, _ in passes(model, squares, layer, dtype=dtype):
-        rows = slice(start, start + len(part))
-        nats[rows], features[rows] = part.mean((1, 2), dtype=np.float64), pooled
-        start += len(part)
-    return Measured(squares, nats, features, np.array([len(png_bytes(square)) for square in squares], np.int64))
+    means, peaks, features = [], [], []
+    for maps, pooled, _ in passes(model, squares, layer, dtype=dtype):
+        means.append(maps.mean((1, 2), dtype=np.float64))
+        peaks.append(local_nats(maps).max((1, 2)).astype(np.float64))
+        features.append(pooled)
+    sizes = np.array([len(png_bytes(square)) for square in squares], np.int64)
+    return Measured(squares, np.concatenate(means), np.concatenate(peaks), np.concatenate(features), sizes)
 
 
 @torch.inference_mode()
@@ -231,13 +238,19 @@ def passes(
             advance(len(tokens))
 
 
+def local_nats(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Nats (N, H, W) averaged over the 3 x 3 pixels around each: shows flaws better than single pixels do (docs/results.md)."""
+    from scipy.ndimage import uniform_filter
+
+    whole = uniform_filter(np.ones_like(maps[:1]), (1, 3, 3), mode="constant")  # at the border fewer pixels count
+    return uniform_filter(maps, (1, 3, 3), mode="constant") / whole
+
+
 def table(measured: Measured, normal: Measured | None, *, seed: int = 0) -> dict[str, NDArray[np.float64]]:
     """Every one of COLUMNS (N,), with distances to `normal`; to the other images (at most 5,000) where it is None."""
     reference = measured if normal is None else normal
     own = _some(len(measured), seed) if normal is None else None
     center, scale = reference.features.mean(0), np.maximum(reference.features.std(0), 1e-6)
-    pixels = measured.squares.shape[1] * measured.squares.shape[2]
-    png_nats = measured.png_bytes * (8 * math.log(2) / pixels)
 
     def standard(part: Measured) -> NDArray[np.float32]:
         return (part.features - center) / scale
@@ -247,11 +260,19 @@ def table(measured: Measured, normal: Measured | None, *, seed: int = 0) -> dict
 
     return {
         "nats_per_pixel": measured.nats_per_pixel,
-        "nats_corrected": measured.nats_per_pixel - png_nats,
+        "nats_corrected": measured.nats_per_pixel - _expected_nats(measured.png_bytes, reference),
+        "peak_nats": measured.peak_nats,
         "feature_distance": _neighbour_distance(standard(measured), standard(reference), own),
         "pixel_distance": _neighbour_distance(flat(measured), flat(reference), own),
         "png_bytes": measured.png_bytes.astype(np.float64),
     }
+
+
+def _expected_nats(png_bytes: NDArray[np.int64], normal: Measured) -> NDArray[np.float64]:
+    """Nats per pixel of a normal image with a file of that size, by least squares; their mean if all are as large."""
+    sizes = normal.png_bytes - normal.png_bytes.mean()
+    slope = float(sizes @ normal.nats_per_pixel) / max(float(sizes @ sizes), 1e-9)
+    return normal.nats_per_pixel.mean() + slope * (png_bytes - normal.png_bytes.mean())
 
 
 def _neighbour_distance(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.images import HEAT, heatmap, png_bytes
-from nextpixel.oddness import COLUMNS, Oddness
+from nextpixel.oddness import COLUMNS, Oddness, local_nats
 
 CARDS_AT_MOST = 24
 ROWS_AT_MOST = 2_000
@@ -23,15 +23,16 @@ BLIND = (
     "Odd to the model is not the same as wrong, rare or broken. A kind of picture that it was never trained on may be "
     "unlikely throughout.",
     "Texture counts most. Leaves, gravel and noise cost many nats whatever they show; flat and simple pictures look "
-    "normal whatever they show. Taking the file size off repairs this in one direction and can break the other: read "
+    "normal whatever they show. Allowing for the file size repairs this in one direction and can break the other: read "
     "the columns side by side.",
     "The images were scored as small squares. What lies outside the square or is finer than its pixels is gone, and "
     "images that were enlarged, shrunk or compressed in another way differ by that alone.",
     "The model sees colours through its palette: small shifts of colour are lost.",
-    "A small flaw hardly moves the mean over all pixels: look at the maps.",
+    "A small flaw hardly moves the mean over all pixels: look at the maps and the hottest spot. A flaw of a single "
+    "colour is dark inside, and only its edges are bright.",
     "Duplicates lie close to each other, so distances within one folder hide what is odd twice.",
     "A p-value holds for images taken as the normal ones were (same camera, same preparation) and for one column "
-    "chosen beforehand: the oddest of five columns passes 1 % more often than once in a hundred.",
+    "chosen beforehand: the oddest of six columns passes 1 % more often than once in a hundred.",
 )
 
 
@@ -46,7 +47,7 @@ def page(
     false_alarms: float | None = None,
 ) -> str:
     """The HTML text. `maps` (K, H, W) are the nats of each pixel of the K oddest images by column `by`, in order."""
-    order = odd.order(by)
+    order, maps = odd.order(by), local_nats(maps)
     top = float(np.quantile(maps, HEAT_QUANTILE))
     limits = {} if false_alarms is None else {name: odd.threshold(false_alarms, name) for name in COLUMNS}
     beyond = {
@@ -91,8 +92,8 @@ def _verdict(odd: Oddness, by: str, false_alarms: float | None, beyond: NDArray[
     if false_alarms is not None:
         rate = f"{100 * false_alarms:g} %"
         return (
-            f"{beyond.sum():,} of {len(odd):,} images are beyond the threshold of {rate} false alarms by "
-            f"{COLUMNS[by].title}; of as many normal images about {false_alarms * len(odd):,.1f} would be."
+            f"{beyond.sum():,} of {len(odd):,} images lie beyond the threshold of {rate} false alarms by "
+            f"{COLUMNS[by].title}; of as many normal images about {false_alarms * len(odd):,.1f} would."
         )
     if odd.p_values:
         return "A p-value of 0.01 means: one normal image in a hundred is at least as odd by that column."

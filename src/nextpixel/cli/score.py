@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nextpixel.model import ImageGPT
     from nextpixel.oddness import Oddness
 
-By = Literal["nats_per_pixel", "nats_corrected", "feature_distance", "pixel_distance", "png_bytes"]
+By = Literal["nats_per_pixel", "nats_corrected", "peak_nats", "feature_distance", "pixel_distance", "png_bytes"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Score:
     """Nats per pixel of each image under the model, the least likely first, and their mean.
 
     A score of 2.0 means that each pixel cost 2 nats on average; only scores under one palette compare. With --report,
-    --out or --against four more scores stand beside it: nats less file size, distances in features and in pixels, and
-    file size.
+    --out or --against five more scores stand beside it: nats for the file size, the hottest spot, distances in features
+    and in pixels, and file size.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
