@@ -165,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     args = parser.parse_args(argv)
+    if args.images < 50:
+        parser.error(f"--images: expected at least 50, so that every class occurs, got {args.images}")
     start, n, seed = time.monotonic(), args.images, args.seed
     model = load(args.model)
     side = model.config.side

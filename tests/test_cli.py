@@ -148,7 +148,7 @@ BAD = {
     "score photo.png photo.jpg": ["photo.jpg", "nextpixel score --help"],
     "score photo.png --report odd.html": ["at least 2 images", "got 1", "--against"],
     "score photos --against nope": ["nope", "no such file"],
-    "score photos --against photos": ["--against", "other images", "got the same"],
+    "score many --against many": ["--against", "other images", "got the same"],
     "score photo.png --against photos": ["--against", "at least 4 normal images", "got 3"],
     "score photos --against labels.npz": ["labels.npz", "expected an array `images`"],
     "score photos --false-alarms 0.01": ["--false-alarms", "expected --against", "got none"],

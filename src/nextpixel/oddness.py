@@ -239,7 +239,7 @@ def passes(
 
 
 def local_nats(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Nats (N, H, W) averaged over the 3 x 3 pixels around each: shows flaws better than single pixels do (docs/results.md)."""
+    """Nats (N, H, W) averaged over the 3 x 3 pixels around each: flaws show better (docs/results.md)."""
     from scipy.ndimage import uniform_filter
 
     whole = uniform_filter(np.ones_like(maps[:1]), (1, 3, 3), mode="constant")  # at the border fewer pixels count
