@@ -223,7 +223,7 @@ def measure(model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = Non
 def passes(
     model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], Tensor]]:
-    """One pass of the network for both: parts of nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
+    """Batch by batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
     needs_order(model)
     [layer] = check_layers(model, model.config.layers // 2 if layer is None else layer)
     device, side = str(model.device), model.config.side
@@ -231,10 +231,10 @@ def passes(
         for start in range(0, len(squares), BATCH_IMAGES):
             tokens = model.palette.encode(np.ascontiguousarray(squares[start : start + BATCH_IMAGES])).to(device)
             with autocast(device, dtype):
-                hidden = dict(model.hidden(tokens, {layer, model.config.layers}))
-                logits = model.head(hidden[model.config.layers])
+                [(_, hidden)] = model.hidden(tokens, {layer})
+                logits = model(tokens)
             nats = cross_entropy(logits, tokens, reduction="none").float().cpu().numpy()
-            yield nats.reshape(-1, side, side), hidden[layer].float().mean(1).cpu().numpy(), logits
+            yield nats.reshape(-1, side, side), hidden.float().mean(1).cpu().numpy(), logits
             advance(len(tokens))
 
 
