@@ -39,6 +39,10 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for path in ("photo.png", "photo.jpg", "photos/a.png", "photos/b.png", "photos/c.png", "single/a.png"):
         picture(path)
+    for name in "abcd":
+        picture(f"many/{name}.png")
+    for name in "abcd":
+        picture(f"many/{name}.png")
     for whole, cut in (("photo.png", "cut.png"), ("photo.jpg", "cut.jpg")):
         data = (home / whole).read_bytes()
         (home / cut).write_bytes(data[: len(data) * 9 // 10])
@@ -157,6 +161,18 @@ BAD = {
     "score photos --split test": ["photos", "'test'", "leave it out"],
     "score some/set": ["some/set", "hub", "cannot be reached"],
     "score photo.png photo.jpg": ["photo.jpg", "nextpixel score --help"],
+    "score photo.png --report odd.html": ["at least 2 images", "got 1", "--against"],
+    "score photos --against nope": ["nope", "no such file"],
+    "score many --against many": ["--against", "other images", "got the same"],
+    "score photo.png --against photos": ["--against", "at least 4 normal images", "got 3"],
+    "score photos --against labels.npz": ["labels.npz", "expected an array `images`"],
+    "score photos --false-alarms 0.01": ["--false-alarms", "expected --against", "got none"],
+    "score photos --against single --false-alarms 0": ["--false-alarms", "between 0 and 1", "got 0.0"],
+    "score photos --against single --false-alarms nan": ["--false-alarms", "between 0 and 1", "got nan"],
+    "score photos --against many --false-alarms 0.01": ["--false-alarms 0.01", "at least 99", "got 2", "--against"],
+    "score photos --by pixel_distance": ["--by pixel_distance", "--report, --out or --against"],
+    "score photos --out x.csv --by size": ["--by", "expected one of nats_per_pixel", "'size'"],
+    "score photos --against single --seed -1": ["--seed", "0 or more", "got -1"],
     # what is drawn
     "complete photo.png --keep 1.0": ["--keep", "less than 1", "1.0"],
     "complete photo.png --keep -0.1": ["--keep", "from 0", "-0.1"],
@@ -198,6 +214,10 @@ BAD = {
     "complete photo.png --each taken": ["--each", "taken exists already", "name a new folder"],
     "complete photo.png --each nowhere/x": ["--each", "nowhere", "create it first"],
     "sample --out taken": ["--out", ".png", "'taken'"],
+    "score photos --report x.txt": ["--report", ".html", "'x.txt'"],
+    "score photos --report nowhere/x.html": ["--report", "nowhere", "create it first"],
+    "score photos --out x.txt": ["--out", ".csv", "'x.txt'"],
+    "score photos --out nowhere/x.csv": ["--out", "nowhere", "create it first"],
     "score photo.png --heatmap taken": ["--heatmap", "taken exists already", "name a new folder"],
     # models
     "sample --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
@@ -568,10 +588,11 @@ def hints(err: str) -> list[str]:
 
 @pytest.fixture
 def spaced(desk: Path) -> Path:
-    """Names with blanks, a masked model beside the other, and what the commands call photo.jpg, new/ and labelled/."""
+    """Names with blanks, a masked model beside the other, and what hints call photo.jpg, new/, normal/, labelled/."""
     shutil.copytree("photos", "my photos")
     shutil.copytree("model", "my model")
     shutil.copytree("photos", "new")
+    shutil.copytree("many", "normal")
     for split in ("train", "test"):
         for kind in ("cat", "dog"):
             shutil.copytree("photos", f"labelled/{split}/{kind}")
@@ -585,6 +606,13 @@ HINTS = {
     "complete 'my photos' -n 1 --model 'my model'": [],
     "sample -n 1 --model 'my model'": ["complete photo.jpg --model 'my model'"],
     "score 'my photos' --model 'my model'": ["score 'my photos' --heatmap surprise/ --model 'my model'"],
+    "score 'my photos' --out odd.csv --model 'my model'": [
+        "score 'my photos' --against normal/ --report odd.html --model 'my model'"
+    ],
+    "score 'my photos' --against many --model 'my model'": [
+        "score 'my photos' --against many --report odd.html --model 'my model'"
+    ],
+    "score 'my photos' --against many --report odd.html --model 'my model'": [],
     "evaluate 'my photos' --model 'my model'": ["score 'my photos' --model 'my model'"],
     "evaluate 'my photos' --model masked": ["features 'my photos' --model masked"],
     "evaluate many.npy --samples 20 --seed 3 --temperature 0.9 --model 'my model'": [

@@ -27,8 +27,8 @@ LAYERS = {
             ["data", "checkpoints"],
             ["extraction", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
-            ["baselines", "comparison", "pretraining", "finetuning", "convnet"],
-            ["study", "bench", "reports"],
+            ["baselines", "comparison", "pretraining", "finetuning", "convnet", "oddness"],
+            ["study", "bench", "reports", "oddness_page"],
             ["cli", "server"],
             ["__main__"],
         ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nextpixel.extraction import features as features
     from nextpixel.finetuning import finetune as finetune
     from nextpixel.model import ImageGPT as ImageGPT
+    from nextpixel.oddness import odd_images as odd_images
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
     from nextpixel.probing import LinearProbe as LinearProbe
@@ -41,6 +42,7 @@ _HOMES = {
     "finetune": "finetuning",
     "load": "checkpoints",
     "nll": "evaluation",
+    "odd_images": "oddness",
     "pretrain": "pretraining",
     "sample": "sampling",
     "save": "checkpoints",

@@ -27,7 +27,7 @@ Protocol = Literal["all", "openai"]
 
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
-    _needs_order(model)
+    needs_order(model)
     return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit))
 
 
@@ -100,7 +100,8 @@ def image_nats(
     return np.concatenate([part.mean((1, 2)) for part in square_nats(model, squares, dtype=dtype)])
 
 
-def _needs_order(model: ImageGPT) -> None:
+def needs_order(model: ImageGPT) -> None:
+    """Raises InputError for a masked model."""
     if model.config.objective == "masked":
         raise InputError(
             "a masked model gives no likelihood of a picture; nextpixel evaluate scores its hidden pixels, and an "
@@ -117,7 +118,7 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 @torch.inference_mode()
 def square_nats(model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32") -> Iterator[NDArray[np.float32]]:
     """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W)."""
-    _needs_order(model)
+    needs_order(model)
     palette, device, side = model.palette, str(model.device), model.config.side
     with progress("scoring", len(squares), "images") as advance:
         for start in range(0, len(squares), BATCH_IMAGES):

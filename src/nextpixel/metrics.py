@@ -45,6 +45,15 @@ def majority(votes: NDArray[np.integer], classes: int, seed: int) -> NDArray[np.
     return (counts + np.random.default_rng([seed, 0x707E]).random(counts.shape)).argmax(1)
 
 
+def conformal_p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating]) -> NDArray[np.float64]:
+    """p (N,) = (1 + the number of calibration scores >= score) / (n + 1): never 0; larger scores are odder.
+
+    If a score and the n calibration scores are exchangeable, P(p <= a) <= a (Vovk, Gammerman & Shafer 2005).
+    """
+    below = np.searchsorted(np.sort(calibration), scores, side="left")
+    return (1 + len(calibration) - below) / (len(calibration) + 1)
+
+
 def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """A 95 % interval of a proportion (Wilson 1927), from the share `successes` in `count` trials."""
     center = (successes + z * z / (2 * count)) / (1 + z * z / count)
