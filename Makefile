@@ -24,11 +24,12 @@ demo: $(VENV)/.core-installed
 
 # Stopped, it goes on where it was: finished runs are left alone, others resumed, measured checkpoints kept.
 study: $(STUDY_ENDS)
-	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/figures --threads 1
+	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/found --threads 1 \
+	  --train-images 5000 --test-images 5000
 
 study-data:
 	@test -e $(STUDY_DATA) || { echo "$(STUDY_DATA) is not there: fetch it with" \
-	  "$(BIN)/python benchmarks/fetch_datasets.py, or name another with STUDY_DATA=" >&2; exit 1; }
+	  "$(BIN)/python benchmarks/fetch_datasets.py cifar10 --out data, or name another with STUDY_DATA=" >&2; exit 1; }
 
 runs/study/%/step_0002048/config.json: | $(VENV)/.dev-installed study-data
 	@mkdir -p runs/study

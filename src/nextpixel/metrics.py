@@ -73,7 +73,7 @@ def bootstrap_interval(
     statistic: Callable[[NDArray[np.float64]], float],
     groups: Sequence[NDArray[np.float64]],
     *,
-    repeats: int = 2_000,
+    repeats: int = 1_000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """A 95 % percentile interval of statistic(rows), drawing whole groups of rows (n_i, J) with replacement.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from nextpixel.sources import open_source
 
 SETTINGS = "settings.json"
 POINTS = "points"
+SIZES_OF_SHAPE = {"layers", "width", "heads", "side", "colors"}  # fields of ImageGPTConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Point:
 
     run: str
     shape: str
-    """Layers x width."""
+    """Layers x width, and what differs from the paper's network."""
     parameters: int
     seed: int
     """Of the run."""
@@ -421,7 +422,10 @@ def _point(member: _Member, step: int, measured: dict[str, Any]) -> Point:
 
 
 def _shape_name(shape: ImageGPTConfig) -> str:
-    return f"{shape.layers}x{shape.width}"
+    """Layers x width, and what differs from the paper's network."""
+    others = [field for field in fields(shape) if field.name not in SIZES_OF_SHAPE]
+    options = [f"{f.name}={getattr(shape, f.name)}" for f in others if getattr(shape, f.name) != f.default]
+    return " ".join([f"{shape.layers}x{shape.width}", *options])
 
 
 def _controls(
