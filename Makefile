@@ -25,7 +25,7 @@ demo: $(VENV)/.core-installed
 # Stopped, it goes on where it was: finished runs are left alone, others resumed, measured checkpoints kept.
 study: $(STUDY_ENDS)
 	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/found --threads 1 \
-	  --train-images 5000 --test-images 5000
+	  --train-images 5000 --test-images 2500
 
 study-data:
 	@test -e $(STUDY_DATA) || { echo "$(STUDY_DATA) is not there: fetch it with" \

@@ -27,7 +27,9 @@ class StudyRuns:
     command goes on where it was stopped, also with more runs.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS", help_behavior_hint="(required)")
+    ]
     """Run folders of one side and palette, two or more; several seeds of several shapes make the best of it."""
     data: str
     """Labelled images with a train and a test split."""
