@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import nextpixel
 from nextpixel import study
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
-from nextpixel.config import ImageGPTConfig, StudyConfig
+from nextpixel.config import ImageGPTConfig, StudyConfig, read_recipe
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats
 from nextpixel.metrics import (
@@ -305,3 +308,27 @@ def test_the_gain_of_size_at_equal_loss_is_found() -> None:
     [gap] = statistics(points).equal_loss
     assert (gap.smaller, gap.larger, gap.runs) == ("1x8", "2x16", 4) and gap.difference is not None
     assert gap.difference.mean == pytest.approx(0.022)  # 0.036 of 0.058 is what the lower loss itself brings
+
+
+# ---- make study
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_recipes_of_make_study_differ_in_shape_alone() -> None:
+    recipes = {path.stem: read_recipe(str(path)) for path in (ROOT / "benchmarks" / "study").glob("*.toml")}
+    assert len(recipes) == 3
+    for name, recipe in recipes.items():
+        assert name == f"{recipe.layers}x{recipe.width}"
+    assert len({replace(recipe, layers=1, width=8, heads=1) for recipe in recipes.values()}) == 1
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"step_{next(iter(recipes.values())).steps:07d}/config.json" in makefile
+    assert f"STUDY_SHAPES := {' '.join(sorted(recipes))}\n" in makefile
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_study_says_how_to_fetch_the_images() -> None:
+    command = ["make", "study-data", "STUDY_DATA=nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "nowhere is not there" in done.stderr
+    assert "fetch_datasets.py cifar10" in done.stderr and "STUDY_DATA=" in done.stderr
