@@ -312,6 +312,19 @@ BAD = {
     "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],
     "pretrain --resume taken --steps 9": ["--resume", "got --steps", "--init"],
     "pretrain photos --resume taken": ["--resume", "got photos", "--init"],
+    # studies
+    "study --data photos --out new": ["RUNS", "at least two run folders", "got 0"],
+    "study taken model --out new": ["--data", "nextpixel study --help"],
+    "study taken --data photos --out new": ["RUNS", "at least two run folders", "got 1"],
+    "study taken nope --data photos --out new": ["RUNS", "expected run folders with run.json", "'taken'"],
+    "study taken model --data photos --out taken": ["--out", "taken exists already", "name a new folder"],
+    "study taken model --data photos --out nowhere/new": ["--out", "nowhere", "create it first"],
+    "study taken model --data photos --out new --train-images 1": ["--train-images", "at least 2", "got 1"],
+    "study taken model --data photos --out new --test-images 0": ["--test-images", "at least 2", "got 0"],
+    "study taken model --data photos --out new --seed -1": ["--seed", "0 or more", "got -1"],
+    "study taken model --data photos --out new --threads 0": ["--threads", "at least 1", "got 0"],
+    "study taken model --data photos --out new --dtype fp16": ["--dtype", "fp32, bf16", "'fp16'"],
+    "study taken model --data photos --out new --runs 3": ["unknown option --runs", "nextpixel study --help"],
 }
 
 

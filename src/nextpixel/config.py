@@ -405,6 +405,27 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class StudyConfig:
+    """What every checkpoint of a study is measured with; kept in its folder."""
+
+    train_images: int = 10_000
+    """Labelled training images that each probe is fitted to, drawn at random; all where there are fewer."""
+    test_images: int = 2_000
+    """Test images, drawn at random, for loss and accuracy; all where there are fewer."""
+    seed: int = 0
+    """Fixes which images are taken, what is held out to choose layers, and the untrained models."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the matrix products; weights stay fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{flag(name)}: expected at least 2, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """What is printed."""
 

@@ -20,6 +20,7 @@ VERBS = {
     "predict": "classify new images with a saved probe or a fine-tuned model",
     "finetune": "teach a model classes from labelled images, or resume a run",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
+    "study": "loss against probe accuracy, over the checkpoints of several runs",
     "plan": "what a run will take: memory, time, price",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
