@@ -137,7 +137,7 @@ BAD = {
     # plans
     "plan --hardware abacus": ["--hardware", "h200", "got 'abacus'"],
     "plan --count 0": ["--count", "at least 1, got 0"],
-    "plan --images many": ["--images", "1.28M", "got 'many'"],
+    "plan --images abacus": ["--images", "1.28M", "got 'abacus'"],
     "plan --images 0": ["--images", "at least 1"],
     "plan --utilisation 45": ["--utilisation", "above 0 and at most 1, got 45"],
     "plan --size xl --hardware rtx4090": ["GB of memory on each device", "--count"],
