@@ -249,7 +249,7 @@ class PretrainConfig(RunConfig):
 class FinetuneConfig(RunConfig):
     """Everything that decides a fine-tuning run; recorded in its run.json."""
 
-    epochs: int = 20
+    epochs: int = 30
     """At most this many times through the training images."""
     patience: int = 5
     """Stop after this many evaluations without a better validation accuracy."""
