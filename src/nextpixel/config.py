@@ -256,7 +256,7 @@ class FinetuneConfig(RunConfig):
     evaluate_every_epochs: int = 1
     """Validate this often (a checkpoint is written first)."""
     learning_rate: float | None = None
-    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told."""
+    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told. Few images want more."""
     augment: Augment = "pad-flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     batch_images: int = 32
