@@ -338,14 +338,14 @@ class PretrainConfig(RunConfig):
 class FinetuneConfig(RunConfig):
     """Everything that decides a fine-tuning run; recorded in its run.json."""
 
-    epochs: int = 20
+    epochs: int = 30
     """At most this many times through the training images."""
     patience: int = 5
     """Stop after this many evaluations without a better validation accuracy."""
     evaluate_every_epochs: int = 1
     """Validate this often (a checkpoint is written first)."""
     learning_rate: float | None = None
-    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told."""
+    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told. Few images want more."""
     augment: Augment = "pad-flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     batch_images: int = 32

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.palette import Palette
 
     new_output(args.out, "OUT")
-    if Path(args.checkpoint).is_dir():
+    if any((Path(args.checkpoint) / name).is_file() for name in ("config.json", "run.json")):
         if args.palette:
             raise InputError("--palette: the model folder brings its own colours; expected none beside it")
         model = load(args.checkpoint)
