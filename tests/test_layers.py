@@ -23,8 +23,8 @@ LAYERS = {
     for number, units in enumerate(
         [
             ["model", "palette", "images", "optim", "metrics", "plan", "distributed", "devices"],
-            ["sources"],
-            ["data", "checkpoints"],
+            ["sources", "kernels"],
+            ["data", "checkpoints", "decoding"],
             ["extraction", "sampling", "training"],
             ["evaluation", "probing"],
             ["baselines", "pretraining", "finetuning", "convnet"],
