@@ -247,7 +247,7 @@ class ImageGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return self.token_embedding.device
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
