@@ -161,6 +161,7 @@ BAD = {
     "sample --top-p 1.5": ["--top-p", "at most 1", "got 1.5"],
     "sample --top-k 0": ["--top-k", "at least 1", "got 0"],
     "sample --top-k few": ["--top-k", "whole number", "'few'"],
+    "sample --speed fast": ["--speed", "auto, exact", "'fast'"],
     "sample --seed -1": ["--seed", "0 or more", "got -1"],
     "sample --threads 0": ["--threads", "at least 1", "got 0"],
     "sample --device cuda": ["--device", "cuda is not available", "expected one of cpu"],

@@ -8,6 +8,7 @@ in model.py: here its matrices are exchanged for packed ones and its cache for o
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,34 +94,30 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
+_NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()
+
+
 def fast_network(model: ImageGPT, mode: Mode) -> ImageGPT:
-    """The network with its matrices in that mode; kept with the model and made again when its weights change."""
+    """The network with its matrices in that mode; kept as long as the model, made again when its weights change."""
     state = [(mode.weights, p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
-    kept: tuple[object, ImageGPT] | None = getattr(model, "_fast", None)
+    kept = _NETWORKS.get(model)
     if kept is None or kept[0] != state:
-        kept = None
         with torch.inference_mode(False), torch.no_grad():
-            kept = state, _convert(model, mode)
-        object.__setattr__(model, "_fast", kept)  # no submodule: it is neither trained nor saved
+            kept = _NETWORKS[model] = state, _convert(model, mode)
     return kept[1]
 
 
 def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
+    memo: dict[int, object] = {id(model._palette): model._palette}  # deepcopy takes what it finds here, and copies not
     if model.device.type == "cuda":
-        return copy.deepcopy(model, _unshared(model)).to(torch.bfloat16 if mode.weights == "bf16" else torch.float32)
+        return copy.deepcopy(model, memo).to(torch.bfloat16 if mode.weights == "bf16" else torch.float32)
     wide = torch.bfloat16 if choose_dtype("auto", "cpu") == "bf16" and mode.weights != "fp32" else torch.float32
-    memo = _unshared(model)  # what deepcopy finds here it takes instead of a copy
     for module in model.modules():
         if isinstance(module, Linear):
             rows, columns = module.weight.shape
             small = mode.weights == "int8" and rows % 4 == 0 and columns % 64 == 0
             memo[id(module)] = Int8Linear(module, wide) if small else PackedLinear(module, wide)
     return copy.deepcopy(model, memo).float()
-
-
-def _unshared(model: ImageGPT) -> dict[int, object]:
-    """What a copy of the model shares with it or leaves out."""
-    return {id(model._palette): model._palette, id(getattr(model, "_fast", None)): None}
 
 
 class RowCache(KVCache):
@@ -187,9 +184,8 @@ class Decoder:
         self.plain = mode.weights == "as they are"
         self.network = model if self.plain else fast_network(model, mode)
         self.cache = model.new_cache(0) if self.plain else RowCache(model, rows, mode)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and the logits it writes
         self._tokens = torch.zeros((rows, 1), dtype=torch.int64, device=model.device)
-        self._logits: Tensor | None = None
 
     @torch.inference_mode()
     def start(self, prompts: Tensor, of: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
@@ -221,10 +217,10 @@ class Decoder:
         end, length = self.cache.bucket, self.cache.length
         if end not in self._graphs:
             self._record(end)
-        self._graphs[end].replay()
+        graph, logits = self._graphs[end]
+        graph.replay()
         self.cache.length = min(length + 1, len(self.cache.slots) - 1)  # the graph moves `positions` alone
-        assert self._logits is not None
-        return self._logits
+        return logits
 
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on as row rows[i] was; a row may be taken often."""
@@ -248,8 +244,5 @@ class Decoder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             logits = self.network.extend(self._tokens, self.cache)[:, -1]
-            if self._logits is None:
-                self._logits = torch.empty_like(logits)
-            self._logits.copy_(logits)
         self.cache.length = length
-        self._graphs[end] = graph
+        self._graphs[end] = graph, logits
