@@ -307,7 +307,7 @@ class SamplingConfig:
     seed: int = 0
     """Fixes the draw; the noise depends on seed, picture, completion and pixel alone."""
     speed: Speed = "auto"
-    """exact: the network as it is, where a seed's picture does not depend on what is drawn with it; auto: where it pays,
+    """exact: the network as it is, and a seed's picture is the same whatever is drawn with it; auto: where it pays,
     weights rounded to bf16 or int8, which keeps the distribution but not the pixels of a seed."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Attention of one query and products with int8 weights on a CPU, in C.
 
-torch reads a bf16 cache at 3 GB/s there when each row asks one query, and int8 weights at 15; these loops read at 23 and
-28, on one core with a memory of 38 (docs/performance.md). The machine's own C compiler builds them once, in half a
+torch reads a bf16 cache at 3 GB/s there when each row asks one query, and int8 weights at 15; these loops read at 20 to
+28, on one core whose memory gives 38 (docs/performance.md). The machine's own C compiler builds them once, in half a
 second, into the user's cache. Without one, `load` says so by None and drawing goes on with torch alone.
 """
 

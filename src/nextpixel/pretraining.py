@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +31,7 @@ from nextpixel.config import (
     replace_checked,
 )
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, split_indices, stored_side
-from nextpixel.devices import autocast, choose_device, choose_dtype, free_memory_bytes, set_threads
+from nextpixel.devices import autocast, can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.images import grid, save_png
@@ -102,7 +101,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         device=device,
         dtype=dtype,
         compile=config.compile == "on"
-        or (config.compile == "auto" and _can_compile(device) and seconds > COMPILE_FROM_SECONDS),
+        or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
         or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
@@ -346,10 +345,6 @@ def _first_model(config: PretrainConfig) -> ImageGPT:
 def _absolute(path: str | None) -> str | None:
     """Where that file or folder lies, from wherever; a name that is none stays as it is."""
     return os.path.abspath(path) if path is not None and os.path.exists(path) else path
-
-
-def _can_compile(device: str) -> bool:
-    return device.startswith("cuda") or (device == "cpu" and shutil.which("g++") is not None)
 
 
 def _versions() -> dict[str, str]:

@@ -116,7 +116,6 @@ def run(argv: Sequence[str]) -> None:
             print(f"{name}: nats per pixel {nats}")
         print(args.out)
     if args.output.verbose:
-        say(
-            f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s: {drawing.mode}"
-        )
+        say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
+        say(f"drawn with {drawing.mode}")
     say(f"Other draws: the same command with --seed {args.sampling.seed + 1}. More of the picture kept: --keep 0.75")

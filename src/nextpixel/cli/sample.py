@@ -70,6 +70,6 @@ def run(argv: Sequence[str]) -> None:
     else:
         print(args.out)
     if args.output.verbose:
-        say(f"drew {args.n}: {drawing.mode}")
+        say(f"drawn with {drawing.mode}")
     say(f"Other draws: the same command with --seed {args.sampling.seed + 1}")
     say(f"Half of your own picture: {command('complete', 'photo.jpg', model=args.model.model)}")
