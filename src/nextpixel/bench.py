@@ -348,7 +348,9 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         floor = "" if row["per_cent_of_floor"] is None else f"{row['per_cent_of_floor']:.0f} %"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
-        by = f"{row['contender']} ({row['how']})" if row["contender"] == "nextpixel" and row["how"] else row["contender"]
+        by = (
+            f"{row['contender']} ({row['how']})" if row["contender"] == "nextpixel" and row["how"] else row["contender"]
+        )
         lines.append(
             f"| {row['work']} | {row['batch']} | {by} | {row['images_per_second']:.3g} | "
             f"{row['pixels_per_second']:,.0f} | {floor} | {ratio} |"

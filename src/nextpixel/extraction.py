@@ -180,7 +180,8 @@ def pooled(
             if mask_seed is not None:
                 numbers = np.arange(start, start + len(batch))
                 masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            with autocast(device, dtype):
+            rest = 0 < start and len(batch) < BATCH_IMAGES  # not worth compiling again
+            with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
                 for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
                     mean = hidden.float().mean(1).cpu().numpy()
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
@@ -191,13 +192,12 @@ def pooled(
 
 @contextlib.contextmanager
 def _compiled(model: ImageGPT) -> Iterator[None]:
-    """The blocks compiled, all into the same code, for as long as this lasts; other shapes run as they are."""
+    """The blocks compiled, all into the same code, for as long as this lasts."""
     before = [block._compiled_call_impl for block in model.blocks]
     try:
         for block in model.blocks:
             block.compile(dynamic=False)
-        with torch.compiler.set_stance("eager_on_recompile"):
-            yield
+        yield
     finally:
         for block, call in zip(model.blocks, before, strict=True):
             block._compiled_call_impl = call
