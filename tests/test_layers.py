@@ -23,8 +23,8 @@ LAYERS = {
     for number, units in enumerate(
         [
             ["model", "palette", "images", "optim", "metrics", "sample_metrics", "plan", "distributed", "devices"],
-            ["sources"],
-            ["data", "checkpoints"],
+            ["sources", "kernels"],
+            ["data", "checkpoints", "decoding"],
             ["extraction", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "oddness"],
@@ -40,7 +40,7 @@ LAYERS = {
 OWNERS = {
     "PIL": {"images"},
     "torch.distributed": {"distributed"},
-    "transformers": set(),
+    "transformers": {"bench"},  # to race against
     "torchvision": set(),
 }
 SPEAKERS = {"cli", "__main__"}  # may print and end the process

@@ -23,6 +23,7 @@ Positions = Literal["learned", "rotary"]
 Activation = Literal["quick-gelu", "squared-relu"]
 Preset = Literal["classic", "modern"]
 Switch = Literal["on", "off"]
+Speed = Literal["auto", "exact"]
 
 
 @dataclass(frozen=True)
@@ -372,8 +373,13 @@ class SamplingConfig:
     """Keep the likeliest colours that together hold this much probability."""
     seed: int = 0
     """Fixes the draw; the noise depends on seed, picture, completion and pixel alone."""
+    speed: Speed = "auto"
+    """exact: the network as it is, and a seed's picture is the same whatever is drawn with it; auto: where it pays,
+    weights rounded to bf16 or int8, which keeps the distribution but not the pixels of a seed."""
 
     def __post_init__(self) -> None:
+        if self.speed not in ("auto", "exact"):
+            raise InputError(f"--speed: expected auto or exact, got {self.speed!r}")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature: expected a number of 0 or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextpixel import plan
 from nextpixel.data import masks
-from nextpixel.devices import autocast
+from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, fit_square
 from nextpixel.model import ImageGPT
@@ -23,6 +26,7 @@ from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
 CHUNK_IMAGES = 2_048
+COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
 
 
 def features(
@@ -111,14 +115,24 @@ def extract(
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(exist_ok=True)
     found, names, unreadable = [], [], []
-    for start in range(0, len(source), CHUNK_IMAGES):
-        path = parts / f"{key}-{start:09d}.npz"
-        if not path.is_file():
-            squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+    starts = range(0, len(source), CHUNK_IMAGES)
+    paths = {start: parts / f"{key}-{start:09d}.npz" for start in starts}
+
+    def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+
+    with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
+        missing = [start for start in starts if not paths[start].is_file()]
+        ahead = reader.submit(read, missing[0]) if missing else None
+        for start, following in zip(missing, [*missing[1:], None]):
+            assert ahead is not None
+            squares, kept, lost = ahead.result()
+            ahead = None if following is None else reader.submit(read, following)
             values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
-            with path.with_suffix(".tmp").open("wb") as file:
+            with paths[start].with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
-            path.with_suffix(".tmp").replace(path)
+            paths[start].with_suffix(".tmp").replace(paths[start])
+    for path in paths.values():
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))
             names += [source.names[i] for i in chunk["kept"].tolist()]
@@ -149,11 +163,13 @@ def pooled(
     dtype: str = "fp32",
     shifted: bool = True,
     mask_seed: int | None = None,
+    compiled: bool | None = None,
 ) -> NDArray[np.float32]:
     """Means over pixels (N, len(layers), D) of tokens (N, T).
 
     `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
     by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
+    `compiled` compiles the blocks for the time of this call; unless told, where that repays itself.
     Raises InputError for the mask of a model that is not masked.
     """
     if mask_seed is not None and model.config.objective != "masked":
@@ -164,17 +180,35 @@ def pooled(
     shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
-    with progress("features", len(tokens), "images") as advance:
+    if compiled is None:
+        work = len(tokens) * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
+        compiled = work > COMPILE_FROM and can_compile(device)
+    around = _compiled(model) if compiled else contextlib.nullcontext()
+    with progress("features", len(tokens), "images") as advance, around:
         for start in range(0, len(tokens), BATCH_IMAGES):
             batch = tokens[start : start + BATCH_IMAGES].to(device)
             masked = None
             if mask_seed is not None:
                 numbers = np.arange(start, start + len(batch))
                 masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            with autocast(device, dtype):
+            rest = start > 0 and len(batch) < BATCH_IMAGES  # not worth compiling again
+            with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
                 for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
                     mean = hidden.float().mean(1).cpu().numpy()
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
                         parts[start : start + len(batch), place] = mean
             advance(len(batch))
     return parts
+
+
+@contextlib.contextmanager
+def _compiled(model: ImageGPT) -> Iterator[None]:
+    """The blocks compiled, all into the same code, for as long as this lasts."""
+    before = [block._compiled_call_impl for block in model.blocks]
+    try:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        yield
+    finally:
+        for block, call in zip(model.blocks, before, strict=True):
+            block._compiled_call_impl = call

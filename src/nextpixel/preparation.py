@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from nextpixel import optim, plan
 from nextpixel.checkpoints import Run
 from nextpixel.config import Fit, ImageGPTConfig, RunConfig
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, stored_side
-from nextpixel.devices import choose_device, choose_dtype, free_memory_bytes, set_threads
+from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
@@ -76,7 +75,7 @@ def decide(
         device=device,
         dtype=dtype,
         compile=config.compile == "on"
-        or (config.compile == "auto" and _can_compile(device) and seconds > COMPILE_FROM_SECONDS),
+        or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
         or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
@@ -238,10 +237,6 @@ def accumulate(loss_of: Callable[[slice], Tensor], images: int, decided: Decisio
 def absolute(path: str | None) -> str | None:
     """Where that file or folder lies, from wherever; a name that is none stays as it is."""
     return os.path.abspath(path) if path is not None and os.path.exists(path) else path
-
-
-def _can_compile(device: str) -> bool:
-    return device.startswith("cuda") or (device == "cpu" and shutil.which("g++") is not None)
 
 
 def _versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from nextpixel.config import (
     MUON_RATE,
     ImageGPTConfig,
     PretrainConfig,
+    SamplingConfig,
     peak_rate,
     read_recipe,
     replace_checked,
@@ -190,7 +191,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         mean, error = mean_and_error(image_nats(model, held_out, dtype=decided.dtype))
         if config.sample_images and not masked:
             with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
-                drawing = draw(model, None, n=config.sample_images)
+                drawing = draw(model, None, n=config.sample_images, sampling=SamplingConfig(speed="exact"))
             columns = int(np.ceil(config.sample_images**0.5))
             rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
             path = run.path / "samples" / f"step_{step:07d}.png"
