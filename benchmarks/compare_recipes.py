@@ -159,9 +159,8 @@ def tell(rows: list[dict[str, Any]], shape: str, best: dict[str, float], steps: 
                 goal, budget = nats.mean(), of[0]["flops"]
     losses, logs = np.array(sorted(curve)).T
     if losses[0] <= goal <= losses[-1]:
-        print(
-            f"{shape}: modern reaches classic's loss with {np.exp(np.interp(goal, losses, logs)) / budget:.2f} of its FLOPs"
-        )
+        part = np.exp(np.interp(goal, losses, logs)) / budget
+        print(f"{shape}: modern reaches classic's loss with {part:.2f} of its FLOPs")
     else:
         print(f"{shape}: classic's loss {goal:.4f} lies outside modern's {losses[0]:.4f} to {losses[-1]:.4f}")
 
