@@ -248,9 +248,10 @@ class PretrainConfig(RunConfig):
     """Pixels along each side; 32 unless told (with --init: the model's own)."""
     palette: str | None = None
     """A palette.npy of your own; OpenAI's 512 colours unless told."""
-    preset: Preset = "classic"
-    """classic: the paper's network and recipe. modern: rotary positions on two axes, normalised queries and keys,
-    squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear cool-down."""
+    preset: Preset | None = None
+    """classic, the default: the paper's network and recipe. modern: rotary positions on two axes, normalised queries
+    and keys, squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear
+    cool-down. With --init that of the model."""
     positions: Positions | None = None
     """learned or rotary, instead of the preset's; so are the six below."""
     activation: Activation | None = None
@@ -325,7 +326,7 @@ class PretrainConfig(RunConfig):
         given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
         options = {name: switches.get(value, value) for name, value in given.items()}
         return ImageGPTConfig(
-            **({} if self.preset == "classic" else MODERN) | options,
+            **(MODERN if self.preset == "modern" else {}) | options,
             layers=self.layers or shape.layers,
             width=self.width or shape.width,
             heads=self.heads or shape.heads,

@@ -49,8 +49,13 @@ def cosine_rate(step: int, *, steps: int, warmup_steps: int, peak: float) -> flo
 
 def linear_rate(step: int, *, steps: int, warmup_steps: int, peak: float, cooldown_fraction: float) -> float:
     """The rate of that step, counted from 0: linear warm-up, constant, then linearly to zero."""
-    falling = max(1, round(steps * cooldown_fraction))
+    falling = falling_steps(steps, cooldown_fraction)
     return peak * min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / falling)
+
+
+def falling_steps(steps: int, cooldown_fraction: float) -> int:
+    """How many steps the cool-down takes."""
+    return max(1, round(steps * cooldown_fraction))
 
 
 def constant_rate(step: int, *, warmup_steps: int, peak: float) -> float:
