@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +76,7 @@ def floors(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf16")) -> 
     found = {"bytes_per_second": block.nbytes / _best(block.sum, device)}
     for name in dtypes:
         a, b = torch.randn(2, 1024, 1024, device=device).to(torch.float32 if name == "fp32" else torch.bfloat16)
-        found[f"{name}_per_second"] = 2 * 1024**3 / _best(lambda a=a, b=b: a @ b, device)
+        found[f"{name}_per_second"] = 2 * 1024**3 / _best(partial(torch.matmul, a, b), device)
     return found
 
 
@@ -223,7 +224,7 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
             for t in range(drawn):
                 tokens = choose(logits, noise[:, t], SamplingConfig())
                 cross_entropy(logits[:, None], tokens[:, None])
-                if t + 1 < drawn or work == "decode" and known + drawn < config.pixels:
+                if t + 1 < drawn or (work == "decode" and known + drawn < config.pixels):
                     logits = decoder.step(tokens)
 
         return _Contender(
@@ -256,14 +257,15 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
         return _Contender(
             "nextpixel", bf16, lambda: tokens, score, config.pixels, lambda f: batch * forward / f[f"{bf16}_per_second"]
         )
-    optimizer = optim.adam(model)
+    optimizers = optim.adam(model)
 
     def train(ready: Tensor) -> None:
         with autocast(str(device), bf16):
             logits = model(ready)
         cross_entropy(logits, ready).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     return _Contender(
         "nextpixel", bf16, lambda: tokens, train, config.pixels, lambda f: 3 * batch * forward / f[f"{bf16}_per_second"]
@@ -273,7 +275,7 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
 def _drawing_floor(
     config: ImageGPTConfig, mode: Mode, batch: int, known: int, drawn: int, limits: dict[str, float]
 ) -> float:
-    """Weights once a step and the filled cache of every row, at the speed of memory; products where those take longer."""
+    """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
     weights = "fp32" if mode.weights == "as they are" else mode.weights
     cache = 4 if weights == "fp32" else 2
     matrices = config.layers * 12 * config.width**2 + config.colors * config.width
@@ -306,7 +308,9 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
                 with torch.inference_mode():  # their way: all layers are computed and kept
                     return other.transformer(ready, output_hidden_states=True).hidden_states[layer].mean(1)
 
-            found.append(_Contender(f"transformers {name}", name, lambda t=tokens: t, features, config.pixels, None))
+            found.append(
+                _Contender(f"transformers {name}", name, partial(_same, tokens), features, config.pixels, None)
+            )
             continue
         known, drawn = _stretch(config, work, pixels)
         start = torch.full((batch, 1), config.colors)
@@ -332,6 +336,10 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
 
         found.append(_Contender(f"transformers {name}", name, prefill, draw, drawn, None))
     return found
+
+
+def _same(tokens: Tensor) -> Tensor:
+    return tokens
 
 
 def _processor() -> str:

@@ -180,7 +180,7 @@ def pooled(
             if mask_seed is not None:
                 numbers = np.arange(start, start + len(batch))
                 masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            rest = 0 < start and len(batch) < BATCH_IMAGES  # not worth compiling again
+            rest = start > 0 and len(batch) < BATCH_IMAGES  # not worth compiling again
             with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
                 for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
                     mean = hidden.float().mean(1).cpu().numpy()
