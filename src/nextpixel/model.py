@@ -77,6 +77,10 @@ class KVCache:
         """Count slots that every block has stored."""
         self.length += slots
 
+    def rewind(self, length: int) -> None:
+        """Forget the slots from `length` on."""
+        self.length = length
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (B, N, slots, E) behind the slots seen so far; each query sees those up to its own."""
         slots, end = k.shape[2], self.length + k.shape[2]
