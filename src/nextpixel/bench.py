@@ -329,7 +329,9 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
             with torch.inference_mode():
                 if not read:
                     read.append(other(prompts, use_cache=True))
-            read[0].past_key_values.crop(prompts.shape[1])
+            cache = read[0].past_key_values
+            if extra := cache.get_seq_length() - prompts.shape[1]:
+                cache.crop(-extra)
             return read[0]
 
         def draw(ready: Any, other: Any = other, prompts: Tensor = prompts, drawn: int = drawn) -> None:
