@@ -70,23 +70,23 @@ def random_model(size: str) -> ImageGPT:
 
 
 @torch.no_grad()
-def floors(device: torch.device, dtypes: tuple[str, ...] = ("fp32", "bf16")) -> dict[str, float]:
+def floors(device: torch.device, now: Callable[[], float]) -> dict[str, float]:
     """Bytes read per second, and operations per second of a matrix product in each dtype, measured now."""
     block = torch.ones(1 << 26, device=device)  # 256 MB, more than caches hold
-    found = {"bytes_per_second": block.nbytes / _best(block.sum, device)}
-    for name in dtypes:
+    found = {"bytes_per_second": block.nbytes / _best(block.sum, device, now)}
+    for name in ("fp32", "bf16"):
         a, b = torch.randn(2, 1024, 1024, device=device).to(torch.float32 if name == "fp32" else torch.bfloat16)
-        found[f"{name}_per_second"] = 2 * 1024**3 / _best(partial(torch.matmul, a, b), device)
+        found[f"{name}_per_second"] = 2 * 1024**3 / _best(partial(torch.matmul, a, b), device, now)
     return found
 
 
-def _best(work: Callable[[], object], device: torch.device) -> float:
+def _best(work: Callable[[], object], device: torch.device, now: Callable[[], float]) -> float:
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = now()
         work()
         _wait(device)
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return min(times)
 
 
@@ -117,7 +117,7 @@ def bench(
         if work not in WORKS:
             raise InputError(f"--work: expected some of {', '.join(WORKS)}, got {work!r}")
     now = time.process_time if clock == "cpu" else time.perf_counter
-    limits = floors(model.device)
+    limits = floors(model.device, now)
     rows: list[Row] = []
     for work in works:
         for batch in [batches[-1]] if work == "encode" else batches:
