@@ -21,7 +21,7 @@ def model() -> ImageGPT:
 
 
 def test_every_work_is_timed_and_every_repetition_kept(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextpixel.bench.floors", lambda device: LIMITS)
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
     monkeypatch.setattr("nextpixel.extraction._compiled", lambda model: contextlib.nullcontext())
     result = bench(model, list(WORKS), [1, 2], repeats=2)
     assert json.loads(json.dumps(result)) is not None
@@ -33,7 +33,7 @@ def test_every_work_is_timed_and_every_repetition_kept(model: ImageGPT, monkeypa
 
 
 def test_pixels_and_images_per_second_agree(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextpixel.bench.floors", lambda device: LIMITS)
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
     [half] = bench(model, ["complete"], [3], repeats=1, pixels=4)["rows"]
     assert half["pixels_per_second"] == pytest.approx(3 * 4 / half["seconds"][0])
     assert half["images_per_second"] == pytest.approx(half["pixels_per_second"] / 8)
@@ -41,7 +41,7 @@ def test_pixels_and_images_per_second_agree(model: ImageGPT, monkeypatch: pytest
 
 def test_transformers_takes_its_turns(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    monkeypatch.setattr("nextpixel.bench.floors", lambda device: LIMITS)
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
     monkeypatch.setattr("nextpixel.extraction._compiled", lambda model: contextlib.nullcontext())
     rows = bench(model, ["complete", "decode", "features"], [2], repeats=1, pixels=2, against=True)["rows"]
     assert [row["contender"] for row in rows[:3]] == ["nextpixel", "transformers fp32", "transformers bf16"]

@@ -133,6 +133,16 @@ def test_logits_of_a_modern_layer_equal_the_formulas_written_out() -> None:
     assert (model(tokens)[0] - logits).abs().max() < 1e-6  # the table of angles is fp32
 
 
+def test_rotations_first_made_while_drawing_serve_training_too() -> None:
+    config = ImageGPTConfig(**MODERN, layers=1, width=20, heads=1, side=3, colors=7)
+    model, tokens = ImageGPT(config), torch.zeros(1, 9, dtype=torch.int64)
+    rotations.cache_clear()
+    with torch.inference_mode():
+        model(tokens)
+    cross_entropy(model(tokens), tokens).backward()
+    assert not rotations(config, torch.device("cpu")).is_inference()
+
+
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest() -> None:
     model = ImageGPT(dataclasses.replace(CLASSIC, **MODERN))
     optimizers = muon(model)

@@ -159,6 +159,10 @@ class RowCache(KVCache):
         self.positions.add_(1).clamp_(max=len(self.slots) - 1)
         self.length = min(self.length + 1, len(self.slots) - 1)
 
+    def rewind(self, length: int) -> None:
+        self.length = min(length, len(self.slots) - 1)
+        self.positions.clamp_(max=length)
+
     @property
     def bucket(self) -> int:
         """Slots that masked attention looks at: few different numbers."""

@@ -78,6 +78,10 @@ class KVCache:
         """Count slots that every block has stored."""
         self.length += slots
 
+    def rewind(self, length: int) -> None:
+        """Forget the slots from `length` on."""
+        self.length = length
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (B, N, slots, E) behind the slots seen so far; each query sees those up to its own."""
         slots, end = k.shape[2], self.length + k.shape[2]
@@ -103,6 +107,7 @@ class KVCache:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # made while drawing, they may serve training later
 def rotations(config: ImageGPTConfig, device: torch.device) -> Tensor:
     """cos and sin for the queries, cos and sin for the keys, of every slot: (4, T, E / 2).
 
