@@ -354,10 +354,6 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
     return found
 
 
-def _same(tokens: Tensor) -> Tensor:
-    return tokens
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
