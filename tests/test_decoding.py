@@ -79,9 +79,17 @@ def test_fp32_logits_are_the_plain_ones_at_every_position(
 
 @pytest.mark.parametrize(("mode", "bound"), FAST)
 def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT, mode: Mode, bound: float) -> None:
+    check_rows_apart(model, mode, bound)
+
+
+def test_plain_rows_apart_are_the_network_s_own(model: ImageGPT) -> None:
+    check_rows_apart(model.double(), PLAIN, 1e-12)
+
+
+def check_rows_apart(model: ImageGPT, mode: Mode, bound: float) -> None:
     tokens = some_tokens(4, model.config)
     plain = model(tokens)
-    decoder = Decoder(model, 3, mode)
+    decoder = Decoder(model, 3, mode, apart=True)
     at = {0: 5, 1: 0, 2: 30}  # picture in each row: how many pixels are known
     picture = {0: 0, 1: 1, 2: 2}
     for row, known in at.items():
@@ -105,6 +113,23 @@ def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT
     picture = {0: picture[2], 1: picture[0], 2: picture[2]}
     at = {0: at[2], 1: at[0], 2: at[2]}
     steps(6)
+
+
+@pytest.mark.parametrize("mode", [PLAIN, Mode("fp32", "plain")], ids=str)
+def test_the_first_rows_step_alone_and_a_row_takes_another_s_place(model: ImageGPT, mode: Mode) -> None:
+    tokens = some_tokens(2, model.config)
+    plain = model(tokens)
+    decoder = Decoder(model, 3, mode, apart=True)
+    decoder.start(tokens[:1, :4], of=torch.zeros(2, dtype=torch.int64), rows=torch.tensor([0, 1]))
+    decoder.start(tokens[1:, :20], rows=torch.tensor([2]))
+    cache = decoder.cache
+    assert isinstance(cache, RowCache)
+    assert (decoder.step(tokens[:1, 4]) - plain[0, 5]).abs().max() < 1e-4
+    assert cache.positions.tolist() == [6, 5, 21]
+    cache.copy(2, 1)
+    for t in range(5, 9):
+        logits = decoder.step(torch.stack([tokens[0, t], tokens[1, t + 15]]))
+        assert (logits - torch.stack([plain[0, t + 1], plain[1, t + 16]])).abs().max() < 1e-4
 
 
 EXACT = SamplingConfig(speed="exact")

@@ -63,7 +63,7 @@ def test_the_first_pixel_that_rounding_changes_is_a_near_tie(
     for row in different:
         t = int((tokens[row] != others[row]).nonzero()[0])
         below = model(tokens[row][None])[0, t].softmax(-1).cumsum(-1)
-        assert (below - sampling_module._noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
+        assert (below - sampling_module.pixel_noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
 
 
 def test_seed_picture_and_completion_each_change_the_draw(model: ImageGPT, pictures: np.ndarray) -> None:

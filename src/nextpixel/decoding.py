@@ -124,12 +124,13 @@ class RowCache(KVCache):
     """A cache whose rows stand at slots of their own, so that pictures may join, leave and change places.
 
     `positions` (B,) is the slot each row fills next; at the end it stays on the last one, which makes a finished row
-    harmless. `length` is at least the largest of them.
+    harmless. `length` is at least the largest of them. A step moves the first `used` rows.
     """
 
     def __init__(self, model: ImageGPT, rows: int, mode: Mode) -> None:
-        dtype = torch.float32 if mode.weights == "fp32" else torch.bfloat16
+        dtype = {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, torch.bfloat16)
         super().__init__(model.config, rows, dtype=dtype, device=model.device)
+        self.used = rows
         self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
         self.values.zero_()
         self.kernel = mode.attention == "kernel"
@@ -152,11 +153,17 @@ class RowCache(KVCache):
             self.values[layer] = self.values[layer, rows]
         self.positions.copy_(self.positions[rows])
 
+    def copy(self, row: int, to: int) -> None:
+        """Row `to` goes on as row `row` was."""
+        for part in (self.keys, self.values):
+            part[:, to] = part[:, row]
+        self.positions[to] = self.positions[row]
+
     def places(self, slots: int) -> Tensor:
-        return self.positions[:, None]
+        return self.positions[: self.used, None]
 
     def advance(self, slots: int) -> None:
-        self.positions.add_(1).clamp_(max=len(self.slots) - 1)
+        self.positions[: self.used].add_(1).clamp_(max=len(self.slots) - 1)
         self.length = min(self.length + 1, len(self.slots) - 1)
 
     def rewind(self, length: int) -> None:
@@ -169,25 +176,29 @@ class RowCache(KVCache):
         return min(-(-(self.length + 1) // BUCKET) * BUCKET, len(self.slots))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values = self.keys[layer, : self.used], self.values[layer, : self.used]
+        rows, positions = self.rows[: self.used], self.positions[: self.used]
         if self.kernel:
-            return kernels.attend(q, k, v, keys, values, self.positions)
-        keys[self.rows, :, self.positions] = k[:, :, 0].to(keys.dtype)
-        values[self.rows, :, self.positions] = v[:, :, 0].to(keys.dtype)
+            return kernels.attend(q, k, v, keys, values, positions)
+        keys[rows, :, positions] = k[:, :, 0].to(keys.dtype)
+        values[rows, :, positions] = v[:, :, 0].to(keys.dtype)
         end = self.bucket
-        seen = (self.slots[:end] <= self.positions[:, None])[:, None, None]  # (B, 1, 1, end)
+        seen = (self.slots[:end] <= positions[:, None])[:, None, None]  # (B, 1, 1, end)
         y = F.scaled_dot_product_attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], attn_mask=seen)
         return y.to(q.dtype)
 
 
 class Decoder:
-    """Draws `rows` pictures side by side in one mode."""
+    """Draws `rows` pictures side by side in one mode.
 
-    def __init__(self, model: ImageGPT, rows: int, mode: Mode = PLAIN) -> None:
+    `apart`: rows start and leave each at its own time, which plain ones do not unless told.
+    """
+
+    def __init__(self, model: ImageGPT, rows: int, mode: Mode = PLAIN, *, apart: bool = False) -> None:
         self.mode, self.rows = mode, rows
         self.plain = mode.weights == "as they are"
         self.network = model if self.plain else fast_network(model, mode)
-        self.cache = model.new_cache(0) if self.plain else RowCache(model, rows, mode)
+        self.cache = model.new_cache(0) if self.plain and not apart else RowCache(model, rows, mode)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and the logits it writes
         self._tokens = torch.zeros((rows, 1), dtype=torch.int64, device=model.device)
 
@@ -196,15 +207,11 @@ class Decoder:
         """Logits (b, K) of the next pixel of `rows` (all unless told), which go on as prompts (M, P)[of].
 
         One prefill serves all completions of a picture. Rows in the middle of other pictures are left alone, but a
-        plain decoder starts all rows at once.
+        plain decoder starts all rows at once unless its rows are apart.
         """
         of = torch.arange(len(prompts), device=prompts.device) if of is None else of
         rows = torch.arange(self.rows, device=prompts.device) if rows is None else rows
-        if self.plain:
-            read = self.network.new_cache(len(prompts))
-        else:
-            read = self.network.new_cache(len(prompts), self.cache.keys.dtype)
-        logits = self.network.extend(prompts, read)[:, -1]
+        logits, read = self.read(prompts)
         if isinstance(self.cache, RowCache):
             self.cache.fill(rows, read, of)
         else:
@@ -212,11 +219,23 @@ class Decoder:
         return logits[of]
 
     @torch.inference_mode()
+    def read(self, prompts: Tensor) -> tuple[Tensor, KVCache]:
+        """The prefill of prompts (M, P) alone: logits (M, K) of the next pixel, and what RowCache.fill takes."""
+        read = self.network.new_cache(len(prompts), self.cache.keys.dtype)
+        return self.network.extend(prompts, read)[:, -1], read
+
+    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits (B, K) of the pixel behind these tokens (B,), drawn or known."""
-        self._tokens.copy_(tokens[:, None])
+        """Logits (B, K) of the pixel behind these tokens (B,), drawn or known.
+
+        Fewer tokens than rows are those of the first rows; the others stand still, but a graph spoils them.
+        """
+        count = len(tokens)
+        self._tokens[:count] = tokens[:, None]
         if self.mode.attention != "graph":
-            return self.network.extend(self._tokens, self.cache)[:, -1]
+            if isinstance(self.cache, RowCache):
+                self.cache.used = count
+            return self.network.extend(self._tokens[:count], self.cache)[:, -1]
         assert isinstance(self.cache, RowCache)
         end, length = self.cache.bucket, self.cache.length
         if end not in self._graphs:
@@ -224,7 +243,7 @@ class Decoder:
         graph, logits = self._graphs[end]
         graph.replay()
         self.cache.length = min(length + 1, len(self.cache.slots) - 1)  # the graph moves `positions` alone
-        return logits
+        return logits[:count]
 
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on as row rows[i] was; a row may be taken often."""

@@ -121,28 +121,36 @@ class _Plan:
 
 def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
     side = model.config.side
-    if model.config.objective == "masked":
-        raise InputError(
-            "a masked model has no order in which to draw pixels; draw with an autoregressive model, or use this one "
-            "for features"
-        )
     if n < 1:
         raise InputError(f"-n: expected at least 1, got {n}")
-    if squares is None:
-        prompts, kept_rows = torch.empty((1, 0), dtype=torch.int64), 0
-    else:
-        if not 0 <= keep < 1 or round(keep * side) == side:
-            raise InputError(
-                f"--keep: expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
-                f"{side} rows to draw, got {keep}"
-            )
-        kept_rows = round(keep * side)
-        prompts = model.palette.encode(squares)[:, : kept_rows * side]
+    prompts = prompt_tokens(model, squares, keep)
+    kept_rows = prompts.shape[1] // side
     count = len(prompts) * n
     size = min(ROWS_AT_MOST, max(1, int(MEMORY_SHARE * free_memory_bytes(str(model.device)) / _row_bytes(model))))
     mode = choose_mode(model, count, model.config.pixels - prompts.shape[1], speed)
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
     return _Plan(prompts, n, kept_rows, batches, mode)
+
+
+def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
+    """Tokens (M, P) of the rows of squares (M, H, W, 3) that are kept; (1, 0) for None, a picture from nothing.
+
+    Raises InputError for a masked model, or a fraction that leaves nothing to draw.
+    """
+    if model.config.objective == "masked":
+        raise InputError(
+            "a masked model has no order in which to draw pixels; draw with an autoregressive model, or use this one "
+            "for features"
+        )
+    if squares is None:
+        return torch.empty((1, 0), dtype=torch.int64)
+    side = model.config.side
+    if not 0 <= keep < 1 or round(keep * side) == side:
+        raise InputError(
+            f"--keep: expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
+            f"{side} rows to draw, got {keep}"
+        )
+    return model.palette.encode(squares)[:, : round(keep * side) * side]
 
 
 def _row_bytes(model: ImageGPT) -> int:
@@ -163,7 +171,7 @@ def _draw_rows(
     decoder = Decoder(model, len(candidates), plan.mode)
     of = torch.tensor([c // n - first for c in candidates], device=model.device)
     logits = decoder.start(prompts, of)  # one prefill for all completions of a picture
-    noise = torch.from_numpy(np.stack([_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
+    noise = torch.from_numpy(np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
     noise = noise.to(model.device, _wide(logits))
     for y in range(plan.kept_rows, side):
         tokens, nats = [], []
@@ -203,5 +211,6 @@ def _wide(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
-def _noise(seed: int, picture: int, completion: int, pixels: int) -> NDArray[np.float64]:
+def pixel_noise(seed: int, picture: int, completion: int, pixels: int) -> NDArray[np.float64]:
+    """The noise (T,) in [0, 1) of one completion."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(pixels)
