@@ -22,12 +22,12 @@ LAYERS = {
     unit: number
     for number, units in enumerate(
         [
-            ["model", "palette", "images", "optim", "metrics", "plan", "distributed", "devices"],
+            ["model", "resnet", "palette", "images", "optim", "metrics", "plan", "distributed", "devices"],
             ["sources"],
             ["data", "checkpoints"],
             ["extraction", "sampling", "training"],
             ["evaluation", "probing"],
-            ["baselines", "pretraining", "finetuning", "convnet"],
+            ["baselines", "pretraining", "finetuning", "convnet", "distillation"],
             ["study", "bench", "reports"],
             ["cli", "server"],
             ["__main__"],

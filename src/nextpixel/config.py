@@ -69,6 +69,48 @@ class ImageGPTConfig:
         return embeddings + layers * (12 * width * width + 2 * width) + width
 
 
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of a small residual network (He et al. 2016, section 4.2); ResNet-20 unless told."""
+
+    blocks: int = 3
+    """Blocks of each of the three stages (n); 6 n + 2 weighted layers."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    side: int = 32
+    """Pixels along each side of the picture."""
+    classes: int = 0
+    """Outputs of its head (C); 0 for none."""
+    targets: int = 0
+    """Features of a teacher that it was trained to predict; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+    @property
+    def width(self) -> int:
+        """Pooled features (D)."""
+        return 64 * self.factor
+
+    @property
+    def layers(self) -> int:
+        """The number of the last layer that can be probed; there is one, the pooled features, and it is layer 0."""
+        return 0
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; 269,722 for ResNet-20 with ten classes."""
+        total, before = 27 * 16 * self.factor + 2 * 16 * self.factor, 16 * self.factor
+        for channels in (16 * self.factor, 32 * self.factor, 64 * self.factor):
+            total += 9 * channels * (before + (2 * self.blocks - 1) * channels) + 4 * self.blocks * channels
+            before = channels
+        heads = sum((self.width + 1) * outputs for outputs in (self.classes, self.targets))
+        return total + heads
+
+
 # Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
 # published: 24 of width 128 are our choice. xs and xxs are ours, for laptops.
 SIZES: dict[str, ImageGPTConfig] = {

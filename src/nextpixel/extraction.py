@@ -19,10 +19,14 @@ from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, fit_square
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.resnet import ResNet
 from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
+BATCH_OF_SQUARES = 128  # of a ResNet
 CHUNK_IMAGES = 2_048
+
+Backbone = ImageGPT | ResNet
 
 
 def features(
@@ -53,7 +57,7 @@ def features(
     return found.reshape(len(squares), -1)
 
 
-def check_layers(model: ImageGPT, layer: int | Sequence[int]) -> list[int]:
+def check_layers(model: Backbone, layer: int | Sequence[int]) -> list[int]:
     """The layers as a list, each of them one the model has."""
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
@@ -127,6 +131,25 @@ def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[
         except UnreadableImage as error:
             lost.append(str(error))
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
+
+
+@torch.inference_mode()
+def described(
+    model: Backbone, squares: NDArray[np.uint8], layers: Sequence[int], *, dtype: str = "fp32"
+) -> NDArray[np.float32]:
+    """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones."""
+    if isinstance(model, ImageGPT):
+        return pooled(model, model.palette.encode(squares), layers, dtype=dtype)
+    model.eval()
+    device = str(model.device)
+    parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
+    with progress("features", len(squares), "images") as advance:
+        for start in range(0, len(squares), BATCH_OF_SQUARES):
+            batch = torch.from_numpy(np.array(squares[start : start + BATCH_OF_SQUARES])).to(device)
+            with autocast(device, dtype):
+                parts[start : start + len(batch)] = model.features(batch).float().cpu().numpy()[:, None]
+            advance(len(batch))
+    return parts
 
 
 @torch.inference_mode()

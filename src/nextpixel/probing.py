@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
 from nextpixel.errors import InputError
-from nextpixel.extraction import check_layers, pooled
+from nextpixel.extraction import check_layers, described
 from nextpixel.metrics import auroc, confusion, top_k_accuracy
 from nextpixel.model import ImageGPT
 from nextpixel.sources import load_images, open_source
@@ -40,6 +40,17 @@ class Score:
     """Area under the ROC curve of the second class, where there are two."""
     confusion: NDArray[np.int64]
     """(C, C), row the true class."""
+
+
+def score_of(chances: NDArray[np.float32], numbers: NDArray[np.integer], classes: int) -> Score:
+    """Probabilities (N, C) against the true classes 0..C-1, (N,)."""
+    return Score(
+        len(numbers),
+        top_k_accuracy(chances, numbers),
+        top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
+        auroc(chances[:, 1], numbers == 1) if classes == 2 else None,
+        confusion(chances.argmax(1), numbers, classes),
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class LinearProbe:
         if len(self.classes_) < 2:
             raise InputError(f"labels: expected at least two classes, got only {self.classes_[0]!r}")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
-        folds = _folds(numbers, self.seed)
+        folds = folds_of(numbers, self.seed)
         if self.layer == "best":
             found = {layer: _choose(features[:, place], numbers, folds) for place, layer in enumerate(layers)}
             self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
@@ -123,15 +134,8 @@ class LinearProbe:
         strangers = np.setdiff1d(names, self.classes_)
         if len(strangers):
             raise InputError(f"labels: expected classes the probe was fitted to, got {strangers[0]!r} as well")
-        numbers, chances = np.searchsorted(self.classes_, names), self.proba_of(features)
-        count = len(self.classes_)
-        return Score(
-            len(numbers),
-            top_k_accuracy(chances, numbers),
-            top_k_accuracy(chances, numbers, 5) if count > 5 else None,
-            auroc(chances[:, 1], numbers == 1) if count == 2 else None,
-            confusion(chances.argmax(1), numbers, count),
-        )
+        numbers = np.searchsorted(self.classes_, names)
+        return score_of(self.proba_of(features), numbers, len(self.classes_))
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from the features (N, D) that the probe reads."""
@@ -152,7 +156,7 @@ class LinearProbe:
         source = open_source(images, split)
         names = labels_of(source) if labels is None else np.asarray(labels)
         squares = load_images(source, model.config.side, fit=model.fit)
-        return pooled(model, model.palette.encode(squares), self._wanted() if layers is None else layers), names
+        return described(model, squares, self._wanted() if layers is None else layers), names
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
         """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` finds its model."""
@@ -193,7 +197,7 @@ class LinearProbe:
     def _features(self, images: Any, split: str | None) -> NDArray[np.float32]:
         model = self._model()
         squares = load_images(images, model.config.side, split=split, fit=model.fit)
-        return pooled(model, model.palette.encode(squares), self.layers_).reshape(len(squares), -1)
+        return described(model, squares, self.layers_).reshape(len(squares), -1)
 
     def _wanted(self) -> list[int]:
         model = self._model()
@@ -354,7 +358,7 @@ def _choose(
     return max(results, key=lambda result: result[0]) if folds else (0.0, 1e-2)
 
 
-def _folds(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
+def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
     """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
 
     Stratified: every class is on both sides. None where some class has a single image.
