@@ -260,6 +260,66 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Everything that decides a distillation; recorded in its run.json."""
+
+    layer: str = "middle"
+    """Whose features the student learns: middle, a number, or numbers with commas to concatenate. A probe's sweep tells
+    the best one, which needs labels."""
+    loss: Literal["cosine", "squared"] = "cosine"
+    """Of the angle between predicted and whitened features, or of their squared difference."""
+    shrinkage: float = 0.1
+    """Part of their mean variance mixed into the features' covariance before it is whitened."""
+    blocks: int = 3
+    """Blocks of each of the student's three stages; 3 make a ResNet-20."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    steps: int = 2_000
+    """Optimiser steps in all."""
+    batch_images: int = 128
+    """Images per optimiser step."""
+    learning_rate: float = 0.1
+    """Peak rate; a twentieth of the steps warm up, then a cosine falls to zero."""
+    weight_decay: float = 5e-4
+    """Of weights; gains, biases and norms do not decay."""
+    seed: int = 0
+    """Fixes weights, order, shifts and flips."""
+    validation_fraction: float = 0.05
+    """Part of the images held out to tell how well the features are predicted."""
+    evaluate_every_steps: int = 500
+    """Score the held-out images this often (a checkpoint is written first)."""
+    checkpoint_every_steps: int = 500
+    """Write a checkpoint this often."""
+    checkpoint_every_minutes: float = 15.0
+    """And at least this often; 0 leaves only the steps."""
+    log_every_steps: int = 10
+    """Steps between two lines of log.jsonl."""
+    cache: str | None = None
+    """Folder for decoded images; the user's cache directory unless told."""
+
+    def __post_init__(self) -> None:
+        for (
+            name
+        ) in "blocks factor steps batch_images evaluate_every_steps checkpoint_every_steps log_every_steps".split():
+            if getattr(self, name) < 1:
+                raise InputError(f"{flag(name)}: expected at least 1, got {getattr(self, name)}")
+        for name in ("seed", "weight_decay", "checkpoint_every_minutes"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{flag(name)}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
+        if not 0 < self.shrinkage <= 1:
+            raise InputError(f"--shrinkage: expected a number above 0 and at most 1, got {self.shrinkage}")
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(
+                f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
+            )
+        words = self.layer.split(",")
+        if self.layer != "middle" and not all(word.strip().isdecimal() for word in words):
+            raise InputError(f"--layer: expected middle, a number, or numbers with commas between, got {self.layer!r}")
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How the next colour is chosen."""
 

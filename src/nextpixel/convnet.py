@@ -125,9 +125,7 @@ def _first(
     side = squares.shape[1]
     if init is None:
         model = ResNet(replace(config or ResNetConfig(), side=side, classes=classes), seed=seed)
-        scaled = squares[:: max(1, len(squares) // 10_000)].reshape(-1, 3).astype(np.float32)
-        model.mean.copy_(torch.from_numpy(scaled.mean(0)))
-        model.std.copy_(torch.from_numpy(np.maximum(scaled.std(0), 1.0)))
+        model.set_scale(squares)
         return model
     if init.config.side != side:
         raise InputError(f"init: expected a student of side {side}, as the squares have, got side {init.config.side}")

@@ -30,7 +30,7 @@ Backbone = ImageGPT | ResNet
 
 
 def features(
-    model: ImageGPT,
+    model: Backbone,
     images: Any,
     layer: int | Sequence[int] | None = None,
     *,
@@ -52,6 +52,10 @@ def features(
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
     squares = load_images(images, model.config.side, split=split, fit=model.fit)
+    if isinstance(model, ResNet):
+        if mask_seed is not None:
+            raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
+        return described(model, squares, layers, dtype=dtype).reshape(len(squares), -1)
     tokens = model.palette.encode(squares)
     found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed)
     return found.reshape(len(squares), -1)
@@ -83,7 +87,7 @@ def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | Non
 
 
 def extract(
-    model: ImageGPT,
+    model: Backbone,
     images: Any,
     layers: Sequence[int],
     parts: Path,
@@ -100,7 +104,8 @@ def extract(
     weights = hashlib.sha256()
     for parameter in model.parameters():
         weights.update(parameter.detach().flatten()[:1024].float().cpu().numpy().tobytes())
-    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model.palette.hash} {weights.hexdigest()}"
+    palette = model.palette.hash if isinstance(model, ImageGPT) else None
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {palette} {weights.hexdigest()}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(exist_ok=True)
     found, names, unreadable = [], [], []
@@ -108,7 +113,7 @@ def extract(
         path = parts / f"{key}-{start:09d}.npz"
         if not path.is_file():
             squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
-            values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
+            values = described(model, squares, layers, dtype=dtype) if kept else np.empty((0, 0, 0))
             with path.with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
             path.with_suffix(".tmp").replace(path)
@@ -121,7 +126,7 @@ def extract(
     return np.concatenate([part for part in found if len(part)]), names, unreadable
 
 
-def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     """The squares of those that can be read, their numbers, and what is wrong with the others."""
     squares, kept, lost = [], [], []
     for number in numbers:

@@ -6,6 +6,7 @@ Layer and strength are chosen on held-out training images; test images are never
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
 from nextpixel.errors import InputError
-from nextpixel.extraction import check_layers, described
+from nextpixel.extraction import Backbone, check_layers, described
 from nextpixel.metrics import auroc, confusion, top_k_accuracy
 from nextpixel.model import ImageGPT
 from nextpixel.sources import load_images, open_source
@@ -77,7 +78,7 @@ class LinearProbe:
     """
 
     def __init__(
-        self, model: ImageGPT | None, layer: Literal["best"] | int | Sequence[int] = "best", *, seed: int = 0
+        self, model: Backbone | None, layer: Literal["best"] | int | Sequence[int] = "best", *, seed: int = 0
     ) -> None:
         self.model, self.layer, self.seed = model, layer, seed
 
@@ -167,7 +168,7 @@ class LinearProbe:
                 part / "probe.json",
                 {
                     "model": model_name,
-                    "palette": self._model().palette.hash,
+                    "palette": palette_hash(self._model()),
                     "layers": self.layers_,
                     "strength": self.strength_,
                     "classes": self.classes_.tolist(),
@@ -177,7 +178,7 @@ class LinearProbe:
             )
 
     @classmethod
-    def load(cls, folder: str | Path, model: ImageGPT) -> LinearProbe:
+    def load(cls, folder: str | Path, model: Backbone) -> LinearProbe:
         """A saved probe, for the model it was fitted with."""
         facts = read_json(Path(folder) / "probe.json")
         try:
@@ -190,7 +191,7 @@ class LinearProbe:
                 probe.linear_ = Linear(**{name: arrays[name] for name in ("mean", "scale", "weight", "bias")})
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
-        if facts["palette"] != model.palette.hash or probe.linear_.weight.shape[1] != len(layers) * model.config.width:
+        if facts["palette"] != palette_hash(model) or probe.linear_.weight.shape[1] != len(layers) * model.config.width:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
         return probe
 
@@ -203,7 +204,7 @@ class LinearProbe:
         model = self._model()
         return list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
 
-    def _model(self) -> ImageGPT:
+    def _model(self) -> Backbone:
         if self.model is None:
             raise ValueError("this probe has no model; it can only be used with features")
         return self.model
@@ -229,6 +230,9 @@ class Result:
     neighbours: list[float]
     """Accuracy of nearest neighbours in the same features: cosine, 20 or as many as the rarest class has."""
     layers: list[list[int]]
+    seconds: list[float]
+    """Of choosing layer and strength and of fitting, without those of the features."""
+    strengths: list[float]
 
     @property
     def accuracies(self) -> list[float]:
@@ -256,17 +260,19 @@ def compare(
     for count in labels_per_class:
         subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
         for reading in readings:
-            scores, neighbours, layers = [], [], []
+            scores, neighbours, layers, seconds, strengths = [], [], [], [], []
             for rows in subsets:
-                several = len(reading.layers) > 1
+                several, began = len(reading.layers) > 1, time.perf_counter()
                 probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed)
                 probe.fit_features(reading.train[rows], labels[rows], layers=reading.layers)
+                seconds.append(time.perf_counter() - began)
+                strengths.append(probe.strength_)
                 place = reading.layers.index(probe.layers_[0])
                 train, test = reading.train[rows, place], reading.test[:, place]
                 scores.append(probe.evaluate_features(test, test_labels))
                 neighbours.append(_neighbours(train, labels[rows], test, test_labels))
                 layers.append(probe.layers_)
-            results.append(Result(reading.name, count, scores, neighbours, layers))
+            results.append(Result(reading.name, count, scores, neighbours, layers, seconds, strengths))
     return results
 
 
@@ -323,6 +329,11 @@ def labels_of(source: Any) -> NDArray[Any]:
             "file,label; got images without labels"
         )
     return source.labels if source.classes is None else np.asarray(source.classes)[source.labels]
+
+
+def palette_hash(model: Backbone) -> str | None:
+    """Which colours the model sees; None where it sees them all."""
+    return model.palette.hash if isinstance(model, ImageGPT) else None
 
 
 def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], strength: float) -> Linear:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,7 +71,9 @@ class ResNet(nn.Module):
             self.register_buffer("teacher_whiten", torch.eye(config.targets))
         if not self.stem.weight.is_meta:
             self.initialise(seed)
-        self.to(memory_format=torch.channels_last)  # what convolutions on a CPU are quickest with
+        for parameter in self.parameters():  # channels last: what convolutions on a CPU are quickest with
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -86,6 +90,12 @@ class ResNet(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.mean.device
+
+    def set_scale(self, squares: NDArray[np.uint8]) -> None:
+        """Mean and deviation of each colour channel, from training squares (N, H, W, 3)."""
+        pixels = squares[:: max(1, len(squares) // 10_000)].reshape(-1, 3).astype(np.float32)
+        self.mean.copy_(torch.from_numpy(pixels.mean(0)))
+        self.std.copy_(torch.from_numpy(np.maximum(pixels.std(0), 1.0)))
 
     def features(self, squares: Tensor) -> Tensor:
         """Pooled features (B, D) of uint8 (B, H, W, 3)."""

@@ -154,7 +154,9 @@ def train(
 
 
 def _evaluated(run: Run, step: int) -> bool:
-    return any(entry.get("step") == step and "validation_nats" in entry for entry in run.read_log())
+    return any(
+        entry.get("step") == step and any(name.startswith("validation_") for name in entry) for entry in run.read_log()
+    )
 
 
 def _non_finite(run: Run, step: int) -> WorkError:

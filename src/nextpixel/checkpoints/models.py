@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nextpixel.checkpoints import native, transformers
+from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json, writing
 from nextpixel.checkpoints.runs import Run
 from nextpixel.checkpoints.weights import Weights
@@ -21,6 +21,7 @@ from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
+from nextpixel.resnet import ResNet
 
 EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
@@ -39,6 +40,11 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     folder = find_model(name)
     values = read_json(folder / "config.json")
     layout = FORMATS.get(values.get("model_type", ""))
+    if values.get("model_type") == resnet.MODEL_TYPE:
+        raise InputError(
+            f"--model: expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
+            "probe, predict; load_backbone in Python) and knows no likelihood"
+        )
     if layout is None:
         kinds = " or ".join(repr(kind) for kind in FORMATS)
         raise InputError(
@@ -58,14 +64,27 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     return model.eval()
 
 
+def load_backbone(
+    name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> ImageGPT | ResNet:
+    """What gives features: an Image GPT, as `load` has it, or a convolutional student, always in fp32."""
+    folder = find_model(name)
+    values = read_json(folder / "config.json")
+    if values.get("model_type") != resnet.MODEL_TYPE:
+        return load(name, device=device, dtype=dtype)
+    return resnet.read(values, folder).to(choose_device(str(device)))
+
+
 def save(
-    model: ImageGPT, folder: str | Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
+    model: ImageGPT | ResNet, folder: str | Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
 ) -> None:
     """Write a checkpoint folder that `load` opens, and, for a classic model, transformers; the folder must be new.
 
     With `for_transformers`, a model that transformers would compute wrongly is refused with an InputError.
     """
-    if for_transformers and not transformers.computes(model.config):
+    if for_transformers and isinstance(model, ResNet):
+        raise InputError("a convolutional network cannot be saved for transformers: it is no Image GPT")
+    if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model.config):
         raise InputError(
             f"a model of the {model.config.objective} objective cannot be saved for transformers, which would compute "
             "it wrongly: its causal mask is built in; save it without for_transformers and load it with nextpixel"
@@ -74,11 +93,14 @@ def save(
         write_model(model, part, dtype=dtype)
 
 
-def write_model(model: ImageGPT, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write the three files of a checkpoint into an existing folder.
+def write_model(model: ImageGPT | ResNet, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write the files of a checkpoint into an existing folder.
 
     A classic model's folder is that of transformers. Any other has a model_type that transformers does not know.
     """
+    if isinstance(model, ResNet):
+        resnet.write(model, folder)
+        return
     layout = transformers if transformers.computes(model.config) else native
     processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": {"fit": model.fit}}
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}

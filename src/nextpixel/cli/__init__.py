@@ -19,6 +19,7 @@ VERBS = {
     "probe": "what a linear classifier on the features reaches, beside what it has to beat",
     "predict": "classify new images with a saved probe",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
+    "distill": "train a small convolutional network to predict a model's features",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
     "info": "what a model or a run is, and how far it got",

@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_model, open_images
+from nextpixel.cli.drawings import check_file, load_features_model, open_images
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.progress import say
 
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     options = args.model
     if options.model is None:
         options = replace(options, model=str(read_json(Path(args.probe) / "probe.json").get("model")))
-    probe = LinearProbe.load(args.probe, load_model(options))
+    probe = LinearProbe.load(args.probe, load_features_model(options))
     source = open_images(args.images, args.split)
     chances = probe.predict_proba(source)
     rows = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, tell_split
+from nextpixel.cli.drawings import check_file, check_folder, load_features_model, tell_split
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
@@ -20,7 +20,7 @@ from nextpixel.progress import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from nextpixel.model import ImageGPT
+    from nextpixel.extraction import Backbone
     from nextpixel.probing import LinearProbe, Result
 
 OURS = "this model"
@@ -71,16 +71,16 @@ def run(argv: Sequence[str]) -> None:
         check_file(args.figure, ".png", [args.train], option="--figure")
         if fixed is not None and counts == [None]:
             raise InputError("--figure: a fixed --layer and all labels give no curve; expected one of the two to vary")
-    model = load_model(args.model)
+    model = load_features_model(args.model)
     import numpy as np
 
     from nextpixel.baselines import baseline_readings
-    from nextpixel.extraction import check_layers, pooled
+    from nextpixel.extraction import check_layers, described
     from nextpixel.probing import LinearProbe, Reading, compare
 
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
     (squares, labels), (test_squares, test_labels) = _read(args, model)
-    features, test_features = (pooled(model, model.palette.encode(s), layers) for s in (squares, test_squares))
+    features, test_features = (described(model, s, layers) for s in (squares, test_squares))
     if fixed is not None:  # concatenated
         features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
     readings = [Reading(OURS, features, test_features, layers if fixed is None else layers[:1])]
@@ -110,7 +110,7 @@ def run(argv: Sequence[str]) -> None:
             say(f"With few labels: the same command with --labels-per-class {few}")
 
 
-def _read(args: Probe, model: ImageGPT) -> list[tuple[np.ndarray, np.ndarray]]:
+def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     import numpy as np
 
