@@ -22,7 +22,7 @@ from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError, WorkError
 from nextpixel.extraction import described
 from nextpixel.optim import cosine_rate, set_rate, sgd
-from nextpixel.probing import STRENGTHS, Score, choose_labels, fit_linear, folds_of, score_of
+from nextpixel.probing import MIDDLE_STRENGTH, Score, choose_labels, fit_linear, folds_of, score_of
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
 
@@ -49,7 +49,6 @@ TRIALS = (
     Trial(0.1, 5e-3),
     Trial(0.03, 5e-3),
     Trial(0.3, 5e-4),
-    Trial(0.01, 5e-4),
 )
 
 
@@ -134,7 +133,7 @@ def _first(
     model.load_state_dict(known, strict=False)
     model.fit, model.facts = init.fit, dict(init.facts)
     features = described(init, squares, [0])[:, 0]
-    linear = fit_linear(features, numbers, STRENGTHS[2])
+    linear = fit_linear(features, numbers, MIDDLE_STRENGTH)
     assert model.head is not None
     with torch.no_grad():
         weight = torch.from_numpy(linear.weight / linear.scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nextpixel.config import ImageGPTConfig
+from nextpixel.config import ImageGPTConfig, ResNetConfig
 
 MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
 
@@ -17,6 +17,20 @@ def flops_per_image(config: ImageGPTConfig) -> int:
     matrices = 12 * config.layers * config.width**2 + config.colors * config.width
     attention = config.layers * config.pixels * config.width  # 2 products * half of the T positions * D
     return 3 * 2 * config.pixels * (matrices + attention)
+
+
+def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
+    """Of the features of one image: the first `layer` blocks of an Image GPT, or the whole of a ResNet."""
+    if isinstance(config, ImageGPTConfig):
+        return 2 * config.pixels * layer * (12 * config.width**2 + config.pixels * config.width)
+    side, before = config.side, 16 * config.factor
+    total = 2 * 27 * before * side**2
+    for stage in range(3):
+        channels = 16 * config.factor << stage
+        side = math.ceil(side / 2) if stage else side
+        total += 2 * 9 * channels * (before + (2 * config.blocks - 1) * channels) * side**2
+        before = channels
+    return total
 
 
 def activation_bytes_per_image(config: ImageGPTConfig, *, bytes_each: int, checkpointed: bool) -> int:

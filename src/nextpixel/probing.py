@@ -23,6 +23,7 @@ from nextpixel.model import ImageGPT
 from nextpixel.sources import load_images, open_source
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
+MIDDLE_STRENGTH = STRENGTHS[2]
 HELD_OUT = 0.1
 FOLDS = 5
 NEIGHBOURS = 20
@@ -72,15 +73,22 @@ class LinearProbe:
 
     layer   "best": the one layer with the highest held-out accuracy; a number; or numbers to concatenate
     seed    fixes what is held out
+    strengths   of scikit-learn's C, to choose among
 
-    After fit: `layers_` (list), `strength_` (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy},
-    `linear_`. The final weights are fitted to all training images.
+    After fit: `trials_` (what was tried, each with its held-out accuracy), `layers_` (list), `strength_`
+    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `linear_`. The final weights are fitted to all
+    training images.
     """
 
     def __init__(
-        self, model: Backbone | None, layer: Literal["best"] | int | Sequence[int] = "best", *, seed: int = 0
+        self,
+        model: Backbone | None,
+        layer: Literal["best"] | int | Sequence[int] = "best",
+        *,
+        seed: int = 0,
+        strengths: Sequence[float] = STRENGTHS,
     ) -> None:
-        self.model, self.layer, self.seed = model, layer, seed
+        self.model, self.layer, self.seed, self.strengths = model, layer, seed, strengths
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Images as everywhere; labels (N,) numbers or names, or those that the source has. Returns itself."""
@@ -99,7 +107,11 @@ class LinearProbe:
         layers = list(range(features.shape[1])) if layers is None else list(layers)
         folds = folds_of(numbers, self.seed)
         if self.layer == "best":
-            found = {layer: _choose(features[:, place], numbers, folds) for place, layer in enumerate(layers)}
+            tried = {
+                layer: _try(features[:, place], numbers, folds, self.strengths) for place, layer in enumerate(layers)
+            }
+            self.trials_ = [trial | {"layers": [layer]} for layer in layers for trial in tried[layer]]
+            found = {layer: _choose(trials, bool(folds)) for layer, trials in tried.items()}
             self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
             best = max(self.sweep_, key=lambda layer: self.sweep_[layer])
             self.layers_, (_, self.strength_) = [best], found[best]
@@ -107,7 +119,9 @@ class LinearProbe:
         else:
             self.layers_ = layers
             chosen = features.reshape(len(features), -1)
-            accuracy, self.strength_ = _choose(chosen, numbers, folds)
+            trials = _try(chosen, numbers, folds, self.strengths)
+            self.trials_ = [trial | {"layers": layers} for trial in trials]
+            accuracy, self.strength_ = _choose(trials, bool(folds))
             self.sweep_ = {layer: accuracy for layer in layers[:1]} if len(layers) == 1 else {}
         self.linear_ = fit_linear(chosen, numbers, self.strength_)
         return self
@@ -218,6 +232,8 @@ class Reading:
     train: NDArray[np.float32]
     test: NDArray[np.float32]
     layers: list[int]
+    trials: int | None = None
+    """Strengths to choose among, from the middle outwards; all of them unless told."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +248,9 @@ class Result:
     layers: list[list[int]]
     seconds: list[float]
     """Of choosing layer and strength and of fitting, without those of the features."""
-    strengths: list[float]
+    train_images: list[int]
+    trials: list[list[dict[str, Any]]]
+    """For each repeat what was tried, with its accuracy on held-out training images."""
 
     @property
     def accuracies(self) -> list[float]:
@@ -260,19 +278,21 @@ def compare(
     for count in labels_per_class:
         subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
         for reading in readings:
-            scores, neighbours, layers, seconds, strengths = [], [], [], [], []
+            scores, neighbours, layers, seconds, trials = [], [], [], [], []
+            images = [len(rows) for rows in subsets]
             for rows in subsets:
                 several, began = len(reading.layers) > 1, time.perf_counter()
-                probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed)
+                strengths = STRENGTHS if reading.trials is None else middle_strengths(reading.trials)
+                probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed, strengths=strengths)
                 probe.fit_features(reading.train[rows], labels[rows], layers=reading.layers)
                 seconds.append(time.perf_counter() - began)
-                strengths.append(probe.strength_)
+                trials.append(probe.trials_)
                 place = reading.layers.index(probe.layers_[0])
                 train, test = reading.train[rows, place], reading.test[:, place]
                 scores.append(probe.evaluate_features(test, test_labels))
                 neighbours.append(_neighbours(train, labels[rows], test, test_labels))
                 layers.append(probe.layers_)
-            results.append(Result(reading.name, count, scores, neighbours, layers, seconds, strengths))
+            results.append(Result(reading.name, count, scores, neighbours, layers, seconds, images, trials))
     return results
 
 
@@ -355,18 +375,33 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
     return Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32))
 
 
-def _choose(
-    features: NDArray[np.float32], labels: NDArray[np.integer], folds: Sequence[NDArray[np.bool_]]
-) -> tuple[float, float]:
-    """(held-out accuracy, strength) of the best strength."""
+def _try(
+    features: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    folds: Sequence[NDArray[np.bool_]],
+    strengths: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Each strength with its accuracy on what is held out, 0 where nothing can be."""
     results = []
-    for strength in STRENGTHS:
+    for strength in strengths:
         right = [
             (fit_linear(features[~held], labels[~held], strength).logits(features[held]).argmax(1) == labels[held])
             for held in folds
         ]
-        results.append((float(np.concatenate(right).mean()) if right else 0.0, strength))
-    return max(results, key=lambda result: result[0]) if folds else (0.0, 1e-2)
+        accuracy = float(np.concatenate(right).mean()) if right else 0.0
+        results.append({"strength": strength, "held_out_accuracy": accuracy})
+    return results
+
+
+def _choose(trials: Sequence[dict[str, Any]], held_out: bool) -> tuple[float, float]:
+    """(held-out accuracy, strength) of the best strength."""
+    best = max(trials, key=lambda trial: trial["held_out_accuracy"])
+    return (best["held_out_accuracy"], best["strength"]) if held_out else (0.0, MIDDLE_STRENGTH)
+
+
+def middle_strengths(count: int) -> list[float]:
+    """That many strengths, from the middle outwards; all of them at most."""
+    return sorted(STRENGTHS, key=lambda strength: abs(np.log(strength / MIDDLE_STRENGTH)))[:count]
 
 
 def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:

@@ -54,21 +54,22 @@ class ResNet(nn.Module):
         self.register_buffer("std", torch.full((3,), 127.5))
         self.mean: Tensor
         self.std: Tensor
-        before = CHANNELS[0] * config.factor
-        self.stem = nn.Conv2d(3, before, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(before)
-        blocks = []
-        for stage, channels in enumerate(c * config.factor for c in CHANNELS):
-            for number in range(config.blocks):
-                blocks.append(Block(before, channels, 2 if stage and not number else 1))
-                before = channels
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(config.width, config.classes) if config.classes else None
-        self.projection: nn.Linear | None = None
-        if config.targets:
-            self.projection = nn.Linear(config.width, config.targets)
-            self.register_buffer("teacher_mean", torch.zeros(config.targets))
-            self.register_buffer("teacher_whiten", torch.eye(config.targets))
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own, which are replaced below
+            before = CHANNELS[0] * config.factor
+            self.stem = nn.Conv2d(3, before, 3, 1, 1, bias=False)
+            self.norm = nn.BatchNorm2d(before)
+            blocks = []
+            for stage, channels in enumerate(c * config.factor for c in CHANNELS):
+                for number in range(config.blocks):
+                    blocks.append(Block(before, channels, 2 if stage and not number else 1))
+                    before = channels
+            self.blocks = nn.Sequential(*blocks)
+            self.head = nn.Linear(config.width, config.classes) if config.classes else None
+            self.projection: nn.Linear | None = None
+            if config.targets:
+                self.projection = nn.Linear(config.width, config.targets)
+                self.register_buffer("teacher_mean", torch.zeros(config.targets))
+                self.register_buffer("teacher_whiten", torch.eye(config.targets))
         if not self.stem.weight.is_meta:
             self.initialise(seed)
         for parameter in self.parameters():  # channels last: what convolutions on a CPU are quickest with

@@ -23,7 +23,7 @@ VERBS = {
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
     "info": "what a model or a run is, and how far it got",
-    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder",
+    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder, or a student into ONNX",
 }
 
 

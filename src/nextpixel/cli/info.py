@@ -26,7 +26,9 @@ class Info:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
-    from nextpixel.checkpoints import Run, find_model, load
+    from nextpixel.checkpoints import Run, find_model, load_backbone
+    from nextpixel.model import ImageGPT
+    from nextpixel.probing import palette_hash
 
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
@@ -45,18 +47,22 @@ def run(argv: Sequence[str]) -> None:
             facts["run"]["last_log"] = losses[-1]
         if not done:
             print_json(facts) if args.output.json else _print(facts)
-            say(f"No checkpoint yet; train on with: {command('pretrain', '--resume', path)}")
+            verb = "distill" if run.facts().get("kind") == "distillation" else "pretrain"
+            say(f"No checkpoint yet; train on with: {command(verb, '--resume', path)}")
             return
-    model = load(args.model)
+    model = load_backbone(args.model)
     facts |= {
         "folder": str(find_model(args.model)),
         "shape": asdict(model.config),
         "parameters": model.config.parameters,
-        "palette_sha256": model.palette.hash,
+        "palette_sha256": palette_hash(model),
         "fit": model.fit,
         "made": model.facts,
     }
     print_json(facts) if args.output.json else _print(facts)
+    if not isinstance(model, ImageGPT):
+        say(f"What it knows about labels: {command('probe', 'labelled/', model=args.model)}")
+        return
     say(first_use(model, None if args.model == "embedded" else args.model))
 
 
