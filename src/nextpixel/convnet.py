@@ -6,6 +6,7 @@ function of their arguments; what takes hours goes through training.train.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -83,9 +84,7 @@ def fit_convnet(
         raise InputError(f"labels: expected at least two classes, got only {names[0]!r}")
     model = _first(squares, numbers, len(names), init, config, seed).to(device).train()
     model.facts |= {"classes": names.tolist(), "trained_images": len(squares), "seed": seed, **asdict(trial)}
-    batch = BATCH_IMAGES if len(squares) >= FEW else BATCH_OF_FEW
-    passes = image_passes(len(squares), epochs)
-    steps = max(1, passes // batch)
+    batch, steps = schedule(len(squares), epochs)
     peak = trial.learning_rate * (INIT_RATE if init is not None else 1.0)
     dtype = choose_dtype(dtype, device)
     optimizer = sgd(model, trial.weight_decay)
@@ -107,9 +106,11 @@ def fit_convnet(
     return model.eval()
 
 
-def image_passes(images: int, epochs: int | None = None) -> int:
-    """Images that a fit sees in all."""
-    return images * epochs if epochs else max(PASSES_AT_LEAST, images * EPOCHS)
+def schedule(images: int, epochs: int | None = None) -> tuple[int, int]:
+    """(images a batch, steps) of a fit to that many images."""
+    batch = BATCH_IMAGES if images >= FEW else BATCH_OF_FEW
+    passes = images * epochs if epochs else max(PASSES_AT_LEAST, images * EPOCHS)
+    return batch, max(1, passes // batch)
 
 
 def _first(
@@ -214,17 +215,23 @@ def compete(
                 if folds:
                     held = folds[0]
                     model = fit_convnet(
-                        own[~held], own_numbers[~held], init=init, epochs=epochs, trial=trial, seed=seed, device=device
+                        own[~held],
+                        own_numbers[~held],
+                        init=init,
+                        epochs=epochs,
+                        trial=trial,
+                        seed=seed + repeat,
+                        device=device,
                     )
                     accuracy = float((predict_convnet(model, own[held]).argmax(1) == own_numbers[held]).mean())
-                    passes += image_passes(int((~held).sum()), epochs)
+                    passes += math.prod(schedule(int((~held).sum()), epochs))
                 tried.append(asdict(trial) | {"held_out_accuracy": accuracy})
             best = max(range(len(tried)), key=lambda i: tried[i]["held_out_accuracy"] or 0.0)
             model = fit_convnet(
-                own, own_numbers, init=init, epochs=epochs, trial=TRIALS[best], seed=seed, device=device
+                own, own_numbers, init=init, epochs=epochs, trial=TRIALS[best], seed=seed + repeat, device=device
             )
             result.seconds.append(time.perf_counter() - began)
-            result.image_passes.append(passes + image_passes(len(own), epochs))
+            result.image_passes.append(passes + math.prod(schedule(len(own), epochs)))
             result.trials.append(tried)
             result.chosen.append(TRIALS[best])
             result.scores.append(score_of(predict_convnet(model, test_squares), truth, len(classes)))

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """Without the exporter's remarks on what it could not find."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

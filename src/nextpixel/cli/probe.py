@@ -127,7 +127,9 @@ def run(argv: Sequence[str]) -> None:
         seed=args.seed,
         device=str(model.device),
     )
-    costs = costs_of(model, feature_seconds, results, rivals, students) if args.against else []
+    costs = (
+        costs_of(model, feature_seconds, max(layers), fixed is None, results, rivals, students) if args.against else []
+    )
     commonest = float(np.unique(test_labels, return_counts=True)[1].max() / len(test_labels))
     probe = None
     if args.out is not None or counts == [None]:
@@ -241,7 +243,6 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
                 "labels_per_class": result.labels_per_class,
                 "layers": result.layers,
                 "trials": result.trials,
-                "seconds": result.seconds,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
             }

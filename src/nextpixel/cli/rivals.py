@@ -84,6 +84,8 @@ def fit_rivals(
 def costs_of(
     model: Backbone,
     feature_seconds: float,
+    deepest: int,
+    searched: bool,
     results: Sequence[Result],
     rivals: Sequence[Fitted],
     students: Mapping[str, ResNet],
@@ -91,8 +93,9 @@ def costs_of(
     """Of the model's probe, the students' probes and each trained network: training and inference, means of repeats.
 
     The seconds of a probe hold the features of its training images. Training FLOPs count a fit's forward and backward
-    passes (three forward passes an image), or the forward pass that gives a probe its features; logistic regression
-    is left out.
+    passes (three forward passes an image), or the forward pass up to the `deepest` layer that gives a probe its
+    features; logistic regression is left out, and so is what pretraining and distillation had cost before. Where
+    layers were `searched`, inference goes to the deepest that was chosen.
     """
     import numpy as np
 
@@ -109,17 +112,18 @@ def costs_of(
         if result.reading not in backbones:
             continue
         backbone, per_image = backbones[result.reading]
-        layer = int(np.mean([max(layers) for layers in result.layers]))
-        flops = feature_flops_per_image(backbone.config, layer)
+        seen = 0 if isinstance(backbone, ResNet) else deepest
+        used = max(max(layers) for layers in result.layers) if searched and seen else seen
+        flops = feature_flops_per_image(backbone.config, used)
         images = int(np.mean(result.train_images))
         rows.append(
             _cost(
                 result,
                 seconds=float(np.mean(result.seconds)) + images * per_image,
                 passes=images,
-                flops=images * flops,
+                flops=images * feature_flops_per_image(backbone.config, seen),
                 inference_flops=flops,
-                inference_ms=milliseconds(backbone, layer),
+                inference_ms=milliseconds(backbone, used),
             )
         )
     for fitted in rivals:
