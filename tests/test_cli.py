@@ -39,6 +39,10 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for path in ("photo.png", "photo.jpg", "photos/a.png", "photos/b.png", "photos/c.png", "single/a.png"):
         picture(path)
+    for name in "abcd":
+        picture(f"many/{name}.png")
+    for name in "abcd":
+        picture(f"many/{name}.png")
     for whole, cut in (("photo.png", "cut.png"), ("photo.jpg", "cut.jpg")):
         data = (home / whole).read_bytes()
         (home / cut).write_bytes(data[: len(data) * 9 // 10])
@@ -51,6 +55,12 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(home / "floats.npy", rng.random((2, 8, 8, 3)))
     np.savez(home / "labels.npz", labels=np.arange(2), more=np.arange(2))
     np.save(home / "flat.npy", np.zeros(9, np.float32))
+    np.save(home / "many.npy", rng.integers(0, 256, (60, 8, 8, 3), np.uint8))
+    for name, width, extra in (("real", 4, {}), ("wider", 5, {}), ("one", 4, {"extractor": np.array("net-1")})):
+        np.savez(home / f"{name}.npz", features=rng.random((60, width)), **extra)
+    np.savez(home / "two.npz", features=rng.random((60, 4)), extractor=np.array("net-2"))
+    np.savez(home / "holes.npz", features=np.full((60, 4), np.nan))
+    (home / "text.onnx").write_text("not a network")
     (home / "unknown.toml").write_text("stepz = 5\n")
     (home / "zero.toml").write_text("steps = 0\n")
     (home / "broken.toml").write_text("steps =\n")
@@ -113,7 +123,7 @@ def desk(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def arguments(command: str) -> list[str]:
     """The command as a shell splits it, with the small model where none is named."""
     words = shlex.split(command)
-    needs_model = words[0] in ("complete", "sample", "score") and "--model" not in words
+    needs_model = words[0] in ("complete", "sample", "score", "evaluate") and "--model" not in words
     return [*words, *(["--model", "model"] if needs_model else [])]
 
 
@@ -124,6 +134,15 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 # ---- bad input: the command, and what the one sentence must say
 
 BAD = {
+    # plans
+    "plan --hardware abacus": ["--hardware", "h200", "got 'abacus'"],
+    "plan --count 0": ["--count", "at least 1, got 0"],
+    "plan --images abacus": ["--images", "1.28M", "got 'abacus'"],
+    "plan --images 0": ["--images", "at least 1"],
+    "plan --utilisation 45": ["--utilisation", "above 0 and at most 1, got 45"],
+    "plan --size xl --hardware rtx4090": ["GB of memory on each device", "--count"],
+    "plan --cooldown-fraction 2": ["--cooldown-fraction", "at most 1, got 2"],
+    "plan --positions sine": ["--positions", "learned, rotary"],
     # pictures
     "complete": ["PICTURES", "nextpixel complete --help"],
     "score": ["IMAGES", "nextpixel score --help"],
@@ -142,6 +161,18 @@ BAD = {
     "score photos --split test": ["photos", "'test'", "leave it out"],
     "score some/set": ["some/set", "hub", "cannot be reached"],
     "score photo.png photo.jpg": ["photo.jpg", "nextpixel score --help"],
+    "score photo.png --report odd.html": ["at least 2 images", "got 1", "--against"],
+    "score photos --against nope": ["nope", "no such file"],
+    "score many --against many": ["--against", "other images", "got the same"],
+    "score photo.png --against photos": ["--against", "at least 4 normal images", "got 3"],
+    "score photos --against labels.npz": ["labels.npz", "expected an array `images`"],
+    "score photos --false-alarms 0.01": ["--false-alarms", "expected --against", "got none"],
+    "score photos --against single --false-alarms 0": ["--false-alarms", "between 0 and 1", "got 0.0"],
+    "score photos --against single --false-alarms nan": ["--false-alarms", "between 0 and 1", "got nan"],
+    "score photos --against many --false-alarms 0.01": ["--false-alarms 0.01", "at least 99", "got 2", "--against"],
+    "score photos --by pixel_distance": ["--by pixel_distance", "--report, --out or --against"],
+    "score photos --out x.csv --by size": ["--by", "expected one of nats_per_pixel", "'size'"],
+    "score photos --against single --seed -1": ["--seed", "0 or more", "got -1"],
     # what is drawn
     "complete photo.png --keep 1.0": ["--keep", "less than 1", "1.0"],
     "complete photo.png --keep -0.1": ["--keep", "from 0", "-0.1"],
@@ -161,6 +192,17 @@ BAD = {
     "sample --top-p 1.5": ["--top-p", "at most 1", "got 1.5"],
     "sample --top-k 0": ["--top-k", "at least 1", "got 0"],
     "sample --top-k few": ["--top-k", "whole number", "'few'"],
+    "bench --size huge": ["--size", "xxs, xs, s, m, l, xl", "'huge'"],
+    "bench --work fly": ["--work", "complete, sample, decode", "'fly'"],
+    "bench --batch 0": ["--batch", "from 1", "'0'"],
+    "bench --repeats 0": ["--repeats", "at least 1", "got 0"],
+    "bench --pixels 0": ["--pixels", "at least 1", "got 0"],
+    "bench --against gpt": ["--against", "transformers", "'gpt'"],
+    "bench --clock sun": ["--clock", "wall, cpu", "'sun'"],
+    "bench --speed fast": ["--speed", "auto, exact", "'fast'"],
+    "bench --out x.png": ["--out", ".json", "'x.png'"],
+    "bench --size s --model model": ["--size", "--model"],
+    "sample --speed fast": ["--speed", "auto, exact", "'fast'"],
     "sample --seed -1": ["--seed", "0 or more", "got -1"],
     "sample --threads 0": ["--threads", "at least 1", "got 0"],
     "sample --device cuda": ["--device", "cuda is not available", "expected one of cpu"],
@@ -183,6 +225,10 @@ BAD = {
     "complete photo.png --each taken": ["--each", "taken exists already", "name a new folder"],
     "complete photo.png --each nowhere/x": ["--each", "nowhere", "create it first"],
     "sample --out taken": ["--out", ".png", "'taken'"],
+    "score photos --report x.txt": ["--report", ".html", "'x.txt'"],
+    "score photos --report nowhere/x.html": ["--report", "nowhere", "create it first"],
+    "score photos --out x.txt": ["--out", ".csv", "'x.txt'"],
+    "score photos --out nowhere/x.csv": ["--out", "nowhere", "create it first"],
     "score photo.png --heatmap taken": ["--heatmap", "taken exists already", "name a new folder"],
     # models
     "sample --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
@@ -205,6 +251,34 @@ BAD = {
     "sample --model biased": ["biased", "c_fc.bias", "expected a bias of zero"],
     "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 colours, got 5"],
     "sample --model no-colours": ["no-colours/preprocessor_config.json", "clusters", "expected"],
+    # drawn pictures against real ones
+    "evaluate": ["IMAGES", "nextpixel evaluate --help"],
+    "evaluate many.npy --samples 19": ["--samples", "at least 20", "got 19"],
+    "evaluate many.npy --samples 100001": ["--samples", "at most 100,000", "got 100,001"],
+    "evaluate many.npy --samples few": ["--samples", "whole number", "'few'"],
+    "evaluate photos --samples 20": ["at least 40 real images", "got 3", "add some"],
+    "evaluate many.npy --samples 20 --references 61": ["--references", "20 to 60", "got 61"],
+    "evaluate many.npy --samples 20 --pictures many.npy": ["--pictures", "expected no --samples"],
+    "evaluate many.npy --pictures photos": ["at least 20 pictures", "got 3"],
+    "evaluate many.npy --pictures nope": ["nope", "no such file"],
+    "evaluate many.npy --extractor untrained": ["--extractor", "expected --samples N or --pictures"],
+    "evaluate many.npy --train photos": ["--train", "expected --samples N or --pictures"],
+    "evaluate many.npy --temperature 0.5": ["--temperature", "expected --samples N"],
+    "evaluate many.npy --samples 20 --protocol openai": ["--protocol", "expected no --samples"],
+    "evaluate many.npy --samples 20 --extractor nope": ["--extractor", "pixels, untrained, a .onnx file", "'nope'"],
+    "evaluate many.npy --samples 20 --extractor nope.onnx": ["--extractor", "nope.onnx", "no such file"],
+    "evaluate many.npy --samples 20 --extractor real.npz": ["--extractor", "real.npz", "--pictures drawn.npz"],
+    "evaluate many.npy --samples 20 --extractor untrained --layer 2": ["--layer", "0 to 1", "got 2"],
+    "evaluate many.npy --samples 20 --nearest x.png": ["--nearest", "expected --train"],
+    "evaluate many.npy --samples 20 --train photos --nearest x.jpg": ["--nearest", ".png", "'x.jpg'"],
+    "evaluate many.npy --samples 20 --train many.npy": ["--train", "other images than IMAGES"],
+    "evaluate many.npy --samples 20 --train nope": ["nope", "no such file"],
+    "evaluate real.npz --pictures many.npy": ["many.npy", "expected a .npz file with an array `features`"],
+    "evaluate real.npz --pictures wider.npz": ["wider.npz", "4 numbers", "got features (5)", "extract both alike"],
+    "evaluate one.npz --pictures two.npz": ["two.npz", "net-1", "got net-2", "extract both alike"],
+    "evaluate real.npz --pictures holes.npz": ["holes.npz", "finite numbers", "(60, 4)"],
+    "evaluate real.npz --pictures one.npz --extractor untrained": ["--extractor", "features already"],
+    "evaluate real.npz --pictures one.npz --train photos": ["--train", "give the pictures"],
     # palettes
     "palette photos --colors 500 --side 8": ["--colors", "expected at most 192", "got 500"],
     "palette photos --colors 1": ["--colors", "2 to 65000", "got 1"],
@@ -268,6 +342,19 @@ BAD = {
     "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],
     "pretrain --resume taken --steps 9": ["--resume", "got --steps", "--init"],
     "pretrain photos --resume taken": ["--resume", "got photos", "--init"],
+    # studies
+    "study --data photos --out new": ["RUNS", "at least two run folders", "got 0"],
+    "study taken model --out new": ["--data", "nextpixel study --help"],
+    "study taken --data photos --out new": ["RUNS", "at least two run folders", "got 1"],
+    "study taken nope --data photos --out new": ["RUNS", "expected run folders with run.json", "'taken'"],
+    "study taken model --data photos --out taken": ["--out", "taken exists already", "name a new folder"],
+    "study taken model --data photos --out nowhere/new": ["--out", "nowhere", "create it first"],
+    "study taken model --data photos --out new --train-images 1": ["--train-images", "at least 2", "got 1"],
+    "study taken model --data photos --out new --test-images 0": ["--test-images", "at least 2", "got 0"],
+    "study taken model --data photos --out new --seed -1": ["--seed", "0 or more", "got -1"],
+    "study taken model --data photos --out new --threads 0": ["--threads", "at least 1", "got 0"],
+    "study taken model --data photos --out new --dtype fp16": ["--dtype", "fp32, bf16", "'fp16'"],
+    "study taken model --data photos --out new --runs 3": ["unknown option --runs", "nextpixel study --help"],
 }
 
 
@@ -421,6 +508,65 @@ def test_score_leaves_out_the_odd_broken_picture_and_says_so(capsys: pytest.Capt
     assert len(lines) == 11 + 1 and "left out: " in err and "cut.png" in err
 
 
+def test_evaluate_compares_drawn_pictures_with_real_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "evaluate many.npy --samples 20 --seed 3 --extractor pixels,untrained,model --layer 1"
+    told = run_json(command, capsys)
+    assert (told["samples"], told["references"], told["seed"]) == (20, 20, 3)
+    names = [name for name in told["metrics"] if name.startswith("frechet[")]
+    assert names[0] == "frechet[pixels-8]" and len(told["metrics"]) == 6 * len(names) == 18
+    assert all(name.endswith(" layer 1]") for name in names[1:])
+    assert [name.partition("-")[0] for name in names[1:]] == ["frechet[untrained", "frechet[igpt"]
+    for values in told["metrics"].values():
+        assert {"value", "floor", "palette"} <= values.keys() and np.isfinite(list(values.values())).all()
+    lines, err = run(command, capsys)
+    shown = next(line.split() for line in lines if line.startswith("frechet[pixels-8]"))
+    assert float(shown[1]) == pytest.approx(told["metrics"]["frechet[pixels-8]"]["value"], rel=1e-3)
+    assert "20 pictures and 20 real images by pixels-8, 192 numbers" in lines[0]
+    assert "--extractor model is the judged model itself" in err and "much of frechet[pixels-8] is bias" in err
+
+
+def test_evaluate_judges_the_pictures_that_sample_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    run("sample -n 24 --seed 5 --each drawn", capsys)
+    drawn = run_json("evaluate many.npy --samples 24 --seed 5", capsys)["metrics"]
+    judged = run_json("evaluate many.npy --pictures drawn --seed 5", capsys)["metrics"]
+    assert judged.keys() == drawn.keys()
+    for name, values in judged.items():
+        assert "palette" not in values
+        assert [values[key] for key in ("value", "floor")] == [drawn[name][key] for key in ("value", "floor")]
+
+
+def test_evaluate_finds_copies_of_training_images(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(1)
+    train = rng.integers(0, 256, (50, 8, 8, 3), np.uint8)
+    np.save("train.npy", train)
+    np.save("copies.npy", train[30:][::-1])
+    command = "evaluate many.npy --pictures copies.npy --train train.npy --extractor untrained"
+    told = run_json(command + " --nearest copies.png", capsys)["nearest"]
+    assert [by["extractor"].partition("-")[0] for by in told] == ["pixels", "untrained"]
+    for by in told:
+        assert [row[0] for row in by["places"]] == list(range(49, 29, -1))
+        assert by["median"] == by["ratio"] == 0 and by["real_median"] > 0
+    assert read("copies.png").ndim == 3
+    lines, _ = run(command, capsys)
+    assert "nearest training image [pixels-8]: median distance 0," in "\n".join(lines)
+    np.save("others.npy", rng.integers(0, 256, (40, 8, 8, 3), np.uint8))
+    others = run_json("evaluate many.npy --pictures others.npy --train train.npy", capsys)["nearest"]
+    assert 0.9 < others[0]["ratio"] < 1.1
+
+
+def test_evaluate_compares_files_of_features(capsys: pytest.CaptureFixture[str]) -> None:
+    run("features many.npy --out f.npz --model model", capsys)
+    told = run_json("evaluate f.npz --pictures f.npz", capsys)
+    (name,) = (name for name in told["metrics"] if name.startswith("precision"))
+    assert name.startswith("precision[igpt-") and name.endswith(" layer 0]")
+    assert told["metrics"][name]["value"] == 1 and told["references"] == 60
+    assert (told["floor"]["samples"], told["floor"]["references"]) == (30, 30)
+    frechet = told["metrics"][name.replace("precision", "frechet")]
+    assert frechet["value"] == pytest.approx(0, abs=1e-4) and frechet["floor"] > 1e-3
+    names = run_json("evaluate real.npz --pictures one.npz", capsys)["metrics"]
+    assert "frechet[net-1]" in names, "what one of the files says"
+
+
 def test_info_tells_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     lines, err = run("info model", capsys)
     assert "  side: 8" in lines and f"palette_sha256: {Palette.openai().hash}" in lines
@@ -485,10 +631,11 @@ def hints(err: str) -> list[str]:
 
 @pytest.fixture
 def spaced(desk: Path) -> Path:
-    """Names with blanks, a masked model beside the other, and what the commands call photo.jpg, new/ and labelled/."""
+    """Names with blanks, a masked model beside the other, and what hints call photo.jpg, new/, normal/, labelled/."""
     shutil.copytree("photos", "my photos")
     shutil.copytree("model", "my model")
     shutil.copytree("photos", "new")
+    shutil.copytree("many", "normal")
     for split in ("train", "test"):
         for kind in ("cat", "dog"):
             shutil.copytree("photos", f"labelled/{split}/{kind}")
@@ -502,13 +649,27 @@ HINTS = {
     "complete 'my photos' -n 1 --model 'my model'": [],
     "sample -n 1 --model 'my model'": ["complete photo.jpg --model 'my model'"],
     "score 'my photos' --model 'my model'": ["score 'my photos' --heatmap surprise/ --model 'my model'"],
+    "score 'my photos' --out odd.csv --model 'my model'": [
+        "score 'my photos' --against normal/ --report odd.html --model 'my model'"
+    ],
+    "score 'my photos' --against many --model 'my model'": [
+        "score 'my photos' --against many --report odd.html --model 'my model'"
+    ],
+    "score 'my photos' --against many --report odd.html --model 'my model'": [],
     "evaluate 'my photos' --model 'my model'": ["score 'my photos' --model 'my model'"],
     "evaluate 'my photos' --model masked": ["features 'my photos' --model masked"],
+    "evaluate many.npy --samples 20 --seed 3 --temperature 0.9 --model 'my model'": [
+        "sample -n 20 --temperature 0.9 --seed 3 --each pictures --model 'my model'"
+    ],
+    "evaluate many.npy --pictures many.npy --model 'my model'": ["score many.npy --model 'my model'"],
     "evaluate labelled --split test --model model": ["score labelled --split test --model model"],
     "features 'my photos' --model 'my model'": ["probe labelled/ --model 'my model'"],
     "features labelled --model masked": ["probe labelled --model masked"],
     "probe labelled --model 'my model' --no-baselines --out 'my probe'": [
         "predict 'my probe' new/ --out predictions.csv --model 'my model'"
+    ],
+    "finetune labelled --model model --out 'a run' --epochs 1 --threads 1": [
+        "predict 'a run' new/ --out predictions.csv"
     ],
     "info 'my model'": ["complete photo.jpg --model 'my model'"],
     "info masked": ["features photos/ --model masked"],

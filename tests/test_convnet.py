@@ -87,7 +87,7 @@ def test_what_single_pixels_do_not_tell_is_learnt_and_the_seed_decides() -> None
 
 
 def test_only_weights_decay() -> None:
-    optimizer = nextpixel.optim.sgd(ResNet(replace(TINY, classes=2)), 5e-4)
+    [optimizer] = nextpixel.optim.sgd(ResNet(replace(TINY, classes=2)), 5e-4)
     decayed, others = optimizer.param_groups
     assert decayed["weight_decay"] == 5e-4 and all(p.ndim > 1 for p in decayed["params"])
     assert others["weight_decay"] == 0 and all(p.ndim == 1 for p in others["params"])

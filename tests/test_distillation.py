@@ -97,9 +97,9 @@ def everything(run: str) -> dict[str, torch.Tensor]:
     """Weights, running statistics and momenta of a run's last checkpoint."""
     folder = Run(run).folder(Run(run).steps()[-1])
     student = nextpixel.load_backbone(folder)
-    optimizer = optim.sgd(student, 5e-4)
-    load_trainer_state(folder / "trainer", student, optimizer)
-    momenta = {name: optimizer.state[p]["momentum_buffer"] for name, p in student.named_parameters()}
+    optimizers = optim.sgd(student, 5e-4)
+    load_trainer_state(folder / "trainer", student, optimizers)
+    momenta = {name: optimizers[0].state[p]["momentum_buffer"] for name, p in student.named_parameters()}
     return student.state_dict() | {f"momentum {name}": value for name, value in momenta.items()}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 import nextpixel
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "src").rglob("*.md")])
 ASSETS = Path(nextpixel.__file__).parent / "assets"
 NOT_RUN = "<!-- not run -->"

@@ -22,13 +22,13 @@ LAYERS = {
     unit: number
     for number, units in enumerate(
         [
-            ["model", "resnet", "palette", "images", "optim", "metrics", "plan", "distributed", "devices"],
-            ["sources"],
-            ["data", "checkpoints"],
+            "model resnet palette images optim metrics sample_metrics plan distributed devices".split(),
+            ["sources", "kernels"],
+            ["data", "checkpoints", "decoding"],
             ["extraction", "sampling", "training"],
-            ["evaluation", "probing"],
-            ["baselines", "pretraining", "finetuning", "convnet", "distillation"],
-            ["study", "bench", "reports"],
+            ["evaluation", "probing", "extractors", "preparation"],
+            ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],
+            ["study", "bench", "reports", "oddness_page"],
             ["cli", "server"],
             ["__main__"],
         ]
@@ -40,7 +40,7 @@ LAYERS = {
 OWNERS = {
     "PIL": {"images"},
     "torch.distributed": {"distributed"},
-    "transformers": set(),
+    "transformers": {"bench"},  # to race against
     "torchvision": set(),
 }
 SPEAKERS = {"cli", "__main__"}  # may print and end the process

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import nextpixel
-from nextpixel import InputError, WorkError, optim, plan, pretraining
+from nextpixel import InputError, WorkError, optim, plan, preparation, pretraining
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, peak_rate, read_recipe
@@ -52,13 +52,13 @@ def interrupt(number: int = signal.SIGINT) -> None:
     ("place", "call", "number"),
     [
         ("nextpixel.data.Batches.__call__", 4, signal.SIGINT),  # in the thread that prepares batches
-        ("nextpixel.pretraining.cross_entropy", 1, signal.SIGTERM),  # in the first step
-        ("nextpixel.pretraining.cross_entropy", 6, signal.SIGINT),  # in step 3, between its micro-batches
+        ("nextpixel.preparation.cross_entropy", 1, signal.SIGTERM),  # in the first step
+        ("nextpixel.preparation.cross_entropy", 6, signal.SIGINT),  # in step 3, between its micro-batches
         ("nextpixel.training.save_trainer_state", 3, signal.SIGTERM),  # while a checkpoint is written
         ("nextpixel.pretraining.image_nats", 1, signal.SIGINT),  # while validating
         ("nextpixel.pretraining.draw", 1, signal.SIGTERM),  # while samples are drawn
         ("nextpixel.checkpoints.runs.write_json", 2, signal.SIGINT),  # while the best checkpoint is marked
-        ("nextpixel.pretraining.cross_entropy", 24, signal.SIGTERM),  # in the last step
+        ("nextpixel.preparation.cross_entropy", 24, signal.SIGTERM),  # in the last step
         ("nextpixel.pretraining.draw", 2, signal.SIGINT),  # after the last step
     ],
 )
@@ -89,7 +89,7 @@ def test_a_masked_run_resumed_is_the_run_uninterrupted(images, tmp_path, monkeyp
     config = settings(tmp_path, objective="masked")
     nextpixel.pretrain(images, out=tmp_path / "whole", **config)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.masked_cross_entropy", 6, interrupt)
+        on_call(patch, "nextpixel.preparation.masked_cross_entropy", 6, interrupt)
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "run", **config)
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -98,7 +98,7 @@ def test_a_masked_run_resumed_is_the_run_uninterrupted(images, tmp_path, monkeyp
 
 def test_a_second_signal_stops_at_once_and_loses_only_steps_since_the_checkpoint(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.cross_entropy", 17, lambda: (interrupt(), interrupt()))
+        on_call(patch, "nextpixel.preparation.cross_entropy", 17, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted, match="stopped at once"):
             nextpixel.pretrain(photos(tmp_path), out=tmp_path / "run", **config_of(whole))
     assert Run(tmp_path / "run").steps()[-1] == 6
@@ -132,7 +132,7 @@ def test_the_handlers_of_signals_are_put_back(images, tmp_path):
 def test_the_command_prints_how_to_go_on_and_that_goes_on(whole, tmp_path, monkeypatch, capsys):
     command = ["pretrain", str(photos(tmp_path)), "--out", str(tmp_path / "run"), *flags(config_of(whole))]
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.cross_entropy", 5, interrupt)
+        on_call(patch, "nextpixel.preparation.cross_entropy", 5, interrupt)
         assert main(command) == 130
     said = capsys.readouterr()
     assert said.out == ""
@@ -185,9 +185,9 @@ def test_resume_takes_no_settings(whole, beside):
 
 def spoil(monkeypatch, call, how):
     """Change what cross_entropy returns in training, from that call on."""
-    original, calls = pretraining.cross_entropy, iter(range(1, 1000))
+    original, calls = preparation.cross_entropy, iter(range(1, 1000))
     monkeypatch.setattr(
-        pretraining, "cross_entropy", lambda *a: how(original(*a)) if next(calls) >= call else original(*a)
+        preparation, "cross_entropy", lambda *a: how(original(*a)) if next(calls) >= call else original(*a)
     )
 
 
@@ -314,7 +314,7 @@ def test_a_continued_run_resumes_exactly_without_the_model_it_began_with(learned
     nextpixel.pretrain(images, out=tmp_path / "whole", **continued(tmp_path, learned))
     begun = shutil.copytree(learned, tmp_path / "begun")
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.cross_entropy", 1, lambda: (interrupt(), interrupt()))
+        on_call(patch, "nextpixel.preparation.cross_entropy", 1, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, begun))
     assert Run(tmp_path / "more").steps() == [0]  # the run no longer needs the model it began with
@@ -431,7 +431,7 @@ def test_tensorboard_gets_the_figures_of_each_step_once(images, tmp_path, monkey
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.cross_entropy", 17, lambda: (interrupt(), interrupt()))
+        on_call(patch, "nextpixel.preparation.cross_entropy", 17, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path))
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -493,7 +493,7 @@ def test_a_run_goes_on_from_another_folder_and_without_its_cache(images, tmp_pat
     monkeypatch.chdir(tmp_path)
     np.save("held.npy", pictures(5, seed=9))
     typed = settings(Path("."), validation="held.npy", cache="decoded", steps=6)
-    on_call(monkeypatch, "nextpixel.pretraining.cross_entropy", 4, interrupt)
+    on_call(monkeypatch, "nextpixel.preparation.cross_entropy", 4, interrupt)
     with pytest.raises(Interrupted):
         nextpixel.pretrain(images.name, out="run", **typed)
     shutil.rmtree("decoded")
@@ -513,7 +513,7 @@ def test_a_compiled_run_learns_the_same_and_resumes_exactly(images, tmp_path, mo
     pairs = zip(figures(tmp_path / "eager"), figures(tmp_path / "whole"), strict=True)
     assert all(a[:2] == b[:2] and a[2] == pytest.approx(b[2], abs=1e-4) for a, b in pairs)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.pretraining.cross_entropy", 9, interrupt)
+        on_call(patch, "nextpixel.preparation.cross_entropy", 9, interrupt)
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "cut", **compiled)
     nextpixel.pretrain(resume=tmp_path / "cut")

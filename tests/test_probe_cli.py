@@ -98,7 +98,7 @@ def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, 
     assert main(["probe", "plain.npy", "--test", "plain.npy", "--model", "model"]) == 2
     assert main(["predict", "model", "plain.npy"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert "labelled images" in first and "probe.json" in second
+    assert "labelled images" in first and "knows no classes; fit a probe" in second
 
 
 def test_unreadable_pictures_are_left_out_with_their_labels(desk: Path, capsys: pytest.CaptureFixture) -> None:

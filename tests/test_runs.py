@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 import nextpixel
-from nextpixel import InputError, WorkError, optim, pretraining, training
+from nextpixel import InputError, WorkError, optim, preparation, pretraining, training
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
 from nextpixel.cli import main
@@ -198,7 +198,7 @@ class Killable:
 
 
 STATIONS = [  # the function that never returns, and what half-done work lies in the run when it is called
-    ("nextpixel.pretraining.cross_entropy", "run.json"),  # no checkpoint yet
+    ("nextpixel.preparation.cross_entropy", "run.json"),  # no checkpoint yet
     ("nextpixel.training.save_trainer_state", ".step_*.part-*/model.safetensors"),  # half a checkpoint
     ("os.rename", ".step_*.part-*/trainer/.metadata"),  # a whole one that has not taken its name
     ("shutil.rmtree", ".step_*.part-old"),  # an old one about to go
@@ -321,12 +321,12 @@ def test_a_write_that_fails_half_way(run, whole, limit, monkeypatch, size, capsy
 
 def test_a_full_disk_under_torch_is_an_error_of_the_system(limit, tmp_path):
     model = nextpixel.ImageGPT(nextpixel.ImageGPTConfig(layers=1, width=64, heads=2))
-    optimizer = optim.adam(model)
+    optimizers = optim.adam(model)
     model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
-    optimizer.step()
+    optimizers[0].step()
     limit(100_000)
     with pytest.raises(OSError, match="File too large"):  # torch itself says: unexpected pos 704 vs 598
-        save_trainer_state(tmp_path / "trainer", model, optimizer)
+        save_trainer_state(tmp_path / "trainer", model, optimizers)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_a_small_file_that_cannot_be_written_is_named(run, whole, limit, monkeyp
 
 
 def test_a_run_folder_that_cannot_be_made(images, tmp_path, monkeypatch, capsys):
-    pretraining.decode(str(images), SIDE)  # which renames as well, and may
+    preparation.decode(str(images), SIDE)  # which renames as well, and may
     monkeypatch.setattr("nextpixel.checkpoints.files.os.rename", refused)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 1
     assert f"{tmp_path / 'run'}: cannot be written (Permission denied)" in capsys.readouterr().err
@@ -363,7 +363,7 @@ def test_a_run_folder_that_cannot_be_made(images, tmp_path, monkeypatch, capsys)
 
 
 def nothing_may_be_decoded(monkeypatch):
-    monkeypatch.setattr(pretraining, "decode", lambda *_, **__: pytest.fail("images were decoded before the check"))
+    monkeypatch.setattr(preparation, "decode", lambda *_, **__: pytest.fail("images were decoded before the check"))
 
 
 def test_a_run_is_never_overwritten(run, images, tmp_path, monkeypatch, capsys):

@@ -53,11 +53,11 @@ def state(run: Path, step: int | None = None) -> dict[str, Tensor]:
     found = Run(run)
     folder = found.folder(found.steps()[-1] if step is None else step)
     model = nextpixel.load(folder)
-    optimizer = optim.adam(model)
-    load_trainer_state(folder / "trainer", model, optimizer)
+    optimizers = optim.adam(model)
+    load_trainer_state(folder / "trainer", model, optimizers)
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        tensors |= {f"{name} {key}": value for key, value in optimizer.state[parameter].items()}
+        tensors |= {f"{name} {key}": value for key, value in optimizers[0].state[parameter].items()}
     return tensors
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nextpixel.checkpoints import load as load
     from nextpixel.checkpoints import load_backbone as load_backbone
     from nextpixel.checkpoints import save as save
+    from nextpixel.comparison import compare_samples as compare_samples
     from nextpixel.config import SIZES as SIZES
     from nextpixel.config import ImageGPTConfig as ImageGPTConfig
     from nextpixel.convnet import fit_convnet as fit_convnet
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from nextpixel.evaluation import nll as nll
     from nextpixel.evaluation import surprise as surprise
     from nextpixel.extraction import features as features
+    from nextpixel.finetuning import finetune as finetune
     from nextpixel.model import ImageGPT as ImageGPT
+    from nextpixel.oddness import odd_images as odd_images
     from nextpixel.palette import Palette as Palette
     from nextpixel.pretraining import pretrain as pretrain
     from nextpixel.probing import LinearProbe as LinearProbe
@@ -36,13 +39,16 @@ _HOMES = {
     "Palette": "palette",
     "SIZES": "config",
     "WorkError": "errors",
+    "compare_samples": "comparison",
     "complete": "sampling",
     "distill": "distillation",
     "features": "extraction",
+    "finetune": "finetuning",
     "fit_convnet": "convnet",
     "load": "checkpoints",
     "load_backbone": "checkpoints",
     "nll": "evaluation",
+    "odd_images": "oddness",
     "pretrain": "pretraining",
     "sample": "sampling",
     "save": "checkpoints",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.extraction import Backbone, described, pooled
+from nextpixel.extractors import raw_pixels
 from nextpixel.model import ImageGPT
 from nextpixel.probing import Reading
 from nextpixel.resnet import ResNet
@@ -16,11 +17,6 @@ CODES = 200
 PATCH = 6
 PATCHES = 100_000
 BATCH_IMAGES = 64
-
-
-def raw_pixels(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The pixels themselves, (N, H * W * 3) in [0, 1]."""
-    return squares.reshape(len(squares), -1).astype(np.float32) / np.float32(255)
 
 
 class PatchCodes:

@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from nextpixel.errors import InputError
 
@@ -19,6 +19,11 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Augment = Literal["none", "flip", "crop", "pad-flip"]
 Fit = Literal["crop", "imagenet", "squash"]
 Objective = Literal["autoregressive", "masked"]
+Positions = Literal["learned", "rotary"]
+Activation = Literal["quick-gelu", "squared-relu"]
+Preset = Literal["classic", "modern"]
+Switch = Literal["on", "off"]
+Speed = Literal["auto", "exact"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,36 @@ class ImageGPTConfig:
     """Colours in the palette (K)."""
     objective: Objective = "autoregressive"
     """Each pixel from those before it, or hidden pixels from all others (BERT)."""
+    classes: tuple[str, ...] = ()
+    """Names that a class head tells apart; none without such a head."""
+
+    # What follows is not in the paper; as it stands here, it is the paper's network.
+    positions: Positions = "learned"
+    """A learned vector added per position, or queries and keys rotated by row and column."""
+    activation: Activation = "quick-gelu"
+    """Between the two matrices of the MLP."""
+    qk_norm: bool = False
+    """Queries and keys are normalised head by head."""
+    zero_projections: bool = False
+    """The matrices that write into the residual stream begin at zero."""
+    mix_input: bool = False
+    """Each block reads a learned mix of the residual stream and the network's normalised input."""
+    logit_cap: float = 0.0
+    """Logits are bent to stay within this of 0; 0 leaves them alone."""
 
     def __post_init__(self) -> None:
-        if self.objective not in ("autoregressive", "masked"):
-            raise InputError(f"objective: expected autoregressive or masked, got {self.objective!r}")
+        object.__setattr__(self, "classes", tuple(self.classes))  # JSON knows lists alone
+        names = set(self.classes)
+        if len(names) != len(self.classes) or len(names) == 1 or not all(isinstance(name, str) for name in names):
+            raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
+        for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name}: expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        for name in ("qk_norm", "zero_projections", "mix_input"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap < float("inf"):
+            raise InputError(f"logit_cap: expected a number of 0 or more, got {self.logit_cap!r}")
         for field in dataclasses.fields(self)[:5]:
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -49,6 +80,11 @@ class ImageGPTConfig:
             raise InputError(
                 f"width must be a multiple of heads, got width {self.width} and heads {self.heads}; "
                 f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}"
+            )
+        if self.positions == "rotary" and self.head_width % 4:
+            raise InputError(
+                f"rotary positions need heads whose width is a multiple of 4, got {self.head_width} "
+                f"(width {self.width}, heads {self.heads})"
             )
 
     @property
@@ -65,8 +101,16 @@ class ImageGPTConfig:
         """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
         width, layers = self.width, self.layers
         start = width if self.objective == "autoregressive" else 0
-        embeddings = self.pixels * width + 2 * self.colors * width + start
-        return embeddings + layers * (12 * width * width + 2 * width) + width
+        positions = self.pixels * width if self.positions == "learned" else 0
+        embeddings = positions + 2 * self.colors * width + start
+        block = 12 * width * width + 2 * width + (2 if self.mix_input else 0)
+        return embeddings + layers * block + width + len(self.classes) * width
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether this is the autoregressive network of the paper, with a class head or without one."""
+        paper = ImageGPTConfig(self.layers, self.width, self.heads, self.side, self.colors, classes=self.classes)
+        return self == paper
 
 
 @dataclass(frozen=True)
@@ -122,6 +166,17 @@ SIZES: dict[str, ImageGPTConfig] = {
     "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
 }
 
+# The network of --preset modern; each part is weighed in docs/results.md.
+MODERN: dict[str, Any] = {
+    "positions": "rotary",  # Su et al. 2021, on two axes as in vision transformers
+    "activation": "squared-relu",  # So et al. 2021
+    "qk_norm": True,  # Henry et al. 2020
+    "zero_projections": True,  # Zhang et al. 2019
+    "mix_input": True,  # from the modded-nanogpt speedruns
+    "logit_cap": 15.0,  # Gemma 2, 2024
+}
+MUON_RATE = 0.02  # of the modern preset's matrices; the rest of its parameters take a quarter of it
+
 # Peak rates at batch 128. l and xl: Chen et al. 2020, Table 5; s: karpathy/minGPT's note of the same table.
 # m is not confirmed by a primary source; xs and xxs follow s.
 LEARNING_RATES: dict[str, float] = {
@@ -144,58 +199,30 @@ def peak_rate(parameters: int) -> float:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides a pretraining run; recorded in its run.json."""
+class RunConfig:
+    """What every kind of training run has; each records its own in run.json."""
 
-    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
-    """Named size, xs unless told; the three below change single dimensions of it."""
-    layers: int | None = None
-    """Transformer blocks, instead of the size's."""
-    width: int | None = None
-    """Width of the residual stream, instead of the size's."""
-    heads: int | None = None
-    """Attention heads, instead of the size's."""
-    side: int | None = None
-    """Pixels along each side; 32 unless told (with --init: the model's own)."""
-    palette: str | None = None
-    """A palette.npy of your own; OpenAI's 512 colours unless told."""
-    init: str | None = None
-    """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
-
-    steps: int = 10_000
-    """Optimiser steps in all."""
     batch_images: int = 128
     """Images per optimiser step."""
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     learning_rate: float | None = None
-    """Peak rate; the size's own from Chen et al. 2020 unless told, and with --init a tenth of that."""
+    """Peak rate; by the size of the network unless told."""
     warmup_steps: int | None = None
     """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
     clip_norm: float = 0.0
     """Scale gradients down to this global norm; 0 leaves them alone, as in the paper."""
-    objective: Objective | None = None
-    """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
-    told or --init brings the other."""
     fit: Fit | None = None
     """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
     down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
-    --init brings another; kept with the model."""
+    the model that it begins with brings another; kept with the model."""
     augment: Augment = "flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     seed: int = 0
-    """Fixes weights, order, crops and flips."""
+    """Fixes weights, order, crops, flips and what is held out."""
 
-    validation: str | None = None
-    """Images to validate on; a held-out part of the training images unless told."""
     validation_fraction: float = 0.1
-    """Part of the training images held out when no validation images are given."""
-    validation_images: int = 1_000
-    """At most this many of them are scored at each evaluation."""
-    evaluate_every_steps: int = 1_000
-    """Score the validation images and draw samples this often (a checkpoint is written first)."""
-    sample_images: int = 16
-    """Pictures drawn at each evaluation; 0 draws none."""
+    """Part of the training images held out to validate on."""
     checkpoint_every_steps: int = 1_000
     """Write a checkpoint this often."""
     checkpoint_every_minutes: float = 15.0
@@ -217,18 +244,11 @@ class PretrainConfig:
     """Folder for decoded images and colour tables; the user's cache directory unless told."""
 
     def __post_init__(self) -> None:
-        at_least_one = (
-            "layers width heads side steps batch_images micro_batch_images validation_images evaluate_every_steps "
-            "checkpoint_every_steps log_every_steps threads"
+        check_numbers(
+            self,
+            at_least_one="batch_images micro_batch_images checkpoint_every_steps log_every_steps threads",
+            at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
         )
-        for name in at_least_one.split():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{flag(name)}: expected at least 1, got {value}")
-        for name in ("sample_images", "warmup_steps", "clip_norm", "checkpoint_every_minutes", "seed"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
         if not 0 < self.validation_fraction < 1:
@@ -240,16 +260,114 @@ class PretrainConfig:
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
                 f"got {self.micro_batch_images}"
             )
-        brought = [name for name in ("size", "layers", "width", "heads", "palette", "objective") if getattr(self, name)]
+
+
+def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> None:
+    """Raises InputError for a field among these names that is set and too small."""
+    for name in at_least_one.split():
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{flag(name)}: expected at least 1, got {value}")
+    for name in at_least_zero.split():
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Everything that decides a pretraining run; recorded in its run.json."""
+
+    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
+    """Named size, xs unless told; the three below change single dimensions of it."""
+    layers: int | None = None
+    """Transformer blocks, instead of the size's."""
+    width: int | None = None
+    """Width of the residual stream, instead of the size's."""
+    heads: int | None = None
+    """Attention heads, instead of the size's."""
+    side: int | None = None
+    """Pixels along each side; 32 unless told (with --init: the model's own)."""
+    palette: str | None = None
+    """A palette.npy of your own; OpenAI's 512 colours unless told."""
+    preset: Preset = "classic"
+    """classic: the paper's network and recipe. modern: rotary positions on two axes, normalised queries and keys,
+    squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear cool-down."""
+    positions: Positions | None = None
+    """learned or rotary, instead of the preset's; so are the six below."""
+    activation: Activation | None = None
+    """quick-gelu or squared-relu."""
+    qk_norm: Switch | None = None
+    """Normalise queries and keys."""
+    zero_projections: Switch | None = None
+    """Begin with matrices of zeros where a block writes into the residual stream."""
+    mix_input: Switch | None = None
+    """Give each block a learned mix of the residual stream and the input."""
+    logit_cap: float | None = None
+    """Keep logits within this of 0; 0 leaves them alone."""
+    init: str | None = None
+    """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
+
+    steps: int = 10_000
+    """Optimiser steps in all."""
+    optimizer: Literal["adam", "muon"] | None = None
+    """adam, or muon: Muon for the blocks' matrices, Adam at a quarter of its rate for the rest. The preset's, unless
+    told."""
+    learning_rate: float | None = None
+    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with --init a tenth of that."""
+    schedule: Literal["cosine", "linear"] | None = None
+    """After the warm-up: a cosine to zero, or constant and then linearly to zero; the preset's unless told."""
+    cooldown_fraction: float = 0.5
+    """Part of the steps over which a linear schedule falls to zero."""
+    objective: Objective | None = None
+    """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
+    told or --init brings the other."""
+
+    validation: str | None = None
+    """Images to validate on; a held-out part of the training images unless told."""
+    validation_images: int = 1_000
+    """At most this many of them are scored at each evaluation."""
+    evaluate_every_steps: int = 1_000
+    """Score the validation images and draw samples this often (a checkpoint is written first)."""
+    sample_images: int = 16
+    """Pictures drawn at each evaluation; 0 draws none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(
+            self,
+            at_least_one="layers width heads side steps validation_images evaluate_every_steps",
+            at_least_zero="sample_images",
+        )
+        if not 0 < self.cooldown_fraction <= 1:
+            raise InputError(
+                f"--cooldown-fraction: expected a number above 0 and at most 1, got {self.cooldown_fraction}"
+            )
+        own = "size layers width heads palette objective".split() + list(MODERN)
+        brought = [name for name in own if getattr(self, name) is not None]
         if self.init and brought:
             raise InputError(
                 f"--init brings its own shape, palette and objective; expected no {flag(brought[0])} beside it"
             )
 
+    @property
+    def chosen_optimizer(self) -> str:
+        """The optimiser asked for, else the preset's."""
+        return self.optimizer or ("muon" if self.preset == "modern" else "adam")
+
+    @property
+    def chosen_schedule(self) -> str:
+        """The schedule asked for, else the preset's."""
+        return self.schedule or ("linear" if self.preset == "modern" else "cosine")
+
     def model(self, colors: int) -> ImageGPTConfig:
         """The network of this run, for a palette of that many colours."""
         shape = SIZES[self.size or "xs"]
+        switches = {"on": True, "off": False}
+        given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
+        options = {name: switches.get(value, value) for name, value in given.items()}
         return ImageGPTConfig(
+            **({} if self.preset == "classic" else MODERN) | options,
             layers=self.layers or shape.layers,
             width=self.width or shape.width,
             heads=self.heads or shape.heads,
@@ -257,6 +375,32 @@ class PretrainConfig:
             colors=colors,
             objective=self.objective or "autoregressive",
         )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Everything that decides a fine-tuning run; recorded in its run.json."""
+
+    epochs: int = 30
+    """At most this many times through the training images."""
+    patience: int = 5
+    """Stop after this many evaluations without a better validation accuracy."""
+    evaluate_every_epochs: int = 1
+    """Validate this often (a checkpoint is written first)."""
+    learning_rate: float | None = None
+    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told. Few images want more."""
+    augment: Augment = "pad-flip"
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    batch_images: int = 32
+    """Images per optimiser step."""
+    labels_per_class: int | None = None
+    """Use only this many training images of each class, drawn by the seed as probe draws its first subset."""
+    freeze_trunk: bool = False
+    """Train the class head alone, without the generative loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 
 @dataclass(frozen=True)
@@ -331,8 +475,13 @@ class SamplingConfig:
     """Keep the likeliest colours that together hold this much probability."""
     seed: int = 0
     """Fixes the draw; the noise depends on seed, picture, completion and pixel alone."""
+    speed: Speed = "auto"
+    """exact: the network as it is, and a seed's picture is the same whatever is drawn with it; auto: where it pays,
+    weights rounded to bf16 or int8, which keeps the distribution but not the pixels of a seed."""
 
     def __post_init__(self) -> None:
+        if self.speed not in ("auto", "exact"):
+            raise InputError(f"--speed: expected auto or exact, got {self.speed!r}")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature: expected a number of 0 or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -361,6 +510,27 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What every checkpoint of a study is measured with; kept in its folder."""
+
+    train_images: int = 10_000
+    """Labelled training images that each probe is fitted to, drawn at random; all where there are fewer."""
+    test_images: int = 2_000
+    """Test images, drawn at random, for loss and accuracy; all where there are fewer."""
+    seed: int = 0
+    """Fixes which images are taken, what is held out to choose layers, and the untrained models."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the matrix products; weights stay fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{flag(name)}: expected at least 2, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -398,12 +568,15 @@ def read_recipe(name_or_path: str) -> PretrainConfig:
     return replace_checked(PretrainConfig(), values, where=name_or_path)
 
 
-def replace_checked(config: PretrainConfig, values: dict[str, Any], where: str) -> PretrainConfig:
+C = TypeVar("C", bound=RunConfig)
+
+
+def replace_checked(config: C, values: dict[str, Any], where: str) -> C:
     """A copy with these values, each of a known name and the right type."""
     import difflib
     import typing
 
-    kinds = typing.get_type_hints(PretrainConfig)
+    kinds = typing.get_type_hints(type(config))
     for name, value in values.items():
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)

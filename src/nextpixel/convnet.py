@@ -87,19 +87,20 @@ def fit_convnet(
     batch, steps = schedule(len(squares), epochs)
     peak = trial.learning_rate * (INIT_RATE if init is not None else 1.0)
     dtype = choose_dtype(dtype, device)
-    optimizer = sgd(model, trial.weight_decay)
+    optimizers = sgd(model, trial.weight_decay)
     side, chosen = model.config.side, np.arange(len(squares))
     batches = Batches(squares, chosen, side=side, batch_images=batch, augment="pad-flip", seed=seed)
     targets = torch.from_numpy(numbers.astype(np.int64))
     with progress("fitting", steps * batch, "images") as advance:
         for step in range(steps):
-            set_rate(optimizer, cosine_rate(step, steps=steps, warmup_steps=max(1, steps // 20), peak=peak))
-            optimizer.zero_grad(set_to_none=True)
+            set_rate(optimizers, cosine_rate(step, steps=steps, warmup_steps=max(1, steps // 20), peak=peak))
+            model.zero_grad(set_to_none=True)
             with autocast(device, dtype):
                 logits = model(torch.from_numpy(batches(step)).to(device))
             loss = F.cross_entropy(logits.float(), targets[batches.numbers(step)].to(device))
             loss.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             advance(batch, "")
     if not torch.isfinite(loss):
         raise WorkError(f"the loss of the ResNet stopped being finite at rate {peak:g}; try a lower one")

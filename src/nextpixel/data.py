@@ -196,7 +196,7 @@ class Batches:
         return np.concatenate(parts)
 
     def numbers(self, step: int) -> NDArray[np.int64]:
-        """The numbers of that step's images."""
+        """Which images of the set these are, (batch_images,)."""
         return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
 
     def mirrored(self, step: int) -> NDArray[np.bool_]:

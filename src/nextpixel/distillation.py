@@ -259,7 +259,7 @@ def go_on(run: Run, images: Any = None) -> ResNet:
             config.checkpoint_every_minutes,
         ),
         model=student,
-        optimizer=optim.sgd(student, config.weight_decay),
+        optimizers=optim.sgd(student, config.weight_decay),
         batch_at=batch_at,
         step=step,
         rate_at=lambda step: optim.cosine_rate(
@@ -268,8 +268,11 @@ def go_on(run: Run, images: Any = None) -> ResNet:
         evaluate=evaluate,
         write_model=lambda folder: write_model(student, folder),
         images_per_step=config.batch_images,
+        figure="validation_distance",
     )
-    return student.eval()
+    best = load_backbone(run.path)
+    assert isinstance(best, ResNet)
+    return best
 
 
 def distance(predicted: Tensor, target: Tensor, loss: str) -> Tensor:

@@ -6,7 +6,7 @@ The metadata of torch.distributed.checkpoint is a pickle: only a run that is res
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ from torch.optim import Optimizer
 from nextpixel.errors import InputError
 
 
-def save_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write the optimiser's state, by parameter name. Raises OSError where that fails."""
-    state: dict[str, Any] = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
+def save_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Write the optimisers' state, by parameter name. Raises OSError where that fails."""
+    state: dict[str, Any] = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizers)}
     with _alone():
         dcp.save(state, checkpoint_id=folder, no_dist=True)
 
 
-def load_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Read what save_trainer_state wrote into this optimiser. Raises InputError where it is damaged."""
-    state = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
+def load_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Read what save_trainer_state wrote into these optimisers. Raises InputError where it is damaged."""
+    state = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizers)}
     try:
         with _alone():
             dcp.load(state, checkpoint_id=folder, no_dist=True)
@@ -38,7 +38,7 @@ def load_trainer_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> 
         raise InputError(
             f"{folder}: expected the state of a trainer, got damaged or missing files ({reason})"
         ) from None
-    dcp_state.set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    dcp_state.set_optimizer_state_dict(model, optimizers, state["optimizer"])
 
 
 @contextmanager

@@ -27,7 +27,7 @@ Protocol = Literal["all", "openai"]
 
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
-    _needs_order(model)
+    needs_order(model)
     return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit))
 
 
@@ -68,7 +68,7 @@ def evaluate(
     A masked model is scored on pixels hidden with probability 0.15, chosen by `seed` and the image's number.
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
-    squares, unreadable = _squares(model, images, split)
+    squares, unreadable = read_squares(model, images, split)
     if protocol == "openai":
         squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
         if not len(squares):
@@ -80,8 +80,11 @@ def evaluate(
     return Evaluation(len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable)
 
 
-def _squares(model: ImageGPT, images: Any, split: str | None) -> tuple[NDArray[np.uint8], list[str]]:
-    """What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is."""
+def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Squares at the model's side, and a line for each unreadable file.
+
+    What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is.
+    """
     if isinstance(images, str | os.PathLike):
         found = decode(images, model.config.side, split=split, fit=model.fit)
         return found.squares, found.unreadable
@@ -97,7 +100,8 @@ def image_nats(
     return np.concatenate([part.mean((1, 2)) for part in square_nats(model, squares, dtype=dtype)])
 
 
-def _needs_order(model: ImageGPT) -> None:
+def needs_order(model: ImageGPT) -> None:
+    """Raises InputError for a masked model."""
     if model.config.objective == "masked":
         raise InputError(
             "a masked model gives no likelihood of a picture; nextpixel evaluate scores its hidden pixels, and an "
@@ -114,7 +118,7 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 @torch.inference_mode()
 def square_nats(model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32") -> Iterator[NDArray[np.float32]]:
     """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W)."""
-    _needs_order(model)
+    needs_order(model)
     palette, device, side = model.palette, str(model.device), model.config.side
     with progress("scoring", len(squares), "images") as advance:
         for start in range(0, len(squares), BATCH_IMAGES):

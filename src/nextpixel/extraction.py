@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextpixel import plan
 from nextpixel.data import masks
-from nextpixel.devices import autocast
+from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, fit_square
 from nextpixel.model import ImageGPT
@@ -25,6 +28,7 @@ from nextpixel.sources import Source, load_images, open_source
 BATCH_IMAGES = 16
 BATCH_OF_SQUARES = 128  # of a ResNet
 CHUNK_IMAGES = 2_048
+COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
 
 Backbone = ImageGPT | ResNet
 
@@ -86,6 +90,28 @@ def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | Non
     return np.concatenate(parts)
 
 
+def palette_hash(model: Backbone) -> str | None:
+    """Which colours the model sees; None where it sees them all."""
+    return model.palette.hash if isinstance(model, ImageGPT) else None
+
+
+def model_hash(model: Backbone) -> str:
+    """Hex SHA-256 of what its features depend on: shape, objective, colours and weights."""
+    found = hashlib.sha256(f"{model.config} {palette_hash(model)}".encode())
+    statistics = model.buffers() if isinstance(model, ResNet) else ()
+    for tensor in (*model.parameters(), *statistics):
+        if tensor.is_floating_point():  # the others count batches
+            found.update(tensor.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def features_name(model: Backbone, layers: Sequence[int], kind: str | None = None) -> str:
+    """What these features are called beside numbers made of them, as in "igpt-3f2a9c layer 3"."""
+    kind = kind or ("igpt" if isinstance(model, ImageGPT) else "resnet")
+    numbers = ",".join(map(str, layers))
+    return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
+
+
 def extract(
     model: Backbone,
     images: Any,
@@ -101,22 +127,28 @@ def extract(
     removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
     """
     source = open_source(images, split)
-    weights = hashlib.sha256()
-    for parameter in model.parameters():
-        weights.update(parameter.detach().flatten()[:1024].float().cpu().numpy().tobytes())
-    palette = model.palette.hash if isinstance(model, ImageGPT) else None
-    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {palette} {weights.hexdigest()}"
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model_hash(model)}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(exist_ok=True)
     found, names, unreadable = [], [], []
-    for start in range(0, len(source), CHUNK_IMAGES):
-        path = parts / f"{key}-{start:09d}.npz"
-        if not path.is_file():
-            squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+    starts = range(0, len(source), CHUNK_IMAGES)
+    paths = {start: parts / f"{key}-{start:09d}.npz" for start in starts}
+
+    def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+
+    with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
+        missing = [start for start in starts if not paths[start].is_file()]
+        ahead = reader.submit(read, missing[0]) if missing else None
+        for start, following in zip(missing, [*missing[1:], None]):
+            assert ahead is not None
+            squares, kept, lost = ahead.result()
+            ahead = None if following is None else reader.submit(read, following)
             values = described(model, squares, layers, dtype=dtype) if kept else np.empty((0, 0, 0))
-            with path.with_suffix(".tmp").open("wb") as file:
+            with paths[start].with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
-            path.with_suffix(".tmp").replace(path)
+            paths[start].with_suffix(".tmp").replace(paths[start])
+    for path in paths.values():
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))
             names += [source.names[i] for i in chunk["kept"].tolist()]
@@ -144,7 +176,7 @@ def described(
 ) -> NDArray[np.float32]:
     """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones."""
     if isinstance(model, ImageGPT):
-        return pooled(model, model.palette.encode(squares), layers, dtype=dtype)
+        return pooled(model, model.palette.encode(np.ascontiguousarray(squares)), layers, dtype=dtype)
     model.eval()
     device = str(model.device)
     parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
@@ -166,11 +198,13 @@ def pooled(
     dtype: str = "fp32",
     shifted: bool = True,
     mask_seed: int | None = None,
+    compiled: bool | None = None,
 ) -> NDArray[np.float32]:
     """Means over pixels (N, len(layers), D) of tokens (N, T).
 
     `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
     by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
+    `compiled` compiles the blocks for the time of this call; unless told, where that repays itself.
     Raises InputError for the mask of a model that is not masked.
     """
     if mask_seed is not None and model.config.objective != "masked":
@@ -181,17 +215,35 @@ def pooled(
     shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
-    with progress("features", len(tokens), "images") as advance:
+    if compiled is None:
+        work = len(tokens) * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
+        compiled = work > COMPILE_FROM and can_compile(device)
+    around = _compiled(model) if compiled else contextlib.nullcontext()
+    with progress("features", len(tokens), "images") as advance, around:
         for start in range(0, len(tokens), BATCH_IMAGES):
             batch = tokens[start : start + BATCH_IMAGES].to(device)
             masked = None
             if mask_seed is not None:
                 numbers = np.arange(start, start + len(batch))
                 masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            with autocast(device, dtype):
+            rest = start > 0 and len(batch) < BATCH_IMAGES  # not worth compiling again
+            with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
                 for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
                     mean = hidden.float().mean(1).cpu().numpy()
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
                         parts[start : start + len(batch), place] = mean
             advance(len(batch))
     return parts
+
+
+@contextlib.contextmanager
+def _compiled(model: ImageGPT) -> Iterator[None]:
+    """The blocks compiled, all into the same code, for as long as this lasts."""
+    before = [block._compiled_call_impl for block in model.blocks]
+    try:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        yield
+    finally:
+        for block, call in zip(model.blocks, before, strict=True):
+            block._compiled_call_impl = call

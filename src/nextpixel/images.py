@@ -292,6 +292,13 @@ def grid(
     return sheet
 
 
+def png_bytes(image: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) or (H, W) as the content of a PNG file, compressed as far as it goes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=9)
+    return buffer.getvalue()
+
+
 def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
     """Writes a PNG beside its place, then renames it: never half a file. Raises InputError."""
     path = os.fspath(path)

@@ -5,11 +5,13 @@ Legend, here and everywhere:
     H  W  height, width           D  width of the residual stream
     T  = H * W pixels             L  transformer blocks
     P  pixels given as prompt     N  attention heads, E = D / N wide each
-    S  rows of the start table (one in a classic model)
+    S  rows of the start table (one in a classic model)    C  classes, where it has a class head
 
 The network knows tokens (colour numbers), not colours. The start vector and the shift by one pixel live in
 here: input slot t carries pixel t - 1 (slot 0 the start vector), and its output scores pixel t. So
 `logits[:, t]` scores `tokens[:, t]`, and nobody outside ever shifts.
+
+The options of ImageGPTConfig beyond the paper are written out where they act; without them this is the paper's network.
 
 A masked model (the paper's BERT objective) has no start vector, no shift and no causal mask: slot t carries pixel t, or
 nothing where it is masked, and its output scores pixel t.
@@ -17,8 +19,10 @@ nothing where it is masked, and its output scores pixel t.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +70,25 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, N, t, E) behind the slots seen so far and return all of them; `length` moves later."""
-        end = self.length + k.shape[2]
+    def places(self, slots: int) -> slice | Tensor:
+        """The numbers of the next slots: a slice, the same for every row; a tensor (B, slots) where rows differ."""
+        return slice(self.length, self.length + slots)
+
+    def advance(self, slots: int) -> None:
+        """Count slots that every block has stored."""
+        self.length += slots
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (B, N, slots, E) behind the slots seen so far; each query sees those up to its own."""
+        slots, end = k.shape[2], self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        k, v = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]  # (B, N, end, E)
+        mask = None
+        if self.length and slots > 1:
+            mask = torch.ones(slots, end, dtype=torch.bool, device=q.device).tril(self.length)
+        causal = mask is None and slots > 1
+        return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, is_causal=causal)
 
     def select(self, rows: Tensor) -> KVCache:
         """A cache of these rows of the batch, in this order; a row may be taken often."""
@@ -85,27 +102,50 @@ class KVCache:
         return chosen
 
 
+@functools.lru_cache(maxsize=8)
+def rotations(config: ImageGPTConfig, device: torch.device) -> Tensor:
+    """cos and sin for the queries, cos and sin for the keys, of every slot: (4, T, E / 2).
+
+    Rotary positions (Su et al. 2021) on two axes: half of the angles turn with the row, half with the column. A query
+    stands at the pixel its slot predicts, a key at the pixel its slot carries; the start vector is not turned.
+    """
+    frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device=device)[:-1]
+    slots = torch.arange(config.pixels, device=device)
+    places = torch.stack([slots // config.side, slots % config.side], dim=1).to(torch.float64)  # (T, 2): row, column
+    angles = (places[:, :, None] * frequencies).flatten(1)  # (T, E / 2)
+    carried = angles
+    if config.objective == "autoregressive":
+        carried = torch.cat([torch.zeros_like(angles[:1]), angles[:-1]])
+    return torch.stack([angles.cos(), angles.sin(), carried.cos(), carried.sin()]).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of x (B, N, slots, E) by angles of (1 or B, 1, slots, E / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.heads = layer, config.heads
+        self.qk_norm = config.qk_norm
         self.causal = config.objective == "autoregressive"
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         batch, slots, width = x.shape
         qkv = self.qkv(x).view(batch, slots, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, slots, E)
-        mask = None
-        if cache is not None:
-            seen = cache.length
-            k, v = cache.append(self.layer, k, v)  # (B, N, seen + slots, E)
-            q = q.to(k.dtype)
-            if seen and slots > 1:
-                mask = torch.ones(slots, seen + slots, dtype=torch.bool, device=x.device).tril(seen)
-        causal = self.causal and mask is None and slots > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # scaled by 1 / sqrt(E)
+        if self.qk_norm:  # 1.2 on either side lets attention become sharper, as in nanochat
+            q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
+        if turns is not None:
+            q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # scaled by 1 / sqrt(E)
+        else:
+            y = cache.attend(self.layer, q, k, v)
         y = y.transpose(1, 2).reshape(batch, slots, width).to(x.dtype)
         return self.out(y)
 
@@ -113,11 +153,14 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__()
+        self.activation = config.activation
         self.up = Linear(config.width, 4 * config.width)
         self.down = Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(x)
+        if self.activation == "squared-relu":
+            return self.down(y.relu().square())
         return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
 
 
@@ -128,14 +171,20 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.norm_2 = Norm(config.width)
         self.mlp = MLP(config)
+        self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.mix_input else None
 
-    def forward(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
-        h = h + self.attention(self.norm_1(h), cache)
+    def mixed(self, h: Tensor, first: Tensor) -> Tensor:
+        """What the block reads: the residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
+        return h if self.mix is None else self.mix[0] * h + self.mix[1] * first
+
+    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        h = self.mixed(h, first)
+        h = h + self.attention(self.norm_1(h), turns, cache)
         return h + self.mlp(self.norm_2(h))
 
 
 class ImageGPT(nn.Module):
-    """Image GPT: tokens (B, T) in, logits (B, T, K) out.
+    """Image GPT: tokens (B, T) in, logits (B, T, K) out; with a class head, class logits (B, C) as well.
 
     `seed` fixes the random weights; on the meta device there are none to fix.
     """
@@ -151,10 +200,12 @@ class ImageGPT(nn.Module):
         if config.objective == "autoregressive":
             self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
-        self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
+        if config.positions == "learned":
+            self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
+        self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
         if not self.head.weight.is_meta:
             self.initialise(seed)
 
@@ -170,7 +221,8 @@ class ImageGPT(nn.Module):
         def normal(weight: Tensor, std: float) -> None:
             weight.normal_(0.0, std, generator=generator)
 
-        normal(self.position_embedding, 0.01)
+        if self.config.positions == "learned":
+            normal(self.position_embedding, 0.01)
         normal(self.token_embedding, 0.02)
         if self.config.objective == "autoregressive":
             normal(self.start, 0.02)
@@ -179,7 +231,20 @@ class ImageGPT(nn.Module):
             normal(block.get_parameter("attention.out.weight"), (width * layers) ** -0.5)
             normal(block.get_parameter("mlp.up.weight"), 0.02)
             normal(block.get_parameter("mlp.down.weight"), 0.02)
+            if self.config.zero_projections:
+                block.get_parameter("attention.out.weight").zero_()
+                block.get_parameter("mlp.down.weight").zero_()
         self.head.weight.zero_()
+        if self.class_head is not None:
+            self.class_head.weight.zero_()
+
+    def set_classes(self, classes: Sequence[str]) -> None:
+        """A new class head for these names, all zero, in place of any; without names, none."""
+        self.config = dataclasses.replace(self.config, classes=tuple(classes))
+        self.class_head = None
+        if classes:
+            self.class_head = Linear(self.config.width, len(classes)).to(self.head.weight)
+            nn.init.zeros_(self.class_head.weight)
 
     @property
     def palette(self) -> Palette:
@@ -194,20 +259,39 @@ class ImageGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return self.token_embedding.device
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
 
         A masked model sees all t = T pixels but those where `masked` (B, T) is True, and scores every pixel.
         """
-        h = self._inputs(tokens, masked)
+        return self._logits(self._last(tokens, masked))
+
+    def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
+        last = self._last(tokens, masked)
+        return self._logits(last), self._classify(last)
+
+    def classify(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Class logits (B, C): the class head on the final norm's output, averaged over all slots."""
+        return self._classify(self._last(tokens, masked))
+
+    def _classify(self, last: Tensor) -> Tensor:
+        if self.class_head is None:
+            raise ValueError("this model has no class head; give it one with set_classes, and train it")
+        return self.class_head(last.mean(1))
+
+    def _last(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        """What the final norm gives (B, t, D)."""
+        h = first = self._inputs(tokens, masked)
+        turns = self._turns(slice(0, h.shape[1]))
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                h = checkpoint(block, h, use_reentrant=False)
+                h = checkpoint(block, h, first, turns, use_reentrant=False)
             else:
-                h = block(h)
-        return self.head(self.norm(h))
+                h = block(h, first, turns)
+        return self.norm(h)
 
     def hidden(
         self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
@@ -221,13 +305,14 @@ class ImageGPT(nn.Module):
         if shifted:
             h = self._inputs(tokens, masked)
         else:
-            h = F.embedding(tokens, self.token_embedding) + self.position_embedding
-        for layer, block in enumerate(self.blocks):
+            h = self._placed(F.embedding(tokens, self.token_embedding), slice(0, tokens.shape[1]))
+        first, turns = h, self._turns(slice(0, h.shape[1]))
+        for layer, block in enumerate(cast("Iterator[Block]", self.blocks)):
             if layer in layers:
-                yield layer, block.get_submodule("norm_1")(h)
+                yield layer, block.norm_1(block.mixed(h, first))
             if layer >= max(layers):
                 return
-            h = block(h)
+            h = block(h, first, turns)
         yield len(self.blocks), self.norm(h)
 
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -240,39 +325,63 @@ class ImageGPT(nn.Module):
         With an empty cache the start vector is put before tokens (B, P), P >= 0, which fills P + 1 slots; later
         calls take the pixels drawn since, most often one. The same method serves prefill and decode.
         """
-        h = self._embed(tokens, seen=cache.length)
+        start = not cache.length
+        slots = tokens.shape[1] + start
+        self._check_room(cache.length + slots)
+        places = cache.places(slots)
+        h = first = self._embed(tokens, places, start=start)
+        turns = self._turns(places)
         for block in self.blocks:
-            h = block(h, cache)
-        cache.length += h.shape[1]
-        return self.head(self.norm(h))
+            h = block(h, first, turns, cache)
+        cache.advance(slots)
+        return self._logits(self.norm(h))
 
     def _inputs(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
         """Vectors (B, t, D) of the slots that score tokens (B, t)."""
         if self.config.objective == "autoregressive":
             if masked is not None:
                 raise ValueError("masked: expected none for an autoregressive model, got a mask")
-            return self._embed(tokens[:, :-1], seen=0)
+            self._check_room(tokens.shape[1])
+            return self._embed(tokens[:, :-1], slice(0, tokens.shape[1]), start=True)
         if tokens.shape[1] != self.config.pixels:
             raise ValueError(f"tokens: a masked model needs all {self.config.pixels} pixels, got {tokens.shape[1]}")
         h = F.embedding(tokens, self.token_embedding)
         if masked is not None:
             h = h * ~masked[:, :, None]
-        return h + self.position_embedding
+        return self._placed(h, slice(0, h.shape[1]))
 
-    def _embed(self, tokens: Tensor, seen: int) -> Tensor:
-        """Vectors (B, slots, D) of the slots from `seen` on; slot 0 holds the start vector."""
+    def _embed(self, tokens: Tensor, places: slice | Tensor, *, start: bool) -> Tensor:
+        """Vectors (B, slots, D) of the slots numbered `places`, see KVCache; slot 0 holds the start vector."""
         if self.config.objective != "autoregressive":
             raise ValueError("a masked model has no order of pixels: it cannot draw them one by one")
         h = F.embedding(tokens, self.token_embedding)
-        if not seen:
+        if start:
             h = torch.cat([self.start[0].expand(len(tokens), 1, -1), h], dim=1)
-        end = seen + h.shape[1]
-        if end > self.config.pixels:
+        return self._placed(h, places)
+
+    def _check_room(self, slots: int) -> None:
+        if slots > self.config.pixels:
             raise ValueError(
                 f"tokens: expected at most {self.config.pixels} pixels ({self.config.side} x {self.config.side}), "
-                f"got {end}; encode pictures at the model's side"
+                f"got {slots}; encode pictures at the model's side"
             )
-        return h + self.position_embedding[seen:end]
+
+    def _placed(self, h: Tensor, places: slice | Tensor) -> Tensor:
+        """The network's input: vectors h (B, slots, D) told where they are."""
+        if self.config.positions == "learned":
+            h = h + self.position_embedding[places]
+        return F.rms_norm(h, h.shape[-1:]) if self.config.mix_input else h
+
+    def _turns(self, places: slice | Tensor) -> Tensor | None:
+        """The rotations of these slots, (4, 1, slots, E / 2), or (4, B, 1, slots, E / 2) where rows differ."""
+        if self.config.positions == "learned":
+            return None
+        return rotations(self.config, self.device)[:, places].unsqueeze(-3)
+
+    def _logits(self, last: Tensor) -> Tensor:
+        logits = self.head(last)
+        cap = self.config.logit_cap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean") -> Tensor:

@@ -1,28 +1,92 @@
-"""Arithmetic on configs: what a run will need."""
+"""Arithmetic on configs: what a run will need, before it starts."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 from nextpixel.config import ImageGPTConfig, ResNetConfig
+from nextpixel.errors import InputError
 
 MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
+ASSUMED_UTILISATION = 0.4  # of the peak, by matrix products alone; nextpixel bench measures it
+RESERVED_PART = 0.1  # of a device's memory: the framework itself and what fragments
+BUCKET_BYTES = 25 << 20  # DDP's gradients in flight
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device: dense bf16 peak, memory, and how fast it is read."""
+
+    name: str
+    flops_per_second: float
+    memory_bytes: float
+    bytes_per_second: float
+    source: str
+
+
+HARDWARE = {
+    device.name: device
+    for device in (
+        Hardware("b200", 2250e12, 180e9, 7.7e12, "NVIDIA DGX B200 datasheet, per GPU"),
+        Hardware("h200", 989e12, 141e9, 4.8e12, "NVIDIA H200 SXM datasheet"),
+        Hardware("h100", 989e12, 80e9, 3.35e12, "NVIDIA H100 SXM datasheet"),
+        Hardware("a100-80gb", 312e12, 80e9, 2.04e12, "NVIDIA A100 SXM datasheet"),
+        Hardware("a100-40gb", 312e12, 40e9, 1.56e12, "NVIDIA A100 SXM datasheet"),
+        Hardware("l40s", 362e12, 48e9, 0.86e12, "NVIDIA L40S datasheet"),
+        Hardware("rtx4090", 165e12, 24e9, 1.01e12, "NVIDIA Ada architecture whitepaper, fp32 accumulation"),
+        Hardware("v100", 125e12, 32e9, 0.9e12, "NVIDIA V100 SXM2 datasheet, fp16: it has no bf16"),
+    )
+}
+
+# Bytes that autograd keeps of one block for each slot and each unit of width, and of all that is around the blocks
+# for each slot: (per block and width, around per width, around per colour). Counted with saved-tensor hooks in torch
+# 2.13; a test counts them again. Keys: classic or not, dtype, compiled.
+_SAVED = {
+    (True, "fp32", False): (88, 12, 4),
+    (True, "fp32", True): (64, 12, 4),
+    (True, "bf16", False): (57, 11, 4),
+    (True, "bf16", True): (39, 11, 4),
+    (False, "fp32", False): (88, 16, 8),
+    (False, "fp32", True): (76, 16, 8),
+    (False, "bf16", False): (65, 15, 6),
+    (False, "bf16", True): (45, 15, 6),
+}
+_LOSS_BYTES_PER_COLOR = 8  # the loss's own copies of the logits and of their gradient, while it runs
 
 
 def flops_per_image(config: ImageGPTConfig) -> int:
-    """Floating-point operations of one training step on one image: forward, and backward at twice the cost.
+    """Model FLOPs of one training step on one image: forward, and backward at twice the cost.
 
     Two for each multiply-add of every matrix, and of attention's two products over the causal half.
     """
-    matrices = 12 * config.layers * config.width**2 + config.colors * config.width
-    attention = config.layers * config.pixels * config.width  # 2 products * half of the T positions * D
-    return 3 * 2 * config.pixels * (matrices + attention)
+    return 3 * _forward_flops(config, _seen(config))
+
+
+def full_square_flops_per_image(config: ImageGPTConfig) -> int:
+    """The same as a kernel does them that multiplies the whole T x T square of scores, masked or not."""
+    return 3 * _forward_flops(config, config.pixels)
+
+
+def _forward_flops(config: ImageGPTConfig, seen: int) -> int:
+    return config.layers * _block_flops(config, seen) + 2 * config.pixels * config.colors * config.width
+
+
+def _block_flops(config: ImageGPTConfig, seen: int) -> int:
+    attention = 2 * seen * config.width  # two products with `seen` positions each
+    return 2 * config.pixels * (12 * config.width**2 + attention)
+
+
+def _seen(config: ImageGPTConfig) -> int:
+    """Positions that attention needs for each pixel, on average."""
+    return config.pixels // 2 if config.objective == "autoregressive" else config.pixels
 
 
 def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
     """Of the features of one image: the first `layer` blocks of an Image GPT, or the whole of a ResNet."""
     if isinstance(config, ImageGPTConfig):
-        return 2 * config.pixels * layer * (12 * config.width**2 + config.pixels * config.width)
+        return layer * _block_flops(config, _seen(config))
     side, before = config.side, 16 * config.factor
     total = 2 * 27 * before * side**2
     for stage in range(3):
@@ -33,17 +97,180 @@ def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 
     return total
 
 
-def activation_bytes_per_image(config: ImageGPTConfig, *, bytes_each: int, checkpointed: bool) -> int:
-    """Rough peak of what the backward pass needs of one image; attention is assumed to keep no T x T scores."""
-    per_block = 24 * config.width * bytes_each + 8 * config.width * 4
-    kept = 4 * config.width * config.layers + per_block if checkpointed else per_block * config.layers
-    return config.pixels * (kept + 3 * 4 * config.colors)
+def activation_bytes_per_image(
+    config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False
+) -> int:
+    """Peak of what the backward pass needs of one image; attention keeps no T x T scores (flash attention)."""
+    block, around, color = _SAVED[config.is_classic, dtype, compiled]
+    kept = 4 * config.layers + block if checkpointed else block * config.layers
+    return config.pixels * ((kept + around) * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors)
 
 
-def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: int, on_cpu: bool) -> int:
+def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
     """The size that cuts the batch into as few parts as half of the free memory allows, all but the last equal."""
-    limit = max(1, free_bytes // 2 // image_bytes)
+    limit = max(1, int(free_bytes / 2 / image_bytes))
     if on_cpu:
         limit = min(limit, MICRO_BATCH_ON_CPU)
     parts = math.ceil(batch_images / limit)
     return math.ceil(batch_images / parts)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the work is laid on the devices."""
+
+    name: Literal["one device", "data parallel", "sharded"]
+    checkpoint_activations: bool
+    micro_batch_images: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. FLOPs and parameters are exact, memory within about 15 %, time as good as `utilisation`."""
+
+    parameters: int
+    flops_per_image: int
+    full_square_flops_per_image: int
+    images: int
+    flops: int
+    devices: int
+    layout: Layout
+    utilisation: float
+    seconds: float
+    drawing_seconds_at_least: float
+    """For one picture alone: every weight and the cache are read once a pixel."""
+    drawing_batch_images_per_second_at_most: float
+    """In batches that fill the memory, by the same reading."""
+
+
+def memory(
+    config: ImageGPTConfig,
+    micro_batch: int,
+    *,
+    dtype: str = "bf16",
+    optimizer: str = "adam",
+    compiled: bool = True,
+    checkpointed: bool = False,
+    shards: int = 1,
+) -> Memory:
+    """Peak bytes on one device. Weights, gradients and optimiser are fp32, cut into `shards` parts (FSDP)."""
+    weights = 4 * config.parameters
+    matrices = 4 * 12 * config.layers * config.width**2 if optimizer == "muon" else 0
+    logits = micro_batch * config.pixels * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
+    logits *= config.colors
+    image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
+    gathered = 0 if shards == 1 else 2 * 2 * 12 * config.width**2  # two blocks in bf16: one at work, one on its way
+    return Memory(
+        math.ceil(weights / shards) + gathered,
+        math.ceil(weights / shards) + (0 if shards == 1 else gathered),
+        math.ceil((2 * weights - matrices) / shards),
+        micro_batch * image - logits,
+        logits,
+    )
+
+
+def choose_layout(
+    config: ImageGPTConfig,
+    batch_per_device: int,
+    device_bytes: float,
+    *,
+    devices: int = 1,
+    dtype: str = "bf16",
+    optimizer: str = "adam",
+    checkpointed: bool | None = None,
+) -> Layout:
+    """The simplest layout that fits: whole copies before shards, no recomputation before some.
+
+    Raises InputError naming what would help where even one image does not fit.
+    """
+    usable = device_bytes * (1 - RESERVED_PART)
+    least = None
+    for shards in (1, devices) if devices > 1 else (1,):
+        for recompute in (False, True) if checkpointed is None else (checkpointed,):
+            micro = batch_per_device
+            while True:
+                need = memory(config, micro, dtype=dtype, optimizer=optimizer, checkpointed=recompute, shards=shards)
+                if need.total <= usable:
+                    name: Literal["one device", "data parallel", "sharded"] = (
+                        "one device" if devices == 1 else "data parallel" if shards == 1 else "sharded"
+                    )
+                    return Layout(name, recompute, micro, need)
+                if micro == 1:
+                    break
+                micro = math.ceil(micro / 2)
+            least = need
+    assert least is not None
+    helps = [] if checkpointed or checkpointed is None else ["--checkpoint-activations"]
+    helps += ["more devices (--count)" if devices > 1 else "several devices (--count, with --shard)"]
+    raise InputError(
+        f"this model needs {least.total / 1e9:.1f} GB of memory on each device for one image at a time, got "
+        f"{usable / 1e9:.1f} GB; it would fit with {', '.join(helps)}, a smaller --size, or a smaller --side"
+    )
+
+
+def make_plan(
+    config: ImageGPTConfig,
+    hardware: Hardware,
+    *,
+    steps: int,
+    batch_images: int,
+    devices: int = 1,
+    utilisation: float = ASSUMED_UTILISATION,
+    dtype: str = "bf16",
+    optimizer: str = "adam",
+    checkpointed: bool | None = None,
+) -> Plan:
+    """The plan of `steps` optimiser steps of `batch_images` on that hardware.
+
+    `utilisation` is model FLOPs over peak FLOPs, measured or assumed. Raises InputError where it cannot fit.
+    """
+    if batch_images % devices:
+        raise InputError(f"--batch-images: expected a multiple of the {devices} devices, got {batch_images}")
+    layout = choose_layout(
+        config,
+        batch_images // devices,
+        hardware.memory_bytes,
+        devices=devices,
+        dtype=dtype,
+        optimizer=optimizer,
+        checkpointed=checkpointed,
+    )
+    flops = flops_per_image(config) * steps * batch_images
+    again = 4 / 3 if layout.checkpoint_activations else 1.0
+    speed = hardware.flops_per_second * utilisation * devices
+    weights, cache = 2 * config.parameters, 2 * 2 * config.layers * config.width * config.pixels  # bf16
+    pixel = (weights + cache / 2) / hardware.bytes_per_second
+    rows = max(1, int((hardware.memory_bytes * (1 - RESERVED_PART) - weights) / cache))
+    batch_pixel = max(
+        (weights + rows * cache / 2) / hardware.bytes_per_second,
+        rows * _forward_flops(config, config.pixels // 2) / config.pixels / hardware.flops_per_second,
+    )
+    return Plan(
+        config.parameters,
+        flops_per_image(config),
+        full_square_flops_per_image(config),
+        steps * batch_images,
+        flops,
+        devices,
+        layout,
+        utilisation,
+        flops * again / speed,
+        pixel * config.pixels,
+        rows / (batch_pixel * config.pixels),
+    )

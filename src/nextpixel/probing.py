@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
+from nextpixel.data import DecodedSet
 from nextpixel.errors import InputError
-from nextpixel.extraction import Backbone, check_layers, described
-from nextpixel.metrics import auroc, confusion, top_k_accuracy
+from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled
+from nextpixel.metrics import auroc, confusion, majority, top_k_accuracy
 from nextpixel.model import ImageGPT
+from nextpixel.resnet import ResNet
 from nextpixel.sources import load_images, open_source
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
@@ -44,14 +46,19 @@ class Score:
     """(C, C), row the true class."""
 
 
-def score_of(chances: NDArray[np.float32], numbers: NDArray[np.integer], classes: int) -> Score:
-    """Probabilities (N, C) against the true classes 0..C-1, (N,)."""
+def score_of(
+    chances: NDArray[np.float32],
+    numbers: NDArray[np.integer],
+    classes: int,
+    voted: NDArray[np.integer] | None = None,
+) -> Score:
+    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest."""
     return Score(
         len(numbers),
-        top_k_accuracy(chances, numbers),
+        top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
         top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
         auroc(chances[:, 1], numbers == 1) if classes == 2 else None,
-        confusion(chances.argmax(1), numbers, classes),
+        confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
     )
 
 
@@ -126,13 +133,62 @@ class LinearProbe:
         self.linear_ = fit_linear(chosen, numbers, self.strength_)
         return self
 
-    def predict_proba(self, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
-        """Probabilities (N, C), columns in the order of `classes_`."""
-        return self.proba_of(self._features(images, split))
+    @classmethod
+    def of(cls, model: ImageGPT) -> LinearProbe:
+        """The class head of a fine-tuned model as what it is, a linear probe of the last layer.
 
-    def predict(self, images: Any, *, split: str | None = None) -> NDArray[Any]:
-        """The likeliest class of each image, (N,)."""
-        return self.classes_[self.predict_proba(images, split=split).argmax(1)]
+        Raises InputError for a model without a class head.
+        """
+        if model.class_head is None:
+            raise InputError(
+                "this model was trained on pictures alone and knows no classes; fit a probe to labelled images "
+                "(nextpixel probe LABELLED --out probe) or fine-tune it on them (nextpixel finetune LABELLED --out "
+                "runs/clf)"
+            )
+        probe, width = cls(model, model.config.layers), model.config.width
+        probe.layers_, probe.sweep_ = [model.config.layers], {}
+        probe.classes_ = np.array(model.config.classes)
+        weight = model.class_head.weight.detach().float().cpu().numpy()
+        zero, one = np.zeros(width, np.float32), np.ones(width, np.float32)
+        probe.linear_ = Linear(zero, one, weight, np.zeros(len(weight), np.float32))
+        return probe
+
+    def predict_proba(self, images: Any, *, split: str | None = None, masks: int = 0) -> NDArray[np.float32]:
+        """Probabilities (N, C), columns in the order of `classes_`; with `masks`, their mean, see predictions."""
+        return self.predictions(self._squares(images, split), masks=masks)[0]
+
+    def predict(self, images: Any, *, split: str | None = None, masks: int = 0) -> NDArray[Any]:
+        """The likeliest class of each image, (N,); with `masks`, the one with most votes."""
+        return self.classes_[self.predictions(self._squares(images, split), masks=masks)[1]]
+
+    def predictions(
+        self, squares: NDArray[np.uint8], *, masks: int = 0, dtype: str = "fp32"
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(probabilities (N, C), places in `classes_` (N,)) of squares at the model's side.
+
+        A masked model may look `masks` times, each time with other pixels hidden: the probabilities are then means and
+        the class is the one it names most often, ties at random (Chen et al. 2020 take five). Masks and ties follow
+        from `seed` and the place among the images. Raises InputError for masks with a model that is not masked.
+        """
+        model = self._model()
+        if not masks:
+            features = described(model, squares, self.layers_, dtype=dtype)
+            chances = self.proba_of(features.reshape(len(squares), -1))
+            return chances, chances.argmax(1)
+        if isinstance(model, ResNet) or model.config.objective != "masked":
+            kind = "student" if isinstance(model, ResNet) else f"model of the {model.config.objective} objective"
+            raise InputError(
+                f"--masks: expected none for a {kind}, got {masks}; only masked models were trained with hidden pixels"
+            )
+        tokens = model.palette.encode(np.ascontiguousarray(squares))
+
+        def proba(mask_seed: int) -> NDArray[np.float32]:
+            features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed)
+            return self.proba_of(features.reshape(len(squares), -1))
+
+        seeds = np.random.SeedSequence([self.seed, 0x3A5C]).generate_state(masks)
+        several = np.stack([proba(int(seed)) for seed in seeds])  # (masks, N, C)
+        return several.mean(0), majority(several.argmax(2), len(self.classes_), self.seed)
 
     def score(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> float:
         """Accuracy, as scikit-learn's classifiers give it."""
@@ -140,17 +196,28 @@ class LinearProbe:
 
     def evaluate(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> Score:
         """Accuracy, top-5, AUC and confusion on test images."""
-        features, names = self.read(images, labels, split=split, layers=self.layers_)
-        return self.evaluate_features(features.reshape(len(features), -1), names)
+        source = open_source(images, split)
+        return self.evaluate_squares(self._squares(source, None), given_labels(source, labels))
+
+    def evaluate_squares(
+        self, squares: NDArray[np.uint8], labels: ArrayLike, *, masks: int = 0, dtype: str = "fp32"
+    ) -> Score:
+        """The same from squares at the model's side; `masks` as in predictions."""
+        chances, predicted = self.predictions(squares, masks=masks, dtype=dtype)
+        return self._score(chances, labels, predicted if masks else None)
 
     def evaluate_features(self, features: NDArray[np.float32], labels: ArrayLike) -> Score:
         """The same from the features (N, D) that the probe reads."""
+        return self._score(self.proba_of(features), labels)
+
+    def _score(self, chances: NDArray[np.float32], labels: ArrayLike, voted: NDArray[np.int64] | None = None) -> Score:
         names = np.asarray(labels)
+        if self.classes_.dtype.kind == "U":
+            names = names.astype(str)
         strangers = np.setdiff1d(names, self.classes_)
         if len(strangers):
-            raise InputError(f"labels: expected classes the probe was fitted to, got {strangers[0]!r} as well")
-        numbers = np.searchsorted(self.classes_, names)
-        return score_of(self.proba_of(features), numbers, len(self.classes_))
+            raise InputError(f"labels: expected classes the probe was fitted to, got {str(strangers[0])!r} as well")
+        return score_of(chances, np.searchsorted(self.classes_, names), len(self.classes_), voted)
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from the features (N, D) that the probe reads."""
@@ -169,8 +236,8 @@ class LinearProbe:
         """Features (N, J, D) of `layers`, by default all that fit needs, and the labels."""
         model = self._model()
         source = open_source(images, split)
-        names = labels_of(source) if labels is None else np.asarray(labels)
-        squares = load_images(source, model.config.side, fit=model.fit)
+        names = given_labels(source, labels)
+        squares = self._squares(source, None)
         return described(model, squares, self._wanted() if layers is None else layers), names
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
@@ -209,10 +276,9 @@ class LinearProbe:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
         return probe
 
-    def _features(self, images: Any, split: str | None) -> NDArray[np.float32]:
+    def _squares(self, images: Any, split: str | None) -> NDArray[np.uint8]:
         model = self._model()
-        squares = load_images(images, model.config.side, split=split, fit=model.fit)
-        return described(model, squares, self.layers_).reshape(len(squares), -1)
+        return load_images(images, model.config.side, split=split, fit=model.fit)
 
     def _wanted(self) -> list[int]:
         model = self._model()
@@ -351,9 +417,21 @@ def labels_of(source: Any) -> NDArray[Any]:
     return source.labels if source.classes is None else np.asarray(source.classes)[source.labels]
 
 
-def palette_hash(model: Backbone) -> str | None:
-    """Which colours the model sees; None where it sees them all."""
-    return model.palette.hash if isinstance(model, ImageGPT) else None
+def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[Any]:
+    """The label of each picture of a source: those given, or in a CSV file (see labels_from_csv), or its own."""
+    if labels is None:
+        return labels_of(source)
+    if isinstance(labels, str | Path):
+        return labels_from_csv(labels, source.names)
+    names = np.asarray(labels)
+    if names.shape != (len(source),):
+        raise InputError(f"labels: expected {len(source)}, one for each image, got {names.shape}")
+    return names
+
+
+def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:
+    """Those of the pictures of a source that could be decoded."""
+    return labels[np.isin(list(source.names), decoded.names)] if len(decoded) < len(labels) else labels
 
 
 def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], strength: float) -> Linear:
@@ -409,15 +487,28 @@ def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
 
     Stratified: every class is on both sides. None where some class has a single image.
     """
-    rng = np.random.default_rng([seed, 0xF01D])
     counts = np.bincount(labels)
     if counts.min() < 2:
         return []
-    place = np.empty(len(labels), np.int64)  # 0, 1, 2, ... within each class, in random order
-    for number in range(len(counts)):
-        members = np.flatnonzero(labels == number)
-        place[members] = rng.permutation(len(members))
     if len(labels) >= FOLDS_BELOW:
-        return [place < np.maximum(1, counts * HELD_OUT).astype(np.int64)[labels]]
+        return [held_out(labels, HELD_OUT, seed)]
+    place = _places(labels, seed)
     folds = min(FOLDS, int(counts.min()))
     return [place % folds == fold for fold in range(folds)]
+
+
+def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """A stratified part (N,) of labels 0..C-1: that fraction of each class, at least one image but never all of it."""
+    counts = np.bincount(labels)
+    held = np.minimum(np.maximum(1, counts * fraction).astype(np.int64), counts - 1)
+    return np.asarray(_places(labels, seed) < held[labels])
+
+
+def _places(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
+    """0, 1, 2, ... within each class, in random order, (N,)."""
+    rng = np.random.default_rng([seed, 0xF01D])
+    place = np.empty(len(labels), np.int64)
+    for number in range(labels.max() + 1):
+        members = np.flatnonzero(labels == number)
+        place[members] = rng.permutation(len(members))
+    return place

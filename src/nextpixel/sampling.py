@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import SamplingConfig
+from nextpixel.config import SamplingConfig, Speed
+from nextpixel.decoding import Decoder, Mode, choose_mode
 from nextpixel.devices import free_memory_bytes
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, from_array
@@ -37,6 +38,8 @@ class Drawing:
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
     kept_rows: int
+    mode: str
+    """How the network was run: what --speed came to."""
 
 
 class DrawnRow(NamedTuple):
@@ -71,10 +74,11 @@ def stream(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settin
     `images` may be None: then pictures are drawn from nothing.
     """
     squares = None if images is None else load_images(images, model.config.side, fit=model.fit)
-    plan = _plan(model, squares, keep, n)
+    sampling = SamplingConfig(**settings)
+    plan = _plan(model, squares, keep, n, sampling.speed)
     colours = model.palette.rgb
     for candidates in plan.batches:
-        for y, tokens, _ in _draw_rows(model, plan, candidates, SamplingConfig(**settings)):
+        for y, tokens, _ in _draw_rows(model, plan, candidates, sampling):
             yield DrawnRow(candidates, y, colours[tokens.cpu().numpy()])
 
 
@@ -87,7 +91,8 @@ def draw(
     sampling: SamplingConfig | None = None,
 ) -> Drawing:
     """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw one picture's n candidates."""
-    plan = _plan(model, squares, keep, n)
+    sampling = sampling or SamplingConfig()
+    plan = _plan(model, squares, keep, n, sampling.speed)
     side = model.config.side
     tokens = plan.prompts.repeat_interleave(n, 0)  # (M * n, P)
     images = np.empty((len(tokens), side, side, 3), np.uint8)
@@ -97,12 +102,12 @@ def draw(
     with progress("drawing", drawn_pixels, "pixels") as advance:
         for candidates in plan.batches:
             rows = []
-            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling or SamplingConfig()):
+            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling):
                 images[candidates.start : candidates.stop, y] = model.palette.rgb[drawn.cpu().numpy()]
                 rows.append(row_nats)
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
-    return Drawing(images, nats, plan.kept_rows)
+    return Drawing(images, nats, plan.kept_rows, str(plan.mode))
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,10 @@ class _Plan:
     completions: int
     kept_rows: int
     batches: list[range]  # places in the flat list that are drawn together
+    mode: Mode
 
 
-def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int) -> _Plan:
+def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
     side = model.config.side
     if model.config.objective == "masked":
         raise InputError(
@@ -134,7 +140,9 @@ def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: in
         prompts = model.palette.encode(squares)[:, : kept_rows * side]
     count = len(prompts) * n
     size = min(ROWS_AT_MOST, max(1, int(MEMORY_SHARE * free_memory_bytes(str(model.device)) / _row_bytes(model))))
-    return _Plan(prompts, n, kept_rows, [range(i, min(i + size, count)) for i in range(0, count, size)])
+    mode = choose_mode(model, count, model.config.pixels - prompts.shape[1], speed)
+    batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+    return _Plan(prompts, n, kept_rows, batches, mode)
 
 
 def _row_bytes(model: ImageGPT) -> int:
@@ -152,11 +160,9 @@ def _draw_rows(
     n = plan.completions
     first, last = candidates.start // n, (candidates.stop - 1) // n
     prompts = plan.prompts[first : last + 1].to(model.device)
-    cache = model.new_cache(len(prompts))
-    logits = model.extend(prompts, cache)[:, -1]  # one prefill for all completions of a picture
-    if n > 1:
-        rows = torch.tensor([c // n - first for c in candidates], device=model.device)
-        cache, logits = cache.select(rows), logits[rows]
+    decoder = Decoder(model, len(candidates), plan.mode)
+    of = torch.tensor([c // n - first for c in candidates], device=model.device)
+    logits = decoder.start(prompts, of)  # one prefill for all completions of a picture
     noise = torch.from_numpy(np.stack([_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
     noise = noise.to(model.device, _wide(logits))
     for y in range(plan.kept_rows, side):
@@ -166,7 +172,7 @@ def _draw_rows(
             tokens.append(chosen)
             nats.append(cross_entropy(logits[:, None], chosen[:, None], reduction="none")[:, 0])
             if t + 1 < model.config.pixels:
-                logits = model.extend(chosen[:, None], cache)[:, -1]
+                logits = decoder.step(chosen)
         yield y, torch.stack(tokens, 1), torch.stack(nats, 1)
 
 

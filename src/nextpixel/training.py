@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def train(
     cadence: Cadence,
     *,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     batch_at: Callable[[int], Any],
     step: Callable[[Any], Tensor],
     rate_at: Callable[[int], float],
@@ -65,20 +65,24 @@ def train(
     write_model: Callable[[Path], None],
     images_per_step: int,
     clip_norm: float = 0.0,
+    figure: str = "validation_nats",
+    highest: bool = False,
+    patience: int | None = None,
 ) -> None:
     """Run optimiser steps from the last checkpoint of `run` to `cadence.steps`.
 
     batch_at(i)      the batch of step i, counted from 0; called in a second thread, one step ahead
     step(batch)      forward and backward; returns the mean loss, detached
-    evaluate(i)      after i steps: {"validation_nats": ...}, logged; the lowest marks the best checkpoint
+    evaluate(i)      after i steps: {figure: ...}, logged; the lowest, or the highest, marks the best checkpoint
     write_model(f)   writes the model into the folder f of a checkpoint
+    patience         ends the run after so many evaluations that were no better
 
     Raises Interrupted after a signal, WorkError on a non-finite loss or a failed write.
     """
     start = (run.steps() or [0])[-1]
     if start:
         try:
-            load_trainer_state(run.folder(start) / TRAINER, model, optimizer)
+            load_trainer_state(run.folder(start) / TRAINER, model, optimizers)
         except InputError as error:
             raise run.damaged(start, error) from None
     run.forget_after(start)
@@ -90,7 +94,7 @@ def train(
 
         def write(folder: Path) -> None:
             write_model(folder)
-            save_trainer_state(folder / TRAINER, model, optimizer)
+            save_trainer_state(folder / TRAINER, model, optimizers)
 
         run.write_checkpoint(done, write, cadence.steps)
 
@@ -99,10 +103,14 @@ def train(
             figures = evaluate(done)
             if not all(map(math.isfinite, figures.values())):
                 raise _non_finite(run, done)
-            if "validation_nats" in figures:
-                run.offer_best(done, figures["validation_nats"])
+            if figure in figures:
+                run.offer_best(done, figure.removeprefix("validation_"), figures[figure], highest=highest)
             run.log({"step": done, **figures})  # last: with this line the evaluation counts as done
             board(done, figures)
+
+    def enough() -> bool:
+        since = sum(figure in entry and entry["step"] > run.best().get("step", 0) for entry in run.read_log())
+        return patience is not None and since >= patience
 
     with (
         _signals() as signals,
@@ -110,8 +118,10 @@ def train(
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
-        if cadence.evaluation_due(start) and not _evaluated(run, start):  # killed between checkpoint and figures
-            evaluate_now(start)
+        if cadence.evaluation_due(start) and not _evaluated(run, start, figure):
+            evaluate_now(start)  # it was killed between checkpoint and figures
+        if enough():
+            return
         saved_at = logged_at = time.monotonic()
         total, counted = torch.zeros((), device=parameters[0].device), 0
         following, note = ahead.submit(batch_at, start), ""
@@ -120,13 +130,15 @@ def train(
             if done < cadence.steps:
                 following = ahead.submit(batch_at, done)
             rate = rate_at(done - 1)
-            set_rate(optimizer, rate)
-            optimizer.zero_grad(set_to_none=True)
+            set_rate(optimizers, rate)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             total += step(batch)
             counted += 1
             if clip_norm:
                 nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
             log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
             stop = signals.came  # asked once: a signal after this line waits for the next step
@@ -151,12 +163,13 @@ def train(
                 before = time.monotonic()
                 evaluate_now(done)
                 logged_at += time.monotonic() - before
+                if enough():
+                    say(f"no better {figure.replace('_', ' ')} in {patience} evaluations: done at step {done:,}")
+                    return
 
 
-def _evaluated(run: Run, step: int) -> bool:
-    return any(
-        entry.get("step") == step and any(name.startswith("validation_") for name in entry) for entry in run.read_log()
-    )
+def _evaluated(run: Run, step: int, figure: str) -> bool:
+    return any(entry.get("step") == step and figure in entry for entry in run.read_log())
 
 
 def _non_finite(run: Run, step: int) -> WorkError:

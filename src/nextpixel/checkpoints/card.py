@@ -9,7 +9,7 @@ library_name: {library}
 tags:
 - image-gpt
 - nextpixel
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 ---
 
 # {name}
@@ -40,13 +40,28 @@ CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageMod
 """
 
 
+CLASSIFIER = """It tells apart: {classes}. As a folder for transformers' `ImageGPTForImageClassification`:
+`nextpixel convert {name} theirs --for-transformers`. Feed that one the start token {start} and then all pixels but the
+last: its own image processor feeds the pixels themselves, without the start token, and that gives other logits.
+
+"""
+
+
 def model_card(model: ImageGPT, name: str) -> str:
     """Markdown, with the front matter that hubs read."""
     config = model.config
-    classic = config.objective == "autoregressive"
+    classic = config.is_classic
+    draws = config.objective == "autoregressive"
+    other = CLASSIC.format(start=config.colors) if classic else ""
+    use = 'halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if draws else "model.config"
+    if config.classes:
+        use = 'names = nextpixel.LinearProbe.of(model).predict("photos/")'
+        classes = ", ".join(config.classes[:20]) + (", ..." if len(config.classes) > 20 else "")
+        other = CLASSIFIER.format(classes=classes, name=name, start=config.colors) if classic else ""
     made = [f"| {key.replace('_', ' ')} | {value} |" for key, value in model.facts.items()]
     return CARD.format(
-        library="transformers" if classic else "nextpixel",
+        library="transformers" if classic and not config.classes else "nextpixel",
+        task="image-classification" if config.classes else "unconditional-image-generation",
         name=name,
         objective=config.objective,
         layers=config.layers,
@@ -57,6 +72,6 @@ def model_card(model: ImageGPT, name: str) -> str:
         colors=config.colors,
         palette=model.palette.hash[:16],
         made="\n".join(made) or "| made | not recorded |",
-        use='halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if classic else "model.config",
-        other=CLASSIC.format(start=config.colors) if classic else "",
+        use=use,
+        other=other,
     )

@@ -43,7 +43,8 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     if values.get("model_type") == resnet.MODEL_TYPE:
         raise InputError(
             f"--model: expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
-            "probe, predict; load_backbone in Python) and knows no likelihood"
+            "probe, predict; load_backbone in Python), knows no likelihood, and is fine-tuned by: nextpixel probe "
+            f"LABELLED --against {name}"
         )
     if layout is None:
         kinds = " or ".join(repr(kind) for kind in FORMATS)
@@ -80,28 +81,37 @@ def save(
 ) -> None:
     """Write a checkpoint folder that `load` opens, and, for a classic model, transformers; the folder must be new.
 
-    With `for_transformers`, a model that transformers would compute wrongly is refused with an InputError.
+    With `for_transformers`, a model that transformers would compute wrongly is refused with an InputError, and one with
+    a class head becomes an ImageGPTForImageClassification, which `load` does not open: it has no generative head. Its
+    logits are those of model.classify(tokens) where it is fed the start token and then all pixels but the last.
     """
     if for_transformers and isinstance(model, ResNet):
         raise InputError("a convolutional network cannot be saved for transformers: it is no Image GPT")
     if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model.config):
+        masked = model.config.objective == "masked"
+        kind = "of the masked objective" if masked else "that is not the paper's network"
+        why = "its causal mask is built in" if masked else "it knows none of the modern options"
         raise InputError(
-            f"a model of the {model.config.objective} objective cannot be saved for transformers, which would compute "
-            "it wrongly: its causal mask is built in; save it without for_transformers and load it with nextpixel"
+            f"a model {kind} cannot be saved for transformers, which would compute it wrongly: {why}; save it without "
+            "for_transformers and load it with nextpixel"
         )
     with new_folder(new_output(folder, "folder")) as part:
-        write_model(model, part, dtype=dtype)
+        write_model(model, part, dtype=dtype, for_transformers=for_transformers)
 
 
-def write_model(model: ImageGPT | ResNet, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+def write_model(
+    model: ImageGPT | ResNet, folder: Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
+) -> None:
     """Write the files of a checkpoint into an existing folder.
 
-    A classic model's folder is that of transformers. Any other has a model_type that transformers does not know.
+    A classic model's folder is that of transformers. Any other has a model_type that transformers does not know, and so
+    has one with a class head, unless it is written for transformers.
     """
     if isinstance(model, ResNet):
         resnet.write(model, folder)
         return
-    layout = transformers if transformers.computes(model.config) else native
+    theirs = transformers.computes(model.config) and (for_transformers or not model.config.classes)
+    layout = transformers if theirs else native
     processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": {"fit": model.fit}}
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}

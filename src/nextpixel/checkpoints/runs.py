@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nextpixel.checkpoints.files import (
     new_folder,
@@ -38,24 +42,62 @@ class Run:
         return new_output(path)
 
     @classmethod
-    def create(cls, path: str | Path, facts: dict[str, Any], unreadable: Sequence[str] = ()) -> Run:
-        """A new run folder. `unreadable` are the lines of unreadable.txt, which is written only if there are any."""
+    def create(
+        cls,
+        path: str | Path,
+        facts: dict[str, Any],
+        unreadable: Sequence[str] = (),
+        arrays: Mapping[str, Any] | None = None,
+        write_model: Callable[[Path], None] | None = None,
+    ) -> Run:
+        """A new run folder; facts["kind"] is the verb that goes on with it.
+
+        `unreadable` are the lines of unreadable.txt and `arrays` go into arrays.npz, if there are any. `write_model`
+        writes checkpoint 0, for a run that needs what it began with no more.
+        """
         run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
             write_json(part / "run.json", facts)
             if unreadable:
                 write_text(part / "unreadable.txt", "\n".join(unreadable) + "\n")
+            if arrays:
+                with (part / "arrays.npz").open("wb") as file:
+                    np.savez(file, **arrays)
+            if write_model is not None:
+                (part / run.folder(0).name).mkdir()
+                write_model(part / run.folder(0).name)
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: str | Path, kind: str | None = None) -> Run:
+        """A run on disk. Raises InputError where there is none, or it is of another kind than asked for."""
         if not (Path(path) / "run.json").is_file():
             raise InputError(f"--resume: expected a run folder with run.json, got {str(path)!r}")
-        return cls(path)
+        run = cls(path)
+        if kind not in (None, run.kind):
+            raise InputError(
+                f"--resume: {path} was begun by nextpixel {run.kind}, not {kind}; go on with: "
+                f"nextpixel {run.kind} --resume {path}"
+            )
+        return run
+
+    @property
+    def kind(self) -> str:
+        """The verb that began it and goes on with it."""
+        return str(self.facts().get("kind", "pretrain"))
 
     def facts(self) -> dict[str, Any]:
         return read_json(self.path / "run.json")
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What Run.create was given as arrays."""
+        path = self.path / "arrays.npz"
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in found}
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{path}: expected the arrays of a run, got a problem with {error}") from None
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, oldest first."""
@@ -81,14 +123,15 @@ class Run:
         return InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it")
 
     def best(self) -> dict[str, Any]:
-        """{"step", "nats"} of the best evaluated checkpoint; empty before the first evaluation."""
+        """{"step", "nats"} or another figure of the best evaluated checkpoint; empty before the first evaluation."""
         path = self.path / "best.json"
         return read_json(path) if path.is_file() else {}
 
-    def offer_best(self, step: int, nats: float) -> None:
-        """Mark this checkpoint as the best if its validation nats per pixel are the lowest so far."""
-        if nats < self.best().get("nats", float("inf")):
-            write_json(self.path / "best.json", {"step": step, "nats": nats})
+    def offer_best(self, step: int, name: str, value: float, *, highest: bool = False) -> None:
+        """Mark this checkpoint as the best if its figure is the lowest so far, or the highest."""
+        before = self.best().get(name)
+        if before is None or (value > before if highest else value < before):
+            write_json(self.path / "best.json", {"step": step, name: value})
 
     def best_checkpoint(self) -> Path:
         """The best checkpoint on validation, else the last."""

@@ -1,5 +1,8 @@
 """The folder of transformers' ImageGPT, which is also the folder of every classic model of ours.
 
+A model with a class head becomes the folder of ImageGPTForImageClassification only when that is asked for: it has no
+generative head, so that nothing of ours reads it.
+
 transformers has a bias on every matrix (the paper has none; they are written as zeros), keeps matrices as (inputs,
 outputs), and holds the start vector as row K of its embedding table.
 """
@@ -20,6 +23,7 @@ from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 
 MODEL_TYPE = "imagegpt"
+CLASSIFIER = "ImageGPTForImageClassification"
 BIAS_AT_MOST = 1e-6
 
 # Ours -> theirs, in block i; True for matrices, which theirs holds transposed and with a bias.
@@ -35,11 +39,16 @@ BLOCK_NAMES: dict[str, tuple[str, bool]] = {
 
 def computes(config: ImageGPTConfig) -> bool:
     """Whether transformers would compute this network rightly."""
-    return config.objective == "autoregressive"
+    return config.is_classic
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
     """The shape that a config.json tells."""
+    if CLASSIFIER in (values.get("architectures") or ()):
+        raise InputError(
+            f"{where}: expected a model that scores pixels, got {CLASSIFIER}, which only classifies; load what "
+            "it was exported from"
+        )
     try:
         side = round(values["n_positions"] ** 0.5)
         config = ImageGPTConfig(
@@ -105,7 +114,10 @@ def state(model: ImageGPT) -> Iterator[tuple[str, Tensor]]:
     yield "transformer.wte.weight", torch.cat([model.token_embedding.detach(), model.start.detach()])
     yield "transformer.wpe.weight", model.position_embedding.detach()
     yield "transformer.ln_f.weight", model.norm.gain.detach()
-    yield "lm_head.weight", model.head.weight.detach()
+    if model.class_head is None:
+        yield "lm_head.weight", model.head.weight.detach()
+    else:
+        yield "score.weight", model.class_head.weight.detach()
     for i, block in enumerate(model.blocks):
         for ours, (theirs, is_matrix) in BLOCK_NAMES.items():
             weight = block.get_parameter(ours).detach()
@@ -116,9 +128,11 @@ def state(model: ImageGPT) -> Iterator[tuple[str, Tensor]]:
 
 def config_values(config: ImageGPTConfig) -> dict[str, Any]:
     """Their config.json."""
-    return {
+    names = dict(enumerate(config.classes))
+    labels = {"id2label": {str(i): name for i, name in names.items()}, "label2id": {n: i for i, n in names.items()}}
+    return (labels if names else {}) | {
         "activation_function": "quick_gelu",
-        "architectures": ["ImageGPTForCausalImageModeling"],
+        "architectures": [CLASSIFIER if names else "ImageGPTForCausalImageModeling"],
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "initializer_range": 0.02,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
-from nextpixel.config import flag
+from nextpixel.config import PretrainConfig, flag, read_recipe
 from nextpixel.errors import InputError
 
 T = TypeVar("T")
@@ -51,6 +51,16 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = Non
     if unknown:
         raise InputError(_unknown(unknown, list(_flags(kind)), verb))
     return args
+
+
+def recipe_defaults(argv: Sequence[str]) -> PretrainConfig | None:
+    """The settings of the recipe that argv names, which are the defaults of its flags."""
+    named = None  # the last one counts, as for every flag
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name == "--recipe" and (equals or i + 1 < len(argv)):
+            named = value if equals else argv[i + 1]
+    return None if named is None else read_recipe(named)
 
 
 def _rules() -> ConstructorRegistry:
@@ -155,6 +165,16 @@ def _flags(kind: Any) -> Iterator[str]:
             yield from _flags(hint)
         elif tyro.conf.Positional not in get_args(hint):
             yield flag(name)
+
+
+def resume_alone(argv: Sequence[str], images: str | None, instead: str) -> None:
+    """Raises InputError for anything beside --resume that decides a run; `instead` is how a new one starts from it."""
+    others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
+    if others or images is not None:
+        raise InputError(
+            f"--resume: expected nothing else, got {' '.join(others) or images}; a run keeps its settings, "
+            f"and a new one can start from it with {instead}"
+        )
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Features:
     layer: str | None = None
     """A number, or several with commas to concatenate; the middle layer unless told."""
     out: Path = Path("features.npz")
-    """A .npz file (features, names) or a .parquet file (a row an image: name, features)."""
+    """A .npz file (features, names, extractor) or a .parquet file (a row an image: name, features)."""
     split: str | None = None
     """Which part, where the source has several (train, test)."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -52,13 +52,13 @@ def run(argv: Sequence[str]) -> None:
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
     model = load_features_model(args.model)
-    from nextpixel.extraction import check_layers, extract
+    from nextpixel.extraction import check_layers, extract, features_name
 
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
     source = open_images(args.images, args.split)
     values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
-    _write(args.out, values, names)
+    _write(args.out, values, names, features_name(model, layers))
     shutil.rmtree(parts)
     for line in unreadable:
         say(f"left out: {line}")
@@ -70,14 +70,14 @@ def run(argv: Sequence[str]) -> None:
     say(f"What they know about labels: {command('probe', labelled, model=args.model.model)}")
 
 
-def _write(out: Path, values: np.ndarray, names: list[str]) -> None:
+def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> None:
     part = out.with_name(f".{out.name}.part")
     try:
         if out.suffix == ".npz":
             import numpy as np
 
             with part.open("wb") as file:
-                np.savez(file, features=values, names=np.array(names))
+                np.savez(file, features=values, names=np.array(names), extractor=np.array(extractor))
         else:
             import pyarrow
             import pyarrow.parquet

@@ -19,6 +19,8 @@ def command(verb: str, *arguments: object, split: str | None = None, model: str 
 
 def first_use(model: ImageGPT, place: str | Path | None) -> str:
     """What to try with a model that lies there; the embedded one for None."""
+    if model.config.classes and place is not None:
+        return f"Classify new images: {command('predict', place, 'new/', '--out', 'predictions.csv')}"
     if model.config.objective == "masked":
         return f"What it makes of pictures: {command('features', 'photos/', model=place)}"
     return f"Half of a picture: {command('complete', 'photo.jpg', model=place)}"

@@ -27,16 +27,19 @@ class Info:
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
     from nextpixel.checkpoints import Run, find_model, load_backbone
+    from nextpixel.checkpoints.files import read_json
+    from nextpixel.extraction import palette_hash
     from nextpixel.model import ImageGPT
-    from nextpixel.probing import palette_hash
 
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
     if (path / "run.json").is_file():
         run = Run.open(path)
-        planned = run.facts()["config"]["steps"]
+        written = run.facts()
+        planned = written["decisions"].get("steps") or written["config"]["steps"]
         done = run.steps()
         facts["run"] = {
+            "begun_by": run.kind,
             "steps": done[-1] if done else 0,
             "of": planned,
             "best": run.best(),
@@ -45,15 +48,16 @@ def run(argv: Sequence[str]) -> None:
         losses = [entry for entry in run.read_log() if "loss" in entry]
         if losses:
             facts["run"]["last_log"] = losses[-1]
+        if (path / "test.json").is_file():
+            facts["run"]["test"] = {k: v for k, v in read_json(path / "test.json").items() if k != "confusion"}
         if not done:
             print_json(facts) if args.output.json else _print(facts)
-            verb = "distill" if run.facts().get("kind") == "distillation" else "pretrain"
-            say(f"No checkpoint yet; train on with: {command(verb, '--resume', path)}")
+            say(f"No checkpoint yet; train on with: {command(run.kind, '--resume', path)}")
             return
     model = load_backbone(args.model)
     facts |= {
         "folder": str(find_model(args.model)),
-        "shape": asdict(model.config),
+        "shape": {name: value for name, value in asdict(model.config).items() if value != ()},
         "parameters": model.config.parameters,
         "palette_sha256": palette_hash(model),
         "fit": model.fit,

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, recipe_defaults, resume_alone
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
-from nextpixel.config import OutputOptions, PretrainConfig, flag, read_recipe
+from nextpixel.config import OutputOptions, PretrainConfig, flag
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -39,14 +39,10 @@ class Pretrain:
 
 
 def run(argv: Sequence[str]) -> None:
-    args = parse(Pretrain, "pretrain", argv, _recipe_defaults(argv))
+    recipe = recipe_defaults(argv)
+    args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
     if args.resume is not None:
-        others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
-        if others or args.images is not None:
-            raise InputError(
-                f"--resume: expected nothing else, got {' '.join(others) or args.images}; a run keeps its settings, "
-                "and a new one can start from it with --init"
-            )
+        resume_alone(argv, args.images, "--init")
     elif args.images is None or args.out is None:
         raise InputError(
             f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
@@ -54,10 +50,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.pretraining import go_on, start_run
+    from nextpixel.pretraining import KIND, go_on, start_run
 
     if args.resume is not None:
-        run = Run.open(args.resume)
+        run = Run.open(args.resume, KIND)
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
@@ -81,13 +77,3 @@ def run(argv: Sequence[str]) -> None:
     else:
         say(f"Pictures drawn while training: {run.path / 'samples'}")
         say(f"Draw from it: {command('sample', model=run.path)}")
-
-
-def _recipe_defaults(argv: Sequence[str]) -> Pretrain:
-    """The defaults of the command line: those of the recipe, where one is named."""
-    named = None  # the last one counts, as for every flag
-    for i, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name == "--recipe" and (equals or i + 1 < len(argv)):
-            named = value if equals else argv[i + 1]
-    return Pretrain() if named is None else Pretrain(config=read_recipe(named))

@@ -156,20 +156,16 @@ def run(argv: Sequence[str]) -> None:
 
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
-    import numpy as np
-
     from nextpixel.data import decode
-    from nextpixel.probing import labels_from_csv, labels_of
+    from nextpixel.probing import given_labels, labels_of_readable
     from nextpixel.sources import open_source
 
     if args.test is None:
         sources = [open_source(args.train, "train"), open_source(args.train, "test")]
     else:
         sources = [open_source(args.train), open_source(args.test)]
-    tables = args.labels, args.test_labels
     labels = [
-        labels_of(source) if table is None else labels_from_csv(table, source.names)
-        for source, table in zip(sources, tables, strict=True)
+        given_labels(source, table) for source, table in zip(sources, (args.labels, args.test_labels), strict=True)
     ]
     found = []
     for source, given, names in zip(sources, (args.train, args.test), labels, strict=True):
@@ -178,7 +174,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
         decoded = decode(source, model.config.side, fit=model.fit)
         for line in decoded.unreadable:
             say(f"left out: {line}")
-        found.append((decoded.squares, names[np.isin(list(source.names), decoded.names)]))
+        found.append((decoded.squares, labels_of_readable(names, source, decoded)))
     return found
 
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_folder, load_model, open_images, write_each
+from nextpixel.cli.drawings import check_file, check_folder, load_model, open_images, write_each
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
+from nextpixel.errors import InputError
 from nextpixel.progress import say
+
+if TYPE_CHECKING:
+    from nextpixel.model import ImageGPT
+    from nextpixel.oddness import Oddness
+
+By = Literal["nats_per_pixel", "nats_corrected", "peak_nats", "feature_distance", "pixel_distance", "png_bytes"]
 
 
 @dataclass(frozen=True)
 class Score:
     """Nats per pixel of each image under the model, the least likely first, and their mean.
 
-    A score of 2.0 means that each pixel cost 2 nats on average; only scores under one palette compare.
+    A score of 2.0 means that each pixel cost 2 nats on average; only scores under one palette compare. With --report,
+    --out or --against five more scores stand beside it: nats for the file size, the hottest spot, distances in features
+    and in pixels, and file size.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -29,19 +41,55 @@ class Score:
     """Which part, where the source has several (train, test)."""
     heatmap: Path | None = None
     """Write a picture of per-pixel surprise beside each image into this new folder."""
+    report: Path | None = None
+    """Write one self-contained .html page: the oddest images, where each surprises, a histogram, a sortable table."""
+    out: Path | None = None
+    """Write every score of every image into this .csv file."""
+    against: str | None = None
+    """Normal images: a random half is what distances are taken to, the other half gives each score a p-value."""
+    false_alarms: float | None = None
+    """With --against: list only the images beyond the threshold that this part of normal images passes, as in 0.01."""
+    by: By = "nats_per_pixel"
+    """The score that orders the images and that the threshold is about."""
+    seed: int = 0
+    """Fixes which normal images go into which half."""
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+        if self.false_alarms is not None and self.against is None:
+            raise InputError("--false-alarms: expected --against with normal images beside it, got none")
+        if self.false_alarms is not None and not 0 < self.false_alarms < 1:
+            raise InputError(f"--false-alarms: expected a number between 0 and 1, got {self.false_alarms}")
+        if self.by != "nats_per_pixel" and not self.wants_table:
+            raise InputError(f"--by {self.by}: expected --report, --out or --against beside it, got none")
+
+    @property
+    def wants_table(self) -> bool:
+        return any(option is not None for option in (self.report, self.out, self.against))
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Score, "score", argv)
     check_folder(args.heatmap, "--heatmap")
+    inputs = [args.images, *([args.against] if args.against is not None else [])]
+    if args.report is not None:
+        check_file(args.report, ".html", inputs, "--report")
+    if args.out is not None:
+        check_file(args.out, ".csv", inputs)
     model = load_model(args.model)
-    import numpy as np
+    if args.wants_table:
+        _table(args, model)
+    else:
+        _likelihoods(args, model)
 
+
+def _likelihoods(args: Score, model: ImageGPT) -> None:
+    """Nats per pixel alone."""
     from nextpixel.data import decode
-    from nextpixel.evaluation import square_nats
-    from nextpixel.images import heatmap
+    from nextpixel.evaluation import mean_and_error, square_nats
 
     images = decode(open_images(args.images, args.split), model.config.side, fit=model.fit)
     for line in images.unreadable:
@@ -52,18 +100,8 @@ def run(argv: Sequence[str]) -> None:
         maps = np.concatenate(list(square_nats(model, images.squares)))
         nats = maps.mean((1, 2))
     order = np.argsort(-nats, kind="stable")
-    mean = float(nats.mean(dtype=np.float64))
-    error = float(nats.std(ddof=1) / len(nats) ** 0.5) if len(nats) > 1 else 0.0
-    files = []
-    if maps is not None:
-        top = float(np.quantile(maps, 0.999))
-        pairs = np.stack(
-            [
-                np.concatenate([images.squares[i], heatmap(maps[i], vmax=top)], axis=1).repeat(8, 0).repeat(8, 1)
-                for i in order
-            ]
-        )
-        files = write_each(args.heatmap, pairs, [Path(images.names[i]).stem for i in order])
+    files = [] if maps is None else _heatmaps(args.heatmap, images.squares[order], maps[order], images.names, order)
+    mean, error = mean_and_error(nats)
     if args.output.json:
         scores = [{"name": images.names[i], "nats_per_pixel": float(nats[i])} for i in order]
         print_json(
@@ -82,3 +120,114 @@ def run(argv: Sequence[str]) -> None:
     if args.heatmap is None:
         again = command("score", args.images, "--heatmap", "surprise/", split=args.split, model=args.model.model)
         say(f"Where each image surprises: {again}")
+
+
+def _table(args: Score, model: ImageGPT) -> None:
+    """Every score, the page and the CSV file."""
+    from nextpixel.checkpoints.files import write_text
+    from nextpixel.evaluation import mean_and_error, square_nats
+    from nextpixel.oddness import COLUMNS, odd_images
+    from nextpixel.oddness_page import CARDS_AT_MOST, format_value, page
+
+    source = open_images(args.images, args.split)
+    normal = None if args.against is None else open_images(args.against, None)
+    odd = odd_images(
+        model, source, against=normal, false_alarms=args.false_alarms, dtype=args.model.dtype, seed=args.seed
+    )
+    for line in odd.unreadable:
+        say(f"left out: {line}")
+    order = odd.order(args.by)
+    rows = [_row(odd, i) for i in order]
+    files: list[str] = []
+    shown = order if args.heatmap is not None else order[:CARDS_AT_MOST]
+    if args.heatmap is not None or args.report is not None:
+        maps = np.concatenate(list(square_nats(model, odd.squares[shown])))
+        files = _heatmaps(args.heatmap, odd.squares[shown], maps, odd.names, shown)
+    if args.report is not None:
+        text = page(
+            odd, maps[:CARDS_AT_MOST], source=args.images, model=args.model.model or "embedded", by=args.by,
+            against=args.against, false_alarms=args.false_alarms,
+        )  # fmt: skip
+        write_text(args.report, text)
+    if args.out is not None:
+        lines = io.StringIO()
+        writer = csv.DictWriter(lines, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(args.out, lines.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+    mean, error = mean_and_error(odd.values["nats_per_pixel"])
+    alarms = _alarms(args, odd)
+    if args.output.json:
+        print_json(
+            {
+                "mean": mean,
+                "standard_error": error,
+                "by": args.by,
+                "images": rows,
+                **({"alarms": alarms} if alarms else {}),
+                "report": None if args.report is None else str(args.report),
+                "out": None if args.out is None else str(args.out),
+                "heatmaps": files,
+                "unreadable": odd.unreadable,
+            }
+        )
+    else:
+        for i in order:
+            p = odd.p_values[args.by][i] if odd.p_values else None
+            if args.false_alarms is None or (p is not None and p <= args.false_alarms):
+                told = "" if p is None else f"  p {p:.2g}"
+                print(f"{format_value(args.by, odd.values[args.by][i])}{told}  {odd.names[i]}")
+        if alarms:
+            print(
+                f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[args.by].title} "
+                f"{format_value(args.by, alarms['thresholds'][args.by])}, where {100 * alarms['rate']:g} % of normal "
+                f"images are; {alarms['rate'] * len(odd):.1f} were to be expected"
+            )
+        print(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(odd)} images")
+        for path in (args.report, args.out):
+            if path is not None:
+                print(path)
+    if normal is None:
+        again = command(
+            "score", args.images, "--against", "normal/", "--report", args.report or "odd.html",
+            split=args.split, model=args.model.model,
+        )  # fmt: skip
+        say(f"With p-values from images you know to be normal: {again}")
+    elif args.report is None:
+        again = command(
+            "score", args.images, "--against", str(args.against), "--report", "odd.html",
+            split=args.split, model=args.model.model,
+        )  # fmt: skip
+        say(f"To look at them: {again}")
+
+
+def _row(odd: Oddness, i: int) -> dict[str, Any]:
+    """One image of the table, as the CSV file and --json have it."""
+    row: dict[str, Any] = {"name": odd.names[i]} | {name: float(values[i]) for name, values in odd.values.items()}
+    row["png_bytes"] = int(row["png_bytes"])
+    return row | {f"p_{name}": float(values[i]) for name, values in odd.p_values.items()}
+
+
+def _alarms(args: Score, odd: Oddness) -> dict[str, Any]:
+    """The threshold of every score and the number of images beyond that of --by; nothing without --false-alarms."""
+    if args.false_alarms is None:
+        return {}
+    return {
+        "rate": args.false_alarms,
+        "images": int((odd.p_values[args.by] <= args.false_alarms).sum()),
+        "thresholds": {name: odd.threshold(args.false_alarms, name) for name in odd.values},
+    }
+
+
+def _heatmaps(
+    folder: Path | None, squares: np.ndarray, maps: np.ndarray, names: Sequence[str], order: np.ndarray
+) -> list[str]:
+    """Each square beside its map, enlarged, into the folder; returns the paths."""
+    if folder is None:
+        return []
+    from nextpixel.images import heatmap
+
+    top = float(np.quantile(maps, 0.999))
+    pairs = [np.concatenate([square, heatmap(m, vmax=top)], axis=1) for square, m in zip(squares, maps, strict=True)]
+    large = np.stack(pairs).repeat(8, 1).repeat(8, 2)
+    return write_each(folder, large, [Path(names[i]).stem for i in order])

@@ -1,0 +1,99 @@
+"""nextpixel finetune"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json, resume_alone
+from nextpixel.cli.drawings import open_images, tell_split
+from nextpixel.cli.hints import command
+from nextpixel.config import FinetuneConfig, OutputOptions, flag
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Teach a model classes from labelled images (all its weights, unless --freeze-trunk), or go on with a run.
+
+    The loss is the generative one plus that of a class head, as in Chen et al. 2020. Part of the training images is
+    held out; the best accuracy there decides which model is kept and when to stop. Test images are looked at once, at
+    the end. Ctrl-C saves and prints the command that goes on.
+    """
+
+    train: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TRAIN]")] = None
+    """Labelled images: a folder a class, a parquet file, .npz, a hub name."""
+    test: str | None = None
+    """Labelled test images; their test split, where they have several. Without this no test is made."""
+    out: Path | None = None
+    """The new run folder."""
+    resume: Path | None = None
+    """Go on with this run; takes no other setting."""
+    model: str | None = None
+    """What to begin with: a checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    labels: Path | None = None
+    """Labels of TRAIN as a CSV file with the columns file and label; unless told its folders or columns say them."""
+    test_labels: Path | None = None
+    """The same for the test images."""
+    split: str | None = None
+    """Which part of TRAIN, where it has several."""
+    config: FinetuneConfig = field(default_factory=FinetuneConfig)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Finetune, "finetune", argv)
+    if args.resume is not None:
+        resume_alone(argv, args.train, "--model")
+    elif args.train is None or args.out is None:
+        raise InputError(
+            f"expected labelled images and {flag('out')}, as in: nextpixel finetune labelled/ --out runs/clf "
+            "(or --resume runs/clf to go on with a run)"
+        )
+    elif args.test_labels is not None and args.test is None:
+        raise InputError("--test-labels: expected test images for them, got no --test")
+    from nextpixel.checkpoints import Run
+    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.finetuning import KIND, go_on, open_test, start_run, test_score
+    from nextpixel.metrics import wilson_interval
+
+    if args.resume is not None:
+        run = Run.open(args.resume, KIND)
+    else:
+        assert args.train is not None and args.out is not None
+        parent_exists(args.out)
+        if args.split is None:
+            open_images(args.train, None)  # only to say which split it is
+        if args.test is not None:
+            tell_split(open_test(args.test), args.test)
+        run = start_run(
+            args.model,
+            args.train,
+            args.out,
+            args.config,
+            args.labels,
+            split=args.split,
+            test=args.test,
+            test_labels=args.test_labels,
+        )
+    again = command("finetune", "--resume", run.path)
+    try:
+        go_on(run)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
+    best, score, facts = run.best(), test_score(run), run.facts()
+    if args.output.json:
+        print_json({"run": str(run.path), "best": best, "test": score, "config": facts["config"]})
+    else:
+        count = facts["data"]["validation_images"]
+        print(f"{run.path}: best validation accuracy {best['accuracy']:.1%} of {count:,} at step {best['step']:,}")
+        if score:
+            low, high = wilson_interval(score["accuracy"], score["images"])
+            auc = "" if score["auc"] is None else f", AUC {score['auc']:.3f}"
+            print(f"test accuracy {score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%}){auc}")
+    say(f"Classify new images: {command('predict', run.path, 'new/', '--out', 'predictions.csv')}")

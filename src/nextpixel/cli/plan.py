@@ -1,0 +1,134 @@
+"""nextpixel plan"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nextpixel.cli.arguments import parse, print_json, recipe_defaults
+from nextpixel.config import ImageGPTConfig, OutputOptions, PretrainConfig
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """What a pretraining run will take, before it starts: memory on each device, time, price. Nothing is run.
+
+    Takes the settings of pretrain, or a recipe.
+    """
+
+    images: str | None = None
+    """How many training images there are, as in 50000 or 1.28M, or where they lie; tells the epochs."""
+    hardware: str = "h200"
+    """The device: b200, h200, h100, a100-80gb, a100-40gb, l40s, rtx4090 or v100."""
+    count: int = 1
+    """How many of them."""
+    hourly_rate: float | None = None
+    """Price of one device for an hour, in any currency."""
+    utilisation: float | None = None
+    """Model FLOPs over the device's peak, as nextpixel bench train measures it; 0.4 unless told."""
+    recipe: str | None = None
+    """A shipped recipe by name, or a TOML file of settings; flags go over it."""
+    config: PretrainConfig = field(default_factory=PretrainConfig)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    recipe = recipe_defaults(argv)
+    args = parse(PlanRun, "plan", argv, None if recipe is None else PlanRun(config=recipe))
+    from nextpixel.plan import ASSUMED_UTILISATION, HARDWARE, make_plan
+
+    if args.hardware not in HARDWARE:
+        raise InputError(f"--hardware: expected one of {', '.join(HARDWARE)}, got {args.hardware!r}")
+    if args.count < 1:
+        raise InputError(f"--count: expected at least 1, got {args.count}")
+    if args.utilisation is not None and not 0 < args.utilisation <= 1:
+        raise InputError(f"--utilisation: expected a number above 0 and at most 1, got {args.utilisation}")
+    if args.hourly_rate is not None and not args.hourly_rate >= 0:
+        raise InputError(f"--hourly-rate: expected 0 or more, got {args.hourly_rate}")
+    images = None if args.images is None else _count(args.images)
+    hardware, config = HARDWARE[args.hardware], args.config
+    shape = _shape(config)
+    plan = make_plan(
+        shape,
+        hardware,
+        steps=config.steps,
+        batch_images=config.batch_images,
+        devices=args.count,
+        utilisation=args.utilisation or ASSUMED_UTILISATION,
+        dtype="fp32" if config.dtype == "fp32" else "bf16",
+        optimizer=config.chosen_optimizer,
+        checkpointed=True if config.checkpoint_activations else None,
+    )
+    device_hours = plan.seconds / 3600 * args.count
+    price = None if args.hourly_rate is None else device_hours * args.hourly_rate
+    epochs = None if images is None else plan.images / images
+    if args.output.json:
+        facts = asdict(plan) | {"memory_bytes": plan.layout.memory.total, "epochs": epochs, "price": price}
+        print_json(facts | {"hardware": asdict(hardware), "shape": asdict(shape), "device_hours": device_hours})
+        return
+    layout, need = plan.layout, plan.layout.memory
+    gb = {name: value / 1e9 for name, value in asdict(need).items()}
+    print(f"parameters         {plan.parameters:,}")
+    print(
+        f"work               {plan.flops_per_image / 1e9:,.1f} GFLOP an image, {plan.images:,} images"
+        + (f" ({epochs:,.1f} epochs)" if epochs is not None else "")
+        + f": {plan.flops:.2e} FLOP"
+    )
+    print(
+        f"layout             {args.count} x {hardware.name}, {layout.name}, "
+        f"{layout.micro_batch_images} images at a time"
+        + (", activations recomputed" if layout.checkpoint_activations else "")
+    )
+    print(
+        f"memory a device    {need.total / 1e9:.1f} of {hardware.memory_bytes / 1e9:.0f} GB: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in gb.items())
+    )
+    print(f"time               {_duration(plan.seconds)} at {plan.utilisation:.0%} of the peak; {hardware.source}")
+    if price is not None:
+        print(f"price              {price:,.0f} for {device_hours:,.0f} device hours at {args.hourly_rate:g}")
+    print(
+        f"drawing            at least {plan.drawing_seconds_at_least:.2f} s for one picture, at most "
+        f"{plan.drawing_batch_images_per_second_at_most:,.0f} pictures/s in full batches"
+    )
+    if args.utilisation is None:
+        say("The share of the peak is assumed; measure it on the device with: nextpixel bench train")
+
+
+def _shape(config: PretrainConfig) -> ImageGPTConfig:
+    if config.init is None:
+        from nextpixel.palette import Palette
+
+        return config.model(len(Palette.read(config.palette)) if config.palette else ImageGPTConfig().colors)
+    from nextpixel.checkpoints import load
+
+    return load(config.init).config
+
+
+def _count(text: str) -> int:
+    """50000, 1.28M, or the number of images in a source."""
+    number, scale = (text[:-1], SCALES[text[-1].lower()]) if text[-1:].lower() in SCALES else (text, 1.0)
+    try:
+        value = float(number) * scale
+    except ValueError:
+        if not Path(text).exists():
+            raise InputError(
+                f"--images: expected a number such as 50000 or 1.28M, or a folder of images, got {text!r}"
+            ) from None
+        from nextpixel.sources import open_source
+
+        return len(open_source(text))
+    if not 1 <= value < float("inf"):
+        raise InputError(f"--images: expected at least 1, got {text}")
+    return round(value)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"

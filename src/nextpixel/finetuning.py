@@ -1,0 +1,300 @@
+"""Fine-tuning: an Image GPT learns classes from labelled images, and goes on learning pixels beside them.
+
+The loss is that of Chen et al. 2020, section 2.2: the generative loss plus the cross-entropy of a linear class head on
+the last layer's mean, with equal weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextpixel import optim
+from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
+from nextpixel.checkpoints.files import read_json, write_json
+from nextpixel.config import INIT_RATE, FinetuneConfig, ImageGPTConfig, peak_rate, replace_checked
+from nextpixel.data import Batches, DecodedSet, decode
+from nextpixel.devices import autocast, choose_device, set_threads
+from nextpixel.errors import InputError
+from nextpixel.model import ImageGPT
+from nextpixel.preparation import (
+    Decisions,
+    TokenBatch,
+    accumulate,
+    create_run,
+    decide,
+    decode_sets,
+    find_sets,
+    named,
+    pixel_loss,
+    reading,
+    ready,
+    token_batches,
+)
+from nextpixel.probing import LinearProbe, choose_labels, given_labels, held_out, labels_of_readable
+from nextpixel.progress import say
+from nextpixel.sources import Source, open_source
+from nextpixel.training import Cadence, train
+
+KIND = "finetune"
+
+
+def finetune(
+    model: ImageGPT | str | Path | None = None,
+    images: Any = None,
+    labels: ArrayLike | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    split: str | None = None,
+    test: Any = None,
+    test_labels: ArrayLike | str | Path | None = None,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> ImageGPT:
+    """Teach a model classes, or go on with a run; returns the one with the best validation accuracy.
+
+    model     an ImageGPT, which stays as it is, or what load() takes; the embedded model for None
+    labels    (N,) numbers or names, or a CSV file with the columns file and label; the source's own unless given
+    out       the new run folder; `resume` names one to go on with, and takes no settings
+    test      labelled images that are looked at once, at the end: their figures go into the run's test.json
+
+    `settings` are the fields of FinetuneConfig (epochs, learning_rate, labels_per_class, ...). Part of the training
+    images is held out to validate on. The model that returns completes and samples as before, and classifies:
+    LinearProbe.of(model).predict(images).
+    Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
+    KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
+    """
+    if resume is not None:
+        if settings or not (out is model is split is labels is test_labels is None):
+            raise InputError("--resume takes the settings of its run; expected none beside it")
+        return go_on(Run.open(resume, KIND), images, test)
+    if images is None or out is None:
+        raise InputError("finetune needs labelled images and a new folder (--out), or a run to go on with (--resume)")
+    config = replace_checked(FinetuneConfig(), settings, where="finetune")
+    run = start_run(model, images, Path(out), config, labels, split=split, test=test, test_labels=test_labels)
+    return go_on(run, images, test)
+
+
+def start_run(
+    model: ImageGPT | str | Path | None,
+    images: Any,
+    out: Path,
+    config: FinetuneConfig,
+    labels: ArrayLike | str | Path | None = None,
+    *,
+    split: str | None = None,
+    test: Any = None,
+    test_labels: ArrayLike | str | Path | None = None,
+) -> Run:
+    """Decode the images, choose among them, decide everything once, and create the run folder with its checkpoint 0."""
+    Run.new_path(out)  # refuses before any work is done
+    config = replace(config, cache=config.cache and os.path.abspath(config.cache))
+    choose_device(config.device)
+    network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
+    network.fit = config.fit or network.fit
+    side = network.config.side
+
+    source = open_source(images, split)
+    names = given_labels(source, labels)
+    sets: tuple[DecodedSet, ...] = decode_sets(source, config, side, network.fit, None)
+    names = labels_of_readable(names, source, sets[0])
+    classes, numbers = np.unique(names.astype(str), return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"{source.source_name}: expected images of at least two classes, got only {str(classes[0])!r}")
+    chosen = choose_labels(names, config.labels_per_class, config.seed, 0)
+    held = held_out(numbers[chosen], config.validation_fraction, config.seed)
+    if not held.any():
+        raise InputError(
+            f"{source.source_name}: expected two images of some class at least, to hold one out for validation, got "
+            "one of each; add some, or raise --labels-per-class"
+        )
+    arrays = {"labels": numbers, "train": chosen[~held], "validation": chosen[held]}
+    data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
+    unreadable = sets[0].unreadable
+    if test is not None:
+        test_source = open_test(test)
+        test_names = given_labels(test_source, test_labels)
+        sets += (decode(test_source, side, cache=config.cache, fit=network.fit),)
+        test_names = labels_of_readable(test_names, test_source, sets[2]).astype(str)
+        strangers = np.setdiff1d(test_names, classes)
+        if len(strangers):
+            raise InputError(
+                f"{test_source.source_name}: expected the classes of the training images, got {str(strangers[0])!r} "
+                "as well"
+            )
+        arrays["test_labels"] = np.searchsorted(classes, test_names)
+        data["test"] = named(test, test_source.split)
+        unreadable = unreadable + sets[2].unreadable
+
+    network.set_classes([str(name) for name in classes])
+    begun_from = "a model in memory" if isinstance(model, ImageGPT) else Path(str(model or EMBEDDED)).name
+    network.facts = network.facts | {
+        "finetuned_from": begun_from,
+        "finetuned_on": data["source"],
+        "labels_per_class": config.labels_per_class or "all",
+        "finetuning_seed": config.seed,
+    }
+    decided = decide(
+        config,
+        shape=network.config,
+        steps=config.epochs * epoch_steps(config, len(arrays["train"])),
+        images=len(arrays["train"]),
+        peak_rate=peak_rate(network.config.parameters) * INIT_RATE,
+        fit=network.fit,
+        sets=sets,
+    )
+    return create_run(
+        out,
+        KIND,
+        config,
+        decided,
+        shape=network.config,
+        palette=network.palette,
+        data=data,
+        unreadable=unreadable,
+        arrays=arrays,
+        write_model=lambda folder: write_model(network, folder),
+    )
+
+
+def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
+    """Train a run from its last checkpoint to its end, and then look at the test images; returns its best model."""
+    with reading(run) as facts:
+        config = FinetuneConfig(**facts["config"])
+        decided = Decisions(**facts["decisions"])
+        shape = ImageGPTConfig(**facts["model"])
+        data = {name: facts["data"][name] for name in ("source", "path", "split")}
+        arrays = run.arrays()
+        labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
+    choose_device(decided.device)  # still there?
+    set_threads(decided.threads)
+    train_set, validation_set = find_sets(
+        (decided.train_key, decided.validation_key),
+        config.cache,
+        data,
+        images,
+        lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"]),
+    )
+    steps = run.steps()
+    if not steps:
+        raise InputError(f"{run.path}: expected a checkpoint to go on from, got none; start a new run")
+    try:
+        model = load(run.folder(steps[-1]))
+    except InputError as error:
+        raise run.damaged(steps[-1], error) from None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
+    ready(model, config, decided)
+    batches = Batches(
+        train_set.squares,
+        train_numbers,
+        side=shape.side,
+        batch_images=config.batch_images,
+        augment=config.augment,
+        seed=config.seed,
+    )
+    tokens_at, placed = token_batches(batches, model, decided.device)
+
+    def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
+        return tokens_at(step), torch.from_numpy(labels[batches.numbers(step)])
+
+    def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
+        (tokens, hidden), classes = placed(batch[0]), batch[1].to(decided.device)
+
+        def loss_of(rows: slice) -> Tensor:
+            part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
+            with autocast(decided.device, decided.dtype):
+                if config.freeze_trunk:  # the generative loss would be a constant
+                    return F.cross_entropy(model.classify(part, hidden_part).float(), classes[rows])
+                logits, class_logits = model.forward_both(part, hidden_part)
+            return pixel_loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
+
+        return accumulate(loss_of, len(tokens), decided)
+
+    held_squares = validation_set.squares[validation_numbers]
+    held_names = np.array(shape.classes)[labels[validation_numbers]]
+
+    def evaluate(step: int) -> dict[str, float]:
+        model.eval()
+        score = LinearProbe.of(model).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
+        model.train()
+        say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
+        return {"validation_accuracy": score.accuracy}
+
+    train(
+        run,
+        Cadence(
+            decided.steps,
+            config.log_every_steps,
+            config.evaluate_every_epochs * epoch_steps(config, len(train_numbers)),
+            config.checkpoint_every_steps,
+            config.checkpoint_every_minutes,
+        ),
+        model=model,
+        optimizers=optim.adam(model),
+        batch_at=batch_at,
+        step=step,
+        rate_at=lambda step: optim.constant_rate(step, warmup_steps=decided.warmup_steps, peak=decided.learning_rate),
+        evaluate=evaluate,
+        write_model=lambda folder: write_model(model, folder),
+        images_per_step=config.batch_images,
+        clip_norm=config.clip_norm,
+        figure="validation_accuracy",
+        highest=True,
+        patience=config.patience,
+    )
+    best = load(run.path)
+    if decided.test_key is not None:
+        _test(run, best, facts["data"]["test"], test, config, decided, arrays["test_labels"])
+    return best
+
+
+def epoch_steps(config: FinetuneConfig, images: int) -> int:
+    """Optimiser steps that see every training image at least once."""
+    return -(-images // config.batch_images)
+
+
+def open_test(images: Any) -> Source:
+    """Labelled test images: the test split of a source that has several."""
+    source = open_source(images)
+    return source if source.split is None or isinstance(images, Source) else open_source(images, "test")
+
+
+def test_score(run: Run) -> dict[str, Any]:
+    """What the best model of a run reached on its test images; empty without any, or before the end."""
+    path = run.path / "test.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _test(
+    run: Run,
+    model: ImageGPT,
+    data: dict[str, Any],
+    images: Any,
+    config: FinetuneConfig,
+    decided: Decisions,
+    labels: NDArray[np.int64],
+) -> None:
+    step = run.best()["step"]
+    if test_score(run).get("step") == step:
+        return
+
+    def again(found: Any) -> tuple[DecodedSet]:
+        source = open_test(found) if images is not None else open_source(found, data["split"])
+        return (decode(source, model.config.side, cache=config.cache, fit=decided.fit),)
+
+    (found,) = find_sets([str(decided.test_key)], config.cache, data, images, again)
+    model.to(decided.device)
+    names = np.array(model.config.classes)[labels]
+    score = LinearProbe.of(model).evaluate_squares(found.squares, names, dtype=decided.dtype)
+    write_json(run.path / "test.json", {"step": step} | asdict(score) | {"confusion": score.confusion.tolist()})
+    model.to("cpu")

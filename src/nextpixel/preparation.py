@@ -1,0 +1,254 @@
+"""What every kind of training run decides and records before its first step, and finds again when it goes on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextpixel import optim, plan
+from nextpixel.checkpoints import Run
+from nextpixel.config import Fit, ImageGPTConfig, RunConfig
+from nextpixel.data import Batches, DecodedSet, decode, read_decoded, stored_side
+from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
+from nextpixel.errors import InputError
+from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
+from nextpixel.palette import Palette
+from nextpixel.progress import say
+
+COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
+CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
+
+TokenBatch = tuple[Tensor, Tensor | None]  # tokens (B, T), or squares to encode; which are hidden (B, T)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What "auto" came to; decided once, so that a resumed run goes on as it began."""
+
+    device: str
+    dtype: str
+    compile: bool
+    threads: int
+    micro_batch_images: int
+    learning_rate: float
+    warmup_steps: int
+    fit: Fit
+    train_key: str
+    validation_key: str
+    test_key: str | None = None
+    steps: int = 0
+    """In all; 0 in runs that were begun before this was recorded."""
+
+
+def decide(
+    config: RunConfig,
+    *,
+    shape: ImageGPTConfig,
+    steps: int,
+    images: int,
+    peak_rate: float,
+    fit: Fit,
+    sets: Sequence[DecodedSet],
+) -> Decisions:
+    """Decide for a run of that many steps over that many training images.
+
+    `peak_rate` holds unless the settings name one; `sets` are those of training, validation and perhaps test.
+    """
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    batch = config.batch_images
+    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=config.checkpoint_activations)
+    seconds = steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
+    return Decisions(
+        device=device,
+        dtype=dtype,
+        compile=config.compile == "on"
+        or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
+        threads=set_threads(config.threads),
+        micro_batch_images=config.micro_batch_images
+        or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
+        learning_rate=config.learning_rate or peak_rate,
+        warmup_steps=optim.default_warmup_steps(steps, images, batch)
+        if config.warmup_steps is None
+        else config.warmup_steps,
+        fit=fit,
+        train_key=sets[0].key,
+        validation_key=sets[1].key,
+        test_key=sets[2].key if len(sets) > 2 else None,
+        steps=steps,
+    )
+
+
+def create_run(
+    out: Path,
+    kind: str,
+    config: RunConfig,
+    decided: Decisions,
+    *,
+    shape: ImageGPTConfig,
+    palette: Palette,
+    data: Mapping[str, Any],
+    unreadable: Sequence[str],
+    arrays: Mapping[str, Any] | None = None,
+    write_model: Callable[[Path], None] | None = None,
+) -> Run:
+    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create."""
+    facts = {
+        "kind": kind,
+        "config": asdict(config),
+        "decisions": asdict(decided),
+        "model": asdict(shape),
+        "palette": {"sha256": palette.hash, "colors": palette.colors.tolist()},
+        "data": {**data, "unreadable": len(unreadable)},
+        "versions": _versions(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    run = Run.create(out, facts, unreadable, arrays, write_model)
+    if unreadable:
+        say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
+    return run
+
+
+@contextmanager
+def reading(run: Run) -> Iterator[dict[str, Any]]:
+    """The facts of run.json; what is wrong with them becomes an InputError that names the file."""
+    facts = run.facts()
+    try:
+        yield facts
+    except (KeyError, TypeError, ValueError) as error:
+        name = {"pretrain": "pretraining", "finetune": "fine-tuning"}.get(run.kind, run.kind)
+        raise InputError(f"{run.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
+
+
+def palette_of(facts: dict[str, Any], cache: str | None) -> Palette:
+    """The colours that run.json holds."""
+    return Palette(np.array(facts["palette"]["colors"], np.float32), cache)
+
+
+def named(images: Any, split: str | None) -> dict[str, Any]:
+    """Where images come from, for run.json."""
+    is_path = isinstance(images, str | os.PathLike)
+    return {
+        "source": str(images) if is_path else type(images).__name__,
+        "path": absolute(str(images)) if is_path else None,
+        "split": split,
+    }
+
+
+def decode_sets(
+    images: Any, config: RunConfig, side: int, fit: Fit, split: str | None, validation: Any = None
+) -> tuple[DecodedSet, DecodedSet]:
+    """The training set as it is augmented from, and squares at the model's side to validate on.
+
+    Without `validation` images the second shows the same pictures as the first.
+    """
+    stored = stored_side(side, config.augment)
+    train = decode(images, stored, split=split, cache=config.cache, fit=fit)
+    if validation is not None:
+        return train, decode(validation, side, cache=config.cache, fit=fit)
+    return train, train if stored == side else decode(images, side, split=split, cache=config.cache, fit=fit)
+
+
+def find_sets(
+    keys: Sequence[str], cache: str | None, data: Mapping[str, Any], images: Any, decode: Callable[[Any], Any]
+) -> tuple[DecodedSet, ...]:
+    """The sets a run began with: from the cache, else decoded again, and then they must be the same.
+
+    `decode` makes the sets of those keys from `images`, or, without them, from the path that `data` tells.
+    """
+    try:
+        return tuple(read_decoded(key, cache) for key in keys)
+    except FileNotFoundError:
+        pass
+    if images is None and data["path"] is None:
+        raise InputError("this run was begun with images in memory, which are gone; pass them again as `images`")
+    sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
+    if [found.key for found in sets] != list(keys):
+        raise InputError(
+            f"{data['source']}: expected the images the run began with, got others (files were added, removed or "
+            "changed); restore them, or start a new run"
+        )
+    return sets
+
+
+def ready(model: ImageGPT, config: RunConfig, decided: Decisions) -> None:
+    """Put the model where it is trained, in train mode, compiled block by block where that was decided."""
+    model.to(decided.device).train()
+    model.checkpoint_activations = config.checkpoint_activations
+    if decided.compile:
+        for block in model.blocks:
+            block.compile()
+
+
+def token_batches(
+    batches: Batches, model: ImageGPT, device: str
+) -> tuple[Callable[[int], TokenBatch], Callable[[TokenBatch], TokenBatch]]:
+    """(batch_at, placed): a step's tokens, with a mask for a masked model; and the same on the device.
+
+    On a CPU colours become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
+    """
+    palette, encode_here, masked = model.palette, device == "cpu", model.config.objective == "masked"
+
+    def batch_at(step: int) -> TokenBatch:
+        squares = batches(step)
+        hidden = torch.from_numpy(batches.masks(step)) if masked else None
+        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden
+
+    def placed(batch: TokenBatch) -> TokenBatch:
+        pixels = batch[0].to(device)
+        return pixels if encode_here else palette.encode(pixels), None if batch[1] is None else batch[1].to(device)
+
+    return batch_at, placed
+
+
+def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+    """The mean generative loss: over all pixels, or, of a masked model, over each image's hidden ones."""
+    if hidden is None:
+        return cross_entropy(logits, tokens)
+    return masked_cross_entropy(logits, tokens, hidden).mean()
+
+
+def accumulate(loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
+    """Backward of a batch's mean loss, in parts that fit the memory; returns it, detached.
+
+    `loss_of(rows)` is the mean loss of those rows of the batch.
+    """
+    total = torch.zeros((), device=decided.device)
+    for start in range(0, images, decided.micro_batch_images):
+        rows = slice(start, min(start + decided.micro_batch_images, images))
+        loss = loss_of(rows) * ((rows.stop - rows.start) / images)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def absolute(path: str | None) -> str | None:
+    """Where that file or folder lies, from wherever; a name that is none stays as it is."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        found["nextpixel"] = version("nextpixel")
+    except PackageNotFoundError:
+        found["nextpixel"] = "not installed"
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return found
+    return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
