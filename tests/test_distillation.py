@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nextpixel
-from nextpixel import ImageGPTConfig, InputError, Palette, distillation, extraction, optim
+from nextpixel import ImageGPTConfig, InputError, Palette, extraction, optim
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.data import Batches
@@ -151,6 +151,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         ("photos.npy --out run --validation-fraction 1", "--validation-fraction"),
         ("--resume model", "--resume: expected a run folder"),
         ("--resume model --steps 3", "--resume: expected nothing else"),
+        ("photos.npy --resume model", "--resume: expected nothing else, got photos.npy"),
     ],
 )
 def test_bad_input_is_one_sentence(desk: Path, capsys: pytest.CaptureFixture, command: str, sentence: str) -> None:
@@ -166,7 +167,34 @@ def test_runs_of_another_kind_and_unknown_settings_are_refused(desk: Path) -> No
         distill("photos.npy", out="run", wings=2)
     with pytest.raises(InputError, match="expected none beside it"):
         distill(resume="run", steps=3)
-    Path("other").mkdir()
-    Path("other/run.json").write_text(json.dumps({"config": {"steps": 3}}))
-    with pytest.raises(InputError, match="expected a distillation"):
-        distillation.go_on(Run.open("other"))
+    for kind, sentence in (
+        ("pretrain", "was begun by nextpixel pretrain, not distill; go on with: nextpixel pretrain --resume"),
+        ("distill", "run.json: expected a distillation run, got a problem with 'decisions'"),
+    ):
+        Path(kind).mkdir()
+        Path(kind, "run.json").write_text(json.dumps({"kind": kind, "config": {"steps": 3}}))
+        with pytest.raises(InputError, match=sentence):
+            distill(resume=kind)
+
+
+def test_the_best_student_on_held_out_images_is_kept_and_other_verbs_leave_it_alone(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    student = distill(["photos.npy", "photos.npy"], out="run", model="model", **SETTINGS | {"steps": 12})
+    run = Run("run")
+    told = {e["step"]: e["validation_distance"] for e in run.read_log() if "validation_distance" in e}
+    best = min(told, key=lambda step: told[step])
+    assert len(told) == 3 and run.best() == {"step": best, "distance": told[best]}
+    kept = nextpixel.load_backbone(run.folder(best))
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), student.parameters(), strict=True))
+    facts = run.facts()
+    assert facts["kind"] == "distill" and facts["model"]["targets"] == 16
+    assert facts["data"]["path"] == [str(desk / "photos.npy")] * 2
+    for verb in ("pretrain", "finetune"):
+        assert main([verb, "--resume", "run"]) == 2
+        assert "begun by nextpixel distill" in capsys.readouterr().err
+    np.savez("labelled.npz", images=np.load("photos.npy"), labels=np.arange(30) % 2)
+    assert main(["finetune", "labelled.npz", "--model", "run", "--out", "clf"]) == 2
+    assert "nextpixel probe LABELLED --against run" in capsys.readouterr().err
+    assert main(["info", "run"]) == 0
+    assert "begun_by: distill" in capsys.readouterr().out

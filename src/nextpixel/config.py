@@ -204,8 +204,6 @@ class RunConfig:
 
     batch_images: int = 128
     """Images per optimiser step."""
-    micro_batch_images: int | None = None
-    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     learning_rate: float | None = None
     """Peak rate; by the size of the network unless told."""
     warmup_steps: int | None = None
@@ -216,8 +214,6 @@ class RunConfig:
     """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
     down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
     the model that it begins with brings another; kept with the model."""
-    augment: Augment = "flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     seed: int = 0
     """Fixes weights, order, crops, flips and what is held out."""
 
@@ -234,10 +230,6 @@ class RunConfig:
     """auto takes cuda, then mps, then cpu."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast type of the matrix products; auto takes bf16 where the hardware has it. Weights stay fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network block by block; auto does where it repays itself."""
-    checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, a third more work."""
     threads: int | None = None
     """CPU threads; torch's choice unless told."""
     cache: str | None = None
@@ -246,7 +238,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_numbers(
             self,
-            at_least_one="batch_images micro_batch_images checkpoint_every_steps log_every_steps threads",
+            at_least_one="batch_images checkpoint_every_steps log_every_steps threads",
             at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
         )
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
@@ -255,6 +247,24 @@ class RunConfig:
             raise InputError(
                 f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
             )
+
+
+@dataclass(frozen=True)
+class GPTRunConfig(RunConfig):
+    """What every training run of an Image GPT has besides."""
+
+    micro_batch_images: int | None = None
+    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    augment: Augment = "flip"
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network block by block; auto does where it repays itself."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="micro_batch_images")
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
@@ -275,7 +285,7 @@ def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> No
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(GPTRunConfig):
     """Everything that decides a pretraining run; recorded in its run.json."""
 
     size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
@@ -378,7 +388,7 @@ class PretrainConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(GPTRunConfig):
     """Everything that decides a fine-tuning run; recorded in its run.json."""
 
     epochs: int = 30
@@ -404,7 +414,7 @@ class FinetuneConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(RunConfig):
     """Everything that decides a distillation; recorded in its run.json."""
 
     layer: str = "middle"
@@ -420,44 +430,27 @@ class DistillConfig:
     """Times 16, 32 and 64 channels."""
     steps: int = 2_000
     """Optimiser steps in all."""
-    batch_images: int = 128
-    """Images per optimiser step."""
     learning_rate: float = 0.1
-    """Peak rate; a twentieth of the steps warm up, then a cosine falls to zero."""
+    """Peak rate; after the warm-up a cosine falls to zero."""
+    warmup_steps: int | None = None
+    """Linear warm-up; a twentieth of the steps unless told."""
     weight_decay: float = 5e-4
     """Of weights; gains, biases and norms do not decay."""
-    seed: int = 0
-    """Fixes weights, order, shifts and flips."""
     validation_fraction: float = 0.05
     """Part of the images held out to tell how well the features are predicted."""
     evaluate_every_steps: int = 500
     """Score the held-out images this often (a checkpoint is written first)."""
     checkpoint_every_steps: int = 500
     """Write a checkpoint this often."""
-    checkpoint_every_minutes: float = 15.0
-    """And at least this often; 0 leaves only the steps."""
-    log_every_steps: int = 10
-    """Steps between two lines of log.jsonl."""
-    cache: str | None = None
-    """Folder for decoded images; the user's cache directory unless told."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast type of the student's matrix products; auto takes bf16 where the hardware has it. The teacher looks in
+    fp32, unless bf16 is told."""
 
     def __post_init__(self) -> None:
-        for (
-            name
-        ) in "blocks factor steps batch_images evaluate_every_steps checkpoint_every_steps log_every_steps".split():
-            if getattr(self, name) < 1:
-                raise InputError(f"{flag(name)}: expected at least 1, got {getattr(self, name)}")
-        for name in ("seed", "weight_decay", "checkpoint_every_minutes"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{flag(name)}: expected 0 or more, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
+        super().__post_init__()
+        check_numbers(self, at_least_one="blocks factor steps evaluate_every_steps", at_least_zero="weight_decay")
         if not 0 < self.shrinkage <= 1:
             raise InputError(f"--shrinkage: expected a number above 0 and at most 1, got {self.shrinkage}")
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(
-                f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
-            )
         words = self.layer.split(",")
         if self.layer != "middle" and not all(word.strip().isdecimal() for word in words):
             raise InputError(f"--layer: expected middle, a number, or numbers with commas between, got {self.layer!r}")

@@ -7,11 +7,9 @@ closest precedent.
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextpixel import optim
-from nextpixel.checkpoints import Run, load, load_backbone, write_model
+from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
 from nextpixel.checkpoints.files import writing
-from nextpixel.config import DistillConfig, ModelOptions, ResNetConfig
-from nextpixel.data import Batches, DecodedSet, decode, read_decoded, split_indices
+from nextpixel.config import DistillConfig, Fit, ResNetConfig, replace_checked
+from nextpixel.data import Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.extraction import check_layers, extract
-from nextpixel.model import ImageGPT
+from nextpixel.preparation import absolute, create_run, find_sets, named, reading
 from nextpixel.progress import say
 from nextpixel.resnet import ResNet
 from nextpixel.training import Cadence, train
 
+KIND = "distill"
 BATCH_IMAGES = 256  # of an evaluation
 
 
@@ -43,10 +42,10 @@ def distill(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     split: str | None = None,
-    model: str | None = None,
+    model: str | Path | None = None,
     **settings: Any,
 ) -> ResNet:
-    """Train a student on images without labels, or go on with a run; returns it.
+    """Train a student on images without labels, or go on with a run; returns the best one on held-out images.
 
     `model` names the teacher, by default the embedded one; `settings` are the fields of DistillConfig. A run is
     written to the new folder `out`. `resume` names one to go on with, and takes no settings. Raises as pretrain does.
@@ -54,18 +53,11 @@ def distill(
     if resume is not None:
         if settings or not (out is split is model is None):
             raise InputError("--resume takes the settings of its run; expected none beside it")
-        return go_on(Run.open(resume), images)
+        return go_on(Run.open(resume, KIND), images)
     if images is None or out is None:
         raise InputError("distill needs images and a new folder (--out), or a run to go on with (--resume)")
-    unknown = set(settings) - set(DistillConfig.__dataclass_fields__)
-    if unknown:
-        names = ", ".join(DistillConfig.__dataclass_fields__)
-        raise InputError(f"distill: unknown setting {min(unknown)!r}; expected one of {names}")
-    run = start_run(images, Path(out), DistillConfig(**settings), ModelOptions(model=model), split)
-    return go_on(run, images)
-
-
-# ---- the run: decided once, found again
+    config = replace_checked(DistillConfig(), settings, where="distill")
+    return go_on(start_run(images, Path(out), config, model, split), images)
 
 
 @dataclass(frozen=True)
@@ -76,115 +68,62 @@ class Decisions:
     dtype: str
     threads: int
     layers: list[int]
-    side: int
     teacher: str | None
-    teacher_dtype: str
-    fit: str
+    fit: Fit
     train_key: str
 
 
-def start_run(images: Any, out: Path, config: DistillConfig, options: ModelOptions, split: str | None = None) -> Run:
+def start_run(
+    images: Any, out: Path, config: DistillConfig, model: str | Path | None = None, split: str | None = None
+) -> Run:
     """Decode the images, decide everything once, and create the run folder."""
-    Run.new_path(out)
-    threads, device = set_threads(options.threads), choose_device(options.device)
-    teacher = load(options.model)
+    Run.new_path(out)  # refuses before any work is done
+    config = replace(config, cache=config.cache and os.path.abspath(config.cache))
+    threads, device = set_threads(config.threads), choose_device(config.device)
+    teacher = load(model)
     wanted = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
-    layers = check_layers(teacher, wanted)
-    fit = options.fit or teacher.fit
-    decoded = decode(images, teacher.config.side, split=split, cache=config.cache, fit=fit)
-    held = split_indices(len(decoded), config.validation_fraction, config.seed)[1]
-    named = options.model is not None and os.path.exists(options.model)
+    layers, side = check_layers(teacher, wanted), teacher.config.side
+    fit = config.fit or teacher.fit
+    decoded = decode(images, side, split=split, cache=config.cache, fit=fit)
+    rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
     decided = Decisions(
         device=device,
-        dtype=choose_dtype("auto", device),
+        dtype=choose_dtype(config.dtype, device),
         threads=threads,
         layers=layers,
-        side=teacher.config.side,
-        teacher=os.path.abspath(str(options.model)) if named else options.model,
-        teacher_dtype=options.dtype,
+        teacher=None if model is None else absolute(str(model)),
         fit=fit,
         train_key=decoded.key,
     )
-    return Run.create(
+    return create_run(
         out,
-        {
-            "kind": "distillation",
-            "config": asdict(config),
-            "decisions": asdict(decided),
-            "data": {
-                "source": _named(images) or type(images).__name__,
-                "path": _places(images),
-                "split": split,
-                "train_images": len(decoded) - len(held),
-                "validation_images": len(held),
-                "unreadable": len(decoded.unreadable),
-            },
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        },
-        decoded.unreadable,
+        KIND,
+        config,
+        decided,
+        shape=ResNetConfig(config.blocks, config.factor, side, targets=len(layers) * teacher.config.width),
+        palette=None,
+        data=named(images, split) | {"train_images": len(rows), "validation_images": len(held)},
+        unreadable=decoded.unreadable,
     )
-
-
-def _named(images: Any) -> str | None:
-    """Images as they were typed; None for those in memory."""
-    if isinstance(images, list) and all(isinstance(image, str | Path) for image in images):
-        return ", ".join(map(str, images))
-    return str(images) if isinstance(images, str | Path) else None
-
-
-def _places(images: Any) -> Any:
-    """Where they are to be found from any folder; None for those in memory."""
-    if _named(images) is None:
-        return None
-    if isinstance(images, list):
-        return [_places(image) for image in images]
-    return os.path.abspath(images) if os.path.exists(images) else str(images)
-
-
-def _read_run(run: Run) -> tuple[DistillConfig, Decisions, Mapping[str, Any]]:
-    facts = run.facts()
-    try:
-        if facts["kind"] != "distillation":
-            raise ValueError(f"its kind, {facts['kind']!r}")
-        data = {name: facts["data"][name] for name in ("source", "path", "split")}
-        return DistillConfig(**facts["config"]), Decisions(**facts["decisions"]), data
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{run.path / 'run.json'}: expected a distillation, got a problem with {error}") from None
-
-
-def _decoded(images: Any, data: Mapping[str, Any], config: DistillConfig, decided: Decisions) -> DecodedSet:
-    """The images the run began with: from the cache, else decoded again, and then they must be the same."""
-    try:
-        return read_decoded(decided.train_key, config.cache)
-    except FileNotFoundError:
-        pass
-    if images is None and data["path"] is None:
-        raise InputError("this run was begun with images that have no path; pass them again as `images`")
-    again = decode(
-        data["path"] if images is None else images,
-        decided.side,
-        split=data["split"],
-        cache=config.cache,
-        fit=decided.fit,  # type: ignore[arg-type]
-    )
-    if again.key != decided.train_key:
-        raise InputError(f"{data['source']}: expected the images the run began with, got others; restore them")
-    return again
-
-
-# ---- the work
 
 
 def go_on(run: Run, images: Any = None) -> ResNet:
     """Look at the images with the teacher where that is not done, and train the student to its end."""
-    config, decided, data = _read_run(run)
+    with reading(run) as facts:
+        config = DistillConfig(**facts["config"])
+        decided = Decisions(**facts["decisions"])
+        shape = ResNetConfig(**facts["model"])
+        data = {name: facts["data"][name] for name in ("source", "path", "split")}
     choose_device(decided.device)  # still there?
     set_threads(decided.threads)
-    decoded = _decoded(images, data, config, decided)
+
+    def decoded_again(found: Any) -> tuple[DecodedSet]:
+        return (decode(found, shape.side, split=data["split"], cache=config.cache, fit=decided.fit),)
+
+    (decoded,) = find_sets((decided.train_key,), config.cache, data, images, decoded_again)
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
-        _look(run, decoded.squares, decided, teacher_file)
+        _look(run, decoded.squares, config, decided, teacher_file)
     seen = np.load(teacher_file, mmap_mode="r")  # (N, 2, D) of each image and its mirror image
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
 
@@ -196,20 +135,25 @@ def go_on(run: Run, images: Any = None) -> ResNet:
             raise run.damaged(steps[-1], error) from None
         assert isinstance(student, ResNet)
     else:
-        student = _first_student(decoded.squares[rows], np.concatenate([seen[rows, 0], seen[rows, 1]]), config)
+        student = ResNet(shape, seed=config.seed)
+        student.set_scale(decoded.squares[rows])
+        mean, matrix = whitening(np.concatenate([seen[rows, 0], seen[rows, 1]]), config.shrinkage)
+        student.get_buffer("teacher_mean").copy_(torch.from_numpy(mean))
+        student.get_buffer("teacher_whiten").copy_(torch.from_numpy(matrix))
         student.facts = {
-            "distilled_from": Path(decided.teacher or "embedded").name,
+            "distilled_from": Path(decided.teacher or EMBEDDED).name,
             "layers": decided.layers,
             "images": data["source"],
             "steps": config.steps,
             "seed": config.seed,
         }
-        student.fit = decided.fit  # type: ignore[assignment]
+        student.fit = decided.fit
     student.to(decided.device).train()
+    warmup_steps = max(1, config.steps // 20) if config.warmup_steps is None else config.warmup_steps
     batches = Batches(
         decoded.squares,
         rows,
-        side=decided.side,
+        side=shape.side,
         batch_images=config.batch_images,
         augment="pad-flip",
         seed=config.seed,
@@ -263,11 +207,12 @@ def go_on(run: Run, images: Any = None) -> ResNet:
         batch_at=batch_at,
         step=step,
         rate_at=lambda step: optim.cosine_rate(
-            step, steps=config.steps, warmup_steps=max(1, config.steps // 20), peak=config.learning_rate
+            step, steps=config.steps, warmup_steps=warmup_steps, peak=config.learning_rate
         ),
         evaluate=evaluate,
         write_model=lambda folder: write_model(student, folder),
         images_per_step=config.batch_images,
+        clip_norm=config.clip_norm,
         figure="validation_distance",
     )
     best = load_backbone(run.path)
@@ -296,27 +241,16 @@ def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[
     return mean.astype(np.float32), matrix.astype(np.float32)
 
 
-def _look(run: Run, squares: NDArray[np.uint8], decided: Decisions, path: Path) -> None:
+def _look(run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path) -> None:
     """The teacher's features of every image and of its mirror image, written to `path`; goes on where it was."""
-    dtype = torch.bfloat16 if decided.teacher_dtype == "bf16" else torch.float32
-    teacher: ImageGPT = load(decided.teacher, device=decided.device, dtype=dtype)
+    dtype = "bf16" if config.dtype == "bf16" else "fp32"
+    teacher = load(decided.teacher, device=decided.device)
     teacher.fit = "crop"  # these are squares already
     say(f"features of layers {decided.layers} of {len(squares):,} images and of their mirror images")
     parts = run.path / "teacher.parts"
-    both = [extract(teacher, view, decided.layers, parts)[0] for view in (squares, squares[:, :, ::-1])]
+    both = [extract(teacher, view, decided.layers, parts, dtype=dtype)[0] for view in (squares, squares[:, :, ::-1])]
     temporary = path.with_suffix(".part.npy")
     with writing(path):
         np.save(temporary, np.stack(both, 1).astype(np.float32))
         temporary.replace(path)
     shutil.rmtree(parts)
-
-
-def _first_student(squares: NDArray[np.uint8], features: NDArray[np.float32], config: DistillConfig) -> ResNet:
-    """The student before its first step, with the statistics of its training images and of their features."""
-    shape = ResNetConfig(config.blocks, config.factor, squares.shape[1], targets=features.shape[1])
-    student = ResNet(shape, seed=config.seed)
-    student.set_scale(squares)
-    mean, matrix = whitening(features, config.shrinkage)
-    student.get_buffer("teacher_mean").copy_(torch.from_numpy(mean))
-    student.get_buffer("teacher_whiten").copy_(torch.from_numpy(matrix))
-    return student

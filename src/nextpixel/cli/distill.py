@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, resume_alone
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
-from nextpixel.config import DistillConfig, ModelOptions, OutputOptions
+from nextpixel.config import DistillConfig, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -31,47 +31,47 @@ class Distill:
     """The new run folder."""
     resume: Path | None = None
     """Go on with this run; takes no other setting."""
+    model: str | None = None
+    """The teacher: a checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     split: str | None = None
     """Which part, where the source has several (train, test)."""
     config: DistillConfig = field(default_factory=DistillConfig)
-    model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Distill, "distill", argv)
     if args.resume is not None:
-        others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
-        if others or args.images:
-            raise InputError(f"--resume: expected nothing else, got {' '.join([*others, *args.images])}")
+        resume_alone(argv, " ".join(args.images) or None)
     elif not args.images or args.out is None:
         raise InputError(
             "expected images and --out, as in: nextpixel distill photos/ --out runs/student "
             "(or --resume runs/student to go on with a run)"
         )
     from nextpixel.checkpoints import Run
-    from nextpixel.distillation import go_on, start_run
+    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.distillation import KIND, go_on, start_run
 
-    images = args.images[0] if len(args.images) == 1 else list(args.images)
     if args.resume is not None:
-        found = Run.open(args.resume)
+        found = Run.open(args.resume, KIND)
     else:
         assert args.out is not None
-        Run.new_path(args.out)
+        parent_exists(args.out)
+        images = args.images[0] if len(args.images) == 1 else list(args.images)
         if args.split is None:
             open_images(images, None)  # only to say which split it is
         found = start_run(images, args.out, args.config, args.model, args.split)
     again = command("distill", "--resume", found.path)
     try:
-        student = go_on(found, images if args.images else None)
+        student = go_on(found)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
-    last = [entry for entry in found.read_log() if "validation_distance" in entry][-1]
+    best, parameters = found.best(), student.config.parameters
     if args.output.json:
-        print_json({"run": str(found.path), "parameters": student.config.parameters, **last})
+        print_json({"run": str(found.path), "best": best, "parameters": parameters, "config": found.facts()["config"]})
     else:
         print(
-            f"{found.path}: {student.config.parameters:,} parameters, distance to the teacher's features "
-            f"{last['validation_distance']:.4f} on held-out images at step {last['step']:,}"
+            f"{found.path}: {parameters:,} parameters, best distance to the teacher's features "
+            f"{best['distance']:.4f} on held-out images at step {best['step']:,}"
         )
     say(f"What it knows about labels: {command('probe', 'labelled/', model=found.path)}")
