@@ -22,12 +22,12 @@ LAYERS = {
     unit: number
     for number, units in enumerate(
         [
-            ["model", "palette", "images", "optim", "metrics", "sample_metrics", "plan", "distributed", "devices"],
+            "model resnet palette images optim metrics sample_metrics plan distributed devices".split(),
             ["sources", "kernels"],
             ["data", "checkpoints", "decoding"],
             ["extraction", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
-            ["baselines", "comparison", "pretraining", "finetuning", "convnet", "oddness"],
+            ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],
             ["study", "bench", "reports", "oddness_page"],
             ["cli", "server"],
             ["__main__"],

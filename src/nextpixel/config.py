@@ -113,6 +113,48 @@ class ImageGPTConfig:
         return self == paper
 
 
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of a small residual network (He et al. 2016, section 4.2); ResNet-20 unless told."""
+
+    blocks: int = 3
+    """Blocks of each of the three stages (n); 6 n + 2 weighted layers."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    side: int = 32
+    """Pixels along each side of the picture."""
+    classes: int = 0
+    """Outputs of its head (C); 0 for none."""
+    targets: int = 0
+    """Features of a teacher that it was trained to predict; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+    @property
+    def width(self) -> int:
+        """Pooled features (D)."""
+        return 64 * self.factor
+
+    @property
+    def layers(self) -> int:
+        """The number of the last layer that can be probed; there is one, the pooled features, and it is layer 0."""
+        return 0
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; 269,722 for ResNet-20 with ten classes."""
+        total, before = 27 * 16 * self.factor + 2 * 16 * self.factor, 16 * self.factor
+        for channels in (16 * self.factor, 32 * self.factor, 64 * self.factor):
+            total += 9 * channels * (before + (2 * self.blocks - 1) * channels) + 4 * self.blocks * channels
+            before = channels
+        heads = sum((self.width + 1) * outputs for outputs in (self.classes, self.targets))
+        return total + heads
+
+
 # Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
 # published: 24 of width 128 are our choice. xs and xxs are ours, for laptops.
 SIZES: dict[str, ImageGPTConfig] = {
@@ -162,8 +204,6 @@ class RunConfig:
 
     batch_images: int = 128
     """Images per optimiser step."""
-    micro_batch_images: int | None = None
-    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     learning_rate: float | None = None
     """Peak rate; by the size of the network unless told."""
     warmup_steps: int | None = None
@@ -174,8 +214,6 @@ class RunConfig:
     """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
     down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
     the model that it begins with brings another; kept with the model."""
-    augment: Augment = "flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     seed: int = 0
     """Fixes weights, order, crops, flips and what is held out."""
 
@@ -192,10 +230,6 @@ class RunConfig:
     """auto takes cuda, then mps, then cpu."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast type of the matrix products; auto takes bf16 where the hardware has it. Weights stay fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network block by block; auto does where it repays itself."""
-    checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, a third more work."""
     threads: int | None = None
     """CPU threads; torch's choice unless told."""
     cache: str | None = None
@@ -204,7 +238,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_numbers(
             self,
-            at_least_one="batch_images micro_batch_images checkpoint_every_steps log_every_steps threads",
+            at_least_one="batch_images checkpoint_every_steps log_every_steps threads",
             at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
         )
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
@@ -213,6 +247,24 @@ class RunConfig:
             raise InputError(
                 f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
             )
+
+
+@dataclass(frozen=True)
+class GPTRunConfig(RunConfig):
+    """What every training run of an Image GPT has besides."""
+
+    micro_batch_images: int | None = None
+    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    augment: Augment = "flip"
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network block by block; auto does where it repays itself."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="micro_batch_images")
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
@@ -233,7 +285,7 @@ def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> No
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(GPTRunConfig):
     """Everything that decides a pretraining run; recorded in its run.json."""
 
     size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
@@ -337,7 +389,7 @@ class PretrainConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(GPTRunConfig):
     """Everything that decides a fine-tuning run; recorded in its run.json."""
 
     epochs: int = 30
@@ -360,6 +412,49 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """Everything that decides a distillation; recorded in its run.json."""
+
+    layer: str = "middle"
+    """Whose features the student learns: middle, a number, or numbers with commas to concatenate. A probe's sweep tells
+    the best one, which needs labels."""
+    loss: Literal["cosine", "squared"] = "cosine"
+    """Of the angle between predicted and whitened features, or of their squared difference."""
+    shrinkage: float = 0.1
+    """Part of their mean variance mixed into the features' covariance before it is whitened."""
+    blocks: int = 3
+    """Blocks of each of the student's three stages; 3 make a ResNet-20."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    steps: int = 2_000
+    """Optimiser steps in all."""
+    learning_rate: float = 0.1
+    """Peak rate; after the warm-up a cosine falls to zero."""
+    warmup_steps: int | None = None
+    """Linear warm-up; a twentieth of the steps unless told."""
+    weight_decay: float = 5e-4
+    """Of weights; gains, biases and norms do not decay."""
+    validation_fraction: float = 0.05
+    """Part of the images held out to tell how well the features are predicted."""
+    evaluate_every_steps: int = 500
+    """Score the held-out images this often (a checkpoint is written first)."""
+    checkpoint_every_steps: int = 500
+    """Write a checkpoint this often."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast type of the student's matrix products; auto takes bf16 where the hardware has it. The teacher looks in
+    fp32, unless bf16 is told."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="blocks factor steps evaluate_every_steps", at_least_zero="weight_decay")
+        if not 0 < self.shrinkage <= 1:
+            raise InputError(f"--shrinkage: expected a number above 0 and at most 1, got {self.shrinkage}")
+        words = self.layer.split(",")
+        if self.layer != "middle" and not all(word.strip().isdecimal() for word in words):
+            raise InputError(f"--layer: expected middle, a number, or numbers with commas between, got {self.layer!r}")
 
 
 @dataclass(frozen=True)

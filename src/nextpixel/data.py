@@ -199,6 +199,11 @@ class Batches:
         """Which images of the set these are, (batch_images,)."""
         return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
 
+    def mirrored(self, step: int) -> NDArray[np.bool_]:
+        """Which of that step's images are mirrored, (batch_images,)."""
+        flips = self.augment in ("flip", "pad-flip")
+        return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
+
     def masks(self, step: int) -> NDArray[np.bool_]:
         """Which pixels of that step's images a masked model is not shown, (batch_images, T)."""
         parts = [
@@ -226,7 +231,7 @@ class Batches:
         if self.augment == "pad-flip":
             squares = self._shift(squares, noise)
         if self.augment in ("flip", "pad-flip"):
-            mirrored = noise[:, 0] < 0.5
+            mirrored = _mirrored(noise)
             squares = squares.copy()
             squares[mirrored] = squares[mirrored, :, ::-1]
         return squares
@@ -245,3 +250,7 @@ class Batches:
         windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
         picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
         return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def _mirrored(noise: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return noise[:, 0] < 0.5

@@ -22,15 +22,19 @@ from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, fit_square
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.resnet import ResNet
 from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
+BATCH_OF_SQUARES = 128  # of a ResNet
 CHUNK_IMAGES = 2_048
 COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
 
+Backbone = ImageGPT | ResNet
+
 
 def features(
-    model: ImageGPT,
+    model: Backbone,
     images: Any,
     layer: int | Sequence[int] | None = None,
     *,
@@ -52,12 +56,16 @@ def features(
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
     squares = load_images(images, model.config.side, split=split, fit=model.fit)
+    if isinstance(model, ResNet):
+        if mask_seed is not None:
+            raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
+        return described(model, squares, layers, dtype=dtype).reshape(len(squares), -1)
     tokens = model.palette.encode(squares)
     found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed)
     return found.reshape(len(squares), -1)
 
 
-def check_layers(model: ImageGPT, layer: int | Sequence[int]) -> list[int]:
+def check_layers(model: Backbone, layer: int | Sequence[int]) -> list[int]:
     """The layers as a list, each of them one the model has."""
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
@@ -82,22 +90,30 @@ def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | Non
     return np.concatenate(parts)
 
 
-def model_hash(model: ImageGPT) -> str:
+def palette_hash(model: Backbone) -> str | None:
+    """Which colours the model sees; None where it sees them all."""
+    return model.palette.hash if isinstance(model, ImageGPT) else None
+
+
+def model_hash(model: Backbone) -> str:
     """Hex SHA-256 of what its features depend on: shape, objective, colours and weights."""
-    found = hashlib.sha256(f"{model.config} {model.palette.hash}".encode())
-    for parameter in model.parameters():
-        found.update(parameter.detach().float().cpu().numpy().tobytes())
+    found = hashlib.sha256(f"{model.config} {palette_hash(model)}".encode())
+    statistics = model.buffers() if isinstance(model, ResNet) else ()
+    for tensor in (*model.parameters(), *statistics):
+        if tensor.is_floating_point():  # the others count batches
+            found.update(tensor.detach().float().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
-def features_name(model: ImageGPT, layers: Sequence[int], kind: str = "igpt") -> str:
+def features_name(model: Backbone, layers: Sequence[int], kind: str | None = None) -> str:
     """What these features are called beside numbers made of them, as in "igpt-3f2a9c layer 3"."""
+    kind = kind or ("igpt" if isinstance(model, ImageGPT) else "resnet")
     numbers = ",".join(map(str, layers))
     return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
 
 
 def extract(
-    model: ImageGPT,
+    model: Backbone,
     images: Any,
     layers: Sequence[int],
     parts: Path,
@@ -128,7 +144,7 @@ def extract(
             assert ahead is not None
             squares, kept, lost = ahead.result()
             ahead = None if following is None else reader.submit(read, following)
-            values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
+            values = described(model, squares, layers, dtype=dtype) if kept else np.empty((0, 0, 0))
             with paths[start].with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
             paths[start].with_suffix(".tmp").replace(paths[start])
@@ -142,7 +158,7 @@ def extract(
     return np.concatenate([part for part in found if len(part)]), names, unreadable
 
 
-def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     """The squares of those that can be read, their numbers, and what is wrong with the others."""
     squares, kept, lost = [], [], []
     for number in numbers:
@@ -152,6 +168,25 @@ def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[
         except UnreadableImage as error:
             lost.append(str(error))
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
+
+
+@torch.inference_mode()
+def described(
+    model: Backbone, squares: NDArray[np.uint8], layers: Sequence[int], *, dtype: str = "fp32"
+) -> NDArray[np.float32]:
+    """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones."""
+    if isinstance(model, ImageGPT):
+        return pooled(model, model.palette.encode(np.ascontiguousarray(squares)), layers, dtype=dtype)
+    model.eval()
+    device = str(model.device)
+    parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
+    with progress("features", len(squares), "images") as advance:
+        for start in range(0, len(squares), BATCH_OF_SQUARES):
+            batch = torch.from_numpy(np.array(squares[start : start + BATCH_OF_SQUARES])).to(device)
+            with autocast(device, dtype):
+                parts[start : start + len(batch)] = model.features(batch).float().cpu().numpy()[:, None]
+            advance(len(batch))
+    return parts
 
 
 @torch.inference_mode()

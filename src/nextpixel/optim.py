@@ -34,6 +34,16 @@ def _adam(parameters: list[nn.Parameter], rate_part: float = 1.0) -> Optimizer:
     return torch.optim.Adam(groups, lr=0.0, betas=BETAS, fused=fused)
 
 
+def sgd(model: nn.Module, weight_decay: float) -> list[Optimizer]:
+    """SGD with Nesterov momentum 0.9; gains, biases and norms do not decay. The rate is set before every step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)]
+
+
 def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:

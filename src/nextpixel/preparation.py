@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nextpixel import optim, plan
 from nextpixel.checkpoints import Run
-from nextpixel.config import Fit, ImageGPTConfig, RunConfig
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, stored_side
 from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
@@ -53,7 +53,7 @@ class Decisions:
 
 
 def decide(
-    config: RunConfig,
+    config: GPTRunConfig,
     *,
     shape: ImageGPTConfig,
     steps: int,
@@ -95,22 +95,25 @@ def create_run(
     out: Path,
     kind: str,
     config: RunConfig,
-    decided: Decisions,
+    decided: Any,
     *,
-    shape: ImageGPTConfig,
-    palette: Palette,
+    shape: ImageGPTConfig | ResNetConfig,
+    palette: Palette | None,
     data: Mapping[str, Any],
     unreadable: Sequence[str],
     arrays: Mapping[str, Any] | None = None,
     write_model: Callable[[Path], None] | None = None,
 ) -> Run:
-    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create."""
+    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create.
+
+    `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no palette.
+    """
     facts = {
         "kind": kind,
         "config": asdict(config),
         "decisions": asdict(decided),
         "model": asdict(shape),
-        "palette": {"sha256": palette.hash, "colors": palette.colors.tolist()},
+        "palette": palette and {"sha256": palette.hash, "colors": palette.colors.tolist()},
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -128,7 +131,7 @@ def reading(run: Run) -> Iterator[dict[str, Any]]:
     try:
         yield facts
     except (KeyError, TypeError, ValueError) as error:
-        name = {"pretrain": "pretraining", "finetune": "fine-tuning"}.get(run.kind, run.kind)
+        name = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}.get(run.kind, run.kind)
         raise InputError(f"{run.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
 
 
@@ -139,16 +142,19 @@ def palette_of(facts: dict[str, Any], cache: str | None) -> Palette:
 
 def named(images: Any, split: str | None) -> dict[str, Any]:
     """Where images come from, for run.json."""
-    is_path = isinstance(images, str | os.PathLike)
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    path: Any = None
+    if several and all(isinstance(item, str | os.PathLike) for item in several):
+        path = [absolute(str(item)) for item in several]
     return {
-        "source": str(images) if is_path else type(images).__name__,
-        "path": absolute(str(images)) if is_path else None,
+        "source": ", ".join(map(str, several)) if path else type(images).__name__,
+        "path": path[0] if path and several[0] is images else path,
         "split": split,
     }
 
 
 def decode_sets(
-    images: Any, config: RunConfig, side: int, fit: Fit, split: str | None, validation: Any = None
+    images: Any, config: GPTRunConfig, side: int, fit: Fit, split: str | None, validation: Any = None
 ) -> tuple[DecodedSet, DecodedSet]:
     """The training set as it is augmented from, and squares at the model's side to validate on.
 
@@ -183,7 +189,7 @@ def find_sets(
     return sets
 
 
-def ready(model: ImageGPT, config: RunConfig, decided: Decisions) -> None:
+def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions) -> None:
     """Put the model where it is trained, in train mode, compiled block by block where that was decided."""
     model.to(decided.device).train()
     model.checkpoint_activations = config.checkpoint_activations

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextpixel.convnet import Fitted
 from nextpixel.metrics import mean_interval
 from nextpixel.probing import Result
 
@@ -28,7 +29,7 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
     _save(figure, path)
 
 
-def label_figure(results: Sequence[Result], path: Path) -> None:
+def label_figure(results: Sequence[Result | Fitted], path: Path) -> None:
     """Test accuracy against labels per class, one line a reading, with 95 % intervals of the mean."""
     axes, figure = _axes("labels per class", "test accuracy")
     for name in dict.fromkeys(result.reading for result in results):

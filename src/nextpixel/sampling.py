@@ -171,7 +171,9 @@ def _draw_rows(
     decoder = Decoder(model, len(candidates), plan.mode)
     of = torch.tensor([c // n - first for c in candidates], device=model.device)
     logits = decoder.start(prompts, of)  # one prefill for all completions of a picture
-    noise = torch.from_numpy(np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
+    noise = torch.from_numpy(
+        np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates])
+    )
     noise = noise.to(model.device, _wide(logits))
     for y in range(plan.kept_rows, side):
         tokens, nats = [], []

@@ -20,13 +20,14 @@ VERBS = {
     "predict": "classify new images with a saved probe or a fine-tuned model",
     "finetune": "teach a model classes from labelled images, or resume a run",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
+    "distill": "train a small convolutional network to predict a model's features",
     "study": "loss against probe accuracy, over the checkpoints of several runs",
     "plan": "what a run will take: memory, time, price",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
     "info": "what a model or a run is, and how far it got",
     "bench": "how fast this machine works, beside what it could do at best",
-    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder",
+    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder, or a student into ONNX",
 }
 
 

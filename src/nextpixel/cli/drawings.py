@@ -14,6 +14,7 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
+    from nextpixel.extraction import Backbone
     from nextpixel.model import ImageGPT
     from nextpixel.sources import Source
 
@@ -30,6 +31,24 @@ def load_model(options: ModelOptions) -> ImageGPT:
     device = choose_device(options.device)
     set_threads(options.threads)
     model = load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    model.fit = options.fit or model.fit
+    return model
+
+
+def load_features_model(options: ModelOptions) -> Backbone:
+    """The same where only features are wanted: a convolutional student will do as well."""
+    from nextpixel.checkpoints import find_model
+    from nextpixel.checkpoints.files import read_json
+    from nextpixel.checkpoints.resnet import MODEL_TYPE
+
+    folder = find_model(options.model)
+    if read_json(folder / "config.json").get("model_type") != MODEL_TYPE:
+        return load_model(options)
+    from nextpixel.checkpoints import load_backbone
+    from nextpixel.devices import set_threads
+
+    set_threads(options.threads)
+    model = load_backbone(options.model, device=options.device)
     model.fit = options.fit or model.fit
     return model
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model, open_images
+from nextpixel.cli.drawings import load_features_model, open_images
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     parent_exists(args.out)
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
-    model = load_model(args.model)
+    model = load_features_model(args.model)
     from nextpixel.extraction import check_layers, extract, features_name
 
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_model, open_images
+from nextpixel.cli.drawings import check_file, load_features_model, load_model, open_images
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -88,7 +88,7 @@ def _classifier(args: Predict) -> LinearProbe:
     saved = Path(args.probe) / "probe.json"
     if saved.is_file():
         name = args.model.model or str(read_json(saved).get("model"))
-        return LinearProbe.load(args.probe, load_model(replace(args.model, model=name)))
+        return LinearProbe.load(args.probe, load_features_model(replace(args.model, model=name)))
     if args.model.model is not None:
         raise InputError(
             f"--model: {args.probe} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
