@@ -21,6 +21,7 @@ const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(pr
 
 const state = {
   models: [],
+  upload: Infinity, // bytes that the server takes in one request
   token: remembered(sessionStorage, TOKEN),
   picture: null, // {name, base64}: the file as it came
   seen: null, // canvas: the picture as the model sees it
@@ -125,6 +126,7 @@ async function start() {
     const answer = await (await call("/v1/models")).json();
     state.models = answer.models ?? answer.data ?? answer;
     $("n").max = answer.limits?.n ?? 16;
+    state.upload = (answer.limits?.upload_mb ?? Infinity) * 1e6;
   } catch (error) {
     if (error.status !== 401) $("start-error").textContent = error.message;
     return;
@@ -189,16 +191,20 @@ async function see(picture, keep = 0.5) {
     showHeat(false);
     return true;
   } catch (error) {
-    if (mine === looking && error.status !== 401) $("picture-error").textContent = error.message;
+    if (mine === looking && error.status !== 401) $("picture-error").textContent = error.message.replace(/^image: /, `${picture.name}: `);
     return false;
   }
 }
 
 async function take(file) {
   if (!file) return;
-  mark(null);
   try {
-    await see({ name: file.name || "picture.png", base64: await base64Of(file) }, state.seen ? state.kept / side() : 0.5);
+    if (file.size * 4 / 3 + 1000 > state.upload) { // as base64
+      const most = Math.floor((state.upload * 3) / 4e6);
+      throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; this server takes ${most}. Make it smaller.`);
+    }
+    const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
+    if (await see(picture, state.seen ? state.kept / side() : 0.5)) mark(null);
   } catch (error) {
     $("picture-error").textContent = error.message;
   }
@@ -444,15 +450,17 @@ async function draw(complete) {
         if (state.shown === data.candidate) paintLarge();
         const now = performance.now();
         count += 1;
-        // The first row of all candidates carries the reading of the picture: time left is judged by those after it.
+        // The first row of all candidates carries the reading of the picture: the pace is that of those after it.
         if (count <= chosen.n) [first, counted] = [now, count];
         const rate = count > counted ? (now - first) / (count - counted) : 0;
         $("progress").value = count / rows;
-        $("said").textContent = `Row ${tile.rows} of ${side()}${rate ? `, ${timeLeft((rate * (rows - count)) / 1000)}` : ""}`;
+        const left = data.seconds_left ?? (rate ? (rate * (rows - count)) / 1000 : null);
+        $("said").textContent = `${count} of ${rows} rows${left === null ? "" : `, ${timeLeft(left)}`}`;
         const passed = Math.floor((4 * count) / rows);
         if (passed > quarter && passed < 4) announce(["", "A quarter drawn.", "Half drawn.", "Three quarters drawn."][(quarter = passed)]);
       } else if (name === "waiting") {
-        $("said").textContent = data.ahead ? `Waiting: ${many(data.ahead, "drawing")} before this one` : "Beginning";
+        const left = data.seconds_left === undefined ? "" : `, ${timeLeft(data.seconds_left)}`;
+        $("said").textContent = data.ahead ? `Waiting: ${many(data.ahead, "drawing")} before this one${left}` : "Beginning";
       } else if (name === "error") {
         throw new Refused(data.message, 0);
       } else if (name === "done") {
@@ -625,7 +633,7 @@ document.addEventListener("DOMContentLoaded", () => {
     take(event.dataTransfer.files[0]);
   });
 
-  on("settings", "submit", (event) => { event.preventDefault(); draw(Boolean(state.seen)); });
+  on("settings", "submit", (event) => { event.preventDefault(); draw(true); });
   on("settings", "input", (event) => {
     $("temperature-said").textContent = $("temperature").value;
     if (event.target.ariaInvalid === "true") settings();
@@ -633,7 +641,6 @@ document.addEventListener("DOMContentLoaded", () => {
     showCommand();
   });
   on("new-seed", "click", () => { $("seed").value = Math.floor(Math.random() * 1e6); showCommand(); });
-  on("complete", "click", () => draw(true));
   on("sample", "click", () => draw(false));
   on("stop", "click", stop);
   on("copy", "click", () => copy($("command").textContent, $("copy")));
