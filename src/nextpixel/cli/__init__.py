@@ -21,6 +21,7 @@ VERBS = {
     "finetune": "teach a model classes from labelled images, or resume a run",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
     "study": "loss against probe accuracy, over the checkpoints of several runs",
+    "serve": "all of it over HTTP, with a page for the browser",
     "plan": "what a run will take: memory, time, price",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
