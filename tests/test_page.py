@@ -27,7 +27,7 @@ WAIT = 60_000  # milliseconds, for drawings on one slow core
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     pytest.importorskip("fastapi")
-    command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1"]
+    command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1", "--speed", "exact"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
@@ -172,9 +172,7 @@ def test_a_picture_dropped_or_pasted_is_shown_as_the_model_sees_it(visit: Visit,
 
 def test_a_picture_is_chosen_from_a_file_or_from_those_at_hand(visit: Visit) -> None:
     visit.page.set_input_files("#file", CAT)
-    visit.expect(visit.page.locator("#command")).to_have_text(
-        re.compile(r"complete cat\.jpg --keep 0\.5 -n 6 --seed 0")
-    )
+    visit.expect(visit.page.locator("#command")).to_contain_text("nextpixel complete cat.jpg --keep 0.5 -n 6 --seed 0")
     name = visit.page.locator("#thumbs button").nth(1).get_attribute("aria-label")
     visit.page.locator("#thumbs button").nth(1).click()
     visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", f"{name}, as the model sees it")
@@ -303,7 +301,16 @@ def test_a_picture_is_enlarged_downloaded_and_its_command_told(visit: Visit, tmp
     visit.expect(visit.page.locator("#large-title")).to_have_text("Candidate 1 of 2")
     visit.page.keyboard.press("Escape")
     visit.expect(visit.page.locator("#large")).to_be_hidden()
-    assert visit.page.text_content("#command") == "nextpixel complete cat.jpg --keep 0.90625 -n 2 --seed 0"
+
+
+def test_the_command_draws_the_same_pictures(visit: Visit) -> None:
+    visit.set(seed=3)
+    drawn = visit.draw()
+    command = "nextpixel complete cat.jpg --keep 0.90625 -n 2 --seed 3 --speed exact"
+    assert visit.page.text_content("#command") == command
+    visit.expect(visit.page.locator("#rounded")).to_be_hidden()
+    same = nextpixel.complete(nextpixel.load(), CAT, keep=0.90625, n=2, seed=3, speed="exact")
+    assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
 
 
 def test_surprise_is_laid_over_the_picture(visit: Visit) -> None:
@@ -378,12 +385,15 @@ def test_a_token_is_asked_for_when_the_server_wants_one(browser: Any, address: s
     visit.close()
 
 
+PHOTOS = {"id": "runs/photos", "trained_on": None, "mode": "weights bf16, attention kernel"}
+
+
 def test_one_of_several_models_is_chosen(browser: Any, address: str) -> None:
     visit = Visit(browser, address)
 
     def answer(route: Any) -> None:
         told = route.fetch().json()
-        told["models"] = [told["models"][0], {**told["models"][0], "id": "runs/photos", "trained_on": None}]
+        told["models"] = [told["models"][0], {**told["models"][0], **PHOTOS}]
         route.fulfill(json=told)
 
     visit.page.route("**/v1/models", answer)
@@ -399,6 +409,7 @@ def test_one_of_several_models_is_chosen(browser: Any, address: str) -> None:
     visit.expect(visit.page.locator("#facts")).not_to_contain_text("CIFAR-10")
     visit.expect(visit.page.locator("#command")).to_contain_text("--model runs/photos")
     visit.expect(visit.page.locator("#limits")).to_contain_text("not recorded")
+    visit.expect(visit.page.locator("#rounded")).to_be_visible()
     assert '"model":"runs/photos"' in sent[-1]
     visit.close()
 

@@ -35,6 +35,7 @@ const state = {
 const $ = (id) => document.getElementById(id);
 const model = () => state.models[$("model").selectedIndex] ?? state.models[0];
 const side = () => model()?.side ?? 32;
+const isExact = () => !model().mode || model().mode.startsWith("weights as they are"); // as the server tells it
 const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 const said = (value) => value.toFixed(2);
 
@@ -163,6 +164,7 @@ async function showModel() {
   if (one.objective === "masked") limits.unshift("It was trained on masked pixels and cannot draw; choose another model.");
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
   $("line").ariaValueMax = side() - 1;
+  $("rounded").hidden = isExact();
   clearDrawn();
   if (state.picture) await see(state.picture, state.kept / $("picture").height);
   else layTiles();
@@ -299,7 +301,6 @@ function showHeat(on) {
   $("heat").hidden = $("scale").hidden = !on;
   $("stage").classList.toggle("heated", on);
   $("surprise").textContent = on ? "Show picture" : "Show surprise";
-  $("surprise").ariaPressed = on;
   if (!on) return;
   const values = state.heat.heat.flat();
   const top = [...values].sort((a, b) => a - b)[Math.floor(0.99 * (values.length - 1))] || 1; // a few pixels shall not darken the rest
@@ -350,7 +351,8 @@ function commandOf(drawn) {
   if (drawn.temperature !== 1) words.push("--temperature", drawn.temperature);
   if (drawn.top_k !== null) words.push("--top-k", drawn.top_k);
   if (drawn.top_p !== null) words.push("--top-p", drawn.top_p);
-  if (drawn.model !== state.models[0].id || drawn.model !== "embedded") words.push("--model", quoted(drawn.model));
+  if (drawn.model !== "embedded") words.push("--model", quoted(drawn.model));
+  if (isExact()) words.push("--speed exact");
   return words.join(" ");
 }
 
@@ -367,10 +369,10 @@ function layTiles() {
   const n = Math.min(Math.max($("n").valueAsNumber || 1, 1), $("n").max);
   while (state.tiles.length > n) state.tiles.pop().button.parentElement.remove();
   while (state.tiles.length < n) addTile(state.tiles.length);
-  const columns = n < 2 ? 1 : n < 5 ? 2 : n < 10 ? 3 : 4;
+  const columns = n < 5 ? 2 : n < 10 ? 3 : 4;
   const root = document.documentElement.style; // not on the tiles: there it would win over the small screens' rule
   root.setProperty("--columns", columns);
-  root.setProperty("--columns-small", Math.min(columns, 2));
+  root.setProperty("--columns-small", Math.min(n, 2));
   state.tiles.forEach((tile) => begin(tile, state.seen ? state.kept : 0));
 }
 
@@ -595,7 +597,11 @@ async function copy(text, button) {
 
 document.addEventListener("DOMContentLoaded", () => {
   const on = (id, event, act) => $(id).addEventListener(event, act);
-  const paintTheme = () => { $("theme").ariaPressed = isDark(); $("theme").textContent = isDark() ? "Light" : "Dark"; $("theme").ariaLabel = "Dark theme"; };
+  const paintTheme = () => {
+    const other = isDark() ? "Light" : "Dark";
+    $("theme").textContent = other;
+    $("theme").ariaLabel = `${other} theme`;
+  };
   paintTheme();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);
   on("theme", "click", () => {
