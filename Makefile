@@ -46,6 +46,7 @@ test: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/pytest
+	$(BIN)/pytest -m browser
 	$(BIN)/pytest -m install
 
 format: setup

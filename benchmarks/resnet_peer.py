@@ -28,6 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train, test = (decode(args.data, args.side, split=split) for split in ("train", "test"))
+    assert train.labels is not None and test.labels is not None
     wall, cpu = time.perf_counter(), time.process_time()
     model = fit_convnet(np.asarray(train.squares), train.labels, epochs=args.epochs, seed=args.seed)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -507,6 +507,42 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """Where a server listens, and its limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+    slots: int = 32
+    """Pictures drawn side by side, for each model."""
+    queue: int = 64
+    """Requests that may wait for each model; what comes then is refused with status 429."""
+    speed: Speed = "auto"
+    """As for sample; decided once, when the server starts."""
+    max_completions: int = 32
+    """Pictures that one request may ask for."""
+    max_upload_mb: float = 10.0
+    """Size of a request."""
+    max_pixels: int = 16_777_216
+    """Width times height of a picture that comes in."""
+    max_connections: int = 256
+    """Open connections; what comes then is refused with status 503."""
+    timeout_seconds: float = 120.0
+    """Time for a request, from its arrival to its end."""
+    shutdown_seconds: float = 10.0
+    """Time for what is being drawn when the server is stopped; what waits is refused at once."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_one="slots queue max_completions max_pixels max_connections")
+        if not 0 <= self.port <= 65_535:
+            raise InputError(f"--port: expected a number from 0 to 65535, got {self.port}")
+        for name in ("max_upload_mb", "timeout_seconds", "shutdown_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{flag(name)}: expected a number above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """What every checkpoint of a study is measured with; kept in its folder."""
 

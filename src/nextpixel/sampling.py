@@ -174,7 +174,7 @@ def _draw_rows(
     noise = torch.from_numpy(
         np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates])
     )
-    noise = noise.to(model.device, _wide(logits))
+    noise = noise.to(model.device, wide_type(logits))
     for y in range(plan.kept_rows, side):
         tokens, nats = [], []
         for t in range(y * side, (y + 1) * side):
@@ -194,7 +194,7 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.to(_wide(logits)) / sampling.temperature
+    logits = logits.to(wide_type(logits)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         places = logits.sort(dim=-1, descending=True, stable=True).indices
         logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))
@@ -209,7 +209,7 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
-def _wide(logits: Tensor) -> torch.dtype:
+def wide_type(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.device.type == "mps" else torch.float64
 
 

@@ -22,6 +22,7 @@ VERBS = {
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
     "distill": "train a small convolutional network to predict a model's features",
     "study": "loss against probe accuracy, over the checkpoints of several runs",
+    "serve": "all of it over HTTP, with a page for the browser",
     "plan": "what a run will take: memory, time, price",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from nextpixel.progress import say
 if TYPE_CHECKING:
     from nextpixel.extraction import Backbone
     from nextpixel.model import ImageGPT
+    from nextpixel.probing import LinearProbe
     from nextpixel.sources import Source
 
 PICTURES_AT_MOST = 100_000
@@ -51,6 +53,23 @@ def load_features_model(options: ModelOptions) -> Backbone:
     model = load_backbone(options.model, device=options.device)
     model.fit = options.fit or model.fit
     return model
+
+
+def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
+    """The probe of that folder, with its model; or the class head of a model."""
+    from nextpixel.checkpoints.files import read_json
+    from nextpixel.probing import LinearProbe
+
+    saved = Path(name) / "probe.json"
+    if saved.is_file():
+        model = options.model or str(read_json(saved).get("model"))
+        return LinearProbe.load(name, load_features_model(replace(options, model=model)))
+    if options.model is not None:
+        raise InputError(
+            f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
+            "other beside it"
+        )
+    return LinearProbe.of(load_model(replace(options, model=name)))
 
 
 def open_images(images: str | Sequence[str], split: str | None) -> Source:
