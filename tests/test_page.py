@@ -461,7 +461,11 @@ def test_everything_that_can_be_pressed_has_a_name(visit: Visit) -> None:
 
 
 def test_on_a_phone(phone: Visit) -> None:
-    assert phone.value("document.documentElement.scrollWidth") == 390
+    for width in (320, 390):
+        phone.page.set_viewport_size({"width": width, "height": 844})
+        assert phone.value("document.documentElement.scrollWidth") == width
+        box = phone.page.locator("#stop").bounding_box()
+        assert box and box["x"] + box["width"] <= width
     phone.page.fill("#n", "2")
     box = phone.page.locator("#line i").bounding_box()
     assert box

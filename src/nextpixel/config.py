@@ -529,7 +529,7 @@ class ServeConfig:
     max_connections: int = 256
     """Open connections; what comes then is refused with status 503."""
     timeout_seconds: float = 120.0
-    """Time for a request, from its arrival to its end."""
+    """Time for a request to come in, and then for its answer, waiting included."""
     shutdown_seconds: float = 10.0
     """Time for what is being drawn when the server is stopped; what waits is refused at once."""
 

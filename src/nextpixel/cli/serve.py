@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse
+from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.drawings import load_classifier, load_model
 from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
 from nextpixel.errors import InputError
@@ -64,18 +64,21 @@ def run(argv: Sequence[str]) -> None:
             raise InputError(f"--model: two models are called {shown!r}; rename a folder")
         models[shown] = model
     classifier = None if args.classifier is None else load_classifier(args.classifier, options)
-    opened = listen(args.server)
-    app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host)
-    address, port = opened.getsockname()[:2]
-    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-    sys.stdout.write(f"{url}\n")
-    sys.stdout.flush()
-    for name, engine in app.state.engines.items():
-        say(f"{name}: {engine.slots} slots, {engine.mode}")
-    if not address.startswith("127.") and address != "::1" and token is None:
-        say("Whoever reaches this machine can draw: --token-file FILE asks for a token")
-    say(f"In a browser: {url}. In a terminal: curl -F image=@photo.jpg -F format=png -o out.png {url}/v1/complete")
-    serve(app, args.server, opened)
+    with listen(args.server) as opened:
+        app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host)
+        address, port = opened.getsockname()[:2]
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        if args.output.json:
+            print_json({"url": url, "models": list(models)})
+        else:
+            print(url)
+        sys.stdout.flush()  # whoever started it may wait for this line
+        for name, engine in app.state.engines.items():
+            say(f"{name}: {engine.slots} slots, {engine.mode}")
+        if token is None and not address.startswith("127.") and address != "::1":
+            say("Whoever reaches this machine can draw: --token-file FILE asks for a token")
+        say(f"In a browser: {url}. In a terminal: curl -F image=@photo.jpg -F format=png -o out.png {url}/v1/complete")
+        serve(app, args.server, opened)
 
 
 def _token(path: Path) -> str:

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from numpy.typing import NDArray
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nextpixel import __version__
@@ -40,6 +41,7 @@ from nextpixel.server.meters import Meters
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few decoders, and those that are most looked at
 PICTURE_KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 PAGE_KINDS = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+GONE = "the client went away"
 GRID_PIXELS = 160  # a picture's side in an answer of one PNG
 DECODERS = 2  # pictures decoded at the same time: each may take max_pixels times 4 bytes and more
 R = TypeVar("R", bound=schema.Request)
@@ -83,7 +85,12 @@ def create_app(
         docs_url=None,  # its page would load code from another site
         redoc_url=None,
         lifespan=lifespan,
-        exception_handlers={HTTPException: _http_error, InputError: _input_error, Exception: _unexpected},
+        exception_handlers={
+            HTTPException: _http_error,
+            InputError: _input_error,
+            ClientDisconnect: _went_away,
+            Exception: _unexpected,
+        },
     )
     app.state.engines = engines
     app.add_middleware(
@@ -341,7 +348,7 @@ async def _last(events: asyncio.Queue[Event], request: Request) -> Done | Failed
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        events.put_nowait(Failed(499, "the client went away"))
+        events.put_nowait(Failed(499, GONE))
 
     watching = asyncio.ensure_future(watch())
     try:
@@ -409,6 +416,10 @@ async def _http_error(request: Request, error: Any) -> Response:
 async def _input_error(request: Request, error: Exception) -> Response:
     """The package's own sentences name flags; here these are fields."""
     return _error(400, re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(error)))
+
+
+async def _went_away(request: Request, error: Exception) -> Response:
+    return _error(499, GONE)  # nobody reads it; it is counted
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
