@@ -29,7 +29,8 @@ LAYERS = {
             ["evaluation", "probing", "extractors", "preparation"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "oddness"],
             ["study", "bench", "reports", "oddness_page"],
-            ["cli", "server"],
+            ["server"],
+            ["cli"],
             ["__main__"],
         ]
     )
