@@ -334,6 +334,20 @@ def test_what_cannot_be_read_is_said_where_it_was_chosen(visit: Visit) -> None:
     visit.expect(visit.page.locator("#picture-error")).to_have_text("")
 
 
+def test_without_a_picture_nothing_is_completed(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    visit.page.route("**/v1/pictures", lambda route: route.fulfill(json={"pictures": []}))
+    visit.page.goto(address)
+    visit.expect(visit.page.locator("#hint")).to_be_visible()
+    visit.expect(visit.page.locator("#command")).to_contain_text("nextpixel sample -n 6")
+    for button, place in (("#complete", "#draw-error"), ("#surprise", "#surprise-error")):
+        visit.page.click(button)
+        visit.expect(visit.page.locator(place)).to_have_text("Choose a picture first.")
+    visit.page.set_input_files("#file", CAT)
+    visit.expect(visit.page.locator("#hint")).to_be_hidden()
+    visit.close()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [

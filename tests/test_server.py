@@ -466,13 +466,21 @@ class Asked:
     """A request to an engine, and what it is told."""
 
     def __init__(
-        self, engine: Engine, n: int = 1, seed: int = 0, keep: int = 0, seconds: float = 60.0, **manner: Any
+        self,
+        engine: Engine,
+        n: int = 1,
+        seed: int = 0,
+        keep: int = 0,
+        seconds: float = 60.0,
+        prompt: torch.Tensor | None = None,
+        **manner: Any,
     ) -> None:
         self.events: list[Event] = []
         self.over = threading.Event()
         self.engine = engine
-        prompt = torch.arange(keep * 6)[None] % 12
-        self.ticket = Ticket(prompt, n, SamplingConfig(seed=seed, **manner), seconds, self.tell)
+        prompt = torch.arange(keep * 6)[None] % 12 if prompt is None else prompt
+        sampling = SamplingConfig(seed=seed, **manner)
+        self.ticket = Ticket(prompt, engine.model.config.side, n, sampling, seconds, self.tell)
 
     def tell(self, event: Event) -> None:
         self.events.append(event)
@@ -725,10 +733,7 @@ def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_al
     crowd = Engine(model, ServeConfig(slots=32, queue=64, speed="exact"), lambda what, value: None)
     tokens = torch.randint(0, 512, (48, 1024), generator=torch.Generator().manual_seed(0))
     kept = [28 - i % 3 for i in range(48)]
-    together = [Asked(crowd, seed=i) for i in range(48)]
-    for i, one in enumerate(together):
-        one.ticket.prompt = tokens[i, None, : 32 * kept[i]]
-        one.submit()
+    together = [Asked(crowd, seed=i, prompt=tokens[i, None, : 32 * kept[i]]).submit() for i in range(48)]
     different = []
     for i, one in enumerate(together):
         square = model.palette.rgb[tokens[i].numpy()].reshape(1, 32, 32, 3)

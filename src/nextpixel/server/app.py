@@ -129,10 +129,14 @@ def create_app(
         if body.n > config.max_completions:
             raise InputError(f"n: expected at most {config.max_completions}, got {body.n}")
         sampling = body.sampling()
-        prompt = await to_thread.run_sync(prompt_tokens, model, squares, keep)
         events: asyncio.Queue[Event] = asyncio.Queue()
+        tell, side = _teller(events), model.config.side
         seconds = min(body.timeout_seconds or math.inf, config.timeout_seconds)
-        ticket = Ticket(prompt, body.n, sampling, seconds, _teller(events))
+
+        def prepare() -> Ticket:
+            return Ticket(prompt_tokens(model, squares, keep), side, body.n, sampling, seconds, tell)
+
+        ticket = await to_thread.run_sync(prepare)
         engine = engines[name]
         try:
             ahead = engine.submit(ticket)
@@ -146,12 +150,12 @@ def create_app(
             "model": name,
             "mode": str(engine.mode),
             "seed": body.seed,
-            "kept_rows": prompt.shape[1] // model.config.side,
+            "kept_rows": ticket.prompt.shape[1] // side,
         }
         accept = request.headers.get("accept", "")
         if body.stream or "text/event-stream" in accept:
             left = engine.seconds_left(ticket)
-            begin = facts | {"n": body.n, "side": model.config.side, "seconds_left": left}
+            begin = facts | {"n": body.n, "side": side, "seconds_left": left}
             told = _told(events, begin, Waiting(ahead, left) if ahead else None, facts)
             return _Stream(told, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
         try:
@@ -163,10 +167,10 @@ def create_app(
         if _wants_png(body, accept):
             columns = math.ceil(math.sqrt(body.n))
             cells = [list(event.images[i : i + columns]) for i in range(0, body.n, columns)]
-            sheet = np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // model.config.side)))
+            sheet = np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // side)))
             headers = {"X-Seed": str(body.seed), "X-Nats": ",".join(f"{value:.6f}" for value in event.nats)}
             return _png(sheet, headers)
-        return JSONResponse(_done(event) | facts | {"seconds": event.seconds})
+        return JSONResponse(await to_thread.run_sync(_done, event) | facts | {"seconds": event.seconds})
 
     # ---- pages and facts
 
@@ -331,7 +335,7 @@ async def _told(
         elif isinstance(event, Waiting):
             yield _sse("waiting", vars(event))
         elif isinstance(event, Done):
-            yield _sse("done", _done(event) | facts | {"seconds": event.seconds})
+            yield _sse("done", await to_thread.run_sync(_done, event) | facts | {"seconds": event.seconds})
             return
         else:
             yield _sse("error", vars(event))

@@ -82,6 +82,7 @@ class Ticket:
     """A request for n pictures behind one prompt (1, P); `tell` is called in the engine's thread and must not wait."""
 
     prompt: Tensor
+    side: int
     n: int
     sampling: SamplingConfig
     seconds: float
@@ -94,15 +95,15 @@ class Ticket:
     began: float = 0.0
     first_row: float = 0.0
 
-    def prepare(self, model: ImageGPT) -> None:
-        side, pixels = model.config.side, model.config.pixels
+    def __post_init__(self) -> None:
+        pixels = self.side**2
         self.noise = np.stack([pixel_noise(self.sampling.seed, 0, i, pixels) for i in range(self.n)])
         self.manner = replace(self.sampling, seed=0)
         self.tokens = np.zeros((self.n, pixels), np.int64)
         self.tokens[:, : self.prompt.shape[1]] = self.prompt.numpy()
         self.drawn = pixels - self.prompt.shape[1]
         self.nats = np.zeros(self.n)
-        self.shape = (self.n, side, side, 3)
+        self.shape = (self.n, self.side, self.side, 3)
 
 
 @dataclass(eq=False)
@@ -152,7 +153,6 @@ class Engine:
 
     def submit(self, ticket: Ticket) -> int:
         """Queue a request; returns how many are before it, 0 where it begins at once. Raises Busy."""
-        ticket.prepare(self.model)
         with self._changed:
             if self.closing or len(self._waiting) >= self.limit:
                 raise Busy(self._forecast()[1] * self.pace)
@@ -187,20 +187,23 @@ class Engine:
             self.closing = True
             for ticket in [ticket for ticket in self._waiting if not ticket.placed]:
                 self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
-            for ticket in {place.ticket for place in self._places}:
+            for ticket in self._tickets():
                 ticket.seconds = min(ticket.seconds, time.monotonic() - ticket.arrived + seconds)
 
     def close(self) -> None:
         """End everything now, and the thread with it."""
         with self._changed:
             self.closing = self._stopped = True
-            for ticket in {*self._waiting, *(place.ticket for place in self._places)}:
+            for ticket in self._tickets():
                 self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
 
     # ---- with the lock held
+
+    def _tickets(self) -> set[Ticket]:
+        return {*self._waiting, *(place.ticket for place in self._places)}
 
     def _end(self, ticket: Ticket) -> None:
         ticket.over, ticket.read = True, None
@@ -248,7 +251,7 @@ class Engine:
             except Exception:
                 logging.getLogger(__name__).exception("drawing failed")
                 with self._changed:
-                    for ticket in {*self._waiting, *(place.ticket for place in self._places)}:
+                    for ticket in self._tickets():
                         self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
                     self._places.clear()
 
@@ -256,7 +259,7 @@ class Engine:
         """One pixel of every row in use."""
         start = time.monotonic()
         with self._changed:
-            for ticket in {*self._waiting, *(place.ticket for place in self._places)}:
+            for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
                     self._fail(ticket, Failed(504, f"not done within {ticket.seconds:g} seconds; ask for fewer"))
             self._leave()
@@ -323,7 +326,9 @@ class Engine:
         """Choose a token for every row, and tell what is complete with it."""
         places = list(self._places)
         logits = self._logits[: len(places)]
-        noise = torch.tensor([place.ticket.noise[place.candidate, place.known] for place in places])
+        noise = torch.tensor(
+            [place.ticket.noise[place.candidate, place.known] for place in places], dtype=torch.float64
+        )
         noise = noise.to(logits.device, wide_type(logits))
         groups: dict[SamplingConfig, list[int]] = {}
         for number, place in enumerate(places):

@@ -167,7 +167,7 @@ async function showModel() {
   $("rounded").hidden = isExact();
   clearDrawn();
   if (state.picture) await see(state.picture, state.kept / $("picture").height);
-  else layTiles();
+  else keepRows(Math.round(side() / 2));
 }
 
 // ---- the picture
