@@ -25,7 +25,7 @@ LAYERS = {
             ["model", "palette", "images", "optim", "metrics", "sample_metrics", "plan", "distributed", "devices"],
             ["sources"],
             ["data", "checkpoints"],
-            ["extraction", "sampling", "training"],
+            ["extraction", "prepared", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "oddness"],
             ["study", "bench", "reports", "oddness_page"],
