@@ -8,6 +8,7 @@ import sys
 import tarfile
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from nextpixel.cli import main
 from nextpixel.data import Batches, decode
 from nextpixel.images import save_png
 from nextpixel.prepared import Job, merge, missing_jobs, prepare
-from nextpixel.sources import MapSource, open_source
+from nextpixel.sources import MapSource, load_images, open_source, tables
 from nextpixel.sources.files import FileSource
 from tiny_runs import assert_same, figures, photos, pictures, settings
 
@@ -132,7 +133,7 @@ def test_shards_keep_their_order_and_classes(tmp_path):
     assert list(found.names) == [f"set-{number % 3:02d}.tar/{number:04d}.png" for number in order]
     assert found.labels.tolist() == [number % 2 for number in order]
     for square, number in zip(found.squares, order, strict=True):
-        assert np.array_equal(square, data.open_source(noise(COUNT)[number]).square(0, SIDE, "crop"))
+        assert np.array_equal(square, open_source(noise(COUNT)[number]).square(0, SIDE, "crop"))
 
 
 def test_patterns_name_shards(tmp_path):
@@ -187,8 +188,8 @@ def hub(tmp_path, monkeypatch):
     class Rows:
         def __init__(self, rows):
             self.rows, self.features = rows, kinds
-            splits = {"train": datasets.SplitInfo("train", num_examples=told["count"])} if told["count"] else None
-            self.info = datasets.DatasetInfo(splits=splits)
+            splits = {"train": SimpleNamespace(num_examples=told["count"])} if told["count"] else None
+            self.info = SimpleNamespace(splits=splits, download_checksums=None, version="1.0.0")
 
         def select_columns(self, names):
             return Rows(self.rows.select_columns(names))
@@ -239,6 +240,28 @@ def test_a_stream_that_ends_early_is_an_error(hub):
     told["count"] = COUNT + 5
     with pytest.raises(WorkError, match=f"expected {COUNT + 5} pictures.*ended after {COUNT}"):
         prepare("owner/set", "out", side=SIDE)
+
+
+def test_a_hub_that_stops_answering_keeps_what_was_read(hub, monkeypatch):
+    skipped, _ = hub
+    prepare("owner/set", "one", side=SIDE)
+    original = tables.StreamSource._go_to
+
+    def unreachable(*_):
+        raise ConnectionError("reset by\npeer")
+
+    def go_to(self, index):
+        if index >= 9:
+            monkeypatch.setattr(self.rows, "skip", unreachable)
+            self._place = None
+        original(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables.StreamSource, "_go_to", go_to)
+        with pytest.raises(WorkError, match=r"owner/set: the hub stopped answering \(reset by peer\)"):
+            prepare("owner/set", "out", side=SIDE)
+    prepare("owner/set", "out", side=SIDE)
+    assert skipped == [0, 0, 8] and contents(Path("out")) == contents(Path("one"))
 
 
 # ---- interrupted, repeated, missing, full
@@ -369,7 +392,8 @@ def test_it_is_used_where_it_lies(folder, tmp_path, cache):
     assert Path(found.squares.filename) == out / "squares.u8"
     assert not (cache / "decoded").exists()
     assert np.array_equal(found.squares, decode(folder, SIDE).squares)
-    assert np.array_equal(nextpixel.data.open_source([str(out)]).square(3, SIDE, "crop"), found.squares[3])
+    assert np.array_equal(load_images(str(out), SIDE), found.squares)
+    assert np.array_equal(open_source([str(out)]).square(3, SIDE, "crop"), found.squares[3])
 
 
 def test_it_serves_a_smaller_side_only_where_it_was_made_for_it(folder, tmp_path):
@@ -383,7 +407,7 @@ def test_it_serves_a_smaller_side_only_where_it_was_made_for_it(folder, tmp_path
     with pytest.raises(InputError, match=f"expected squares of side 2 made with --fit crop, got side 8.*{again}"):
         decode(out, 2)
     with pytest.raises(InputError, match="--fit squash"):
-        nextpixel.sources.load_images(str(out), 4, fit="squash")
+        load_images(str(out), 4, fit="squash")
 
 
 @pytest.mark.parametrize("augment", ["flip", "crop"])

@@ -60,7 +60,7 @@ class StoredNames(Sequence[str]):
         return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
 
     __hash__ = None  # type: ignore[assignment]
 
