@@ -7,6 +7,7 @@ are put together, whole or not at all.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from nextpixel.checkpoints.files import new_file, new_folder, parent_exists, read_json, write_json
+from nextpixel.checkpoints.files import new_file, new_folder, parent_exists, read_json
 from nextpixel.config import Fit
 from nextpixel.data import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
@@ -100,7 +101,8 @@ def prepare(
     if (parts / PLAN).is_file():
         _check_plan(read_json(parts / PLAN), plan, parts)
     else:
-        write_json(parts / PLAN, plan)
+        with new_file(parts / PLAN) as file:  # which jobs on several machines may write at once
+            file.write(json.dumps(plan, indent=2).encode())
     _decode_chunks(source, plan, parts, (job or Job()).chunks(_count(plan)), workers)
     return merge(out) if job is None else None
 
