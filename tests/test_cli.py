@@ -23,6 +23,7 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
 from nextpixel.cli import VERBS, main
 from nextpixel.errors import WorkError
+from nextpixel.prepared import Job, prepare
 
 SMALL_RUN = "--layers 1 --width 16 --heads 2 --side 8 --steps 2 --batch-images 2 --sample-images 1 --threads 1"
 
@@ -61,6 +62,9 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(home / "two.npz", features=rng.random((60, 4)), extractor=np.array("net-2"))
     np.savez(home / "holes.npz", features=np.full((60, 4), np.nan))
     (home / "text.onnx").write_text("not a network")
+    (home / "no.tar").write_bytes(b"not a tar file")
+    prepare(home / "photos", home / "prepared", side=8)
+    prepare(home / "photos", home / "begun", side=8, job=Job(1, 2))
     (home / "unknown.toml").write_text("stepz = 5\n")
     (home / "zero.toml").write_text("steps = 0\n")
     (home / "broken.toml").write_text("steps =\n")
@@ -303,6 +307,37 @@ BAD = {
     "serve --model model --host nowhere.invalid --port 0": ["--host", "cannot listen on nowhere.invalid"],
     "serve --model model --port 0 --slots 1000000000": ["--slots", "GB of memory", "fewer"],
     "serve photo.png": ["photo.png", "nextpixel serve --help"],
+    # prepared folders
+    "prepare": ["expected images and a new folder", "as in: nextpixel prepare"],
+    "prepare photos": ["expected images and a new folder", "as in: nextpixel prepare"],
+    "prepare nope out": ["nope", "no such file"],
+    "prepare photos taken": ["taken exists already", "name a new folder"],
+    "prepare photos photo.png": ["photo.png exists already", "name a new folder"],
+    "prepare photos nowhere/out": ["nowhere", "create it first"],
+    "prepare photos out --side 0": ["--side", "at least 1", "got 0"],
+    "prepare photos out --store-side 31": ["--store-side", "at least the side 32", "got 31"],
+    "prepare photos out --workers 0": ["--workers", "at least 1", "got 0"],
+    "prepare photos out --fit stretch": ["--fit", "crop, imagenet, squash", "'stretch'"],
+    "prepare photos out --job 0/4": ["--job", "3/16", "got '0/4'"],
+    "prepare photos out --job 5/4": ["--job", "3/16", "got '5/4'"],
+    "prepare photos out --job three": ["--job", "3/16", "got 'three'"],
+    "prepare photos out --split test": ["photos", "'test'", "leave it out"],
+    "prepare shards-{0..3}.tar out": ["shards-{0..3}.tar", "no such file: shards-0.tar"],
+    "prepare 'shards-*.tar' out": ["shards-*.tar", "no file has such a name"],
+    "prepare no.tar out": ["no.tar", "expected a plain .tar file", "unpack"],
+    "prepare some/set out": ["some/set", "hub", "cannot be reached"],
+    "prepare --merge nope": ["--merge", "nope.parts", "got nope"],
+    "prepare --merge taken": ["--merge", "taken.parts", "got taken"],
+    "prepare --merge out --side 8": ["--merge", "expected nothing else", "--side"],
+    "prepare photos --merge out": ["--merge", "expected nothing else", "photos"],
+    "pretrain prepared --out run --side 16": ["side 16", "got side 8", "nextpixel prepare", "--side 16 --fit crop"],
+    "pretrain prepared --out run --side 8 --augment crop": ["side 16", "got side 8", "--side 8", "--store-side 16"],
+    "pretrain prepared --out run --side 8 --fit squash": ["--fit squash", "--fit crop", "--side 8 --fit squash"],
+    "pretrain prepared --out run --split train": ["prepared has no splits", "leave it out"],
+    "score prepared --fit squash": ["prepared", "--fit squash", "--fit crop"],
+    "score begun": ["begun is not finished", "begun.parts", "nextpixel prepare --merge begun"],
+    "prepare --merge begun": ["1 of them are not finished: 2/2", "--job"],
+    "prepare many begun --side 8": ["begun.parts", "begun from", "remove that folder"],
     # pretraining
     "pretrain photos": ["--out", "as in: nextpixel pretrain"],
     "pretrain --out run": ["images", "as in: nextpixel pretrain"],

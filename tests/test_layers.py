@@ -25,7 +25,7 @@ LAYERS = {
             "model resnet palette images optim metrics sample_metrics plan distributed devices".split(),
             ["sources", "kernels"],
             ["data", "checkpoints", "decoding"],
-            ["extraction", "sampling", "training"],
+            ["extraction", "prepared", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],
             ["study", "bench", "reports", "oddness_page"],

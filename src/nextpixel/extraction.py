@@ -19,7 +19,7 @@ from nextpixel import plan
 from nextpixel.data import masks
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
-from nextpixel.images import UnreadableImage, fit_square
+from nextpixel.images import UnreadableImage
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
@@ -163,7 +163,7 @@ def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[
     squares, kept, lost = [], [], []
     for number in numbers:
         try:
-            squares.append(fit_square(source.read(number), model.config.side, fit=model.fit))
+            squares.append(source.square(number, model.config.side, model.fit))
             kept.append(number)
         except UnreadableImage as error:
             lost.append(str(error))

@@ -20,12 +20,13 @@ from torch import Tensor
 from nextpixel import optim, plan
 from nextpixel.checkpoints import Run
 from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
-from nextpixel.data import Batches, DecodedSet, decode, read_decoded, stored_side
+from nextpixel.data import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
 from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
 from nextpixel.progress import say
+from nextpixel.sources import MapSource, open_source
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
@@ -158,13 +159,21 @@ def decode_sets(
 ) -> tuple[DecodedSet, DecodedSet]:
     """The training set as it is augmented from, and squares at the model's side to validate on.
 
-    Without `validation` images the second shows the same pictures as the first.
+    Without `validation` images the second shows the same pictures as the first. A prepared folder is read in place.
+    Raises InputError for one of another side or fit.
     """
     stored = stored_side(side, config.augment)
-    train = decode(images, stored, split=split, cache=config.cache, fit=fit)
+    source = open_source(images, split)
+    if isinstance(source, MapSource):
+        source.check(side, fit, stored)
+    train = decode(source, stored, cache=config.cache, fit=fit)
     if validation is not None:
         return train, decode(validation, side, cache=config.cache, fit=fit)
-    return train, train if stored == side else decode(images, side, split=split, cache=config.cache, fit=fit)
+    if stored == side:
+        return train, train
+    if isinstance(source, MapSource):
+        return train, shrunk(source, side, fit)
+    return train, decode(source, side, cache=config.cache, fit=fit)
 
 
 def find_sets(

@@ -19,6 +19,7 @@ VERBS = {
     "probe": "what a linear classifier on the features reaches, beside what it has to beat",
     "predict": "classify new images with a saved probe or a fine-tuned model",
     "finetune": "teach a model classes from labelled images, or resume a run",
+    "prepare": "decode images once, in parallel, into a folder that trains without decoding again",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
     "distill": "train a small convolutional network to predict a model's features",
     "study": "loss against probe accuracy, over the checkpoints of several runs",

@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
         squares, names, unreadable = load_images(source, side, fit=model.fit), list(source.names), []
     else:
         found = decode(source, side, fit=model.fit)
-        squares, names, unreadable = found.squares, found.names, found.unreadable
+        squares, names, unreadable = found.squares, list(found.names), found.unreadable
     for line in unreadable:
         say(f"left out: {line}")
     pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
