@@ -254,8 +254,16 @@ def _tensorboard(run: Run, start: int) -> Iterator[Callable[[int, dict[str, floa
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)
 
+    outer = threading.excepthook
+
+    def quiet(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):  # the writer has a thread of its own
+            outer(failure)
+
+    threading.excepthook = quiet
     try:
         yield write
     finally:
         with contextlib.suppress(OSError):
             writer.close()
+        threading.excepthook = outer
