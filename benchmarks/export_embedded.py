@@ -95,8 +95,7 @@ def main() -> None:
     rows, captions = [], []
     for i in range(8):
         drawing = draw(model, test[i : i + 1], keep=0.5, n=4, sampling=SamplingConfig(seed=i))
-        given = np.full_like(test[i], 225)
-        given[: drawing.kept_rows] = drawing.images[0, : drawing.kept_rows]
+        given = np.where(drawing.kept[..., None], drawing.images[0], np.uint8(225))
         rows.append([given, *drawing.images, test[i]])
         captions.append([None, *(f"{value:.2f}" for value in drawing.nats), None])
     titles = ["given", "1", "2", "3", "4", "original"]

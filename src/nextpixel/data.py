@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Augment, Fit
 from nextpixel.errors import InputError, WorkError
-from nextpixel.images import UnreadableImage, crop_resize
+from nextpixel.images import UnreadableImage, crop_resize, orient
 from nextpixel.palette import user_cache
 from nextpixel.progress import Advance, progress
 from nextpixel.sources import MapSource, Source, open_source
@@ -229,6 +229,11 @@ class Batches:
         flips = self.augment in ("flip", "pad-flip")
         return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
 
+    def orientations(self, step: int) -> NDArray[np.int64]:
+        """How that step's images are turned and mirrored, (batch_images,), see images.orient."""
+        turned = self.augment == "orient"
+        return np.concatenate([_orientations(self._epoch(epoch)[1][rows]) * turned for epoch, rows in self._rows(step)])
+
     def masks(self, step: int) -> NDArray[np.bool_]:
         """Which pixels of that step's images a masked model is not shown, (batch_images, T)."""
         parts = [
@@ -259,6 +264,10 @@ class Batches:
             mirrored = _mirrored(noise)
             squares = squares.copy()
             squares[mirrored] = squares[mirrored, :, ::-1]
+        if self.augment == "orient":
+            found, squares = _orientations(noise), squares.copy()
+            for orientation in np.unique(found):
+                squares[found == orientation] = orient(squares[found == orientation], orientation)
         return squares
 
     def _crop(self, square: NDArray[np.uint8], _: float, scale: float, x: float, y: float) -> NDArray[np.uint8]:
@@ -275,6 +284,10 @@ class Batches:
         windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
         picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
         return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def _orientations(noise: NDArray[np.float32]) -> NDArray[np.int64]:
+    return (noise[:, 0] * 8).astype(np.int64)
 
 
 def _mirrored(noise: NDArray[np.float32]) -> NDArray[np.bool_]:
