@@ -216,8 +216,10 @@ def test_models_pictures_page_and_description(client: TestClient) -> None:
 
 
 def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
-    with TestClient(create_app({"tiny": model}, ServeConfig(slots=2)), base_url=ADDRESS) as client:
+    app = create_app({"tiny": model}, ServeConfig(slots=2))
+    with TestClient(app, base_url=ADDRESS) as client:
         client.post("/v1/sample", json={"n": 3})
+        until(lambda: app.state.engines["tiny"].used == 0)
         client.post("/v1/sample", json={"n": 0})
         text = client.get("/metrics").text
     for line in (

@@ -267,6 +267,7 @@ class Engine:
         if not self._places:
             return
         count = len(self._places)
+        self.observe("pixels", count)  # before anybody is told that they are drawn
         self._draw()
         with self._changed:
             self._leave()
@@ -276,7 +277,6 @@ class Engine:
             self._logits[: len(tokens)] = self._decoder.step(tokens)
         seconds = time.monotonic() - start
         self.pace = PACE_MEMORY * self.pace + (1 - PACE_MEMORY) * seconds
-        self.observe("pixels", count)
         self.observe("pixels_per_second", count / self.pace)
 
     def _leave(self) -> None:
