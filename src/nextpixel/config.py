@@ -160,7 +160,7 @@ class RunConfig:
     """What every kind of training run has; each records its own in run.json."""
 
     batch_images: int = 128
-    """Images per optimiser step."""
+    """Images per optimiser step, over all processes."""
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     learning_rate: float | None = None
@@ -195,6 +195,11 @@ class RunConfig:
     """Compile the network block by block; auto does where it repays itself."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    shard: bool = False
+    """Of several processes (torchrun): keep a part of weights, gradients and optimiser in each (FSDP) instead of a copy
+    of all in every one."""
+    timeout_minutes: float = 30.0
+    """End all of several processes when one has not answered for this long; an evaluation must fit in."""
     threads: int | None = None
     """CPU threads; torch's choice unless told."""
     cache: str | None = None
@@ -206,6 +211,8 @@ class RunConfig:
             at_least_one="batch_images micro_batch_images checkpoint_every_steps log_every_steps threads",
             at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
         )
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise InputError(f"--timeout-minutes: expected a number above 0, got {self.timeout_minutes}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
         if not 0 < self.validation_fraction < 1:

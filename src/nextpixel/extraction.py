@@ -22,7 +22,7 @@ from nextpixel.progress import progress
 from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
-CHUNK_IMAGES = 2_048
+CHUNK_IMAGES = 512
 
 
 def features(
@@ -92,6 +92,31 @@ def features_name(model: ImageGPT, layers: Sequence[int], kind: str = "igpt") ->
     return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
 
 
+def extract_chunks(
+    model: ImageGPT,
+    source: Source,
+    layers: Sequence[int],
+    parts: Path,
+    *,
+    dtype: str = "fp32",
+    part: tuple[int, int] = (0, 1),
+) -> list[Path]:
+    """Write the chunks that `parts` does not hold yet, or of those the i-th of every n, `part` (i, n); see extract."""
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {model_hash(model)}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    parts.mkdir(exist_ok=True)
+    starts = range(0, len(source), CHUNK_IMAGES)
+    paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
+    for start, path in list(zip(starts, paths, strict=True))[part[0] :: part[1]]:
+        if not path.is_file():
+            squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+            values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
+            with path.with_suffix(".tmp").open("wb") as file:
+                np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
+            path.with_suffix(".tmp").replace(path)
+    return paths
+
+
 def extract(
     model: ImageGPT,
     images: Any,
@@ -107,18 +132,8 @@ def extract(
     removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
     """
     source = open_source(images, split)
-    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model_hash(model)}"
-    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    parts.mkdir(exist_ok=True)
     found, names, unreadable = [], [], []
-    for start in range(0, len(source), CHUNK_IMAGES):
-        path = parts / f"{key}-{start:09d}.npz"
-        if not path.is_file():
-            squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
-            values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
-            with path.with_suffix(".tmp").open("wb") as file:
-                np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
-            path.with_suffix(".tmp").replace(path)
+    for path in extract_chunks(model, source, layers, parts, dtype=dtype):
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))
             names += [source.names[i] for i in chunk["kept"].tolist()]
