@@ -27,6 +27,7 @@ from nextpixel.cli import main
 from nextpixel.errors import InputError, WorkError
 from tiny_runs import flags, leftovers, photos, pictures, settings
 
+pytestmark = pytest.mark.timeout(600)  # as many processes wait for each other on a busy machine
 STEPS, HALF = 20, 10
 MANY = str(Path(__file__).with_name("many_processes.py"))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,6 +48,14 @@ def pretraining(folder: Path, out: str, shard: bool = False, **changes: Any) -> 
     values = settings(folder, **tiny | changes)
     switches = ["--shard"] * shard + ["--checkpoint-activations"] * values.pop("checkpoint_activations", False)
     return ["pretrain", str(folder / "photos.npy"), "--out", str(folder / out), *flags(values), *switches]
+
+
+def finetuning(folder: Path, out: str) -> list[str]:
+    """The command of two epochs on 22 of 24 images, which are the test images as well."""
+    labelled, model = str(folder / "labelled.npz"), str(folder / "classic-alone" / "step_0000020")
+    values = {"batch_images": 4, "micro_batch_images": 1, "epochs": 2, "log_every_steps": 1, "device": "cpu"}
+    values |= {"dtype": "fp32", "compile": "off", "threads": 1, "cache": str(folder / "cache")}
+    return ["finetune", labelled, "--test", labelled, "--model", model, "--out", str(folder / out), *flags(values)]
 
 
 def start(folder: Path, commands: list[list[str]], *options: str) -> subprocess.Popen[str]:
@@ -91,16 +100,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     again = folder / "classic-alone" / "step_0000020"
     features = ["features", str(folder / "photos.npy"), "--model", str(again), "--layer", "0,1", "--device", "cpu"]
     assert main([*features, "--out", str(folder / "alone.npz")]) == 0
-    classes = ["--epochs", "2", "--batch-images", "4", "--device", "cpu", "--dtype", "fp32", "--threads", "1"]
-    finetune = ["finetune", str(folder / "labelled.npz"), "--model", str(again), *classes, "--log-every-steps", "1"]
-    finetune += ["--test", str(folder / "labelled.npz"), "--compile", "off", "--cache", str(folder / "cache")]
-    assert main([*finetune, "--out", str(folder / "finetune-alone")]) == 0
+    assert main(finetuning(folder, "finetune-alone")) == 0
     torchrun(
         folder,
         [pretraining(folder, f"{name}-{way}", way == "shards", **VARIANTS[name]) for name, way in CHECKED]
         + [["pretrain", "--resume", str(folder / "one-then-two")]]
         + [[*features, "--out", str(folder / "two.npz")]]
-        + [[*finetune, "--out", str(folder / "finetune-shards"), "--shard"]],
+        + [[*finetuning(folder, "finetune-shards"), "--shard"]],
     )
     return folder
 
@@ -232,19 +238,31 @@ def test_a_run_is_found_again_by_the_same_command_alone(folder, monkeypatch, cap
 def more(folder: Path) -> Path:
     for name in ("masked", "modern"):
         assert main(pretraining(folder, f"{name}-alone", **VARIANTS[name])) == 0
-    torchrun(folder, [pretraining(folder, f"{n}-{way}", way == "shards", **VARIANTS[n]) for n, way in MORE])
+    assert main([*finetuning(folder, "frozen-alone"), "--freeze-trunk"]) == 0
+    commands = [pretraining(folder, f"{n}-{way}", way == "shards", **VARIANTS[n]) for n, way in MORE]
+    commands += [[*finetuning(folder, "frozen-copies"), "--freeze-trunk"], finetuning(folder, "finetune-copies")]
+    commands += [[*finetuning(folder, "frozen-shards"), "--freeze-trunk", "--shard"]]
+    torchrun(folder, commands)
     return folder
 
 
 @pytest.mark.torchrun
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "way"), MORE)
 def test_two_processes_equal_one_also(more, name, way):
     assert_close(more / f"{name}-{way}", more / f"{name}-alone", BANDS[name])
 
 
 @pytest.mark.torchrun
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("two", "one"),
+    [("finetune-copies", "finetune-alone"), ("frozen-copies", "frozen-alone"), ("frozen-shards", "frozen-alone")],
+)
+def test_finetuning_by_two_processes_also(more, two, one):
+    np.testing.assert_allclose(figures(more / two), figures(more / one), atol=1e-5)
+    assert figures(more / two, "validation_accuracy") == figures(more / one, "validation_accuracy")
+
+
+@pytest.mark.torchrun
 def test_shards_go_on_in_twice_the_processes(folder):
     run = cut(folder / "classic-shards", folder / "two-then-four")
     torchrun(folder, [["pretrain", "--resume", str(run)]], processes=4)
@@ -252,7 +270,6 @@ def test_shards_go_on_in_twice_the_processes(folder):
 
 
 @pytest.mark.torchrun
-@pytest.mark.timeout(600)
 def test_two_machines(folder):
     """Two agents on the loopback, one process each."""
     options = "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id nodes --rdzv-endpoint localhost:29411"
@@ -287,7 +304,6 @@ def long_run(folder: Path, out: str, *options: str, **changes: Any) -> tuple[sub
 
 
 @pytest.mark.torchrun
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_is_replaced(folder, victim):
     agent, run = long_run(folder, f"killed-{victim}", "--max-restarts", "1")
@@ -304,7 +320,6 @@ def test_a_killed_process_is_replaced(folder, victim):
 
 
 @pytest.mark.torchrun
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_ends_the_run_in_time(folder, victim):
     agent, run = long_run(folder, f"stopped-{victim}", "--shutdown-timeout", "3", timeout_minutes=0.1)
@@ -319,7 +334,6 @@ def test_a_stopped_process_ends_the_run_in_time(folder, victim):
 
 
 @pytest.mark.torchrun
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("to", ["torchrun", "one process"])
 def test_signals_stop_all_at_the_same_step(folder, to):
     agent, run = long_run(folder, to.replace(" ", "-"), checkpoint_every_steps=10_000, checkpoint_every_minutes=0.02)

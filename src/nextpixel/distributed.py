@@ -287,7 +287,10 @@ def watched() -> Iterator[None]:
             raise
         minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
         reason = " ".join(str(error).split())
-        sentence = f"another process died, or did not answer{minutes} (--timeout-minutes): {reason}"
+        sentence = (
+            f"another process died, or did not answer{minutes} (--timeout-minutes). A run goes on from its last "
+            f"checkpoint with --resume, or by itself with torchrun --max-restarts 3 ({reason})"
+        )
         if not is_first():
             say(f"process {number()}: {sentence}", everywhere=True)
         raise WorkError(sentence) from error
