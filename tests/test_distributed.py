@@ -219,18 +219,21 @@ def test_a_lost_process_is_told(third_of_three, capsys):
 
 
 def test_a_run_is_found_again_by_the_same_command_alone(folder, monkeypatch, capsys):
-    """Where torchrun restarts a command, its run goes on; a run of another command is refused as ever."""
+    """Where torchrun starts a command again, its run goes on; a run of another command is refused as ever."""
     command = pretraining(folder, "classic-alone")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     facts = Run(folder / "classic-alone").facts()
     assert main(command) == 0  # it was ended already
     assert "going on from step 20" in capsys.readouterr().err
+    assert main([*command, "--seed", "1"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--other"])
     assert main(command) == 2
     assert "holds a run already" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(command) == 2
     assert Run(folder / "classic-alone").facts() == facts
 
 

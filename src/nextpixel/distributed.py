@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -61,9 +63,9 @@ def on_this_node() -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"]) if processes() > 1 else 1
 
 
-def started_again() -> bool:
-    """Whether torchrun has started this command again (--max-restarts)."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def launched() -> bool:
+    """Whether torchrun started this process, be it the only one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def join(device: str, timeout_minutes: float) -> str:
@@ -89,11 +91,37 @@ def join(device: str, timeout_minutes: float) -> str:
         timeout = timedelta(minutes=timeout_minutes)
         with watched():
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timeout)
+                store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+                store = dist.PrefixStore(_round(store, timeout), store)
+                backend = "nccl" if kind == "cuda" else "gloo"
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
                 atexit.register(dist.destroy_process_group)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
             _groups = _Groups(dist.new_group(backend="gloo", timeout=timeout), patient, timeout_minutes)
     return device
+
+
+def _round(store: Any, timeout: timedelta) -> str:
+    """A name for this meeting that all its processes agree on, and no earlier one had.
+
+    torchrun's store outlives the processes that it restarts, with the addresses of the dead ones (pytorch issue
+    135712), and its count of restarts differs between machines. So each process leaves a fresh name of its own, and the
+    first one offers what names it finds, until everybody has found its own among them.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f"name-{number()}", own)
+    while time.monotonic() < end:
+        if is_first():
+            store.set("offer", ",".join(store.get(f"name-{i}").decode() for i in range(processes())))
+            if all(store.check([f"{own}-{i}"]) for i in range(1, processes())):
+                return own
+        else:
+            names = store.get("offer").decode().split(",")
+            if names[number() : number() + 1] == [own]:
+                store.set(f"{names[0]}-{number()}", "found")
+                return names[0]
+        time.sleep(0.05)
+    raise dist.DistStoreError("not all processes came")
 
 
 def share(batch_images: int) -> int:

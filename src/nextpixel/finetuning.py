@@ -100,11 +100,11 @@ def start_run(
 ) -> Run:
     """Decode the images, choose among them, decide everything once, and create the run folder with its checkpoint 0.
 
-    Of several processes the first one does; where torchrun has started the same command again, its run is returned.
+    Of several processes the first one does; where torchrun started this command before, its run is returned.
     """
     distributed.join(choose_device(config.device), config.timeout_minutes)
     return distributed.first_does(
-        lambda: begun_before(out, KIND) or _start(model, images, out, config, labels, split, test, test_labels),
+        lambda: begun_before(out, KIND, config) or _start(model, images, out, config, labels, split, test, test_labels),
         patient=True,
     )
 

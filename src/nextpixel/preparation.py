@@ -31,6 +31,7 @@ from nextpixel.progress import is_first, say
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
+PATHS = ("init", "palette", "validation", "cache")  # settings that are recorded as absolute paths
 
 TokenBatch = tuple[Tensor, Tensor | None]  # tokens (B, T), or squares to encode; which are hidden (B, T)
 
@@ -126,12 +127,14 @@ def create_run(
     return run
 
 
-def begun_before(out: Path, kind: str) -> Run | None:
-    """The run that this very command began, where torchrun has started it again after a failure."""
-    if not distributed.started_again() or not (out / "run.json").is_file():
+def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
+    """The run that this very command began under torchrun, which starts it again after a failure (--max-restarts)."""
+    if not distributed.launched() or not (out / "run.json").is_file():
         return None
     run = Run(out)
-    if run.kind != kind or run.facts().get("command") != sys.argv[1:]:
+    facts = run.facts()
+    asked = {name: value for name, value in asdict(config).items() if name not in PATHS}
+    if run.kind != kind or facts.get("command") != sys.argv[1:] or not asked.items() <= facts["config"].items():
         return None
     say(f"{out}: going on from step {(run.steps() or [0])[-1]:,}")
     return run

@@ -88,10 +88,12 @@ def pretrain(
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None) -> Run:
     """Decode the images, decide everything once, and create the run folder.
 
-    Of several processes the first one does; where torchrun has started the same command again, its run is returned.
+    Of several processes the first one does; where torchrun started this command before, its run is returned.
     """
     distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.first_does(lambda: begun_before(out, KIND) or _start(images, out, config, split), patient=True)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, config) or _start(images, out, config, split), patient=True
+    )
 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) -> Run:

@@ -137,8 +137,7 @@ def train(
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
-        unjudged = cadence.evaluation_due(start) and not _evaluated(run, start, figure)
-        if distributed.first_does(lambda: unjudged):
+        if distributed.first_does(lambda: cadence.evaluation_due(start) and not _evaluated(run, start, figure)):
             evaluate_now(start)  # it was killed between checkpoint and figures
         if enough():
             return
