@@ -307,7 +307,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, whole, monke
 @pytest.mark.parametrize("size", [4_000, 25_000], ids=["in the weights", "in the trainer's state"])
 def test_a_write_that_fails_half_way(run, whole, limit, monkeypatch, size, capsys):
     assert (run / "step_0000008" / "model.safetensors").stat().st_size < 25_000
-    on_call(monkeypatch, "nextpixel.pretraining.write_model", 1, lambda: limit(size))
+    on_call(monkeypatch, "nextpixel.preparation.write_model", 1, lambda: limit(size))
     assert main(["pretrain", "--resume", str(run)]) == 1
     limit()
     last = capsys.readouterr().err.splitlines()[-1]
