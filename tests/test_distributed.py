@@ -298,10 +298,10 @@ def wait_for(what: Callable[[], Any], seconds: float = 240) -> None:
 
 
 def long_run(folder: Path, out: str, *options: str, **changes: Any) -> tuple[subprocess.Popen[str], Path]:
-    """A run too long to end by itself, ten steps after its start."""
+    """A run too long to end by itself, when it has a checkpoint."""
     command = pretraining(folder, out, steps=100_000, evaluate_every_steps=50_000, **changes)
     agent = start(folder, [command], "--standalone", "--nproc-per-node", "2", *options)
-    wait_for(lambda: agent.poll() is not None or (folder / out / "step_0000010").is_dir())
+    wait_for(lambda: agent.poll() is not None or any((folder / out).glob("step_*")))
     assert agent.poll() is None, agent.communicate()[1]
     return agent, folder / out
 
