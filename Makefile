@@ -1,5 +1,6 @@
 # make demo   complete the bundled pictures with the embedded model (installs the package first)
 # make test   everything that CI runs: style, types, build, tests, installation
+# make study  pretrain three shapes on CIFAR-10 and set loss against probe accuracy (-j2: two runs side by side)
 # make setup  the environment for development, in .venv
 
 VENV := .venv
@@ -8,11 +9,33 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 TORCH := $(shell grep '^torch==' constraints.txt)
 DEMO := $(BIN)/nextpixel complete src/nextpixel/assets/pictures --keep 0.5 -n 4 --seed 0 --out demo.png
 
-.PHONY: demo setup test format clean
+STUDY_DATA ?= data/cifar10
+STUDY_SHAPES := 2x32 3x64 4x128
+STUDY_SEEDS := 0 1
+STUDY_RUNS := $(foreach seed,$(STUDY_SEEDS),$(foreach shape,$(STUDY_SHAPES),runs/study/$(shape)-seed$(seed)))
+STUDY_ENDS := $(addsuffix /step_0002048/config.json,$(STUDY_RUNS))
+
+.PHONY: demo study study-data setup test format clean
+.PRECIOUS: runs/study/%/step_0002048/config.json
 
 demo: $(VENV)/.core-installed
 	$(DEMO)
 	@echo "The completed pictures are in $(CURDIR)/demo.png"
+
+# Stopped, it goes on where it was: finished runs are left alone, others resumed, measured checkpoints kept.
+study: $(STUDY_ENDS)
+	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/found --threads 1 \
+	  --train-images 5000 --test-images 2500
+
+study-data:
+	@test -e $(STUDY_DATA) || { echo "$(STUDY_DATA) is not there: fetch it with" \
+	  "$(BIN)/python benchmarks/fetch_datasets.py cifar10 --out data, or name another with STUDY_DATA=" >&2; exit 1; }
+
+runs/study/%/step_0002048/config.json: | $(VENV)/.dev-installed study-data
+	@mkdir -p runs/study
+	@if [ -f runs/study/$*/run.json ]; then $(BIN)/nextpixel pretrain --resume runs/study/$*; \
+	else $(BIN)/nextpixel pretrain $(STUDY_DATA) --split train --out runs/study/$* \
+	  --recipe benchmarks/study/$(firstword $(subst -seed, ,$*)).toml --seed $(lastword $(subst -seed, ,$*)); fi
 
 setup: $(VENV)/.dev-installed
 
@@ -23,6 +46,7 @@ test: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/pytest
+	$(BIN)/pytest -m browser
 	$(BIN)/pytest -m install
 
 format: setup

@@ -23,6 +23,7 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
 from nextpixel.cli import VERBS, main
 from nextpixel.errors import WorkError
+from nextpixel.prepared import Job, prepare
 
 SMALL_RUN = "--layers 1 --width 16 --heads 2 --side 8 --steps 2 --batch-images 2 --sample-images 1 --threads 1"
 
@@ -61,6 +62,9 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(home / "two.npz", features=rng.random((60, 4)), extractor=np.array("net-2"))
     np.savez(home / "holes.npz", features=np.full((60, 4), np.nan))
     (home / "text.onnx").write_text("not a network")
+    (home / "no.tar").write_bytes(b"not a tar file")
+    prepare(home / "photos", home / "prepared", side=8)
+    prepare(home / "photos", home / "begun", side=8, job=Job(1, 2))
     (home / "unknown.toml").write_text("stepz = 5\n")
     (home / "zero.toml").write_text("steps = 0\n")
     (home / "broken.toml").write_text("steps =\n")
@@ -137,7 +141,7 @@ BAD = {
     # plans
     "plan --hardware abacus": ["--hardware", "h200", "got 'abacus'"],
     "plan --count 0": ["--count", "at least 1, got 0"],
-    "plan --images many": ["--images", "1.28M", "got 'many'"],
+    "plan --images abacus": ["--images", "1.28M", "got 'abacus'"],
     "plan --images 0": ["--images", "at least 1"],
     "plan --utilisation 45": ["--utilisation", "above 0 and at most 1, got 45"],
     "plan --size xl --hardware rtx4090": ["GB of memory on each device", "--count"],
@@ -192,6 +196,17 @@ BAD = {
     "sample --top-p 1.5": ["--top-p", "at most 1", "got 1.5"],
     "sample --top-k 0": ["--top-k", "at least 1", "got 0"],
     "sample --top-k few": ["--top-k", "whole number", "'few'"],
+    "bench --size huge": ["--size", "xxs, xs, s, m, l, xl", "'huge'"],
+    "bench --work fly": ["--work", "complete, sample, decode", "'fly'"],
+    "bench --batch 0": ["--batch", "from 1", "'0'"],
+    "bench --repeats 0": ["--repeats", "at least 1", "got 0"],
+    "bench --pixels 0": ["--pixels", "at least 1", "got 0"],
+    "bench --against gpt": ["--against", "transformers", "'gpt'"],
+    "bench --clock sun": ["--clock", "wall, cpu", "'sun'"],
+    "bench --speed fast": ["--speed", "auto, exact", "'fast'"],
+    "bench --out x.png": ["--out", ".json", "'x.png'"],
+    "bench --size s --model model": ["--size", "--model"],
+    "sample --speed fast": ["--speed", "auto, exact", "'fast'"],
     "sample --seed -1": ["--seed", "0 or more", "got -1"],
     "sample --threads 0": ["--threads", "at least 1", "got 0"],
     "sample --device cuda": ["--device", "cuda is not available", "expected one of cpu"],
@@ -277,6 +292,52 @@ BAD = {
     "palette photos --colors 4 --out nowhere/x.npy": ["--out", "nowhere", "create it first"],
     "palette photo.png --colors 4 --out photo.npy": ["--out", "photo.png is one of the inputs", "name another"],
     "palette floats.npy --colors 4 --out floats.npy": ["--out", "floats.npy is one of the inputs", "name another"],
+    # serving
+    "serve --port 70000": ["--port", "0 to 65535", "got 70000"],
+    "serve --slots 0": ["--slots", "at least 1", "got 0"],
+    "serve --queue 0": ["--queue", "at least 1", "got 0"],
+    "serve --timeout-seconds nan": ["--timeout-seconds", "above 0", "got nan"],
+    "serve --max-upload-mb 0": ["--max-upload-mb", "above 0", "got 0"],
+    "serve --speed fast": ["--speed", "auto, exact", "'fast'"],
+    "serve --token-file nope": ["--token-file", "nope", "cannot be read"],
+    "serve --token-file text.png": ["--token-file", "at least 16 characters", "openssl"],
+    "serve --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
+    "serve --model model --model model": ["--model", "two models are called 'model'"],
+    "serve --model model --classifier model": ["knows no classes", "nextpixel probe"],
+    "serve --model model --host nowhere.invalid --port 0": ["--host", "cannot listen on nowhere.invalid"],
+    "serve --model model --port 0 --slots 1000000000": ["--slots", "GB of memory", "fewer"],
+    "serve photo.png": ["photo.png", "nextpixel serve --help"],
+    # prepared folders
+    "prepare": ["expected images and a new folder", "as in: nextpixel prepare"],
+    "prepare photos": ["expected images and a new folder", "as in: nextpixel prepare"],
+    "prepare nope out": ["nope", "no such file"],
+    "prepare photos taken": ["taken exists already", "name a new folder"],
+    "prepare photos photo.png": ["photo.png exists already", "name a new folder"],
+    "prepare photos nowhere/out": ["nowhere", "create it first"],
+    "prepare photos out --side 0": ["--side", "at least 1", "got 0"],
+    "prepare photos out --store-side 31": ["--store-side", "at least the side 32", "got 31"],
+    "prepare photos out --workers 0": ["--workers", "at least 1", "got 0"],
+    "prepare photos out --fit stretch": ["--fit", "crop, imagenet, squash", "'stretch'"],
+    "prepare photos out --job 0/4": ["--job", "3/16", "got '0/4'"],
+    "prepare photos out --job 5/4": ["--job", "3/16", "got '5/4'"],
+    "prepare photos out --job three": ["--job", "3/16", "got 'three'"],
+    "prepare photos out --split test": ["photos", "'test'", "leave it out"],
+    "prepare shards-{0..3}.tar out": ["shards-{0..3}.tar", "no such file: shards-0.tar"],
+    "prepare 'shards-*.tar' out": ["shards-*.tar", "no file has such a name"],
+    "prepare no.tar out": ["no.tar", "expected a plain .tar file", "unpack"],
+    "prepare some/set out": ["some/set", "hub", "cannot be reached"],
+    "prepare --merge nope": ["--merge", "nope.parts", "got nope"],
+    "prepare --merge taken": ["--merge", "taken.parts", "got taken"],
+    "prepare --merge out --side 8": ["--merge", "expected nothing else", "--side"],
+    "prepare photos --merge out": ["--merge", "expected nothing else", "photos"],
+    "pretrain prepared --out run --side 16": ["side 16", "got side 8", "nextpixel prepare", "--side 16 --fit crop"],
+    "pretrain prepared --out run --side 8 --augment crop": ["side 16", "got side 8", "--side 8", "--store-side 16"],
+    "pretrain prepared --out run --side 8 --fit squash": ["--fit squash", "--fit crop", "--side 8 --fit squash"],
+    "pretrain prepared --out run --split train": ["prepared has no splits", "leave it out"],
+    "score prepared --fit squash": ["prepared", "--fit squash", "--fit crop"],
+    "score begun": ["begun is not finished", "begun.parts", "nextpixel prepare --merge begun"],
+    "prepare --merge begun": ["1 of them are not finished: 2/2", "--job"],
+    "prepare many begun --side 8": ["begun.parts", "begun from", "remove that folder"],
     # pretraining
     "pretrain photos": ["--out", "as in: nextpixel pretrain"],
     "pretrain --out run": ["images", "as in: nextpixel pretrain"],
@@ -308,10 +369,45 @@ BAD = {
     "pretrain photos --out run --recipe zero.toml --recipe=nope": ["--recipe", "'nope'"],
     "pretrain photos --out run --recipe broken.toml": ["broken.toml", "expected a TOML file"],
     "pretrain photos --out run --recipe photo.png": ["--recipe", "'photo.png'", "expected the path of a .toml file"],
+    "pretrain --branch taken": ["--branch", "--out and --steps too"],
+    "pretrain --branch taken --steps 9 --out x": ["expected a run folder", "'taken'"],
+    "pretrain --branch taken --steps 9 --out x --width 8": ["--branch", "got --width", "--init"],
+    # distillation, rivals, students
+    "distill": ["--out", "as in: nextpixel distill"],
+    "distill photos": ["--out", "as in: nextpixel distill"],
+    "distill nope --out run --model model": ["nope", "no such file"],
+    "distill photos --out taken --model model": ["--out", "taken exists already", "name a new folder"],
+    "distill photos --out nowhere/run --model model": ["--out", "nowhere", "create it first"],
+    "distill photos --out run --model nope": ["'nope'", "expected a checkpoint folder"],
+    "distill photos --out run --model model --layer best": ["--layer", "middle", "'best'"],
+    "distill photos --out run --model model --loss angle": ["--loss", "cosine, squared", "'angle'"],
+    "distill photos --out run --model model --shrinkage 2": ["--shrinkage", "at most 1", "2.0"],
+    "distill photos --out run --model model --factor 0": ["--factor", "at least 1", "got 0"],
+    "distill --resume taken": ["--resume", "expected a run folder", "'taken'"],
+    "distill photos --resume taken": ["--resume", "got photos"],
+    "probe photos --against resnet20 --trials 9": ["--trials", "1 to 4", "got 9"],
+    "probe photos --against , --model model": ["--against", "resnet20", "','"],
+    "convert nope": ["OUT", "--to"],
+    "convert nope --to x.pt": ["--to", ".onnx", "'x.pt'"],
+    "convert nope --to x.onnx": ["'nope'", "expected a checkpoint folder"],
+    "convert model --to x.onnx": ["--to", "expected a student", "model"],
     "pretrain --resume taken": ["--resume", "expected a run folder", "'taken'"],
     "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],
     "pretrain --resume taken --steps 9": ["--resume", "got --steps", "--init"],
     "pretrain photos --resume taken": ["--resume", "got photos", "--init"],
+    # studies
+    "study --data photos --out new": ["RUNS", "at least two run folders", "got 0"],
+    "study taken model --out new": ["--data", "nextpixel study --help"],
+    "study taken --data photos --out new": ["RUNS", "at least two run folders", "got 1"],
+    "study taken nope --data photos --out new": ["RUNS", "expected run folders with run.json", "'taken'"],
+    "study taken model --data photos --out taken": ["--out", "taken exists already", "name a new folder"],
+    "study taken model --data photos --out nowhere/new": ["--out", "nowhere", "create it first"],
+    "study taken model --data photos --out new --train-images 1": ["--train-images", "at least 2", "got 1"],
+    "study taken model --data photos --out new --test-images 0": ["--test-images", "at least 2", "got 0"],
+    "study taken model --data photos --out new --seed -1": ["--seed", "0 or more", "got -1"],
+    "study taken model --data photos --out new --threads 0": ["--threads", "at least 1", "got 0"],
+    "study taken model --data photos --out new --dtype fp16": ["--dtype", "fp32, bf16", "'fp16'"],
+    "study taken model --data photos --out new --runs 3": ["unknown option --runs", "nextpixel study --help"],
 }
 
 

@@ -33,7 +33,7 @@ MANY = str(Path(__file__).with_name("many_processes.py"))
 VARIANTS: dict[str, dict[str, Any]] = {
     "classic": {},
     "bf16": {"dtype": "bf16"},
-    "muon": {"optimizer": "muon"},
+    "muon": {"optimizer": "muon", "schedule": "linear"},
     "masked": {"objective": "masked", "clip_norm": 0.1},
     "modern": {"preset": "modern", "checkpoint_activations": True},
 }
@@ -101,12 +101,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = ["features", str(folder / "photos.npy"), "--model", str(again), "--layer", "0,1", "--device", "cpu"]
     assert main([*features, "--out", str(folder / "alone.npz")]) == 0
     assert main(finetuning(folder, "finetune-alone")) == 0
+    branch = ["pretrain", "--branch", str(folder / "muon-alone"), "--steps", "24"]
+    assert main([*branch, "--out", str(folder / "branch-alone")]) == 0
     torchrun(
         folder,
         [pretraining(folder, f"{name}-{way}", way == "shards", **VARIANTS[name]) for name, way in CHECKED]
         + [["pretrain", "--resume", str(folder / "one-then-two")]]
         + [[*features, "--out", str(folder / "two.npz")]]
-        + [[*finetuning(folder, "finetune-shards"), "--shard"]],
+        + [[*finetuning(folder, "finetune-shards"), "--shard"]]
+        + [[*branch, "--out", str(folder / "branch-two")]],
     )
     return folder
 
@@ -174,6 +177,13 @@ def test_features_of_two_processes_are_those_of_one(folder):
     assert not (folder / ".two.npz.parts").exists()
 
 
+def test_a_branch_by_two_processes(folder):
+    assert_close(folder / "branch-two", folder / "branch-alone", BANDS["muon"])
+    facts = Run(folder / "branch-two").facts()
+    assert facts["branched_from"]["step"] == HALF and facts["processes"] == 2
+    assert facts["command"] == Run(folder / "classic-copies").facts()["command"]  # not that of the run it came from
+
+
 def test_finetuning_by_two_processes(folder):
     alone, two = folder / "finetune-alone", folder / "finetune-shards"
     np.testing.assert_allclose(figures(two), figures(alone), atol=1e-5)
@@ -202,6 +212,12 @@ def test_only_the_first_process_speaks(third_of_three, monkeypatch, capsys):
     assert "complete works in one process" in capsys.readouterr().err
 
 
+def test_distillation_is_no_work_for_many(third_of_three, tmp_path):
+    with pytest.raises(InputError, match="distill works in one process, expected no torchrun, got 3 processes"):
+        nextpixel.distill(pictures(24), out=tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_more_processes_than_gpus(third_of_three, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, got 3"):
@@ -227,6 +243,11 @@ def test_a_run_is_found_again_by_the_same_command_alone(folder, monkeypatch, cap
     facts = Run(folder / "classic-alone").facts()
     assert main(command) == 0  # it was ended already
     assert "going on from step 20" in capsys.readouterr().err
+    branch = ["pretrain", "--branch", str(folder / "muon-alone"), "--out", str(folder / "branch-alone"), "--steps"]
+    assert main([*branch, "24"]) == 0
+    assert "going on from step 24" in capsys.readouterr().err
+    assert main([*branch, "26"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
     assert main([*command, "--seed", "1"]) == 2
     assert "holds a run already" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--other"])

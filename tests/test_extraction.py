@@ -10,6 +10,7 @@ from transformers import ImageGPTModel
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.data import masks
+from nextpixel.devices import can_compile
 from nextpixel.extraction import check_layers, features, pixel_features, pooled
 from test_model import lively, some_tokens
 
@@ -105,3 +106,13 @@ def test_pixel_features_average_to_the_pooled_ones(model: ImageGPT) -> None:
     maps = pixel_features(model, pictures, 2)
     assert maps.shape == (2, 4, 4, 24)
     assert np.allclose(maps.mean((1, 2)), features(model, pictures, 2), atol=1e-6)
+
+
+@pytest.mark.slow  # the compiler takes its time
+@pytest.mark.skipif(not can_compile("cpu"), reason="needs g++")
+def test_compiled_blocks_give_the_same_features_and_leave_no_trace() -> None:
+    model = ImageGPT(ImageGPTConfig(layers=4, width=64, heads=2, side=8, colors=16), seed=1).eval()
+    tokens = torch.randint(0, 16, (20, 64), generator=torch.Generator().manual_seed(0))
+    plain = pooled(model, tokens, [1, 3], compiled=False)
+    assert np.allclose(pooled(model, tokens, [1, 3], compiled=True), plain, atol=1e-4)
+    assert all(block._compiled_call_impl is None for block in model.blocks)

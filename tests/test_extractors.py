@@ -9,7 +9,9 @@ import pytest
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.comparison import choose_real, compare_feature_files, in_colours
+from nextpixel.config import ResNetConfig
 from nextpixel.extractors import Extractor, onnx_extractor, open_extractor, pixel_extractor
+from nextpixel.resnet import ResNet
 from test_model import lively
 
 COLOURS = np.array([[-1.0, -1, -1], [1, 1, 1], [1, -1, -1]])
@@ -45,6 +47,19 @@ def test_a_model_gives_its_hidden_states_and_its_hash(model: ImageGPT, tmp_path:
     model.head.weight.data[-1, -1] += 1
     nextpixel.save(model, tmp_path / "other")
     assert open_extractor(str(tmp_path / "other"), model).name != before, "a single weight counts"
+
+
+def test_a_student_gives_its_pooled_features_and_its_statistics_count(model: ImageGPT, tmp_path: Path) -> None:
+    student = ResNet(ResNetConfig(blocks=1, side=8)).eval()
+    nextpixel.save(student, tmp_path / "student")
+    extractor = open_extractor(str(tmp_path / "student"), model)
+    assert extractor.side == 8 and extractor.name.startswith("resnet-") and extractor.name.endswith(" layer 0")
+    assert np.allclose(extractor(squares(3, 8)), nextpixel.features(student, squares(3, 8)), atol=1e-6)
+    student.norm.running_mean += 1
+    nextpixel.save(student, tmp_path / "other")
+    assert open_extractor(str(tmp_path / "other"), model).name != extractor.name
+    with pytest.raises(InputError, match="--layer"):
+        open_extractor(str(tmp_path / "student"), model, 1)
 
 
 def test_an_untrained_network_is_the_same_each_time(model: ImageGPT) -> None:

@@ -22,14 +22,15 @@ LAYERS = {
     unit: number
     for number, units in enumerate(
         [
-            ["model", "palette", "images", "optim", "metrics", "sample_metrics", "plan", "distributed", "devices"],
-            ["sources"],
-            ["data", "checkpoints"],
-            ["extraction", "sampling", "training"],
+            "model resnet palette images optim metrics sample_metrics plan distributed devices".split(),
+            ["sources", "kernels"],
+            ["data", "checkpoints", "decoding"],
+            ["extraction", "prepared", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
-            ["baselines", "comparison", "pretraining", "finetuning", "convnet", "oddness"],
+            ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],
             ["study", "bench", "reports", "oddness_page"],
-            ["cli", "server"],
+            ["server"],
+            ["cli"],
             ["__main__"],
         ]
     )
@@ -40,7 +41,7 @@ LAYERS = {
 OWNERS = {
     "PIL": {"images"},
     "torch.distributed": {"distributed"},
-    "transformers": set(),
+    "transformers": {"bench"},  # to race against
     "torchvision": set(),
 }
 SPEAKERS = {"cli", "__main__"}  # may print and end the process

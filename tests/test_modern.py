@@ -2,18 +2,23 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, load, save
+from nextpixel.checkpoints import Run
 from nextpixel.config import MODERN, PretrainConfig
 from nextpixel.model import cross_entropy, rotate, rotations
 from nextpixel.optim import linear_rate, muon, set_rate
 from nextpixel.palette import Palette
+from tiny_runs import figures, photos, settings
 
 CLASSIC = ImageGPTConfig(layers=3, width=32, heads=4, side=4, colors=10)
 OPTIONS = [{name: value} for name, value in MODERN.items()] + [MODERN]
@@ -128,6 +133,16 @@ def test_logits_of_a_modern_layer_equal_the_formulas_written_out() -> None:
     assert (model(tokens)[0] - logits).abs().max() < 1e-6  # the table of angles is fp32
 
 
+def test_rotations_first_made_while_drawing_serve_training_too() -> None:
+    config = ImageGPTConfig(**MODERN, layers=1, width=20, heads=1, side=3, colors=7)
+    model, tokens = ImageGPT(config), torch.zeros(1, 9, dtype=torch.int64)
+    rotations.cache_clear()
+    with torch.inference_mode():
+        model(tokens)
+    cross_entropy(model(tokens), tokens).backward()
+    assert not rotations(config, torch.device("cpu")).is_inference()
+
+
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest() -> None:
     model = ImageGPT(dataclasses.replace(CLASSIC, **MODERN))
     optimizers = muon(model)
@@ -176,3 +191,51 @@ def test_presets_are_bundles_of_options() -> None:
 def test_options_that_make_no_network_are_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         dataclasses.replace(CLASSIC, **options)
+
+
+def modern_run(folder: Path, name: str, **changes: Any) -> Path:
+    photos(folder)
+    tiny = settings(folder, preset="modern", width=16, heads=2, warmup_steps=2, clip_norm=0.0) | changes
+    nextpixel.pretrain(folder / "photos.npy", out=folder / name, cache=str(folder / "cache"), **tiny)
+    return folder / name
+
+
+def test_a_modern_run_resumes_bit_for_bit_with_the_state_of_both_optimisers(tmp_path: Path) -> None:
+    whole = modern_run(tmp_path, "whole")
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    for step in Run(copy).steps():
+        if step > 6:
+            shutil.rmtree(Run(copy).folder(step))
+    nextpixel.pretrain(resume=copy)
+    ours, theirs = load(whole).state_dict(), load(copy).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert figures(whole) == figures(copy)
+
+
+def test_a_branch_is_the_run_it_would_have_been(tmp_path: Path) -> None:
+    short, long = modern_run(tmp_path, "short"), modern_run(tmp_path, "long", steps=20)
+    branched = nextpixel.pretrain(branch=short, out=tmp_path / "branched", steps=20)
+    assert all(torch.equal(tensor, branched.state_dict()[name]) for name, tensor in load(long).state_dict().items())
+    assert figures(tmp_path / "branched") == figures(long)
+    assert Run(tmp_path / "branched").facts()["branched_from"]["step"] == 6
+    with pytest.raises(InputError, match="full rate"):
+        nextpixel.pretrain(branch=short, out=tmp_path / "early", steps=1)
+    with pytest.raises(InputError, match="--steps"):
+        nextpixel.pretrain(branch=short, out=tmp_path / "early")
+
+
+def test_a_run_of_a_cosine_has_no_branch(tmp_path: Path) -> None:
+    run = modern_run(tmp_path, "cosine", schedule="cosine", steps=4)
+    with pytest.raises(InputError, match="expected a linear schedule"):
+        nextpixel.pretrain(branch=run, out=tmp_path / "other", steps=20)
+
+
+def test_continuing_a_modern_model_takes_the_modern_recipe(tmp_path: Path) -> None:
+    run = modern_run(tmp_path, "first", steps=4)
+    nextpixel.pretrain(
+        tmp_path / "photos.npy", init=str(run), out=tmp_path / "more", steps=2, batch_images=4, sample_images=0,
+        cache=str(tmp_path / "cache"), threads=1, compile="off", device="cpu",
+    )  # fmt: skip
+    facts = Run(tmp_path / "more").facts()
+    assert facts["config"]["preset"] == "modern" and facts["decisions"]["learning_rate"] == pytest.approx(0.002)

@@ -44,13 +44,13 @@ def test_two_classes_give_an_auc_and_calibrated_chances() -> None:
 @pytest.mark.parametrize("count", [60, 3000])
 def test_what_is_held_out_has_every_class_on_both_sides(count: int) -> None:
     labels = np.arange(count) % 3
-    folds = probing_module._folds(labels, seed=0)
+    folds = probing_module.folds_of(labels, seed=0)
     assert len(folds) == (5 if count < 2000 else 1)
     for held in folds:
         assert set(labels[held]) == set(labels[~held]) == {0, 1, 2}
     if count < 2000:
         assert np.sum(folds, axis=0).tolist() == [1] * count
-    assert probing_module._folds(np.array([0, 0, 1]), seed=0) == []
+    assert probing_module.folds_of(np.array([0, 0, 1]), seed=0) == []
 
 
 def test_test_images_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:

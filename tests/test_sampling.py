@@ -63,7 +63,7 @@ def test_the_first_pixel_that_rounding_changes_is_a_near_tie(
     for row in different:
         t = int((tokens[row] != others[row]).nonzero()[0])
         below = model(tokens[row][None])[0, t].softmax(-1).cumsum(-1)
-        assert (below - sampling_module._noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
+        assert (below - sampling_module.pixel_noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
 
 
 def test_seed_picture_and_completion_each_change_the_draw(model: ImageGPT, pictures: np.ndarray) -> None:
@@ -137,7 +137,7 @@ def test_of_equally_likely_colours_the_first_k_stay() -> None:
 
 @pytest.mark.parametrize("wide", [torch.float64, torch.float32], ids=["cpu and cuda", "mps"])
 def test_a_colour_without_probability_is_never_drawn(wide: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "_wide", lambda _: wide)
+    monkeypatch.setattr(sampling_module, "wide_type", lambda _: wide)
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).repeat(2, 1)
     noise = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     for given in (noise, noise.to(wide)):  # as fp32 the second one is 1

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nextpixel.checkpoints import load as load
+    from nextpixel.checkpoints import load_backbone as load_backbone
     from nextpixel.checkpoints import save as save
     from nextpixel.comparison import compare_samples as compare_samples
     from nextpixel.config import SIZES as SIZES
     from nextpixel.config import ImageGPTConfig as ImageGPTConfig
+    from nextpixel.convnet import fit_convnet as fit_convnet
+    from nextpixel.distillation import distill as distill
     from nextpixel.errors import InputError as InputError
     from nextpixel.errors import WorkError as WorkError
     from nextpixel.evaluation import nll as nll
@@ -38,9 +41,12 @@ _HOMES = {
     "WorkError": "errors",
     "compare_samples": "comparison",
     "complete": "sampling",
+    "distill": "distillation",
     "features": "extraction",
     "finetune": "finetuning",
+    "fit_convnet": "convnet",
     "load": "checkpoints",
+    "load_backbone": "checkpoints",
     "nll": "evaluation",
     "odd_images": "oddness",
     "pretrain": "pretraining",

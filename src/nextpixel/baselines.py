@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.extraction import pooled
+from nextpixel.extraction import Backbone, described, pooled
 from nextpixel.extractors import raw_pixels
 from nextpixel.model import ImageGPT
 from nextpixel.probing import Reading
+from nextpixel.resnet import ResNet
 
 CODES = 200
 PATCH = 6
@@ -72,14 +73,16 @@ def _normalised(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
     return values / np.sqrt(values.var(1, keepdims=True) + 10)
 
 
-def untrained_features(model: ImageGPT, squares: NDArray[np.uint8], layer: int, seed: int = 0) -> NDArray[np.float32]:
+def untrained_features(model: Backbone, squares: NDArray[np.uint8], layer: int, seed: int = 0) -> NDArray[np.float32]:
     """Features (N, D) of that layer of a model of the same shape with random weights."""
+    if isinstance(model, ResNet):
+        return described(ResNet(model.config, seed=seed).to(model.device), squares, [layer])[:, 0]
     random = ImageGPT(model.config, seed=seed).to(model.device)
     return pooled(random, model.palette.encode(squares), [layer])[:, 0]
 
 
 def baseline_readings(
-    model: ImageGPT, train: NDArray[np.uint8], test: NDArray[np.uint8], seed: int = 0
+    model: Backbone, train: NDArray[np.uint8], test: NDArray[np.uint8], seed: int = 0
 ) -> list[Reading]:
     """The same squares described in the ways that a probe of the model has to beat."""
     middle = model.config.layers // 2

@@ -23,6 +23,7 @@ Positions = Literal["learned", "rotary"]
 Activation = Literal["quick-gelu", "squared-relu"]
 Preset = Literal["classic", "modern"]
 Switch = Literal["on", "off"]
+Speed = Literal["auto", "exact"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,48 @@ class ImageGPTConfig:
         return self == paper
 
 
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of a small residual network (He et al. 2016, section 4.2); ResNet-20 unless told."""
+
+    blocks: int = 3
+    """Blocks of each of the three stages (n); 6 n + 2 weighted layers."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    side: int = 32
+    """Pixels along each side of the picture."""
+    classes: int = 0
+    """Outputs of its head (C); 0 for none."""
+    targets: int = 0
+    """Features of a teacher that it was trained to predict; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+    @property
+    def width(self) -> int:
+        """Pooled features (D)."""
+        return 64 * self.factor
+
+    @property
+    def layers(self) -> int:
+        """The number of the last layer that can be probed; there is one, the pooled features, and it is layer 0."""
+        return 0
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; 269,722 for ResNet-20 with ten classes."""
+        total, before = 27 * 16 * self.factor + 2 * 16 * self.factor, 16 * self.factor
+        for channels in (16 * self.factor, 32 * self.factor, 64 * self.factor):
+            total += 9 * channels * (before + (2 * self.blocks - 1) * channels) + 4 * self.blocks * channels
+            before = channels
+        heads = sum((self.width + 1) * outputs for outputs in (self.classes, self.targets))
+        return total + heads
+
+
 # Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
 # published: 24 of width 128 are our choice. xs and xxs are ours, for laptops.
 SIZES: dict[str, ImageGPTConfig] = {
@@ -160,9 +203,7 @@ class RunConfig:
     """What every kind of training run has; each records its own in run.json."""
 
     batch_images: int = 128
-    """Images per optimiser step, over all processes."""
-    micro_batch_images: int | None = None
-    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    """Images per optimiser step."""
     learning_rate: float | None = None
     """Peak rate; by the size of the network unless told."""
     warmup_steps: int | None = None
@@ -173,8 +214,6 @@ class RunConfig:
     """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
     down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
     the model that it begins with brings another; kept with the model."""
-    augment: Augment = "flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     seed: int = 0
     """Fixes weights, order, crops, flips and what is held out."""
 
@@ -191,6 +230,35 @@ class RunConfig:
     """auto takes cuda, then mps, then cpu."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast type of the matrix products; auto takes bf16 where the hardware has it. Weights stay fp32."""
+    threads: int | None = None
+    """CPU threads; torch's choice unless told."""
+    cache: str | None = None
+    """Folder for decoded images and colour tables; the user's cache directory unless told."""
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            self,
+            at_least_one="batch_images checkpoint_every_steps log_every_steps threads",
+            at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
+        )
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(
+                f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
+            )
+
+
+@dataclass(frozen=True)
+class GPTRunConfig(RunConfig):
+    """What every training run of an Image GPT has besides."""
+
+    batch_images: int = 128
+    """Images per optimiser step, over all processes."""
+    micro_batch_images: int | None = None
+    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    augment: Augment = "flip"
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network block by block; auto does where it repays itself."""
     checkpoint_activations: bool = False
@@ -200,25 +268,12 @@ class RunConfig:
     of all in every one."""
     timeout_minutes: float = 30.0
     """End all of several processes when one has not answered for this long; an evaluation must fit in."""
-    threads: int | None = None
-    """CPU threads; torch's choice unless told."""
-    cache: str | None = None
-    """Folder for decoded images and colour tables; the user's cache directory unless told."""
 
     def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            at_least_one="batch_images micro_batch_images checkpoint_every_steps log_every_steps threads",
-            at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
-        )
+        super().__post_init__()
+        check_numbers(self, at_least_one="micro_batch_images")
         if not 0 < self.timeout_minutes < float("inf"):
             raise InputError(f"--timeout-minutes: expected a number above 0, got {self.timeout_minutes}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(
-                f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
-            )
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
@@ -239,7 +294,7 @@ def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> No
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RunConfig):
+class PretrainConfig(GPTRunConfig):
     """Everything that decides a pretraining run; recorded in its run.json."""
 
     size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
@@ -254,9 +309,10 @@ class PretrainConfig(RunConfig):
     """Pixels along each side; 32 unless told (with --init: the model's own)."""
     palette: str | None = None
     """A palette.npy of your own; OpenAI's 512 colours unless told."""
-    preset: Preset = "classic"
-    """classic: the paper's network and recipe. modern: rotary positions on two axes, normalised queries and keys,
-    squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear cool-down."""
+    preset: Preset | None = None
+    """classic, the default: the paper's network and recipe. modern: rotary positions on two axes, normalised queries
+    and keys, squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear
+    cool-down. With --init that of the model."""
     positions: Positions | None = None
     """learned or rotary, instead of the preset's; so are the six below."""
     activation: Activation | None = None
@@ -331,7 +387,7 @@ class PretrainConfig(RunConfig):
         given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
         options = {name: switches.get(value, value) for name, value in given.items()}
         return ImageGPTConfig(
-            **({} if self.preset == "classic" else MODERN) | options,
+            **(MODERN if self.preset == "modern" else {}) | options,
             layers=self.layers or shape.layers,
             width=self.width or shape.width,
             heads=self.heads or shape.heads,
@@ -342,21 +398,21 @@ class PretrainConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(GPTRunConfig):
     """Everything that decides a fine-tuning run; recorded in its run.json."""
 
-    epochs: int = 20
+    epochs: int = 30
     """At most this many times through the training images."""
     patience: int = 5
     """Stop after this many evaluations without a better validation accuracy."""
     evaluate_every_epochs: int = 1
     """Validate this often (a checkpoint is written first)."""
     learning_rate: float | None = None
-    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told."""
+    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told. Few images want more."""
     augment: Augment = "pad-flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     batch_images: int = 32
-    """Images per optimiser step."""
+    """Images per optimiser step, over all processes."""
     labels_per_class: int | None = None
     """Use only this many training images of each class, drawn by the seed as probe draws its first subset."""
     freeze_trunk: bool = False
@@ -365,6 +421,49 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
+
+
+@dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """Everything that decides a distillation; recorded in its run.json."""
+
+    layer: str = "middle"
+    """Whose features the student learns: middle, a number, or numbers with commas to concatenate. A probe's sweep tells
+    the best one, which needs labels."""
+    loss: Literal["cosine", "squared"] = "cosine"
+    """Of the angle between predicted and whitened features, or of their squared difference."""
+    shrinkage: float = 0.1
+    """Part of their mean variance mixed into the features' covariance before it is whitened."""
+    blocks: int = 3
+    """Blocks of each of the student's three stages; 3 make a ResNet-20."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    steps: int = 2_000
+    """Optimiser steps in all."""
+    learning_rate: float = 0.1
+    """Peak rate; after the warm-up a cosine falls to zero."""
+    warmup_steps: int | None = None
+    """Linear warm-up; a twentieth of the steps unless told."""
+    weight_decay: float = 5e-4
+    """Of weights; gains, biases and norms do not decay."""
+    validation_fraction: float = 0.05
+    """Part of the images held out to tell how well the features are predicted."""
+    evaluate_every_steps: int = 500
+    """Score the held-out images this often (a checkpoint is written first)."""
+    checkpoint_every_steps: int = 500
+    """Write a checkpoint this often."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast type of the student's matrix products; auto takes bf16 where the hardware has it. The teacher looks in
+    fp32, unless bf16 is told."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="blocks factor steps evaluate_every_steps", at_least_zero="weight_decay")
+        if not 0 < self.shrinkage <= 1:
+            raise InputError(f"--shrinkage: expected a number above 0 and at most 1, got {self.shrinkage}")
+        words = self.layer.split(",")
+        if self.layer != "middle" and not all(word.strip().isdecimal() for word in words):
+            raise InputError(f"--layer: expected middle, a number, or numbers with commas between, got {self.layer!r}")
 
 
 @dataclass(frozen=True)
@@ -379,8 +478,13 @@ class SamplingConfig:
     """Keep the likeliest colours that together hold this much probability."""
     seed: int = 0
     """Fixes the draw; the noise depends on seed, picture, completion and pixel alone."""
+    speed: Speed = "auto"
+    """exact: the network as it is, and a seed's picture is the same whatever is drawn with it; auto: where it pays,
+    weights rounded to bf16 or int8, which keeps the distribution but not the pixels of a seed."""
 
     def __post_init__(self) -> None:
+        if self.speed not in ("auto", "exact"):
+            raise InputError(f"--speed: expected auto or exact, got {self.speed!r}")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature: expected a number of 0 or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -409,6 +513,63 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Where a server listens, and its limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+    slots: int = 32
+    """Pictures drawn side by side, for each model."""
+    queue: int = 64
+    """Requests that may wait for each model; what comes then is refused with status 429."""
+    speed: Speed = "auto"
+    """As for sample; decided once, when the server starts."""
+    max_completions: int = 32
+    """Pictures that one request may ask for."""
+    max_upload_mb: float = 10.0
+    """Size of a request."""
+    max_pixels: int = 16_777_216
+    """Width times height of a picture that comes in."""
+    max_connections: int = 256
+    """Open connections; what comes then is refused with status 503."""
+    timeout_seconds: float = 120.0
+    """Time for a request to come in, and then for its answer, waiting included."""
+    shutdown_seconds: float = 10.0
+    """Time for what is being drawn when the server is stopped; what waits is refused at once."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_one="slots queue max_completions max_pixels max_connections")
+        if not 0 <= self.port <= 65_535:
+            raise InputError(f"--port: expected a number from 0 to 65535, got {self.port}")
+        for name in ("max_upload_mb", "timeout_seconds", "shutdown_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{flag(name)}: expected a number above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What every checkpoint of a study is measured with; kept in its folder."""
+
+    train_images: int = 10_000
+    """Labelled training images that each probe is fitted to, drawn at random; all where there are fewer."""
+    test_images: int = 2_000
+    """Test images, drawn at random, for loss and accuracy; all where there are fewer."""
+    seed: int = 0
+    """Fixes which images are taken, what is held out to choose layers, and the untrained models."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the matrix products; weights stay fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{flag(name)}: expected at least 2, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.config import Augment, Fit
 from nextpixel.errors import InputError, WorkError
-from nextpixel.images import UnreadableImage, crop_resize, fit_square
+from nextpixel.images import UnreadableImage, crop_resize
 from nextpixel.palette import user_cache
-from nextpixel.progress import progress
-from nextpixel.sources import Source, open_source
+from nextpixel.progress import Advance, progress
+from nextpixel.sources import MapSource, Source, open_source
+from nextpixel.sources.base import READ_TOGETHER
+from nextpixel.sources.maps import META, Part, write_set
 
 PREPROCESSING = "bilinear; 2"  # changes with what images.fit_square does
-UNREADABLE_AT_MOST = 0.1
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
 
@@ -32,7 +32,7 @@ class DecodedSet:
     """Squares uint8 (N, S, S, 3) in a memory map, in the order of the sorted names."""
 
     squares: NDArray[np.uint8]
-    names: list[str]
+    names: Sequence[str]
     labels: NDArray[np.int64] | None
     classes: list[str] | None
     unreadable: list[str]
@@ -48,29 +48,55 @@ def decode(
 ) -> DecodedSet:
     """The decoded set of any source at `side`, see images.fit_square; decoded once, then read from the cache.
 
-    Raises InputError when more than one picture in ten cannot be read, or none can.
+    A prepared folder is used where it lies. Raises InputError when more than one picture in ten cannot be read, or
+    none can, or a prepared folder holds others than these.
     """
     source = open_source(images, split)
-    key = hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}".encode()).hexdigest()[:32]
+    if isinstance(source, MapSource):
+        source.check(side, fit)
+    key = _key(source, side, fit)
+    if isinstance(source, MapSource) and source.side == side:
+        return _decoded(source, key)
     folder = _folder(key, cache)
-    if not (folder / "meta.json").is_file():
+    if not (folder / META).is_file():
         _decode_into(folder, source, side, fit)
     return read_decoded(key, cache)
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
     """The decoded set of that key, from the cache; FileNotFoundError where it is not there."""
-    folder = _folder(key, cache)
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        shape = len(meta["names"]), meta["side"], meta["side"], 3
-        squares = np.memmap(folder / "squares.u8", np.uint8, "r", shape=shape)
-    except ValueError as error:
-        raise InputError(
-            f"{folder}: expected decoded images, got damaged files ({error}); remove that folder"
-        ) from None
-    labels = None if meta["labels"] is None else np.array(meta["labels"], np.int64)
-    return DecodedSet(squares, meta["names"], labels, meta["classes"], meta["unreadable"], key)
+    return _decoded(MapSource(_folder(key, cache), "remove that folder"), key)
+
+
+def shrunk(source: MapSource, side: int, fit: Fit) -> DecodedSet:
+    """A prepared set at the smaller side that it serves, without a second copy on the disk."""
+    found = _decoded(source, _key(source, side, fit))
+    return replace(found, squares=cast(Any, Shrunk(source, side)))
+
+
+class Shrunk:
+    """Squares at a smaller side, uint8 (N, side, side, 3), made when rows of them are asked for."""
+
+    def __init__(self, source: MapSource, side: int) -> None:
+        self.source, self.shape, self.dtype = source, (len(source), side, side, 3), np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        numbers = np.arange(len(self))[rows]
+        found = np.empty((numbers.size, *self.shape[1:]), np.uint8)
+        for place, number in enumerate(numbers.reshape(-1)):
+            found[place] = self.source.square(int(number), self.shape[1], self.source.fit)
+        return found.reshape(*numbers.shape, *self.shape[1:])
+
+
+def _key(source: Source, side: int, fit: Fit) -> str:
+    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}".encode()).hexdigest()[:32]
+
+
+def _decoded(source: MapSource, key: str) -> DecodedSet:
+    return DecodedSet(source.squares, source.names, source.labels, source.classes, source.unreadable, key)
 
 
 def _folder(key: str, cache: str | Path | None) -> Path:
@@ -79,38 +105,18 @@ def _folder(key: str, cache: str | Path | None) -> Path:
 
 def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    names, rows, unreadable = [], [], []
+    facts = {
+        "side": side,
+        "fit": fit,
+        "preprocessing": PREPROCESSING,
+        "source": source.source_name,
+        "classes": source.classes,
+    }
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a killed process with the same number
         part.mkdir(parents=True)
-        with (part / "squares.u8").open("wb") as file, progress("decoding", len(source), "images") as advance:
-            for i, square in enumerate(_squares(source, side, fit)):
-                if isinstance(square, UnreadableImage):
-                    unreadable.append(str(square))
-                else:
-                    file.write(square.tobytes())  # a plain write: a full disk is an error, not a bus fault
-                    names.append(source.names[i])
-                    rows.append(i)
-                advance(1)
-            file.flush()
-            os.fsync(file.fileno())
-        if len(unreadable) > UNREADABLE_AT_MOST * len(source) or not names:
-            shown = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
-            raise InputError(
-                f"{source.source_name}: {len(unreadable)} of {len(source)} pictures cannot be read, expected at most "
-                f"one in ten: {shown}. Remove or repair them"
-            )
-        meta = {
-            "side": side,
-            "fit": fit,
-            "preprocessing": PREPROCESSING,
-            "source": source.source_name,
-            "names": names,
-            "labels": None if source.labels is None else source.labels[rows].tolist(),
-            "classes": source.classes,
-            "unreadable": unreadable,
-        }
-        (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        with progress("decoding", len(source), "images") as advance:
+            write_set(part, read_parts(source, range(len(source)), side, fit, advance=advance), facts)
         try:
             os.rename(part, folder)
         except OSError:
@@ -125,16 +131,35 @@ def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _squares(source: Source, side: int, fit: Fit) -> Iterator[NDArray[np.uint8] | UnreadableImage]:
+def read_parts(
+    source: Source, numbers: range, side: int, fit: Fit, *, workers: int | None = None, advance: Advance | None = None
+) -> Iterator[Part]:
+    """Those pictures of a source as squares, in order, in parts of READ_TOGETHER; the same for any number of threads.
+
+    `advance(count)` is told how many have been read.
+    """
+
     def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
         try:
-            return fit_square(source.read(i), side, fit=fit)
+            return source.square(i, side, fit)
         except UnreadableImage as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders let go of the interpreter
-        for start in range(0, len(source), 256):
-            yield from pool.map(one, range(start, min(start + 256, len(source))))
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders let go of the interpreter
+        for start in range(numbers.start, numbers.stop, READ_TOGETHER):
+            rows = range(start, min(start + READ_TOGETHER, numbers.stop))
+            squares, kept, unreadable = [], [], []
+            for row, square in zip(rows, pool.map(one, rows), strict=True):
+                if isinstance(square, UnreadableImage):
+                    unreadable.append(str(square))
+                else:
+                    squares.append(square)
+                    kept.append(row)
+            labels = None if source.labels is None else source.labels[kept]
+            found = np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
+            yield Part(found, [source.names[row] for row in kept], labels, unreadable)
+            if advance is not None:
+                advance(len(rows))
 
 
 def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -202,6 +227,11 @@ class Batches:
         """Which images of the set these are, (batch_images / n,)."""
         return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
 
+    def mirrored(self, step: int) -> NDArray[np.bool_]:
+        """Which of that step's images are mirrored, (batch_images / n,)."""
+        flips = self.augment in ("flip", "pad-flip")
+        return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
+
     def masks(self, step: int) -> NDArray[np.bool_]:
         """Which pixels of that step's images a masked model is not shown, (batch_images / n, T)."""
         parts = [
@@ -231,7 +261,7 @@ class Batches:
         if self.augment == "pad-flip":
             squares = self._shift(squares, noise)
         if self.augment in ("flip", "pad-flip"):
-            mirrored = noise[:, 0] < 0.5
+            mirrored = _mirrored(noise)
             squares = squares.copy()
             squares[mirrored] = squares[mirrored, :, ::-1]
         return squares
@@ -250,3 +280,7 @@ class Batches:
         windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
         picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
         return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def _mirrored(noise: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return noise[:, 0] < 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def choose_dtype(name: str, device: str) -> str:
 def _cpu_has_bf16() -> bool:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def can_compile(device: str) -> bool:
+    """Whether torch.compile has what it needs there."""
+    return device.startswith("cuda") or (device == "cpu" and shutil.which("g++") is not None)
 
 
 def autocast(device: str, dtype: str) -> AbstractContextManager[object]:

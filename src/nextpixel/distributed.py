@@ -68,6 +68,12 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def alone(verb: str) -> None:
+    """Raises InputError in one of several processes, for work that they cannot share."""
+    if processes() > 1:
+        raise InputError(f"{verb} works in one process, expected no torchrun, got {processes()} processes")
+
+
 def join(device: str, timeout_minutes: float) -> str:
     """Meet the other processes; returns the device of this one: cuda becomes cuda:0, cuda:1, ...
 

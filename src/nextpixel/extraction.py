@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextpixel import plan
 from nextpixel.data import masks
-from nextpixel.devices import autocast
+from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
-from nextpixel.images import UnreadableImage, fit_square
+from nextpixel.images import UnreadableImage
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.resnet import ResNet
 from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
+BATCH_OF_SQUARES = 128  # of a ResNet
 CHUNK_IMAGES = 512
+COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
+
+Backbone = ImageGPT | ResNet
 
 
 def features(
-    model: ImageGPT,
+    model: Backbone,
     images: Any,
     layer: int | Sequence[int] | None = None,
     *,
@@ -48,12 +56,16 @@ def features(
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
     squares = load_images(images, model.config.side, split=split, fit=model.fit)
+    if isinstance(model, ResNet):
+        if mask_seed is not None:
+            raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
+        return described(model, squares, layers, dtype=dtype).reshape(len(squares), -1)
     tokens = model.palette.encode(squares)
     found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed)
     return found.reshape(len(squares), -1)
 
 
-def check_layers(model: ImageGPT, layer: int | Sequence[int]) -> list[int]:
+def check_layers(model: Backbone, layer: int | Sequence[int]) -> list[int]:
     """The layers as a list, each of them one the model has."""
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
@@ -78,22 +90,30 @@ def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | Non
     return np.concatenate(parts)
 
 
-def model_hash(model: ImageGPT) -> str:
+def palette_hash(model: Backbone) -> str | None:
+    """Which colours the model sees; None where it sees them all."""
+    return model.palette.hash if isinstance(model, ImageGPT) else None
+
+
+def model_hash(model: Backbone) -> str:
     """Hex SHA-256 of what its features depend on: shape, objective, colours and weights."""
-    found = hashlib.sha256(f"{model.config} {model.palette.hash}".encode())
-    for parameter in model.parameters():
-        found.update(parameter.detach().float().cpu().numpy().tobytes())
+    found = hashlib.sha256(f"{model.config} {palette_hash(model)}".encode())
+    statistics = model.buffers() if isinstance(model, ResNet) else ()
+    for tensor in (*model.parameters(), *statistics):
+        if tensor.is_floating_point():  # the others count batches
+            found.update(tensor.detach().float().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
-def features_name(model: ImageGPT, layers: Sequence[int], kind: str = "igpt") -> str:
+def features_name(model: Backbone, layers: Sequence[int], kind: str | None = None) -> str:
     """What these features are called beside numbers made of them, as in "igpt-3f2a9c layer 3"."""
+    kind = kind or ("igpt" if isinstance(model, ImageGPT) else "resnet")
     numbers = ",".join(map(str, layers))
     return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
 
 
 def extract_chunks(
-    model: ImageGPT,
+    model: Backbone,
     source: Source,
     layers: Sequence[int],
     parts: Path,
@@ -107,10 +127,21 @@ def extract_chunks(
     parts.mkdir(exist_ok=True)
     starts = range(0, len(source), CHUNK_IMAGES)
     paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
-    for start, path in list(zip(starts, paths, strict=True))[part[0] :: part[1]]:
-        if not path.is_file():
-            squares, kept, lost = _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
-            values = pooled(model, model.palette.encode(squares), layers, dtype=dtype) if kept else np.empty((0, 0, 0))
+    own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
+    missing = [(start, path) for start, path in own if not path.is_file()]
+    images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
+    compiled = isinstance(model, ImageGPT) and _repays_compiling(model, layers, images)
+
+    def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+
+    with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
+        ahead = reader.submit(read, missing[0][0]) if missing else None
+        for (_, path), following in zip(missing, [*missing[1:], None]):
+            assert ahead is not None
+            squares, kept, lost = ahead.result()
+            ahead = None if following is None else reader.submit(read, following[0])
+            values = described(model, squares, layers, dtype=dtype, compiled=compiled) if kept else np.empty((0, 0, 0))
             with path.with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
             path.with_suffix(".tmp").replace(path)
@@ -118,7 +149,7 @@ def extract_chunks(
 
 
 def extract(
-    model: ImageGPT,
+    model: Backbone,
     images: Any,
     layers: Sequence[int],
     parts: Path,
@@ -143,16 +174,41 @@ def extract(
     return np.concatenate([part for part in found if len(part)]), names, unreadable
 
 
-def _readable(source: Source, numbers: range, model: ImageGPT) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     """The squares of those that can be read, their numbers, and what is wrong with the others."""
     squares, kept, lost = [], [], []
     for number in numbers:
         try:
-            squares.append(fit_square(source.read(number), model.config.side, fit=model.fit))
+            squares.append(source.square(number, model.config.side, model.fit))
             kept.append(number)
         except UnreadableImage as error:
             lost.append(str(error))
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
+
+
+@torch.inference_mode()
+def described(
+    model: Backbone,
+    squares: NDArray[np.uint8],
+    layers: Sequence[int],
+    *,
+    dtype: str = "fp32",
+    compiled: bool | None = None,
+) -> NDArray[np.float32]:
+    """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones."""
+    if isinstance(model, ImageGPT):
+        tokens = model.palette.encode(np.ascontiguousarray(squares))
+        return pooled(model, tokens, layers, dtype=dtype, compiled=compiled)
+    model.eval()
+    device = str(model.device)
+    parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
+    with progress("features", len(squares), "images") as advance:
+        for start in range(0, len(squares), BATCH_OF_SQUARES):
+            batch = torch.from_numpy(np.array(squares[start : start + BATCH_OF_SQUARES])).to(device)
+            with autocast(device, dtype):
+                parts[start : start + len(batch)] = model.features(batch).float().cpu().numpy()[:, None]
+            advance(len(batch))
+    return parts
 
 
 @torch.inference_mode()
@@ -164,11 +220,13 @@ def pooled(
     dtype: str = "fp32",
     shifted: bool = True,
     mask_seed: int | None = None,
+    compiled: bool | None = None,
 ) -> NDArray[np.float32]:
     """Means over pixels (N, len(layers), D) of tokens (N, T).
 
     `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
     by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
+    `compiled` compiles the blocks for the time of this call; unless told, where that repays itself.
     Raises InputError for the mask of a model that is not masked.
     """
     if mask_seed is not None and model.config.objective != "masked":
@@ -179,17 +237,39 @@ def pooled(
     shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
-    with progress("features", len(tokens), "images") as advance:
+    if compiled is None:
+        compiled = _repays_compiling(model, layers, len(tokens))
+    around = _compiled(model) if compiled else contextlib.nullcontext()
+    with progress("features", len(tokens), "images") as advance, around:
         for start in range(0, len(tokens), BATCH_IMAGES):
             batch = tokens[start : start + BATCH_IMAGES].to(device)
             masked = None
             if mask_seed is not None:
                 numbers = np.arange(start, start + len(batch))
                 masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            with autocast(device, dtype):
+            rest = start > 0 and len(batch) < BATCH_IMAGES  # not worth compiling again
+            with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
                 for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
                     mean = hidden.float().mean(1).cpu().numpy()
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
                         parts[start : start + len(batch), place] = mean
             advance(len(batch))
     return parts
+
+
+def _repays_compiling(model: ImageGPT, layers: Sequence[int], images: int) -> bool:
+    work = images * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
+    return work > COMPILE_FROM and can_compile(str(model.device))
+
+
+@contextlib.contextmanager
+def _compiled(model: ImageGPT) -> Iterator[None]:
+    """The blocks compiled, all into the same code, for as long as this lasts."""
+    before = [block._compiled_call_impl for block in model.blocks]
+    try:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        yield
+    finally:
+        for block, call in zip(model.blocks, before, strict=True):
+            block._compiled_call_impl = call

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.checkpoints import load
+from nextpixel.checkpoints import load_backbone
 from nextpixel.errors import InputError
-from nextpixel.extraction import check_layers, features_name, pooled
+from nextpixel.extraction import Backbone, check_layers, described, features_name
 from nextpixel.images import crop_resize
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
@@ -69,7 +69,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     pixels     the pixels themselves, at the judged model's side
     untrained  hidden states of a network of the judged model's shape with random weights (seed 0)
     NAME.onnx  the first output of a network in an ONNX file, see onnx_extractor
-    otherwise  hidden states of the model of that name (see checkpoints.load), averaged over pixels
+    otherwise  features of the model or student of that name (see checkpoints.load_backbone)
 
     `layer` is the layer of hidden states, the middle one unless told. Raises InputError.
     """
@@ -89,7 +89,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
             "real.npz --pictures drawn.npz"
         )
     try:
-        return model_extractor(load(what, device=str(judged.device)), layer)
+        return model_extractor(load_backbone(what, device=str(judged.device)), layer)
     except InputError as error:
         if not str(error).startswith("--model"):
             raise
@@ -109,12 +109,12 @@ def pixel_extractor(side: int) -> Extractor:
     return Extractor(f"{PIXELS}-{side}", side, raw_pixels)
 
 
-def model_extractor(model: ImageGPT, layer: int | None = None, *, kind: str = "igpt") -> Extractor:
-    """Hidden states of one layer, averaged over pixels."""
+def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | None = None) -> Extractor:
+    """Hidden states of one layer, averaged over pixels; of a ResNet, its pooled features."""
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
 
     def describe(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return pooled(model, model.palette.encode(squares), layers)[:, 0]
+        return described(model, squares, layers)[:, 0]
 
     return Extractor(features_name(model, layers, kind), model.config.side, describe)
 

@@ -62,13 +62,20 @@ class UnreadableImage(ValueError):
 # ---- decoding
 
 
-def decode(file: str | bytes, name: str) -> Picture:
-    """A path (str) or encoded bytes -> RGB, first frame, upright. Raises UnreadableImage only."""
+def decode(
+    file: str | bytes, name: str, *, pixel_limit: int = PIXEL_LIMIT, formats: tuple[str, ...] | None = None
+) -> Picture:
+    """A path (str) or encoded bytes -> RGB, first frame, upright. Raises UnreadableImage only.
+
+    Of more pixels than the limit nothing but the header is read. `formats` are some of FORMATS; all unless told.
+    """
     with _quiet_pil():
         try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as picture:
-                if picture.width * picture.height > PIXEL_LIMIT:
-                    raise ValueError(f"{picture.width} x {picture.height} is over {PIXEL_LIMIT:,} pixels")
+            with Image.open(
+                io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats or _formats()
+            ) as picture:
+                if picture.width * picture.height > pixel_limit:
+                    raise ValueError(f"{picture.width} x {picture.height} is over {pixel_limit:,} pixels")
                 return to_rgb(picture)
         except Exception as error:  # hostile bytes make PIL raise nearly anything: struct.error, SyntaxError, ...
             raise UnreadableImage(name, _reason(error)) from error
@@ -121,6 +128,8 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "its content is no known image format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it claims to have over {PIXEL_LIMIT:,} pixels"
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return " ".join(f"{error or type(error).__name__}".split())

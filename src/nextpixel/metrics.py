@@ -1,8 +1,11 @@
-"""Arrays to numbers: accuracies, confusion, areas, intervals."""
+"""Arrays to numbers: accuracies, confusion, areas, correlations, intervals."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +55,94 @@ def conformal_p_values(scores: NDArray[np.floating], calibration: NDArray[np.flo
     """
     below = np.searchsorted(np.sort(calibration), scores, side="left")
     return (1 + len(calibration) - below) / (len(calibration) + 1)
+
+
+def pearson(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """Pearson's correlation of x (N,) and y (N,); NaN for fewer than three, or where one of them never changes."""
+    if len(x) < 3 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """Pearson's correlation of the ranks, ties sharing their average (Spearman 1904)."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(x), rankdata(y))
+
+
+def partial_correlation(x: NDArray[np.floating], y: NDArray[np.floating], given: NDArray[np.floating]) -> float:
+    """Pearson's correlation of x and y once the straight line in `given` that fits each is taken away."""
+    basis = np.stack([np.ones_like(given), given - given.mean()], 1)
+    left = [values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0] for values in (x, y)]
+    return pearson(*left)
+
+
+def less_group_means(values: NDArray[np.floating], groups: NDArray[Any]) -> NDArray[np.float64]:
+    """Each of values (N,) less the mean of its group; groups (N,) are any names."""
+    _, places = np.unique(groups, return_inverse=True)
+    return values - (np.bincount(places, values) / np.bincount(places))[places]
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.float64]], float],
+    groups: Sequence[NDArray[np.float64]],
+    *,
+    repeats: int = 1_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A 95 % percentile interval of statistic(rows), drawing whole groups of rows (n_i, J) with replacement.
+
+    Rows of one group depend on each other, groups do not: the cluster bootstrap (Field & Welsh 2007). Draws that give
+    NaN are left out; NaN for fewer than two groups.
+    """
+    if len(groups) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng([seed, 0xB007])
+    draws = rng.integers(0, len(groups), (repeats, len(groups)))
+    values = np.array([statistic(np.concatenate([groups[i] for i in draw])) for draw in draws])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two sets of curves lie apart where both are known."""
+
+    x_from: float
+    x_to: float
+    """The range of x that every curve reaches."""
+    mean: float
+    """Mean of the second set's y less the first's, over that range and over curves."""
+    low: float
+    high: float
+    """Its 95 % interval over curves (Welch 1947); NaN for a single curve on either side."""
+
+
+def difference_at_equal_x(
+    first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]], points: int = 21
+) -> Difference | None:
+    """Compare curves, each (n, 2) of x and y, at the same x; None where their ranges of x do not meet.
+
+    Between its points a curve is straight; beyond them it is not guessed.
+    """
+    curves = [curve[np.argsort(curve[:, 0])] for curve in (*first, *second)]
+    low, high = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    if low > high:
+        return None
+    grid = np.linspace(low, high, points)
+    means = np.array([np.interp(grid, curve[:, 0], curve[:, 1]).mean() for curve in curves])
+    one, other = means[: len(first)], means[len(first) :]
+    interval = math.nan, math.nan
+    if min(len(one), len(other)) > 1:
+        from scipy.stats import ttest_ind
+
+        found = ttest_ind(other, one, equal_var=False).confidence_interval()
+        interval = float(found.low), float(found.high)
+    return Difference(float(low), float(high), float(other.mean() - one.mean()), *interval)
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -70,12 +70,29 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, N, t, E) behind the slots seen so far and return all of them; `length` moves later."""
-        end = self.length + k.shape[2]
+    def places(self, slots: int) -> slice | Tensor:
+        """The numbers of the next slots: a slice, the same for every row; a tensor (B, slots) where rows differ."""
+        return slice(self.length, self.length + slots)
+
+    def advance(self, slots: int) -> None:
+        """Count slots that every block has stored."""
+        self.length += slots
+
+    def rewind(self, length: int) -> None:
+        """Forget the slots from `length` on."""
+        self.length = length
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (B, N, slots, E) behind the slots seen so far; each query sees those up to its own."""
+        slots, end = k.shape[2], self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        k, v = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]  # (B, N, end, E)
+        mask = None
+        if self.length and slots > 1:
+            mask = torch.ones(slots, end, dtype=torch.bool, device=q.device).tril(self.length)
+        causal = mask is None and slots > 1
+        return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, is_causal=causal)
 
     def select(self, rows: Tensor) -> KVCache:
         """A cache of these rows of the batch, in this order; a row may be taken often."""
@@ -90,6 +107,7 @@ class KVCache:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # made while drawing, they may serve training later
 def rotations(config: ImageGPTConfig, device: torch.device) -> Tensor:
     """cos and sin for the queries, cos and sin for the keys, of every slot: (4, T, E / 2).
 
@@ -107,7 +125,7 @@ def rotations(config: ImageGPTConfig, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of x (B, N, slots, E) by angles of (slots, E / 2)."""
+    """Turn the pairs of x (B, N, slots, E) by angles of (1 or B, 1, slots, E / 2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
@@ -129,15 +147,10 @@ class Attention(nn.Module):
             q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
         if turns is not None:
             q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
-        mask = None
-        if cache is not None:
-            seen = cache.length
-            k, v = cache.append(self.layer, k, v)  # (B, N, seen + slots, E)
-            q = q.to(k.dtype)
-            if seen and slots > 1:
-                mask = torch.ones(slots, seen + slots, dtype=torch.bool, device=x.device).tril(seen)
-        causal = self.causal and mask is None and slots > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # scaled by 1 / sqrt(E)
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # scaled by 1 / sqrt(E)
+        else:
+            y = cache.attend(self.layer, q, k, v)
         y = y.transpose(1, 2).reshape(batch, slots, width).to(x.dtype)
         return self.out(y)
 
@@ -251,7 +264,7 @@ class ImageGPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return self.token_embedding.device
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
@@ -277,7 +290,7 @@ class ImageGPT(nn.Module):
     def _last(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
         """What the final norm gives (B, t, D)."""
         h = first = self._inputs(tokens, masked)
-        turns = self._turns(0, h.shape[1])
+        turns = self._turns(slice(0, h.shape[1]))
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 h = checkpoint(block, h, first, turns, use_reentrant=False)
@@ -297,8 +310,8 @@ class ImageGPT(nn.Module):
         if shifted:
             h = self._inputs(tokens, masked)
         else:
-            h = self._placed(F.embedding(tokens, self.token_embedding), 0)
-        first, turns = h, self._turns(0, h.shape[1])
+            h = self._placed(F.embedding(tokens, self.token_embedding), slice(0, tokens.shape[1]))
+        first, turns = h, self._turns(slice(0, h.shape[1]))
         for layer, block in enumerate(cast("Iterator[Block]", self.blocks)):
             if layer in layers:
                 yield layer, block.norm_1(block.mixed(h, first))
@@ -317,11 +330,15 @@ class ImageGPT(nn.Module):
         With an empty cache the start vector is put before tokens (B, P), P >= 0, which fills P + 1 slots; later
         calls take the pixels drawn since, most often one. The same method serves prefill and decode.
         """
-        h = first = self._embed(tokens, seen=cache.length)
-        turns = self._turns(cache.length, h.shape[1])
+        start = not cache.length
+        slots = tokens.shape[1] + start
+        self._check_room(cache.length + slots)
+        places = cache.places(slots)
+        h = first = self._embed(tokens, places, start=start)
+        turns = self._turns(places)
         for block in self.blocks:
             h = block(h, first, turns, cache)
-        cache.length += h.shape[1]
+        cache.advance(slots)
         return self._logits(self.norm(h))
 
     def _inputs(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
@@ -329,40 +346,42 @@ class ImageGPT(nn.Module):
         if self.config.objective == "autoregressive":
             if masked is not None:
                 raise ValueError("masked: expected none for an autoregressive model, got a mask")
-            return self._embed(tokens[:, :-1], seen=0)
+            self._check_room(tokens.shape[1])
+            return self._embed(tokens[:, :-1], slice(0, tokens.shape[1]), start=True)
         if tokens.shape[1] != self.config.pixels:
             raise ValueError(f"tokens: a masked model needs all {self.config.pixels} pixels, got {tokens.shape[1]}")
         h = F.embedding(tokens, self.token_embedding)
         if masked is not None:
             h = h * ~masked[:, :, None]
-        return self._placed(h, 0)
+        return self._placed(h, slice(0, h.shape[1]))
 
-    def _embed(self, tokens: Tensor, seen: int) -> Tensor:
-        """Vectors (B, slots, D) of the slots from `seen` on; slot 0 holds the start vector."""
+    def _embed(self, tokens: Tensor, places: slice | Tensor, *, start: bool) -> Tensor:
+        """Vectors (B, slots, D) of the slots numbered `places`, see KVCache; slot 0 holds the start vector."""
         if self.config.objective != "autoregressive":
             raise ValueError("a masked model has no order of pixels: it cannot draw them one by one")
         h = F.embedding(tokens, self.token_embedding)
-        if not seen:
+        if start:
             h = torch.cat([self.start[0].expand(len(tokens), 1, -1), h], dim=1)
-        end = seen + h.shape[1]
-        if end > self.config.pixels:
+        return self._placed(h, places)
+
+    def _check_room(self, slots: int) -> None:
+        if slots > self.config.pixels:
             raise ValueError(
                 f"tokens: expected at most {self.config.pixels} pixels ({self.config.side} x {self.config.side}), "
-                f"got {end}; encode pictures at the model's side"
+                f"got {slots}; encode pictures at the model's side"
             )
-        return self._placed(h, seen)
 
-    def _placed(self, h: Tensor, seen: int) -> Tensor:
-        """The network's input: vectors h (B, slots, D) of the slots from `seen` on, told where they are."""
+    def _placed(self, h: Tensor, places: slice | Tensor) -> Tensor:
+        """The network's input: vectors h (B, slots, D) told where they are."""
         if self.config.positions == "learned":
-            h = h + self.position_embedding[seen : seen + h.shape[1]]
+            h = h + self.position_embedding[places]
         return F.rms_norm(h, h.shape[-1:]) if self.config.mix_input else h
 
-    def _turns(self, seen: int, slots: int) -> Tensor | None:
-        """The rotations of the slots from `seen` on, (4, slots, E / 2)."""
+    def _turns(self, places: slice | Tensor) -> Tensor | None:
+        """The rotations of these slots, (4, 1, slots, E / 2), or (4, B, 1, slots, E / 2) where rows differ."""
         if self.config.positions == "learned":
             return None
-        return rotations(self.config, self.device)[:, seen : seen + slots]
+        return rotations(self.config, self.device)[:, places].unsqueeze(-3)
 
     def _logits(self, last: Tensor) -> Tensor:
         logits = self.head(last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ class Measured:
 class Oddness:
     """The table: of each image its name and one number a column, in the order of the source."""
 
-    names: list[str]
+    names: Sequence[str]
     values: dict[str, NDArray[np.float64]]
     """(N,) of each of COLUMNS, in its unit."""
     p_values: dict[str, NDArray[np.float64]]
@@ -181,7 +181,9 @@ def odd_images(
     return Oddness(names, values, p_values, calibration, squares, unreadable + lost)
 
 
-def _squares(model: ImageGPT, images: Any, split: str | None) -> tuple[NDArray[np.uint8], list[str], list[str], str]:
+def _squares(
+    model: ImageGPT, images: Any, split: str | None
+) -> tuple[NDArray[np.uint8], Sequence[str], list[str], str]:
     """Squares at the model's side, names, a line for each unreadable file, and a key that is equal for equal sets."""
     needs_order(model)
     source = open_source(images, split)

@@ -34,6 +34,16 @@ def _adam(parameters: list[nn.Parameter], rate_part: float = 1.0) -> Optimizer:
     return torch.optim.Adam(groups, lr=0.0, betas=BETAS, fused=fused)
 
 
+def sgd(model: nn.Module, weight_decay: float) -> list[Optimizer]:
+    """SGD with Nesterov momentum 0.9; gains, biases and norms do not decay. The rate is set before every step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)]
+
+
 def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -49,8 +59,13 @@ def cosine_rate(step: int, *, steps: int, warmup_steps: int, peak: float) -> flo
 
 def linear_rate(step: int, *, steps: int, warmup_steps: int, peak: float, cooldown_fraction: float) -> float:
     """The rate of that step, counted from 0: linear warm-up, constant, then linearly to zero."""
-    falling = max(1, round(steps * cooldown_fraction))
+    falling = falling_steps(steps, cooldown_fraction)
     return peak * min(1.0, (step + 1) / max(1, warmup_steps), (steps - step) / falling)
+
+
+def falling_steps(steps: int, cooldown_fraction: float) -> int:
+    """How many steps the cool-down takes."""
+    return max(1, round(steps * cooldown_fraction))
 
 
 def constant_rate(step: int, *, warmup_steps: int, peak: float) -> float:

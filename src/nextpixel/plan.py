@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nextpixel.config import ImageGPTConfig
+from nextpixel.config import ImageGPTConfig, ResNetConfig
 from nextpixel.errors import InputError
 
 MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
@@ -61,7 +61,7 @@ def flops_per_image(config: ImageGPTConfig) -> int:
 
     Two for each multiply-add of every matrix, and of attention's two products over the causal half.
     """
-    return 3 * _forward_flops(config, config.pixels // 2 if config.objective == "autoregressive" else config.pixels)
+    return 3 * _forward_flops(config, _seen(config))
 
 
 def full_square_flops_per_image(config: ImageGPTConfig) -> int:
@@ -70,9 +70,31 @@ def full_square_flops_per_image(config: ImageGPTConfig) -> int:
 
 
 def _forward_flops(config: ImageGPTConfig, seen: int) -> int:
-    matrices = 12 * config.layers * config.width**2 + config.colors * config.width
-    attention = config.layers * 2 * seen * config.width  # two products with `seen` positions each
-    return 2 * config.pixels * (matrices + attention)
+    return config.layers * _block_flops(config, seen) + 2 * config.pixels * config.colors * config.width
+
+
+def _block_flops(config: ImageGPTConfig, seen: int) -> int:
+    attention = 2 * seen * config.width  # two products with `seen` positions each
+    return 2 * config.pixels * (12 * config.width**2 + attention)
+
+
+def _seen(config: ImageGPTConfig) -> int:
+    """Positions that attention needs for each pixel, on average."""
+    return config.pixels // 2 if config.objective == "autoregressive" else config.pixels
+
+
+def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
+    """Of the features of one image: the first `layer` blocks of an Image GPT, or the whole of a ResNet."""
+    if isinstance(config, ImageGPTConfig):
+        return layer * _block_flops(config, _seen(config))
+    side, before = config.side, 16 * config.factor
+    total = 2 * 27 * before * side**2
+    for stage in range(3):
+        channels = 16 * config.factor << stage
+        side = math.ceil(side / 2) if stage else side
+        total += 2 * 9 * channels * (before + (2 * config.blocks - 1) * channels) * side**2
+        before = channels
+    return total
 
 
 def activation_bytes_per_image(

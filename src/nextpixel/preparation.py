@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +20,14 @@ from torch import Tensor, nn
 
 from nextpixel import distributed, optim, plan
 from nextpixel.checkpoints import Run, load, write_model
-from nextpixel.config import Fit, ImageGPTConfig, RunConfig
-from nextpixel.data import Batches, DecodedSet, decode, read_decoded, stored_side
-from nextpixel.devices import choose_device, choose_dtype, free_memory_bytes, set_threads
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
+from nextpixel.data import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
+from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
 from nextpixel.progress import is_first, say
+from nextpixel.sources import MapSource, open_source
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
@@ -56,7 +56,7 @@ class Decisions:
 
 
 def decide(
-    config: RunConfig,
+    config: GPTRunConfig,
     *,
     shape: ImageGPTConfig,
     steps: int,
@@ -79,7 +79,7 @@ def decide(
         device=device,
         dtype=dtype,
         compile=config.compile == "on"
-        or (config.compile == "auto" and _can_compile(device) and seconds > COMPILE_FROM_SECONDS),
+        or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
         or plan.micro_batch_images(distributed.share(batch), image_bytes, free, device == "cpu"),
@@ -99,32 +99,39 @@ def create_run(
     out: Path,
     kind: str,
     config: RunConfig,
-    decided: Decisions,
+    decided: Any,
     *,
-    shape: ImageGPTConfig,
-    palette: Palette,
+    shape: ImageGPTConfig | ResNetConfig,
+    palette: Palette | None,
     data: Mapping[str, Any],
     unreadable: Sequence[str],
     arrays: Mapping[str, Any] | None = None,
     write_model: Callable[[Path], None] | None = None,
 ) -> Run:
-    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create."""
+    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create.
+
+    `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no palette.
+    """
     facts = {
         "kind": kind,
         "config": asdict(config),
         "decisions": asdict(decided),
         "model": asdict(shape),
-        "palette": {"sha256": palette.hash, "colors": palette.colors.tolist()},
+        "palette": palette and {"sha256": palette.hash, "colors": palette.colors.tolist()},
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
-        "command": sys.argv[1:],
-        "processes": distributed.processes(),
+        **launch(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     run = Run.create(out, facts, unreadable, arrays, write_model)
     if unreadable:
         say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
     return run
+
+
+def launch() -> dict[str, Any]:
+    """What was typed to begin a run, and how many processes began it, for run.json."""
+    return {"command": sys.argv[1:], "processes": distributed.processes()}
 
 
 def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
@@ -147,7 +154,7 @@ def reading(run: Run) -> Iterator[dict[str, Any]]:
     try:
         yield facts
     except (KeyError, TypeError, ValueError) as error:
-        name = {"pretrain": "pretraining", "finetune": "fine-tuning"}.get(run.kind, run.kind)
+        name = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}.get(run.kind, run.kind)
         raise InputError(f"{run.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
 
 
@@ -158,26 +165,37 @@ def palette_of(facts: dict[str, Any], cache: str | None) -> Palette:
 
 def named(images: Any, split: str | None) -> dict[str, Any]:
     """Where images come from, for run.json."""
-    is_path = isinstance(images, str | os.PathLike)
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    path: Any = None
+    if several and all(isinstance(item, str | os.PathLike) for item in several):
+        path = [absolute(str(item)) for item in several]
     return {
-        "source": str(images) if is_path else type(images).__name__,
-        "path": absolute(str(images)) if is_path else None,
+        "source": ", ".join(map(str, several)) if path else type(images).__name__,
+        "path": path[0] if path and several[0] is images else path,
         "split": split,
     }
 
 
 def decode_sets(
-    images: Any, config: RunConfig, side: int, fit: Fit, split: str | None, validation: Any = None
+    images: Any, config: GPTRunConfig, side: int, fit: Fit, split: str | None, validation: Any = None
 ) -> tuple[DecodedSet, DecodedSet]:
     """The training set as it is augmented from, and squares at the model's side to validate on.
 
-    Without `validation` images the second shows the same pictures as the first.
+    Without `validation` images the second shows the same pictures as the first. A prepared folder is read in place.
+    Raises InputError for one of another side or fit.
     """
     stored = stored_side(side, config.augment)
-    train = decode(images, stored, split=split, cache=config.cache, fit=fit)
+    source = open_source(images, split)
+    if isinstance(source, MapSource):
+        source.check(side, fit, stored)
+    train = decode(source, stored, cache=config.cache, fit=fit)
     if validation is not None:
         return train, decode(validation, side, cache=config.cache, fit=fit)
-    return train, train if stored == side else decode(images, side, split=split, cache=config.cache, fit=fit)
+    if stored == side:
+        return train, train
+    if isinstance(source, MapSource):
+        return train, shrunk(source, side, fit)
+    return train, decode(source, side, cache=config.cache, fit=fit)
 
 
 def find_sets(
@@ -202,7 +220,7 @@ def find_sets(
     return sets
 
 
-def ready(model: ImageGPT, config: RunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
+def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
     """Put the model where it is trained, in train mode, compiled block by block where that was decided.
 
     Returns what trains it by that method, in this process or in several; see distributed.spread.
@@ -290,10 +308,6 @@ def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: i
 def absolute(path: str | None) -> str | None:
     """Where that file or folder lies, from wherever; a name that is none stays as it is."""
     return os.path.abspath(path) if path is not None and os.path.exists(path) else path
-
-
-def _can_compile(device: str) -> bool:
-    return device.startswith("cuda") or (device == "cpu" and shutil.which("g++") is not None)
 
 
 def _versions() -> dict[str, str]:

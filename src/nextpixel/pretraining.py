@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.checkpoints.files import writing
 from nextpixel.config import (
     INIT_RATE,
+    MODERN,
     MUON_RATE,
     ImageGPTConfig,
     PretrainConfig,
+    SamplingConfig,
     peak_rate,
     read_recipe,
     replace_checked,
@@ -42,6 +44,7 @@ from nextpixel.preparation import (
     decode_sets,
     find_sets,
     judging,
+    launch,
     named,
     palette_of,
     pixel_loss,
@@ -62,6 +65,7 @@ def pretrain(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    branch: str | Path | None = None,
     recipe: str | None = None,
     split: str | None = None,
     **settings: Any,
@@ -69,14 +73,20 @@ def pretrain(
     """Train an Image GPT on images, or go on with a run; returns the best model on validation.
 
     `settings` are the fields of PretrainConfig (size, side, steps, init, ...), over those of the recipe.
-    A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings.
+    A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings. `branch` names a
+    run with a linear schedule, whose constant phase the new one shares; its settings are `steps` and
+    `cooldown_fraction`.
     Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
     KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
-        if settings or not (out is recipe is split is None):
+        if settings or not (out is recipe is split is branch is None):
             raise InputError("--resume takes the settings of its run; expected none beside it")
         run = Run.open(resume, KIND)
+    elif branch is not None:
+        if out is None or "steps" not in settings or not (recipe is split is None):
+            raise InputError("--branch takes a new folder (--out) and --steps, and no images, recipe or split")
+        run = branch_run(Run.open(branch, KIND), Path(out), **settings)
     else:
         if images is None or out is None:
             raise InputError("pretrain needs images and a new folder (--out), or a run to go on with (--resume)")
@@ -110,6 +120,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) ->
     shape = model.config
     if config.side and config.side != shape.side:
         raise InputError(f"--side: the model of --init works at side {shape.side}, got {config.side}")
+    config = _continued(config, shape)
     sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
@@ -132,6 +143,39 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) ->
         data=named(images, split) | {"train_images": len(train_indices), "validation_images": len(validation_indices)},
         unreadable=sets[0].unreadable + (sets[1].unreadable if config.validation else []),
     )
+
+
+def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float | None = None) -> Run:
+    """A new run that shares the constant phase of another and cools down by itself, to end after `steps`.
+
+    It begins with the last kept checkpoint at which both have their full rate: up to there they are one run.
+    Of several processes the first one begins it, see start_run.
+    """
+    with reading(source) as facts:
+        config = PretrainConfig(**facts["config"])
+    changed = replace(config, steps=steps, cooldown_fraction=cooldown_fraction or config.cooldown_fraction)
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
+    )
+
+
+def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
+    if config.chosen_schedule != "linear":
+        raise InputError(
+            f"--branch: {source.path} has a cosine schedule, whose rate is never constant; expected a linear schedule"
+        )
+    latest = min(c.steps - optim.falling_steps(c.steps, c.cooldown_fraction) for c in (config, changed))
+    shared = [step for step in source.steps() if 0 < step <= latest]
+    if not shared:
+        raise InputError(
+            f"--branch: expected a checkpoint of {source.path} up to step {latest:,}, where both runs have their full "
+            f"rate, got those of steps {source.steps()}; ask for more --steps or a smaller --cooldown-fraction"
+        )
+    branched_from = {"run": str(source.path.resolve()), "step": shared[-1]}
+    facts |= {"config": asdict(changed), "branched_from": branched_from} | launch()
+    facts["decisions"] |= {"steps": changed.steps}
+    return Run.branch(out, source, shared[-1], facts)
 
 
 def go_on(run: Run, images: Any = None) -> ImageGPT:
@@ -215,7 +259,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
             mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype))
             if config.sample_images and not masked:
                 with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
-                    drawing = draw(judged, None, n=config.sample_images)
+                    drawing = draw(judged, None, n=config.sample_images, sampling=SamplingConfig(speed="exact"))
                 columns = int(np.ceil(config.sample_images**0.5))
                 rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
                 path = run.path / "samples" / f"step_{step:07d}.png"
@@ -258,6 +302,14 @@ def _choose(
         rng = np.random.default_rng([config.seed, 0xE7A1])
         validation = np.sort(rng.choice(validation, config.validation_images, replace=False))
     return chosen, validation
+
+
+def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
+    """With --init the preset, unless told, is that which made such a network."""
+    if config.preset is not None or config.init is None:
+        return config
+    modern = any(getattr(shape, name) != getattr(ImageGPTConfig, name) for name in MODERN)
+    return replace(config, preset="modern" if modern else "classic")
 
 
 def _first_model(config: PretrainConfig) -> ImageGPT:

@@ -6,6 +6,7 @@ Layer and strength are chosen on held-out training images; test images are never
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
 from nextpixel.data import DecodedSet
 from nextpixel.errors import InputError
-from nextpixel.extraction import check_layers, pooled
+from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled
 from nextpixel.metrics import auroc, confusion, majority, top_k_accuracy
 from nextpixel.model import ImageGPT
+from nextpixel.resnet import ResNet
 from nextpixel.sources import load_images, open_source
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
+MIDDLE_STRENGTH = STRENGTHS[2]
 HELD_OUT = 0.1
 FOLDS = 5
 NEIGHBOURS = 20
@@ -43,6 +46,22 @@ class Score:
     """(C, C), row the true class."""
 
 
+def score_of(
+    chances: NDArray[np.float32],
+    numbers: NDArray[np.integer],
+    classes: int,
+    voted: NDArray[np.integer] | None = None,
+) -> Score:
+    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest."""
+    return Score(
+        len(numbers),
+        top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
+        top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
+        auroc(chances[:, 1], numbers == 1) if classes == 2 else None,
+        confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
+    )
+
+
 @dataclass(frozen=True)
 class Linear:
     """Standardise, multiply, add: features (N, D) to logits (N, C)."""
@@ -61,15 +80,22 @@ class LinearProbe:
 
     layer   "best": the one layer with the highest held-out accuracy; a number; or numbers to concatenate
     seed    fixes what is held out
+    strengths   of scikit-learn's C, to choose among
 
-    After fit: `layers_` (list), `strength_` (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy},
-    `linear_`. The final weights are fitted to all training images.
+    After fit: `trials_` (what was tried, each with its held-out accuracy), `layers_` (list), `strength_`
+    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `linear_`. The final weights are fitted to all
+    training images.
     """
 
     def __init__(
-        self, model: ImageGPT | None, layer: Literal["best"] | int | Sequence[int] = "best", *, seed: int = 0
+        self,
+        model: Backbone | None,
+        layer: Literal["best"] | int | Sequence[int] = "best",
+        *,
+        seed: int = 0,
+        strengths: Sequence[float] = STRENGTHS,
     ) -> None:
-        self.model, self.layer, self.seed = model, layer, seed
+        self.model, self.layer, self.seed, self.strengths = model, layer, seed, strengths
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Images as everywhere; labels (N,) numbers or names, or those that the source has. Returns itself."""
@@ -86,9 +112,13 @@ class LinearProbe:
         if len(self.classes_) < 2:
             raise InputError(f"labels: expected at least two classes, got only {self.classes_[0]!r}")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
-        folds = _folds(numbers, self.seed)
+        folds = folds_of(numbers, self.seed)
         if self.layer == "best":
-            found = {layer: _choose(features[:, place], numbers, folds) for place, layer in enumerate(layers)}
+            tried = {
+                layer: _try(features[:, place], numbers, folds, self.strengths) for place, layer in enumerate(layers)
+            }
+            self.trials_ = [trial | {"layers": [layer]} for layer in layers for trial in tried[layer]]
+            found = {layer: _choose(trials, bool(folds)) for layer, trials in tried.items()}
             self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
             best = max(self.sweep_, key=lambda layer: self.sweep_[layer])
             self.layers_, (_, self.strength_) = [best], found[best]
@@ -96,7 +126,9 @@ class LinearProbe:
         else:
             self.layers_ = layers
             chosen = features.reshape(len(features), -1)
-            accuracy, self.strength_ = _choose(chosen, numbers, folds)
+            trials = _try(chosen, numbers, folds, self.strengths)
+            self.trials_ = [trial | {"layers": layers} for trial in trials]
+            accuracy, self.strength_ = _choose(trials, bool(folds))
             self.sweep_ = {layer: accuracy for layer in layers[:1]} if len(layers) == 1 else {}
         self.linear_ = fit_linear(chosen, numbers, self.strength_)
         return self
@@ -139,20 +171,21 @@ class LinearProbe:
         from `seed` and the place among the images. Raises InputError for masks with a model that is not masked.
         """
         model = self._model()
-        if masks and model.config.objective != "masked":
+        if not masks:
+            features = described(model, squares, self.layers_, dtype=dtype)
+            chances = self.proba_of(features.reshape(len(squares), -1))
+            return chances, chances.argmax(1)
+        if isinstance(model, ResNet) or model.config.objective != "masked":
+            kind = "student" if isinstance(model, ResNet) else f"model of the {model.config.objective} objective"
             raise InputError(
-                f"--masks: expected none for a model of the {model.config.objective} objective, got {masks}; only "
-                "masked models were trained with hidden pixels"
+                f"--masks: expected none for a {kind}, got {masks}; only masked models were trained with hidden pixels"
             )
         tokens = model.palette.encode(np.ascontiguousarray(squares))
 
-        def proba(mask_seed: int | None) -> NDArray[np.float32]:
+        def proba(mask_seed: int) -> NDArray[np.float32]:
             features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed)
             return self.proba_of(features.reshape(len(squares), -1))
 
-        if not masks:
-            chances = proba(None)
-            return chances, chances.argmax(1)
         seeds = np.random.SeedSequence([self.seed, 0x3A5C]).generate_state(masks)
         several = np.stack([proba(int(seed)) for seed in seeds])  # (masks, N, C)
         return several.mean(0), majority(several.argmax(2), len(self.classes_), self.seed)
@@ -184,14 +217,7 @@ class LinearProbe:
         strangers = np.setdiff1d(names, self.classes_)
         if len(strangers):
             raise InputError(f"labels: expected classes the probe was fitted to, got {str(strangers[0])!r} as well")
-        numbers, count = np.searchsorted(self.classes_, names), len(self.classes_)
-        return Score(
-            len(numbers),
-            top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
-            top_k_accuracy(chances, numbers, 5) if count > 5 else None,
-            auroc(chances[:, 1], numbers == 1) if count == 2 else None,
-            confusion(chances.argmax(1) if voted is None else voted, numbers, count),
-        )
+        return score_of(chances, np.searchsorted(self.classes_, names), len(self.classes_), voted)
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from the features (N, D) that the probe reads."""
@@ -212,7 +238,7 @@ class LinearProbe:
         source = open_source(images, split)
         names = given_labels(source, labels)
         squares = self._squares(source, None)
-        return pooled(model, model.palette.encode(squares), self._wanted() if layers is None else layers), names
+        return described(model, squares, self._wanted() if layers is None else layers), names
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
         """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` finds its model."""
@@ -223,7 +249,7 @@ class LinearProbe:
                 part / "probe.json",
                 {
                     "model": model_name,
-                    "palette": self._model().palette.hash,
+                    "palette": palette_hash(self._model()),
                     "layers": self.layers_,
                     "strength": self.strength_,
                     "classes": self.classes_.tolist(),
@@ -233,7 +259,7 @@ class LinearProbe:
             )
 
     @classmethod
-    def load(cls, folder: str | Path, model: ImageGPT) -> LinearProbe:
+    def load(cls, folder: str | Path, model: Backbone) -> LinearProbe:
         """A saved probe, for the model it was fitted with."""
         facts = read_json(Path(folder) / "probe.json")
         try:
@@ -246,7 +272,7 @@ class LinearProbe:
                 probe.linear_ = Linear(**{name: arrays[name] for name in ("mean", "scale", "weight", "bias")})
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
-        if facts["palette"] != model.palette.hash or probe.linear_.weight.shape[1] != len(layers) * model.config.width:
+        if facts["palette"] != palette_hash(model) or probe.linear_.weight.shape[1] != len(layers) * model.config.width:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
         return probe
 
@@ -258,7 +284,7 @@ class LinearProbe:
         model = self._model()
         return list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
 
-    def _model(self) -> ImageGPT:
+    def _model(self) -> Backbone:
         if self.model is None:
             raise ValueError("this probe has no model; it can only be used with features")
         return self.model
@@ -272,6 +298,8 @@ class Reading:
     train: NDArray[np.float32]
     test: NDArray[np.float32]
     layers: list[int]
+    trials: int | None = None
+    """Strengths to choose among, from the middle outwards; all of them unless told."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +312,11 @@ class Result:
     neighbours: list[float]
     """Accuracy of nearest neighbours in the same features: cosine, 20 or as many as the rarest class has."""
     layers: list[list[int]]
+    seconds: list[float]
+    """Of choosing layer and strength and of fitting, without those of the features."""
+    train_images: list[int]
+    trials: list[list[dict[str, Any]]]
+    """For each repeat what was tried, with its accuracy on held-out training images."""
 
     @property
     def accuracies(self) -> list[float]:
@@ -311,17 +344,21 @@ def compare(
     for count in labels_per_class:
         subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
         for reading in readings:
-            scores, neighbours, layers = [], [], []
+            scores, neighbours, layers, seconds, trials = [], [], [], [], []
+            images = [len(rows) for rows in subsets]
             for rows in subsets:
-                several = len(reading.layers) > 1
-                probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed)
+                several, began = len(reading.layers) > 1, time.perf_counter()
+                strengths = STRENGTHS if reading.trials is None else middle_strengths(reading.trials)
+                probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed, strengths=strengths)
                 probe.fit_features(reading.train[rows], labels[rows], layers=reading.layers)
+                seconds.append(time.perf_counter() - began)
+                trials.append(probe.trials_)
                 place = reading.layers.index(probe.layers_[0])
                 train, test = reading.train[rows, place], reading.test[:, place]
                 scores.append(probe.evaluate_features(test, test_labels))
                 neighbours.append(_neighbours(train, labels[rows], test, test_labels))
                 layers.append(probe.layers_)
-            results.append(Result(reading.name, count, scores, neighbours, layers))
+            results.append(Result(reading.name, count, scores, neighbours, layers, seconds, images, trials))
     return results
 
 
@@ -416,21 +453,36 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
     return Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32))
 
 
-def _choose(
-    features: NDArray[np.float32], labels: NDArray[np.integer], folds: Sequence[NDArray[np.bool_]]
-) -> tuple[float, float]:
-    """(held-out accuracy, strength) of the best strength."""
+def _try(
+    features: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    folds: Sequence[NDArray[np.bool_]],
+    strengths: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Each strength with its accuracy on what is held out, 0 where nothing can be."""
     results = []
-    for strength in STRENGTHS:
+    for strength in strengths:
         right = [
             (fit_linear(features[~held], labels[~held], strength).logits(features[held]).argmax(1) == labels[held])
             for held in folds
         ]
-        results.append((float(np.concatenate(right).mean()) if right else 0.0, strength))
-    return max(results, key=lambda result: result[0]) if folds else (0.0, 1e-2)
+        accuracy = float(np.concatenate(right).mean()) if right else 0.0
+        results.append({"strength": strength, "held_out_accuracy": accuracy})
+    return results
 
 
-def _folds(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
+def _choose(trials: Sequence[dict[str, Any]], held_out: bool) -> tuple[float, float]:
+    """(held-out accuracy, strength) of the best strength."""
+    best = max(trials, key=lambda trial: trial["held_out_accuracy"])
+    return (best["held_out_accuracy"], best["strength"]) if held_out else (0.0, MIDDLE_STRENGTH)
+
+
+def middle_strengths(count: int) -> list[float]:
+    """That many strengths, from the middle outwards; all of them at most."""
+    return sorted(STRENGTHS, key=lambda strength: abs(np.log(strength / MIDDLE_STRENGTH)))[:count]
+
+
+def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
     """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
 
     Stratified: every class is on both sides. None where some class has a single image.

@@ -1,13 +1,22 @@
-"""Figures of results, as PNG files."""
+"""Results as figures, PNG files, and as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nextpixel.convnet import Fitted
 from nextpixel.metrics import mean_interval
 from nextpixel.probing import Result
+
+if TYPE_CHECKING:
+    from nextpixel.study import Estimate, Gap, Point, Statistics, Study
+
+COLORS = ("#3b6ea5", "#d1752d", "#4c9a5b", "#a0497e", "#7b6bb0", "#8a7a3c")
+MARKERS = "os^Dv<>pP*"
 
 
 def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
@@ -20,7 +29,7 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
     _save(figure, path)
 
 
-def label_figure(results: Sequence[Result], path: Path) -> None:
+def label_figure(results: Sequence[Result | Fitted], path: Path) -> None:
     """Test accuracy against labels per class, one line a reading, with 95 % intervals of the mean."""
     axes, figure = _axes("labels per class", "test accuracy")
     for name in dict.fromkeys(result.reading for result in results):
@@ -30,6 +39,78 @@ def label_figure(results: Sequence[Result], path: Path) -> None:
     axes.set_xscale("log")
     axes.legend(frameon=False)
     _save(figure, path)
+
+
+def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float], path: Path) -> None:
+    """Probe accuracy against loss, which falls to the right (Chen et al. 2020, Figure 3).
+
+    A line a run, a colour a shape, a marker a seed; the last checkpoint is filled. Controls are dotted.
+    """
+    axes, figure = _axes("nats per pixel on test images (falling)", "probe accuracy, %")
+    colors, markers = _by_shape(points), _by_seed(points)
+    for run, found in _runs(points).items():
+        color, marker = colors[found[0].shape], markers[found[0].seed]
+        axes.plot([p.nats for p in found], [100 * p.accuracy for p in found], color=color, lw=1, gid=run)
+        for i, point in enumerate(found):
+            face = color if i == len(found) - 1 else "white"
+            axes.plot([point.nats], [100 * point.accuracy], marker=marker, color=color, mfc=face, ms=5)
+    axes.invert_xaxis()
+    _controls(axes, controls, colors)
+    _legend(axes, colors, markers)
+    _save(figure, path)
+
+
+def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], path: Path) -> None:
+    """Test accuracy of every layer of each run's last checkpoint, against relative depth; the chosen one is filled."""
+    axes, figure = _axes("layer / layers of the network", "probe accuracy, %")
+    colors, markers = _by_shape(points), _by_seed(points)
+    for run, found in _runs(points).items():
+        last = found[-1]
+        color, marker, deepest = colors[last.shape], markers[last.seed], last.layers[-1].layer
+        accuracies = [100 * score.accuracy for score in last.layers]
+        depths = [score.layer / deepest for score in last.layers]
+        axes.plot(depths, accuracies, color=color, lw=1, marker=marker, mfc="white", ms=5, gid=run)
+        axes.plot([last.best.layer / deepest], [100 * last.accuracy], color=color, marker=marker, ms=5)
+    _controls(axes, controls, colors)
+    _legend(axes, colors, markers)
+    _save(figure, path)
+
+
+def _runs(points: Sequence[Point]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.run, []).append(point)
+    return {run: sorted(several, key=lambda point: point.step) for run, several in found.items()}
+
+
+def _by_shape(points: Sequence[Point]) -> dict[str, str]:
+    """A colour for each shape, smallest first."""
+    shapes = dict.fromkeys(point.shape for point in sorted(points, key=lambda point: point.parameters))
+    return {shape: COLORS[i % len(COLORS)] for i, shape in enumerate(shapes)}
+
+
+def _by_seed(points: Sequence[Point]) -> dict[int, str]:
+    return {seed: MARKERS[i % len(MARKERS)] for i, seed in enumerate(sorted({point.seed for point in points}))}
+
+
+def _controls(axes: Any, controls: Mapping[str, float], colors: Mapping[str, str]) -> None:
+    for name, accuracy in controls.items():
+        color = colors.get(name.removeprefix("untrained "), "0.4")
+        axes.axhline(100 * accuracy, color=color, lw=0.8, ls=":", zorder=0)
+        if color == "0.4":
+            axes.annotate(
+                name, (0.01, 100 * accuracy), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                textcoords="offset points", fontsize=7, color=color,
+            )  # fmt: skip
+
+
+def _legend(axes: Any, colors: Mapping[str, str], markers: Mapping[int, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    keys = [Line2D([], [], color=color, label=shape) for shape, color in colors.items()]
+    keys += [Line2D([], [], color="0.3", marker=m, ls="", mfc="white", label=f"seed {s}") for s, m in markers.items()]
+    keys.append(Line2D([], [], color="0.3", ls=":", lw=0.8, label="not trained"))
+    axes.legend(handles=keys, frameon=False, fontsize=8)
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:
@@ -51,3 +132,101 @@ def _save(figure: Any, path: Path) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def study_report(study: Study, found: Statistics) -> dict[str, Any]:
+    """Everything as one JSON object; what is not known is null."""
+    points = [asdict(p) | {"layer": p.best.layer, "accuracy": p.accuracy} for p in study.points]
+    return _known(asdict(study) | {"points": points, "statistics": asdict(found)})
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _known(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_known(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+COLUMNS = ("run", "shape", "parameters", "seed", "step", "images", "flops", "nats", "nats_error", "layer", "accuracy")
+
+
+def study_rows(study: Study) -> Iterator[list[Any]]:
+    """A heading and one row a checkpoint; the last two columns are the accuracies of all layers, from layer 0."""
+    yield [*COLUMNS, "held_out_by_layer", "accuracy_by_layer"]
+    for point in study.points:
+        values = asdict(point) | {"layer": point.best.layer, "accuracy": point.accuracy}
+        by_layer = [" ".join(f"{getattr(s, name):.4f}" for s in point.layers) for name in ("held_out", "accuracy")]
+        yield [*(values[name] for name in COLUMNS), *by_layer]
+
+
+def study_table(study: Study) -> str:
+    """The checkpoints and the controls as a Markdown table."""
+    lines = [
+        "| run | shape | step | images | nats per pixel | layer | accuracy |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {p.run} | {p.shape} | {p.step:,} | {p.images:,} | {p.nats:.4f} +- {p.nats_error:.4f} "
+            f"| {p.best.layer} | {p.accuracy:.1%} |"
+            for p in study.points
+        ),
+        "",
+        "| without training | accuracy |",
+        "|---|---|",
+        *(f"| {name} | {accuracy:.1%} |" for name, accuracy in study.controls.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def study_summary(study: Study, found: Statistics) -> str:
+    """The statistics in words, and how far they carry."""
+    lines = [
+        f"Loss and probe accuracy of {found.checkpoints} checkpoints of {found.runs} runs, on {study.test_images:,} "
+        f"test images; probes fitted to {study.train_images:,} labelled images, layers chosen on held-out ones.",
+        "Correlations are negative where a lower loss goes with a better probe; brackets are 95 % intervals over runs.",
+        "",
+        "Between runs, which is the comparison to lean on:",
+        f"- last checkpoints: Pearson {_say(found.final_pearson)}, Spearman {_say(found.final_spearman)}",
+        f"- at the same step, all checkpoints: Pearson {_say(found.same_step)}",
+        f"- given the logarithm of compute: partial correlation {_say(found.given_compute)}",
+        "",
+        "Within runs, which comes nearly free, since training improves both with time:",
+        f"- mean over runs: Spearman {_number(found.within_runs)}",
+        f"- all checkpoints together: Pearson {_say(found.pearson)}, Spearman {_say(found.spearman)}",
+        "",
+        "Larger shapes at equal loss, in points of accuracy:",
+        *(f"- {_say_gap(gap)}" for gap in found.equal_loss),
+        "",
+        "Without training: " + ", ".join(f"{name} {value:.1%}" for name, value in study.controls.items()) + ".",
+    ]
+    if not found.equal_loss:
+        lines[-3:-2] = ["- all runs have one shape"]
+    if found.runs < 10:
+        lines += [
+            "",
+            f"{found.runs} runs are few: intervals over so few tend to be too narrow. Shapes also differ in "
+            "compute, so a correlation between runs of several shapes does not tell loss from size; that of equal loss "
+            "does, as far as the losses meet.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.2f}"
+
+
+def _say(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return _number(estimate.value)
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _say_gap(gap: Gap) -> str:
+    found = gap.difference
+    if found is None:
+        return f"{gap.larger} against {gap.smaller}: their losses do not meet"
+    interval = "" if math.isnan(found.low) else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return (
+        f"{gap.larger} against {gap.smaller}: {100 * found.mean:+.1f}{interval}, "
+        f"from {found.x_from:.2f} to {found.x_to:.2f} nats, {gap.runs} runs"
+    )

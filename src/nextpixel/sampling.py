@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import SamplingConfig
+from nextpixel.config import SamplingConfig, Speed
+from nextpixel.decoding import Decoder, Mode, choose_mode
 from nextpixel.devices import free_memory_bytes
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, from_array
@@ -37,6 +38,8 @@ class Drawing:
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
     kept_rows: int
+    mode: str
+    """How the network was run: what --speed came to."""
 
 
 class DrawnRow(NamedTuple):
@@ -71,10 +74,11 @@ def stream(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settin
     `images` may be None: then pictures are drawn from nothing.
     """
     squares = None if images is None else load_images(images, model.config.side, fit=model.fit)
-    plan = _plan(model, squares, keep, n)
+    sampling = SamplingConfig(**settings)
+    plan = _plan(model, squares, keep, n, sampling.speed)
     colours = model.palette.rgb
     for candidates in plan.batches:
-        for y, tokens, _ in _draw_rows(model, plan, candidates, SamplingConfig(**settings)):
+        for y, tokens, _ in _draw_rows(model, plan, candidates, sampling):
             yield DrawnRow(candidates, y, colours[tokens.cpu().numpy()])
 
 
@@ -87,7 +91,8 @@ def draw(
     sampling: SamplingConfig | None = None,
 ) -> Drawing:
     """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw one picture's n candidates."""
-    plan = _plan(model, squares, keep, n)
+    sampling = sampling or SamplingConfig()
+    plan = _plan(model, squares, keep, n, sampling.speed)
     side = model.config.side
     tokens = plan.prompts.repeat_interleave(n, 0)  # (M * n, P)
     images = np.empty((len(tokens), side, side, 3), np.uint8)
@@ -97,12 +102,12 @@ def draw(
     with progress("drawing", drawn_pixels, "pixels") as advance:
         for candidates in plan.batches:
             rows = []
-            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling or SamplingConfig()):
+            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling):
                 images[candidates.start : candidates.stop, y] = model.palette.rgb[drawn.cpu().numpy()]
                 rows.append(row_nats)
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
-    return Drawing(images, nats, plan.kept_rows)
+    return Drawing(images, nats, plan.kept_rows, str(plan.mode))
 
 
 @dataclass(frozen=True)
@@ -111,30 +116,41 @@ class _Plan:
     completions: int
     kept_rows: int
     batches: list[range]  # places in the flat list that are drawn together
+    mode: Mode
 
 
-def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int) -> _Plan:
+def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
     side = model.config.side
+    if n < 1:
+        raise InputError(f"-n: expected at least 1, got {n}")
+    prompts = prompt_tokens(model, squares, keep)
+    kept_rows = prompts.shape[1] // side
+    count = len(prompts) * n
+    size = min(ROWS_AT_MOST, max(1, int(MEMORY_SHARE * free_memory_bytes(str(model.device)) / _row_bytes(model))))
+    mode = choose_mode(model, count, model.config.pixels - prompts.shape[1], speed)
+    batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+    return _Plan(prompts, n, kept_rows, batches, mode)
+
+
+def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
+    """Tokens (M, P) of the rows of squares (M, H, W, 3) that are kept; (1, 0) for None, a picture from nothing.
+
+    Raises InputError for a masked model, or a fraction that leaves nothing to draw.
+    """
     if model.config.objective == "masked":
         raise InputError(
             "a masked model has no order in which to draw pixels; draw with an autoregressive model, or use this one "
             "for features"
         )
-    if n < 1:
-        raise InputError(f"-n: expected at least 1, got {n}")
     if squares is None:
-        prompts, kept_rows = torch.empty((1, 0), dtype=torch.int64), 0
-    else:
-        if not 0 <= keep < 1 or round(keep * side) == side:
-            raise InputError(
-                f"--keep: expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
-                f"{side} rows to draw, got {keep}"
-            )
-        kept_rows = round(keep * side)
-        prompts = model.palette.encode(squares)[:, : kept_rows * side]
-    count = len(prompts) * n
-    size = min(ROWS_AT_MOST, max(1, int(MEMORY_SHARE * free_memory_bytes(str(model.device)) / _row_bytes(model))))
-    return _Plan(prompts, n, kept_rows, [range(i, min(i + size, count)) for i in range(0, count, size)])
+        return torch.empty((1, 0), dtype=torch.int64)
+    side = model.config.side
+    if not 0 <= keep < 1 or round(keep * side) == side:
+        raise InputError(
+            f"--keep: expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
+            f"{side} rows to draw, got {keep}"
+        )
+    return model.palette.encode(squares)[:, : round(keep * side) * side]
 
 
 def _row_bytes(model: ImageGPT) -> int:
@@ -152,13 +168,13 @@ def _draw_rows(
     n = plan.completions
     first, last = candidates.start // n, (candidates.stop - 1) // n
     prompts = plan.prompts[first : last + 1].to(model.device)
-    cache = model.new_cache(len(prompts))
-    logits = model.extend(prompts, cache)[:, -1]  # one prefill for all completions of a picture
-    if n > 1:
-        rows = torch.tensor([c // n - first for c in candidates], device=model.device)
-        cache, logits = cache.select(rows), logits[rows]
-    noise = torch.from_numpy(np.stack([_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates]))
-    noise = noise.to(model.device, _wide(logits))
+    decoder = Decoder(model, len(candidates), plan.mode)
+    of = torch.tensor([c // n - first for c in candidates], device=model.device)
+    logits = decoder.start(prompts, of)  # one prefill for all completions of a picture
+    noise = torch.from_numpy(
+        np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates])
+    )
+    noise = noise.to(model.device, wide_type(logits))
     for y in range(plan.kept_rows, side):
         tokens, nats = [], []
         for t in range(y * side, (y + 1) * side):
@@ -166,7 +182,7 @@ def _draw_rows(
             tokens.append(chosen)
             nats.append(cross_entropy(logits[:, None], chosen[:, None], reduction="none")[:, 0])
             if t + 1 < model.config.pixels:
-                logits = model.extend(chosen[:, None], cache)[:, -1]
+                logits = decoder.step(chosen)
         yield y, torch.stack(tokens, 1), torch.stack(nats, 1)
 
 
@@ -178,7 +194,7 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.to(_wide(logits)) / sampling.temperature
+    logits = logits.to(wide_type(logits)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         places = logits.sort(dim=-1, descending=True, stable=True).indices
         logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))
@@ -193,9 +209,10 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
-def _wide(logits: Tensor) -> torch.dtype:
+def wide_type(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
-def _noise(seed: int, picture: int, completion: int, pixels: int) -> NDArray[np.float64]:
+def pixel_noise(seed: int, picture: int, completion: int, pixels: int) -> NDArray[np.float64]:
+    """The noise (T,) in [0, 1) of one completion."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(pixels)

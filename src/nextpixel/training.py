@@ -75,6 +75,8 @@ def train(
 ) -> None:
     """Run optimiser steps from the last checkpoint of `run` to `cadence.steps`.
 
+    Each line of log.jsonl tells "waiting", the share of the time since the one before in which no batch was ready.
+
     batch_at(i)      the batch of step i, counted from 0; called in a second thread, one step ahead
     step(batch)      forward and backward; returns the mean loss, detached, of this process's part of the batch
     evaluate(i)      after i steps: {figure: ...}, logged; the lowest, or the highest, marks the best checkpoint; called
@@ -141,11 +143,14 @@ def train(
             evaluate_now(start)  # it was killed between checkpoint and figures
         if enough():
             return
-        saved_at = logged_at = time.monotonic()
+        began_at = saved_at = logged_at = time.monotonic()
+        waited = waited_in_all = elsewhere = 0.0  # seconds: for batches since the last line, and ever; evaluating
         total, counted = torch.zeros((), device=parameters[0].device), 0
         following, note = ahead.submit(batch_at, start), ""
         for done in range(start + 1, cadence.steps + 1):
+            before = time.monotonic()
             batch = following.result()
+            waited += time.monotonic() - before
             if done < cadence.steps:
                 following = ahead.submit(batch_at, done)
             rate = rate_at(done - 1)
@@ -170,7 +175,13 @@ def train(
             if log_due:
                 now = time.monotonic()
                 speed = counted * images_per_step / (now - logged_at)
-                figures = {"loss": loss, "rate": rate, "images_per_second": speed}
+                figures = {
+                    "loss": loss,
+                    "rate": rate,
+                    "images_per_second": speed,
+                    "waiting": waited / (now - logged_at),
+                }
+                waited_in_all, waited = waited_in_all + waited, 0.0
                 if is_first():
                     run.log({"step": done, **figures})
                 board(done, figures)
@@ -185,10 +196,14 @@ def train(
             if cadence.evaluation_due(done):
                 before = time.monotonic()
                 evaluate_now(done)
+                elsewhere += time.monotonic() - before
                 logged_at += time.monotonic() - before
                 if enough():
                     say(f"no better {figure.replace('_', ' ')} in {patience} evaluations: done at step {done:,}")
-                    return
+                    break
+        seconds = time.monotonic() - began_at - elsewhere
+        if seconds > 0:
+            say(f"Batches were waited for during {(waited_in_all + waited) / seconds:.1%} of the training time")
 
 
 def _evaluated(run: Run, step: int, figure: str) -> bool:
@@ -265,8 +280,16 @@ def _tensorboard(run: Run, start: int) -> Iterator[Callable[[int, dict[str, floa
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)
 
+    outer = threading.excepthook
+
+    def quiet(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):  # the writer has a thread of its own
+            outer(failure)
+
+    threading.excepthook = quiet
     try:
         yield write
     finally:
         with contextlib.suppress(OSError):
             writer.close()
+        threading.excepthook = outer

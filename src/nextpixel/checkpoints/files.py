@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -47,6 +48,24 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.rename(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that replaces it once the block ends well, and is removed if not.
+
+    Several machines may write it at once.
+    """
+    part = path.with_name(f".{path.name}.part-{secrets.randbits(64)}")
+    try:
+        with writing(path):
+            with part.open("wb") as file:
+                yield file
+            _sync(part)
+            os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nextpixel.checkpoints import native, transformers
+from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json, writing
 from nextpixel.checkpoints.runs import Run
 from nextpixel.checkpoints.weights import Weights
@@ -21,6 +21,7 @@ from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
+from nextpixel.resnet import ResNet
 
 EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
@@ -39,6 +40,12 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     folder = find_model(name)
     values = read_json(folder / "config.json")
     layout = FORMATS.get(values.get("model_type", ""))
+    if values.get("model_type") == resnet.MODEL_TYPE:
+        raise InputError(
+            f"--model: expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
+            "probe, predict; load_backbone in Python), knows no likelihood, and is fine-tuned by: nextpixel probe "
+            f"LABELLED --against {name}"
+        )
     if layout is None:
         kinds = " or ".join(repr(kind) for kind in FORMATS)
         raise InputError(
@@ -58,8 +65,19 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     return model.eval()
 
 
+def load_backbone(
+    name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> ImageGPT | ResNet:
+    """What gives features: an Image GPT, as `load` has it, or a convolutional student, always in fp32."""
+    folder = find_model(name)
+    values = read_json(folder / "config.json")
+    if values.get("model_type") != resnet.MODEL_TYPE:
+        return load(name, device=device, dtype=dtype)
+    return resnet.read(values, folder).to(choose_device(str(device)))
+
+
 def save(
-    model: ImageGPT, folder: str | Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
+    model: ImageGPT | ResNet, folder: str | Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
 ) -> None:
     """Write a checkpoint folder that `load` opens, and, for a classic model, transformers; the folder must be new.
 
@@ -67,7 +85,9 @@ def save(
     a class head becomes an ImageGPTForImageClassification, which `load` does not open: it has no generative head. Its
     logits are those of model.classify(tokens) where it is fed the start token and then all pixels but the last.
     """
-    if for_transformers and not transformers.computes(model.config):
+    if for_transformers and isinstance(model, ResNet):
+        raise InputError("a convolutional network cannot be saved for transformers: it is no Image GPT")
+    if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model.config):
         masked = model.config.objective == "masked"
         kind = "of the masked objective" if masked else "that is not the paper's network"
         why = "its causal mask is built in" if masked else "it knows none of the modern options"
@@ -80,13 +100,16 @@ def save(
 
 
 def write_model(
-    model: ImageGPT, folder: Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
+    model: ImageGPT | ResNet, folder: Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
 ) -> None:
-    """Write the three files of a checkpoint into an existing folder.
+    """Write the files of a checkpoint into an existing folder.
 
     A classic model's folder is that of transformers. Any other has a model_type that transformers does not know, and so
     has one with a class head, unless it is written for transformers.
     """
+    if isinstance(model, ResNet):
+        resnet.write(model, folder)
+        return
     theirs = transformers.computes(model.config) and (for_transformers or not model.config.classes)
     layout = transformers if theirs else native
     processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": {"fit": model.fit}}

@@ -71,6 +71,18 @@ class Run:
         return run
 
     @classmethod
+    def branch(cls, path: str | Path, source: Run, step: int, facts: dict[str, Any]) -> Run:
+        """A new run that came to `step` as `source` did: with its checkpoint, and its log up to there."""
+        run = cls(cls.new_path(path))
+        with new_folder(run.path) as part:
+            (part / "samples").mkdir()
+            write_json(part / "run.json", facts)
+            shutil.copytree(source.folder(step), part / run.folder(step).name)
+            lines = [json.dumps(entry) + "\n" for entry in source.read_log() if entry.get("step", 0) <= step]
+            write_text(part / "log.jsonl", "".join(lines))
+        return run
+
+    @classmethod
     def open(cls, path: str | Path, kind: str | None = None) -> Run:
         """A run on disk. Raises InputError where there is none, or it is of another kind than asked for."""
         if not (Path(path) / "run.json").is_file():

@@ -20,12 +20,17 @@ VERBS = {
     "probe": "what a linear classifier on the features reaches, beside what it has to beat",
     "predict": "classify new images with a saved probe or a fine-tuned model",
     "finetune": "teach a model classes from labelled images, or resume a run",
+    "prepare": "decode images once, in parallel, into a folder that trains without decoding again",
     "pretrain": "train an Image GPT on your images, continue one, or resume a run",
+    "distill": "train a small convolutional network to predict a model's features",
+    "study": "loss against probe accuracy, over the checkpoints of several runs",
+    "serve": "all of it over HTTP, with a page for the browser",
     "plan": "what a run will take: memory, time, price",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
     "info": "what a model or a run is, and how far it got",
-    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder",
+    "bench": "how fast this machine works, beside what it could do at best",
+    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder, or a student into ONNX",
 }
 SHARED = ("pretrain", "finetune", "features")  # by several processes that torchrun starts
 

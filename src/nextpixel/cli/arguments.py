@@ -167,13 +167,14 @@ def _flags(kind: Any) -> Iterator[str]:
             yield flag(name)
 
 
-def resume_alone(argv: Sequence[str], images: str | None, instead: str) -> None:
-    """Raises InputError for anything beside --resume that decides a run; `instead` is how a new one starts from it."""
-    others = [a for a in argv if a.startswith("-") and not a.startswith(("--resume", "--json", "--verbose"))]
+def alone(argv: Sequence[str], images: Any, option: str, instead: str | None = None, *allowed: str) -> None:
+    """Raises InputError for anything beside `option` that decides a run; `instead` is how a new one starts from it."""
+    allowed = (option, "--json", "--verbose", *allowed)
+    others = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in allowed]
     if others or images is not None:
+        new = f", and a new one can start from it with {instead}" if instead else ""
         raise InputError(
-            f"--resume: expected nothing else, got {' '.join(others) or images}; a run keeps its settings, "
-            f"and a new one can start from it with {instead}"
+            f"{option}: expected nothing else, got {' '.join(others) or images}; a run keeps its settings{new}"
         )
 
 

@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
         squares, names, unreadable = load_images(source, side, fit=model.fit), list(source.names), []
     else:
         found = decode(source, side, fit=model.fit)
-        squares, names, unreadable = found.squares, found.names, found.unreadable
+        squares, names, unreadable = found.squares, list(found.names), found.unreadable
     for line in unreadable:
         say(f"left out: {line}")
     pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
@@ -101,6 +101,7 @@ def run(argv: Sequence[str]) -> None:
                 "each": files,
                 "kept_rows": drawing.kept_rows,
                 "seed": args.sampling.seed,
+                "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "seconds": {"load": loaded - began, "draw": drawn - loaded},
                 "pictures": [
                     {"name": name, "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist()}
@@ -116,4 +117,5 @@ def run(argv: Sequence[str]) -> None:
         print(args.out)
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
+        say(f"drawn with {drawing.mode}")
     say(f"Other draws: the same command with --seed {args.sampling.seed + 1}. More of the picture kept: --keep 0.75")

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import first_use
 from nextpixel.config import Fit, OutputOptions
 from nextpixel.errors import InputError
@@ -20,13 +21,18 @@ from nextpixel.progress import say
 class Convert:
     """Turn a TensorFlow checkpoint of openai/image-gpt, autoregressive or BERT, into a model folder; or a folder or run
     into another layout.
+
+    Or, with --to, a student of nextpixel distill into an ONNX file. Its input is uint8 (batch, side, side, 3), its
+    outputs are features and, where it was trained on labels, logits.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """The common start of its files, as folder/model.ckpt-1000000 (TensorFlow is not needed); or a model folder or a
     run."""
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]")] = None
     """The new model folder."""
+    to: Path | None = None
+    """Write the student in CHECKPOINT, its run or folder, into this new .onnx file."""
     palette: Path | None = None
     """The colours of its tokens, a .npy file such as kmeans_centers.npy; OpenAI's 512 colours unless told."""
     fit: Fit | None = None
@@ -40,12 +46,18 @@ class Convert:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Convert, "convert", argv)
+    if (args.out is None) == (args.to is None):
+        raise InputError("expected OUT, a new folder, or --to with the name of a new .onnx file, and not both")
+    if args.to is not None:
+        _write_onnx(args, args.to)
+        return
+    assert args.out is not None
     from nextpixel.checkpoints import load, load_openai, save
     from nextpixel.checkpoints.files import new_output
     from nextpixel.palette import Palette
 
     new_output(args.out, "OUT")
-    if Path(args.checkpoint).is_dir():
+    if any((Path(args.checkpoint) / name).is_file() for name in ("config.json", "run.json")):
         if args.palette:
             raise InputError("--palette: the model folder brings its own colours; expected none beside it")
         model = load(args.checkpoint)
@@ -61,3 +73,20 @@ def run(argv: Sequence[str]) -> None:
         print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in shape.items())}")
     if not (args.for_transformers and model.config.classes):  # which only transformers opens
         say(first_use(model, args.out))
+
+
+def _write_onnx(args: Convert, to: Path) -> None:
+    check_file(to, ".onnx", option="--to")
+    from nextpixel.checkpoints import load_backbone
+    from nextpixel.checkpoints.onnx import export_onnx
+    from nextpixel.resnet import ResNet
+
+    student = load_backbone(args.checkpoint)
+    if not isinstance(student, ResNet):
+        raise InputError(f"--to: expected a student of nextpixel distill, got an Image GPT: {args.checkpoint}")
+    outputs = export_onnx(student, to)
+    if args.output.json:
+        print_json({"out": str(to), "outputs": outputs, "parameters": student.config.parameters})
+    else:
+        side = student.config.side
+        print(f"{to}: squares uint8 (batch, {side}, {side}, 3) to {' and '.join(outputs)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
+    from nextpixel.extraction import Backbone
     from nextpixel.model import ImageGPT
+    from nextpixel.probing import LinearProbe
     from nextpixel.sources import Source
 
 PICTURES_AT_MOST = 100_000
@@ -32,6 +35,41 @@ def load_model(options: ModelOptions) -> ImageGPT:
     model = load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     model.fit = options.fit or model.fit
     return model
+
+
+def load_features_model(options: ModelOptions) -> Backbone:
+    """The same where only features are wanted: a convolutional student will do as well."""
+    from nextpixel.checkpoints import find_model
+    from nextpixel.checkpoints.files import read_json
+    from nextpixel.checkpoints.resnet import MODEL_TYPE
+
+    folder = find_model(options.model)
+    if read_json(folder / "config.json").get("model_type") != MODEL_TYPE:
+        return load_model(options)
+    from nextpixel.checkpoints import load_backbone
+    from nextpixel.devices import set_threads
+
+    set_threads(options.threads)
+    model = load_backbone(options.model, device=options.device)
+    model.fit = options.fit or model.fit
+    return model
+
+
+def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
+    """The probe of that folder, with its model; or the class head of a model."""
+    from nextpixel.checkpoints.files import read_json
+    from nextpixel.probing import LinearProbe
+
+    saved = Path(name) / "probe.json"
+    if saved.is_file():
+        model = options.model or str(read_json(saved).get("model"))
+        return LinearProbe.load(name, load_features_model(replace(options, model=model)))
+    if options.model is not None:
+        raise InputError(
+            f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
+            "other beside it"
+        )
+    return LinearProbe.of(load_model(replace(options, model=name)))
 
 
 def open_images(images: str | Sequence[str], split: str | None) -> Source:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model, open_images, tell_split
+from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model, open_images
 from nextpixel.cli.hints import command
+from nextpixel.cli.judging import judge, judge_features
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig, flag
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from nextpixel.comparison import Comparison, Nearness
     from nextpixel.model import ImageGPT
     from nextpixel.probing import Score
     from nextpixel.sources import Source
-
-SHOWN = 12  # pictures in the grid of --nearest
-CELL_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -82,9 +76,9 @@ def run(argv: Sequence[str]) -> None:
         from nextpixel.extractors import holds_features
 
         if holds_features(args.images):
-            return _judge_features(args, args.pictures)
+            return judge_features(args, args.pictures)
     if args.samples is not None or args.pictures is not None:
-        return _judge(args)
+        return judge(args)
     model = load_model(args.model)
     from nextpixel.evaluation import evaluate
 
@@ -145,153 +139,3 @@ def _check(args: Evaluate) -> None:
         if args.train is None:
             raise InputError("--nearest: expected --train too, the images that the model was trained on")
         check_file(args.nearest, ".png", [args.images, args.train], option="--nearest")
-
-
-def _judge_features(args: Evaluate, pictures: str) -> None:
-    from nextpixel.comparison import compare_feature_files
-
-    if args.train is not None:
-        raise InputError("--train: expected images to look for copies of, but IMAGES are features; give the pictures")
-    if args.extractor != Evaluate.extractor or args.layer is not None:
-        raise InputError("--extractor and --layer: expected none, because IMAGES are features already")
-    found = compare_feature_files(args.images, pictures, references=args.references, seed=args.sampling.seed)
-    _tell(args, [found], [])
-    say("Are they copies: features do not show it; give the pictures themselves, with --train")
-
-
-def _judge(args: Evaluate) -> None:
-    model = load_model(args.model)
-    from nextpixel.comparison import choose_real, compare_by, nearest_images
-    from nextpixel.extraction import model_hash
-    from nextpixel.extractors import PIXELS, open_extractor
-    from nextpixel.sampling import draw
-
-    wanted = list(dict.fromkeys(args.extractor.split(",")))
-    extractors = {name: open_extractor(name, model, args.layer) for name in wanted}  # before anything is drawn
-    own = model_hash(model)[:6]
-    for name in (name for name, extractor in extractors.items() if own in extractor.name):
-        say(f"--extractor {name} is the judged model itself, which is blind to what it has not learned")
-    seed = args.sampling.seed
-    source = open_images(args.images, args.split)
-    real = _read(model, source)
-    train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
-    if args.pictures is None:
-        count = args.samples or 0
-        choice, palette = choose_real(len(real), count, args.references, seed), model.palette
-        pictures = draw(model, None, n=count, sampling=args.sampling).images
-    else:
-        pictures, palette = _read(model, args.pictures), None
-        choice = choose_real(len(real), len(pictures), args.references, seed)
-    found = [compare_by(one, real, pictures, choice, palette, seed=seed) for one in extractors.values()]
-    near = []
-    if train is not None:
-        by = {PIXELS: open_extractor(PIXELS, model)} | extractors
-        near = [nearest_images(one, pictures, real[choice.reference], train, model.palette) for one in by.values()]
-    _tell(args, found, near)
-    if args.nearest is not None and train is not None:
-        _draw(args.nearest, pictures, train, near)
-        say(f"The nearest training images: {args.nearest}")
-    elif train is None:
-        say("Are they copies: the same command with --train and the images it was trained on, --nearest copies.png")
-    if args.pictures is None:
-        changed = [f.name for f in fields(SamplingConfig) if getattr(args.sampling, f.name) != f.default]
-        options = [word for name in changed for word in (flag(name), getattr(args.sampling, name))]
-        same = command("sample", "-n", args.samples, *options, "--each", "pictures", model=args.model.model)
-        say(f"These pictures as files: {same}")
-    else:
-        say(f"How likely each is to the model: {command('score', args.pictures, model=args.model.model)}")
-
-
-def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
-    from nextpixel.data import decode
-
-    found = decode(images, model.config.side, fit=model.fit)
-    for line in found.unreadable:
-        say(f"left out: {line}")
-    return found.squares
-
-
-def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8]:
-    from nextpixel.sources import open_source
-
-    source = open_source(images)
-    tell_split(source, images)
-    if source.fingerprint() == compared:
-        raise InputError(
-            "--train: expected other images than IMAGES, whose distances show what is usual, got the same; give as "
-            "IMAGES some that the model was not trained on, or another --split"
-        )
-    return _read(model, source)
-
-
-def _tell(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness]) -> None:
-    drawn = found[0].drawn
-    if args.output.json:
-        return print_json(
-            {
-                "samples": drawn.samples,
-                "references": drawn.references,
-                "floor": {"samples": found[0].floor.samples, "references": found[0].floor.references},
-                "seed": args.sampling.seed,
-                "metrics": {name: values for one in found for name, values in one.metrics().items()},
-                "nearest": [
-                    {
-                        "extractor": one.extractor,
-                        "median": one.median,
-                        "real_median": one.real_median,
-                        "ratio": one.ratio,
-                        "places": one.places.tolist(),
-                        "distances": one.distances.tolist(),
-                    }
-                    for one in near
-                ],
-            }
-        )
-    for one in found:
-        _print(one)
-    for by in near:
-        closest = ", ".join(f"{distance:.3g}" for distance in by.distances[:SHOWN, 0])
-        print(
-            f"nearest training image [{by.extractor}]: median distance {by.median:.4g}, of real images "
-            f"{by.real_median:.4g}, ratio {by.ratio:.3f}; the smallest {by.distances[:, 0].min():.4g}, of real images "
-            f"{by.real_distances.min():.4g}; the first pictures: {closest}"
-        )
-    if near:
-        print("A ratio near 1 or above: no copies. Far below 1: copies, or blander pictures than real ones; look.")
-
-
-def _print(one: Comparison) -> None:
-    drawn, floor = one.drawn, one.floor
-    print(
-        f"{drawn.samples:,} pictures and {drawn.references:,} real images by {one.extractor}, {one.width:,} numbers "
-        f"each; floor: {floor.samples:,} other real images and {floor.references:,}"
-    )
-    heads = ["pictures", "floor", *(["in the model's colours"] if one.palette else [])]
-    width = max(len(name) for name in one.metrics()) + 2
-    print(" " * width + "".join(f"{head:<22}" for head in heads).rstrip())
-    for name, values in one.metrics().items():
-        cells = [f"{values[key]:.4g}" for key in ("value", "floor", "palette") if key in values]
-        if "standard_error" in values:
-            cells[0] += f" +- {values['standard_error']:.2g}"
-        print(f"{name:<{width}}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
-    if min(drawn.samples, drawn.references) <= one.width:
-        say(
-            f"Fewer pictures than numbers each ({one.width:,}): much of frechet[{one.extractor}] is bias, which the "
-            "floor has too; compare with it, and only at these numbers of pictures"
-        )
-
-
-def _draw(path: Path, pictures: NDArray[np.uint8], train: NDArray[np.uint8], near: Sequence[Nearness]) -> None:
-    from nextpixel.images import grid, save_png
-
-    shown, columns = min(SHOWN, len(pictures)), near[0].places.shape[1]
-    titles = ["picture"] + [one.extractor if place == 0 else "" for one in near for place in range(columns)]
-    cells: list[list[np.ndarray | None]] = []
-    captions: list[list[str | None]] = []
-    for row in range(shown):
-        found = [place for one in near for place in one.places[row]]
-        cells.append([pictures[row], *(train[place] if place >= 0 else None for place in found)])
-        distances = [distance for one in near for distance in one.distances[row]]
-        captions.append([None, *(f"{distance:.3g}" if distance < float("inf") else None for distance in distances)])
-    zoom = max(1, CELL_PIXELS // pictures.shape[1])
-    save_png(grid(cells, zoom, titles=titles, captions=captions), path)

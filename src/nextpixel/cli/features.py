@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_model, open_images
+from nextpixel.cli.drawings import load_features_model, open_images
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.extraction import check_layers, extract, extract_chunks, features_name
 
     device = distributed.join(choose_device(args.model.device), TIMEOUT_MINUTES)
-    model = load_model(replace(args.model, device=device))  # type: ignore[arg-type]
+    model = load_features_model(replace(args.model, device=device))  # type: ignore[arg-type]
 
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, resume_alone
+from nextpixel.cli.arguments import alone, parse, print_json
 from nextpixel.cli.drawings import open_images, tell_split
 from nextpixel.cli.hints import command
 from nextpixel.config import FinetuneConfig, OutputOptions, flag
@@ -49,7 +49,7 @@ class Finetune:
 def run(argv: Sequence[str]) -> None:
     args = parse(Finetune, "finetune", argv)
     if args.resume is not None:
-        resume_alone(argv, args.train, "--model")
+        alone(argv, args.train, "--resume", "--model")
     elif args.train is None or args.out is None:
         raise InputError(
             f"expected labelled images and {flag('out')}, as in: nextpixel finetune labelled/ --out runs/clf "

@@ -26,8 +26,10 @@ class Info:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
-    from nextpixel.checkpoints import Run, find_model, load
+    from nextpixel.checkpoints import Run, find_model, load_backbone
     from nextpixel.checkpoints.files import read_json
+    from nextpixel.extraction import palette_hash
+    from nextpixel.model import ImageGPT
 
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
@@ -52,16 +54,19 @@ def run(argv: Sequence[str]) -> None:
             print_json(facts) if args.output.json else _print(facts)
             say(f"No checkpoint yet; train on with: {command(run.kind, '--resume', path)}")
             return
-    model = load(args.model)
+    model = load_backbone(args.model)
     facts |= {
         "folder": str(find_model(args.model)),
         "shape": {name: value for name, value in asdict(model.config).items() if value != ()},
         "parameters": model.config.parameters,
-        "palette_sha256": model.palette.hash,
+        "palette_sha256": palette_hash(model),
         "fit": model.fit,
         "made": model.facts,
     }
     print_json(facts) if args.output.json else _print(facts)
+    if not isinstance(model, ImageGPT):
+        say(f"What it knows about labels: {command('probe', 'labelled/', model=args.model)}")
+        return
     say(first_use(model, None if args.model == "embedded" else args.model))
 
 

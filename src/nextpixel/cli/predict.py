@@ -6,20 +6,17 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_model, open_images
+from nextpixel.cli.drawings import check_file, load_classifier, open_images
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
-
-if TYPE_CHECKING:
-    from nextpixel.probing import LinearProbe
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--masks: expected 0 or more, got {args.masks}")
     from nextpixel.data import decode
 
-    probe = _classifier(args)
+    probe = load_classifier(args.probe, args.model)
     model = probe.model
     assert model is not None
     images = decode(open_images(args.images, args.split), model.config.side, fit=model.fit)
@@ -78,20 +75,3 @@ def run(argv: Sequence[str]) -> None:
         part.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
         os.replace(part, args.out)
         say(f"{len(rows):,} predictions: {args.out}")
-
-
-def _classifier(args: Predict) -> LinearProbe:
-    """The probe of that folder, with its model; or the class head of a model."""
-    from nextpixel.checkpoints.files import read_json
-    from nextpixel.probing import LinearProbe
-
-    saved = Path(args.probe) / "probe.json"
-    if saved.is_file():
-        name = args.model.model or str(read_json(saved).get("model"))
-        return LinearProbe.load(args.probe, load_model(replace(args.model, model=name)))
-    if args.model.model is not None:
-        raise InputError(
-            f"--model: {args.probe} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
-            "other beside it"
-        )
-    return LinearProbe.of(load_model(replace(args.model, model=args.probe)))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, recipe_defaults, resume_alone
+from nextpixel.cli.arguments import alone, parse, print_json, recipe_defaults
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig, flag
@@ -31,6 +31,8 @@ class Pretrain:
     """The new run folder."""
     resume: Path | None = None
     """Go on with this run; takes no other setting."""
+    branch: Path | None = None
+    """Begin the new run --out with the constant phase of this one, which has a linear schedule; end after --steps."""
     recipe: str | None = None
     """A shipped recipe by name, or a TOML file of settings; flags go over it."""
     split: str | None = None
@@ -43,7 +45,14 @@ def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
     if args.resume is not None:
-        resume_alone(argv, args.images, "--init")
+        alone(argv, args.images, "--resume", "--init")
+    elif args.branch is not None:
+        alone(argv, args.images, "--branch", "--init", "--out", "--steps", "--cooldown-fraction")
+        if args.out is None or not any(a.partition("=")[0] == "--steps" for a in argv):
+            raise InputError(
+                "--branch: expected --out and --steps too, as in: nextpixel pretrain --branch runs/a --steps 5000 "
+                "--out runs/b"
+            )
     elif args.images is None or args.out is None:
         raise InputError(
             f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
@@ -51,10 +60,14 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.pretraining import KIND, go_on, start_run
+    from nextpixel.pretraining import KIND, branch_run, go_on, start_run
 
     if args.resume is not None:
         run = Run.open(args.resume, KIND)
+    elif args.branch is not None and args.out is not None:
+        given = {"--cooldown-fraction": args.config.cooldown_fraction}
+        fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
+        run = branch_run(Run.open(args.branch, KIND), args.out, steps=args.config.steps, cooldown_fraction=fraction)
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, tell_split
+from nextpixel.cli.drawings import check_file, check_folder, load_features_model, tell_split
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
+from nextpixel.cli.rivals import check_rivals, costs_of, fit_rivals, load_students, print_costs, rivals_report
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -20,7 +22,8 @@ from nextpixel.progress import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from nextpixel.model import ImageGPT
+    from nextpixel.convnet import Fitted
+    from nextpixel.extraction import Backbone
     from nextpixel.probing import LinearProbe, Result
 
 OURS = "this model"
@@ -52,6 +55,13 @@ class Probe:
     """Fixes the subsets and what is held out."""
     baselines: bool = True
     """Without it only the model itself is probed."""
+    against: str | None = None
+    """Rivals trained on the same labels, with commas between: resnet20, a ResNet-20 from scratch, or the run or folder
+    of a student of nextpixel distill, probed and fine-tuned."""
+    trials: int = 3
+    """What each rival may choose among, on held-out training labels; the model is then also probed with as many."""
+    epochs: int | None = None
+    """Epochs of each fit of a rival; 30, and at least 8,000 images seen, unless told."""
     figure: Path | None = None
     """Draw accuracy by layer, or against labels per class, into this PNG file."""
     out: Path | None = None
@@ -67,26 +77,59 @@ def run(argv: Sequence[str]) -> None:
     if args.repeats < 1 or args.seed < 0:
         raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
     check_folder(args.out, "--out")
+    check_rivals(args.against, args.trials, args.epochs)
     if args.figure is not None:
         check_file(args.figure, ".png", [args.train], option="--figure")
         if fixed is not None and counts == [None]:
             raise InputError("--figure: a fixed --layer and all labels give no curve; expected one of the two to vary")
-    model = load_model(args.model)
+    model = load_features_model(args.model)
     import numpy as np
 
     from nextpixel.baselines import baseline_readings
-    from nextpixel.extraction import check_layers, pooled
+    from nextpixel.extraction import check_layers, described
     from nextpixel.probing import LinearProbe, Reading, compare
 
+    students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
     (squares, labels), (test_squares, test_labels) = _read(args, model)
-    features, test_features = (pooled(model, model.palette.encode(s), layers) for s in (squares, test_squares))
+    began = time.perf_counter()
+    features, test_features = (described(model, s, layers) for s in (squares, test_squares))
+    feature_seconds = (time.perf_counter() - began) / (len(squares) + len(test_squares))
     if fixed is not None:  # concatenated
         features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
     readings = [Reading(OURS, features, test_features, layers if fixed is None else layers[:1])]
     if args.baselines:
         readings += baseline_readings(model, squares, test_squares, args.seed)
+    if args.against:
+        middle = len(readings[0].layers) // 2
+        readings.append(
+            Reading(
+                f"{OURS}, {args.trials} trials",
+                features[:, [middle]],
+                test_features[:, [middle]],
+                [readings[0].layers[middle]],
+                args.trials,
+            )
+        )
+    for name, student in students.items():
+        seen, test_seen = (described(student, s, [0]) for s in (squares, test_squares))
+        readings.append(Reading(f"{name}, probe", seen, test_seen, [0], args.trials))
     results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
+    rivals = fit_rivals(
+        args.against,
+        students,
+        (squares, labels),
+        (test_squares, test_labels),
+        labels_per_class=counts,
+        repeats=args.repeats,
+        trials=args.trials,
+        epochs=args.epochs,
+        seed=args.seed,
+        device=str(model.device),
+    )
+    costs = (
+        costs_of(model, feature_seconds, max(layers), fixed is None, results, rivals, students) if args.against else []
+    )
     commonest = float(np.unique(test_labels, return_counts=True)[1].max() / len(test_labels))
     probe = None
     if args.out is not None or counts == [None]:
@@ -95,11 +138,12 @@ def run(argv: Sequence[str]) -> None:
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=str(args.model.model or "embedded"))
     if args.figure is not None:
-        _draw(args.figure, results, probe)
+        _draw(args.figure, [*results, *rivals], probe)
     if args.output.json:
-        print_json(_report(args, results, probe, commonest))
+        print_json(_report(args, results, probe, commonest) | rivals_report(rivals, costs))
     else:
-        _print(results, probe, commonest, len(labels), len(test_labels))
+        _print(results, rivals, probe, commonest, len(labels), len(test_labels))
+        print_costs(costs)
     if args.out is not None:
         following = command("predict", args.out, "new/", "--out", "predictions.csv", model=args.model.model)
         say(f"Classify new images: {following}")
@@ -110,7 +154,7 @@ def run(argv: Sequence[str]) -> None:
             say(f"With few labels: the same command with --labels-per-class {few}")
 
 
-def _read(args: Probe, model: ImageGPT) -> list[tuple[np.ndarray, np.ndarray]]:
+def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     from nextpixel.data import decode
     from nextpixel.probing import given_labels, labels_of_readable
@@ -134,7 +178,7 @@ def _read(args: Probe, model: ImageGPT) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def _draw(path: Path, results: Sequence[Result], probe: LinearProbe | None) -> None:
+def _draw(path: Path, results: Sequence[Result | Fitted], probe: LinearProbe | None) -> None:
     from nextpixel.reports import label_figure, layer_figure
 
     if results[0].labels_per_class is not None:
@@ -145,12 +189,20 @@ def _draw(path: Path, results: Sequence[Result], probe: LinearProbe | None) -> N
 
 
 def _print(
-    results: Sequence[Result], probe: LinearProbe | None, commonest: float, images: int, test_images: int
+    results: Sequence[Result],
+    rivals: Sequence[Fitted],
+    probe: LinearProbe | None,
+    commonest: float,
+    images: int,
+    test_images: int,
 ) -> None:
     from nextpixel.metrics import mean_interval, per_class_accuracy, wilson_interval
+    from nextpixel.probing import Result
 
     print(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
-    for result in results:
+    rows: list[Result | Fitted] = [*results, *rivals]
+    widest = max(18, *(len(row.reading) + 2 for row in rows))
+    for result in rows:
         mean, spread, half = mean_interval(result.accuracies)
         if result.labels_per_class is None:
             low, high = wilson_interval(mean, test_images)
@@ -158,10 +210,13 @@ def _print(
         else:
             text = f"{result.labels_per_class:>4} a class   {mean:.1%} +- {spread:.1%}  (mean within {half:.1%})"
         auc = f"  AUC {sum(result.aucs) / len(result.aucs):.3f}" if result.aucs else ""
-        print(f"{result.reading:<18}{text}{auc}  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}")
+        nearest = ""
+        if isinstance(result, Result):
+            nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
+        print(f"{result.reading:<{widest}}{text}{auc}{nearest}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
-        rows = {r.reading: mean_interval(r.accuracies)[0] for r in results if r.labels_per_class == count}
-        ahead = [name for name, accuracy in rows.items() if name != OURS and accuracy >= rows[OURS]]
+        means = {r.reading: mean_interval(r.accuracies)[0] for r in rows if r.labels_per_class == count}
+        ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
             print(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
     if results[0].labels_per_class is None and probe is not None:
@@ -183,6 +238,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
                 "reading": result.reading,
                 "labels_per_class": result.labels_per_class,
                 "layers": result.layers,
+                "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
             }

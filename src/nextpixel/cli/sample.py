@@ -63,10 +63,13 @@ def run(argv: Sequence[str]) -> None:
                 "out": str(args.out),
                 "each": files,
                 "seed": args.sampling.seed,
+                "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "nats_per_pixel": drawing.nats.tolist(),
             }
         )
     else:
         print(args.out)
+    if args.output.verbose:
+        say(f"drawn with {drawing.mode}")
     say(f"Other draws: the same command with --seed {args.sampling.seed + 1}")
     say(f"Half of your own picture: {command('complete', 'photo.jpg', model=args.model.model)}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from nextpixel.config import Fit
 from nextpixel.errors import InputError
-from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, fit_square
+from nextpixel.images import EXTENSIONS, Picture, UnreadableImage
 from nextpixel.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.sources.base import (
     SPLITS,
@@ -24,14 +24,17 @@ from nextpixel.sources.base import (
     sha256,
 )
 from nextpixel.sources.files import FileSource, image_folder, is_image, walk
+from nextpixel.sources.maps import MapSource, is_map
+from nextpixel.sources.shards import ShardSource, expand, is_pattern
 from nextpixel.sources.tables import ParquetSource, open_hub, open_tables
 
-__all__ = ["Source", "load_images", "open_source"]
+__all__ = ["MapSource", "Source", "load_images", "open_source"]
 
 TABLES = frozenset({"parquet"})
+SHARDS = frozenset({"tar"})
 
 
-def open_source(images: Any, split: str | None = None) -> Source:
+def open_source(images: Any, split: str | None = None, *, stream: bool = False) -> Source:
     """Opens whatever `images` is; names are listed, nothing is decoded.
 
     images  a PIL picture;
@@ -39,16 +42,19 @@ def open_source(images: Any, split: str | None = None) -> Source:
             fourth is opacity, laid over white) do as well as 3; 3 axes that end in 1, 3 or 4 are one image;
             a list of these or of paths, sizes mixed at will;
             an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
-            arrays such as cifar10_teX.npy;
+            arrays such as cifar10_teX.npy; WebDataset shards, .tar, as a file or a folder of them;
+            a folder that nextpixel prepare made;
+            a pattern of such files, as in shards/{000..127}.tar or shards/*.tar;
             a set on the hub: owner/name or owner/name:config
     split   train, validation, test or another that the source has; None: train, where there are several
+    stream  a set on the hub is read from there in order, instead of being downloaded first
 
     Sub-folders are classes if every image lies exactly one folder deep. Raises InputError.
     """
     if isinstance(images, Source):
         return images
     if isinstance(images, str | os.PathLike):
-        return _open_path(os.fspath(images), split)
+        return _open_path(os.fspath(images), split, stream)
     if isinstance(images, Sequence):
         return _open_list(images, split)
     if isinstance(images, Picture):
@@ -75,7 +81,7 @@ def load_images(images: Any, side: int, split: str | None = None, *, fit: Fit = 
     squares = np.empty((len(source), side, side, 3), np.uint8)
     for index in range(len(source)):
         try:
-            squares[index] = fit_square(source.read(index), side, fit=fit)
+            squares[index] = source.square(index, side, fit)
         except UnreadableImage as error:
             raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
     return squares
@@ -104,6 +110,10 @@ class JoinedSource(Source):
         part, place = self.places.locate(index)
         return self.parts[part].read(place)
 
+    def square(self, index: int, side: int, fit: Fit) -> np.ndarray:
+        part, place = self.places.locate(index)
+        return self.parts[part].square(place, side, fit)
+
     def fingerprint(self) -> str:
         return sha256(part.fingerprint().encode() for part in self.parts)
 
@@ -129,11 +139,19 @@ def _numpy(tensor: Any) -> np.ndarray:
     return array
 
 
-def _open_path(path: str, split: str | None) -> Source:
+def _open_path(path: str, split: str | None, stream: bool) -> Source:
     if os.path.isdir(path):
         return _open_folder(path, split)
     if not os.path.exists(path):
-        return open_hub(path, split)
+        if is_pattern(path):
+            refuse_split(split, path)
+            return _open_files(path, "", expand(path))
+        if os.path.isdir(parts := path.rstrip("/") + ".parts"):
+            raise InputError(
+                f"{path} is not finished: its parts lie in {parts}; go on with the command that began it, or, after "
+                f"all of its jobs, with: nextpixel prepare --merge {path}"
+            )
+        return open_hub(path, split, stream=stream)
     if not os.path.isfile(path):
         raise InputError(f"{path} is neither a file nor a folder; give an image, a folder or a table of images")
     kind = extension(path)
@@ -142,29 +160,50 @@ def _open_path(path: str, split: str | None) -> Source:
     refuse_split(split, path)
     if kind == "npy":
         return open_npy(path)
-    if kind == "parquet":
-        return ParquetSource(path, [path])
+    if kind in TABLES | SHARDS:
+        return _open_files(path, "", [path])
     return FileSource(path, os.path.dirname(path), [os.path.basename(path)])
 
 
+def _open_files(source_name: str, folder: str, names: list[str]) -> Source:
+    """Sorted files of one kind: tables, shards or images."""
+    kinds = {extension(name) if extension(name) in TABLES | SHARDS else "image" for name in names}
+    if len(kinds) > 1:
+        found = " and ".join(sorted(kind if kind == "image" else f".{kind}" for kind in kinds))
+        raise InputError(f"{source_name} holds files of the kinds {found}; expected one kind: give them by themselves")
+    paths = [os.path.join(folder, name) for name in names]
+    if kinds == TABLES:
+        return ParquetSource(source_name, paths)
+    if kinds == SHARDS:
+        return ShardSource(source_name, paths)
+    return FileSource(source_name, folder, names)
+
+
 def _open_folder(folder: str, split: str | None) -> Source:
+    if is_map(folder):
+        refuse_split(split, folder)
+        return MapSource(folder)
     if chosen := _split_folder(folder, split):
         source = _open_folder(chosen, None)
         source.split = os.path.basename(chosen)
         return source
-    names = sorted(walk(folder, EXTENSIONS | TABLES))
+    names = sorted(walk(folder, EXTENSIONS | TABLES | SHARDS))
     tables = [name for name in names if extension(name) in TABLES]
+    shards = [name for name in names if extension(name) in SHARDS]
     if not names:
         raise InputError(
             f"the folder {folder} holds no image: nothing in it or below ends in .png, .jpg, another image's "
-            "extension or .parquet"
+            "extension, .parquet or .tar"
         )
     if len(tables) == len(names):
         return open_tables(folder, names, split)
-    if tables:
-        raise InputError(
-            f"the folder {folder} holds images and .parquet files; expected one kind: give a folder inside it"
-        )
+    if len(shards) == len(names):
+        refuse_split(split, folder)
+        return ShardSource(folder, [os.path.join(folder, name) for name in names])
+    if tables or shards:
+        kinds = ["images"] * (len(names) > len(tables) + len(shards)) + [".parquet files"] * bool(tables)
+        kinds += [".tar files"] * bool(shards)
+        raise InputError(f"the folder {folder} holds {' and '.join(kinds)}; expected one kind: give a folder inside it")
     refuse_split(split, folder)
     return image_folder(folder, names)
 

@@ -8,9 +8,11 @@ from typing import Any, overload
 
 import numpy as np
 
+from nextpixel.config import Fit
 from nextpixel.errors import InputError
-from nextpixel.images import Picture
+from nextpixel.images import Picture, fit_square
 
+READ_TOGETHER = 256  # pictures that threads read before the next ones: what a source that streams must keep
 SPLITS = {"train", "validation", "test"}
 SPLIT_ALIASES = {
     "training": "train",
@@ -51,6 +53,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, index: int) -> Picture:
         """Picture `index` in RGB. Raises UnreadableImage. Several threads may call it at once."""
+
+    def square(self, index: int, side: int, fit: Fit) -> np.ndarray:
+        """Picture `index` as a square, uint8 (side, side, 3), see images.fit_square. Raises as read does."""
+        return fit_square(self.read(index), side, fit=fit)
 
     @abstractmethod
     def fingerprint(self) -> str:

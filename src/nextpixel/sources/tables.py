@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, WorkError
 from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, decode
 from nextpixel.sources.base import (
+    READ_TOGETHER,
     SPLITS,
     Numbered,
     Source,
@@ -198,8 +199,80 @@ class HubSource(Source):
         return self._fingerprint
 
 
-def open_hub(name: str, split: str | None) -> Source:
-    """A set on the hub, owner/name or owner/name:config. Raises InputError, also for a mistyped path."""
+class StreamSource(Source):
+    """One split of a set on the hub, read from there in order; threads may be READ_TOGETHER pictures apart.
+
+    Going back, or on by more, asks the hub for the stream again. Labels are known of pictures that have been read.
+    Raises WorkError when the hub stops answering.
+    """
+
+    def __init__(self, source_name: str, split: str, rows: Any, count: int, version: str) -> None:
+        from datasets import ClassLabel, Image
+
+        super().__init__(source_name, Numbered([(f"{split}/", count)]))
+        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        if not images:
+            raise InputError(f"{source_name} has no images; its columns are {', '.join(rows.features)}")
+        labelled = [name for name, kind in rows.features.items() if isinstance(kind, ClassLabel)]
+        self.label = label_column(labelled, labelled)
+        if self.label is not None:
+            self.labels, self.classes = np.full(count, -1, np.int64), rows.features[self.label].names
+        self.column = images[0]
+        columns = [self.column, *([] if self.label is None else [self.label])]
+        self.rows = rows.select_columns(columns).cast_column(self.column, Image(decode=False))
+        self._fingerprint = sha256(part.encode() for part in (source_name, split, version, str(count)))
+        self._lock = threading.Lock()
+        self._place: int | None = None  # of the row that the stream gives next
+        self._stream: Iterator[Any] = iter(())
+        self._kept: dict[int, Any] = {}
+
+    def read(self, index: int) -> Picture:
+        with self._lock:
+            if index not in self._kept:
+                self._go_to(index)
+            cell = self._kept.pop(index)
+        data = cell.get("bytes") or cell.get("path")
+        if not data:
+            raise UnreadableImage(self.names[index], "the set has neither its bytes nor its path")
+        return decode(data, self.names[index])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _go_to(self, index: int) -> None:
+        start = index - index % READ_TOGETHER
+        try:
+            if self._place is None or not start <= self._place <= index:
+                self._kept.clear()
+                self._place, self._stream = start, iter(self.rows.skip(start))
+            for row in self._stream:
+                self._kept[self._place] = row[self.column] or {}
+                if self.label is not None and self.labels is not None and row[self.label] is not None:
+                    self.labels[self._place] = row[self.label]
+                self._place += 1
+                if self._place > index:
+                    return
+        except Exception as error:  # whatever the network, the hub or a file in it says
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise WorkError(
+                f"{self.source_name}: the hub stopped answering ({reason}); type the command again"
+            ) from error
+        raise WorkError(
+            f"{self.source_name}: expected {len(self):,} pictures, as the hub told, but the stream ended after "
+            f"{self._place:,}; download it, and prepare the files"
+        )
+
+
+def _version(rows: Any) -> str:
+    """What changes with the content of a streamed set, as far as the hub tells."""
+    return str(sorted((rows.info.download_checksums or {}).items())) + str(rows.info.version)
+
+
+def open_hub(name: str, split: str | None, *, stream: bool = False) -> Source:
+    """A set on the hub, owner/name or owner/name:config. Raises InputError, also for a mistyped path.
+
+    With `stream` it is not downloaded first, where the hub tells how many pictures it holds.
+    """
     repository, _, config = name.partition(":")
     owner = repository.partition("/")[0]
     # photos/cats where photos/ exists, or cats/1.png, is a mistyped path and not worth a call to the hub.
@@ -213,7 +286,18 @@ def open_hub(name: str, split: str | None) -> Source:
             f"no such file or folder: {name}; if it is a set on the hub, type: pip install datasets"
         ) from error
     try:
+        if stream:
+            splits = datasets.load_dataset(repository, config or None, streaming=True)
+            chosen = choose_split(splits, split, name)
+            rows = splits[chosen]
+            count = rows.info.splits[chosen].num_examples if chosen in (rows.info.splits or {}) else None
+            if count and rows.features:
+                streamed = StreamSource(name, chosen, rows, count, version=_version(rows))
+                streamed.split = chosen if len(splits) > 1 else None
+                return streamed
         splits = datasets.load_dataset(repository, config or None)
+    except InputError:
+        raise
     except Exception as error:  # no network, no such set, a configuration to name: its own words say which
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"no such file or folder: {name}; as a set on the hub it does not load: {reason}") from error

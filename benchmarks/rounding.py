@@ -1,0 +1,81 @@
+"""What drawing with rounded weights changes: nats per pixel of test images under each mode, against fp32.
+
+    python benchmarks/rounding.py data/cifar10 --split test --images 1000
+
+Every image is scored as it would be drawn: pixel by pixel, through the cache and the loops of the decode engine. The
+change is a mean over the same images, +- its standard error; the divergence is of fp32 from the mode, in nats a pixel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import nextpixel
+from nextpixel.decoding import PLAIN, Decoder, Mode
+from nextpixel.evaluation import mean_and_error
+from nextpixel.progress import progress
+from nextpixel.sources import load_images
+
+MODES = {"int8": Mode("int8", "kernel"), "bf16": Mode("bf16", "kernel"), "fp32": Mode("fp32", "kernel")}
+ROWS = {"int8": 4, "bf16": 32, "fp32": 32}  # int8 matrices are used up to four rows
+
+
+@torch.inference_mode()
+def differences(model: nextpixel.ImageGPT, tokens: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats per pixel under fp32 and under the mode, and the mean divergence, each (B,)."""
+    exact, other = Decoder(model, len(tokens), PLAIN), Decoder(model, len(tokens), mode)
+    nothing = tokens[:, :0]
+    pair = exact.start(nothing), other.start(nothing)
+    sums = torch.zeros(3, len(tokens), dtype=torch.float64)
+    for t in range(tokens.shape[1]):
+        plain, rounded = (logits.double().log_softmax(-1) for logits in pair)
+        for total, logs in zip(sums, (plain, rounded)):
+            total -= logs.gather(-1, tokens[:, t : t + 1])[:, 0]
+        sums[2] += (plain.exp() * (plain - rounded)).sum(-1)
+        if t + 1 < tokens.shape[1]:
+            pair = exact.step(tokens[:, t]), other.step(tokens[:, t])
+    plain_nats, rounded_nats, divergence = sums / tokens.shape[1]
+    return plain_nats, rounded_nats, divergence
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images")
+    parser.add_argument("--split")
+    parser.add_argument("--model")
+    parser.add_argument("--images", dest="count", type=int, default=1_000)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["bf16", "int8"])
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = nextpixel.load(args.model)
+    tokens = model.palette.encode(load_images(args.images, model.config.side, split=args.split)[: args.count])
+    found = {}
+    for name in args.modes:
+        parts = []
+        with progress(name, len(tokens), "images") as advance:
+            for batch in tokens.split(ROWS[name]):
+                parts.append(differences(model, batch, MODES[name]))
+                advance(len(batch))
+        plain, rounded, divergence = (torch.cat(values).numpy() for values in zip(*parts))
+        change, error = mean_and_error(rounded - plain)
+        found[name] = {
+            "images": len(plain),
+            "nats_fp32": float(np.mean(plain)),
+            "nats": float(np.mean(rounded)),
+            "change": change,
+            "standard_error": error,
+            "change_per_cent": 100 * change / float(np.mean(plain)),
+            "divergence": float(np.mean(divergence)),
+        }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""Speed: the same work for any model, beside what this machine could do at best and, if asked, beside transformers.
+
+Weights do not matter for speed, so a named size with random ones will do. Contenders take turns within each repeat, so
+that whatever else the machine does meets all of them; medians are reported and every repetition is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextpixel import optim, plan
+from nextpixel.checkpoints import save
+from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
+from nextpixel.decoding import Decoder, Mode, choose_mode
+from nextpixel.devices import autocast, choose_dtype
+from nextpixel.errors import InputError
+from nextpixel.extraction import pooled
+from nextpixel.model import ImageGPT, cross_entropy
+from nextpixel.palette import Palette
+from nextpixel.progress import say
+from nextpixel.sampling import choose
+
+WORKS = ("complete", "sample", "decode", "features", "score", "encode", "train")
+DRAWN = ("complete", "sample", "decode")
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+Clock = Literal["wall", "cpu"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of work at one batch size, by one contender."""
+
+    work: str
+    batch: int
+    contender: str
+    how: str
+    seconds: list[float]
+    """Of every repetition."""
+    images_per_second: float
+    pixels_per_second: float
+    per_cent_of_floor: float | None
+    """100 times the least time this machine's memory and matrix products allow, over the median."""
+    ratio: float | None = None
+    """Ours to the best of transformers', by medians."""
+
+
+def random_model(size: str) -> ImageGPT:
+    """A named size with random weights and OpenAI's palette."""
+    if size not in SIZES:
+        raise InputError(f"--size: expected one of {', '.join(SIZES)}, got {size!r}")
+    model = ImageGPT(SIZES[size]).eval()
+    model.palette = Palette.openai()
+    return model
+
+
+@torch.no_grad()
+def floors(device: torch.device, now: Callable[[], float]) -> dict[str, float]:
+    """Bytes read per second, and operations per second of a matrix product in each dtype, measured now."""
+    block = torch.ones(1 << 26, device=device)  # 256 MB, more than caches hold
+    found = {"bytes_per_second": block.nbytes / _best(block.sum, device, now)}
+    for name in ("fp32", "bf16"):
+        a, b = torch.randn(2, 1024, 1024, device=device).to(torch.float32 if name == "fp32" else torch.bfloat16)
+        found[f"{name}_per_second"] = 2 * 1024**3 / _best(partial(torch.matmul, a, b), device, now)
+    return found
+
+
+def _best(work: Callable[[], object], device: torch.device, now: Callable[[], float]) -> float:
+    times = []
+    for _ in range(5):
+        start = now()
+        work()
+        _wait(device)
+        times.append(now() - start)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def bench(
+    model: ImageGPT,
+    works: list[str],
+    batches: list[int],
+    *,
+    repeats: int = 5,
+    pixels: int | None = None,
+    speed: Speed = "auto",
+    against: bool = False,
+    clock: Clock = "wall",
+) -> dict[str, Any]:
+    """Time each of `works` at each batch size; a dict for JSON, with `rows` as in Row.
+
+    "complete" draws the lower half of `batch` different pictures, prompt included, "sample" whole ones, "decode" only
+    `pixels` pixels (32 unless told) behind three quarters of a picture; `pixels` also shortens the other two, whose
+    images per second then count what was not drawn as drawn at the same speed. `clock` "cpu" is the time of this
+    process, for machines that others use too. Raises InputError for work that is not known.
+    """
+    for work in works:
+        if work not in WORKS:
+            raise InputError(f"--work: expected some of {', '.join(WORKS)}, got {work!r}")
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    limits = floors(model.device, now)
+    rows: list[Row] = []
+    for work in works:
+        for batch in [batches[-1]] if work == "encode" else batches:
+            say(f"{work}, batch {batch}")
+            contenders = _ours(model, work, batch, pixels, speed)
+            theirs = _theirs(model, work, batch, pixels) if against and work in (*DRAWN, "features") else []
+            rows += _measure(model.config, work, batch, [contenders, *theirs], repeats, now, model.device, limits)
+    return {
+        "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
+        "machine": {
+            "processor": _processor(),
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        | ({"transformers": version("transformers")} if against else {}),
+        "clock": clock,
+        "floors": limits,
+        "rows": [vars(row) for row in rows],
+    }
+
+
+@dataclass(frozen=True)
+class _Contender:
+    name: str
+    how: str
+    prepare: Callable[[], Any]
+    """Not timed; what it returns goes into `run`."""
+    run: Callable[[Any], object]
+    drawn: int
+    """Pixels of each image that a run makes."""
+    floor: Callable[[dict[str, float]], float] | None
+    """Least seconds of a run."""
+
+
+def _measure(
+    config: ImageGPTConfig,
+    work: str,
+    batch: int,
+    contenders: list[_Contender],
+    repeats: int,
+    now: Callable[[], float],
+    device: torch.device,
+    limits: dict[str, float],
+) -> list[Row]:
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for turn in range(repeats + 1):
+        for contender in contenders:
+            ready = contender.prepare()
+            _wait(device)
+            start = now()
+            contender.run(ready)
+            _wait(device)
+            if turn:  # the first time packs weights, compiles and fills caches
+                seconds[contender.name].append(now() - start)
+            del ready
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rivals = [median for name, median in medians.items() if name != "nextpixel"]
+    whole = config.pixels // 2 if work in ("complete", "decode") else config.pixels  # pixels that make an image
+    return [
+        Row(
+            work,
+            batch,
+            c.name,
+            c.how,
+            seconds[c.name],
+            batch / medians[c.name] * c.drawn / whole,
+            batch * c.drawn / medians[c.name],
+            100 * c.floor(limits) / medians[c.name] if c.floor else None,
+            min(rivals) / medians[c.name] if rivals and c.name == "nextpixel" else None,
+        )
+        for c in contenders
+    ]
+
+
+def _stretch(config: ImageGPTConfig, work: str, pixels: int | None) -> tuple[int, int]:
+    """(pixels known before, pixels to draw)."""
+    known = {"complete": config.pixels // 2, "sample": 0, "decode": config.pixels * 3 // 4}[work]
+    return known, min(pixels or (32 if work == "decode" else config.pixels), config.pixels - known)
+
+
+def _tokens(config: ImageGPTConfig, batch: int, length: int) -> Tensor:
+    return torch.randint(0, config.colors, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Speed) -> _Contender:
+    config, device = model.config, model.device
+    bf16 = choose_dtype("auto", str(device))
+    if work in DRAWN:
+        known, drawn = _stretch(config, work, pixels)
+        mode = choose_mode(model, batch, config.pixels - known, speed)
+        prompts = _tokens(config, batch, known).to(device)
+        noise = torch.rand(batch, drawn, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
+
+        read: list[tuple[Decoder, Tensor]] = []
+
+        def begin() -> tuple[Decoder, Tensor | None]:
+            if work != "decode":
+                return Decoder(model, batch, mode), None
+            if not read:  # one prefill for all repetitions: afterwards the cache is wound back
+                decoder = Decoder(model, batch, mode)
+                read.append((decoder, decoder.start(prompts).clone()))
+            read[0][0].cache.rewind(known + 1)
+            return read[0]
+
+        def draw(ready: tuple[Decoder, Tensor | None]) -> None:
+            decoder, logits = ready
+            logits = decoder.start(prompts) if logits is None else logits
+            for t in range(drawn):
+                tokens = choose(logits, noise[:, t], SamplingConfig())
+                cross_entropy(logits[:, None], tokens[:, None])
+                if t + 1 < drawn or (work == "decode" and known + drawn < config.pixels):
+                    logits = decoder.step(tokens)
+
+        return _Contender(
+            "nextpixel", str(mode), begin, draw, drawn, lambda f: _drawing_floor(config, mode, batch, known, drawn, f)
+        )
+    forward = plan.flops_per_image(config) / 3
+    if work == "encode":
+        squares = np.random.default_rng(0).integers(0, 256, (batch, config.side, config.side, 3), np.uint8)
+        return _Contender(
+            "nextpixel", "", lambda: squares, lambda ready: model.palette.encode(ready), config.pixels, None
+        )
+    tokens = _tokens(config, batch, config.pixels)
+    if work == "features":
+        layer = config.layers // 2
+        return _Contender(
+            "nextpixel",
+            bf16,
+            lambda: tokens,
+            lambda ready: pooled(model, ready, [layer], dtype=bf16, compiled=True),
+            config.pixels,
+            lambda f: batch * forward * layer / config.layers / f[f"{bf16}_per_second"],
+        )
+    tokens = tokens.to(device)
+    if work == "score":
+
+        def score(ready: Tensor) -> None:
+            with torch.inference_mode(), autocast(str(device), bf16):
+                cross_entropy(model(ready), ready)
+
+        return _Contender(
+            "nextpixel", bf16, lambda: tokens, score, config.pixels, lambda f: batch * forward / f[f"{bf16}_per_second"]
+        )
+    optimizers = optim.adam(model)
+
+    def train(ready: Tensor) -> None:
+        with autocast(str(device), bf16):
+            logits = model(ready)
+        cross_entropy(logits, ready).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return _Contender(
+        "nextpixel", bf16, lambda: tokens, train, config.pixels, lambda f: 3 * batch * forward / f[f"{bf16}_per_second"]
+    )
+
+
+def _same(tokens: Tensor) -> Tensor:
+    return tokens
+
+
+def _drawing_floor(
+    config: ImageGPTConfig, mode: Mode, batch: int, known: int, drawn: int, limits: dict[str, float]
+) -> float:
+    """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
+    weights = "fp32" if mode.weights == "as they are" else mode.weights
+    cache = 4 if weights == "fp32" else 2
+    matrices = config.layers * 12 * config.width**2 + config.colors * config.width
+    mean = known + (drawn + 1) / 2
+    read = matrices * BYTES[weights] + batch * 2 * config.layers * mean * config.width * cache
+    rate = limits["bf16_per_second" if weights != "fp32" else "fp32_per_second"]
+    return drawn * max(read / limits["bytes_per_second"], 2 * batch * matrices / rate)
+
+
+def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[_Contender]:
+    """transformers in fp32 and in bf16; its static cache gives wrong pixels for this model, so its dynamic one."""
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("--against transformers: it is not installed; pip install transformers") from None
+    transformers.logging.set_verbosity_error()
+    config, device = model.config, model.device
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder) / "model", for_transformers=True)
+        loaded = transformers.ImageGPTForCausalImageModeling.from_pretrained(Path(folder) / "model").eval().to(device)
+    found = []
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        other = copy.deepcopy(loaded).to(dtype)
+        if work == "features":
+            whole = torch.full((batch, 1), config.colors)
+            tokens = torch.cat([whole, _tokens(config, batch, config.pixels)[:, :-1]], 1).to(device)
+            layer = config.layers // 2
+
+            def features(ready: Tensor, other: Any = other, layer: int = layer) -> object:
+                with torch.inference_mode():  # their way: all layers are computed and kept
+                    return other.transformer(ready, output_hidden_states=True).hidden_states[layer].mean(1)
+
+            found.append(
+                _Contender(f"transformers {name}", name, partial(_same, tokens), features, config.pixels, None)
+            )
+            continue
+        known, drawn = _stretch(config, work, pixels)
+        start = torch.full((batch, 1), config.colors)
+        prompts = torch.cat([start, _tokens(config, batch, known)], 1).to(device)
+
+        def prefill(other: Any = other, prompts: Tensor = prompts, *, read: list[Any]) -> Any:
+            if work != "decode":
+                return None
+            with torch.inference_mode():
+                if not read:
+                    read.append(other(prompts, use_cache=True))
+            cache = read[0].past_key_values
+            if extra := cache.get_seq_length() - prompts.shape[1]:
+                cache.crop(-extra)
+            return read[0]
+
+        def draw(ready: Any, other: Any = other, prompts: Tensor = prompts, drawn: int = drawn) -> None:
+            with torch.inference_mode():
+                if ready is None:
+                    other.generate(
+                        prompts, do_sample=True, max_new_tokens=drawn, min_new_tokens=drawn, use_cache=True, top_k=0
+                    )
+                    return
+                for _ in range(drawn):
+                    chances = F.softmax(ready.logits[:, -1, : config.colors].float(), -1)
+                    tokens = torch.multinomial(chances, 1)
+                    ready = other(tokens, past_key_values=ready.past_key_values, use_cache=True)
+
+        found.append(_Contender(f"transformers {name}", name, partial(prefill, read=[]), draw, drawn, None))
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| work | batch | by | images/s | pixels/s | of the floor | ratio |", "|---|---|---|---|---|---|---|"]
+    for row in result["rows"]:
+        floor = "" if row["per_cent_of_floor"] is None else f"{row['per_cent_of_floor']:.0f} %"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
+        by = (
+            f"{row['contender']} ({row['how']})" if row["contender"] == "nextpixel" and row["how"] else row["contender"]
+        )
+        lines.append(
+            f"| {row['work']} | {row['batch']} | {by} | {row['images_per_second']:.3g} | "
+            f"{row['pixels_per_second']:,.0f} | {floor} | {ratio} |"
+        )
+    return "\n".join(lines)

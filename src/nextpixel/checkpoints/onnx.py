@@ -1,0 +1,72 @@
+"""A convolutional network as one ONNX file, for programs without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nextpixel.checkpoints.files import new_output, writing
+from nextpixel.errors import InputError
+from nextpixel.resnet import ResNet
+
+
+class _Outputs(nn.Module):
+    def __init__(self, model: ResNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, squares: Tensor) -> tuple[Tensor, ...]:
+        features = self.model.features(squares)
+        return (features,) if self.model.head is None else (features, self.model.head(features))
+
+
+def export_onnx(model: ResNet, out: str | Path) -> list[str]:
+    """Write the new file `out`; returns the names of its outputs: "features" and, where it has a head, "logits".
+
+    Its input is "squares": uint8 (batch, side, side, 3), RGB, 0 to 255, any batch; it scales them itself. Features are
+    float32 (batch, D), logits float32 (batch, C). Raises InputError where onnx is not installed.
+    """
+    path = new_output(out)
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise InputError('--to: writing an .onnx file needs: pip install "nextpixel[onnx]"') from None
+    names = ["features"] if model.head is None else ["features", "logits"]
+    side = model.config.side
+    part = path.with_name(f".{path.name}.part-{os.getpid()}.onnx")
+    try:
+        with writing(path), warnings.catch_warnings(action="ignore"), _quiet():
+            torch.onnx.export(
+                _Outputs(model.cpu().eval()),
+                (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+                part,
+                input_names=["squares"],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on what it could not find."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

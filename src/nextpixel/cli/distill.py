@@ -1,0 +1,77 @@
+"""nextpixel distill"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import alone, parse, print_json
+from nextpixel.cli.drawings import open_images
+from nextpixel.cli.hints import command
+from nextpixel.config import DistillConfig, OutputOptions
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Train a small convolutional network to predict a model's features of images without labels.
+
+    The student then takes the model's place in features, probe and predict, at a hundredth of the cost. Ctrl-C saves
+    and prints the command that goes on.
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = ()
+    """Folders, arrays, parquet files or hub names; several are taken together."""
+    out: Path | None = None
+    """The new run folder."""
+    resume: Path | None = None
+    """Go on with this run; takes no other setting."""
+    model: str | None = None
+    """The teacher: a checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    split: str | None = None
+    """Which part, where the source has several (train, test)."""
+    config: DistillConfig = field(default_factory=DistillConfig)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Distill, "distill", argv)
+    if args.resume is not None:
+        alone(argv, " ".join(args.images) or None, "--resume")
+    elif not args.images or args.out is None:
+        raise InputError(
+            "expected images and --out, as in: nextpixel distill photos/ --out runs/student "
+            "(or --resume runs/student to go on with a run)"
+        )
+    from nextpixel.checkpoints import Run
+    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.distillation import KIND, go_on, start_run
+
+    if args.resume is not None:
+        found = Run.open(args.resume, KIND)
+    else:
+        assert args.out is not None
+        parent_exists(args.out)
+        images = args.images[0] if len(args.images) == 1 else list(args.images)
+        if args.split is None:
+            open_images(images, None)  # only to say which split it is
+        found = start_run(images, args.out, args.config, args.model, args.split)
+    again = command("distill", "--resume", found.path)
+    try:
+        student = go_on(found)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
+    best, parameters = found.best(), student.config.parameters
+    if args.output.json:
+        print_json({"run": str(found.path), "best": best, "parameters": parameters, "config": found.facts()["config"]})
+    else:
+        print(
+            f"{found.path}: {parameters:,} parameters, best distance to the teacher's features "
+            f"{best['distance']:.4f} on held-out images at step {best['step']:,}"
+        )
+    say(f"What it knows about labels: {command('probe', 'labelled/', model=found.path)}")

@@ -1,0 +1,196 @@
+"""What probe sets against the model with --against: networks trained on the same labels, and what each way costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from nextpixel.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nextpixel.convnet import Fitted
+    from nextpixel.extraction import Backbone
+    from nextpixel.probing import Result
+    from nextpixel.resnet import ResNet
+
+SCRATCH = "resnet20"
+TIMED_IMAGES = 64
+MOST_TRIALS = 4  # as many as convnet.TRIALS and no more than probing.STRENGTHS hold
+
+
+def check_rivals(against: str | None, trials: int, epochs: int | None) -> None:
+    """Checked before any work."""
+    if not 1 <= trials <= MOST_TRIALS:
+        raise InputError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
+    if epochs is not None and epochs < 1:
+        raise InputError(f"--epochs: expected at least 1, got {epochs}")
+    if against is not None and not all(names(against)):
+        raise InputError(f"--against: expected {SCRATCH} or a student's folder, or some with commas, got {against!r}")
+
+
+def names(against: str | None) -> list[str]:
+    return [] if against is None else [name.strip() for name in against.split(",")]
+
+
+def load_students(against: str | None, model: Backbone) -> dict[str, ResNet]:
+    """The students among the rivals, each at the side of the model."""
+    from nextpixel.checkpoints import load_backbone
+    from nextpixel.resnet import ResNet
+
+    found = {}
+    for name in names(against):
+        if name == SCRATCH:
+            continue
+        try:
+            student = load_backbone(name, device=str(model.device))
+        except InputError as error:
+            raise InputError(f"--against: expected {SCRATCH} or a student of nextpixel distill, got {error}") from None
+        if not isinstance(student, ResNet):
+            raise InputError(
+                f"--against: expected {SCRATCH} or a student of nextpixel distill, got an Image GPT: {name}"
+            )
+        if student.config.side != model.config.side:
+            raise InputError(
+                f"--against: expected a student of side {model.config.side}, as the model, got {student.config.side}"
+            )
+        found[name] = student
+    return found
+
+
+def fit_rivals(
+    against: str | None,
+    students: Mapping[str, ResNet],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    **how: Any,
+) -> list[Fitted]:
+    """Each rival on the same labels, see convnet.compete."""
+    if against is None:
+        return []
+    from nextpixel.convnet import compete
+
+    found = []
+    for name in names(against):
+        student = students.get(name)
+        title = f"{SCRATCH}, from scratch" if student is None else f"{name}, fine-tuned"
+        found += compete(title, train, test, init=student, **how)
+    return found
+
+
+def costs_of(
+    model: Backbone,
+    feature_seconds: float,
+    deepest: int,
+    searched: bool,
+    results: Sequence[Result],
+    rivals: Sequence[Fitted],
+    students: Mapping[str, ResNet],
+) -> list[dict[str, Any]]:
+    """Of the model's probe, the students' probes and each trained network: training and inference, means of repeats.
+
+    The seconds of a probe hold the features of its training images. Training FLOPs count a fit's forward and backward
+    passes (three forward passes an image), or the forward pass up to the `deepest` layer that gives a probe its
+    features; logistic regression is left out, and so is what pretraining and distillation had cost before. Where
+    layers were `searched`, inference goes to the deepest that was chosen.
+    """
+    import numpy as np
+
+    from nextpixel.config import ResNetConfig
+    from nextpixel.plan import feature_flops_per_image
+    from nextpixel.resnet import ResNet
+
+    side = model.config.side
+    backbones: dict[str, tuple[Backbone, float]] = {"this model": (model, feature_seconds)}
+    for name, student in students.items():
+        backbones[f"{name}, probe"] = student, milliseconds(student) / 1e3
+    rows = []
+    for result in results:
+        if result.reading not in backbones:
+            continue
+        backbone, per_image = backbones[result.reading]
+        seen = 0 if isinstance(backbone, ResNet) else deepest
+        used = max(max(layers) for layers in result.layers) if searched and seen else seen
+        flops = feature_flops_per_image(backbone.config, used)
+        images = int(np.mean(result.train_images))
+        rows.append(
+            _cost(
+                result,
+                seconds=float(np.mean(result.seconds)) + images * per_image,
+                passes=images,
+                flops=images * feature_flops_per_image(backbone.config, seen),
+                inference_flops=flops,
+                inference_ms=milliseconds(backbone, used),
+            )
+        )
+    for fitted in rivals:
+        of = students.get(fitted.reading.removesuffix(", fine-tuned"))
+        network = of or ResNet(ResNetConfig(side=side)).eval()
+        flops = feature_flops_per_image(network.config)
+        passes = int(np.mean(fitted.image_passes))
+        rows.append(
+            _cost(
+                fitted,
+                seconds=float(np.mean(fitted.seconds)),
+                passes=passes,
+                flops=3 * passes * flops,
+                inference_flops=flops,
+                inference_ms=milliseconds(network),
+            )
+        )
+    return rows
+
+
+def _cost(
+    result: Result | Fitted, *, seconds: float, passes: int, flops: int, inference_flops: int, inference_ms: float
+) -> dict[str, Any]:
+    return {
+        "reading": result.reading,
+        "labels_per_class": result.labels_per_class,
+        "training_seconds": seconds,
+        "training_image_passes": passes,
+        "training_flops": flops,
+        "inference_flops_per_image": inference_flops,
+        "inference_ms_per_image": inference_ms,
+    }
+
+
+def milliseconds(model: Backbone, layer: int = 0) -> float:
+    """Of one image's features, in a batch of black squares, the better of two after one that is not counted."""
+    import numpy as np
+
+    from nextpixel.extraction import described
+
+    squares = np.zeros((TIMED_IMAGES, model.config.side, model.config.side, 3), np.uint8)
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        described(model, squares, [layer])
+        taken.append(time.perf_counter() - began)
+    return 1e3 * min(taken[1:]) / TIMED_IMAGES
+
+
+def rivals_report(rivals: Sequence[Fitted], costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What --json tells of them; nothing where there are none."""
+    if not rivals:
+        return {}
+    rows = []
+    for fitted in rivals:
+        scores = [asdict(score) | {"confusion": score.confusion.tolist()} for score in fitted.scores]
+        rows.append(asdict(fitted) | {"scores": scores})
+    return {"rivals": rows, "costs": list(costs)}
+
+
+def print_costs(costs: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each way and number of labels."""
+    widest = max((len(str(row["reading"])) for row in costs), default=0) + 2
+    for row in costs:
+        count = "all labels" if row["labels_per_class"] is None else f"{row['labels_per_class']:>4} a class"
+        print(
+            f"{row['reading']:<{widest}}{count}  training {row['training_seconds']:.1f} s, "
+            f"{row['training_image_passes']:,} images, {row['training_flops'] / 1e9:,.0f} GFLOP; inference "
+            f"{row['inference_ms_per_image']:.2f} ms, {row['inference_flops_per_image'] / 1e6:,.0f} MFLOP an image"
+        )

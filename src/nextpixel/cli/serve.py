@@ -1,0 +1,94 @@
+"""nextpixel serve"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import load_classifier, load_model
+from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
+from nextpixel.errors import InputError
+from nextpixel.progress import say
+
+TOKEN_AT_LEAST = 16  # characters
+
+
+@dataclass(frozen=True)
+class ServedModels(ModelOptions):
+    """Which models work, and on what."""
+
+    model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
+    """A checkpoint folder, a run folder or a hub name; given several times, requests choose. The embedded one unless
+    told."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Complete and draw pictures, score them and read their features over HTTP, with a page for the browser.
+
+    Needs: pip install 'nextpixel[server]'. The interface is described at /openapi.json and in docs/serving.md.
+    """
+
+    classifier: str | None = None
+    """A probe that `nextpixel probe --out` saved, or a fine-tuned model or run: adds /v1/classify."""
+    token_file: Path | None = None
+    """A file with one line: only requests that carry it (Authorization: Bearer TOKEN) are answered."""
+    allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A name under which browsers reach this server, as behind a proxy; addresses and localhost always work."""
+    server: ServeConfig = field(default_factory=ServeConfig)
+    models: ServedModels = field(default_factory=ServedModels)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(Serve, "serve", argv)
+    token = None if args.token_file is None else _token(args.token_file)
+    names = args.models.model or (None,)
+    options = ModelOptions(None, args.models.fit, args.models.device, args.models.dtype, args.models.threads)
+    try:
+        from nextpixel.server.app import create_app
+        from nextpixel.server.listen import listen, serve
+    except ImportError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'nextpixel[server]'") from None
+    models = {}
+    for name in names:
+        model = load_model(replace(options, model=name))
+        shown = "embedded" if name is None else Path(name).name if Path(name).exists() else name
+        if shown in models:
+            raise InputError(f"--model: two models are called {shown!r}; rename a folder")
+        models[shown] = model
+    classifier = None if args.classifier is None else load_classifier(args.classifier, options)
+    with listen(args.server) as opened:
+        app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host)
+        address, port = opened.getsockname()[:2]
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        if args.output.json:
+            print_json({"url": url, "models": list(models)})
+        else:
+            print(url)
+        sys.stdout.flush()  # whoever started it may wait for this line
+        for name, engine in app.state.engines.items():
+            say(f"{name}: {engine.slots} slots, {engine.mode}")
+        if token is None and not address.startswith("127.") and address != "::1":
+            say("Whoever reaches this machine can draw: --token-file FILE asks for a token")
+        say(f"In a browser: {url}. In a terminal: curl -F image=@photo.jpg -F format=png -o out.png {url}/v1/complete")
+        serve(app, args.server, opened)
+
+
+def _token(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--token-file: {path} cannot be read as a line of text ({error})") from None
+    if len(text) < TOKEN_AT_LEAST or not text.isprintable() or " " in text:
+        raise InputError(
+            f"--token-file: expected one line of at least {TOKEN_AT_LEAST} characters without spaces in {path}; write "
+            f"one with: openssl rand -hex 16 > {path}"
+        )
+    return text

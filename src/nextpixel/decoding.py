@@ -1,0 +1,271 @@
+"""Drawing pixel by pixel, fast: the same network with packed weights, over a cache whose rows stand where they like.
+
+`Decoder` serves sample, complete and stream: `start` reads prompts, `step` takes a token a row and scores the next. How
+it works is a `Mode`, chosen once for a whole call; "plain" is the network as it is. The arithmetic of the network stays
+in model.py: here its matrices are exchanged for packed ones and its cache for one with attention of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextpixel import kernels
+from nextpixel.config import Speed
+from nextpixel.devices import choose_dtype
+from nextpixel.model import ImageGPT, KVCache, Linear
+
+INT8_ROWS = 4  # with more rows a product is no longer bound by reading the weights, and bf16 is faster
+FAST_FROM = 1e10  # parameters times drawn pixels: about a second of plain drawing, where setting up begins to pay
+BUCKET = 128  # a CUDA graph is recorded for each length of the cache, rounded up to this
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a call draws."""
+
+    weights: Literal["as they are", "fp32", "bf16", "int8"]
+    """Of the matrices; "as they are" is the plain network in its own dtype."""
+    attention: Literal["plain", "kernel", "graph"]
+    """torch's; the C loop of kernels.py; or torch's within a CUDA graph of the whole step."""
+
+    def __str__(self) -> str:
+        return f"weights {self.weights}, attention {self.attention}"
+
+
+PLAIN = Mode("as they are", "plain")
+
+
+def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") -> Mode:
+    """The mode of a call that draws `pixels` pixels of each of `rows` pictures in all, however it is cut.
+
+    "exact" is always the plain network. "auto" leaves it where packing and rounding repay themselves: on a CPU and on
+    CUDA, from about a second of plain drawing on.
+    """
+    device = model.device.type
+    half = model.head.weight.dtype in (torch.float32, torch.bfloat16)
+    if speed == "exact" or not half or rows * pixels * model.config.parameters < FAST_FROM:
+        return PLAIN
+    bf16 = choose_dtype("auto", str(model.device)) == "bf16"
+    if device == "cuda":
+        return Mode("bf16" if bf16 else "fp32", "graph")
+    if device != "cpu" or not torch.backends.mkldnn.is_available():
+        return PLAIN
+    if kernels.load() is None:
+        return Mode("fp32", "plain")  # torch attends over a bf16 cache more slowly than over an fp32 one
+    return Mode("int8" if rows <= INT8_ROWS else "bf16" if bf16 else "fp32", "kernel")
+
+
+class PackedLinear(nn.Module):
+    """A matrix in oneDNN's own order, so that it is not reordered at each product: fp32 or bf16, CPU only."""
+
+    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), INT8_ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.ops.mkldnn._linear_pointwise.default(x.to(self.dtype), self.packed, None, "none", [], "")
+        return y.to(x.dtype)
+
+
+class Int8Linear(PackedLinear):
+    """Eight bits a weight and a scale a row for few rows of input; for many, as in a prompt, packed bf16."""
+
+    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, dtype)
+        self.weight, self.scale = quantise(linear.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[:-1].numel() > INT8_ROWS:
+            return super().forward(x)
+        return kernels.multiply_int8(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (R, C) and fp32 scales (R,): the largest weight of each row becomes 127."""
+    scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
+    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
+
+
+_NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()
+
+
+def fast_network(model: ImageGPT, mode: Mode) -> ImageGPT:
+    """The network with its matrices in that mode; kept as long as the model, made again when its weights change."""
+    state = [(mode.weights, p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    kept = _NETWORKS.get(model)
+    if kept is None or kept[0] != state:
+        with torch.inference_mode(False), torch.no_grad():
+            kept = _NETWORKS[model] = state, _convert(model, mode)
+    return kept[1]
+
+
+def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
+    memo: dict[int, object] = {id(model._palette): model._palette}  # deepcopy takes what it finds here, and copies not
+    if model.device.type == "cuda":
+        return copy.deepcopy(model, memo).to(torch.bfloat16 if mode.weights == "bf16" else torch.float32)
+    wide = torch.bfloat16 if choose_dtype("auto", "cpu") == "bf16" and mode.weights != "fp32" else torch.float32
+    for module in model.modules():
+        if isinstance(module, Linear):
+            rows, columns = module.weight.shape
+            small = mode.weights == "int8" and rows % 4 == 0 and columns % 64 == 0
+            memo[id(module)] = Int8Linear(module, wide) if small else PackedLinear(module, wide)
+    return copy.deepcopy(model, memo).float()
+
+
+class RowCache(KVCache):
+    """A cache whose rows stand at slots of their own, so that pictures may join, leave and change places.
+
+    `positions` (B,) is the slot each row fills next; at the end it stays on the last one, which makes a finished row
+    harmless. `length` is at least the largest of them. A step moves the first `used` rows.
+    """
+
+    def __init__(self, model: ImageGPT, rows: int, mode: Mode) -> None:
+        dtype = {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, torch.bfloat16)
+        super().__init__(model.config, rows, dtype=dtype, device=model.device)
+        self.used = rows
+        self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
+        self.values.zero_()
+        self.kernel = mode.attention == "kernel"
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=model.device)
+        self.rows = torch.arange(rows, device=model.device)
+        self.slots = torch.arange(model.config.pixels, device=model.device)
+
+    def fill(self, rows: Tensor, other: KVCache, of: Tensor) -> None:
+        """Put rows `of` of a freshly read cache into these rows."""
+        end = other.length
+        self.keys[:, rows, :, :end] = other.keys[:, of, :, :end].to(self.keys.dtype)
+        self.values[:, rows, :, :end] = other.values[:, of, :, :end].to(self.keys.dtype)
+        self.positions[rows] = end
+        self.length = min(max(self.length, end), len(self.slots) - 1)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i goes on as row rows[i] was."""
+        for layer in range(len(self.keys)):
+            self.keys[layer] = self.keys[layer, rows]
+            self.values[layer] = self.values[layer, rows]
+        self.positions.copy_(self.positions[rows])
+
+    def copy(self, row: int, to: int) -> None:
+        """Row `to` goes on as row `row` was."""
+        for part in (self.keys, self.values):
+            part[:, to] = part[:, row]
+        self.positions[to] = self.positions[row]
+
+    def places(self, slots: int) -> Tensor:
+        return self.positions[: self.used, None]
+
+    def advance(self, slots: int) -> None:
+        self.positions[: self.used].add_(1).clamp_(max=len(self.slots) - 1)
+        self.length = min(self.length + 1, len(self.slots) - 1)
+
+    def rewind(self, length: int) -> None:
+        self.length = min(length, len(self.slots) - 1)
+        self.positions.clamp_(max=length)
+
+    @property
+    def bucket(self) -> int:
+        """Slots that masked attention looks at: few different numbers."""
+        return min(-(-(self.length + 1) // BUCKET) * BUCKET, len(self.slots))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.keys[layer, : self.used], self.values[layer, : self.used]
+        rows, positions = self.rows[: self.used], self.positions[: self.used]
+        if self.kernel:
+            return kernels.attend(q, k, v, keys, values, positions)
+        keys[rows, :, positions] = k[:, :, 0].to(keys.dtype)
+        values[rows, :, positions] = v[:, :, 0].to(keys.dtype)
+        end = self.bucket
+        seen = (self.slots[:end] <= positions[:, None])[:, None, None]  # (B, 1, 1, end)
+        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], attn_mask=seen)
+        return y.to(q.dtype)
+
+
+class Decoder:
+    """Draws `rows` pictures side by side in one mode.
+
+    `apart`: rows start and leave each at its own time, which plain ones do not unless told.
+    """
+
+    def __init__(self, model: ImageGPT, rows: int, mode: Mode = PLAIN, *, apart: bool = False) -> None:
+        self.mode, self.rows = mode, rows
+        self.plain = mode.weights == "as they are"
+        self.network = model if self.plain else fast_network(model, mode)
+        self.cache = model.new_cache(0) if self.plain and not apart else RowCache(model, rows, mode)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and the logits it writes
+        self._tokens = torch.zeros((rows, 1), dtype=torch.int64, device=model.device)
+
+    @torch.inference_mode()
+    def start(self, prompts: Tensor, of: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Logits (b, K) of the next pixel of `rows` (all unless told), which go on as prompts (M, P)[of].
+
+        One prefill serves all completions of a picture. Rows in the middle of other pictures are left alone, but a
+        plain decoder starts all rows at once unless its rows are apart.
+        """
+        of = torch.arange(len(prompts), device=prompts.device) if of is None else of
+        rows = torch.arange(self.rows, device=prompts.device) if rows is None else rows
+        logits, read = self.read(prompts)
+        if isinstance(self.cache, RowCache):
+            self.cache.fill(rows, read, of)
+        else:
+            self.cache = read if torch.equal(of, torch.arange(len(prompts), device=of.device)) else read.select(of)
+        return logits[of]
+
+    @torch.inference_mode()
+    def read(self, prompts: Tensor) -> tuple[Tensor, KVCache]:
+        """The prefill of prompts (M, P) alone: logits (M, K) of the next pixel, and what RowCache.fill takes."""
+        read = self.network.new_cache(len(prompts), self.cache.keys.dtype)
+        return self.network.extend(prompts, read)[:, -1], read
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits (B, K) of the pixel behind these tokens (B,), drawn or known.
+
+        Fewer tokens than rows are those of the first rows; the others stand still, but a graph spoils them.
+        """
+        count = len(tokens)
+        self._tokens[:count] = tokens[:, None]
+        if self.mode.attention != "graph":
+            if isinstance(self.cache, RowCache):
+                self.cache.used = count
+            return self.network.extend(self._tokens[:count], self.cache)[:, -1]
+        assert isinstance(self.cache, RowCache)
+        end, length = self.cache.bucket, self.cache.length
+        if end not in self._graphs:
+            self._record(end)
+        graph, logits = self._graphs[end]
+        graph.replay()
+        self.cache.length = min(length + 1, len(self.cache.slots) - 1)  # the graph moves `positions` alone
+        return logits[:count]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i goes on as row rows[i] was; a row may be taken often."""
+        if isinstance(self.cache, RowCache):
+            self.cache.reorder(rows)
+        else:
+            self.cache = self.cache.select(rows)
+
+    def _record(self, end: int) -> None:
+        """Record one step over `end` slots of the cache as a CUDA graph. Written without a GPU at hand: never run."""
+        assert isinstance(self.cache, RowCache)
+        before, length = self.cache.positions.clone(), self.cache.length
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # the first products choose their algorithms, which may not be recorded
+            for _ in range(2):
+                self.network.extend(self._tokens, self.cache)
+                self.cache.positions.copy_(before)
+                self.cache.length = length
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self.network.extend(self._tokens, self.cache)[:, -1]
+        self.cache.length = length
+        self._graphs[end] = graph, logits

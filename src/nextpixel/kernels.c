@@ -1,0 +1,167 @@
+/* Two loops of drawing on a CPU for which torch has no fast form. Vector types of GCC and Clang; see kernels.py. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+typedef float floats __attribute__((vector_size(64)));  // 16 at a time, on any machine
+typedef float floats8 __attribute__((vector_size(32)));
+typedef float floats4 __attribute__((vector_size(16)));
+typedef int32_t integers __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+typedef uint16_t bf16;
+
+static inline floats load_float(const float *p) {
+    floats x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline floats load_bf16(const bf16 *p) {
+    halves x;
+    memcpy(&x, p, sizeof x);
+    return (floats)(__builtin_convertvector(x, words) << 16);
+}
+
+static inline floats load_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+    floats x;
+    memcpy(&x, &low, sizeof low);
+    memcpy((char *)&x + sizeof low, &high, sizeof high);
+    return x;
+#else
+    float x[16];
+    for (int i = 0; i < 16; i++) x[i] = p[i];
+    return load_float(x);
+#endif
+}
+
+static inline float sum(floats x) {
+    floats8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    floats4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
+
+static inline float wide_float(float x) { return x; }
+static inline float narrow_float(float x) { return x; }
+
+static inline float wide_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+static inline bf16 narrow_bf16(float x) {  // to the nearest, ties to even
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* e^x for -87 <= x <= 0: 2^n times the first terms of the series, |r| <= ln 2 / 2; off by at most about 2e-7 of it. */
+static inline floats exponential(floats x) {
+    integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, integers);
+    floats whole = __builtin_convertvector(n, floats);
+    floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+    floats p = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
+    return p * (floats)((n + 127) << 23);
+}
+
+/* Scores in place become exp(score - largest), up to the next multiple of 16; returns the sum of `count` of them. */
+static float exponentials(float *scores, int64_t count) {
+    float top = scores[0];
+    floats total = {0};
+    for (int64_t t = 1; t < count; t++) top = scores[t] > top ? scores[t] : top;
+    for (int64_t t = count; t % 16; t++) scores[t] = -INFINITY;
+    for (int64_t t = 0; t < count; t += 16) {
+        floats x = load_float(scores + t) - top;
+        x = (floats)((integers)exponential(x) & (x > -87.f));  // 0 for the padding
+        memcpy(scores + t, &x, sizeof x);
+        total += x;
+    }
+    return sum(total);
+}
+
+/* One query a row. q, k, v, out: (B, N, E) floats; keys, values: (B, N, T, E); row b stores k and v into slot
+   positions[b] and attends to the slots up to it. */
+#define ATTEND(TYPE)                                                                                              \
+    void attend_##TYPE(const float *q, const float *k, const float *v, TYPE *keys, TYPE *values,                  \
+                       const int64_t *positions, float *out, int64_t B, int64_t N, int64_t T, int64_t E,          \
+                       int threads) {                                                                             \
+        _Pragma("omp parallel for schedule(static) num_threads(threads)")                                         \
+        for (int64_t head = 0; head < B * N; head++) {                                                            \
+            const float *query = q + head * E;                                                                    \
+            TYPE *K = keys + head * T * E, *V = values + head * T * E;                                            \
+            float *result = out + head * E, scores[T + 16], scale = 1 / sqrtf(E);                                 \
+            int64_t count = positions[head / N] + 1, e;                                                           \
+            for (e = 0; e < E; e++) {                                                                             \
+                K[(count - 1) * E + e] = narrow_##TYPE(k[head * E + e]);                                          \
+                V[(count - 1) * E + e] = narrow_##TYPE(v[head * E + e]);                                          \
+            }                                                                                                     \
+            for (int64_t t = 0; t < count; t++) {                                                                 \
+                floats dot = {0};                                                                                 \
+                float rest = 0;                                                                                   \
+                for (e = 0; e + 16 <= E; e += 16) dot += load_float(query + e) * load_##TYPE(K + t * E + e);      \
+                for (; e < E; e++) rest += query[e] * wide_##TYPE(K[t * E + e]);                                  \
+                scores[t] = (sum(dot) + rest) * scale;                                                            \
+            }                                                                                                     \
+            float total = exponentials(scores, count);                                                            \
+            for (e = 0; e + 64 <= E; e += 64) {                                                                   \
+                floats a = {0}, b = {0}, c = {0}, d = {0};                                                        \
+                for (int64_t t = 0; t < count; t++) {                                                             \
+                    const TYPE *row = V + t * E + e;                                                              \
+                    a += scores[t] * load_##TYPE(row), b += scores[t] * load_##TYPE(row + 16);                    \
+                    c += scores[t] * load_##TYPE(row + 32), d += scores[t] * load_##TYPE(row + 48);               \
+                }                                                                                                 \
+                floats sums[4] = {a / total, b / total, c / total, d / total};                                    \
+                memcpy(result + e, sums, sizeof sums);                                                            \
+            }                                                                                                     \
+            for (; e + 16 <= E; e += 16) {                                                                        \
+                floats a = {0};                                                                                   \
+                for (int64_t t = 0; t < count; t++) a += scores[t] * load_##TYPE(V + t * E + e);                  \
+                a /= total;                                                                                       \
+                memcpy(result + e, &a, sizeof a);                                                                 \
+            }                                                                                                     \
+            for (; e < E; e++) {                                                                                  \
+                float a = 0;                                                                                      \
+                for (int64_t t = 0; t < count; t++) a += scores[t] * wide_##TYPE(V[t * E + e]);                   \
+                result[e] = a / total;                                                                            \
+            }                                                                                                     \
+        }                                                                                                         \
+    }
+
+ATTEND(float)
+ATTEND(bf16)
+
+/* y (M, R) = x (M, C) times weight (R, C) transposed, each row of weight times its scale; R % 4 = 0 and C % 64 = 0. */
+void multiply_int8(const float *x, const int8_t *weight, const float *scale, float *y, int64_t M, int64_t R, int64_t C,
+                   int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t r = 0; r < R; r += 4) {
+        const int8_t *a = weight + r * C, *b = a + C, *c = b + C, *d = c + C;
+        for (int64_t m = 0; m < M; m++) {
+            floats p = {0}, q = {0}, s = {0}, t = {0};
+            for (int64_t k = 0; k < C; k += 64) {
+                if (m == 0)  // short rows defeat the processor's own prefetching: fetch the rows after next
+                    for (int64_t row = 8; row < 12; row++) __builtin_prefetch(a + row * C + k);
+                for (int64_t j = k; j < k + 64; j += 16) {
+                    floats z = load_float(x + m * C + j);
+                    p += z * load_int8(a + j), q += z * load_int8(b + j);
+                    s += z * load_int8(c + j), t += z * load_int8(d + j);
+                }
+            }
+            float *result = y + m * R + r;
+            result[0] = sum(p) * scale[r], result[1] = sum(q) * scale[r + 1];
+            result[2] = sum(s) * scale[r + 2], result[3] = sum(t) * scale[r + 3];
+        }
+    }
+}

@@ -1,0 +1,111 @@
+"""A small residual network for small pictures: squares in, pooled features and logits out.
+
+He et al. 2016, "Deep Residual Learning", section 4.2: three stages of n blocks with 16, 32 and 64 channels, each stage
+at half the side of the one before, shortcuts without parameters (option A), 6 n + 2 weighted layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nextpixel.config import Fit, ResNetConfig
+
+CHANNELS = 16, 32, 64
+
+
+class Block(nn.Module):
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.added = stride, channels - before
+        self.conv_1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(channels)
+        self.conv_2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_1(self.conv_1(x)))
+        y = self.norm_2(self.conv_2(y))
+        if self.stride > 1 or self.added:  # every other pixel, and channels of zeros
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        return F.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Squares uint8 (B, H, W, 3) in, logits (B, C) out; `features` gives the pooled features (B, D) before the head.
+
+    It scales its input itself, by `mean` and `std` of each colour channel, so the weights carry all that is needed to
+    feed them. A student also keeps `projection`, which predicts its teacher's whitened features, and the statistics
+    that whitened them. `seed` fixes the random weights; on the meta device there are none to fix.
+    """
+
+    fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
+
+    def __init__(self, config: ResNetConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.facts: dict[str, Any] = {}  # of its making; they travel with the weights
+        self.register_buffer("mean", torch.full((3,), 127.5))
+        self.register_buffer("std", torch.full((3,), 127.5))
+        self.mean: Tensor
+        self.std: Tensor
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own, which are replaced below
+            before = CHANNELS[0] * config.factor
+            self.stem = nn.Conv2d(3, before, 3, 1, 1, bias=False)
+            self.norm = nn.BatchNorm2d(before)
+            blocks = []
+            for stage, channels in enumerate(c * config.factor for c in CHANNELS):
+                for number in range(config.blocks):
+                    blocks.append(Block(before, channels, 2 if stage and not number else 1))
+                    before = channels
+            self.blocks = nn.Sequential(*blocks)
+            self.head = nn.Linear(config.width, config.classes) if config.classes else None
+            self.projection: nn.Linear | None = None
+            if config.targets:
+                self.projection = nn.Linear(config.width, config.targets)
+                self.register_buffer("teacher_mean", torch.zeros(config.targets))
+                self.register_buffer("teacher_whiten", torch.eye(config.targets))
+        if not self.stem.weight.is_meta:
+            self.initialise(seed)
+        for parameter in self.parameters():  # channels last: what convolutions on a CPU are quickest with
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """He et al. 2015 for convolutions; projections small, as torch has them; heads zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 4:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu", generator=generator)
+            elif name == "projection.weight":
+                nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
+            elif parameter.ndim == 2 or name.endswith("bias"):
+                parameter.zero_()
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def set_scale(self, squares: NDArray[np.uint8]) -> None:
+        """Mean and deviation of each colour channel, from training squares (N, H, W, 3)."""
+        pixels = squares[:: max(1, len(squares) // 10_000)].reshape(-1, 3).astype(np.float32)
+        self.mean.copy_(torch.from_numpy(pixels.mean(0)))
+        self.std.copy_(torch.from_numpy(np.maximum(pixels.std(0), 1.0)))
+
+    def features(self, squares: Tensor) -> Tensor:
+        """Pooled features (B, D) of uint8 (B, H, W, 3)."""
+        x = (squares.to(self.mean.dtype) - self.mean) / self.std
+        x = x.permute(0, 3, 1, 2)  # (B, 3, H, W), channels last in memory as they came
+        x = F.relu(self.norm(self.stem(x)))  # (B, 16 f, H, W)
+        return self.blocks(x).mean((2, 3))  # (B, D)
+
+    def forward(self, squares: Tensor) -> Tensor:
+        if self.head is None:
+            raise ValueError("this network has no head: it was built with classes=0")
+        return self.head(self.features(squares))

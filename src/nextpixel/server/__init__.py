@@ -1,0 +1,1 @@
+"""Drawing, scores and features over HTTP, and a page for a browser. Needs the extra `server`."""

@@ -1,0 +1,430 @@
+"""The routes: requests in, pictures and numbers out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from typing import Any, TypeVar
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from numpy.typing import NDArray
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from nextpixel import __version__
+from nextpixel.config import ServeConfig
+from nextpixel.errors import InputError
+from nextpixel.evaluation import square_nats
+from nextpixel.extraction import Backbone, check_layers, pooled
+from nextpixel.images import UnreadableImage, decode, fit_square, grid, heatmap, png_bytes
+from nextpixel.model import ImageGPT
+from nextpixel.probing import LinearProbe
+from nextpixel.sampling import prompt_tokens
+from nextpixel.server import schema
+from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
+from nextpixel.server.guard import guard
+from nextpixel.server.meters import Meters
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few decoders, and those that are most looked at
+PICTURE_KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
+PAGE_KINDS = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+GONE = "the client went away"
+GRID_PIXELS = 160  # a picture's side in an answer of one PNG
+DECODERS = 2  # pictures decoded at the same time: each may take max_pixels times 4 bytes and more
+R = TypeVar("R", bound=schema.Request)
+T = TypeVar("T")
+
+
+def create_app(
+    models: Mapping[str, ImageGPT],
+    config: ServeConfig | None = None,
+    *,
+    classifier: LinearProbe | None = None,
+    token: str | None = None,
+    hosts: Collection[str] = (),
+) -> FastAPI:
+    """The application: `models` by id, the first being the default; `hosts` are names it may be called by.
+
+    `app.state.engines` are those that draw; they are closed with the application. Raises InputError where the slots do
+    not fit into memory.
+    """
+    config = config or ServeConfig()
+    meters = Meters()
+    engines = {
+        name: Engine(model, config, functools.partial(meters.drawing, name))
+        for name, model in models.items()
+        if model.config.objective == "autoregressive"
+    }
+    calls = _Calls(config)
+    decoders = CapacityLimiter(DECODERS)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        calls.close()
+        for engine in engines.values():
+            await to_thread.run_sync(engine.close)
+
+    app = FastAPI(
+        title="nextpixel",
+        version=__version__,
+        description="Image GPT: completes and draws pictures, scores them, and gives features of them.",
+        docs_url=None,  # its page would load code from another site
+        redoc_url=None,
+        lifespan=lifespan,
+        exception_handlers={
+            HTTPException: _http_error,
+            InputError: _input_error,
+            ClientDisconnect: _went_away,
+            Exception: _unexpected,
+        },
+    )
+    app.state.engines = engines
+    app.add_middleware(
+        guard, token=token, hosts=hosts, upload_bytes=int(config.max_upload_mb * 1e6), observe=meters.request
+    )
+
+    def chosen(body: schema.Request) -> tuple[str, ImageGPT]:
+        name = body.model or next(iter(models))
+        if name not in models:
+            raise HTTPException(404, f"model: expected one of {', '.join(models)}")
+        return name, models[name]
+
+    async def read(request: Request, kind: type[R]) -> R:
+        try:
+            async with asyncio.timeout(config.timeout_seconds):
+                return await _read(request, kind)
+        except TimeoutError:
+            raise HTTPException(408, f"the request did not arrive within {config.timeout_seconds:g} seconds") from None
+
+    async def opened(image: bytes, model: Backbone) -> NDArray[np.uint8]:
+        """The picture as the model's square (1, S, S, 3)."""
+
+        def work() -> NDArray[np.uint8]:
+            picture = decode(image, "in the request", pixel_limit=config.max_pixels, formats=FORMATS)
+            return fit_square(picture, model.config.side, fit=model.fit)[None]
+
+        try:
+            return await to_thread.run_sync(work, limiter=decoders)
+        except UnreadableImage as error:
+            raise HTTPException(
+                422, f"image: {error.reason}; expected a whole PNG, JPEG, WebP, GIF or BMP file"
+            ) from None
+
+    async def drawn(request: Request, body: schema.Sample, squares: NDArray[np.uint8] | None, keep: float) -> Response:
+        name, model = chosen(body)
+        if body.n > config.max_completions:
+            raise InputError(f"n: expected at most {config.max_completions}, got {body.n}")
+        sampling = body.sampling()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        tell, side = _teller(events), model.config.side
+        seconds = min(body.timeout_seconds or math.inf, config.timeout_seconds)
+
+        def prepare() -> Ticket:
+            return Ticket(prompt_tokens(model, squares, keep), side, body.n, sampling, seconds, tell)
+
+        ticket = await to_thread.run_sync(prepare)
+        engine = engines[name]
+        try:
+            ahead = engine.submit(ticket)
+        except Busy as busy:
+            if engine.closing:
+                raise HTTPException(503, "the server is shutting down; try again later") from None
+            wait = math.ceil(max(busy.seconds, 1))
+            message = f"all slots are taken and {config.queue} requests wait; try again in {wait} s"
+            raise HTTPException(429, message, {"Retry-After": str(wait)}) from None
+        facts = {
+            "model": name,
+            "mode": str(engine.mode),
+            "seed": body.seed,
+            "kept_rows": ticket.prompt.shape[1] // side,
+        }
+        accept = request.headers.get("accept", "")
+        if body.stream or "text/event-stream" in accept:
+            left = engine.seconds_left(ticket)
+            begin = facts | {"n": body.n, "side": side, "seconds_left": left}
+            told = _told(events, begin, Waiting(ahead, left) if ahead else None, facts)
+            return _Stream(told, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
+        try:
+            event = await _last(events, request)
+        finally:
+            engine.cancel(ticket)
+        if isinstance(event, Failed):
+            raise HTTPException(event.status, event.message)
+        if _wants_png(body, accept):
+            columns = math.ceil(math.sqrt(body.n))
+            cells = [list(event.images[i : i + columns]) for i in range(0, body.n, columns)]
+            sheet = np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // side)))
+            headers = {"X-Seed": str(body.seed), "X-Nats": ",".join(f"{value:.6f}" for value in event.nats)}
+            return _png(sheet, headers)
+        return JSONResponse(await to_thread.run_sync(_done, event) | facts | {"seconds": event.seconds})
+
+    # ---- pages and facts
+
+    def serve_page(path: str, name: str) -> None:
+        content = (resources.files("nextpixel") / "server" / name).read_bytes()
+
+        async def page() -> Response:
+            return Response(content, media_type=PAGE_KINDS[name], headers={"Cache-Control": "no-cache"})
+
+        app.add_api_route(path, page, include_in_schema=False)
+
+    serve_page("/", "page.html")
+    serve_page("/page.js", "page.js")
+    serve_page("/page.css", "page.css")
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(meters.text(engines), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        limits = {"n": config.max_completions, "upload_mb": config.max_upload_mb, "pixels": config.max_pixels}
+        listed = [_facts(name, model, engines.get(name)) for name, model in models.items()]
+        classes = None if classifier is None else [str(name) for name in classifier.classes_]
+        return {"models": listed, "limits": limits, "classes": classes}
+
+    pictures = {
+        path.name: path.read_bytes()
+        for path in sorted((resources.files("nextpixel") / "assets" / "pictures").iterdir(), key=lambda path: path.name)
+        if path.name[-4:] in PICTURE_KINDS
+    }
+
+    @app.get("/v1/pictures")
+    async def list_pictures() -> dict[str, list[str]]:
+        return {"pictures": list(pictures)}
+
+    @app.get("/v1/pictures/{name}")
+    async def one_picture(name: str) -> Response:
+        if name not in pictures:
+            raise HTTPException(404, f"expected one of {', '.join(pictures)}")
+        return Response(pictures[name], media_type=PICTURE_KINDS[name[-4:]])
+
+    # ---- work
+
+    @app.post("/v1/complete", openapi_extra=schema.body_schema(schema.Complete))
+    async def complete(request: Request) -> Response:
+        body = await read(request, schema.Complete)
+        squares = await opened(body.image, chosen(body)[1])
+        return await drawn(request, body, squares, body.keep)
+
+    @app.post("/v1/sample", openapi_extra=schema.body_schema(schema.Sample))
+    async def sample(request: Request) -> Response:
+        return await drawn(request, await read(request, schema.Sample), None, 0.0)
+
+    @app.post("/v1/encode", openapi_extra=schema.body_schema(schema.Picture))
+    async def encode(request: Request) -> Response:
+        body = await read(request, schema.Picture)
+        name, model = chosen(body)
+        squares = await opened(body.image, model)
+        seen = await to_thread.run_sync(lambda: model.palette.rgb[model.palette.encode(squares)[0].numpy()])
+        image = seen.reshape(squares.shape[1:])
+        if _wants_png(body, request.headers.get("accept", "")):
+            return _png(image)
+        return JSONResponse({"model": name, "side": model.config.side, "image": _text(png_bytes(image))})
+
+    @app.post("/v1/score", openapi_extra=schema.body_schema(schema.Picture))
+    async def score(request: Request) -> Response:
+        body = await read(request, schema.Picture)
+        name, model = chosen(body)
+        squares = await opened(body.image, model)
+        heat = (await calls.run(lambda: next(square_nats(model, squares))))[0]
+        if _wants_png(body, request.headers.get("accept", "")):
+            return _png(heatmap(heat))
+        return JSONResponse({"model": name, "nats_per_pixel": float(heat.mean()), "heat": heat.tolist()})
+
+    @app.post("/v1/features", openapi_extra=schema.body_schema(schema.Features))
+    async def features(request: Request) -> Response:
+        body = await read(request, schema.Features)
+        name, model = chosen(body)
+        layers = check_layers(model, model.config.layers // 2 if body.layer is None else body.layer)
+        squares = await opened(body.image, model)
+        found = await calls.run(lambda: pooled(model, model.palette.encode(squares), layers, compiled=False))
+        return JSONResponse({"model": name, "layers": layers, "features": found.reshape(-1).tolist()})
+
+    if classifier is not None:
+
+        @app.post("/v1/classify", openapi_extra=schema.body_schema(schema.Picture))
+        async def classify(request: Request) -> Response:
+            body = await read(request, schema.Picture)
+            assert classifier is not None and classifier.model is not None
+            squares = await opened(body.image, classifier.model)
+            chances, places = await calls.run(lambda: classifier.predictions(squares))
+            names = [str(name) for name in classifier.classes_]
+            told = dict(zip(names, chances[0].tolist(), strict=True))
+            return JSONResponse({"class": names[int(places[0])], "probabilities": told})
+
+    return app
+
+
+class _Calls:
+    """Short work, one at a time beside the drawing; as many may wait as for a model."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config, self._pending = config, 0
+        self._pool = ThreadPoolExecutor(1, "nextpixel call")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        if self._pending > self._config.queue:
+            raise HTTPException(429, f"{self._config.queue} requests wait; try again in 1 s", {"Retry-After": "1"})
+        self._pending += 1
+        try:
+            async with asyncio.timeout(self._config.timeout_seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except TimeoutError:
+            raise HTTPException(504, f"not done within {self._config.timeout_seconds:g} seconds") from None
+        finally:
+            self._pending -= 1
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; however it ends, the rows of the table are free again."""
+
+    def __init__(self, told: AsyncIterator[str], engine: Engine, ticket: Ticket, headers: dict[str, str]) -> None:
+        super().__init__(told, media_type="text/event-stream", headers=headers | {"X-Accel-Buffering": "no"})
+        self._engine, self._ticket = engine, ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._engine.cancel(self._ticket)
+
+
+def _teller(events: asyncio.Queue[Event]) -> Callable[[Event], None]:
+    """Puts events into the queue from another thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return tell
+
+
+async def _told(
+    events: asyncio.Queue[Event], begin: dict[str, Any], waiting: Waiting | None, facts: dict[str, Any]
+) -> AsyncIterator[str]:
+    yield _sse("start", begin)
+    if waiting is not None:
+        yield _sse("waiting", vars(waiting))
+    while True:
+        event = await events.get()
+        if isinstance(event, Row):
+            yield _sse("row", vars(event) | {"pixels": _text(event.pixels.tobytes())})
+        elif isinstance(event, Waiting):
+            yield _sse("waiting", vars(event))
+        elif isinstance(event, Done):
+            yield _sse("done", await to_thread.run_sync(_done, event) | facts | {"seconds": event.seconds})
+            return
+        else:
+            yield _sse("error", vars(event))
+            return
+
+
+def _sse(name: str, data: Mapping[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+async def _last(events: asyncio.Queue[Event], request: Request) -> Done | Failed:
+    """The event that ends a drawing; one of our own when the client goes away."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        events.put_nowait(Failed(499, GONE))
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        while True:
+            event = await events.get()
+            if isinstance(event, Done | Failed):
+                return event
+    finally:
+        watching.cancel()
+
+
+async def _read(request: Request, kind: type[R]) -> R:
+    """The body, JSON or a form. Raises InputError or HTTPException for anything else."""
+    sort = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sort not in ("application/json", "multipart/form-data"):
+        raise HTTPException(415, "expected a body of application/json or multipart/form-data")
+    content = await request.body()
+    if sort == "application/json":
+        return schema.from_json(kind, content)
+    try:
+        if not content.rstrip().endswith(b"--"):  # the parser takes a form that was cut off for a shorter one
+            raise ValueError("cut off")
+        async with request.form(max_files=1, max_fields=20) as form:
+            fields = {
+                name: await value.read() if isinstance(value, UploadFile) else value for name, value in form.items()
+            }
+    except HTTPException:
+        raise
+    except Exception:  # the parser of a library, on bytes that may be anything
+        raise HTTPException(400, "the form cannot be read; expected multipart/form-data") from None
+    return schema.from_form(kind, {name: value for name, value in fields.items() if value != ""})
+
+
+def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
+    shape = model.config
+    told = {key: getattr(shape, key) for key in "side colors parameters layers width heads objective".split()}
+    made = {key: model.facts.get(key) for key in ("trained_on", "steps")}
+    return {"id": name} | told | made | {"mode": None if engine is None else str(engine.mode), "facts": model.facts}
+
+
+def _done(event: Done) -> dict[str, Any]:
+    return {"images": [_text(png_bytes(image)) for image in event.images], "nats": event.nats}
+
+
+def _wants_png(body: schema.Request, accept: str) -> bool:
+    return body.format == "png" or (body.format is None and "image/png" in accept and "json" not in accept)
+
+
+def _png(image: NDArray[np.uint8], headers: dict[str, str] | None = None) -> Response:
+    return Response(png_bytes(image), media_type="image/png", headers=headers)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message}}, status, headers)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    return _error(error.status_code, str(error.detail), error.headers)
+
+
+async def _input_error(request: Request, error: Exception) -> Response:
+    """The package's own sentences name flags; here these are fields."""
+    return _error(400, re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(error)))
+
+
+async def _went_away(request: Request, error: Exception) -> Response:
+    return _error(499, GONE)  # nobody reads it; it is counted
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return _error(500, "this request failed; the server's log says why")

@@ -1,0 +1,368 @@
+"""Drawing for many at once: a table of rows, one pixel of each at a time, requests joining and leaving in between.
+
+How long a picture is, is known before it begins, so a fixed table is enough: nothing grows or is moved out of memory,
+and the time left follows from counting. One thread works; others `submit` and `cancel`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import SamplingConfig, ServeConfig
+from nextpixel.decoding import Decoder, RowCache, choose_mode
+from nextpixel.devices import free_memory_bytes
+from nextpixel.errors import InputError
+from nextpixel.model import ImageGPT, KVCache, cross_entropy
+from nextpixel.sampling import choose, pixel_noise, wide_type
+
+MEMORY_SHARE = 0.5
+PACE_MEMORY = 0.9  # of the running mean of seconds a pixel
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Told when the queue moves."""
+
+    ahead: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of one candidate is drawn."""
+
+    candidate: int
+    y: int
+    pixels: NDArray[np.uint8]
+    """(W, 3)"""
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """All is drawn: images uint8 (n, H, W, 3) and their nats per drawn pixel (n,), as sampling.Drawing has them."""
+
+    images: NDArray[np.uint8]
+    nats: list[float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It will not be drawn; status as HTTP counts them."""
+
+    status: int
+    message: str
+
+
+Event = Waiting | Row | Done | Failed
+
+
+class Busy(Exception):
+    """The queue is full for about so many seconds, or the engine is closing."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request for n pictures behind one prompt (1, P); `tell` is called in the engine's thread and must not wait."""
+
+    prompt: Tensor
+    side: int
+    n: int
+    sampling: SamplingConfig
+    seconds: float
+    tell: Callable[[Event], None]
+    arrived: float = field(default_factory=time.monotonic)
+    placed: int = 0  # candidates that have a row, or had one
+    finished: int = 0
+    over: bool = False
+    read: tuple[Tensor, KVCache] | None = None  # the prompt's prefill, while candidates wait for rows
+    began: float = 0.0
+    first_row: float = 0.0
+
+    def __post_init__(self) -> None:
+        pixels = self.side**2
+        self.noise = np.stack([pixel_noise(self.sampling.seed, 0, i, pixels) for i in range(self.n)])
+        self.manner = replace(self.sampling, seed=0)
+        self.tokens = np.zeros((self.n, pixels), np.int64)
+        self.tokens[:, : self.prompt.shape[1]] = self.prompt.numpy()
+        self.drawn = pixels - self.prompt.shape[1]
+        self.nats = np.zeros(self.n)
+        self.shape = (self.n, self.side, self.side, 3)
+
+
+@dataclass(eq=False)
+class _Place:
+    """A row of the table: which candidate stands there, and how many of its pixels are known."""
+
+    ticket: Ticket
+    candidate: int
+    known: int
+    token: int = 0
+
+
+class Engine:
+    """One model's table of rows. Those in use are the first ones, so that a step costs what they cost.
+
+    `observe` is called with (what, value): "queue_seconds", "first_row_seconds", "pixels", "pixels_per_second".
+    Raises InputError where the slots do not fit into memory.
+    """
+
+    def __init__(self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None]) -> None:
+        shape, slots = model.config, config.slots
+        needed = 2 * slots * shape.layers * shape.pixels * shape.width * model.head.weight.element_size()
+        if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
+            raise InputError(f"--slots: {slots} slots need {needed / 1e9:.1f} GB of memory; take fewer")
+        self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
+        self.mode = choose_mode(model, slots, shape.pixels, config.speed)
+        self._decoder = Decoder(model, slots, self.mode, apart=True)
+        assert isinstance(self._decoder.cache, RowCache)
+        self._cache = self._decoder.cache
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._places: list[_Place] = []
+        self.closing = self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """The first products are slow, and the first request shall be told its time."""
+        every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
+        self._logits = self._decoder.start(every[None, :0], every)
+        for _ in range(min(2, self.model.config.pixels - 1)):
+            start = time.monotonic()
+            self._decoder.step(every)
+        self.pace = time.monotonic() - start if self.model.config.pixels > 1 else 0.0
+
+    # ---- for other threads
+
+    def submit(self, ticket: Ticket) -> int:
+        """Queue a request; returns how many are before it, 0 where it begins at once. Raises Busy."""
+        with self._changed:
+            if self.closing or len(self._waiting) >= self.limit:
+                raise Busy(self._forecast()[1] * self.pace)
+            self._waiting.append(ticket)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="nextpixel engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+            return self._ahead(len(self._waiting) - 1)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Its rows are free at the next pixel, its place in the queue at once."""
+        with self._changed:
+            self._end(ticket)
+
+    def seconds_left(self, ticket: Ticket) -> float:
+        """Until that request is done: pixels are counted exactly, as long as nobody leaves before his time."""
+        with self._changed:
+            return self._forecast()[0].get(ticket, 0) * self.pace
+
+    @property
+    def used(self) -> int:
+        return len(self._places)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def drain(self, seconds: float) -> None:
+        """Refuse what waits and what comes; what is being drawn has that long to end."""
+        with self._changed:
+            self.closing = True
+            for ticket in [ticket for ticket in self._waiting if not ticket.placed]:
+                self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
+            for ticket in self._tickets():
+                ticket.seconds = min(ticket.seconds, time.monotonic() - ticket.arrived + seconds)
+
+    def close(self) -> None:
+        """End everything now, and the thread with it."""
+        with self._changed:
+            self.closing = self._stopped = True
+            for ticket in self._tickets():
+                self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    # ---- with the lock held
+
+    def _tickets(self) -> set[Ticket]:
+        return {*self._waiting, *(place.ticket for place in self._places)}
+
+    def _end(self, ticket: Ticket) -> None:
+        ticket.over, ticket.read = True, None
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+    def _fail(self, ticket: Ticket, reason: Failed) -> None:
+        if not ticket.over:
+            self._end(ticket)
+            ticket.tell(reason)
+
+    def _ahead(self, number: int) -> int:
+        """Requests before that number of the queue; those being drawn are one where they take all slots."""
+        return number + (len(self._places) == self.slots)
+
+    def _forecast(self) -> tuple[dict[Ticket, int], int]:
+        """Pixels until each request is done, and until the first that waits has all its rows."""
+        pixels = self.model.config.pixels
+        ends = [0] * (self.slots - len(self._places)) + [pixels - place.known for place in self._places]
+        left: dict[Ticket, int] = {}
+        for place in self._places:
+            left[place.ticket] = max(left.get(place.ticket, 0), pixels - place.known)
+        heapq.heapify(ends)
+        room = 0
+        for number, ticket in enumerate(self._waiting):
+            for _ in range(ticket.n - ticket.placed):
+                start = ends[0]
+                left[ticket] = max(left.get(ticket, 0), start + ticket.drawn)
+                heapq.heapreplace(ends, start + ticket.drawn)
+                room = max(room, start) if number == 0 else room
+        return left, room
+
+    # ---- the thread
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._places or self._stopped):
+                    self._changed.wait()
+                if self._stopped:
+                    return
+            try:
+                self._turn()
+            except Exception:
+                logging.getLogger(__name__).exception("drawing failed")
+                with self._changed:
+                    for ticket in self._tickets():
+                        self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
+                    self._places.clear()
+
+    def _turn(self) -> None:
+        """One pixel of every row in use."""
+        start = time.monotonic()
+        with self._changed:
+            for ticket in self._tickets():
+                if start - ticket.arrived > ticket.seconds:
+                    self._fail(ticket, Failed(504, f"not done within {ticket.seconds:g} seconds; ask for fewer"))
+            self._leave()
+        self._admit()
+        if not self._places:
+            return
+        count = len(self._places)
+        self.observe("pixels", count)  # before anybody is told of them
+        self._draw()
+        with self._changed:
+            self._leave()
+        if self._places:
+            self._cache.length = max(place.known for place in self._places)
+            tokens = torch.tensor([place.token for place in self._places], device=self.model.device)
+            self._logits[: len(tokens)] = self._decoder.step(tokens)
+        seconds = time.monotonic() - start
+        self.pace = PACE_MEMORY * self.pace + (1 - PACE_MEMORY) * seconds
+        self.observe("pixels_per_second", count / self.pace)
+
+    def _leave(self) -> None:
+        """Rows of finished candidates and ended requests are free; the last rows take their places."""
+        pixels = self.model.config.pixels
+        for number in reversed(range(len(self._places))):
+            place = self._places[number]
+            if place.ticket.over or place.known == pixels:
+                last = len(self._places) - 1
+                if number < last:
+                    self._cache.copy(last, number)
+                    self._logits[number] = self._logits[last]
+                    self._places[number] = self._places[last]
+                self._places.pop()
+
+    def _admit(self) -> None:
+        """Free rows go to those that wait, in order. At most one prompt is read: the others wait for their pixel."""
+        with self._changed:
+            ticket = self._waiting[0] if self._waiting else None
+        if ticket is None or len(self._places) == self.slots:
+            return
+        if ticket.read is None:
+            ticket.began = time.monotonic()
+            self.observe("queue_seconds", ticket.began - ticket.arrived)
+            ticket.read = self._decoder.read(ticket.prompt.to(self.model.device))
+        with self._changed:
+            if ticket.over:
+                ticket.read = None
+                return
+            logits, read = ticket.read
+            first = len(self._places)
+            count = min(self.slots - first, ticket.n - ticket.placed)
+            rows = torch.arange(first, first + count, device=logits.device)
+            self._cache.fill(rows, read, torch.zeros_like(rows))
+            self._logits[rows] = logits
+            known = ticket.prompt.shape[1]
+            self._places += [_Place(ticket, ticket.placed + i, known) for i in range(count)]
+            ticket.placed += count
+            if ticket.placed == ticket.n:
+                self._waiting.popleft()
+                ticket.read = None
+                left = self._forecast()[0]
+                for number, other in enumerate(self._waiting):
+                    other.tell(Waiting(self._ahead(number), left[other] * self.pace))
+
+    def _draw(self) -> None:
+        """Choose a token for every row, and tell what is complete with it."""
+        places = list(self._places)
+        logits = self._logits[: len(places)]
+        noise = torch.tensor(
+            [place.ticket.noise[place.candidate, place.known] for place in places], dtype=torch.float64
+        )
+        noise = noise.to(logits.device, wide_type(logits))
+        groups: dict[SamplingConfig, list[int]] = {}
+        for number, place in enumerate(places):
+            groups.setdefault(place.ticket.manner, []).append(number)
+        chosen = torch.empty(len(places), dtype=torch.int64, device=logits.device)
+        for manner, numbers in groups.items():
+            chosen[numbers] = choose(logits[numbers], noise[numbers], manner)
+        nats = cross_entropy(logits[:, None], chosen[:, None], reduction="none")[:, 0]
+        for place, token, cost in zip(places, chosen.tolist(), nats.tolist(), strict=True):
+            ticket = place.ticket
+            place.token = ticket.tokens[place.candidate, place.known] = token
+            ticket.nats[place.candidate] += cost
+            place.known += 1
+            if place.known % self.model.config.side == 0 and not ticket.over:
+                self._tell_row(ticket, place)
+
+    def _tell_row(self, ticket: Ticket, place: _Place) -> None:
+        side, now = self.model.config.side, time.monotonic()
+        if not ticket.first_row:
+            ticket.first_row = now
+            self.observe("first_row_seconds", now - ticket.arrived)
+        colours = self.model.palette.rgb
+        pixels = colours[ticket.tokens[place.candidate, place.known - side : place.known]]
+        rest = min(other.known for other in self._places if other.ticket is ticket)
+        left = (self.model.config.pixels - rest) * self.pace if ticket.read is None else self.seconds_left(ticket)
+        ticket.tell(Row(place.candidate, place.known // side - 1, pixels, left))
+        ticket.finished += place.known == self.model.config.pixels
+        if ticket.finished == ticket.n:
+            ticket.over = True
+            seconds = {
+                "queue": ticket.began - ticket.arrived,
+                "first_row": ticket.first_row - ticket.arrived,
+                "total": now - ticket.arrived,
+            }
+            ticket.tell(
+                Done(colours[ticket.tokens].reshape(ticket.shape), (ticket.nats / ticket.drawn).tolist(), seconds)
+            )

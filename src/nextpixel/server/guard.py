@@ -1,0 +1,129 @@
+"""Who may ask: checks before any of a request is read, and the headers of every answer."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import time
+from collections.abc import Callable, Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": PAGE_POLICY,
+}
+OPEN = {"/", "/page.js", "/page.css", "/healthz"}  # without a token: they know nothing
+
+
+def guard(
+    app: ASGIApp,
+    *,
+    token: str | None,
+    hosts: Collection[str],
+    upload_bytes: int,
+    observe: Callable[[str, int, float], None],
+) -> ASGIApp:
+    """Wraps an application; `observe` gets the route, status and seconds of each request."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        start, status, taken = time.monotonic(), 500, 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > upload_bytes:
+                raise HTTPException(413, _too_large(upload_bytes))
+            return message
+
+        async def dressed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            refusal = refused(scope, token, hosts, upload_bytes)
+            if refusal is None:
+                await app(scope, counted, dressed)
+            else:
+                await _refuse(dressed, *refusal)
+        finally:
+            observe(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - start)
+
+    return guarded
+
+
+def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_bytes: int) -> tuple[int, str] | None:
+    """Status and sentence for a request that may not come in.
+
+    A page of another site may send requests from the browser of whoever runs the server: its Origin tells. A name that
+    such a site lets point here (DNS rebinding) shows in Host, which must be an address or a name known to the server.
+    """
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    name = _host_name(host)
+    if name is None or not (_is_address(name) or name == "localhost" or name in hosts):
+        return 403, "this server is not known by that name; start it with --allow-host NAME to allow one"
+    origins = headers.getlist("origin")
+    if any(origin.partition("://")[2] != host or not origin.startswith("http") for origin in origins):
+        return 403, "requests from pages of other sites are refused"
+    navigates = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not navigates:
+        return 403, "requests from pages of other sites are refused"
+    if token is not None and scope["path"] not in OPEN:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if not hmac.compare_digest(given.strip().encode(), token.encode()) or scheme.lower() != "bearer":
+            return 401, "a token is needed: send the header Authorization: Bearer TOKEN"
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > upload_bytes:
+        return 413, _too_large(upload_bytes)
+    return None
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname if parts.netloc == host and "@" not in host else None
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _too_large(upload_bytes: int) -> str:
+    return f"expected a request of at most {upload_bytes / 1e6:g} MB (--max-upload-mb); send a smaller picture"
+
+
+async def _refuse(send: Send, status: int, message: str) -> None:
+    body = json.dumps({"error": {"message": message}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,58 @@
+"""Listening: the socket, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from nextpixel.config import ServeConfig
+from nextpixel.errors import InputError
+
+
+class _Server(uvicorn.Server):
+    """Tells the engines of a signal, which uvicorn tells the application only after the last answer."""
+
+    drain: Callable[[], None]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.drain()
+        await super().shutdown(sockets)
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """A listening socket. Raises InputError where there is none to be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--host, --port: cannot listen on {config.host}, port {config.port} ({reason}); name another"
+        ) from None
+
+
+def serve(app: FastAPI, config: ServeConfig, opened: socket.socket) -> None:
+    """Answer until a signal comes. What is being drawn then has shutdown_seconds to end."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            access_log=False,  # nothing of a request is written down
+            log_level="warning",
+            server_header=False,
+            limit_concurrency=config.max_connections,
+            timeout_graceful_shutdown=max(1, round(config.shutdown_seconds) + 1),
+            h11_max_incomplete_event_size=32_768,
+            http="h11",
+            ws="none",
+        )
+    )
+
+    def drain() -> None:
+        for engine in app.state.engines.values():
+            engine.drain(config.shutdown_seconds)
+
+    server.drain = drain
+    server.run(sockets=[opened])

@@ -1,0 +1,63 @@
+"""What /metrics tells, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from nextpixel.server.engine import Engine
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+
+
+class Meters:
+    """Counters of one server; a registry of its own, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter("nextpixel_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self._request_seconds = Histogram(
+            "nextpixel_request_seconds",
+            "From the first byte in to the last out.",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._queue_seconds = Histogram(
+            "nextpixel_queue_seconds", "Drawings: wait for a slot.", ["model"], buckets=SECONDS, registry=registry
+        )
+        self._first_row_seconds = Histogram(
+            "nextpixel_first_row_seconds",
+            "Drawings: until the first row.",
+            ["model"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._pixels = Counter("nextpixel_pixels", "Pixels drawn.", ["model"], registry=registry)
+        self._speed = Gauge("nextpixel_pixels_per_second", "While drawing.", ["model"], registry=registry)
+        self._used = Gauge("nextpixel_slots_used", "Pictures being drawn.", ["model"], registry=registry)
+        self._slots = Gauge("nextpixel_slots", "Pictures that can be drawn at once.", ["model"], registry=registry)
+        self._waiting = Gauge("nextpixel_queue_length", "Requests that wait.", ["model"], registry=registry)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def drawing(self, model: str, what: str, value: float) -> None:
+        """What an engine observes."""
+        if what == "pixels":
+            self._pixels.labels(model).inc(value)
+        elif what == "pixels_per_second":
+            self._speed.labels(model).set(value)
+        else:
+            {"queue_seconds": self._queue_seconds, "first_row_seconds": self._first_row_seconds}[what].labels(
+                model
+            ).observe(value)
+
+    def text(self, engines: Mapping[str, Engine]) -> bytes:
+        for name, engine in engines.items():
+            self._used.labels(name).set(engine.used)
+            self._slots.labels(name).set(engine.slots)
+            self._waiting.labels(name).set(engine.waiting)
+        return generate_latest(self._registry)

@@ -1,0 +1,666 @@
+"use strict";
+
+// ---- light and dark: before anything is painted
+
+const THEME = "nextpixel-theme", TOKEN = "nextpixel-token";
+
+function remembered(store, key) {
+  try { return store.getItem(key); } catch { return null; } // storage may be switched off
+}
+
+function remember(store, key, value) {
+  try { store.setItem(key, value); } catch { /* then it holds until the page is left */ }
+}
+
+const chosenTheme = remembered(localStorage, THEME);
+if (chosenTheme) document.documentElement.dataset.theme = chosenTheme;
+
+const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+
+// ---- what is known
+
+const state = {
+  models: [],
+  upload: Infinity, // bytes that the server takes in one request
+  token: remembered(sessionStorage, TOKEN),
+  picture: null, // {name, base64}: the file as it came
+  seen: null, // canvas: the picture as the model sees it
+  kept: 16, // rows
+  heat: null, // {nats, values} of this picture and model
+  drawing: null, // AbortController
+  drawn: null, // settings of what the tiles show; null: they show what is kept
+  tiles: [], // {canvas, context, button, scan, caption, rows, nats}
+  shown: -1, // the tile in the dialog
+};
+const $ = (id) => document.getElementById(id);
+const model = () => state.models[$("model").selectedIndex] ?? state.models[0];
+const side = () => model()?.side ?? 32;
+const isExact = () => !model().mode || model().mode.startsWith("weights as they are"); // as the server tells it
+const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
+const said = (value) => value.toFixed(2);
+
+// ---- the server
+
+class Refused extends Error {
+  constructor(message, status) { super(message); this.status = status; }
+}
+
+async function call(path, body, signal) {
+  const headers = body ? { "Content-Type": "application/json" } : {};
+  if (state.token) headers.Authorization = `Bearer ${state.token}`;
+  let answer;
+  try {
+    answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The server does not answer. Is nextpixel serve still running?", 0);
+  }
+  if (answer.ok) return answer;
+  const told = await answer.json().catch(() => ({}));
+  const words = told.error?.message ?? told.error ?? told.message ?? told.detail;
+  if (answer.status === 401) askForToken();
+  throw new Refused(typeof words === "string" && words ? words : `The server answered ${answer.status}.`, answer.status);
+}
+
+async function* events(answer) {
+  const decoder = new TextDecoder();
+  const reader = answer.body.getReader();
+  let text = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        throw new Refused("The connection to the server was lost.", 0);
+      });
+      text = (text + decoder.decode(value, { stream: !done })).replace(/\r\n/g, "\n");
+      for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
+        let name = "message";
+        const data = [];
+        for (const line of text.slice(0, end).split("\n")) {
+          if (line.startsWith("event:")) name = line.slice(6).trim();
+          else if (line.startsWith("data:")) data.push(line.slice(5).replace(/^ /, ""));
+        }
+        if (data.length) yield { name, data: JSON.parse(data.join("\n")) };
+      }
+      if (done) return;
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+function askForToken() {
+  $("token-form").hidden = false;
+  if (state.token) $("start-error").textContent = "That token was not accepted.";
+}
+
+// ---- bytes
+
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+
+function base64Of(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(new Error("The file could not be read."));
+    reader.readAsDataURL(blob);
+  });
+}
+
+function paint(context, y, width, rgb) {
+  const height = rgb.length / 3 / width;
+  const pixels = context.createImageData(width, height);
+  for (let from = 0, to = 0; from < rgb.length; from += 3, to += 4) {
+    pixels.data[to] = rgb[from];
+    pixels.data[to + 1] = rgb[from + 1];
+    pixels.data[to + 2] = rgb[from + 2];
+    pixels.data[to + 3] = 255;
+  }
+  context.putImageData(pixels, 0, y);
+}
+
+// ---- models
+
+async function start() {
+  $("start-error").textContent = "";
+  try {
+    const answer = await (await call("/v1/models")).json();
+    state.models = answer.models ?? answer.data ?? answer;
+    $("n").max = answer.limits?.n ?? 16;
+    state.upload = (answer.limits?.upload_mb ?? Infinity) * 1e6;
+  } catch (error) {
+    if (error.status !== 401) $("start-error").textContent = error.message;
+    return;
+  }
+  $("token-form").hidden = true;
+  $("model").replaceChildren(...state.models.map((one) => new Option(one.id)));
+  $("model-field").hidden = state.models.length < 2;
+  await showModel();
+  await showPictures();
+}
+
+async function showModel() {
+  const one = model();
+  document.documentElement.style.setProperty("--snap", `${side() <= 64 ? side() : 1}px`); // whole screen pixels for each
+  const facts = { Name: one.id };
+  if (one.trained_on) facts["Trained on"] = one.trained_on;
+  if (one.steps) facts.Steps = one.steps.toLocaleString("en");
+  facts.Parameters = one.parameters?.toLocaleString("en");
+  facts["It sees"] = `${side()} × ${side()} pixels`;
+  facts.Colours = one.colors?.toLocaleString("en");
+  $("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => {
+    const [term, told] = [document.createElement("dt"), document.createElement("dd")];
+    [term.textContent, told.textContent] = [name, value];
+    return [term, told];
+  }));
+  const trained = one.trained_on ? `It learned from ${one.trained_on}. Whatever you give it, it goes on as those go on.`
+    : "It goes on as the pictures go on that it learned from. Which those were is not recorded.";
+  const limits = [
+    `Every picture becomes a square of ${side()} × ${side()} pixels first. Finer detail is lost.`,
+    `It knows ${one.colors} colours. Others become the nearest of them.`,
+    trained,
+    "It reads from the top, row by row: it cannot fill a hole or draw what lies above.",
+  ];
+  if (one.objective === "masked") limits.unshift("It was trained on masked pixels and cannot draw; choose another model.");
+  $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
+  $("line").ariaValueMax = side() - 1;
+  $("rounded").hidden = isExact();
+  clearDrawn();
+  if (state.picture) await see(state.picture, state.kept / $("picture").height);
+  else keepRows(Math.round(side() / 2));
+}
+
+// ---- the picture
+
+let looking = 0; // the newest request wins
+
+async function see(picture, keep = 0.5) {
+  const mine = ++looking;
+  $("picture-error").textContent = "";
+  try {
+    const answer = await (await call("/v1/encode", { image: picture.base64, model: model().id })).json();
+    const bitmap = await createImageBitmap(new Blob([bytesOf(answer.image)], { type: "image/png" }));
+    if (mine !== looking) return false;
+    abandon();
+    const canvas = $("picture");
+    canvas.width = canvas.height = side();
+    canvas.getContext("2d").drawImage(bitmap, 0, 0);
+    $("stage").classList.add("filled");
+    canvas.ariaLabel = `${picture.name}, as the model sees it`;
+    Object.assign(state, { picture, seen: canvas, heat: null });
+    clearDrawn();
+    keepRows(Math.round(keep * side()));
+    showHeat(false);
+    return true;
+  } catch (error) {
+    if (mine === looking && error.status !== 401) $("picture-error").textContent = error.message.replace(/^image: /, `${picture.name}: `);
+    return false;
+  }
+}
+
+async function take(file) {
+  if (!file) return;
+  try {
+    if (file.size * 4 / 3 + 1000 > state.upload) { // as base64
+      const most = Math.floor((state.upload * 3) / 4e6);
+      throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; this server takes ${most}. Make it smaller.`);
+    }
+    const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
+    if (await see(picture, state.seen ? state.kept / side() : 0.5)) mark(null);
+  } catch (error) {
+    $("picture-error").textContent = error.message;
+  }
+}
+
+const mark = (button) => $("thumbs").querySelectorAll("button").forEach((one) => { one.ariaPressed = one === button; });
+
+async function showPictures() {
+  try {
+    const answer = await (await call("/v1/pictures")).json();
+    const buttons = await Promise.all((answer.pictures ?? answer).map(async (name) => {
+      const blob = await (await call(`/v1/pictures/${encodeURIComponent(name)}`)).blob();
+      const button = Object.assign(document.createElement("button"), { type: "button", ariaPressed: "false" });
+      button.ariaLabel = name;
+      button.append(Object.assign(new Image(48, 48), { alt: "", src: URL.createObjectURL(blob) }));
+      button.addEventListener("click", async () => {
+        const picture = { name, base64: await base64Of(blob) };
+        if (await see(picture, state.seen ? state.kept / side() : 0.5)) mark(button);
+      });
+      return button;
+    }));
+    $("thumbs").replaceChildren(...buttons);
+    if (!state.picture) buttons[0]?.click();
+  } catch {
+    $("thumbs").replaceChildren(); // a convenience: without them a picture can still be dropped
+  }
+}
+
+function keepRows(rows) {
+  state.kept = Math.min(Math.max(rows, 0), side() - 1);
+  $("stage").style.setProperty("--at", `${(100 * state.kept) / side()}%`);
+  const text = `${state.kept} of ${side()} rows kept`;
+  $("kept").textContent = text;
+  $("line").ariaValueNow = state.kept;
+  $("line").ariaValueText = text;
+  if (!state.drawn) layTiles();
+  showCommand();
+}
+
+function dragLine() {
+  const rowAt = (event) => {
+    const box = $("stage").getBoundingClientRect();
+    return Math.round(((event.clientY - box.top) / box.height) * side());
+  };
+  let held = null;
+  $("stage").addEventListener("pointerdown", (event) => {
+    // On a touch screen only the line itself is dragged: elsewhere a finger scrolls the page.
+    if (event.button || (event.pointerType === "touch" && !$("line").contains(event.target))) return;
+    held = event.pointerId;
+    $("stage").setPointerCapture(held);
+    event.preventDefault();
+    $("line").focus({ focusVisible: false, preventScroll: true });
+    keepRows(rowAt(event));
+  });
+  $("stage").addEventListener("pointermove", (event) => { if (event.pointerId === held) keepRows(rowAt(event)); });
+  for (const end of ["pointerup", "pointercancel"]) $("stage").addEventListener(end, () => { held = null; });
+  $("stage").addEventListener("click", (event) => { if (event.pointerType === "touch") keepRows(rowAt(event)); });
+  $("line").addEventListener("keydown", (event) => {
+    // The line goes where the arrow points: down keeps more.
+    const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: 4, PageUp: -4, Home: -side(), End: side() };
+    if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    keepRows(state.kept + steps[event.key]);
+  });
+}
+
+// ---- surprise
+
+const HEAT = [ // that of the maps which nextpixel score writes
+  [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
+];
+
+async function surprise() {
+  $("surprise-error").textContent = "";
+  if (!$("heat").hidden) return showHeat(false);
+  if (!state.seen) {
+    $("surprise-error").textContent = "Choose a picture first.";
+    return;
+  }
+  const { picture } = state, name = model().id;
+  try {
+    state.heat ??= await (await call("/v1/score", { image: picture.base64, model: name })).json();
+    if (state.picture === picture && model().id === name) showHeat(true);
+    else state.heat = null;
+  } catch (error) {
+    state.heat = null;
+    if (error.status !== 401) $("surprise-error").textContent = error.message;
+  }
+}
+
+function showHeat(on) {
+  $("heat").hidden = $("scale").hidden = !on;
+  $("stage").classList.toggle("heated", on);
+  $("surprise").textContent = on ? "Show picture" : "Show surprise";
+  if (!on) return;
+  const values = state.heat.heat.flat();
+  const top = [...values].sort((a, b) => a - b)[Math.floor(0.99 * (values.length - 1))] || 1; // a few pixels shall not darken the rest
+  const rgb = values.flatMap((value) => {
+    const place = Math.min(Math.max(value / top, 0), 1) * (HEAT.length - 1);
+    const below = Math.min(Math.floor(place), HEAT.length - 2);
+    return HEAT[below].map((low, c) => Math.round(low + (place - below) * (HEAT[below + 1][c] - low)));
+  });
+  const canvas = $("heat");
+  canvas.width = canvas.height = side();
+  paint(canvas.getContext("2d"), 0, side(), rgb);
+  const mean = `${said(state.heat.nats_per_pixel)} nats per pixel on average`;
+  canvas.ariaLabel = `Where the picture surprises the model: ${mean}`;
+  $("scale-top").textContent = top.toFixed(1);
+  $("scale-mean").textContent = `mean ${said(state.heat.nats_per_pixel)} nats`;
+  announce(mean);
+}
+
+// ---- settings
+
+function settings() {
+  for (const input of $("settings").querySelectorAll("input")) {
+    input.ariaInvalid = !input.checkValidity();
+    if (input.checkValidity()) continue;
+    input.closest("details")?.setAttribute("open", "");
+    const label = (input.labels[0].firstChild.textContent || "").trim();
+    const whole = input.step === "1" ? "a whole number" : "a number";
+    const range = input.max ? `from ${input.min} to ${Number(input.max).toLocaleString("en")}` : `of ${input.min} or more`;
+    $("settings-error").textContent = `${label}: ${whole} ${range} is needed.`;
+    input.focus();
+    return null;
+  }
+  $("settings-error").textContent = "";
+  const number = (id) => ($(id).value === "" ? null : $(id).valueAsNumber);
+  return {
+    n: number("n"), temperature: number("temperature"), top_k: number("top-k"), top_p: number("top-p"), seed: number("seed"),
+    model: model().id,
+  };
+}
+
+function quoted(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) && !word.startsWith("-") ? word : `'${word.replace(/'/g, "'\\''").replace(/^-/, "./-")}'`;
+}
+
+function commandOf(drawn) {
+  const words = drawn.kept === null ? ["nextpixel sample"] : ["nextpixel complete", quoted(drawn.name), "--keep", drawn.kept / drawn.side];
+  words.push("-n", drawn.n, "--seed", drawn.seed);
+  if (drawn.temperature !== 1) words.push("--temperature", drawn.temperature);
+  if (drawn.top_k !== null) words.push("--top-k", drawn.top_k);
+  if (drawn.top_p !== null) words.push("--top-p", drawn.top_p);
+  if (drawn.model !== "embedded") words.push("--model", quoted(drawn.model));
+  if (isExact()) words.push("--speed exact");
+  return words.join(" ");
+}
+
+function showCommand() {
+  const whole = [...$("settings").querySelectorAll("input")].every((input) => input.checkValidity());
+  if (!whole || !state.models.length) return;
+  const now = { ...settings(), side: side(), kept: state.seen ? state.kept : null, name: state.picture?.name };
+  $("command").textContent = commandOf(now);
+}
+
+// ---- tiles
+
+function layTiles() {
+  const n = Math.min(Math.max($("n").valueAsNumber || 1, 1), $("n").max);
+  while (state.tiles.length > n) state.tiles.pop().button.parentElement.remove();
+  while (state.tiles.length < n) addTile(state.tiles.length);
+  const columns = n < 5 ? 2 : n < 10 ? 3 : 4;
+  const root = document.documentElement.style; // not on the tiles: there it would win over the small screens' rule
+  root.setProperty("--columns", columns);
+  root.setProperty("--columns-small", Math.min(n, 2));
+  state.tiles.forEach((tile) => begin(tile, state.seen ? state.kept : 0));
+}
+
+function addTile(index) {
+  const item = document.createElement("li");
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
+  const canvas = document.createElement("canvas");
+  const caption = Object.assign(document.createElement("span"), { className: "caption" });
+  const scan = document.createElement("i");
+  button.append(canvas, scan);
+  item.append(button, caption);
+  $("tiles").append(item);
+  button.addEventListener("click", () => enlarge(index));
+  state.tiles.push({ canvas, context: canvas.getContext("2d"), button, scan, caption });
+}
+
+function begin(tile, kept) {
+  tile.canvas.width = tile.canvas.height = side(); // which also empties it
+  if (kept) tile.context.drawImage(state.seen, 0, 0, side(), kept, 0, 0, side(), kept);
+  Object.assign(tile, { rows: kept, nats: null });
+  tell(tile, "");
+  scanAt(tile, kept);
+}
+
+const scanAt = (tile, y) => tile.scan.style.setProperty("--at", `${(100 * y) / side()}%`);
+
+function tell(tile, text) {
+  const number = state.tiles.indexOf(tile) + 1;
+  const value = tile.nats === null ? null : Object.assign(document.createElement("b"), { textContent: said(tile.nats) });
+  tile.caption.replaceChildren(...(value ? [value, " nats per pixel"] : [text]));
+  tile.button.ariaLabel = `Candidate ${number}: ${tile.caption.textContent || "not drawn yet"}. Enlarge`;
+}
+
+function clearDrawn() {
+  state.drawn = null;
+  layTiles();
+  $("progress").value = 0;
+  $("said").textContent = "";
+}
+
+// ---- drawing
+
+const announce = (text) => { $("live").textContent = text; };
+
+async function draw(complete) {
+  if (state.drawing) return;
+  $("draw-error").textContent = "";
+  if (complete && !state.seen) {
+    $("draw-error").textContent = "Choose a picture first.";
+    return;
+  }
+  const chosen = settings();
+  if (!chosen) return;
+  const kept = complete ? state.kept : 0;
+  const mine = (state.drawing = new AbortController());
+  state.drawn = { ...chosen, side: side(), kept: complete ? kept : null, name: complete ? state.picture.name : "drawn" };
+  layTiles();
+  state.tiles.forEach((tile) => begin(tile, kept));
+  busy(true);
+  $("said").textContent = complete && kept ? "Reading the picture" : "Beginning";
+  const words = many(chosen.n, complete ? "completion" : "picture");
+  announce(`Drawing ${words}.`);
+  bringIntoView();
+
+  const rows = chosen.n * (side() - kept);
+  const body = { ...chosen, stream: true };
+  if (complete) Object.assign(body, { keep: kept / side(), image: state.picture.base64 });
+  let count = 0, first = 0, counted = 0, quarter = 0;
+  try {
+    for await (const { name, data } of events(await call(complete ? "/v1/complete" : "/v1/sample", body, mine.signal))) {
+      mine.signal.throwIfAborted(); // rows that had come already
+      if (name === "row") {
+        const tile = state.tiles[data.candidate];
+        paint(tile.context, data.y, side(), bytesOf(data.pixels));
+        tile.rows = data.y + 1;
+        scanAt(tile, tile.rows);
+        if (state.shown === data.candidate) paintLarge();
+        const now = performance.now();
+        count += 1;
+        // The first row of all candidates carries the reading of the picture: the pace is that of those after it.
+        if (count <= chosen.n) [first, counted] = [now, count];
+        const rate = count > counted ? (now - first) / (count - counted) : 0;
+        $("progress").value = count / rows;
+        const left = data.seconds_left ?? (rate ? (rate * (rows - count)) / 1000 : null);
+        $("said").textContent = `${count} of ${rows} rows${left === null ? "" : `, ${timeLeft(left)}`}`;
+        const passed = Math.floor((4 * count) / rows);
+        if (passed > quarter && passed < 4) announce(["", "A quarter drawn.", "Half drawn.", "Three quarters drawn."][(quarter = passed)]);
+      } else if (name === "waiting") {
+        const left = data.seconds_left === undefined ? "" : `, ${timeLeft(data.seconds_left)}`;
+        $("said").textContent = data.ahead ? `Waiting: ${many(data.ahead, "drawing")} before this one${left}` : "Beginning";
+      } else if (name === "error") {
+        throw new Refused(data.message, 0);
+      } else if (name === "done") {
+        data.nats.forEach((nats, i) => {
+          state.tiles[i].nats = nats;
+          tell(state.tiles[i]);
+        });
+        state.drawn.done = true;
+        $("progress").value = 1;
+        const text = `Drawn with seed ${data.seed ?? chosen.seed}`;
+        $("said").textContent = text;
+        const [low, high] = [Math.min(...data.nats), Math.max(...data.nats)];
+        announce(`${text}: ${words}, ${low === high ? said(low) : `${said(low)} to ${said(high)}`} nats per pixel.`);
+      }
+    }
+    if (!state.drawn?.done) throw new Refused("The server ended before the pictures were finished.", 0);
+  } catch (error) {
+    if (state.drawing === mine) {
+      const stopped = error.name === "AbortError";
+      for (const tile of state.tiles) tell(tile, tile.rows > kept ? `stopped after row ${tile.rows}` : "");
+      $("said").textContent = stopped ? "Stopped" : "";
+      if (stopped) announce("Stopped.");
+      else if (error.status !== 401) $("draw-error").textContent = error instanceof Refused ? error.message : `The answer could not be read: ${error.message}`;
+    }
+  } finally {
+    mine.abort();
+    if (state.drawing === mine) {
+      state.drawing = null;
+      busy(false);
+      if (state.shown >= 0) paintLarge();
+    }
+  }
+}
+
+function stop() {
+  state.drawing?.abort();
+}
+
+function abandon() { // another picture or model came: what is being drawn has no place any more
+  if (!state.drawing) return;
+  stop();
+  state.drawing = null;
+  busy(false);
+}
+
+function timeLeft(seconds) {
+  if (seconds < 1) return "nearly done";
+  if (seconds < 90) return `about ${Math.ceil(seconds)} s left`;
+  return `about ${Math.ceil(seconds / 60)} min left`;
+}
+
+function busy(on) {
+  const hadFocus = document.activeElement === $("stop");
+  $("tiles").classList.toggle("drawing", on);
+  $("tiles").ariaBusy = on;
+  for (const id of ["complete", "sample"]) $(id).ariaDisabled = on; // not disabled: that would lose the focus
+  if (!on && hadFocus) $("complete").focus();
+  $("stop").disabled = !on;
+}
+
+function bringIntoView() {
+  const box = $("tiles").getBoundingClientRect();
+  if (box.top < 0.6 * innerHeight && box.top >= 0) return;
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $("tiles").scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+}
+
+// ---- one picture, large
+
+function enlarge(index) {
+  state.shown = index;
+  paintLarge();
+  if (!$("large").open) $("large").showModal();
+}
+
+function paintLarge() {
+  const tile = state.tiles[state.shown];
+  if (!tile) return $("large").close();
+  const canvas = $("large-picture");
+  canvas.width = canvas.height = side();
+  canvas.getContext("2d").drawImage(tile.canvas, 0, 0);
+  const title = `Candidate ${state.shown + 1} of ${state.tiles.length}`;
+  canvas.ariaLabel = title;
+  $("large-title").textContent = title;
+  const facts = [tile.caption.textContent || (state.drawing ? "being drawn" : "not drawn yet")];
+  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [`${state.drawn.kept} of ${state.drawn.side} rows were given`]));
+  $("large-said").textContent = facts.join(" · ");
+  const zoom = Math.max(1, Math.floor(1024 / side()));
+  $("download").ariaLabel = `Download PNG, ${side()} × ${side()}`;
+  $("download-large").textContent = `${side() * zoom} × ${side() * zoom}`;
+  $("download-large").ariaLabel = `Download PNG, enlarged to ${side() * zoom} × ${side() * zoom}`;
+  const stem = (state.drawn?.name ?? state.picture?.name ?? "drawn").replace(/\.[^.]*$/, "");
+  const base = `${stem}-seed${state.drawn?.seed ?? $("seed").value}-${state.shown + 1}`;
+  offer($("download"), tile.canvas, 1, `${base}.png`);
+  offer($("download-large"), tile.canvas, zoom, `${base}-x${zoom}.png`);
+}
+
+function offer(link, source, zoom, name) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = source.width * zoom;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  link.href = canvas.toDataURL("image/png");
+  link.download = name;
+}
+
+function turn(by) {
+  state.shown = (state.shown + by + state.tiles.length) % state.tiles.length;
+  paintLarge();
+}
+
+async function copy(text, button) {
+  let done = true;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // a page served over plain http to another machine has no clipboard of that kind
+    const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen", readOnly: true });
+    button.after(area);
+    area.select();
+    done = document.execCommand("copy");
+    area.remove();
+    button.focus();
+  }
+  const before = (button.dataset.label ??= button.textContent);
+  button.textContent = done ? "Copied" : "Not copied";
+  announce(done ? "Copied." : "The browser did not allow copying.");
+  setTimeout(() => { button.textContent = before; }, 1500);
+}
+
+// ---- everything that can be pressed
+
+document.addEventListener("DOMContentLoaded", () => {
+  const on = (id, event, act) => $(id).addEventListener(event, act);
+  const paintTheme = () => {
+    const other = isDark() ? "Light" : "Dark";
+    $("theme").textContent = other;
+    $("theme").ariaLabel = `${other} theme`;
+  };
+  paintTheme();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);
+  on("theme", "click", () => {
+    const theme = isDark() ? "light" : "dark";
+    document.documentElement.dataset.theme = theme;
+    remember(localStorage, THEME, theme);
+    paintTheme();
+  });
+  on("token-form", "submit", (event) => {
+    event.preventDefault();
+    state.token = $("token").value.trim();
+    remember(sessionStorage, TOKEN, state.token);
+    start();
+  });
+  on("model", "change", () => { abandon(); showModel(); });
+
+  dragLine();
+  on("surprise", "click", surprise);
+  on("file", "change", () => { take($("file").files[0]); $("file").value = ""; });
+  addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])][0];
+    if (file) take(file);
+  });
+  const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  addEventListener("dragover", (event) => {
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+  addEventListener("drop", (event) => {
+    document.body.classList.remove("dropping");
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    take(event.dataTransfer.files[0]);
+  });
+
+  on("settings", "submit", (event) => { event.preventDefault(); draw(true); });
+  on("settings", "input", (event) => {
+    $("temperature-said").textContent = $("temperature").value;
+    if (event.target.ariaInvalid === "true") settings();
+    if (event.target === $("n") && !state.drawn && $("n").checkValidity()) layTiles();
+    showCommand();
+  });
+  on("new-seed", "click", () => { $("seed").value = Math.floor(Math.random() * 1e6); showCommand(); });
+  on("sample", "click", () => draw(false));
+  on("stop", "click", stop);
+  on("copy", "click", () => copy($("command").textContent, $("copy")));
+
+  on("previous", "click", () => turn(-1));
+  on("next", "click", () => turn(1));
+  on("close", "click", () => $("large").close());
+  on("large", "close", () => { state.tiles[state.shown]?.button.focus(); state.shown = -1; });
+  on("large", "click", (event) => { if (event.target === $("large")) $("large").close(); });
+  on("large", "keydown", (event) => {
+    if (event.key === "ArrowLeft") turn(-1);
+    if (event.key === "ArrowRight") turn(1);
+  });
+  on("copy-seed", "click", () => copy(String(state.drawn?.seed ?? $("seed").value), $("copy-seed")));
+  on("copy-command", "click", () => copy(state.drawn ? commandOf(state.drawn) : $("command").textContent, $("copy-command")));
+  start();
+});

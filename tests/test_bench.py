@@ -1,0 +1,71 @@
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from nextpixel import ImageGPT, ImageGPTConfig, InputError
+from nextpixel.bench import WORKS, _drawing_floor, bench, table
+from nextpixel.decoding import PLAIN, Mode
+from nextpixel.palette import Palette
+
+CONFIG = ImageGPTConfig(layers=2, width=64, heads=2, side=4, colors=512)
+LIMITS = {"bytes_per_second": 1e9, "fp32_per_second": 1e9, "bf16_per_second": 4e9}
+
+
+@pytest.fixture
+def model() -> ImageGPT:
+    model = ImageGPT(CONFIG).eval()
+    model.palette = Palette.openai()
+    return model
+
+
+def test_every_work_is_timed_and_every_repetition_kept(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
+    monkeypatch.setattr("nextpixel.extraction._compiled", lambda model: contextlib.nullcontext())
+    result = bench(model, list(WORKS), [1, 2], repeats=2)
+    assert json.loads(json.dumps(result)) is not None
+    rows = result["rows"]
+    assert {row["work"] for row in rows} == set(WORKS)
+    assert all(len(row["seconds"]) == 2 and row["images_per_second"] > 0 for row in rows)
+    assert result["machine"]["threads"] >= 1 and result["versions"]["torch"]
+    assert table(result).count("\n") == len(rows) + 1
+
+
+def test_pixels_and_images_per_second_agree(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
+    [half] = bench(model, ["complete"], [3], repeats=1, pixels=4)["rows"]
+    assert half["pixels_per_second"] == pytest.approx(3 * 4 / half["seconds"][0])
+    assert half["images_per_second"] == pytest.approx(half["pixels_per_second"] / 8)
+
+
+def test_transformers_takes_its_turns(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
+    monkeypatch.setattr("nextpixel.extraction._compiled", lambda model: contextlib.nullcontext())
+    rows = bench(model, ["complete", "decode", "features"], [2], repeats=1, pixels=2, against=True)["rows"]
+    assert [row["contender"] for row in rows[:3]] == ["nextpixel", "transformers fp32", "transformers bf16"]
+    for ours, *theirs in (rows[:3], rows[3:6], rows[6:]):
+        assert ours["ratio"] == pytest.approx(min(row["seconds"][0] for row in theirs) / ours["seconds"][0])
+
+
+def test_the_floor_of_a_step_is_what_it_reads_or_multiplies() -> None:
+    matrices = 2 * 12 * 64**2 + 512 * 64
+    cache = 2 * 2 * 9.5 * 64  # keys and values of two layers, on average over slots 9 and 10
+    read = _drawing_floor(CONFIG, Mode("int8", "kernel"), 1, 8, 2, LIMITS | {"bf16_per_second": 1e15})
+    assert read == pytest.approx(2 * (matrices + 2 * cache) / 1e9)
+    multiplied = _drawing_floor(CONFIG, PLAIN, 1000, 8, 2, LIMITS | {"bytes_per_second": 1e15})
+    assert multiplied == pytest.approx(2 * 2 * 1000 * matrices / 1e9)
+
+
+def test_unknown_work_is_refused(model: ImageGPT) -> None:
+    with pytest.raises(InputError, match="--work"):
+        bench(model, ["fly"], [1])
+
+
+def test_the_written_file_is_what_json_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nextpixel.cli import main
+
+    out = tmp_path / "bench.json"
+    assert main(f"bench --work encode --batch 4 --repeats 1 --json --out {out}".split()) == 0
+    assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)

@@ -1,0 +1,262 @@
+"""The fast ways to draw against the plain network."""
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nextpixel import ImageGPT, ImageGPTConfig, Palette, kernels
+from nextpixel import decoding as decoding_module
+from nextpixel.config import SamplingConfig
+from nextpixel.decoding import PLAIN, Decoder, Mode, RowCache, choose_mode, fast_network, quantise
+from nextpixel.model import cross_entropy
+from nextpixel.sampling import draw
+from test_model import lively, some_tokens
+
+CLASSIC = ImageGPTConfig(layers=3, width=64, heads=2, side=6, colors=12)
+OPTIONS = dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True, logit_cap=15.0)
+MODERN = ImageGPTConfig(layers=3, width=64, heads=2, side=6, colors=12, **OPTIONS)
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+FAST = [
+    pytest.param(Mode("fp32", "plain"), 1e-4, id="fp32"),
+    pytest.param(Mode("fp32", "graph"), 1e-4, id="masked"),
+    pytest.param(Mode("fp32", "kernel"), 1e-4, id="fp32-kernel", marks=needs_compiler),
+]
+ROUNDED = [
+    pytest.param(Mode("bf16", "kernel"), id="bf16", marks=needs_compiler),
+    pytest.param(Mode("int8", "kernel"), id="int8", marks=needs_compiler),
+]
+
+
+@pytest.fixture(params=[CLASSIC, MODERN], ids=["classic", "modern"])
+def model(request: pytest.FixtureRequest) -> ImageGPT:
+    return lively(request.param, torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded graph is replaced by the step it would record; all else of that way is the same without a GPU."""
+
+    class Recorded:
+        def __init__(self, decoder: Decoder, end: int) -> None:
+            self.decoder, self.end, self.logits = decoder, end, torch.empty(decoder.rows, decoder.network.config.colors)
+
+        def replay(self) -> None:
+            cache, length = self.decoder.cache, self.decoder.cache.length
+            assert isinstance(cache, RowCache) and int(cache.positions.max()) < self.end
+            cache.length = self.end - 1  # what a graph of this length always looks at
+            self.logits.copy_(self.decoder.network.extend(self.decoder._tokens, cache)[:, -1])
+            cache.length = length
+
+    def record(decoder: Decoder, end: int) -> None:
+        graph = Recorded(decoder, end)
+        decoder._graphs[end] = graph, graph.logits  # type: ignore[assignment]
+
+    monkeypatch.setattr(Decoder, "_record", record)
+    monkeypatch.setattr(decoding_module, "BUCKET", 8)
+
+
+def decoded(model: ImageGPT, mode: Mode, tokens: Tensor, known: int) -> Tensor:
+    """Logits of all pixels behind the first `known` ones, one by one."""
+    decoder = Decoder(model, len(tokens), mode)
+    parts = [decoder.start(tokens[:, :known]).clone()]
+    parts += [decoder.step(tokens[:, t]).clone() for t in range(known, tokens.shape[1] - 1)]
+    return torch.stack(parts, 1)
+
+
+@pytest.mark.parametrize(("mode", "bound"), FAST)
+@pytest.mark.parametrize("known", [0, 1, 17])
+def test_fp32_logits_are_the_plain_ones_at_every_position(
+    model: ImageGPT, mode: Mode, bound: float, known: int
+) -> None:
+    tokens = some_tokens(3, model.config)
+    assert (decoded(model, mode, tokens, known) - model(tokens)[:, known:]).abs().max() < bound
+
+
+@pytest.mark.parametrize(("mode", "bound"), FAST)
+def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT, mode: Mode, bound: float) -> None:
+    check_rows_apart(model, mode, bound)
+
+
+def test_plain_rows_apart_are_the_network_s_own(model: ImageGPT) -> None:
+    check_rows_apart(model.double(), PLAIN, 1e-12)
+
+
+def check_rows_apart(model: ImageGPT, mode: Mode, bound: float) -> None:
+    tokens = some_tokens(4, model.config)
+    plain = model(tokens)
+    decoder = Decoder(model, 3, mode, apart=True)
+    at = {0: 5, 1: 0, 2: 30}  # picture in each row: how many pixels are known
+    picture = {0: 0, 1: 1, 2: 2}
+    for row, known in at.items():
+        logits = decoder.start(tokens[row : row + 1, :known], rows=torch.tensor([row]))
+        assert (logits[0] - plain[row, known]).abs().max() < bound
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            taken = torch.stack([tokens[picture[row], min(at[row], 35)] for row in range(3)])
+            logits = decoder.step(taken)
+            for row in range(3):
+                at[row] += 1
+                if at[row] < 36:
+                    assert (logits[row] - plain[picture[row], at[row]]).abs().max() < bound
+
+    steps(8)  # the third row passes its end and harms nobody
+    picture[2], at[2] = 3, 12
+    decoder.start(tokens[3:, :12], rows=torch.tensor([2]))
+    steps(4)
+    decoder.reorder(torch.tensor([2, 0, 2]))
+    picture = {0: picture[2], 1: picture[0], 2: picture[2]}
+    at = {0: at[2], 1: at[0], 2: at[2]}
+    steps(6)
+
+
+@pytest.mark.parametrize("mode", [PLAIN, Mode("fp32", "plain")], ids=str)
+def test_the_first_rows_step_alone_and_a_row_takes_another_s_place(model: ImageGPT, mode: Mode) -> None:
+    tokens = some_tokens(2, model.config)
+    plain = model(tokens)
+    decoder = Decoder(model, 3, mode, apart=True)
+    decoder.start(tokens[:1, :4], of=torch.zeros(2, dtype=torch.int64), rows=torch.tensor([0, 1]))
+    decoder.start(tokens[1:, :20], rows=torch.tensor([2]))
+    cache = decoder.cache
+    assert isinstance(cache, RowCache)
+    assert (decoder.step(tokens[:1, 4]) - plain[0, 5]).abs().max() < 1e-4
+    assert cache.positions.tolist() == [6, 5, 21]
+    cache.copy(2, 1)
+    for t in range(5, 9):
+        logits = decoder.step(torch.stack([tokens[0, t], tokens[1, t + 15]]))
+        assert (logits - torch.stack([plain[0, t + 1], plain[1, t + 16]])).abs().max() < 1e-4
+
+
+EXACT = SamplingConfig(speed="exact")
+
+
+def divergence(exact: Tensor, rounded: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of every pixel in nats."""
+    logs, others = exact.log_softmax(-1), rounded.log_softmax(-1)
+    return (logs.exp() * (logs - others)).sum(-1)
+
+
+@pytest.mark.parametrize("mode", ROUNDED)
+def test_rounded_weights_keep_distribution_and_nats(model: ImageGPT, mode: Mode) -> None:
+    tokens = some_tokens(4, model.config)
+    exact, rounded = model(tokens), decoded(model, mode, tokens, 0)
+    assert (exact - rounded).abs().max() > 1e-6, "nothing was rounded"
+    assert divergence(exact, rounded).max() < 0.005
+    change = cross_entropy(rounded, tokens) / cross_entropy(exact, tokens) - 1
+    assert abs(change) < 0.005
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(PLAIN, id="plain"), pytest.param(Mode("bf16", "graph"), id="masked"), *ROUNDED]
+)
+def test_drawn_frequencies_are_the_model_s_probabilities(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chi-square over all 64 three-pixel beginnings of 20,000 draws."""
+    small = lively(ImageGPTConfig(layers=1, width=64, heads=2, side=2, colors=4), torch.float32)
+    small.palette = Palette(np.array([[-1.0, -1, -1], [-0.3, -0.3, -0.3], [0.3, 0.3, 0.3], [1, 1, 1]]))
+    monkeypatch.setattr("nextpixel.sampling.choose_mode", lambda *_: mode)
+    if mode.weights == "int8":
+        monkeypatch.setattr(decoding_module, "INT8_ROWS", 1_000)
+    tokens = torch.cat(
+        [small.palette.encode(draw(small, None, n=10_000, sampling=SamplingConfig(seed=s)).images) for s in (0, 1)]
+    )
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    logs = small(torch.cat([every, every[:, :1]], 1)).log_softmax(-1)[:, :3].gather(-1, every[..., None])
+    expected = logs[..., 0].sum(1).exp().numpy() * 20_000
+    seen = np.bincount((tokens[:, :3] * torch.tensor([16, 4, 1])).sum(1), minlength=64)
+    assert ((seen - expected) ** 2 / expected).sum() < 118.6  # the 99.99 % quantile of 63 degrees of freedom
+
+
+def test_the_mode_is_chosen_once_for_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(CLASSIC, torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
+    monkeypatch.setattr(decoding_module, "FAST_FROM", 0)
+    whole = draw(model, None, n=6)
+    monkeypatch.setattr("nextpixel.sampling.ROWS_AT_MOST", 2)
+    assert draw(model, None, n=6).mode == whole.mode != draw(model, None, n=6, sampling=EXACT).mode == str(PLAIN)
+
+
+def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_module, "choose_dtype", lambda *_: "bf16")
+    monkeypatch.setattr(kernels, "load", lambda: object())
+    large = lively(ImageGPTConfig(layers=4, width=512, heads=8, side=16, colors=512), torch.float32)
+    assert choose_mode(lively(CLASSIC, torch.float32), 100, 36) == PLAIN  # too little work
+    assert choose_mode(lively(CLASSIC, torch.float64), 10**9, 36) == PLAIN
+    assert choose_mode(large, 4, 256) == Mode("int8", "kernel")
+    assert choose_mode(large, 5, 256) == Mode("bf16", "kernel")
+    assert choose_mode(large, 5, 256, "exact") == PLAIN
+    monkeypatch.setattr(decoding_module, "choose_dtype", lambda *_: "fp32")
+    assert choose_mode(large, 5, 256) == Mode("fp32", "kernel")
+    monkeypatch.setattr(kernels, "load", lambda: None)
+    assert choose_mode(large, 5, 256) == Mode("fp32", "plain")
+
+
+def test_packed_weights_are_kept_and_made_again_when_the_weights_change() -> None:
+    model = lively(CLASSIC, torch.float32)
+    mode = Mode("fp32", "plain")
+    first = fast_network(model, mode)
+    assert fast_network(model, mode) is first
+    names = list(model.state_dict())
+    with torch.no_grad():
+        model.blocks[1].mlp.up.weight.mul_(1.5)
+    tokens = some_tokens(2, CLASSIC)
+    assert fast_network(model, mode) is not first
+    assert (decoded(model, mode, tokens, 3) - model(tokens)[:, 3:]).abs().max() < 1e-4
+    assert list(model.state_dict()) == names
+    assert torch.equal(copy.deepcopy(model)(tokens), model(tokens))
+
+
+def test_quantised_rows_are_off_by_at_most_half_a_step() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    quantised, scale = quantise(weight)
+    assert ((quantised * scale[:, None] - weight).abs() <= scale[:, None] / 2 + 1e-7).all()
+    assert quantised.abs().amax(1).tolist() == [127] * 3 + [0] + [127] * 4
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 16, 40, 64, 96])
+def test_the_attention_kernel_is_torch_s_attention(dtype: torch.dtype, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 3, 2, 1, width, generator=generator)
+    keys, values = torch.randn(2, 3, 2, 50, width, generator=generator).to(dtype)
+    positions = torch.tensor([0, 17, 49])
+    y = kernels.attend(q, k, v, keys, values, positions)
+    for row, last in enumerate(positions.tolist()):
+        assert torch.equal(keys[row, :, last], k[row, :, 0].to(dtype))
+        assert torch.equal(values[row, :, last], v[row, :, 0].to(dtype))
+        seen = (cache[row, :, : last + 1].float() for cache in (keys, values))
+        assert torch.allclose(y[row], torch.nn.functional.scaled_dot_product_attention(q[row], *seen), atol=2e-6)
+
+
+@needs_compiler
+def test_attention_survives_scores_of_any_size() -> None:
+    q, k = torch.full((1, 1, 1, 16), 300.0), torch.full((1, 1, 1, 16), 300.0)
+    keys = torch.zeros(1, 1, 40, 16)
+    keys[0, 0, ::2] = -300
+    values = torch.randn(1, 1, 40, 16, generator=torch.Generator().manual_seed(0))
+    y = kernels.attend(q, k, torch.ones(1, 1, 1, 16), keys, values, torch.tensor([39]))
+    assert torch.equal(y, torch.ones(1, 1, 1, 16))
+
+
+@needs_compiler
+def test_the_int8_kernel_is_a_matrix_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (12, 192), dtype=torch.int8, generator=generator)
+    scale, x = torch.rand(12, generator=generator), torch.randn(3, 192, generator=generator)
+    assert torch.allclose(
+        kernels.multiply_int8(x, weight, scale), x @ (weight * scale[:, None]).T, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    assert kernels.load.__wrapped__() is None
+    monkeypatch.setenv("CC", "false")
+    assert kernels.load.__wrapped__() is None

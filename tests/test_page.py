@@ -1,0 +1,517 @@
+"""The page of nextpixel serve, driven in Chromium against the real server with the embedded model."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import nextpixel
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CAT = Path(nextpixel.__file__).parent / "assets" / "pictures" / "cat.jpg"
+SIDE = 32
+WAIT = 60_000  # milliseconds, for drawings on one slow core
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    pytest.importorskip("fastapi")
+    command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1", "--speed", "exact"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline()
+            found = re.search(r"http://[\w.:\[\]]+", said)
+            assert found, said
+            yield found[0].rstrip("/")
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # root has none
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page of its own; afterwards nothing may have been asked of another host or complained of on the console."""
+
+    def __init__(self, browser: Any, address: str, **settings: Any) -> None:
+        from playwright.sync_api import expect
+
+        self.expect = expect
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
+        self.context.set_default_timeout(WAIT)
+        expect.set_options(timeout=WAIT)
+        self.page = self.context.new_page()
+        self.address, self.expected = address, ""
+        self.asked: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.complain(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def complain(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+    def open(self) -> "Visit":
+        self.page.goto(self.address)
+        self.expect(self.page.locator("#picture")).to_have_attribute("aria-label", re.compile("as the model sees it"))
+        return self
+
+    def close(self) -> None:
+        self.context.close()
+        strange = [url for url in self.asked if not url.startswith((f"{self.address}/", "data:", "blob:"))]
+        assert strange == []
+        unexpected = [text for text in self.complaints if not self.expected or not re.search(self.expected, text)]
+        assert unexpected == []
+
+    def value(self, script: str) -> Any:
+        return self.page.evaluate(script)
+
+    @property
+    def rows_kept(self) -> int:
+        return int(self.page.get_attribute("#line", "aria-valuenow"))
+
+    def set(self, n: int = 2, kept: int = 29, seed: int = 0) -> None:
+        self.page.fill("#n", str(n))
+        self.page.fill("#seed", str(seed))
+        self.page.locator("#line").press("Home")
+        for _ in range(kept):
+            self.page.locator("#line").press("ArrowDown")
+        assert self.rows_kept == kept
+
+    def done(self) -> None:
+        self.expect(self.page.locator("#said")).to_have_text(re.compile("Drawn with seed"))
+
+    def draw(self, button: str = "#complete") -> list[str]:
+        self.page.click(button)
+        self.done()
+        return self.pictures()
+
+    def pictures(self) -> list[str]:
+        return self.value("[...document.querySelectorAll('.tile canvas')].map(canvas => canvas.toDataURL())")
+
+    def tab_to(self, selector: str) -> None:
+        for _ in range(60):
+            self.page.keyboard.press("Tab")
+            if self.value(f"document.activeElement.matches({selector!r})"):
+                return
+        raise AssertionError(f"the Tab key does not reach {selector}")
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address).open()
+    yield visit
+    visit.close()
+
+
+@pytest.fixture
+def phone(browser: Any, address: str) -> Iterator[Visit]:
+    visit = Visit(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True).open()
+    yield visit
+    visit.close()
+
+
+def pixels(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+
+
+def drop(visit: Visit, name: str, content: bytes, event: str = "drop") -> None:
+    data = visit.page.evaluate_handle(
+        """([name, content]) => {
+            const data = new DataTransfer();
+            const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+            data.items.add(new File([bytes], name, {type: "image/jpeg"}));
+            return data;
+        }""",
+        [name, base64.b64encode(content).decode()],
+    )
+    visit.page.evaluate(
+        """([event, data]) => document.body.dispatchEvent(event === "paste"
+            ? new ClipboardEvent("paste", {clipboardData: data, bubbles: true})
+            : new DragEvent(event, {dataTransfer: data, bubbles: true, cancelable: true}))""",
+        [event, data],
+    )
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_picture_dropped_or_pasted_is_shown_as_the_model_sees_it(visit: Visit, event: str) -> None:
+    red = io.BytesIO()
+    Image.new("RGB", (80, 50), (255, 0, 0)).save(red, "PNG")
+    drop(visit, "red.png", red.getvalue(), event)
+    visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", "red.png, as the model sees it")
+    seen = pixels(visit.value("document.getElementById('picture').toDataURL()"))
+    assert seen.size == (SIDE, SIDE)
+    colours = seen.getcolors()
+    assert colours is not None and len(colours) == 1
+    red_part, green_part, blue_part = colours[0][1]
+    assert red_part > 180 and green_part < 60 and blue_part < 60  # the nearest colour of the palette
+    assert visit.page.locator("#thumbs [aria-pressed=true]").count() == 0
+
+
+def test_a_picture_is_chosen_from_a_file_or_from_those_at_hand(visit: Visit) -> None:
+    visit.page.set_input_files("#file", CAT)
+    visit.expect(visit.page.locator("#command")).to_contain_text("nextpixel complete cat.jpg --keep 0.5 -n 6 --seed 0")
+    name = visit.page.locator("#thumbs button").nth(1).get_attribute("aria-label")
+    visit.page.locator("#thumbs button").nth(1).click()
+    visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", f"{name}, as the model sees it")
+    visit.expect(visit.page.locator("#thumbs [aria-pressed=true]")).to_have_count(1)
+
+
+def test_the_line_follows_the_pointer_and_the_tiles_show_what_is_kept(visit: Visit) -> None:
+    box = visit.page.locator("#stage").bounding_box()
+    assert box
+    middle = box["x"] + box["width"] / 2
+    visit.page.mouse.move(middle, box["y"] + box["height"] / 2)
+    visit.page.mouse.down()
+    visit.page.mouse.move(middle, box["y"] + box["height"] * 0.25, steps=4)
+    assert visit.rows_kept == SIDE // 4
+    visit.page.mouse.move(middle, box["y"] + 2 * box["height"])
+    visit.page.mouse.up()
+    assert visit.rows_kept == SIDE - 1  # one row at least is drawn
+    visit.page.mouse.move(middle, box["y"])
+    assert visit.rows_kept == SIDE - 1  # let go
+    kept = visit.value(
+        "[...document.querySelector('.tile canvas').getContext('2d').getImageData(0, 0, 1, 32).data]"
+        ".filter((_, i) => i % 4 === 3)"
+    )
+    assert kept == [255] * (SIDE - 1) + [0]
+
+
+def test_completions_come_row_by_row_and_keep_what_was_given(visit: Visit) -> None:
+    visit.set(n=3, kept=26)
+    given = pixels(visit.value("document.getElementById('picture').toDataURL()"))
+    drawn = visit.draw()
+    assert len(set(drawn)) == 3
+    for picture in map(pixels, drawn):
+        top = (0, 0, SIDE, 26)
+        assert picture.crop(top).tobytes() == given.crop(top).tobytes()
+    captions = visit.page.locator(".caption").all_text_contents()
+    assert all(re.fullmatch(r"\d+\.\d\d nats per pixel", caption) for caption in captions), captions
+    visit.expect(visit.page.locator("#live")).to_have_text(
+        re.compile(r"Drawn with seed 0: 3 completions, [\d.]+ to [\d.]+ nats per pixel\.")
+    )
+    assert visit.value("document.getElementById('progress').value") == 1
+
+
+def test_a_seed_gives_the_same_pictures_again_and_another_others(visit: Visit) -> None:
+    visit.set(seed=7)
+    first = visit.draw()
+    visit.set(seed=8)
+    other = visit.draw()
+    visit.set(seed=7)
+    assert visit.draw() == first
+    assert other != first
+
+
+def test_pictures_from_nothing(visit: Visit) -> None:
+    visit.page.fill("#n", "1")
+    visit.page.click("summary")
+    visit.page.fill("#top-k", "40")
+    (drawn,) = visit.draw("#sample")
+    assert pixels(drawn).size == (SIDE, SIDE)
+    visit.page.click(".tile")
+    visit.page.click("#copy-command")
+    visit.expect(visit.page.locator("#copy-command")).to_have_text("Copied")
+    visit.expect(visit.page.locator("#large-said")).to_have_text(re.compile("nats per pixel · seed 0$"))
+
+
+def test_stop_keeps_the_rows_that_came_and_frees_the_buttons(visit: Visit) -> None:
+    visit.set(n=8, kept=0)
+    visit.page.click("#complete")
+    visit.expect(visit.page.locator("#said")).to_have_text(re.compile(r"\d+ of 256 rows"))
+    visit.expect(visit.page.locator("#complete")).to_have_attribute("aria-disabled", "true")
+    visit.page.click("#stop")
+    visit.expect(visit.page.locator("#said")).to_have_text("Stopped")
+    visit.expect(visit.page.locator(".caption").first).to_have_text(re.compile(r"stopped after row \d+"))
+    visit.expect(visit.page.locator("#stop")).to_be_disabled()
+    assert visit.value("document.activeElement.id") == "complete"
+    visit.set()
+    visit.draw()
+
+
+def test_another_picture_ends_a_drawing(visit: Visit) -> None:
+    visit.set(n=4, kept=0)
+    visit.page.click("#complete")
+    visit.expect(visit.page.locator("#said")).to_have_text(re.compile(r"\d+ of 128 rows"))
+    visit.page.locator("#thumbs button").nth(2).click()
+    visit.expect(visit.page.locator("#stop")).to_be_disabled()
+    visit.expect(visit.page.locator("#said")).to_have_text("")
+    visit.set()
+    visit.draw()
+
+
+def test_nothing_moves_while_rows_arrive(visit: Visit) -> None:
+    visit.set(n=5, kept=26)
+    measure = """[...document.querySelectorAll('main, section, form, .actions, #said, .tile, .caption, .command')]
+        .map(element => element.getBoundingClientRect()).map(({x, y, width, height}) => [x, y, width, height])"""
+    visit.value(
+        """() => { window.moved = 0; new PerformanceObserver(list => {
+            for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
+        }).observe({type: "layout-shift"}); }"""
+    )
+    before = visit.value(measure)
+    visit.page.click("#complete")
+    seen = 0
+    while "Drawn" not in (visit.page.text_content("#said") or ""):
+        assert visit.value(measure) == before
+        seen += 1
+        visit.page.wait_for_timeout(50)
+    assert seen > 3
+    assert visit.value(measure) == before
+    assert visit.value("window.moved") == 0
+
+
+def test_a_picture_is_enlarged_downloaded_and_its_command_told(visit: Visit, tmp_path: Path) -> None:
+    visit.set()
+    drawn = visit.draw()
+    visit.page.locator(".tile").nth(1).click()
+    visit.expect(visit.page.locator("#large-title")).to_have_text("Candidate 2 of 2")
+    for link, side in (("#download", SIDE), ("#download-large", 1024)):
+        with visit.page.expect_download() as coming:
+            visit.page.click(link)
+        assert re.fullmatch(r"cat-seed0-2(-x32)?\.png", coming.value.suggested_filename)
+        coming.value.save_as(tmp_path / "got.png")
+        got = Image.open(tmp_path / "got.png").convert("RGB")
+        assert got.size == (side, side)
+        small = got.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        assert small.tobytes() == pixels(drawn[1]).tobytes()
+    visit.page.keyboard.press("ArrowRight")
+    visit.expect(visit.page.locator("#large-title")).to_have_text("Candidate 1 of 2")
+    visit.page.keyboard.press("Escape")
+    visit.expect(visit.page.locator("#large")).to_be_hidden()
+
+
+def test_the_command_draws_the_same_pictures(visit: Visit) -> None:
+    visit.set(seed=3)
+    drawn = visit.draw()
+    command = "nextpixel complete cat.jpg --keep 0.90625 -n 2 --seed 3 --speed exact"
+    assert visit.page.text_content("#command") == command
+    visit.expect(visit.page.locator("#rounded")).to_be_hidden()
+    same = nextpixel.complete(nextpixel.load(), CAT, keep=0.90625, n=2, seed=3, speed="exact")
+    assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
+
+
+def test_surprise_is_laid_over_the_picture(visit: Visit) -> None:
+    visit.page.click("#surprise")
+    visit.expect(visit.page.locator("#heat")).to_be_visible()
+    visit.expect(visit.page.locator("#scale-mean")).to_have_text(re.compile(r"mean \d\.\d\d nats"))
+    colours = pixels(visit.value("document.getElementById('heat').toDataURL()")).getcolors(SIDE * SIDE)
+    assert colours is not None and len(colours) > 100
+    visit.page.click("#surprise")
+    visit.expect(visit.page.locator("#heat")).to_be_hidden()
+
+
+def test_what_cannot_be_read_is_said_where_it_was_chosen(visit: Visit) -> None:
+    visit.expected = "status of 422"
+    before = visit.value("document.getElementById('picture').toDataURL()")
+    broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
+    visit.page.set_input_files("#file", broken)
+    visit.expect(visit.page.locator("#picture-error")).to_have_text(re.compile("^broken.png: its content"))
+    assert visit.value("document.getElementById('picture').toDataURL()") == before
+    visit.page.set_input_files("#file", CAT)
+    visit.expect(visit.page.locator("#picture-error")).to_have_text("")
+
+
+def test_without_a_picture_nothing_is_completed(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    visit.page.route("**/v1/pictures", lambda route: route.fulfill(json={"pictures": []}))
+    visit.page.goto(address)
+    visit.expect(visit.page.locator("#hint")).to_be_visible()
+    visit.expect(visit.page.locator("#command")).to_contain_text("nextpixel sample -n 6")
+    for button, place in (("#complete", "#draw-error"), ("#surprise", "#surprise-error")):
+        visit.page.click(button)
+        visit.expect(visit.page.locator(place)).to_have_text("Choose a picture first.")
+    visit.page.set_input_files("#file", CAT)
+    visit.expect(visit.page.locator("#hint")).to_be_hidden()
+    visit.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("n", "0", "Completions: a whole number from 1 to"),
+        ("seed", "1.5", "Seed: a whole number from 0"),
+        ("top-p", "2", "Top-p: a number from 0.01 to 1 is needed."),
+    ],
+)
+def test_a_setting_out_of_range_is_said_beside_the_settings(
+    visit: Visit, field: str, value: str, sentence: str
+) -> None:
+    visit.page.click("summary")
+    visit.page.fill(f"#{field}", value)
+    visit.page.click("#complete")
+    visit.expect(visit.page.locator("#settings-error")).to_contain_text(sentence)
+    assert visit.value("document.activeElement.id") == field
+    assert visit.page.get_attribute(f"#{field}", "aria-invalid") == "true"
+    assert not [url for url in visit.asked if url.endswith("/v1/complete")]
+
+
+def test_a_server_that_is_gone_is_said_beside_the_buttons(visit: Visit) -> None:
+    visit.expected = "net::ERR"
+    visit.page.route("**/v1/complete", lambda route: route.abort())
+    visit.page.click("#complete")
+    visit.expect(visit.page.locator("#draw-error")).to_have_text(re.compile("does not answer"))
+    visit.expect(visit.page.locator("#stop")).to_be_disabled()
+
+
+def test_a_token_is_asked_for_when_the_server_wants_one(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+    visit.expected = "status of 401"
+
+    def answer(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer open":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"message": "a token is needed"}})
+
+    visit.page.route("**/v1/**", answer)
+    visit.page.goto(visit.address)
+    for token in ("shut", "open"):
+        visit.page.fill("#token", token)
+        visit.page.keyboard.press("Enter")
+        if token == "shut":
+            visit.expect(visit.page.locator("#start-error")).to_have_text("That token was not accepted.")
+    visit.expect(visit.page.locator("#token-form")).to_be_hidden()
+    visit.expect(visit.page.locator("#start-error")).to_have_text("")
+    visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", re.compile("as the model sees it"))
+    visit.close()
+
+
+PHOTOS = {"id": "runs/photos", "trained_on": None, "mode": "weights bf16, attention kernel"}
+
+
+def test_one_of_several_models_is_chosen(browser: Any, address: str) -> None:
+    visit = Visit(browser, address)
+
+    def answer(route: Any) -> None:
+        told = route.fetch().json()
+        told["models"] = [told["models"][0], {**told["models"][0], **PHOTOS}]
+        route.fulfill(json=told)
+
+    visit.page.route("**/v1/models", answer)
+    sent: list[str] = []
+    visit.page.on("request", lambda request: sent.append(request.post_data or "") if "encode" in request.url else None)
+    visit.page.route(
+        "**/v1/encode",
+        lambda route: route.continue_(post_data=(route.request.post_data or "").replace("runs/photos", "embedded")),
+    )
+    visit.open()
+    visit.expect(visit.page.locator("#facts")).to_contain_text("CIFAR-10")
+    visit.page.select_option("#model", "runs/photos")
+    visit.expect(visit.page.locator("#facts")).not_to_contain_text("CIFAR-10")
+    visit.expect(visit.page.locator("#command")).to_contain_text("--model runs/photos")
+    visit.expect(visit.page.locator("#limits")).to_contain_text("not recorded")
+    visit.expect(visit.page.locator("#rounded")).to_be_visible()
+    assert '"model":"runs/photos"' in sent[-1]
+    visit.close()
+
+
+def test_by_keyboard_alone(visit: Visit) -> None:
+    press = visit.page.keyboard.press
+    visit.tab_to("#line")
+    assert (
+        visit.value("getComputedStyle(document.querySelector('#line i')).outlineStyle") == "solid"
+    )  # focus is visible
+    for key, kept in (("ArrowUp", 15), ("ArrowDown", 16), ("PageUp", 12), ("Home", 0), ("End", 31), ("ArrowLeft", 30)):
+        press(key)
+        assert visit.rows_kept == kept
+    assert visit.page.get_attribute("#line", "aria-valuetext") == "30 of 32 rows kept"
+    visit.tab_to("#complete")
+    press("Enter")
+    visit.done()
+    assert visit.value("document.activeElement.id") == "complete"
+    visit.tab_to("#n")
+    press("Control+A")
+    visit.page.keyboard.type("2")
+    press("Enter")
+    visit.expect(visit.page.locator(".tile")).to_have_count(2)
+    visit.done()
+    visit.tab_to(".tile")
+    press("Enter")
+    visit.expect(visit.page.locator("#large")).to_be_visible()
+    press("Escape")
+    visit.expect(visit.page.locator("#large")).to_be_hidden()
+    assert visit.value("document.activeElement.matches('.tile')")
+
+
+def test_everything_that_can_be_pressed_has_a_name(visit: Visit) -> None:
+    for role, name in (
+        ("slider", "Rows kept, from the top"),
+        ("spinbutton", "Completions"),
+        ("spinbutton", "Seed"),
+        ("progressbar", "Rows drawn"),
+        ("button", "Choose a picture"),
+        ("button", "Dark theme"),
+        ("img", "cat.jpg, as the model sees it"),
+    ):
+        assert visit.page.get_by_role(role, name=name).count() == 1, name
+    visit.page.click("summary")
+    nameless = re.findall(
+        r"^\s*- (?:button|textbox|spinbutton|slider|combobox)$", visit.page.locator("body").aria_snapshot(), re.M
+    )
+    assert nameless == []
+
+
+def test_on_a_phone(phone: Visit) -> None:
+    for width in (320, 390):
+        phone.page.set_viewport_size({"width": width, "height": 844})
+        assert phone.value("document.documentElement.scrollWidth") == width
+        box = phone.page.locator("#stop").bounding_box()
+        assert box and box["x"] + box["width"] <= width
+    phone.page.fill("#n", "2")
+    box = phone.page.locator("#line i").bounding_box()
+    assert box
+    phone.page.locator("#stage").tap(position={"x": 100, "y": 340})
+    assert phone.rows_kept >= 30
+    phone.page.locator("#complete").tap()
+    phone.done()
+    tiles = phone.page.locator(".tile")
+    phone.expect(tiles.last).to_be_in_viewport(ratio=1)  # the page went there by itself
+    widths = [tiles.nth(i).evaluate("element => element.getBoundingClientRect().width") for i in range(2)]
+    assert widths == [160, 160]  # five screen pixels for each of the picture's
+    for button in ("#complete", "#sample", "#stop", "#theme", "#new-seed"):
+        assert phone.page.locator(button).evaluate("element => element.getBoundingClientRect().height") >= 44
+    tiles.first.tap()
+    phone.expect(phone.page.locator("#large")).to_be_visible()
+    assert phone.value("document.documentElement.scrollWidth") == 390
+
+
+def test_dark_follows_the_system_and_the_button_overrules_it(visit: Visit) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = visit.value(ground)
+    visit.page.emulate_media(color_scheme="dark")
+    dark = visit.value(ground)
+    assert dark != light
+    visit.page.click("#theme")
+    assert visit.value(ground) == light
+    visit.page.reload()
+    visit.open()
+    assert visit.value(ground) == light  # remembered
+
+
+def test_what_the_model_is_and_cannot_do(visit: Visit) -> None:
+    visit.expect(visit.page.locator("#facts")).to_contain_text("CIFAR-10")
+    visit.expect(visit.page.locator("#limits")).to_contain_text("32 × 32 pixels")
+    visit.expect(visit.page.locator("#limits")).to_contain_text("512 colours")
