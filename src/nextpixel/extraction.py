@@ -141,7 +141,8 @@ def extract_chunks(
             assert ahead is not None
             squares, kept, lost = ahead.result()
             ahead = None if following is None else reader.submit(read, following[0])
-            values = described(model, squares, layers, dtype=dtype, compiled=compiled) if kept else np.empty((0, 0, 0))
+            again = compiled and len(kept) >= BATCH_IMAGES  # the code is made once, for whole batches
+            values = described(model, squares, layers, dtype=dtype, compiled=again) if kept else np.empty((0, 0, 0))
             with path.with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
             path.with_suffix(".tmp").replace(path)
