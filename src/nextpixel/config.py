@@ -262,6 +262,8 @@ class RunConfig:
 class GPTRunConfig(RunConfig):
     """What every training run of an Image GPT has besides."""
 
+    batch_images: int = 128
+    """Images per optimiser step, over all processes."""
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     augment: Augment = "flip"
@@ -271,10 +273,17 @@ class GPTRunConfig(RunConfig):
     """Compile the network block by block; auto does where it repays itself."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    shard: bool = False
+    """Of several processes (torchrun): keep a part of weights, gradients and optimiser in each (FSDP) instead of a copy
+    of all in every one."""
+    timeout_minutes: float = 30.0
+    """End all of several processes when one has not answered for this long; an evaluation must fit in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, at_least_one="micro_batch_images")
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise InputError(f"--timeout-minutes: expected a number above 0, got {self.timeout_minutes}")
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
@@ -414,7 +423,7 @@ class FinetuneConfig(GPTRunConfig):
     augment: Augment = "pad-flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     batch_images: int = 32
-    """Images per optimiser step."""
+    """Images per optimiser step, over all processes."""
     labels_per_class: int | None = None
     """Use only this many training images of each class, drawn by the seed as probe draws its first subset."""
     freeze_trunk: bool = False
