@@ -237,7 +237,7 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         return tokens_at(step), torch.from_numpy(labels[batches.numbers(step)])
 
     def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
-        (tokens, hidden), classes = placed(batch[0]), batch[1].to(decided.device)
+        (tokens, hidden, _), classes = placed(batch[0]), batch[1].to(decided.device)
 
         def loss_of(rows: slice) -> Tensor:
             part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]

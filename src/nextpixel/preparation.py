@@ -33,7 +33,8 @@ COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gain
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
 PATHS = ("init", "palette", "validation", "cache")  # settings that are recorded as absolute paths
 
-TokenBatch = tuple[Tensor, Tensor | None]  # tokens (B, T), or squares to encode; which are hidden (B, T)
+# tokens (B, T), or squares to encode; which are hidden (B, T); how each picture lies (B,)
+TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,8 @@ def judging(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[Image
 def token_batches(
     batches: Batches, model: ImageGPT, device: str
 ) -> tuple[Callable[[int], TokenBatch], Callable[[TokenBatch], TokenBatch]]:
-    """(batch_at, placed): a step's tokens, with a mask for a masked model; and the same on the device.
+    """(batch_at, placed): a step's tokens, with masks or orientations where the model takes them; and the same on the
+    device.
 
     On a CPU colours become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
     """
@@ -273,11 +275,13 @@ def token_batches(
     def batch_at(step: int) -> TokenBatch:
         squares = batches(step)
         hidden = torch.from_numpy(batches.masks(step)) if masked else None
-        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden
+        lie = torch.from_numpy(batches.orientations(step)) if model.config.orientations > 1 else None
+        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden, lie
 
     def placed(batch: TokenBatch) -> TokenBatch:
-        pixels = batch[0].to(device)
-        return pixels if encode_here else palette.encode(pixels), None if batch[1] is None else batch[1].to(device)
+        pixels, hidden, lie = (None if one is None else one.to(device) for one in batch)
+        assert pixels is not None
+        return pixels if encode_here else palette.encode(pixels), hidden, lie
 
     return batch_at, placed
 

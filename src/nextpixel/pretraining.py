@@ -121,6 +121,8 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) ->
     if config.side and config.side != shape.side:
         raise InputError(f"--side: the model of --init works at side {shape.side}, got {config.side}")
     config = _continued(config, shape)
+    if config.augment == "orient" and shape.orientations == 1:
+        raise InputError("--augment orient: the model of --init has one start vector, not one for each orientation")
     sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
@@ -234,12 +236,12 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
     batch_at, placed = token_batches(batches, model, decided.device)
 
     def step(batch: TokenBatch) -> Tensor:
-        tokens, hidden = placed(batch)
+        tokens, hidden, lie = placed(batch)
 
         def loss_of(rows: slice) -> Tensor:
             part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
             with autocast(decided.device, decided.dtype):
-                logits = network(part, hidden_part)
+                logits = network(part, hidden_part, 0 if lie is None else lie[rows])
             return pixel_loss(logits, part, hidden_part)
 
         return accumulate(network, loss_of, len(tokens), decided)
