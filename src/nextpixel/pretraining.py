@@ -80,9 +80,13 @@ def pretrain(
             raise InputError("--resume takes the settings of its run; expected none beside it")
         run = Run.open(resume, KIND)
     elif branch is not None:
-        if out is None or "steps" not in settings or not (recipe is split is None):
-            raise InputError("--branch takes a new folder (--out) and --steps, and no images, recipe or split")
-        run = branch_run(Run.open(branch, KIND), Path(out), **settings)
+        others = settings.keys() - {"steps", "cooldown_fraction"}
+        if out is None or "steps" not in settings or others or not (recipe is split is None):
+            raise InputError(
+                "--branch takes a new folder (--out), --steps and --cooldown-fraction, and no recipe, split or other "
+                "settings"
+            )
+        run = branch_run(Run.open(branch, KIND, "--branch"), Path(out), **settings)
     else:
         if images is None or out is None:
             raise InputError("pretrain needs images and a new folder (--out), or a run to go on with (--resume)")
@@ -142,7 +146,8 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
         raise InputError(
             f"--branch: {source.path} has a cosine schedule, whose rate is never constant; expected a linear schedule"
         )
-    changed = replace(config, steps=steps, cooldown_fraction=cooldown_fraction or config.cooldown_fraction)
+    fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
+    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
     latest = min(c.steps - optim.falling_steps(c.steps, c.cooldown_fraction) for c in (config, changed))
     shared = [step for step in source.steps() if 0 < step <= latest]
     if not shared:
