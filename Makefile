@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
-DEMO := $(BIN)/nextpixel complete src/nextpixel/assets/pictures --keep 0.5 -n 4 --seed 0 --out demo.png
+DEMO := $(BIN)/nextpixel complete src/nextpixel/assets/pictures --keep 0.5 -n 4 --seed 0 --speed exact --out demo.png
 
 STUDY_DATA ?= data/cifar10
 STUDY_SHAPES := 2x32 3x64 4x128

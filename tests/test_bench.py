@@ -63,6 +63,12 @@ def test_unknown_work_is_refused(model: ImageGPT) -> None:
         bench(model, ["fly"], [1])
 
 
+def test_a_masked_model_is_not_asked_to_draw() -> None:
+    masked = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=1, side=4, colors=512, objective="masked"))
+    with pytest.raises(InputError, match="--work: a masked model cannot draw; expected no decode"):
+        bench(masked, ["decode"], [1])
+
+
 def test_the_written_file_is_what_json_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from nextpixel.cli import main
 

@@ -1,14 +1,17 @@
 """The fast ways to draw against the plain network."""
 
+import contextlib
 import copy
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from nextpixel import ImageGPT, ImageGPTConfig, Palette, kernels
+from nextpixel import ImageGPT, ImageGPTConfig, Palette, kernels, optim
 from nextpixel import decoding as decoding_module
 from nextpixel.config import SamplingConfig
 from nextpixel.decoding import PLAIN, Decoder, Mode, RowCache, choose_mode, fast_network, quantise
@@ -210,6 +213,34 @@ def test_packed_weights_are_kept_and_made_again_when_the_weights_change() -> Non
     assert torch.equal(copy.deepcopy(model)(tokens), model(tokens))
 
 
+@pytest.mark.parametrize("change", ["the fused Adam", ".data"])
+def test_changes_that_torch_does_not_count_are_seen(change: str) -> None:
+    model = lively(CLASSIC, torch.float32).requires_grad_(True)
+    mode = Mode("fp32", "plain")
+    tokens = some_tokens(2, CLASSIC)
+    before = decoded(model, mode, tokens, 3)
+    if change == ".data":
+        model.head.weight.data.mul_(1.5)
+    else:
+        cross_entropy(model(tokens), tokens).backward()
+        optimizers = optim.adam(model)
+        optim.set_rate(optimizers, 0.1)
+        optimizers[0].step()
+    with torch.no_grad():
+        plain = model(tokens)[:, 3:]
+    assert (plain - before).abs().max() > 0.01
+    assert (decoded(model, mode, tokens, 3) - plain).abs().max() < 1e-4
+
+
+def test_a_prompt_that_leaves_nothing_stays_on_the_last_slot() -> None:
+    model = lively(CLASSIC, torch.float32)
+    decoder = Decoder(model, 1, PLAIN, apart=True)
+    decoder.start(some_tokens(1, CLASSIC)[:, :-1])  # the start vector and T - 1 pixels fill all slots
+    assert isinstance(decoder.cache, RowCache) and decoder.cache.positions.tolist() == [35]
+    decoder.step(torch.zeros(1, dtype=torch.int64))
+    assert decoder.cache.positions.tolist() == [35]
+
+
 def test_quantised_rows_are_off_by_at_most_half_a_step() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     weight[3] = 0
@@ -254,9 +285,37 @@ def test_the_int8_kernel_is_a_matrix_product() -> None:
     )
 
 
+@needs_compiler
+def test_three_threads_build_at_once_and_all_have_the_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_load", kernels._load.__wrapped__)  # each looks for itself, as processes do
+    monkeypatch.setattr(kernels, "_LOCK", contextlib.nullcontext())
+    with ThreadPoolExecutor(3) as pool:
+        found = [future.result() for future in [pool.submit(kernels.load) for _ in range(3)]]
+    assert all(found)
+    (built,) = tmp_path.iterdir()
+    assert built.suffix == ".so"
+
+
+@needs_compiler
+@pytest.mark.parametrize("cache", ["a file stands there", "an empty library"])
+def test_a_cache_that_does_not_serve_costs_half_a_second_only(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path / "cache"))
+    if cache == "an empty library":
+        assert kernels._load.__wrapped__() is not None
+        (built,) = (tmp_path / "cache").iterdir()
+        built.unlink()  # else the loops in use would change
+        built.touch()
+    else:
+        (tmp_path / "cache").touch()
+    assert kernels._load.__wrapped__() is not None
+
+
 def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
-    assert kernels.load.__wrapped__() is None
+    assert kernels._load.__wrapped__() is None
     monkeypatch.setenv("CC", "false")
-    assert kernels.load.__wrapped__() is None
+    assert kernels._load.__wrapped__() is None

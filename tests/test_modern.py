@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, load, save
@@ -213,6 +214,28 @@ def test_a_modern_run_resumes_bit_for_bit_with_the_state_of_both_optimisers(tmp_
     assert figures(whole) == figures(copy)
 
 
+class Wide(TorchDispatchMode):
+    """Notes every float64 tensor off the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float64 and out.device.type != "cpu":
+            self.found.append(str(func))
+        return out
+
+
+def test_rotations_need_no_float64_of_the_device() -> None:
+    """mps has none; meta stands for it."""
+    config = ImageGPTConfig(layers=1, width=16, heads=2, side=5, colors=4, **MODERN)
+    with Wide() as wide:
+        turns = rotations.__wrapped__(config, torch.device("meta"))
+    assert wide.found == [] and turns.device.type == "meta" and turns.dtype == torch.float32
+
+
 def test_a_branch_is_the_run_it_would_have_been(tmp_path: Path) -> None:
     short, long = modern_run(tmp_path, "short"), modern_run(tmp_path, "long", steps=20)
     branched = nextpixel.pretrain(branch=short, out=tmp_path / "branched", steps=20)
@@ -223,6 +246,12 @@ def test_a_branch_is_the_run_it_would_have_been(tmp_path: Path) -> None:
         nextpixel.pretrain(branch=short, out=tmp_path / "early", steps=1)
     with pytest.raises(InputError, match="--steps"):
         nextpixel.pretrain(branch=short, out=tmp_path / "early")
+    with pytest.raises(InputError, match="no recipe, split or other settings"):
+        nextpixel.pretrain(branch=short, out=tmp_path / "early", steps=20, seed=1)
+    with pytest.raises(InputError, match="--branch: steps = '20' is not a whole number"):
+        nextpixel.pretrain(branch=short, out=tmp_path / "early", steps="20")
+    with pytest.raises(InputError, match="--branch: --cooldown-fraction"):
+        nextpixel.pretrain(branch=short, out=tmp_path / "early", steps=20, cooldown_fraction=0)
 
 
 def test_a_run_of_a_cosine_has_no_branch(tmp_path: Path) -> None:

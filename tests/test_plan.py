@@ -104,3 +104,16 @@ def test_a_plan_multiplies_out() -> None:
     assert 0.00055 < plan.drawing_seconds_at_least / 1024 < 0.0007  # every weight read once a pixel
     with pytest.raises(InputError, match="multiple of the 3 devices"):
         make_plan(SIZES["s"], HARDWARE["h200"], steps=1, batch_images=128, devices=3)
+
+
+def test_the_peak_is_that_of_the_dtype_that_trains() -> None:
+    times = {}
+    for name, dtype in (("h200", "auto"), ("h200", "bf16"), ("h200", "fp32"), ("v100", "auto")):
+        plan = make_plan(SIZES["xs"], HARDWARE[name], steps=1000, batch_images=16, utilisation=0.5, dtype=dtype)
+        assert plan.dtype == ("fp32" if dtype == "fp32" or name == "v100" else "bf16")
+        times[name, dtype] = plan.seconds
+    assert times["h200", "auto"] == times["h200", "bf16"]
+    assert times["h200", "fp32"] == pytest.approx(times["h200", "bf16"] * 989 / 67)
+    assert times["v100", "auto"] == pytest.approx(times["h200", "fp32"] * 67 / 15.7)
+    with pytest.raises(InputError, match="--dtype: v100 has no bf16"):
+        make_plan(SIZES["xs"], HARDWARE["v100"], steps=1, batch_images=16, dtype="bf16")

@@ -148,3 +148,8 @@ def test_a_colour_without_probability_is_never_drawn(wide: torch.dtype, monkeypa
 def test_a_fraction_that_leaves_nothing_to_draw_is_refused(model: ImageGPT, pictures: np.ndarray, keep: float) -> None:
     with pytest.raises(InputError, match="--keep"):
         draw(model, pictures, keep=keep)
+
+
+def test_the_smallest_temperature_takes_the_likeliest_colour() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [-9.0, -8.0, -7.0]])
+    assert choose(logits, torch.tensor([0.2, 0.9]).double(), SamplingConfig(temperature=1e-320)).tolist() == [1, 2]

@@ -116,6 +116,8 @@ def bench(
     for work in works:
         if work not in WORKS:
             raise InputError(f"--work: expected some of {', '.join(WORKS)}, got {work!r}")
+        if work in DRAWN and model.config.objective == "masked":
+            raise InputError(f"--work: a masked model cannot draw; expected no {work}, as in --work features,encode")
     now = time.process_time if clock == "cpu" else time.perf_counter
     limits = floors(model.device, now)
     rows: list[Row] = []
@@ -207,7 +209,7 @@ def _tokens(config: ImageGPTConfig, batch: int, length: int) -> Tensor:
 
 def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Speed) -> _Contender:
     config, device = model.config, model.device
-    bf16 = choose_dtype("auto", str(device))
+    dtype = choose_dtype("auto", str(device))
     if work in DRAWN:
         known, drawn = _stretch(config, work, pixels)
         mode = choose_mode(model, batch, config.pixels - known, speed)
@@ -248,26 +250,31 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
         layer = config.layers // 2
         return _Contender(
             "nextpixel",
-            bf16,
+            dtype,
             lambda: tokens,
-            lambda ready: pooled(model, ready, [layer], dtype=bf16, compiled=True),
+            lambda ready: pooled(model, ready, [layer], dtype=dtype, compiled=True),
             config.pixels,
-            lambda f: batch * forward * layer / config.layers / f[f"{bf16}_per_second"],
+            lambda f: batch * plan.feature_flops_per_image(config, layer) / f[f"{dtype}_per_second"],
         )
     tokens = tokens.to(device)
     if work == "score":
 
         def score(ready: Tensor) -> None:
-            with torch.inference_mode(), autocast(str(device), bf16):
+            with torch.inference_mode(), autocast(str(device), dtype):
                 cross_entropy(model(ready), ready)
 
         return _Contender(
-            "nextpixel", bf16, lambda: tokens, score, config.pixels, lambda f: batch * forward / f[f"{bf16}_per_second"]
+            "nextpixel",
+            dtype,
+            lambda: tokens,
+            score,
+            config.pixels,
+            lambda f: batch * forward / f[f"{dtype}_per_second"],
         )
     optimizers = optim.adam(model)
 
     def train(ready: Tensor) -> None:
-        with autocast(str(device), bf16):
+        with autocast(str(device), dtype):
             logits = model(ready)
         cross_entropy(logits, ready).backward()
         for optimizer in optimizers:
@@ -275,7 +282,12 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
             optimizer.zero_grad()
 
     return _Contender(
-        "nextpixel", bf16, lambda: tokens, train, config.pixels, lambda f: 3 * batch * forward / f[f"{bf16}_per_second"]
+        "nextpixel",
+        dtype,
+        lambda: tokens,
+        train,
+        config.pixels,
+        lambda f: 3 * batch * forward / f[f"{dtype}_per_second"],
     )
 
 

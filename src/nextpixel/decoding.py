@@ -49,8 +49,8 @@ def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") 
     CUDA, from about a second of plain drawing on.
     """
     device = model.device.type
-    half = model.head.weight.dtype in (torch.float32, torch.bfloat16)
-    if speed == "exact" or not half or rows * pixels * model.config.parameters < FAST_FROM:
+    known = model.head.weight.dtype in (torch.float32, torch.bfloat16)
+    if speed == "exact" or not known or rows * pixels * model.config.parameters < FAST_FROM:
         return PLAIN
     bf16 = choose_dtype("auto", str(model.device)) == "bf16"
     if device == "cuda":
@@ -99,12 +99,17 @@ _NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakre
 
 def fast_network(model: ImageGPT, mode: Mode) -> ImageGPT:
     """The network with its matrices in that mode; kept as long as the model, made again when its weights change."""
-    state = [(mode.weights, p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    state = mode.weights, [_fingerprint(p.detach()) for p in model.parameters()]
     kept = _NETWORKS.get(model)
     if kept is None or kept[0] != state:
         with torch.inference_mode(False), torch.no_grad():
             kept = _NETWORKS[model] = state, _convert(model, mode)
     return kept[1]
+
+
+def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
+    """torch counts most changes in place, but not those of the fused Adam on a CPU, nor any through `.data`."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.sum(dtype=torch.float64).item()
 
 
 def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
@@ -143,7 +148,7 @@ class RowCache(KVCache):
         end = other.length
         self.keys[:, rows, :, :end] = other.keys[:, of, :, :end].to(self.keys.dtype)
         self.values[:, rows, :, :end] = other.values[:, of, :, :end].to(self.keys.dtype)
-        self.positions[rows] = end
+        self.positions[rows] = min(end, len(self.slots) - 1)
         self.length = min(max(self.length, end), len(self.slots) - 1)
 
     def reorder(self, rows: Tensor) -> None:

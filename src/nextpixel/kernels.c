@@ -84,7 +84,8 @@ static float exponentials(float *scores, int64_t count) {
     for (int64_t t = count; t % 16; t++) scores[t] = -INFINITY;
     for (int64_t t = 0; t < count; t += 16) {
         floats x = load_float(scores + t) - top;
-        x = (floats)((integers)exponential(x) & (x > -87.f));  // 0 for the padding
+        integers counts = x > -87.f;  // not the padding; what it would become as an integer is not defined
+        x = (floats)((integers)exponential((floats)((integers)x & counts)) & counts);
         memcpy(scores + t, &x, sizeof x);
         total += x;
     }

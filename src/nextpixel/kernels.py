@@ -2,7 +2,8 @@
 
 torch reads a bf16 cache at 3 GB/s there when each row asks one query, and int8 weights at 15; these loops read at 20 to
 28, on one core whose memory gives 38 (docs/performance.md). The machine's own C compiler builds them once, in half a
-second, into the user's cache. Without one, `load` says so by None and drawing goes on with torch alone.
+second, into the user's cache, or for this process alone where that cannot be written. Without one, `load` says so by
+None and drawing goes on with torch alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+import threading
 from importlib import resources
 from pathlib import Path
 
@@ -27,24 +30,31 @@ FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -Wno-psabi -fopenm
 SECONDS = 60
 
 
-@functools.cache
+_LOCK = threading.Lock()
+
+
 def load() -> ctypes.CDLL | None:
-    """The loops, or None where there is no compiler that builds them."""
+    """The loops, or None where there is no compiler that builds them. Threads may ask at once."""
+    with _LOCK:
+        return _load()
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None or platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"):
         return None
     source = (resources.files("nextpixel") / "kernels.c").read_text(encoding="utf-8")
     key = hashlib.sha256("\n".join([source, compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
-    path = user_cache() / f"kernels-{key}.so"
     try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part-{os.getpid()}")
-            command = [*compiler.split(), *FLAGS, "-x", "c", "-", "-o", str(part), "-lm"]
-            subprocess.run(command, input=source, text=True, capture_output=True, check=True, timeout=SECONDS)
-            part.replace(path)
-        library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
+        library = _open_or_build(user_cache() / f"kernels-{key}.so", source, compiler)
+    except (OSError, RuntimeError):  # no home, a cache that cannot be written, a file in it that is damaged
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                library = _open_or_build(Path(folder) / "kernels.so", source, compiler)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    except subprocess.SubprocessError:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for function in (library.attend_float, library.attend_bf16):
@@ -52,6 +62,19 @@ def load() -> ctypes.CDLL | None:
     library.multiply_int8.argtypes = [pointer] * 4 + [number] * 3 + [ctypes.c_int]
     library.multiply_int8.restype = None
     return library
+
+
+def _open_or_build(path: Path, source: str, compiler: str) -> ctypes.CDLL:
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as folder:  # others may build it too
+            part = Path(folder) / path.name
+            command = [*compiler.split(), *FLAGS, "-x", "c", "-", "-o", str(part), "-lm"]
+            subprocess.run(command, input=source, text=True, capture_output=True, check=True, timeout=SECONDS)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())  # a machine that stops here must not leave half a library under the name
+            part.replace(path)
+    return ctypes.CDLL(str(path))
 
 
 def _processor() -> str:

@@ -114,14 +114,15 @@ def rotations(config: ImageGPTConfig, device: torch.device) -> Tensor:
     Rotary positions (Su et al. 2021) on two axes: half of the angles turn with the row, half with the column. A query
     stands at the pixel its slot predicts, a key at the pixel its slot carries; the start vector is not turned.
     """
-    frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device=device)[:-1]
-    slots = torch.arange(config.pixels, device=device)
+    # Made on the CPU: mps knows no float64.
+    frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device="cpu")[:-1]
+    slots = torch.arange(config.pixels, device="cpu")
     places = torch.stack([slots // config.side, slots % config.side], dim=1).to(torch.float64)  # (T, 2): row, column
     angles = (places[:, :, None] * frequencies).flatten(1)  # (T, E / 2)
     carried = angles
     if config.objective == "autoregressive":
         carried = torch.cat([torch.zeros_like(angles[:1]), angles[:-1]])
-    return torch.stack([angles.cos(), angles.sin(), carried.cos(), carried.sin()]).float()
+    return torch.stack([angles.cos(), angles.sin(), carried.cos(), carried.sin()]).float().to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

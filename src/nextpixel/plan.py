@@ -17,10 +17,13 @@ BUCKET_BYTES = 25 << 20  # DDP's gradients in flight
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device: dense bf16 peak, memory, and how fast it is read."""
+    """One device: dense peaks, memory, and how fast it is read."""
 
     name: str
-    flops_per_second: float
+    bf16_flops_per_second: float | None
+    """None where it multiplies no bf16: training and drawing take fp32 there."""
+    fp32_flops_per_second: float
+    """Of true fp32: training leaves TF32 off."""
     memory_bytes: float
     bytes_per_second: float
     source: str
@@ -29,14 +32,14 @@ class Hardware:
 HARDWARE = {
     device.name: device
     for device in (
-        Hardware("b200", 2250e12, 180e9, 7.7e12, "NVIDIA DGX B200 datasheet, per GPU"),
-        Hardware("h200", 989e12, 141e9, 4.8e12, "NVIDIA H200 SXM datasheet"),
-        Hardware("h100", 989e12, 80e9, 3.35e12, "NVIDIA H100 SXM datasheet"),
-        Hardware("a100-80gb", 312e12, 80e9, 2.04e12, "NVIDIA A100 SXM datasheet"),
-        Hardware("a100-40gb", 312e12, 40e9, 1.56e12, "NVIDIA A100 SXM datasheet"),
-        Hardware("l40s", 362e12, 48e9, 0.86e12, "NVIDIA L40S datasheet"),
-        Hardware("rtx4090", 165e12, 24e9, 1.01e12, "NVIDIA Ada architecture whitepaper, fp32 accumulation"),
-        Hardware("v100", 125e12, 32e9, 0.9e12, "NVIDIA V100 SXM2 datasheet, fp16: it has no bf16"),
+        Hardware("b200", 2250e12, 75e12, 180e9, 7.7e12, "NVIDIA DGX B200 datasheet, per GPU"),
+        Hardware("h200", 989e12, 67e12, 141e9, 4.8e12, "NVIDIA H200 SXM datasheet"),
+        Hardware("h100", 989e12, 67e12, 80e9, 3.35e12, "NVIDIA H100 SXM datasheet"),
+        Hardware("a100-80gb", 312e12, 19.5e12, 80e9, 2.04e12, "NVIDIA A100 SXM datasheet"),
+        Hardware("a100-40gb", 312e12, 19.5e12, 40e9, 1.56e12, "NVIDIA A100 SXM datasheet"),
+        Hardware("l40s", 362e12, 91.6e12, 48e9, 0.86e12, "NVIDIA L40S datasheet"),
+        Hardware("rtx4090", 165e12, 82.6e12, 24e9, 1.01e12, "NVIDIA Ada architecture whitepaper, fp32 accumulation"),
+        Hardware("v100", None, 15.7e12, 32e9, 0.9e12, "NVIDIA V100 SXM2 datasheet, fp32: it has no bf16"),
     )
 }
 
@@ -151,6 +154,8 @@ class Plan:
     flops: int
     devices: int
     layout: Layout
+    dtype: str
+    """Of the matrix products in training."""
     utilisation: float
     seconds: float
     drawing_seconds_at_least: float
@@ -232,14 +237,23 @@ def make_plan(
     batch_images: int,
     devices: int = 1,
     utilisation: float = ASSUMED_UTILISATION,
-    dtype: str = "bf16",
+    dtype: str = "auto",
     optimizer: str = "adam",
     checkpointed: bool | None = None,
 ) -> Plan:
     """The plan of `steps` optimiser steps of `batch_images` on that hardware.
 
-    `utilisation` is model FLOPs over peak FLOPs, measured or assumed. Raises InputError where it cannot fit.
+    `utilisation` is model FLOPs over the peak of that dtype ("auto": bf16 where the hardware has it), measured or
+    assumed. Raises InputError where it cannot fit.
     """
+    peak = hardware.bf16_flops_per_second
+    if dtype == "bf16" and peak is None:
+        raise InputError(f"--dtype: {hardware.name} has no bf16; expected auto or fp32, got bf16")
+    drawing_bytes, drawing_peak = (4, hardware.fp32_flops_per_second) if peak is None else (2, peak)
+    if dtype == "fp32" or peak is None:
+        dtype, peak = "fp32", hardware.fp32_flops_per_second
+    else:
+        dtype = "bf16"
     if batch_images % devices:
         raise InputError(f"--batch-images: expected a multiple of the {devices} devices, got {batch_images}")
     layout = choose_layout(
@@ -253,13 +267,13 @@ def make_plan(
     )
     flops = flops_per_image(config) * steps * batch_images
     again = 4 / 3 if layout.checkpoint_activations else 1.0
-    speed = hardware.flops_per_second * utilisation * devices
-    weights, cache = 2 * config.parameters, 2 * 2 * config.layers * config.width * config.pixels  # bf16
+    weights = drawing_bytes * config.parameters
+    cache = drawing_bytes * 2 * config.layers * config.width * config.pixels
     pixel = (weights + cache / 2) / hardware.bytes_per_second
     rows = max(1, int((hardware.memory_bytes * (1 - RESERVED_PART) - weights) / cache))
     batch_pixel = max(
         (weights + rows * cache / 2) / hardware.bytes_per_second,
-        rows * _forward_flops(config, config.pixels // 2) / config.pixels / hardware.flops_per_second,
+        rows * _forward_flops(config, config.pixels // 2) / config.pixels / drawing_peak,
     )
     return Plan(
         config.parameters,
@@ -269,8 +283,9 @@ def make_plan(
         flops,
         devices,
         layout,
+        dtype,
         utilisation,
-        flops * again / speed,
+        flops * again / (peak * utilisation * devices),
         pixel * config.pixels,
         rows / (batch_pixel * config.pixels),
     )

@@ -84,9 +84,13 @@ def pretrain(
             raise InputError("--resume takes the settings of its run; expected none beside it")
         run = Run.open(resume, KIND)
     elif branch is not None:
-        if out is None or "steps" not in settings or not (recipe is split is None):
-            raise InputError("--branch takes a new folder (--out) and --steps, and no images, recipe or split")
-        run = branch_run(Run.open(branch, KIND), Path(out), **settings)
+        others = settings.keys() - {"steps", "cooldown_fraction"}
+        if out is None or "steps" not in settings or others or not (recipe is split is None):
+            raise InputError(
+                "--branch takes a new folder (--out), --steps and --cooldown-fraction, and no recipe, split or other "
+                "settings"
+            )
+        run = branch_run(Run.open(branch, KIND, "--branch"), Path(out), **settings)
     else:
         if images is None or out is None:
             raise InputError("pretrain needs images and a new folder (--out), or a run to go on with (--resume)")
@@ -155,7 +159,8 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
     """
     with reading(source) as facts:
         config = PretrainConfig(**facts["config"])
-    changed = replace(config, steps=steps, cooldown_fraction=cooldown_fraction or config.cooldown_fraction)
+    fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
+    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
     distributed.join(choose_device(config.device), config.timeout_minutes)
     return distributed.first_does(
         lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)

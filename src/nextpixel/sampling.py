@@ -215,7 +215,8 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.to(wide_type(logits)) / sampling.temperature
+    logits = logits.to(wide_type(logits))
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest may not become infinite
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         places = logits.sort(dim=-1, descending=True, stable=True).indices
         logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))

@@ -83,14 +83,14 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | Path, kind: str | None = None) -> Run:
-        """A run on disk. Raises InputError where there is none, or it is of another kind than asked for."""
+    def open(cls, path: str | Path, kind: str | None = None, option: str = "--resume") -> Run:
+        """The run on disk that `option` names. Raises InputError where there is none, or it is of another kind."""
         if not (Path(path) / "run.json").is_file():
-            raise InputError(f"--resume: expected a run folder with run.json, got {str(path)!r}")
+            raise InputError(f"{option}: expected a run folder with run.json, got {str(path)!r}")
         run = cls(path)
         if kind not in (None, run.kind):
             raise InputError(
-                f"--resume: {path} was begun by nextpixel {run.kind}, not {kind}; go on with: "
+                f"{option}: {path} was begun by nextpixel {run.kind}, not {kind}; go on with: "
                 f"nextpixel {run.kind} --resume {path}"
             )
         return run

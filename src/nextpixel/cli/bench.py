@@ -52,6 +52,8 @@ class Bench:
                 raise InputError(f"--{name}: expected at least 1, got {value}")
         if self.size and self.model.model:
             raise InputError("--size takes random weights of a named size; expected no --model beside it")
+        if self.size and self.model.dtype != "fp32":
+            raise InputError("--size: its weights are fp32; expected no --dtype beside it")
 
 
 def run(argv: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ class PlanRun:
     hourly_rate: float | None = None
     """Price of one device for an hour, in any currency."""
     utilisation: float | None = None
-    """Model FLOPs over the device's peak, as nextpixel bench train measures it; 0.4 unless told."""
+    """Model FLOPs over the device's peak, as nextpixel bench --work train helps to tell; 0.4 unless told."""
     recipe: str | None = None
     """A shipped recipe by name, or a TOML file of settings; flags go over it."""
     config: PretrainConfig = field(default_factory=PretrainConfig)
@@ -48,8 +48,8 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--count: expected at least 1, got {args.count}")
     if args.utilisation is not None and not 0 < args.utilisation <= 1:
         raise InputError(f"--utilisation: expected a number above 0 and at most 1, got {args.utilisation}")
-    if args.hourly_rate is not None and not args.hourly_rate >= 0:
-        raise InputError(f"--hourly-rate: expected 0 or more, got {args.hourly_rate}")
+    if args.hourly_rate is not None and not 0 <= args.hourly_rate < float("inf"):
+        raise InputError(f"--hourly-rate: expected a number of 0 or more, got {args.hourly_rate}")
     images = None if args.images is None else _count(args.images)
     hardware, config = HARDWARE[args.hardware], args.config
     shape = _shape(config)
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
         batch_images=config.batch_images,
         devices=args.count,
         utilisation=args.utilisation or ASSUMED_UTILISATION,
-        dtype="fp32" if config.dtype == "fp32" else "bf16",
+        dtype=config.dtype,
         optimizer=config.chosen_optimizer,
         checkpointed=True if config.checkpoint_activations else None,
     )
@@ -88,15 +88,16 @@ def run(argv: Sequence[str]) -> None:
         f"memory a device    {need.total / 1e9:.1f} of {hardware.memory_bytes / 1e9:.0f} GB: "
         + ", ".join(f"{name} {value:.1f}" for name, value in gb.items())
     )
-    print(f"time               {_duration(plan.seconds)} at {plan.utilisation:.0%} of the peak; {hardware.source}")
+    share = f"{plan.utilisation:.0%} of the {plan.dtype} peak"
+    print(f"time               {_duration(plan.seconds)} at {share}; {hardware.source}")
     if price is not None:
         print(f"price              {price:,.0f} for {device_hours:,.0f} device hours at {args.hourly_rate:g}")
     print(
-        f"drawing            at least {plan.drawing_seconds_at_least:.2f} s for one picture, at most "
+        f"drawing            at least {plan.drawing_seconds_at_least:.2g} s for one picture, at most "
         f"{plan.drawing_batch_images_per_second_at_most:,.0f} pictures/s in full batches"
     )
     if args.utilisation is None:
-        say("The share of the peak is assumed; measure it on the device with: nextpixel bench train")
+        say("The share of the peak is assumed; time a step on the device with: nextpixel bench --work train")
 
 
 def _shape(config: PretrainConfig) -> ImageGPTConfig:

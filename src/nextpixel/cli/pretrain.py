@@ -67,7 +67,9 @@ def run(argv: Sequence[str]) -> None:
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
-        run = branch_run(Run.open(args.branch, KIND), args.out, steps=args.config.steps, cooldown_fraction=fraction)
+        run = branch_run(
+            Run.open(args.branch, KIND, "--branch"), args.out, steps=args.config.steps, cooldown_fraction=fraction
+        )
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
