@@ -30,8 +30,9 @@ from nextpixel.sources import load_images
 COUNT_MODELS = {"unigram": "unigram", "left": "left", "left_above": "left and above"}
 CARD = """# The embedded model
 
-An Image GPT of the modern preset ({layers} layers, width {width}, {heads} heads, {parameters:,} parameters), 32 x 32, OpenAI's 512
-colours. It comes with the package so that everything can be tried at once: small, trained briefly, and honest about it.
+An Image GPT of the modern preset ({layers} layers, width {width}, {heads} heads, {parameters:,} parameters), 32 x 32,
+OpenAI's 512 colours. It comes with the package so that everything can be tried at once: small, trained briefly, and
+honest about it.
 
 | | |
 |---|---|
