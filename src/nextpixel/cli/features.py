@@ -57,7 +57,10 @@ def run(argv: Sequence[str]) -> None:
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
     source = open_images(args.images, args.split)
-    values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
+    try:
+        values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
     _write(args.out, values, names, features_name(model, layers))
     shutil.rmtree(parts)
     for line in unreadable:
