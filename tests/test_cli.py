@@ -388,7 +388,7 @@ BAD = {
     "distill photos --out run --model model --factor 0": ["--factor", "at least 1", "got 0"],
     "distill --resume taken": ["--resume", "expected a run folder", "'taken'"],
     "distill photos --resume taken": ["--resume", "got photos"],
-    "probe photos --against resnet20 --trials 9": ["--trials", "1 to 4", "got 9"],
+    "probe photos --against resnet20 --trials 9": ["--trials", "1 to 5", "got 9"],
     "probe photos --against , --model model": ["--against", "resnet20", "','"],
     "convert nope": ["OUT", "--to"],
     "convert nope --to x.pt": ["--to", ".onnx", "'x.pt'"],

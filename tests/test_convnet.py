@@ -200,7 +200,7 @@ def test_a_student_takes_the_models_place(desk: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--against", "resnet20", "--trials", "0"], "--trials: expected 1 to 4, got 0"),
+        (["--against", "resnet20", "--trials", "0"], "--trials: expected 1 to 5, got 0"),
         (["--against", "resnet20", "--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (["--against", "resnet50"], "--against: expected resnet20 or a student"),
         (["--against", "resnet20,"], "--against: expected resnet20 or a student"),

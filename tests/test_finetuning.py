@@ -408,6 +408,12 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
     assert report["classification"]["accuracy"] == pytest.approx(accuracy) and report["nats_per_pixel"] > 0
     assert main(["evaluate", "test", "--model", "clf"]) == 0
     assert f"accuracy {accuracy:.1%} of 20 images, AUC" in capsys.readouterr().out
+    (desk / "test" / "day").rename(desk / "test" / "noon")
+    assert main(["evaluate", "test", "--model", "clf"]) == 0, "nats need no classes"
+    assert "no accuracy: labels: expected the classes" in (said := capsys.readouterr()).err and "nats" in said.out
+    assert main(["evaluate", "test", "--model", "clf", "--accuracy"]) == 2
+    (desk / "test" / "noon").rename(desk / "test" / "day")
+    capsys.readouterr()
     assert main(["info", "clf"]) == 0
     assert "begun_by: finetune" in (said := capsys.readouterr()).out and "classes: ('day', 'night')" in said.out
     assert main(["complete", "test/day", "--model", "clf", "-n", "1", "--out", "half.png"]) == 0
@@ -473,6 +479,9 @@ BAD = {
     "finetune train --out clf --labels no.csv": ["no.csv", "expected a CSV file"],
     "finetune train --out clf --test-labels no.csv": ["--test-labels", "got no --test"],
     "finetune train --out clf --test strange": ["strange", "classes of the training images", "'dusk' as well"],
+    "finetune train --out clf --test train": ["train", "test images other than the training images", "--test"],
+    "evaluate train --masks -1 --model model": ["--masks", "0 or more", "-1"],
+    "evaluate train --samples 20 --accuracy --model model": ["--accuracy", "expected no --samples"],
     "finetune lone --out clf": ["lone", "at least two classes", "'day'"],
     "finetune train --out clf --model nope": ["--model", "'nope'"],
     "predict model train": ["knows no classes", "nextpixel probe", "nextpixel finetune"],

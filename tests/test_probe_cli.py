@@ -13,6 +13,8 @@ import torch
 import nextpixel
 from nextpixel import ImageGPTConfig, Palette, extraction
 from nextpixel.cli import main
+from nextpixel.cli.drawings import load_classifier
+from nextpixel.config import ModelOptions
 from nextpixel.images import from_array, save_png
 from nextpixel.sources import load_images
 from test_model import lively
@@ -116,7 +118,7 @@ def test_unreadable_pictures_are_left_out_with_their_labels(desk: Path, capsys: 
     accuracy = float(out.splitlines()[1].split()[4].rstrip("%"))
     assert accuracy > 90, "labels stay with their pictures"
     assert main(["probe", "set/train", "--test", "set", "--model", "model", "--no-baselines"]) == 0
-    assert "train split of set\n" in capsys.readouterr().err
+    assert "test split of set\n" in capsys.readouterr().err, "never the training images"
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet"])
@@ -160,6 +162,56 @@ def test_a_stopped_extraction_goes_on_where_it_was(desk: Path, monkeypatch: pyte
         assert np.allclose(arrays["features"], expected, atol=1e-6)
 
 
+def test_the_training_images_are_no_test_and_a_set_without_splits_needs_one(
+    desk: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, labels = pictures(12)
+    np.savez("whole.npz", images=images, labels=(labels == "dark").astype(np.int64))
+    for typed, said in (
+        (["whole.npz", "--test", "whole.npz"], "test images other than the training images"),
+        (["whole.npz"], "whole.npz: expected a train and a test split, got none; name test images with --test"),
+    ):
+        assert main(["probe", *typed, "--model", "model", "--no-baselines"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_probe_tells_its_layers_classes_and_the_commonest_class_of_training(
+    desk: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images, labels = pictures(24)
+    dark = np.flatnonzero(labels == "dark")
+    rows = np.concatenate([dark, np.flatnonzero(labels == "bright")[:3]])
+    numbers = (labels == "dark").astype(np.int64)
+    np.savez(
+        "uneven.npz", train_images=images[rows], train_labels=numbers[rows], class_names=np.array(["bright", "dark"]),
+        test_images=images[labels == "bright"][:6], test_labels=np.zeros(6, np.int64),
+    )  # fmt: skip
+    command = ["probe", "uneven.npz", "--model", "model", "--no-baselines", "--layer", "1,2", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
+    assert report["commonest_class"] == 0, "dark is commonest in training, and no test image is"
+    assert report["results"][0]["layers"] == [[1, 2]] and report["classes"] == ["bright", "dark"]
+    assert report["results"][0]["scores"][0]["auc"] is None
+    assert (
+        main(["probe", "set.npz", "--model", "model", "--no-baselines", "--labels-per-class", "1", "--repeats", "1"])
+        == 0
+    )
+    [_, ours] = capsys.readouterr().out.splitlines()
+    assert "+-" not in ours, "one draw of labels tells nothing of others"
+
+
+def test_a_saved_probe_finds_its_model_from_anywhere_and_sees_pictures_as_it_was_fitted(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["probe", "set.npz", "--model", "model", "--fit", "squash", "--no-baselines", "--out", "probe"]) == 0
+    (desk / "elsewhere").mkdir()
+    monkeypatch.chdir(desk / "elsewhere")
+    probe = load_classifier("../probe", ModelOptions())
+    assert probe.model is not None and probe.model.fit == "squash"
+    again = load_classifier("../probe", ModelOptions(fit="crop")).model
+    assert again is not None and again.fit == "crop"
+
+
 def test_labels_may_come_from_a_csv_file(desk: Path, capsys: pytest.CaptureFixture) -> None:
     with np.load("set.npz") as arrays:
         for split in ("train", "test"):
@@ -168,7 +220,8 @@ def test_labels_may_come_from_a_csv_file(desk: Path, capsys: pytest.CaptureFixtu
             for i, (image, label) in enumerate(zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)):
                 save_png(image, desk / split / f"{i}.png")
                 lines.append(f"{i}.png,{'dark' if label else 'bright'}")
-            (desk / f"{split}.csv").write_text("\n".join(lines) + "\n")
+            mark = "utf-8-sig" if split == "train" else "utf-8"  # as Excel writes it
+            (desk / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding=mark)
     command = ["probe", "train", "--test", "test", "--labels", "train.csv", "--test-labels", "test.csv"]
     assert main([*command, "--model", "model", "--no-baselines", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from nextpixel.extraction import Backbone, described, pooled
 from nextpixel.extractors import raw_pixels
 from nextpixel.model import ImageGPT
-from nextpixel.probing import Reading
+from nextpixel.probing import Reading, class_numbers
 from nextpixel.resnet import ResNet
 
 CODES = 200
@@ -79,6 +80,12 @@ def untrained_features(model: Backbone, squares: NDArray[np.uint8], layer: int, 
         return described(ResNet(model.config, seed=seed).to(model.device), squares, [layer])[:, 0]
     random = ImageGPT(model.config, seed=seed).to(model.device)
     return pooled(random, model.palette.encode(squares), [layer])[:, 0]
+
+
+def commonest_class(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
+    """Test accuracy of always answering the commonest class of the training labels."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return float((class_numbers(test_labels, classes) == counts.argmax()).mean())
 
 
 def baseline_readings(

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional as F
 
-from nextpixel.config import ResNetConfig
+from nextpixel.config import INIT_RATE, ResNetConfig
 from nextpixel.data import Batches
 from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError, WorkError
 from nextpixel.extraction import described
 from nextpixel.optim import cosine_rate, set_rate, sgd
-from nextpixel.probing import MIDDLE_STRENGTH, Score, choose_labels, fit_linear, folds_of, score_of
+from nextpixel.probing import MIDDLE_STRENGTH, Score, choose_labels, class_numbers, fit_linear, folds_of, score_of
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
 
@@ -32,7 +32,6 @@ PASSES_AT_LEAST = 8_000  # so that few images are seen often enough
 BATCH_IMAGES = 128
 BATCH_OF_FEW = 32  # below FEW images: more steps from as many passes
 FEW = 2_000
-INIT_RATE = 0.1  # a network that knows something already takes a tenth of the rate
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def compete(
         raise InputError(f"--trials: expected 1 to {len(TRIALS)}, got {trials}")
     (squares, labels), (test_squares, test_labels) = train, test
     classes, numbers = np.unique(labels, return_inverse=True)
-    truth = np.searchsorted(classes, test_labels)
+    truth = class_numbers(test_labels, classes)
     found = []
     for count in labels_per_class:
         result = Fitted(name, count, [], [], [], [], [])

@@ -43,7 +43,15 @@ from nextpixel.preparation import (
     token_batches,
     write_whole,
 )
-from nextpixel.probing import LinearProbe, choose_labels, given_labels, held_out, labels_of_readable
+from nextpixel.probing import (
+    LinearProbe,
+    choose_labels,
+    class_numbers,
+    given_labels,
+    held_out,
+    labels_of_readable,
+    refuse_overlap,
+)
 from nextpixel.progress import say
 from nextpixel.sources import Source, open_source
 from nextpixel.training import Cadence, train
@@ -145,16 +153,11 @@ def _start(
     unreadable = sets[0].unreadable
     if test is not None:
         test_source = open_test(test)
+        refuse_overlap(source, test_source)
         test_names = given_labels(test_source, test_labels)
         sets += (decode(test_source, side, cache=config.cache, fit=network.fit),)
-        test_names = labels_of_readable(test_names, test_source, sets[2]).astype(str)
-        strangers = np.setdiff1d(test_names, classes)
-        if len(strangers):
-            raise InputError(
-                f"{test_source.source_name}: expected the classes of the training images, got {str(strangers[0])!r} "
-                "as well"
-            )
-        arrays["test_labels"] = np.searchsorted(classes, test_names)
+        test_names = labels_of_readable(test_names, test_source, sets[2])
+        arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
         data["test"] = named(test, test_source.split)
         unreadable = unreadable + sets[2].unreadable
 

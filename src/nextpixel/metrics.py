@@ -145,10 +145,10 @@ def difference_at_equal_x(
     return Difference(float(low), float(high), float(other.mean() - one.mean()), *interval)
 
 
-def wilson_interval(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """A 95 % interval of a proportion (Wilson 1927), from the share `successes` in `count` trials."""
-    center = (successes + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(successes * (1 - successes) / count + z * z / (4 * count * count))
+def wilson_interval(proportion: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """A 95 % interval of a proportion that was seen in `count` trials (Wilson 1927)."""
+    center = (proportion + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(proportion * (1 - proportion) / count + z * z / (4 * count * count))
     return center - half, center + half
 
 
@@ -160,3 +160,12 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 
     spread = float(np.std(values, ddof=1))
     return float(np.mean(values)), spread, float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+
+
+def finite(value: Any) -> Any:
+    """The same dicts and lists with None for every number that is not finite: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,7 +41,7 @@ class Score:
     top_5: float | None
     """Where there are more than five classes."""
     auc: float | None
-    """Area under the ROC curve of the second class, where there are two."""
+    """Area under the ROC curve of the second class, where there are two and images of both."""
     confusion: NDArray[np.int64]
     """(C, C), row the true class."""
 
@@ -57,7 +57,7 @@ def score_of(
         len(numbers),
         top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
         top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
-        auroc(chances[:, 1], numbers == 1) if classes == 2 else None,
+        auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
         confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
     )
 
@@ -84,7 +84,8 @@ class LinearProbe:
 
     After fit: `trials_` (what was tried, each with its held-out accuracy), `layers_` (list), `strength_`
     (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `linear_`. The final weights are fitted to all
-    training images.
+    training images. With one image of each class nothing can be held out: then the middle layer and strength are
+    taken, `sweep_` is empty and nothing is tried.
     """
 
     def __init__(
@@ -113,12 +114,17 @@ class LinearProbe:
             raise InputError(f"labels: expected at least two classes, got only {self.classes_[0]!r}")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
         folds = folds_of(numbers, self.seed)
-        if self.layer == "best":
+        if not folds:
+            self.trials_, self.sweep_, self.strength_ = [], {}, MIDDLE_STRENGTH
+            place = len(layers) // 2
+            self.layers_ = [layers[place]] if self.layer == "best" else layers
+            chosen = features[:, place] if self.layer == "best" else features.reshape(len(features), -1)
+        elif self.layer == "best":
             tried = {
                 layer: _try(features[:, place], numbers, folds, self.strengths) for place, layer in enumerate(layers)
             }
             self.trials_ = [trial | {"layers": [layer]} for layer in layers for trial in tried[layer]]
-            found = {layer: _choose(trials, bool(folds)) for layer, trials in tried.items()}
+            found = {layer: _choose(trials) for layer, trials in tried.items()}
             self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
             best = max(self.sweep_, key=lambda layer: self.sweep_[layer])
             self.layers_, (_, self.strength_) = [best], found[best]
@@ -128,7 +134,7 @@ class LinearProbe:
             chosen = features.reshape(len(features), -1)
             trials = _try(chosen, numbers, folds, self.strengths)
             self.trials_ = [trial | {"layers": layers} for trial in trials]
-            accuracy, self.strength_ = _choose(trials, bool(folds))
+            accuracy, self.strength_ = _choose(trials)
             self.sweep_ = {layer: accuracy for layer in layers[:1]} if len(layers) == 1 else {}
         self.linear_ = fit_linear(chosen, numbers, self.strength_)
         return self
@@ -203,21 +209,13 @@ class LinearProbe:
         self, squares: NDArray[np.uint8], labels: ArrayLike, *, masks: int = 0, dtype: str = "fp32"
     ) -> Score:
         """The same from squares at the model's side; `masks` as in predictions."""
+        numbers = class_numbers(labels, self.classes_)  # refuses before the long work
         chances, predicted = self.predictions(squares, masks=masks, dtype=dtype)
-        return self._score(chances, labels, predicted if masks else None)
+        return score_of(chances, numbers, len(self.classes_), predicted if masks else None)
 
     def evaluate_features(self, features: NDArray[np.float32], labels: ArrayLike) -> Score:
         """The same from the features (N, D) that the probe reads."""
-        return self._score(self.proba_of(features), labels)
-
-    def _score(self, chances: NDArray[np.float32], labels: ArrayLike, voted: NDArray[np.int64] | None = None) -> Score:
-        names = np.asarray(labels)
-        if self.classes_.dtype.kind == "U":
-            names = names.astype(str)
-        strangers = np.setdiff1d(names, self.classes_)
-        if len(strangers):
-            raise InputError(f"labels: expected classes the probe was fitted to, got {str(strangers[0])!r} as well")
-        return score_of(chances, np.searchsorted(self.classes_, names), len(self.classes_), voted)
+        return score_of(self.proba_of(features), class_numbers(labels, self.classes_), len(self.classes_))
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from the features (N, D) that the probe reads."""
@@ -249,6 +247,7 @@ class LinearProbe:
                 part / "probe.json",
                 {
                     "model": model_name,
+                    "fit": self._model().fit,
                     "palette": palette_hash(self._model()),
                     "layers": self.layers_,
                     "strength": self.strength_,
@@ -392,7 +391,7 @@ def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat
 def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
     """The label of each name, by a CSV file with the columns file and label."""
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # Excel begins its files with a mark
             rows = csv.DictReader(file)
             if not {"file", "label"} <= set(rows.fieldnames or ()):
                 raise InputError(f"{path}: expected the columns file and label, got {rows.fieldnames}")
@@ -408,13 +407,26 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
 
 
 def labels_of(source: Any) -> NDArray[Any]:
-    """The labels of a source, as class names where it has them."""
+    """The labels of a source, or of what was decoded of one that has labels, as class names where it has them."""
     if source.labels is None:
         raise InputError(
             f"{source.source_name}: expected labelled images: a sub-folder for each class, a label column, or a CSV of "
             "file,label; got images without labels"
         )
     return source.labels if source.classes is None else np.asarray(source.classes)[source.labels]
+
+
+def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels") -> NDArray[np.int64]:
+    """The place in `classes` of each label, (N,); a number and its digits are the same class.
+
+    Raises InputError, which begins with `what`, for a label that is none of the classes.
+    """
+    names, known = np.asarray(labels).astype(str), classes.astype(str)
+    strangers = np.setdiff1d(names, known)
+    if len(strangers):
+        raise InputError(f"{what}: expected the classes of the training images, got {str(strangers[0])!r} as well")
+    order = np.argsort(known)
+    return order[np.searchsorted(known, names, sorter=order)]
 
 
 def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[Any]:
@@ -430,8 +442,28 @@ def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[
 
 
 def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:
-    """Those of the pictures of a source that could be decoded."""
-    return labels[np.isin(list(source.names), decoded.names)] if len(decoded) < len(labels) else labels
+    """Those of the pictures of a source that could be decoded.
+
+    Raises InputError where their names do not tell which these are.
+    """
+    if len(decoded) == len(labels):
+        return labels
+    readable = np.isin(list(source.names), list(decoded.names))
+    if readable.sum() != len(decoded):
+        raise InputError(
+            f"{source.source_name}: some pictures cannot be read and have the names of others, so it is not known "
+            "which labels are theirs; remove or repair them"
+        )
+    return labels[readable]
+
+
+def refuse_overlap(train: Any, test: Any) -> None:
+    """Raises InputError where test images are the training images: a figure from them would say nothing."""
+    if train.fingerprint() == test.fingerprint():
+        raise InputError(
+            f"{test.source_name}: expected test images other than the training images, got the same; keep some apart "
+            "for --test"
+        )
 
 
 def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], strength: float) -> Linear:
@@ -459,22 +491,21 @@ def _try(
     folds: Sequence[NDArray[np.bool_]],
     strengths: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Each strength with its accuracy on what is held out, 0 where nothing can be."""
+    """Each strength with its accuracy on what is held out."""
     results = []
     for strength in strengths:
         right = [
             (fit_linear(features[~held], labels[~held], strength).logits(features[held]).argmax(1) == labels[held])
             for held in folds
         ]
-        accuracy = float(np.concatenate(right).mean()) if right else 0.0
-        results.append({"strength": strength, "held_out_accuracy": accuracy})
+        results.append({"strength": strength, "held_out_accuracy": float(np.concatenate(right).mean())})
     return results
 
 
-def _choose(trials: Sequence[dict[str, Any]], held_out: bool) -> tuple[float, float]:
+def _choose(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """(held-out accuracy, strength) of the best strength."""
     best = max(trials, key=lambda trial: trial["held_out_accuracy"])
-    return (best["held_out_accuracy"], best["strength"]) if held_out else (0.0, MIDDLE_STRENGTH)
+    return best["held_out_accuracy"], best["strength"]
 
 
 def middle_strengths(count: int) -> list[float]:
@@ -485,16 +516,18 @@ def middle_strengths(count: int) -> list[float]:
 def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
     """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
 
-    Stratified: every class is on both sides. None where some class has a single image.
+    Stratified: every class is on both sides, but for those of a single image, which is never held out. None where
+    all are of a single image.
     """
     counts = np.bincount(labels)
-    if counts.min() < 2:
+    several = counts > 1
+    if not several.any():
         return []
     if len(labels) >= FOLDS_BELOW:
         return [held_out(labels, HELD_OUT, seed)]
     place = _places(labels, seed)
-    folds = min(FOLDS, int(counts.min()))
-    return [place % folds == fold for fold in range(folds)]
+    folds = min(FOLDS, int(counts[several].min()))
+    return [(place % folds == fold) & several[labels] for fold in range(folds)]
 
 
 def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.convnet import Fitted
-from nextpixel.metrics import mean_interval
+from nextpixel.metrics import finite, mean_interval
 from nextpixel.probing import Result
 
 if TYPE_CHECKING:
@@ -137,15 +137,7 @@ def _save(figure: Any, path: Path) -> None:
 def study_report(study: Study, found: Statistics) -> dict[str, Any]:
     """Everything as one JSON object; what is not known is null."""
     points = [asdict(p) | {"layer": p.best.layer, "accuracy": p.accuracy} for p in study.points]
-    return _known(asdict(study) | {"points": points, "statistics": asdict(found)})
-
-
-def _known(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _known(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_known(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return dict(finite(asdict(study) | {"points": points, "statistics": asdict(found)}))
 
 
 COLUMNS = ("run", "shape", "parameters", "seed", "step", "images", "flops", "nats", "nats_error", "layer", "accuracy")

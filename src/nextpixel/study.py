@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel import plan
-from nextpixel.baselines import raw_pixels
+from nextpixel.baselines import commonest_class
 from nextpixel.checkpoints import Run, load
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
 from nextpixel.config import ImageGPTConfig, StudyConfig
@@ -25,6 +25,7 @@ from nextpixel.data import DecodedSet, decode
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.extraction import pooled
+from nextpixel.extractors import raw_pixels
 from nextpixel.metrics import (
     Difference,
     bootstrap_interval,
@@ -36,7 +37,7 @@ from nextpixel.metrics import (
 )
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
-from nextpixel.probing import LinearProbe, labels_of
+from nextpixel.probing import LinearProbe, labels_of, refuse_overlap
 from nextpixel.progress import say
 from nextpixel.sources import open_source
 
@@ -339,13 +340,20 @@ def _read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: S
     for line in train.unreadable + test.unreadable:
         say(f"left out: {line}")
     for member in members:
-        if member.facts["decisions"]["train_key"] == test.key:
+        keys = [member.facts["decisions"]["train_key"]]
+        if member.facts["config"].get("validation") is None:  # then it shows the same pictures, at the model's side
+            keys.append(member.facts["decisions"]["validation_key"])
+        if test.key in keys:
             raise InputError(f"{member.name}: this run was trained on the test images of --data; expected others")
-    return _Images(
+    refuse_overlap(*sources)
+    images = _Images(
         *_some(train, config.train_images, config.seed),
         *_some(test, config.test_images, config.seed),
         key=f"{train.key} {test.key}",
     )
+    if np.unique(images.labels, return_counts=True)[1].max() < 2:
+        raise InputError("--data: expected several training images of some class, to choose layers by, got one of each")
+    return images
 
 
 def _some(found: DecodedSet, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -353,9 +361,7 @@ def _some(found: DecodedSet, count: int, seed: int) -> tuple[NDArray[np.uint8], 
     rows = np.arange(len(found))
     if count < len(found):
         rows = np.sort(np.random.default_rng([seed, 0x57D1]).choice(len(found), count, replace=False))
-    assert found.labels is not None
-    labels = found.labels if found.classes is None else np.asarray(found.classes)[found.labels]
-    return found.squares[rows], labels[rows]
+    return found.squares[rows], labels_of(found)[rows]
 
 
 class _Kept:
@@ -432,8 +438,7 @@ def _controls(
     members: Sequence[_Member], images: _Images, config: StudyConfig, kept: _Kept, device: str
 ) -> dict[str, float]:
     """Test accuracies of the commonest class, raw pixels, and an untrained model of each shape."""
-    names, counts = np.unique(images.labels, return_counts=True)
-    controls = {"commonest class": float((images.test_labels == names[counts.argmax()]).mean())}
+    controls = {"commonest class": commonest_class(images.labels, images.test_labels)}
     found = {"raw pixels": kept.get("raw-pixels", _raw, images, config)}
     for member in members:
         shape = _shape_name(member.shape)

@@ -202,7 +202,7 @@ def train(
                     say(f"no better {figure.replace('_', ' ')} in {patience} evaluations: done at step {done:,}")
                     break
         seconds = time.monotonic() - began_at - elsewhere
-        if seconds > 0:
+        if start < cadence.steps and seconds > 0:
             say(f"Batches were waited for during {(waited_in_all + waited) / seconds:.1%} of the training time")
 
 

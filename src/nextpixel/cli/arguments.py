@@ -179,6 +179,8 @@ def alone(argv: Sequence[str], images: Any, option: str, instead: str | None = N
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    json.dump(value, sys.stdout, indent=2)  # ASCII: a file name need not be text
+    """One JSON object on stdout; a number that is not known (NaN) is null, which JSON can say."""
+    from nextpixel.metrics import finite
+
+    json.dump(finite(value), sys.stdout, indent=2, allow_nan=False)  # ASCII: a file name need not be text
     sys.stdout.write("\n")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +64,9 @@ def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
 
     saved = Path(name) / "probe.json"
     if saved.is_file():
-        model = options.model or str(read_json(saved).get("model"))
-        return LinearProbe.load(name, load_features_model(replace(options, model=model)))
+        facts = read_json(saved)
+        own = {"model": options.model or str(facts.get("model")), "fit": options.fit or facts.get("fit")}
+        return LinearProbe.load(name, load_features_model(replace(options, **own)))
     if options.model is not None:
         raise InputError(
             f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
@@ -113,6 +116,17 @@ def check_folder(folder: Path | None, option: str) -> None:
 
     if folder is not None:
         new_output(folder, option)
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file, at once; one row at least. File names need not be text: what is none is written as escapes."""
+    from nextpixel.checkpoints.files import write_text
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[str]) -> list[str]:

@@ -86,7 +86,12 @@ def run(argv: Sequence[str]) -> None:
     wanted = args.accuracy or args.labels is not None or args.masks > 0
     score = None
     if wanted or (model.config.classes and source.labels is not None):
-        score = _score(model, source, args)  # first: what is asked wrongly is said before the long work
+        try:
+            score = _score(model, source, args)  # first: what is asked wrongly is said before the long work
+        except InputError as error:
+            if wanted:
+                raise
+            say(f"no accuracy: {error}")
     figures = evaluate(model, args.images, split=args.split, protocol=args.protocol, seed=args.sampling.seed)
     for line in figures.unreadable:
         say(f"left out: {line}")
@@ -112,8 +117,6 @@ def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
     from nextpixel.data import decode
     from nextpixel.probing import LinearProbe, given_labels, labels_of_readable
 
-    if args.masks < 0:
-        raise InputError(f"--masks: expected 0 or more, got {args.masks}")
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.config.side, fit=model.fit)
     return probe.evaluate_squares(images.squares, labels_of_readable(labels, source, images), masks=args.masks)
@@ -121,6 +124,8 @@ def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
 
 def _check(args: Evaluate) -> None:
     """Options that go together, before any work."""
+    if args.masks < 0:
+        raise InputError(f"--masks: expected 0 or more, got {args.masks}")
     if args.samples is None and args.pictures is None:
         for name in ("extractor", "layer", "references", "train", "nearest"):
             if getattr(args, name) != getattr(Evaluate, name):
@@ -133,6 +138,9 @@ def _check(args: Evaluate) -> None:
         raise InputError("--pictures: all of them are compared and none is drawn; expected no --samples beside it")
     if args.samples is not None and args.samples > PICTURES_AT_MOST:
         raise InputError(f"--samples: expected at most {PICTURES_AT_MOST:,}, got {args.samples:,}")
+    for name in ("accuracy", "labels", "masks"):
+        if getattr(args, name) != getattr(Evaluate, name):
+            raise InputError(f"{flag(name)}: belongs to accuracy; expected no --samples or --pictures beside it")
     if args.protocol != "all":
         raise InputError("--protocol: belongs to nats per pixel; expected no --samples or --pictures beside it")
     if args.nearest is not None:

@@ -63,13 +63,16 @@ def run(argv: Sequence[str]) -> None:
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
     source = open_images(args.images, args.split)
-    part = distributed.number(), distributed.processes()
-    distributed.together(
-        lambda: extract_chunks(model, source, layers, parts, dtype=args.model.dtype, part=part), patient=True
-    )
-    if not is_first():
-        return
-    values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
+    try:
+        part = distributed.number(), distributed.processes()
+        distributed.together(
+            lambda: extract_chunks(model, source, layers, parts, dtype=args.model.dtype, part=part), patient=True
+        )
+        if not is_first():
+            return
+        values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
     _write(args.out, values, names, features_name(model, layers))
     shutil.rmtree(parts)
     for line in unreadable:

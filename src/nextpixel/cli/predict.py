@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_classifier, open_images
+from nextpixel.cli.drawings import check_file, load_classifier, open_images, write_rows
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -67,11 +64,5 @@ def run(argv: Sequence[str]) -> None:
         for row, chance, number in zip(rows, chances, chosen, strict=True):
             print(f"{row['file']}  {row['class']}  {chance[number]:.3f}")
     if args.out is not None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-        part = args.out.with_name(f".{args.out.name}.part")
-        part.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
-        os.replace(part, args.out)
+        write_rows(args.out, rows)
         say(f"{len(rows):,} predictions: {args.out}")

@@ -40,7 +40,7 @@ class Probe:
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
     """Labelled images: a folder a class, a parquet file, .npz, a hub name."""
     test: str | None = None
-    """Labelled test images; the test split of TRAIN unless told."""
+    """Labelled test images, their test split where they have several; the test split of TRAIN unless told."""
     labels: Path | None = None
     """Labels of TRAIN as a CSV file with the columns file and label; unless told its folders or columns say them."""
     test_labels: Path | None = None
@@ -85,8 +85,10 @@ def run(argv: Sequence[str]) -> None:
     model = load_features_model(args.model)
     import numpy as np
 
-    from nextpixel.baselines import baseline_readings
+    from nextpixel.baselines import baseline_readings, commonest_class
+    from nextpixel.checkpoints import EMBEDDED
     from nextpixel.extraction import check_layers, described
+    from nextpixel.preparation import absolute
     from nextpixel.probing import LinearProbe, Reading, compare
 
     students = load_students(args.against, model)
@@ -130,17 +132,18 @@ def run(argv: Sequence[str]) -> None:
     costs = (
         costs_of(model, feature_seconds, max(layers), fixed is None, results, rivals, students) if args.against else []
     )
-    commonest = float(np.unique(test_labels, return_counts=True)[1].max() / len(test_labels))
+    commonest = commonest_class(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
         probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed)
         probe.fit_features(features, labels, layers=layers)
     if probe is not None and args.out is not None:
-        probe.save(args.out, model_name=str(args.model.model or "embedded"))
+        probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
     if args.figure is not None:
         _draw(args.figure, [*results, *rivals], probe)
     if args.output.json:
-        print_json(_report(args, results, probe, commonest) | rivals_report(rivals, costs))
+        report = _report(args, results, probe, commonest)
+        print_json(report | {"classes": np.unique(labels).tolist()} | rivals_report(rivals, costs))
     else:
         _print(results, rivals, probe, commonest, len(labels), len(test_labels))
         print_costs(costs)
@@ -157,16 +160,21 @@ def run(argv: Sequence[str]) -> None:
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     from nextpixel.data import decode
-    from nextpixel.probing import given_labels, labels_of_readable
+    from nextpixel.finetuning import open_test
+    from nextpixel.probing import given_labels, labels_of_readable, refuse_overlap
     from nextpixel.sources import open_source
 
     if args.test is None:
-        sources = [open_source(args.train, "train"), open_source(args.train, "test")]
+        train = open_source(args.train)  # the train split, where there are several
+        if train.split is None:
+            raise InputError(f"{args.train}: expected a train and a test split, got none; name test images with --test")
+        sources = [train, open_source(args.train, "test")]
     else:
-        sources = [open_source(args.train), open_source(args.test)]
+        sources = [open_source(args.train), open_test(args.test)]
     labels = [
         given_labels(source, table) for source, table in zip(sources, (args.labels, args.test_labels), strict=True)
     ]
+    refuse_overlap(*sources)
     found = []
     for source, given, names in zip(sources, (args.train, args.test), labels, strict=True):
         if args.test is not None:
@@ -208,7 +216,9 @@ def _print(
             low, high = wilson_interval(mean, test_images)
             text = f"all labels     {mean:.1%}  (95 % {low:.1%} to {high:.1%})"
         else:
-            text = f"{result.labels_per_class:>4} a class   {mean:.1%} +- {spread:.1%}  (mean within {half:.1%})"
+            text = f"{result.labels_per_class:>4} a class   {mean:.1%}"
+            if len(result.scores) > 1:  # one draw of labels tells nothing of others
+                text += f" +- {spread:.1%}  (mean within {half:.1%})"
         auc = f"  AUC {sum(result.aucs) / len(result.aucs):.3f}" if result.aucs else ""
         nearest = ""
         if isinstance(result, Result):
@@ -230,6 +240,7 @@ def _print(
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
+    fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
     report: dict[str, Any] = {
         "seed": args.seed,
         "commonest_class": commonest,
@@ -237,7 +248,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
             {
                 "reading": result.reading,
                 "labels_per_class": result.labels_per_class,
-                "layers": result.layers,
+                "layers": [fixed] * len(result.layers) if fixed and result.reading.startswith(OURS) else result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, open_images, write_each
+from nextpixel.cli.drawings import check_file, check_folder, load_model, open_images, write_each, write_rows
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
@@ -150,11 +148,7 @@ def _table(args: Score, model: ImageGPT) -> None:
         )  # fmt: skip
         write_text(args.report, text)
     if args.out is not None:
-        lines = io.StringIO()
-        writer = csv.DictWriter(lines, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(args.out, lines.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_rows(args.out, rows)
     mean, error = mean_and_error(odd.values["nats_per_pixel"])
     alarms = _alarms(args, odd)
     if args.output.json:
