@@ -65,8 +65,8 @@ def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
     saved = Path(name) / "probe.json"
     if saved.is_file():
         facts = read_json(saved)
-        own = {"model": options.model or str(facts.get("model")), "fit": options.fit or facts.get("fit")}
-        return LinearProbe.load(name, load_features_model(replace(options, **own)))
+        own = replace(options, model=options.model or str(facts.get("model")), fit=options.fit or facts.get("fit"))
+        return LinearProbe.load(name, load_features_model(own))
     if options.model is not None:
         raise InputError(
             f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
