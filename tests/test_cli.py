@@ -701,6 +701,7 @@ def spaced(desk: Path) -> Path:
     for split in ("train", "test"):
         for kind in ("cat", "dog"):
             shutil.copytree("photos", f"labelled/{split}/{kind}")
+    shutil.copy("photo.png", "labelled/test/cat/other.png")  # a test set that is the training set is refused
     model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=2, side=8, colors=512, objective="masked"), seed=1)
     model.palette = Palette.openai()
     nextpixel.save(model, "masked")

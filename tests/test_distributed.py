@@ -51,11 +51,12 @@ def pretraining(folder: Path, out: str, shard: bool = False, **changes: Any) -> 
 
 
 def finetuning(folder: Path, out: str) -> list[str]:
-    """The command of two epochs on 22 of 24 images, which are the test images as well."""
-    labelled, model = str(folder / "labelled.npz"), str(folder / "classic-alone" / "step_0000020")
+    """The command of two epochs on 22 of 24 images, and 8 test images."""
+    labelled, test = str(folder / "labelled.npz"), str(folder / "test.npz")
+    model = str(folder / "classic-alone" / "step_0000020")
     values = {"batch_images": 4, "micro_batch_images": 1, "epochs": 2, "log_every_steps": 1, "device": "cpu"}
     values |= {"dtype": "fp32", "compile": "off", "threads": 1, "cache": str(folder / "cache")}
-    return ["finetune", labelled, "--test", labelled, "--model", model, "--out", str(folder / out), *flags(values)]
+    return ["finetune", labelled, "--test", test, "--model", model, "--out", str(folder / out), *flags(values)]
 
 
 def start(folder: Path, commands: list[list[str]], *options: str) -> subprocess.Popen[str]:
@@ -94,6 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     photos(folder)
     np.savez(folder / "labelled.npz", images=pictures(24, seed=5), labels=np.arange(24) % 2)
+    np.savez(folder / "test.npz", images=pictures(8, seed=6), labels=np.arange(8) % 2)
     for name in ("classic", "bf16", "muon"):
         assert main(pretraining(folder, f"{name}-alone", **VARIANTS[name])) == 0
     cut(folder / "classic-alone", folder / "one-then-two")
