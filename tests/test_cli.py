@@ -394,6 +394,12 @@ BAD = {
     "convert nope --to x.pt": ["--to", ".onnx", "'x.pt'"],
     "convert nope --to x.onnx": ["'nope'", "expected a checkpoint folder"],
     "convert model --to x.onnx": ["--to", "expected a student", "model"],
+    # orientations
+    "complete photo.png --model model --keep-side left": ["--keep-side left", "--augment orient"],
+    "complete photo.png --model model --keep-side middle": ["--keep-side", "top, right, bottom, left", "'middle'"],
+    "pretrain photos --out run --init model --augment orient": ["--augment orient", "--init"],
+    "pretrain photos --out run --objective masked --augment orient": ["orientations", "masked"],
+    "finetune photos --out run --augment orient": ["--augment", "pad-flip", "got orient"],
     "pretrain --resume taken": ["--resume", "expected a run folder", "'taken'"],
     "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],
     "pretrain --resume taken --steps 9": ["--resume", "got --steps", "--init"],

@@ -116,10 +116,8 @@ def test_samples_are_pictures_and_none_are_drawn_on_request(images, tmp_path):
 @pytest.mark.parametrize(("minutes", "expected"), [(1e-9, [1, 2, 3, 4, 5, 6]), (1000.0, [1, 3, 6]), (0.0, [1, 3, 6])])
 def test_checkpoints_by_time(images, tmp_path, monkeypatch, minutes, expected):
     written = []
-    original = Run.write_checkpoint
-    monkeypatch.setattr(
-        Run, "write_checkpoint", lambda self, step, *a: (written.append(step), original(self, step, *a))
-    )
+    original = Run.new_checkpoint
+    monkeypatch.setattr(Run, "new_checkpoint", lambda self, step, *a: written.append(step) or original(self, step, *a))
     config = settings(tmp_path, steps=6, checkpoint_every_steps=100, checkpoint_every_minutes=minutes)
     nextpixel.pretrain(images, out=tmp_path / "run", **config)
     assert written == expected  # milestones are written in any case
@@ -290,13 +288,13 @@ def refused(*_, **__):
 def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, whole, monkeypatch, what, how, complaint):
     before = {name: content for name, content in contents(run).items() if name.startswith("step")}
     with monkeypatch.context() as patch:
-        original = Run.write_checkpoint
+        original = Run.new_checkpoint
 
         def fail(*arguments):  # only checkpoints fail, and the log and the rest do not
             patch.setattr(what, how)
             return original(*arguments)
 
-        patch.setattr(Run, "write_checkpoint", fail)
+        patch.setattr(Run, "new_checkpoint", fail)
         with pytest.raises(WorkError) as raised:
             nextpixel.pretrain(resume=run)
     assert str(raised.value).startswith(f"{run / 'step_0000010'}") and complaint in str(raised.value)
@@ -309,7 +307,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, whole, monke
 @pytest.mark.parametrize("size", [4_000, 25_000], ids=["in the weights", "in the trainer's state"])
 def test_a_write_that_fails_half_way(run, whole, limit, monkeypatch, size, capsys):
     assert (run / "step_0000008" / "model.safetensors").stat().st_size < 25_000
-    on_call(monkeypatch, "nextpixel.pretraining.write_model", 1, lambda: limit(size))
+    on_call(monkeypatch, "nextpixel.preparation.write_model", 1, lambda: limit(size))
     assert main(["pretrain", "--resume", str(run)]) == 1
     limit()
     last = capsys.readouterr().err.splitlines()[-1]

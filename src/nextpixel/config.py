@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar, get_args
 from nextpixel.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Augment = Literal["none", "flip", "crop", "pad-flip"]
+Augment = Literal["none", "flip", "crop", "pad-flip", "orient"]
+KeepSide = Literal["top", "right", "bottom", "left"]
 Fit = Literal["crop", "imagenet", "squash"]
 Objective = Literal["autoregressive", "masked"]
 Positions = Literal["learned", "rotary"]
@@ -42,6 +43,9 @@ class ImageGPTConfig:
     """Colours in the palette (K)."""
     objective: Objective = "autoregressive"
     """Each pixel from those before it, or hidden pixels from all others (BERT)."""
+    orientations: int = 1
+    """Rows of the start table: 1, or 8, one for each way to turn and mirror the square, which tells the network how the
+    picture lies."""
     classes: tuple[str, ...] = ()
     """Names that a class head tells apart; none without such a head."""
 
@@ -67,6 +71,11 @@ class ImageGPTConfig:
         for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}: expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.orientations not in (1, 8) or (self.orientations == 8 and self.objective == "masked"):
+            raise InputError(
+                f"orientations: expected 1, or 8 for an autoregressive model, got {self.orientations!r} "
+                f"({self.objective})"
+            )
         for name in ("qk_norm", "zero_projections", "mix_input"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: expected true or false, got {getattr(self, name)!r}")
@@ -100,7 +109,7 @@ class ImageGPTConfig:
     def parameters(self) -> int:
         """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
         width, layers = self.width, self.layers
-        start = width if self.objective == "autoregressive" else 0
+        start = width * self.orientations if self.objective == "autoregressive" else 0
         positions = self.pixels * width if self.positions == "learned" else 0
         embeddings = positions + 2 * self.colors * width + start
         block = 12 * width * width + 2 * width + (2 if self.mix_input else 0)
@@ -253,18 +262,28 @@ class RunConfig:
 class GPTRunConfig(RunConfig):
     """What every training run of an Image GPT has besides."""
 
+    batch_images: int = 128
+    """Images per optimiser step, over all processes."""
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     augment: Augment = "flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror;
+    orient: turn and mirror in all eight ways, and tell the network which."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network block by block; auto does where it repays itself."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    shard: bool = False
+    """Of several processes (torchrun): keep a part of weights, gradients and optimiser in each (FSDP) instead of a copy
+    of all in every one."""
+    timeout_minutes: float = 30.0
+    """End all of several processes when one has not answered for this long; an evaluation must fit in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, at_least_one="micro_batch_images")
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise InputError(f"--timeout-minutes: expected a number above 0, got {self.timeout_minutes}")
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
@@ -385,6 +404,7 @@ class PretrainConfig(GPTRunConfig):
             side=self.side or shape.side,
             colors=colors,
             objective=self.objective or "autoregressive",
+            orientations=8 if self.augment == "orient" else 1,
         )
 
 
@@ -403,7 +423,7 @@ class FinetuneConfig(GPTRunConfig):
     augment: Augment = "pad-flip"
     """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
     batch_images: int = 32
-    """Images per optimiser step."""
+    """Images per optimiser step, over all processes."""
     labels_per_class: int | None = None
     """Use only this many training images of each class, drawn by the seed as probe draws its first subset."""
     freeze_trunk: bool = False
@@ -411,6 +431,8 @@ class FinetuneConfig(GPTRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.augment == "orient":
+            raise InputError("--augment: expected none, flip, crop or pad-flip to learn classes by, got orient")
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 

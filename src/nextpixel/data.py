@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Augment, Fit
 from nextpixel.errors import InputError, WorkError
-from nextpixel.images import UnreadableImage, crop_resize
+from nextpixel.images import UnreadableImage, crop_resize, orient
 from nextpixel.palette import user_cache
 from nextpixel.progress import Advance, progress
 from nextpixel.sources import MapSource, Source, open_source
@@ -195,7 +195,8 @@ def stored_side(side: int, augment: Augment) -> int:
 class Batches:
     """Training batches: order, crops and flips are functions of (seed, epoch, image number) alone.
 
-    Every image comes once an epoch; a batch may reach over the end of one.
+    Every image comes once an epoch; a batch may reach over the end of one. `part` (i, n) gives the i-th of n
+    equal parts of each batch, which put together in order are the batch.
     """
 
     def __init__(
@@ -207,13 +208,15 @@ class Batches:
         batch_images: int,
         augment: Augment,
         seed: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.squares, self.chosen, self.side = squares, chosen, side
         self.batch_images, self.augment, self.seed = batch_images, augment, seed
+        self.number, self.parts = part
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
 
     def __call__(self, step: int) -> NDArray[np.uint8]:
-        """uint8 (batch_images, side, side, 3) of that step, counted from 0."""
+        """uint8 (batch_images / n, side, side, 3) of that step, counted from 0."""
         parts = [
             self._augmented(self.squares[self.chosen[rows]], self._epoch(epoch)[1][rows])
             for epoch, rows in self._rows(step)
@@ -221,16 +224,21 @@ class Batches:
         return np.concatenate(parts)
 
     def numbers(self, step: int) -> NDArray[np.int64]:
-        """Which images of the set these are, (batch_images,)."""
+        """Which images of the set these are, (batch_images / n,)."""
         return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
 
     def mirrored(self, step: int) -> NDArray[np.bool_]:
-        """Which of that step's images are mirrored, (batch_images,)."""
+        """Which of that step's images are mirrored, (batch_images / n,)."""
         flips = self.augment in ("flip", "pad-flip")
         return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
 
+    def orientations(self, step: int) -> NDArray[np.int64]:
+        """How that step's images are turned and mirrored, (batch_images,), see images.orient."""
+        turned = self.augment == "orient"
+        return np.concatenate([_orientations(self._epoch(epoch)[1][rows]) * turned for epoch, rows in self._rows(step)])
+
     def masks(self, step: int) -> NDArray[np.bool_]:
-        """Which pixels of that step's images a masked model is not shown, (batch_images, T)."""
+        """Which pixels of that step's images a masked model is not shown, (batch_images / n, T)."""
         parts = [
             masks(self.chosen[rows], self.side**2, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)
         ]
@@ -238,7 +246,9 @@ class Batches:
 
     def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """(epoch, places in `chosen`) of that step's images."""
-        places = np.arange(step * self.batch_images, (step + 1) * self.batch_images)
+        images = self.batch_images // self.parts
+        start = step * self.batch_images + self.number * images
+        places = np.arange(start, start + images)
         for epoch in range(places[0] // len(self.chosen), places[-1] // len(self.chosen) + 1):
             yield epoch, self._epoch(epoch)[0][places[places // len(self.chosen) == epoch] % len(self.chosen)]
 
@@ -259,6 +269,10 @@ class Batches:
             mirrored = _mirrored(noise)
             squares = squares.copy()
             squares[mirrored] = squares[mirrored, :, ::-1]
+        if self.augment == "orient":
+            found, squares = _orientations(noise), squares.copy()
+            for orientation in np.unique(found):
+                squares[found == orientation] = orient(squares[found == orientation], orientation)
         return squares
 
     def _crop(self, square: NDArray[np.uint8], _: float, scale: float, x: float, y: float) -> NDArray[np.uint8]:
@@ -275,6 +289,10 @@ class Batches:
         windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
         picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
         return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def _orientations(noise: NDArray[np.float32]) -> NDArray[np.int64]:
+    return (noise[:, 0] * 8).astype(np.int64)
 
 
 def _mirrored(noise: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -208,7 +208,9 @@ class Decoder:
         self._tokens = torch.zeros((rows, 1), dtype=torch.int64, device=model.device)
 
     @torch.inference_mode()
-    def start(self, prompts: Tensor, of: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def start(
+        self, prompts: Tensor, of: Tensor | None = None, rows: Tensor | None = None, orientation: int = 0
+    ) -> Tensor:
         """Logits (b, K) of the next pixel of `rows` (all unless told), which go on as prompts (M, P)[of].
 
         One prefill serves all completions of a picture. Rows in the middle of other pictures are left alone, but a
@@ -216,7 +218,7 @@ class Decoder:
         """
         of = torch.arange(len(prompts), device=prompts.device) if of is None else of
         rows = torch.arange(self.rows, device=prompts.device) if rows is None else rows
-        logits, read = self.read(prompts)
+        logits, read = self.read(prompts, orientation)
         if isinstance(self.cache, RowCache):
             self.cache.fill(rows, read, of)
         else:
@@ -224,10 +226,10 @@ class Decoder:
         return logits[of]
 
     @torch.inference_mode()
-    def read(self, prompts: Tensor) -> tuple[Tensor, KVCache]:
+    def read(self, prompts: Tensor, orientation: int = 0) -> tuple[Tensor, KVCache]:
         """The prefill of prompts (M, P) alone: logits (M, K) of the next pixel, and what RowCache.fill takes."""
         read = self.network.new_cache(len(prompts), self.cache.keys.dtype)
-        return self.network.extend(prompts, read)[:, -1], read
+        return self.network.extend(prompts, read, orientation)[:, -1], read
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextpixel import optim
+from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
 from nextpixel.checkpoints.files import writing
 from nextpixel.config import DistillConfig, Fit, ResNetConfig, replace_checked
@@ -48,8 +48,10 @@ def distill(
     """Train a student on images without labels, or go on with a run; returns the best one on held-out images.
 
     `model` names the teacher, by default the embedded one; `settings` are the fields of DistillConfig. A run is
-    written to the new folder `out`. `resume` names one to go on with, and takes no settings. Raises as pretrain does.
+    written to the new folder `out`. `resume` names one to go on with, and takes no settings. Raises as pretrain does,
+    and InputError in one of several processes.
     """
+    distributed.alone("distill")
     if resume is not None:
         if settings or not (out is split is model is None):
             raise InputError("--resume takes the settings of its run; expected none beside it")

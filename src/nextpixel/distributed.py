@@ -1,38 +1,284 @@
-"""The only user of torch.distributed: trainer state in and out. Alone, it needs no process group.
+"""The only user of torch.distributed: the processes that torchrun started work as one. Alone, all of it does nothing.
 
+Two process groups of gloo, on the CPU, carry what is agreed on; only gradients and shards go through the device's own.
+One of them waits for --timeout-minutes, the other, for work that nobody can tell the length of, for a week.
 The metadata of torch.distributed.checkpoint is a pickle: only a run that is resumed is read through here.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
+import time
+import uuid
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, WorkError
+from nextpixel.progress import is_first, say
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    control: Any
+    patient: Any
+    minutes: float
+
+
+_groups: _Groups | None = None  # torch.distributed has one world a process, and so have we
+
+
+def processes() -> int:
+    """How many torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def number() -> int:
+    """Of this process, from 0; number 0 writes and speaks (progress.is_first)."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
+def on_this_node() -> int:
+    """How many of the processes share this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if processes() > 1 else 1
+
+
+def launched() -> bool:
+    """Whether torchrun started this process, be it the only one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def alone(verb: str) -> None:
+    """Raises InputError in one of several processes, for work that they cannot share."""
+    if processes() > 1:
+        raise InputError(f"{verb} works in one process, expected no torchrun, got {processes()} processes")
+
+
+def join(device: str, timeout_minutes: float) -> str:
+    """Meet the other processes; returns the device of this one: cuda becomes cuda:0, cuda:1, ...
+
+    Raises InputError where there are more processes than devices, or devices that cannot work together.
+    """
+    global _groups
+    if processes() == 1:
+        return device
+    kind = device.split(":")[0]
+    if kind == "mps":
+        raise InputError("--device: mps works alone, expected cpu or cuda for several processes")
+    if kind == "cuda":
+        if on_this_node() > torch.cuda.device_count():
+            raise InputError(
+                f"torchrun --nproc-per-node: expected at most the {torch.cuda.device_count()} GPUs of this machine, "
+                f"got {on_this_node()}"
+            )
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if _groups is None:
+        timeout = timedelta(minutes=timeout_minutes)
+        with watched():
+            if not dist.is_initialized():
+                store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+                store = dist.PrefixStore(_round(store, timeout), store)
+                backend = "nccl" if kind == "cuda" else "gloo"
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+                atexit.register(dist.destroy_process_group)
+            patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+            _groups = _Groups(dist.new_group(backend="gloo", timeout=timeout), patient, timeout_minutes)
+    return device
+
+
+def _round(store: Any, timeout: timedelta) -> str:
+    """A name for this meeting that all its processes agree on, and no earlier one had.
+
+    torchrun's store outlives the processes that it restarts, with the addresses of the dead ones (pytorch issue
+    135712), and its count of restarts differs between machines. So each process leaves a fresh name of its own, and the
+    first one offers what names it finds, until everybody has found its own among them.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f"name-{number()}", own)
+    while time.monotonic() < end:
+        if is_first():
+            store.set("offer", ",".join(store.get(f"name-{i}").decode() for i in range(processes())))
+            if all(store.check([f"{own}-{i}"]) for i in range(1, processes())):
+                return own
+        else:
+            names = store.get("offer").decode().split(",")
+            if names[number() : number() + 1] == [own]:
+                store.set(f"{names[0]}-{number()}", "found")
+                return names[0]
+        time.sleep(0.05)
+    raise dist.DistStoreError("not all processes came")
+
+
+def share(batch_images: int) -> int:
+    """This process's part of a batch. Raises InputError for a batch that does not divide."""
+    if batch_images % processes():
+        raise InputError(
+            f"--batch-images: expected a multiple of the {processes()} processes, got {batch_images}; change it, or "
+            "how many torchrun starts"
+        )
+    return batch_images // processes()
+
+
+def together(work: Callable[[], T], *, patient: bool = False) -> T:
+    """Have every process do this, and wait for all. Where it fails in one, it fails in all, and that one says why."""
+    if _groups is None:
+        return work()
+    failure = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    failed: list[Any] = [None] * processes()
+    with watched():
+        dist.all_gather_object(failed, failure is not None, group=_groups.patient if patient else _groups.control)
+    if not any(failed):
+        return result
+    if failure is not None and failed.index(True) == number():
+        if not is_first():
+            say(f"process {number()}: {str(failure) or type(failure).__name__}", everywhere=True)
+        raise failure
+    raise WorkError(f"process {failed.index(True)} failed, so all end; the line above or below says why") from failure
+
+
+def first_does(work: Callable[[], T], *, patient: bool = False) -> T:
+    """Have the first process alone do this; all wait for it and get what it returns, or fail with it."""
+    if _groups is None:
+        return work()
+    result = [together(lambda: work() if is_first() else None, patient=patient)]
+    with watched():
+        dist.broadcast_object_list(result, src=0, group=_groups.control)
+    return cast(T, result[0])
+
+
+def in_turn(work: Callable[[], T]) -> T:
+    """The first process, then the first of every other machine, then the rest: what one writes, the next ones find."""
+    turn = 0 if number() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    results = [together(lambda now=now: work() if now == turn else None, patient=True) for now in range(3)]  # type: ignore[misc]
+    return cast(T, results[turn])
+
+
+def any_says(*flags: bool) -> list[bool]:
+    """For each of these whether it is true in any process. Takes no device, and so waits for none."""
+    if _groups is None:
+        return list(flags)
+    said = torch.tensor(flags, dtype=torch.int32)
+    with watched():
+        dist.all_reduce(said, dist.ReduceOp.MAX, group=_groups.control)
+    return [bool(flag) for flag in said.tolist()]
+
+
+def mean(value: float) -> float:
+    """The mean over the processes."""
+    if _groups is None:
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    with watched():
+        dist.all_reduce(total, group=_groups.control)
+    return total.item() / processes()
+
+
+class Network(nn.Module):
+    """A model by one of its methods, so that what wraps a module's forward pass wraps that method."""
+
+    def __init__(self, model: nn.Module, method: str = "__call__") -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, *inputs: Any) -> Any:
+        return getattr(self.model, self.method)(*inputs)
+
+
+def spread(
+    model: nn.Module,
+    method: str = "__call__",
+    *,
+    device: str,
+    shard: Sequence[nn.Module] | None = None,
+    dtype: str = "fp32",
+) -> nn.Module:
+    """What trains `model` by that method in every process: a copy in each, its gradients averaged (DDP), or shards.
+
+    `shard` names the modules whose weights are gathered when they are used, and the rest is one more such unit (FSDP2,
+    Zhao et al. 2023). Their dtype is that of the gathered weights; gradients are summed in fp32. A model in shards
+    keeps its type, and its parameters become DTensors: the optimisers come after this.
+    """
+    if _groups is None:
+        return Network(model, method)
+    with watched():
+        if shard is None:
+            # gradients live in the buckets that are sent, not beside them
+            return DistributedDataParallel(Network(model, method), gradient_as_bucket_view=True)
+        mesh = init_device_mesh(device.split(":")[0], (processes(),))
+        weights = torch.bfloat16 if dtype == "bf16" else torch.float32
+        # inputs stay as they are: the residual stream is fp32 and autocast chooses, as in a process alone
+        policy = MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for unit in [*shard, model]:
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        if method != "__call__":
+            register_fsdp_forward_method(model, method)
+    return Network(model, method)
+
+
+@contextmanager
+def synchronising(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """Forward and backward within: gradients are summed over the processes, or only added up in each."""
+    inner = getattr(network, "model", None)
+    if isinstance(inner, FSDPModule):
+        inner.set_requires_gradient_sync(wanted)
+    with network.no_sync() if isinstance(network, DistributedDataParallel) and not wanted else nullcontext():
+        yield
+
+
+def in_shards(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model in shards, whole, on the CPU of the first process; others get none, but must call."""
+    options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], dcp_state.get_model_state_dict(model, options=options))
+
+
+def is_finite(parameters: Sequence[Tensor]) -> bool:
+    """Whether all numbers of these are, in every process."""
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in (p.detach() for p in parameters)]
+    return not any_says(not all(torch.isfinite(norm) for norm in torch._foreach_norm([p for p in own if p.numel()])))[0]
 
 
 def save_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Write the optimisers' state, by parameter name. Raises OSError where that fails."""
+    """Write the optimisers' state, by parameter name, from all processes. Raises OSError where that fails."""
     state: dict[str, Any] = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizers)}
-    with _alone():
-        dcp.save(state, checkpoint_id=folder, no_dist=True)
+    with _plain_errors():
+        dcp.save(state, checkpoint_id=folder, **_where())
 
 
 def load_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Read what save_trainer_state wrote into these optimisers. Raises InputError where it is damaged."""
+    """Read what save_trainer_state wrote, in any number of processes. Raises InputError where it is damaged."""
     state = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizers)}
     try:
-        with _alone():
-            dcp.load(state, checkpoint_id=folder, no_dist=True)
+        with _plain_errors():
+            dcp.load(state, checkpoint_id=folder, **_where())
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
@@ -41,9 +287,13 @@ def load_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Opti
     dcp_state.set_optimizer_state_dict(model, optimizers, state["optimizer"])
 
 
+def _where() -> dict[str, Any]:
+    return {"no_dist": True} if _groups is None else {"process_group": _groups.control}
+
+
 @contextmanager
-def _alone() -> Iterator[None]:
-    """For a lone process: no warning that it has no process group, and errors as they were raised.
+def _plain_errors() -> Iterator[None]:
+    """No warning of a lone process that it has no process group, and errors as they were raised.
 
     torch wraps all of them, KeyboardInterrupt too, in a CheckpointException, which is no Exception; and before
     that it makes a RuntimeError of a full disk.
@@ -56,3 +306,25 @@ def _alone() -> Iterator[None]:
             error, _ = next(iter(wrapped.failures.values()))
             hidden = error.__context__ if isinstance(error, RuntimeError) else None
             raise (hidden if isinstance(hidden, OSError) else error) from None
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """What comes of a process that died or hangs becomes a WorkError that says so."""
+    try:
+        yield
+    except WorkError:
+        raise
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Gloo"))
+        if processes() == 1 or not lost:
+            raise
+        minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
+        reason = " ".join(str(error).split())
+        sentence = (
+            f"another process died, or did not answer{minutes} (--timeout-minutes). A run goes on from its last "
+            f"checkpoint with --resume, or by itself with torchrun --max-restarts 3 ({reason})"
+        )
+        if not is_first():
+            say(f"process {number()}: {sentence}", everywhere=True)
+        raise WorkError(sentence) from error

@@ -27,7 +27,7 @@ from nextpixel.sources import Source, load_images, open_source
 
 BATCH_IMAGES = 16
 BATCH_OF_SQUARES = 128  # of a ResNet
-CHUNK_IMAGES = 2_048
+CHUNK_IMAGES = 512
 COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
 
 Backbone = ImageGPT | ResNet
@@ -112,6 +112,43 @@ def features_name(model: Backbone, layers: Sequence[int], kind: str | None = Non
     return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
 
 
+def extract_chunks(
+    model: Backbone,
+    source: Source,
+    layers: Sequence[int],
+    parts: Path,
+    *,
+    dtype: str = "fp32",
+    part: tuple[int, int] = (0, 1),
+) -> list[Path]:
+    """Write the chunks that `parts` does not hold yet, or of those the i-th of every n, `part` (i, n); see extract."""
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {model_hash(model)}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    parts.mkdir(exist_ok=True)
+    starts = range(0, len(source), CHUNK_IMAGES)
+    paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
+    own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
+    missing = [(start, path) for start, path in own if not path.is_file()]
+    images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
+    compiled = isinstance(model, ImageGPT) and _repays_compiling(model, layers, images)
+
+    def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+
+    with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
+        ahead = reader.submit(read, missing[0][0]) if missing else None
+        for (_, path), following in zip(missing, [*missing[1:], None]):
+            assert ahead is not None
+            squares, kept, lost = ahead.result()
+            ahead = None if following is None else reader.submit(read, following[0])
+            again = compiled and len(kept) >= BATCH_IMAGES  # the code is made once, for whole batches
+            values = described(model, squares, layers, dtype=dtype, compiled=again) if kept else np.empty((0, 0, 0))
+            with path.with_suffix(".tmp").open("wb") as file:
+                np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
+            path.with_suffix(".tmp").replace(path)
+    return paths
+
+
 def extract(
     model: Backbone,
     images: Any,
@@ -127,28 +164,8 @@ def extract(
     removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
     """
     source = open_source(images, split)
-    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {model_hash(model)}"
-    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    parts.mkdir(exist_ok=True)
     found, names, unreadable = [], [], []
-    starts = range(0, len(source), CHUNK_IMAGES)
-    paths = {start: parts / f"{key}-{start:09d}.npz" for start in starts}
-
-    def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
-
-    with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
-        missing = [start for start in starts if not paths[start].is_file()]
-        ahead = reader.submit(read, missing[0]) if missing else None
-        for start, following in zip(missing, [*missing[1:], None]):
-            assert ahead is not None
-            squares, kept, lost = ahead.result()
-            ahead = None if following is None else reader.submit(read, following)
-            values = described(model, squares, layers, dtype=dtype) if kept else np.empty((0, 0, 0))
-            with paths[start].with_suffix(".tmp").open("wb") as file:
-                np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
-            paths[start].with_suffix(".tmp").replace(paths[start])
-    for path in paths.values():
+    for path in extract_chunks(model, source, layers, parts, dtype=dtype):
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))
             names += [source.names[i] for i in chunk["kept"].tolist()]
@@ -172,11 +189,17 @@ def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[
 
 @torch.inference_mode()
 def described(
-    model: Backbone, squares: NDArray[np.uint8], layers: Sequence[int], *, dtype: str = "fp32"
+    model: Backbone,
+    squares: NDArray[np.uint8],
+    layers: Sequence[int],
+    *,
+    dtype: str = "fp32",
+    compiled: bool | None = None,
 ) -> NDArray[np.float32]:
     """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones."""
     if isinstance(model, ImageGPT):
-        return pooled(model, model.palette.encode(np.ascontiguousarray(squares)), layers, dtype=dtype)
+        tokens = model.palette.encode(np.ascontiguousarray(squares))
+        return pooled(model, tokens, layers, dtype=dtype, compiled=compiled)
     model.eval()
     device = str(model.device)
     parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
@@ -216,8 +239,7 @@ def pooled(
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
     if compiled is None:
-        work = len(tokens) * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
-        compiled = work > COMPILE_FROM and can_compile(device)
+        compiled = _repays_compiling(model, layers, len(tokens))
     around = _compiled(model) if compiled else contextlib.nullcontext()
     with progress("features", len(tokens), "images") as advance, around:
         for start in range(0, len(tokens), BATCH_IMAGES):
@@ -234,6 +256,11 @@ def pooled(
                         parts[start : start + len(batch), place] = mean
             advance(len(batch))
     return parts
+
+
+def _repays_compiling(model: ImageGPT, layers: Sequence[int], images: int) -> bool:
+    work = images * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
+    return work > COMPILE_FROM and can_compile(str(model.device))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextpixel import optim
+from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
 from nextpixel.checkpoints.files import read_json, write_json
 from nextpixel.config import INIT_RATE, FinetuneConfig, ImageGPTConfig, peak_rate, replace_checked
@@ -30,15 +30,18 @@ from nextpixel.preparation import (
     Decisions,
     TokenBatch,
     accumulate,
+    begun_before,
     create_run,
     decide,
     decode_sets,
     find_sets,
+    judging,
     named,
     pixel_loss,
     reading,
     ready,
     token_batches,
+    write_whole,
 )
 from nextpixel.probing import LinearProbe, choose_labels, given_labels, held_out, labels_of_readable
 from nextpixel.progress import say
@@ -95,10 +98,30 @@ def start_run(
     test: Any = None,
     test_labels: ArrayLike | str | Path | None = None,
 ) -> Run:
-    """Decode the images, choose among them, decide everything once, and create the run folder with its checkpoint 0."""
+    """Decode the images, choose among them, decide everything once, and create the run folder with its checkpoint 0.
+
+    Of several processes the first one does; where torchrun started this command before, its run is returned.
+    """
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, config) or _start(model, images, out, config, labels, split, test, test_labels),
+        patient=True,
+    )
+
+
+def _start(
+    model: ImageGPT | str | Path | None,
+    images: Any,
+    out: Path,
+    config: FinetuneConfig,
+    labels: ArrayLike | str | Path | None,
+    split: str | None,
+    test: Any,
+    test_labels: ArrayLike | str | Path | None,
+) -> Run:
     Run.new_path(out)  # refuses before any work is done
+    distributed.share(config.batch_images)
     config = replace(config, cache=config.cache and os.path.abspath(config.cache))
-    choose_device(config.device)
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
     network.fit = config.fit or network.fit
     side = network.config.side
@@ -175,16 +198,20 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
         arrays = run.arrays()
         labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
-    choose_device(decided.device)  # still there?
+    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
+    decided = replace(decided, device=device)
+    distributed.share(config.batch_images)
     set_threads(decided.threads)
-    train_set, validation_set = find_sets(
-        (decided.train_key, decided.validation_key),
-        config.cache,
-        data,
-        images,
-        lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"]),
+    train_set, validation_set = distributed.in_turn(
+        lambda: find_sets(
+            (decided.train_key, decided.validation_key),
+            config.cache,
+            data,
+            images,
+            lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"]),
+        )
     )
-    steps = run.steps()
+    steps = distributed.first_does(run.steps)
     if not steps:
         raise InputError(f"{run.path}: expected a checkpoint to go on from, got none; start a new run")
     try:
@@ -193,7 +220,8 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         raise run.damaged(steps[-1], error) from None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
-    ready(model, config, decided)
+    # frozen, the generative loss would be a constant
+    network = ready(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
     batches = Batches(
         train_set.squares,
         train_numbers,
@@ -201,6 +229,7 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         batch_images=config.batch_images,
         augment=config.augment,
         seed=config.seed,
+        part=(distributed.number(), distributed.processes()),
     )
     tokens_at, placed = token_batches(batches, model, decided.device)
 
@@ -208,25 +237,24 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         return tokens_at(step), torch.from_numpy(labels[batches.numbers(step)])
 
     def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
-        (tokens, hidden), classes = placed(batch[0]), batch[1].to(decided.device)
+        (tokens, hidden, _), classes = placed(batch[0]), batch[1].to(decided.device)
 
         def loss_of(rows: slice) -> Tensor:
             part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
             with autocast(decided.device, decided.dtype):
-                if config.freeze_trunk:  # the generative loss would be a constant
-                    return F.cross_entropy(model.classify(part, hidden_part).float(), classes[rows])
-                logits, class_logits = model.forward_both(part, hidden_part)
+                if config.freeze_trunk:
+                    return F.cross_entropy(network(part, hidden_part).float(), classes[rows])
+                logits, class_logits = network(part, hidden_part)
             return pixel_loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
 
-        return accumulate(loss_of, len(tokens), decided)
+        return accumulate(network, loss_of, len(tokens), decided)
 
     held_squares = validation_set.squares[validation_numbers]
     held_names = np.array(shape.classes)[labels[validation_numbers]]
 
     def evaluate(step: int) -> dict[str, float]:
-        model.eval()
-        score = LinearProbe.of(model).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
-        model.train()
+        with judging(model, run, step, decided.device) as judged:
+            score = LinearProbe.of(judged).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
         say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
         return {"validation_accuracy": score.accuracy}
 
@@ -245,7 +273,7 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         step=step,
         rate_at=lambda step: optim.constant_rate(step, warmup_steps=decided.warmup_steps, peak=decided.learning_rate),
         evaluate=evaluate,
-        write_model=lambda folder: write_model(model, folder),
+        write_model=lambda folder: write_whole(model, folder),
         images_per_step=config.batch_images,
         clip_norm=config.clip_norm,
         figure="validation_accuracy",
@@ -254,7 +282,9 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
     )
     best = load(run.path)
     if decided.test_key is not None:
-        _test(run, best, facts["data"]["test"], test, config, decided, arrays["test_labels"])
+        distributed.first_does(
+            lambda: _test(run, best, facts["data"]["test"], test, config, decided, arrays["test_labels"]), patient=True
+        )
     return best
 
 

@@ -172,6 +172,21 @@ def _quiet_pil() -> Iterator[None]:
 # ---- squares
 
 
+def orient(squares: np.ndarray, orientation: int) -> np.ndarray:
+    """Squares (N, S, S, C) turned: by `orientation` % 4 quarter turns counter-clockwise, and from 4 on then mirrored.
+
+    One turn brings the right side to the top, two the bottom, three the left.
+    """
+    turned = np.rot90(squares, orientation % 4, axes=(1, 2))
+    return np.ascontiguousarray(turned[:, :, ::-1] if orientation >= 4 else turned)
+
+
+def upright(squares: np.ndarray, orientation: int) -> np.ndarray:
+    """What `orient` made of squares, turned back."""
+    turned = squares[:, :, ::-1] if orientation >= 4 else squares
+    return np.ascontiguousarray(np.rot90(turned, -(orientation % 4), axes=(1, 2)))
+
+
 def fit_square(picture: Picture, side: int, *, fit: Fit = "crop", filter: str = "bilinear") -> np.ndarray:
     """The picture as a square, uint8 (side, side, 3), antialiased.
 

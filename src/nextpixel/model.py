@@ -204,7 +204,7 @@ class ImageGPT(nn.Module):
         self.config = config
         self.facts: dict[str, Any] = {}  # of its making; they travel with the weights
         if config.objective == "autoregressive":
-            self.start = nn.Parameter(torch.empty(1, config.width))  # (S, D)
+            self.start = nn.Parameter(torch.empty(config.orientations, config.width))  # (S, D)
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
         if config.positions == "learned":
             self.position_embedding = nn.Parameter(torch.empty(config.pixels, config.width))  # (T, D)
@@ -267,12 +267,13 @@ class ImageGPT(nn.Module):
     def device(self) -> torch.device:
         return self.token_embedding.device
 
-    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, masked: Tensor | None = None, orientation: Tensor | int = 0) -> Tensor:
         """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
 
         A masked model sees all t = T pixels but those where `masked` (B, T) is True, and scores every pixel.
+        `orientation`, one number or (B,), is the row of the start table: how the picture lies, see images.orient.
         """
-        return self._logits(self._last(tokens, masked))
+        return self._logits(self._last(tokens, masked, orientation))
 
     def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
@@ -288,9 +289,9 @@ class ImageGPT(nn.Module):
             raise ValueError("this model has no class head; give it one with set_classes, and train it")
         return self.class_head(last.mean(1))
 
-    def _last(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+    def _last(self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0) -> Tensor:
         """What the final norm gives (B, t, D)."""
-        h = first = self._inputs(tokens, masked)
+        h = first = self._inputs(tokens, masked, orientation)
         turns = self._turns(slice(0, h.shape[1]))
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -325,30 +326,30 @@ class ImageGPT(nn.Module):
         """An empty cache for that many pictures, in the dtype of the weights unless told."""
         return KVCache(self.config, batch, dtype=dtype or self.head.weight.dtype, device=self.device)
 
-    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def extend(self, tokens: Tensor, cache: KVCache, orientation: Tensor | int = 0) -> Tensor:
         """Logits (B, t, K) of the pixels that follow each newly filled slot; the last row scores the next pixel.
 
-        With an empty cache the start vector is put before tokens (B, P), P >= 0, which fills P + 1 slots; later
-        calls take the pixels drawn since, most often one. The same method serves prefill and decode.
+        With an empty cache the start vector of that orientation is put before tokens (B, P), P >= 0, which fills P + 1
+        slots; later calls take the pixels drawn since, most often one. The same method serves prefill and decode.
         """
         start = not cache.length
         slots = tokens.shape[1] + start
         self._check_room(cache.length + slots)
         places = cache.places(slots)
-        h = first = self._embed(tokens, places, start=start)
+        h = first = self._embed(tokens, places, orientation if start else None)
         turns = self._turns(places)
         for block in self.blocks:
             h = block(h, first, turns, cache)
         cache.advance(slots)
         return self._logits(self.norm(h))
 
-    def _inputs(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+    def _inputs(self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0) -> Tensor:
         """Vectors (B, t, D) of the slots that score tokens (B, t)."""
         if self.config.objective == "autoregressive":
             if masked is not None:
                 raise ValueError("masked: expected none for an autoregressive model, got a mask")
             self._check_room(tokens.shape[1])
-            return self._embed(tokens[:, :-1], slice(0, tokens.shape[1]), start=True)
+            return self._embed(tokens[:, :-1], slice(0, tokens.shape[1]), orientation)
         if tokens.shape[1] != self.config.pixels:
             raise ValueError(f"tokens: a masked model needs all {self.config.pixels} pixels, got {tokens.shape[1]}")
         h = F.embedding(tokens, self.token_embedding)
@@ -356,13 +357,17 @@ class ImageGPT(nn.Module):
             h = h * ~masked[:, :, None]
         return self._placed(h, slice(0, h.shape[1]))
 
-    def _embed(self, tokens: Tensor, places: slice | Tensor, *, start: bool) -> Tensor:
-        """Vectors (B, slots, D) of the slots numbered `places`, see KVCache; slot 0 holds the start vector."""
+    def _embed(self, tokens: Tensor, places: slice | Tensor, orientation: Tensor | int | None) -> Tensor:
+        """Vectors (B, slots, D) of the slots numbered `places`, see KVCache.
+
+        Slot 0, which is among them unless `orientation` is None, holds the start vector of that orientation.
+        """
         if self.config.objective != "autoregressive":
             raise ValueError("a masked model has no order of pixels: it cannot draw them one by one")
         h = F.embedding(tokens, self.token_embedding)
-        if start:
-            h = torch.cat([self.start[0].expand(len(tokens), 1, -1), h], dim=1)
+        if orientation is not None:
+            start = self.start[orientation].view(-1, 1, h.shape[-1]).expand(len(tokens), 1, -1)
+            h = torch.cat([start, h], dim=1)
         return self._placed(h, places)
 
     def _check_room(self, slots: int) -> None:

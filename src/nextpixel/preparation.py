@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,23 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nextpixel import optim, plan
-from nextpixel.checkpoints import Run
+from nextpixel import distributed, optim, plan
+from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
 from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
-from nextpixel.progress import say
+from nextpixel.progress import is_first, say
 from nextpixel.sources import MapSource, open_source
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
+PATHS = ("init", "palette", "validation", "cache")  # settings that are recorded as absolute paths
 
-TokenBatch = tuple[Tensor, Tensor | None]  # tokens (B, T), or squares to encode; which are hidden (B, T)
+# tokens (B, T), or squares to encode; which are hidden (B, T); how each picture lies (B,)
+TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def decide(
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     batch = config.batch_images
+    free = free_memory_bytes(device) / (distributed.on_this_node() if device == "cpu" else 1)
     image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=config.checkpoint_activations)
     seconds = steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
     return Decisions(
@@ -79,7 +83,7 @@ def decide(
         or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
         threads=set_threads(config.threads),
         micro_batch_images=config.micro_batch_images
-        or plan.micro_batch_images(batch, image_bytes, free_memory_bytes(device), device == "cpu"),
+        or plan.micro_batch_images(distributed.share(batch), image_bytes, free, device == "cpu"),
         learning_rate=config.learning_rate or peak_rate,
         warmup_steps=optim.default_warmup_steps(steps, images, batch)
         if config.warmup_steps is None
@@ -117,11 +121,30 @@ def create_run(
         "palette": palette and {"sha256": palette.hash, "colors": palette.colors.tolist()},
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
+        **launch(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     run = Run.create(out, facts, unreadable, arrays, write_model)
     if unreadable:
         say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
+    return run
+
+
+def launch() -> dict[str, Any]:
+    """What was typed to begin a run, and how many processes began it, for run.json."""
+    return {"command": sys.argv[1:], "processes": distributed.processes()}
+
+
+def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
+    """The run that this very command began under torchrun, which starts it again after a failure (--max-restarts)."""
+    if not distributed.launched() or not (out / "run.json").is_file():
+        return None
+    run = Run(out)
+    facts = run.facts()
+    asked = {name: value for name, value in asdict(config).items() if name not in PATHS}
+    if run.kind != kind or facts.get("command") != sys.argv[1:] or not asked.items() <= facts["config"].items():
+        return None
+    say(f"{out}: going on from step {(run.steps() or [0])[-1]:,}")
     return run
 
 
@@ -198,19 +221,52 @@ def find_sets(
     return sets
 
 
-def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions) -> None:
-    """Put the model where it is trained, in train mode, compiled block by block where that was decided."""
-    model.to(decided.device).train()
+def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
+    """Put the model where it is trained, in train mode, compiled block by block where that was decided.
+
+    Returns what trains it by that method, in this process or in several; see distributed.spread.
+    """
+    if not config.shard:  # a large model comes to its device block by block, as shards
+        model.to(decided.device)
+    model.train()
     model.checkpoint_activations = config.checkpoint_activations
     if decided.compile:
         for block in model.blocks:
             block.compile()
+    blocks = list(model.blocks) if config.shard else None
+    network = distributed.spread(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
+    return network.to(decided.device)
+
+
+def write_whole(model: ImageGPT, folder: Path) -> None:
+    """write_model for a model that may lie in shards; all processes call this, the first one writes."""
+    whole = model
+    if distributed.in_shards(model):
+        state = distributed.whole_state(model)
+        if is_first():
+            with torch.device("meta"):
+                whole = ImageGPT(model.config)
+            whole.load_state_dict(state, assign=True)
+            whole.palette, whole.fit, whole.facts = model.palette, model.fit, model.facts
+    distributed.first_does(lambda: write_model(whole, folder))
+
+
+@contextmanager
+def judging(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
+    """The model as it is evaluated in one process: itself, or, where it lies in shards, its checkpoint of that step."""
+    if distributed.in_shards(model):
+        yield load(run.folder(step), device=device)
+        return
+    model.eval()
+    yield model
+    model.train()
 
 
 def token_batches(
     batches: Batches, model: ImageGPT, device: str
 ) -> tuple[Callable[[int], TokenBatch], Callable[[TokenBatch], TokenBatch]]:
-    """(batch_at, placed): a step's tokens, with a mask for a masked model; and the same on the device.
+    """(batch_at, placed): a step's tokens, with masks or orientations where the model takes them; and the same on the
+    device.
 
     On a CPU colours become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
     """
@@ -219,11 +275,13 @@ def token_batches(
     def batch_at(step: int) -> TokenBatch:
         squares = batches(step)
         hidden = torch.from_numpy(batches.masks(step)) if masked else None
-        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden
+        lie = torch.from_numpy(batches.orientations(step)) if model.config.orientations > 1 else None
+        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden, lie
 
     def placed(batch: TokenBatch) -> TokenBatch:
-        pixels = batch[0].to(device)
-        return pixels if encode_here else palette.encode(pixels), None if batch[1] is None else batch[1].to(device)
+        pixels, hidden, lie = (None if one is None else one.to(device) for one in batch)
+        assert pixels is not None
+        return pixels if encode_here else palette.encode(pixels), hidden, lie
 
     return batch_at, placed
 
@@ -235,16 +293,18 @@ def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
     return masked_cross_entropy(logits, tokens, hidden).mean()
 
 
-def accumulate(loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
+def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
     """Backward of a batch's mean loss, in parts that fit the memory; returns it, detached.
 
-    `loss_of(rows)` is the mean loss of those rows of the batch.
+    `loss_of(rows)` is the mean loss of those rows of the batch, by `network`, whose gradients are summed over processes
+    in the last part alone.
     """
     total = torch.zeros((), device=decided.device)
     for start in range(0, images, decided.micro_batch_images):
         rows = slice(start, min(start + decided.micro_batch_images, images))
-        loss = loss_of(rows) * ((rows.stop - rows.start) / images)
-        loss.backward()
+        with distributed.synchronising(network, rows.stop == images):
+            loss = loss_of(rows) * ((rows.stop - rows.start) / images)
+            loss.backward()
         total += loss.detach()
     return total
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel import optim
+from nextpixel import distributed, optim
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.checkpoints.files import writing
 from nextpixel.config import (
@@ -38,16 +38,20 @@ from nextpixel.preparation import (
     TokenBatch,
     absolute,
     accumulate,
+    begun_before,
     create_run,
     decide,
     decode_sets,
     find_sets,
+    judging,
+    launch,
     named,
     palette_of,
     pixel_loss,
     reading,
     ready,
     token_batches,
+    write_whole,
 )
 from nextpixel.progress import say
 from nextpixel.sampling import draw
@@ -96,8 +100,19 @@ def pretrain(
 
 
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None) -> Run:
-    """Decode the images, decide everything once, and create the run folder."""
+    """Decode the images, decide everything once, and create the run folder.
+
+    Of several processes the first one does; where torchrun started this command before, its run is returned.
+    """
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, config) or _start(images, out, config, split), patient=True
+    )
+
+
+def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) -> Run:
     Run.new_path(out)  # refuses before any work is done
+    distributed.share(config.batch_images)
     config = replace(  # so that the run can go on from another folder
         config,
         init=absolute(config.init),
@@ -105,12 +120,13 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
         validation=absolute(config.validation),
         cache=config.cache and os.path.abspath(config.cache),
     )
-    choose_device(config.device)  # before anything slow
     model = _first_model(config)
     shape = model.config
     if config.side and config.side != shape.side:
         raise InputError(f"--side: the model of --init works at side {shape.side}, got {config.side}")
     config = _continued(config, shape)
+    if config.augment == "orient" and shape.orientations == 1:
+        raise InputError("--augment orient: the model of --init has one start vector, not one for each orientation")
     sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
@@ -139,15 +155,23 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
     """A new run that shares the constant phase of another and cools down by itself, to end after `steps`.
 
     It begins with the last kept checkpoint at which both have their full rate: up to there they are one run.
+    Of several processes the first one begins it, see start_run.
     """
     with reading(source) as facts:
         config = PretrainConfig(**facts["config"])
+    fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
+    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
+    )
+
+
+def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
     if config.chosen_schedule != "linear":
         raise InputError(
             f"--branch: {source.path} has a cosine schedule, whose rate is never constant; expected a linear schedule"
         )
-    fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
-    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
     latest = min(c.steps - optim.falling_steps(c.steps, c.cooldown_fraction) for c in (config, changed))
     shared = [step for step in source.steps() if 0 < step <= latest]
     if not shared:
@@ -155,8 +179,9 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
             f"--branch: expected a checkpoint of {source.path} up to step {latest:,}, where both runs have their full "
             f"rate, got those of steps {source.steps()}; ask for more --steps or a smaller --cooldown-fraction"
         )
-    facts |= {"config": asdict(changed), "branched_from": {"run": str(source.path.resolve()), "step": shared[-1]}}
-    facts["decisions"] |= {"steps": steps}
+    branched_from = {"run": str(source.path.resolve()), "step": shared[-1]}
+    facts |= {"config": asdict(changed), "branched_from": branched_from} | launch()
+    facts["decisions"] |= {"steps": changed.steps}
     return Run.branch(out, source, shared[-1], facts)
 
 
@@ -168,17 +193,21 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         shape = ImageGPTConfig(**facts["model"])
         palette = palette_of(facts, config.cache)
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
-    choose_device(decided.device)  # still there?
+    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
+    decided = replace(decided, device=device)
+    distributed.share(config.batch_images)
     set_threads(decided.threads)
-    train_set, validation_set = find_sets(
-        (decided.train_key, decided.validation_key),
-        config.cache,
-        data,
-        images,
-        lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], config.validation),
+    train_set, validation_set = distributed.in_turn(
+        lambda: find_sets(
+            (decided.train_key, decided.validation_key),
+            config.cache,
+            data,
+            images,
+            lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], config.validation),
+        )
     )
     train_indices, validation_indices = _choose(train_set, validation_set, config)
-    steps = run.steps()
+    steps = distributed.first_does(run.steps)
     if steps:
         try:
             model = load(run.folder(steps[-1]))
@@ -191,7 +220,14 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
     model.palette, model.fit = palette, decided.fit
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": data["source"], "steps": config.steps, "seed": config.seed}
-    ready(model, config, decided)
+    if config.init and not steps:  # from here on the run needs that model no more
+
+        def begin() -> None:
+            with run.new_checkpoint(0, config.steps) as part:
+                write_model(model, part)
+
+        distributed.first_does(begin)
+    network = ready(model, config, decided)
     optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
     batches = Batches(
         train_set.squares,
@@ -200,19 +236,20 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         batch_images=config.batch_images,
         augment=config.augment,
         seed=config.seed,
+        part=(distributed.number(), distributed.processes()),
     )
     batch_at, placed = token_batches(batches, model, decided.device)
 
     def step(batch: TokenBatch) -> Tensor:
-        tokens, hidden = placed(batch)
+        tokens, hidden, lie = placed(batch)
 
         def loss_of(rows: slice) -> Tensor:
             part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
             with autocast(decided.device, decided.dtype):
-                logits = model(part, hidden_part)
+                logits = network(part, hidden_part, 0 if lie is None else lie[rows])
             return pixel_loss(logits, part, hidden_part)
 
-        return accumulate(loss_of, len(tokens), decided)
+        return accumulate(network, loss_of, len(tokens), decided)
 
     def rate_at(step: int) -> float:
         steps, warmup_steps, peak = config.steps, decided.warmup_steps, decided.learning_rate
@@ -225,25 +262,19 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
     masked = shape.objective == "masked"
 
     def evaluate(step: int) -> dict[str, float]:
-        model.eval()
-        mean, error = mean_and_error(image_nats(model, held_out, dtype=decided.dtype))
-        if config.sample_images and not masked:
-            with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
-                drawing = draw(model, None, n=config.sample_images, sampling=SamplingConfig(speed="exact"))
-            columns = int(np.ceil(config.sample_images**0.5))
-            rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
-            path = run.path / "samples" / f"step_{step:07d}.png"
-            with writing(path):
-                save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
-        model.train()
+        with judging(model, run, step, decided.device) as judged:
+            mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype))
+            if config.sample_images and not masked:
+                with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
+                    drawing = draw(judged, None, n=config.sample_images, sampling=SamplingConfig(speed="exact"))
+                columns = int(np.ceil(config.sample_images**0.5))
+                rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
+                path = run.path / "samples" / f"step_{step:07d}.png"
+                with writing(path):
+                    save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
         say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel")
         return {"validation_nats": mean, "validation_standard_error": error}
 
-    def write(folder: Path) -> None:
-        write_model(model, folder)
-
-    if config.init and not run.steps():  # from here on the run needs that model no more
-        run.write_checkpoint(0, write, config.steps)
     train(
         run,
         Cadence(
@@ -259,7 +290,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         step=step,
         rate_at=rate_at,
         evaluate=evaluate,
-        write_model=write,
+        write_model=lambda folder: write_whole(model, folder),
         images_per_step=config.batch_images,
         clip_norm=config.clip_norm,
     )

@@ -1,7 +1,11 @@
-"""Progress of long work, on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work, on stderr: a live bar on a terminal, a plain line now and then elsewhere.
+
+Of several processes only the first one speaks.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +16,20 @@ SILENT_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks: alone, or number 0 of those that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Yield `advance(count, note="")`; shows speed and time left once the work has taken a while.
 
     `total` and `done` count `unit`s. Rich draws the bar where it is installed and stderr is a terminal.
     """
+    if not is_first():
+        yield lambda count, note="": None
+        return
     start = time.monotonic()
     state = {"done": done, "shown": start - LINE_EVERY_SECONDS + SILENT_SECONDS}
     live = _rich_bar(label, total, unit, done) if sys.stderr.isatty() else None
@@ -43,8 +55,10 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
             yield advance
 
 
-def say(line: str) -> None:
-    """One line for whoever watches, on stderr."""
+def say(line: str, everywhere: bool = False) -> None:
+    """One line for whoever watches, on stderr, from the first process or `everywhere`."""
+    if not (everywhere or is_first()):
+        return
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

@@ -16,16 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import SamplingConfig, Speed
+from nextpixel.config import KeepSide, SamplingConfig, Speed
 from nextpixel.decoding import Decoder, Mode, choose_mode
 from nextpixel.devices import free_memory_bytes
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, from_array
+from nextpixel.images import Picture, from_array, orient, upright
 from nextpixel.model import ImageGPT, cross_entropy
 from nextpixel.progress import progress
 from nextpixel.sources import load_images
 
 ROWS_AT_MOST = 256
+TURNS: dict[KeepSide, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # orientation that brings it to the top
 MEMORY_SHARE = 0.5
 
 
@@ -37,7 +38,8 @@ class Drawing:
     """(M * n, H, W, 3), kept pixels in the palette's colours."""
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
-    kept_rows: int
+    kept: NDArray[np.bool_]
+    """(H, W) which pixels were given."""
     mode: str
     """How the network was run: what --speed came to."""
 
@@ -57,14 +59,17 @@ def sample(model: ImageGPT, n: int = 1, **settings: Any) -> list[Picture]:
     return [from_array(image) for image in draw(model, None, n=n, sampling=SamplingConfig(**settings)).images]
 
 
-def complete(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Any) -> list[Picture]:
+def complete(
+    model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, *, keep_side: KeepSide = "top", **settings: Any
+) -> list[Picture]:
     """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
 
     One flat list of PIL images at the model's side, picture by picture. The kept pixels keep their tokens
-    exactly. Raises InputError for bad images or settings.
+    exactly. Another `keep_side` takes a model that was trained with --augment orient: it reads the picture turned, and
+    knows that it is. Raises InputError for bad images or settings.
     """
     squares = load_images(images, model.config.side, fit=model.fit)
-    drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings))
+    drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
     return [from_array(image) for image in drawing.images]
 
 
@@ -89,9 +94,12 @@ def draw(
     keep: float = 0.5,
     n: int = 1,
     sampling: SamplingConfig | None = None,
+    keep_side: KeepSide = "top",
 ) -> Drawing:
     """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw one picture's n candidates."""
     sampling = sampling or SamplingConfig()
+    orientation = _orientation(model, keep_side)
+    squares = None if squares is None else orient(squares, orientation)
     plan = _plan(model, squares, keep, n, sampling.speed)
     side = model.config.side
     tokens = plan.prompts.repeat_interleave(n, 0)  # (M * n, P)
@@ -102,12 +110,25 @@ def draw(
     with progress("drawing", drawn_pixels, "pixels") as advance:
         for candidates in plan.batches:
             rows = []
-            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling):
+            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling, orientation):
                 images[candidates.start : candidates.stop, y] = model.palette.rgb[drawn.cpu().numpy()]
                 rows.append(row_nats)
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
-    return Drawing(images, nats, plan.kept_rows, str(plan.mode))
+    kept = np.zeros((1, side, side), bool)
+    kept[:, : plan.kept_rows] = True
+    return Drawing(upright(images, orientation), nats, upright(kept, orientation)[0], str(plan.mode))
+
+
+def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
+    if keep_side not in TURNS:
+        raise InputError(f"--keep-side: expected one of {', '.join(TURNS)}, got {keep_side!r}")
+    if keep_side != "top" and model.config.orientations == 1:
+        raise InputError(
+            f"--keep-side {keep_side}: this model has only ever seen pictures from the top; expected one that was "
+            "trained with --augment orient"
+        )
+    return TURNS[keep_side]
 
 
 @dataclass(frozen=True)
@@ -161,7 +182,7 @@ def _row_bytes(model: ImageGPT) -> int:
 
 @torch.inference_mode()
 def _draw_rows(
-    model: ImageGPT, plan: _Plan, candidates: range, sampling: SamplingConfig
+    model: ImageGPT, plan: _Plan, candidates: range, sampling: SamplingConfig, orientation: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (y, tokens (B, W), nats (B, W)) for each drawn row of these candidates."""
     side = model.config.side
@@ -170,7 +191,7 @@ def _draw_rows(
     prompts = plan.prompts[first : last + 1].to(model.device)
     decoder = Decoder(model, len(candidates), plan.mode)
     of = torch.tensor([c // n - first for c in candidates], device=model.device)
-    logits = decoder.start(prompts, of)  # one prefill for all completions of a picture
+    logits = decoder.start(prompts, of, orientation=orientation)  # one prefill for all completions of a picture
     noise = torch.from_numpy(
         np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates])
     )

@@ -2,6 +2,9 @@
 
 Pretraining and every other kind of training give it a `step` that runs forward and backward on a batch. Batches
 are a function of the step's number, and so is the rate: what a run needs to go on is its last checkpoint.
+
+Several processes (distributed.py) walk through the loop in step. The first one alone evaluates and writes, but for the
+trainer's state, which comes from all.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nextpixel import distributed
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
 from nextpixel.distributed import load_trainer_state, save_trainer_state
 from nextpixel.errors import InputError, WorkError
 from nextpixel.optim import set_rate
-from nextpixel.progress import progress, say
+from nextpixel.progress import is_first, progress, say
 
 TRAINER = "trainer"
 
@@ -74,53 +78,68 @@ def train(
     Each line of log.jsonl tells "waiting", the share of the time since the one before in which no batch was ready.
 
     batch_at(i)      the batch of step i, counted from 0; called in a second thread, one step ahead
-    step(batch)      forward and backward; returns the mean loss, detached
-    evaluate(i)      after i steps: {figure: ...}, logged; the lowest, or the highest, marks the best checkpoint
-    write_model(f)   writes the model into the folder f of a checkpoint
+    step(batch)      forward and backward; returns the mean loss, detached, of this process's part of the batch
+    evaluate(i)      after i steps: {figure: ...}, logged; the lowest, or the highest, marks the best checkpoint; called
+                     in the first process
+    write_model(f)   writes the model into the folder f of a checkpoint; called in all processes
     patience         ends the run after so many evaluations that were no better
 
     Raises Interrupted after a signal, WorkError on a non-finite loss or a failed write.
     """
-    start = (run.steps() or [0])[-1]
-    if start:
+    start = distributed.first_does(lambda: (run.steps() or [0])[-1])
+
+    def restore() -> None:
         try:
             load_trainer_state(run.folder(start) / TRAINER, model, optimizers)
         except InputError as error:
             raise run.damaged(start, error) from None
-    run.forget_after(start)
+
+    if start:
+        distributed.together(restore)
+    distributed.first_does(lambda: run.forget_after(start))
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def save(done: int) -> None:
-        if not all(torch.isfinite(norm) for norm in torch._foreach_norm([p.detach() for p in parameters])):
+        if not distributed.is_finite(parameters):
             raise _non_finite(run, done)
 
-        def write(folder: Path) -> None:
-            write_model(folder)
-            save_trainer_state(folder / TRAINER, model, optimizers)
+        def write() -> None:
+            write_model(part)
+            save_trainer_state(part / TRAINER, model, optimizers)
 
-        run.write_checkpoint(done, write, cadence.steps)
+        with contextlib.ExitStack() as folder:  # opened and closed in the first process, filled by all
+            part = distributed.first_does(lambda: folder.enter_context(run.new_checkpoint(done, cadence.steps)))
+            distributed.together(write)
+            distributed.first_does(folder.close)
 
     def evaluate_now(done: int) -> None:
         with signals.at_once():
-            figures = evaluate(done)
-            if not all(map(math.isfinite, figures.values())):
-                raise _non_finite(run, done)
-            if figure in figures:
-                run.offer_best(done, figure.removeprefix("validation_"), figures[figure], highest=highest)
-            run.log({"step": done, **figures})  # last: with this line the evaluation counts as done
-            board(done, figures)
+            distributed.first_does(lambda: judge(done))
+
+    def judge(done: int) -> None:
+        figures = evaluate(done)
+        if not all(map(math.isfinite, figures.values())):
+            raise _non_finite(run, done)
+        if figure in figures:
+            run.offer_best(done, figure.removeprefix("validation_"), figures[figure], highest=highest)
+        run.log({"step": done, **figures})  # last: with this line the evaluation counts as done
+        board(done, figures)
 
     def enough() -> bool:
+        return distributed.first_does(has_enough)
+
+    def has_enough() -> bool:
         since = sum(figure in entry and entry["step"] > run.best().get("step", 0) for entry in run.read_log())
         return patience is not None and since >= patience
 
     with (
+        distributed.watched(),
         _signals() as signals,
         _tensorboard(run, start) as board,
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
-        if cadence.evaluation_due(start) and not _evaluated(run, start, figure):
+        if distributed.first_does(lambda: cadence.evaluation_due(start) and not _evaluated(run, start, figure)):
             evaluate_now(start)  # it was killed between checkpoint and figures
         if enough():
             return
@@ -146,13 +165,16 @@ def train(
                 optimizer.step()
 
             log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
-            stop = signals.came  # asked once: a signal after this line waits for the next step
-            save_due = cadence.checkpoint_due(done, time.monotonic() - saved_at) or stop
-            if (log_due or save_due) and not torch.isfinite(total):
-                raise _non_finite(run, done)
+            due = cadence.checkpoint_due(done, time.monotonic() - saved_at)  # clocks differ, and signals may miss some
+            stop, due = distributed.any_says(signals.came, due)  # asked once: a signal after this waits for the next
+            save_due = stop or due
+            if log_due or save_due:
+                loss = distributed.mean(total.item()) / counted
+                if not math.isfinite(loss):
+                    raise _non_finite(run, done)
             if log_due:
                 now = time.monotonic()
-                loss, speed = total.item() / counted, counted * images_per_step / (now - logged_at)
+                speed = counted * images_per_step / (now - logged_at)
                 figures = {
                     "loss": loss,
                     "rate": rate,
@@ -160,7 +182,8 @@ def train(
                     "waiting": waited / (now - logged_at),
                 }
                 waited_in_all, waited = waited_in_all + waited, 0.0
-                run.log({"step": done, **figures})
+                if is_first():
+                    run.log({"step": done, **figures})
                 board(done, figures)
                 total, counted, logged_at = torch.zeros_like(total), 0, now
                 note = f"step {done:,}, loss {loss:.3f}"
@@ -241,6 +264,9 @@ def _signals() -> Iterator[_Signals]:
 @contextlib.contextmanager
 def _tensorboard(run: Run, start: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Scalars for TensorBoard where it is installed; log.jsonl has them all anyway."""
+    if not is_first():
+        yield lambda step, figures: None
+        return
     try:
         from torch.utils.tensorboard import SummaryWriter
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -119,10 +120,11 @@ class Run:
     def folder(self, step: int) -> Path:
         return self.path / f"step_{step:07d}"
 
-    def write_checkpoint(self, step: int, write: Callable[[Path], None], total_steps: int) -> None:
-        """Write a checkpoint under a temporary name, rename it, and only then remove those no longer kept."""
+    @contextmanager
+    def new_checkpoint(self, step: int, total_steps: int) -> Iterator[Path]:
+        """A temporary folder to write a checkpoint into; then rename it, and only then remove those no longer kept."""
         with new_folder(self.folder(step)) as part:
-            write(part)
+            yield part
         kept = {*self.steps()[-2:], *milestones(total_steps), self.best().get("step")}
         for old in self.steps():
             if old not in kept:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ VERBS = {
     "bench": "how fast this machine works, beside what it could do at best",
     "convert": "turn OpenAI's TensorFlow checkpoint into a model folder, or a student into ONNX",
 }
+SHARED = ("pretrain", "finetune", "features")  # by several processes that torchrun starts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +63,8 @@ def _run(verb: str, rest: list[str]) -> int:
     from nextpixel.errors import InputError, WorkError
 
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ and verb not in SHARED:
+            raise InputError(f"{verb} works in one process, expected no torchrun; {', '.join(SHARED)} work in many")
         module = importlib.import_module(f"nextpixel.cli.{verb}")
         module.run(rest)
     except SystemExit:  # --help has been printed
@@ -76,18 +80,21 @@ def _run(verb: str, rest: list[str]) -> int:
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
+        return _fail(f"{where}{error.strerror or error}", 1, everywhere=True)
     except ImportError as error:
-        return _fail(f"{error}; install what is missing with: pip install {error.name or 'nextpixel'}", 1)
+        return _fail(f"{error}; install what is missing with: pip install {error.name or 'nextpixel'}", 1, True)
     except Exception as error:
         if "--verbose" in rest:
             raise
-        return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", 1)
+        return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", 1, True)
     return 0
 
 
-def _fail(sentence: str, code: int) -> int:
-    print("nextpixel:", " ".join(sentence.splitlines()), file=sys.stderr)
+def _fail(sentence: str, code: int, everywhere: bool = False) -> int:
+    """Of several processes the first one says it, since bad input is bad for all; what nobody expected, each one."""
+    from nextpixel.progress import say
+
+    say("nextpixel: " + " ".join(sentence.splitlines()), everywhere)
     return code
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, open_images, write_each
-from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
+from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
@@ -33,7 +33,9 @@ class Complete:
     ]
     """Picture files, folders of them, or anything else that holds images."""
     keep: float = 0.5
-    """Fraction of the rows that is kept, from the top."""
+    """Fraction of the rows that is kept, from the top (of the columns, with --keep-side left or right)."""
+    keep_side: KeepSide = "top"
+    """The side from which it is kept; others than top take a model trained with --augment orient."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
     """Completions of each picture."""
     split: str | None = None
@@ -58,6 +60,8 @@ def run(argv: Sequence[str]) -> None:
     check_number(args.n)
     began = time.perf_counter()
     model = load_model(args.model)
+    import numpy as np
+
     from nextpixel.data import decode
     from nextpixel.images import grid, save_png, terminal_row
     from nextpixel.sampling import draw
@@ -77,15 +81,13 @@ def run(argv: Sequence[str]) -> None:
         if shown < count:
             say(f"{args.out} shows the first {shown} of {count:,} {what}; --each FOLDER writes them all")
     loaded = time.perf_counter()
-    drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling)
+    drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side)
     drawn = time.perf_counter()
 
     rows, captions = [], []
     for i, square in enumerate(squares[:pictures]):
-        given = square.copy()
-        given[:] = 225
         mine = slice(i * args.n, i * args.n + columns)
-        given[: drawing.kept_rows] = drawing.images[mine.start, : drawing.kept_rows]
+        given = np.where(drawing.kept[..., None], drawing.images[mine.start], np.uint8(225))
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
     titles = ["given", *(str(k + 1) for k in range(columns)), "original"]
@@ -99,7 +101,8 @@ def run(argv: Sequence[str]) -> None:
             {
                 "out": str(args.out),
                 "each": files,
-                "kept_rows": drawing.kept_rows,
+                "kept_rows": int(drawing.kept.any(1).sum()),
+                "kept_columns": int(drawing.kept.any(0).sum()),
                 "seed": args.sampling.seed,
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "seconds": {"load": loaded - began, "draw": drawn - loaded},

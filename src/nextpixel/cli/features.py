@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,17 +16,19 @@ from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import is_first, say
 
 if TYPE_CHECKING:
     import numpy as np
+
+TIMEOUT_MINUTES = 30.0  # to meet; what follows may take as long as it takes
 
 
 @dataclass(frozen=True)
 class Features:
     """Features of images for programs of your own: hidden states of a layer, averaged over pixels.
 
-    A stopped run goes on where it was when the same command is typed again.
+    A stopped run goes on where it was when the same command is typed again. Processes of torchrun share the work.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -51,12 +53,22 @@ def run(argv: Sequence[str]) -> None:
     parent_exists(args.out)
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
-    model = load_features_model(args.model)
-    from nextpixel.extraction import check_layers, extract, features_name
+    from nextpixel import distributed
+    from nextpixel.devices import choose_device
+    from nextpixel.extraction import check_layers, extract, extract_chunks, features_name
+
+    device = distributed.join(choose_device(args.model.device), TIMEOUT_MINUTES)
+    model = load_features_model(replace(args.model, device=device))  # type: ignore[arg-type]
 
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
     source = open_images(args.images, args.split)
+    part = distributed.number(), distributed.processes()
+    distributed.together(
+        lambda: extract_chunks(model, source, layers, parts, dtype=args.model.dtype, part=part), patient=True
+    )
+    if not is_first():
+        return
     values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
     _write(args.out, values, names, features_name(model, layers))
     shutil.rmtree(parts)

@@ -14,7 +14,7 @@ from nextpixel.cli.drawings import open_images, tell_split
 from nextpixel.cli.hints import command
 from nextpixel.config import FinetuneConfig, OutputOptions, flag
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import is_first, say
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def run(argv: Sequence[str]) -> None:
     else:
         assert args.train is not None and args.out is not None
         parent_exists(args.out)
-        if args.split is None:
+        if args.split is None and is_first():
             open_images(args.train, None)  # only to say which split it is
-        if args.test is not None:
+        if args.test is not None and is_first():
             tell_split(open_test(args.test), args.test)
         run = start_run(
             args.model,
@@ -86,6 +86,8 @@ def run(argv: Sequence[str]) -> None:
         go_on(run)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
+    if not is_first():
+        return
     best, score, facts = run.best(), test_score(run), run.facts()
     if args.output.json:
         print_json({"run": str(run.path), "best": best, "test": score, "config": facts["config"]})

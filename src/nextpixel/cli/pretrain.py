@@ -14,14 +14,15 @@ from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig, flag
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import is_first, say
 
 
 @dataclass(frozen=True)
 class Pretrain:
     """Train an Image GPT on your images, continue a model on them (--init), or go on with a run (--resume).
 
-    Ctrl-C saves and prints the command that goes on. Nothing that was saved is ever half written.
+    Ctrl-C saves and prints the command that goes on. Nothing that was saved is ever half written. Many devices:
+    torchrun --nproc-per-node 8 -m nextpixel pretrain ..., see docs/scaling.md.
     """
 
     images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = None
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
-        if args.split is None:
+        if args.split is None and is_first():
             open_images(args.images, None)  # only to say which split it is
         run = start_run(args.images, args.out, args.config, args.split)
     again = command("pretrain", "--resume", run.path)
@@ -80,6 +81,8 @@ def run(argv: Sequence[str]) -> None:
         model = go_on(run)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
+    if not is_first():
+        return
     best = run.best()
     if args.output.json:
         print_json({"run": str(run.path), "best": best, "config": run.facts()["config"]})

@@ -267,7 +267,7 @@ class Engine:
         if not self._places:
             return
         count = len(self._places)
-        self.observe("pixels", count)  # before anybody is told of them
+        self.observe("pixels", count)  # before anybody is told that they are drawn
         self._draw()
         with self._changed:
             self._leave()

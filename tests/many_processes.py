@@ -1,0 +1,29 @@
+"""What every process does that torchrun starts for a test: the commands of a JSON file, one after the other."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from nextpixel.cli import main
+from nextpixel.data import Batches
+
+
+def record_images(folder: Path) -> None:
+    """Write which images each batch of this process shows."""
+    original = Batches.__call__
+
+    def recorded(self: Batches, step: int) -> object:
+        with (folder / f"seen-{os.environ['RANK']}.jsonl").open("a") as file:
+            file.write(json.dumps([step, self.numbers(step).tolist()]) + "\n")
+        return original(self, step)
+
+    Batches.__call__ = recorded  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    record_images(folder)
+    for command in json.loads((folder / "commands.json").read_text()):
+        if code := main(command):
+            sys.exit(code)
