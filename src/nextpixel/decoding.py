@@ -45,17 +45,14 @@ PLAIN = Mode("as they are", "plain")
 def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") -> Mode:
     """The mode of a call that draws `pixels` pixels of each of `rows` pictures in all, however it is cut.
 
-    "exact" is always the plain network. "auto" leaves it where packing and rounding repay themselves: on a CPU and on
-    CUDA, from about a second of plain drawing on.
+    "exact" is always the plain network. "auto" leaves it where packing and rounding repay themselves: on a CPU, from
+    about a second of plain drawing on. CUDA graphs wait for a first run on a GPU before they are chosen here.
     """
-    device = model.device.type
     known = model.head.weight.dtype in (torch.float32, torch.bfloat16)
     if speed == "exact" or not known or rows * pixels * model.config.parameters < FAST_FROM:
         return PLAIN
     bf16 = choose_dtype("auto", str(model.device)) == "bf16"
-    if device == "cuda":
-        return Mode("bf16" if bf16 else "fp32", "graph")
-    if device != "cpu" or not torch.backends.mkldnn.is_available():
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return PLAIN
     if kernels.load() is None:
         return Mode("fp32", "plain")  # torch attends over a bf16 cache more slowly than over an fp32 one
