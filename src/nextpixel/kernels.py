@@ -1,7 +1,7 @@
 """Attention of one query and products with int8 weights on a CPU, in C.
 
-torch reads a bf16 cache at 3 GB/s there when each row asks one query, and int8 weights at 15; these loops read at 20 to
-28, on one core whose memory gives 38 (docs/performance.md). The machine's own C compiler builds them once, in half a
+torch reads a bf16 cache at 3 GB/s there when each row asks one query, and int8 weights at 15; these loops read at 17 to
+23, on one core whose memory gives 37 (docs/performance.md). The machine's own C compiler builds them once, in half a
 second, into the user's cache, or for this process alone where that cannot be written. Without one, `load` says so by
 None and drawing goes on with torch alone.
 """
