@@ -22,13 +22,14 @@ LAYERS = {
     unit: number
     for number, units in enumerate(
         [
-            "model resnet palette images optim metrics sample_metrics plan distributed devices".split(),
+            "model resnet palette images optim metrics sample_metrics plan distributed devices tracking".split(),
             ["sources", "kernels"],
-            ["data", "checkpoints", "decoding"],
+            ["data", "checkpoints", "decoding", "pages"],
             ["extraction", "prepared", "sampling", "training"],
             ["evaluation", "probing", "extractors", "preparation"],
+            ["forecast", "ridge"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],
-            ["study", "bench", "reports", "oddness_page"],
+            ["study", "bench", "reports", "oddness_page", "run_page"],
             ["server"],
             ["cli"],
             ["__main__"],

@@ -28,7 +28,7 @@ from nextpixel import optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
 from nextpixel.decoding import Decoder, Mode, choose_mode
-from nextpixel.devices import autocast, choose_dtype
+from nextpixel.devices import autocast, choose_dtype, processor_name
 from nextpixel.errors import InputError
 from nextpixel.extraction import pooled
 from nextpixel.model import ImageGPT, cross_entropy
@@ -130,7 +130,7 @@ def bench(
     return {
         "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
@@ -364,14 +364,6 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
 
         found.append(_Contender(f"transformers {name}", name, partial(prefill, read=[]), draw, drawn, None))
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def table(result: dict[str, Any]) -> str:

@@ -243,6 +243,9 @@ class RunConfig:
     """CPU threads; torch's choice unless told."""
     cache: str | None = None
     """Folder for decoded images and colour tables; the user's cache directory unless told."""
+    tracker: Literal["wandb"] | None = None
+    """Send the figures of log.jsonl there too (pip install wandb; WANDB_MODE=offline keeps them in the run folder).
+    TensorBoard gets them where it is installed."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -361,12 +364,20 @@ class PretrainConfig(GPTRunConfig):
     """Score the validation images and draw samples this often (a checkpoint is written first)."""
     sample_images: int = 16
     """Pictures drawn at each evaluation; 0 draws none."""
+    probe_data: str | None = None
+    """Labelled images to probe with at evaluations: ridge regression on the middle layer's features, scored on a
+    quarter of them that is held out. Give training images; test images are for the end."""
+    probe_images: int = 2_000
+    """At most this many of them, the same number of each class; kept in the run folder."""
+    probe_every_evaluations: int = 1
+    """Probe at one of so many evaluations, and at the last."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(
             self,
-            at_least_one="layers width heads side steps validation_images evaluate_every_steps",
+            at_least_one="layers width heads side steps validation_images evaluate_every_steps probe_images "
+            "probe_every_evaluations",
             at_least_zero="sample_images",
         )
         if not 0 < self.cooldown_fraction <= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -94,6 +95,26 @@ def _told_bytes(root: Path) -> list[int]:
 def _numbers(path: Path) -> dict[str, int]:
     """The first two words of every line."""
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
+
+
+def machine(device: str) -> dict[str, object]:
+    """What a run worked on, for its run.json: processor, cores, memory, and the GPU where it is on one."""
+    found: dict[str, object] = {"processor": processor_name(), "cores": os.cpu_count()}
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system tells
+        found["memory_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.startswith("cuda"):
+        gpu = torch.cuda.get_device_properties(torch.device(device))
+        found |= {"gpu": gpu.name, "gpu_memory_bytes": gpu.total_memory}
+    return found
+
+
+def processor_name() -> str:
+    """The CPU as its maker calls it, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def set_threads(threads: int | None) -> int:

@@ -30,6 +30,7 @@ from nextpixel.extraction import check_layers, extract
 from nextpixel.preparation import absolute, create_run, find_sets, named, reading
 from nextpixel.progress import say
 from nextpixel.resnet import ResNet
+from nextpixel.tracking import check_tracker
 from nextpixel.training import Cadence, train
 
 KIND = "distill"
@@ -80,6 +81,7 @@ def start_run(
 ) -> Run:
     """Decode the images, decide everything once, and create the run folder."""
     Run.new_path(out)  # refuses before any work is done
+    check_tracker(config.tracker)
     config = replace(config, cache=config.cache and os.path.abspath(config.cache))
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)

@@ -188,14 +188,14 @@ def any_says(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in said.tolist()]
 
 
-def mean(value: float) -> float:
-    """The mean over the processes."""
+def means(values: Sequence[float]) -> list[float]:
+    """The mean of each of these over the processes."""
     if _groups is None:
-        return value
-    total = torch.tensor(value, dtype=torch.float64)
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
     with watched():
         dist.all_reduce(total, group=_groups.control)
-    return total.item() / processes()
+    return (total / processes()).tolist()
 
 
 class Network(nn.Module):

@@ -54,6 +54,7 @@ from nextpixel.probing import (
 )
 from nextpixel.progress import say
 from nextpixel.sources import Source, open_source
+from nextpixel.tracking import check_tracker
 from nextpixel.training import Cadence, train
 
 KIND = "finetune"
@@ -128,6 +129,7 @@ def _start(
     test_labels: ArrayLike | str | Path | None,
 ) -> Run:
     Run.new_path(out)  # refuses before any work is done
+    check_tracker(config.tracker)
     distributed.share(config.batch_images)
     config = replace(config, cache=config.cache and os.path.abspath(config.cache))
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)

@@ -57,6 +57,16 @@ def conformal_p_values(scores: NDArray[np.floating], calibration: NDArray[np.flo
     return (1 + len(calibration) - below) / (len(calibration) + 1)
 
 
+def outlier_limit(values: NDArray[np.floating], deviations: float = 6.0) -> tuple[float, float]:
+    """(median, median + that many standard deviations), the deviation by the median absolute one.
+
+    1.4826 times that is the standard deviation of a normal distribution; neither moves by a few outliers (Leys et al.
+    2013).
+    """
+    median = float(np.median(values))
+    return median, median + deviations * 1.4826 * float(np.median(np.abs(values - median)))
+
+
 def pearson(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     """Pearson's correlation of x (N,) and y (N,); NaN for fewer than three, or where one of them never changes."""
     if len(x) < 3 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:

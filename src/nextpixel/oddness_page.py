@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from html import escape
-from importlib import resources
-from string import Template
-
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.images import HEAT, heatmap, png_bytes
+from nextpixel.images import HEAT, heatmap
 from nextpixel.oddness import COLUMNS, Oddness, local_nats
+from nextpixel.pages import fill, image, text
 
 CARDS_AT_MOST = 24
 ROWS_AT_MOST = 2_000
@@ -59,12 +54,12 @@ def page(
         facts.append(f"p-values by {len(odd.calibration[by]):,} held-out images of {against}")
     if odd.unreadable:
         facts.append(f"{len(odd.unreadable):,} files could not be read and were left out")
-    text = Template((resources.files("nextpixel") / "assets" / "odd-images.html").read_text(encoding="utf-8"))
-    return text.substitute(
-        title=_text(f"Odd images in {source}"),
-        facts=_text("; ".join(facts) + "."),
-        verdict=_text(_verdict(odd, by, false_alarms, beyond[by])),
-        by=_text(COLUMNS[by].title),
+    return fill(
+        "odd-images.html",
+        title=text(f"Odd images in {source}"),
+        facts=text("; ".join(facts) + "."),
+        verdict=text(_verdict(odd, by, false_alarms, beyond[by])),
+        by=text(COLUMNS[by].title),
         heat=", ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in HEAT),
         top=f"{top:.1f}",
         cards="\n".join(
@@ -72,14 +67,14 @@ def page(
             for rank, (row, values) in enumerate(zip(order, maps, strict=False), 1)
         ),
         histogram=_histogram(odd, by, limits.get(by)),
-        rows_told=_text(_rows_told(len(odd), bool(odd.p_values))),
+        rows_told=text(_rows_told(len(odd), bool(odd.p_values))),
         head=_head(by),
         rows="\n".join(_row(odd, row, beyond) for row in order[:ROWS_AT_MOST]),
         columns="\n".join(
-            f"<dt>{_text(f'{column.title} ({column.unit})')}</dt><dd>{_text(column.meaning)}</dd>"
+            f"<dt>{text(f'{column.title} ({column.unit})')}</dt><dd>{text(column.meaning)}</dd>"
             for column in COLUMNS.values()
         ),
-        blind="\n".join(f"<li>{_text(line)}</li>" for line in BLIND),
+        blind="\n".join(f"<li>{text(line)}</li>" for line in BLIND),
     )
 
 
@@ -109,14 +104,14 @@ def _rows_told(count: int, has_p: bool) -> str:
 
 
 def _card(odd: Oddness, row: int, rank: int, by: str, heat: NDArray[np.uint8], beyond: bool) -> str:
-    name = _text(odd.names[row])
+    name = text(odd.names[row])
     said = f"{format_value(by, odd.values[by][row])} {COLUMNS[by].unit}"
     if odd.p_values:
         said += f", p {_p(odd.p_values[by][row])}"
     mark = ' class="beyond"' if beyond else ""
     return (
-        f'<li><div class="pair">{_image(odd.squares[row], f"number {rank}: {name}")}'
-        f"{_image(heat, f'where {name} surprises')}</div><b>{name}</b><span{mark}>{said}</span></li>"
+        f'<li><div class="pair">{image(odd.squares[row], f"number {rank}: {name}")}'
+        f"{image(heat, f'where {name} surprises')}</div><b>{name}</b><span{mark}>{said}</span></li>"
     )
 
 
@@ -124,16 +119,16 @@ def _head(by: str) -> str:
     cells = ['<th scope="col" aria-sort="none"><button type="button">file</button></th>']
     for name, column in COLUMNS.items():
         sort = ("ascending" if column.smaller_is_odder else "descending") if name == by else "none"
-        title = _text(f"{column.title}, {column.unit}")
+        title = text(f"{column.title}, {column.unit}")
         cells.append(
             f'<th scope="col" aria-sort="{sort}" title="{title}">'
-            f'<button type="button">{_text(column.title)}</button></th>'
+            f'<button type="button">{text(column.title)}</button></th>'
         )
     return "".join(cells)
 
 
 def _row(odd: Oddness, row: int, beyond: dict[str, NDArray[np.bool_]]) -> str:
-    name = _text(odd.names[row])
+    name = text(odd.names[row])
     cells = [f'<th scope="row" title="{name}">{name}</th>']
     for column, values in odd.values.items():
         p = f"<small>p {_p(odd.p_values[column][row])}</small>" if odd.p_values else ""
@@ -186,21 +181,10 @@ def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
         told = f"threshold: odd {side} {format_value(by, limit)}"
         keys.append(f'<li><i style="border-left: 2px dashed var(--mark); width: 2px"></i>{told}</li>')
     return (
-        f'<svg viewBox="0 0 {width} {height + foot}" role="img" aria-label="{_text(said)}">{"".join(parts)}</svg>\n'
-        f'<ul class="key">{"".join(keys)}<li>in {_text(COLUMNS[by].unit)}</li></ul>'
+        f'<svg viewBox="0 0 {width} {height + foot}" role="img" aria-label="{text(said)}">{"".join(parts)}</svg>\n'
+        f'<ul class="key">{"".join(keys)}<li>in {text(COLUMNS[by].unit)}</li></ul>'
     )
 
 
 def _p(value: float) -> str:
     return f"{value:.2g}"
-
-
-def _image(pixels: NDArray[np.uint8], alt: str) -> str:
-    data = base64.b64encode(png_bytes(pixels)).decode()
-    side = len(pixels)
-    return f'<img src="data:image/png;base64,{data}" width="{side}" height="{side}" alt="{alt}">'
-
-
-def _text(text: str | Sequence[str]) -> str:
-    """Safe in HTML and as UTF-8: a file name need not be text."""
-    return escape(str(text).encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from nextpixel.config import ImageGPTConfig, ResNetConfig
+from nextpixel.config import SIZES, ImageGPTConfig, ResNetConfig
 from nextpixel.errors import InputError
 
 MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
@@ -109,13 +109,23 @@ def activation_bytes_per_image(
     return config.pixels * ((kept + around) * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors)
 
 
-def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
-    """The size that cuts the batch into as few parts as half of the free memory allows, all but the last equal."""
-    limit = max(1, int(free_bytes / 2 / image_bytes))
+def micro_batch_images(
+    batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool, state_bytes: int = 0
+) -> int:
+    """The size that cuts the batch into as few parts as half of the free memory allows, all but the last equal.
+
+    Fewer where weights, gradients and optimiser, `state_bytes`, leave less than that half.
+    """
+    limit = max(1, int(min(free_bytes / 2, usable_bytes(free_bytes) - state_bytes) / image_bytes))
     if on_cpu:
         limit = min(limit, MICRO_BATCH_ON_CPU)
     parts = math.ceil(batch_images / limit)
     return math.ceil(batch_images / parts)
+
+
+def usable_bytes(device_bytes: float) -> float:
+    """What a plan may fill of a device's memory."""
+    return device_bytes * (1 - RESERVED_PART)
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,62 @@ def memory(
     )
 
 
+def remedy(
+    config: ImageGPTConfig,
+    micro_batch: int,
+    device_bytes: float,
+    *,
+    batch_images: int,
+    dtype: str,
+    optimizer: str = "adam",
+    compiled: bool = True,
+    checkpointed: bool = False,
+    sharded: bool = False,
+    devices: int = 1,
+    own_shape: bool = True,
+) -> str | None:
+    """The settings of pretrain with which a run would fit that does not as it is; None where none of them would do.
+
+    Tried in this order, with the largest micro-batch that fits and divides `batch_images`: a smaller micro-batch,
+    recomputed activations, shards over the `devices`, and, where the run chooses its own shape, a smaller named size
+    and a smaller side.
+    """
+    usable = usable_bytes(device_bytes)
+    micros = [micro_batch, *(n for n in range(micro_batch - 1, 0, -1) if batch_images % n == 0)]
+
+    def largest(shape: ImageGPTConfig, recompute: bool, shards: int) -> int | None:
+        for micro in micros:
+            need = memory(
+                shape, micro, dtype=dtype, optimizer=optimizer, compiled=compiled, checkpointed=recompute, shards=shards
+            )
+            if need.total <= usable:
+                return micro
+        return None
+
+    def said(micro: int, *flags: str) -> str:
+        smaller = [] if micro == micro_batch else [f"--micro-batch-images {micro}"]
+        return " ".join([*flags, *smaller])
+
+    for shard in (True,) if sharded else (False, True) if devices > 1 else (False,):
+        for recompute in (True,) if checkpointed else (False, True):
+            if micro := largest(config, recompute, devices if shard else 1):
+                flags = ["--shard"] * (shard and not sharded) + ["--checkpoint-activations"] * (
+                    recompute and not checkpointed
+                )
+                return said(micro, *flags)
+    if not own_shape:
+        return None
+    shards = devices if sharded else 1
+    for name, size in sorted(SIZES.items(), key=lambda item: -item[1].parameters):
+        shape = replace(config, layers=size.layers, width=size.width, heads=size.heads)
+        if shape.parameters < config.parameters and (micro := largest(shape, checkpointed, shards)):
+            return said(micro, f"--size {name}")
+    for side in range(config.side // 2, 3, -1):
+        if micro := largest(replace(config, side=side), checkpointed, shards):
+            return said(micro, f"--side {side}")
+    return None
+
+
 def choose_layout(
     config: ImageGPTConfig,
     batch_per_device: int,
@@ -199,32 +265,46 @@ def choose_layout(
     dtype: str = "bf16",
     optimizer: str = "adam",
     checkpointed: bool | None = None,
+    compiled: bool = True,
+    micro_batch: int | None = None,
 ) -> Layout:
     """The simplest layout that fits: whole copies before shards, no recomputation before some.
 
-    Raises InputError naming what would help where even one image does not fit.
+    The micro-batch is that given, or the largest of the halvings of the batch that fits. Raises InputError naming what
+    would help where that, or even one image, does not fit.
     """
-    usable = device_bytes * (1 - RESERVED_PART)
+    usable = usable_bytes(device_bytes)
     least = None
     for shards in (1, devices) if devices > 1 else (1,):
         for recompute in (False, True) if checkpointed is None else (checkpointed,):
-            micro = batch_per_device
+            micro = micro_batch or batch_per_device
             while True:
-                need = memory(config, micro, dtype=dtype, optimizer=optimizer, checkpointed=recompute, shards=shards)
+                need = memory(
+                    config,
+                    micro,
+                    dtype=dtype,
+                    optimizer=optimizer,
+                    compiled=compiled,
+                    checkpointed=recompute,
+                    shards=shards,
+                )
                 if need.total <= usable:
                     name: Literal["one device", "data parallel", "sharded"] = (
                         "one device" if devices == 1 else "data parallel" if shards == 1 else "sharded"
                     )
                     return Layout(name, recompute, micro, need)
-                if micro == 1:
+                if micro == 1 or micro_batch is not None:
                     break
                 micro = math.ceil(micro / 2)
             least = need
     assert least is not None
     helps = [] if checkpointed or checkpointed is None else ["--checkpoint-activations"]
+    if micro_batch is not None and micro_batch > 1:
+        helps = ["a smaller --micro-batch-images", *helps]
     helps += ["more devices (--count)" if devices > 1 else "several devices (--count, with --shard)"]
+    at_once = "one image" if micro == 1 else f"{micro} images"
     raise InputError(
-        f"this model needs {least.total / 1e9:.1f} GB of memory on each device for one image at a time, got "
+        f"this model needs {least.total / 1e9:.1f} GB of memory on each device for {at_once} at a time, got "
         f"{usable / 1e9:.1f} GB; it would fit with {', '.join(helps)}, a smaller --size, or a smaller --side"
     )
 
@@ -240,11 +320,14 @@ def make_plan(
     dtype: str = "auto",
     optimizer: str = "adam",
     checkpointed: bool | None = None,
+    compiled: bool = True,
+    micro_batch: int | None = None,
 ) -> Plan:
     """The plan of `steps` optimiser steps of `batch_images` on that hardware.
 
-    `utilisation` is model FLOPs over the peak of that dtype ("auto": bf16 where the hardware has it), measured or
-    assumed. Raises InputError where it cannot fit.
+    `micro_batch` are the images of one forward pass on a device, chosen unless told. `utilisation` is model FLOPs over
+    the peak of that dtype ("auto": bf16 where the hardware has it), measured or assumed. Raises InputError where it
+    cannot fit.
     """
     peak = hardware.bf16_flops_per_second
     if dtype == "bf16" and peak is None:
@@ -264,13 +347,14 @@ def make_plan(
         dtype=dtype,
         optimizer=optimizer,
         checkpointed=checkpointed,
+        compiled=compiled,
+        micro_batch=micro_batch and min(micro_batch, batch_images // devices),
     )
     flops = flops_per_image(config) * steps * batch_images
-    again = 4 / 3 if layout.checkpoint_activations else 1.0
     weights = drawing_bytes * config.parameters
     cache = drawing_bytes * 2 * config.layers * config.width * config.pixels
     pixel = (weights + cache / 2) / hardware.bytes_per_second
-    rows = max(1, int((hardware.memory_bytes * (1 - RESERVED_PART) - weights) / cache))
+    rows = max(1, int((usable_bytes(hardware.memory_bytes) - weights) / cache))
     batch_pixel = max(
         (weights + rows * cache / 2) / hardware.bytes_per_second,
         rows * _forward_flops(config, config.pixels // 2) / config.pixels / drawing_peak,
@@ -285,7 +369,26 @@ def make_plan(
         layout,
         dtype,
         utilisation,
-        flops * again / (peak * utilisation * devices),
+        training_seconds(flops, peak * utilisation * devices, layout.checkpoint_activations),
         pixel * config.pixels,
         rows / (batch_pixel * config.pixels),
     )
+
+
+def training_seconds(flops: float, flops_per_second: float, checkpointed: bool) -> float:
+    """Time of that many model FLOPs; recomputed activations cost a third more of them."""
+    return flops * (4 / 3 if checkpointed else 1.0) / flops_per_second
+
+
+def hardware_called(name: str, memory_bytes: float) -> Hardware | None:
+    """The entry of HARDWARE that a driver's name means, as in "NVIDIA H200"; None for a device that is not there.
+
+    Of several entries of one name the one whose memory is nearest. PCIe and NVL cards have other peaks than their
+    namesakes, and so no entry.
+    """
+    words = name.lower().replace("-", " ").split()
+    if any("pcie" in word or "nvl" in word for word in words):
+        return None
+    joined = "".join(words)
+    found = [device for key, device in HARDWARE.items() if key.partition("-")[0] in joined]
+    return min(found, key=lambda device: abs(device.memory_bytes - memory_bytes), default=None)

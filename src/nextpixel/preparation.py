@@ -22,7 +22,7 @@ from nextpixel import distributed, optim, plan
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
-from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, set_threads
+from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, machine, set_threads
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
@@ -31,7 +31,7 @@ from nextpixel.sources import MapSource, open_source
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
-PATHS = ("init", "palette", "validation", "cache")  # settings that are recorded as absolute paths
+PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings that are recorded as absolute paths
 
 # tokens (B, T), or squares to encode; which are hidden (B, T); how each picture lies (B,)
 TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
@@ -56,6 +56,42 @@ class Decisions:
     """In all; 0 in runs that were begun before this was recorded."""
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a run works, how, and with how much memory for each of its processes."""
+
+    device: str
+    dtype: str
+    compile: bool
+    micro_batch_images: int
+    free_bytes: float
+
+
+def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: str = "adam") -> Placement:
+    """What "auto" comes to on this machine, for a run of that many steps."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    batch, recomputed = config.batch_images, config.checkpoint_activations
+    free = free_bytes(device)
+    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=recomputed)
+    shards = distributed.processes() if config.shard else 1
+    state_bytes = plan.memory(shape, 0, optimizer=optimizer, shards=shards).total
+    seconds = steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
+    return Placement(
+        device,
+        dtype,
+        config.compile == "on" or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
+        config.micro_batch_images
+        or plan.micro_batch_images(distributed.share(batch), image_bytes, free, device == "cpu", state_bytes),
+        free,
+    )
+
+
+def free_bytes(device: str) -> float:
+    """Memory that one process can have now; those of a machine share its main memory."""
+    return free_memory_bytes(device) / (1 if device.startswith("cuda") else distributed.on_this_node())
+
+
 def decide(
     config: GPTRunConfig,
     *,
@@ -65,27 +101,22 @@ def decide(
     peak_rate: float,
     fit: Fit,
     sets: Sequence[DecodedSet],
+    placed: Placement | None = None,
 ) -> Decisions:
     """Decide for a run of that many steps over that many training images.
 
-    `peak_rate` holds unless the settings name one; `sets` are those of training, validation and perhaps test.
+    `peak_rate` holds unless the settings name one; `sets` are those of training, validation and perhaps test. `placed`
+    is where the run works, if that has been decided.
     """
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    batch = config.batch_images
-    free = free_memory_bytes(device) / (distributed.on_this_node() if device == "cpu" else 1)
-    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=config.checkpoint_activations)
-    seconds = steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
+    placed = placed or place(config, shape, steps)
     return Decisions(
-        device=device,
-        dtype=dtype,
-        compile=config.compile == "on"
-        or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
+        device=placed.device,
+        dtype=placed.dtype,
+        compile=placed.compile,
         threads=set_threads(config.threads),
-        micro_batch_images=config.micro_batch_images
-        or plan.micro_batch_images(distributed.share(batch), image_bytes, free, device == "cpu"),
+        micro_batch_images=placed.micro_batch_images,
         learning_rate=config.learning_rate or peak_rate,
-        warmup_steps=optim.default_warmup_steps(steps, images, batch)
+        warmup_steps=optim.default_warmup_steps(steps, images, config.batch_images)
         if config.warmup_steps is None
         else config.warmup_steps,
         fit=fit,
@@ -121,6 +152,7 @@ def create_run(
         "palette": palette and {"sha256": palette.hash, "colors": palette.colors.tolist()},
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
+        "machine": machine(decided.device),
         **launch(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -30,11 +30,13 @@ from nextpixel.data import Batches, DecodedSet, split_indices
 from nextpixel.devices import autocast, choose_device, set_threads
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
+from nextpixel.forecast import forecast, refuse, shortage, tell
 from nextpixel.images import grid, save_png
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.preparation import (
     Decisions,
+    Placement,
     TokenBatch,
     absolute,
     accumulate,
@@ -43,18 +45,22 @@ from nextpixel.preparation import (
     decide,
     decode_sets,
     find_sets,
+    free_bytes,
     judging,
     launch,
     named,
     palette_of,
     pixel_loss,
+    place,
     reading,
     ready,
     token_batches,
     write_whole,
 )
-from nextpixel.progress import say
+from nextpixel.progress import is_first, say
+from nextpixel.ridge import ridge_accuracy, ridge_images
 from nextpixel.sampling import draw
+from nextpixel.tracking import check_tracker
 from nextpixel.training import Cadence, train
 
 KIND = "pretrain"
@@ -68,6 +74,7 @@ def pretrain(
     branch: str | Path | None = None,
     recipe: str | None = None,
     split: str | None = None,
+    force: bool = False,
     **settings: Any,
 ) -> ImageGPT:
     """Train an Image GPT on images, or go on with a run; returns the best model on validation.
@@ -75,14 +82,14 @@ def pretrain(
     `settings` are the fields of PretrainConfig (size, side, steps, init, ...), over those of the recipe.
     A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings. `branch` names a
     run with a linear schedule, whose constant phase the new one shares; its settings are `steps` and
-    `cooldown_fraction`.
+    `cooldown_fraction`. `force` begins a run although its plan does not fit the memory.
     Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
     KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
         if settings or not (out is recipe is split is branch is None):
             raise InputError("--resume takes the settings of its run; expected none beside it")
-        run = Run.open(resume, KIND)
+        run = resume_run(resume)
     elif branch is not None:
         others = settings.keys() - {"steps", "cooldown_fraction"}
         if out is None or "steps" not in settings or others or not (recipe is split is None):
@@ -95,29 +102,50 @@ def pretrain(
         if images is None or out is None:
             raise InputError("pretrain needs images and a new folder (--out), or a run to go on with (--resume)")
         config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings, where="pretrain")
-        run = start_run(images, Path(out), config, split)
+        run = start_run(images, Path(out), config, split, force=force)
     return go_on(run, images)
 
 
-def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None) -> Run:
-    """Decode the images, decide everything once, and create the run folder.
+def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None, *, force: bool = False) -> Run:
+    """Tell the plan, decode the images, decide everything once, and create the run folder.
 
-    Of several processes the first one does; where torchrun started this command before, its run is returned.
+    Of several processes the first one does; where torchrun started this command before, its run is returned. A run
+    whose plan does not fit the memory is an InputError, unless `force`.
     """
     distributed.join(choose_device(config.device), config.timeout_minutes)
     return distributed.first_does(
-        lambda: begun_before(out, KIND, config) or _start(images, out, config, split), patient=True
+        lambda: begun_before(out, KIND, config) or _start(images, out, config, split, force), patient=True
     )
 
 
-def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) -> Run:
+def resume_run(path: str | Path) -> Run:
+    """A run to go on with, with its plan told. It keeps its settings, so one that may not fit is only warned of."""
+    run = Run.open(path, KIND)
+    if is_first():
+        with reading(run) as facts:
+            config = PretrainConfig(**facts["config"])
+            decided = Decisions(**facts["decisions"])
+            shape = ImageGPTConfig(**facts["model"])
+        device = choose_device(decided.device)
+        placed = Placement(device, decided.dtype, decided.compile, decided.micro_batch_images, free_bytes(device))
+        found = forecast(config, shape, placed, (run.steps() or [0])[-1])
+        if found.images:
+            tell(found)
+            if not found.fits:
+                say(f"It may not fit: {shortage(found)}")
+    return run
+
+
+def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     Run.new_path(out)  # refuses before any work is done
+    check_tracker(config.tracker)
     distributed.share(config.batch_images)
     config = replace(  # so that the run can go on from another folder
         config,
         init=absolute(config.init),
         palette=absolute(config.palette),
         validation=absolute(config.validation),
+        probe_data=absolute(config.probe_data),
         cache=config.cache and os.path.abspath(config.cache),
     )
     model = _first_model(config)
@@ -127,6 +155,14 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) ->
     config = _continued(config, shape)
     if config.augment == "orient" and shape.orientations == 1:
         raise InputError("--augment orient: the model of --init has one start vector, not one for each orientation")
+    placed = place(config, shape, config.steps, config.chosen_optimizer)
+    found = forecast(config, shape, placed)
+    if not force:
+        refuse(found)
+    tell(found)
+    arrays = None
+    if config.probe_data:
+        arrays = ridge_images(config.probe_data, shape.side, model.fit, config.probe_images, config.seed)
     sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
@@ -138,6 +174,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) ->
         * (INIT_RATE if config.init else 1.0),
         fit=model.fit,
         sets=sets,
+        placed=placed,
     )
     return create_run(
         out,
@@ -148,6 +185,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None) ->
         palette=model.palette,
         data=named(images, split) | {"train_images": len(train_indices), "validation_images": len(validation_indices)},
         unreadable=sets[0].unreadable + (sets[1].unreadable if config.validation else []),
+        arrays=arrays,
     )
 
 
@@ -162,9 +200,10 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
     fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
     changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
     distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.first_does(
+    run = distributed.first_does(
         lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
     )
+    return resume_run(run.path)
 
 
 def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
@@ -259,9 +298,15 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
 
     held_out = validation_set.squares[validation_indices]
+    probed = run.arrays() if config.probe_data else {}
     masked = shape.objective == "masked"
 
+    def probe_due(step: int) -> bool:
+        every = config.evaluate_every_steps * config.probe_every_evaluations
+        return bool(probed) and (step % every == 0 or step == config.steps)
+
     def evaluate(step: int) -> dict[str, float]:
+        more, said = {}, ""
         with judging(model, run, step, decided.device) as judged:
             mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype))
             if config.sample_images and not masked:
@@ -272,8 +317,11 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
                 path = run.path / "samples" / f"step_{step:07d}.png"
                 with writing(path):
                     save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
-        say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel")
-        return {"validation_nats": mean, "validation_standard_error": error}
+            if probe_due(step):
+                more = {"probe_accuracy": ridge_accuracy(judged, probed, dtype=decided.dtype, seed=config.seed)}
+                said = f", probe accuracy {more['probe_accuracy']:.1%} of {probed['probe_scored'].sum():,}"
+        say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel{said}")
+        return {"validation_nats": mean, "validation_standard_error": error} | more
 
     train(
         run,

@@ -470,8 +470,7 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
     """Logistic regression of labels 0..C-1 on standardised features (N, D)."""
     from sklearn.linear_model import LogisticRegression
 
-    mean, scale = features.mean(0), features.std(0)
-    scale[scale < 1e-6] = 1.0  # a feature that never changes says nothing
+    mean, scale = standard(features)
     points, basis = (features - mean) / scale, None
     if points.shape[0] < points.shape[1]:  # the weights lie in the span of the points: solve it there, exactly
         left, size, basis = np.linalg.svd(points, full_matrices=False)
@@ -483,6 +482,13 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
     if len(weight) == 1:  # two classes: one logit against 0
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     return Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def standard(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and scale (D,) of features (N, D), to standardise by; the scale of one that never changes is 1."""
+    mean, scale = features.mean(0), features.std(0)
+    scale[scale < 1e-6] = 1.0
+    return mean, scale
 
 
 def _try(

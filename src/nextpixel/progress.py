@@ -74,6 +74,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.1f} days"
 
 
+def capacity(count: float) -> str:
+    """A number of bytes as a person says it: 640 kB, 11.4 MB, 2.9 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.0f} kB"
+
+
 def _rich_bar(label: str, total: int, unit: str, done: int):  # type: ignore[no-untyped-def]
     try:
         from rich.console import Console

@@ -14,12 +14,14 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,10 +31,16 @@ from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
 from nextpixel.distributed import load_trainer_state, save_trainer_state
 from nextpixel.errors import InputError, WorkError
+from nextpixel.metrics import outlier_limit
 from nextpixel.optim import set_rate
-from nextpixel.progress import is_first, progress, say
+from nextpixel.progress import duration, is_first, progress, say
+from nextpixel.tracking import boards
 
 TRAINER = "trainer"
+SPIKE_WINDOW = 128  # lines of the log; OLMo-core's step skipping looks back over as many losses
+SPIKE_LINES = 16  # before there is a usual loss to tell a spike from
+ESTIMATE_FROM_SECONDS = 30.0  # shorter work needs no estimate
+SPIKE_SHARE = 0.02  # above the usual loss, at least: steadier losses than that have no spikes
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,7 +83,8 @@ def train(
 ) -> None:
     """Run optimiser steps from the last checkpoint of `run` to `cadence.steps`.
 
-    Each line of log.jsonl tells "waiting", the share of the time since the one before in which no batch was ready.
+    Each line of log.jsonl tells "waiting", the share of the time since the one before in which no batch was ready, and
+    "highest_loss", that of a single step since then; a spike among these has a line of its own, see Spikes.
 
     batch_at(i)      the batch of step i, counted from 0; called in a second thread, one step ahead
     step(batch)      forward and backward; returns the mean loss, detached, of this process's part of the batch
@@ -135,7 +144,7 @@ def train(
     with (
         distributed.watched(),
         _signals() as signals,
-        _tensorboard(run, start) as board,
+        boards(run.path, run.facts(), start) as board,
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
@@ -145,7 +154,9 @@ def train(
             return
         began_at = saved_at = logged_at = time.monotonic()
         waited = waited_in_all = elsewhere = 0.0  # seconds: for batches since the last line, and ever; evaluating
-        total, counted = torch.zeros((), device=parameters[0].device), 0
+        total, losses, counted = torch.zeros((), device=parameters[0].device), [], 0
+        spikes = Spikes(run.read_log() if is_first() else [])
+        lines, told = 0, False  # logged in this process; whether the time was said
         following, note = ahead.submit(batch_at, start), ""
         for done in range(start + 1, cadence.steps + 1):
             before = time.monotonic()
@@ -157,7 +168,8 @@ def train(
             set_rate(optimizers, rate)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            total += step(batch)
+            losses.append(step(batch))
+            total += losses[-1]
             counted += 1
             if clip_norm:
                 nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -169,14 +181,16 @@ def train(
             stop, due = distributed.any_says(signals.came, due)  # asked once: a signal after this waits for the next
             save_due = stop or due
             if log_due or save_due:
-                loss = distributed.mean(total.item()) / counted
+                loss = distributed.means([total.item()])[0] / counted
                 if not math.isfinite(loss):
                     raise _non_finite(run, done)
             if log_due:
                 now = time.monotonic()
                 speed = counted * images_per_step / (now - logged_at)
+                peak = max(distributed.means(torch.stack(losses).tolist()))
                 figures = {
                     "loss": loss,
+                    "highest_loss": peak,
                     "rate": rate,
                     "images_per_second": speed,
                     "waiting": waited / (now - logged_at),
@@ -185,7 +199,20 @@ def train(
                 if is_first():
                     run.log({"step": done, **figures})
                 board(done, figures)
-                total, counted, logged_at = torch.zeros_like(total), 0, now
+                if is_first() and (spike := spikes.found(peak)):
+                    run.log({"step": done, **spike})
+                    board(done, spike)
+                    usual = spike["usual_loss"]
+                    say(f"step {done - counted + 1:,} to {done:,}: loss spike, {peak:.3f} where {usual:.3f} is usual")
+                lines, left = lines + 1, (cadence.steps - done) * images_per_step / speed
+                if lines > 1 and not told:  # the first ones compile and warm up
+                    told = True
+                    if left >= ESTIMATE_FROM_SECONDS:
+                        say(
+                            f"About {duration(left)} left for {cadence.steps - done:,} steps, without evaluations: "
+                            f"{speed:,.3g} images/s over steps {done - counted + 1:,} to {done:,}"
+                        )
+                total, losses, counted, logged_at = torch.zeros_like(total), [], 0, now
                 note = f"step {done:,}, loss {loss:.3f}"
             advance(images_per_step, note)
             if save_due:
@@ -204,6 +231,38 @@ def train(
         seconds = time.monotonic() - began_at - elsewhere
         if start < cadence.steps and seconds > 0:
             say(f"Batches were waited for during {(waited_in_all + waited) / seconds:.1%} of the training time")
+
+
+class Spikes:
+    """Which logged losses stand out from those before.
+
+    A spike is a highest loss of a single step that lies more than six standard deviations over the usual one. Usual and
+    deviation are the median and the scaled median absolute deviation of the last 128 lines, which one spike does not
+    move (Leys et al. 2013); six deviations over 128 losses is what OLMo-core skips steps at (OLMo 2, 2025, count the
+    losses at seven over 1,000 as spikes). As long as losses stand out it is the same spike, and told once.
+    """
+
+    def __init__(self, log: Sequence[dict[str, Any]]) -> None:
+        found = [entry["highest_loss"] for entry in log if "highest_loss" in entry]
+        self.before = deque(found, SPIKE_WINDOW)
+        self.quiet = SPIKE_WINDOW  # lines since one stood out
+        for place in range(max(SPIKE_LINES, len(found) - SPIKE_WINDOW), len(found)):
+            self._judge(found[max(0, place - SPIKE_WINDOW) : place], found[place])
+
+    def found(self, loss: float) -> dict[str, float]:
+        """{"spike": that loss, "usual_loss": ...} where a spike begins with this line; else nothing."""
+        begins, usual = self._judge(self.before, loss)
+        self.before.append(loss)
+        return {"spike": loss, "usual_loss": usual} if begins else {}
+
+    def _judge(self, before: Sequence[float], loss: float) -> tuple[bool, float]:
+        if len(before) < SPIKE_LINES:
+            return False, math.nan
+        usual, limit = outlier_limit(np.array(before))
+        out = loss > max(limit, usual + SPIKE_SHARE * abs(usual))
+        begins = out and self.quiet >= SPIKE_LINES
+        self.quiet = 0 if out else self.quiet + 1
+        return begins, usual
 
 
 def _evaluated(run: Run, step: int, figure: str) -> bool:
@@ -259,37 +318,3 @@ def _signals() -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _tensorboard(run: Run, start: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Scalars for TensorBoard where it is installed; log.jsonl has them all anyway."""
-    if not is_first():
-        yield lambda step, figures: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1)
-    except Exception:  # absent, or broken: a protobuf that does not fit raises TypeError
-        yield lambda step, figures: None
-        return
-
-    def write(step: int, figures: dict[str, float]) -> None:
-        with contextlib.suppress(OSError):  # a full disk shows in log.jsonl
-            for name, value in figures.items():
-                writer.add_scalar(name, value, step)
-
-    outer = threading.excepthook
-
-    def quiet(failure: threading.ExceptHookArgs) -> None:
-        if not issubclass(failure.exc_type, OSError):  # the writer has a thread of its own
-            outer(failure)
-
-    threading.excepthook = quiet
-    try:
-        yield write
-    finally:
-        with contextlib.suppress(OSError):
-            writer.close()
-        threading.excepthook = outer

@@ -25,6 +25,7 @@ from nextpixel.checkpoints.files import (
 )
 from nextpixel.errors import InputError
 
+ARRAYS = "arrays.npz"
 STEP = re.compile(r"step_(\d{7,})")
 MILESTONES = 6  # the final step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
 
@@ -63,7 +64,7 @@ class Run:
             if unreadable:
                 write_text(part / "unreadable.txt", "\n".join(unreadable) + "\n")
             if arrays:
-                with (part / "arrays.npz").open("wb") as file:
+                with (part / ARRAYS).open("wb") as file:
                     np.savez(file, **arrays)
             if write_model is not None:
                 (part / run.folder(0).name).mkdir()
@@ -72,12 +73,14 @@ class Run:
 
     @classmethod
     def branch(cls, path: str | Path, source: Run, step: int, facts: dict[str, Any]) -> Run:
-        """A new run that came to `step` as `source` did: with its checkpoint, and its log up to there."""
+        """A new run that came to `step` as `source` did: with its checkpoint and arrays, and its log up to there."""
         run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
             write_json(part / "run.json", facts)
             shutil.copytree(source.folder(step), part / run.folder(step).name)
+            if (source.path / ARRAYS).is_file():
+                shutil.copyfile(source.path / ARRAYS, part / ARRAYS)
             lines = [json.dumps(entry) + "\n" for entry in source.read_log() if entry.get("step", 0) <= step]
             write_text(part / "log.jsonl", "".join(lines))
         return run
@@ -105,7 +108,7 @@ class Run:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What Run.create was given as arrays."""
-        path = self.path / "arrays.npz"
+        path = self.path / ARRAYS
         try:
             with np.load(path, allow_pickle=False) as found:
                 return {name: found[name] for name in found}

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import command, first_use
 from nextpixel.config import OutputOptions
+from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 
@@ -21,18 +23,26 @@ class Info:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "embedded"
     """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    html: Path | None = None
+    """Write one self-contained .html page about a run: curves, samples over time, throughput, checkpoints, settings."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
     from nextpixel.checkpoints import Run, find_model, load_backbone
-    from nextpixel.checkpoints.files import read_json
+    from nextpixel.checkpoints.files import read_json, write_text
     from nextpixel.extraction import palette_hash
     from nextpixel.model import ImageGPT
 
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
+    if args.html is not None:
+        check_file(args.html, ".html", option="--html")
+        if not (path / "run.json").is_file():
+            raise InputError(
+                f"--html: expected a run folder with run.json, got {args.model!r}, which has no run to show"
+            )
     if (path / "run.json").is_file():
         run = Run.open(path)
         written = run.facts()
@@ -50,6 +60,11 @@ def run(argv: Sequence[str]) -> None:
             facts["run"]["last_log"] = losses[-1]
         if (path / "test.json").is_file():
             facts["run"]["test"] = {k: v for k, v in read_json(path / "test.json").items() if k != "confusion"}
+        if args.html is not None:
+            from nextpixel.run_page import page
+
+            write_text(args.html, page(run))
+            facts["html"] = str(args.html)
         if not done:
             print_json(facts) if args.output.json else _print(facts)
             say(f"No checkpoint yet; train on with: {command(run.kind, '--resume', path)}")
@@ -67,6 +82,8 @@ def run(argv: Sequence[str]) -> None:
     if not isinstance(model, ImageGPT):
         say(f"What it knows about labels: {command('probe', 'labelled/', model=args.model)}")
         return
+    if path.is_dir() and args.html is None and "run" in facts:
+        say(f"Its curves and pictures on a page: {command('info', path, '--html', 'run.html')}")
     say(first_use(model, None if args.model == "embedded" else args.model))
 
 

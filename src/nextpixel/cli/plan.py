@@ -42,6 +42,11 @@ def run(argv: Sequence[str]) -> None:
     args = parse(PlanRun, "plan", argv, None if recipe is None else PlanRun(config=recipe))
     from nextpixel.plan import ASSUMED_UTILISATION, HARDWARE, make_plan
 
+    if args.config.device in ("cpu", "mps"):
+        raise InputError(
+            f"--device: plan knows the devices of --hardware ({', '.join(HARDWARE)}), expected auto or cuda, got "
+            f"{args.config.device}; pretrain itself prints the plan of a run on this machine before it starts"
+        )
     if args.hardware not in HARDWARE:
         raise InputError(f"--hardware: expected one of {', '.join(HARDWARE)}, got {args.hardware!r}")
     if args.count < 1:
@@ -63,6 +68,8 @@ def run(argv: Sequence[str]) -> None:
         dtype=config.dtype,
         optimizer=config.chosen_optimizer,
         checkpointed=True if config.checkpoint_activations else None,
+        compiled=config.compile != "off",
+        micro_batch=config.micro_batch_images,
     )
     device_hours = plan.seconds / 3600 * args.count
     price = None if args.hourly_rate is None else device_hours * args.hourly_rate

@@ -37,6 +37,8 @@ class Pretrain:
     """A shipped recipe by name, or a TOML file of settings; flags go over it."""
     split: str | None = None
     """Which part, where the source has several (train, test)."""
+    force: bool = False
+    """Begin although the plan, which is told first, does not fit the memory."""
     config: PretrainConfig = field(default_factory=PretrainConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -60,10 +62,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.pretraining import KIND, branch_run, go_on, start_run
+    from nextpixel.pretraining import KIND, branch_run, go_on, resume_run, start_run
 
     if args.resume is not None:
-        run = Run.open(args.resume, KIND)
+        run = resume_run(args.resume)
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
@@ -75,7 +77,7 @@ def run(argv: Sequence[str]) -> None:
         parent_exists(args.out)
         if args.split is None and is_first():
             open_images(args.images, None)  # only to say which split it is
-        run = start_run(args.images, args.out, args.config, args.split)
+        run = start_run(args.images, args.out, args.config, args.split, force=args.force)
     again = command("pretrain", "--resume", run.path)
     try:
         model = go_on(run)

@@ -1,0 +1,119 @@
+"""What a pretraining run will take on this machine, told before its first step, and refused where it cannot fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from nextpixel import distributed, plan
+from nextpixel.config import ImageGPTConfig, PretrainConfig
+from nextpixel.errors import InputError
+from nextpixel.preparation import Placement
+from nextpixel.progress import capacity, duration, say
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of one run, for each of its processes. FLOPs are exact, memory within about 15 %."""
+
+    config: PretrainConfig
+    shape: ImageGPTConfig
+    place: Placement
+    memory: plan.Memory
+    images: int
+    """Still to come, those of repeated epochs counted again."""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= plan.usable_bytes(self.place.free_bytes)
+
+
+def forecast(config: PretrainConfig, shape: ImageGPTConfig, place: Placement, done_steps: int = 0) -> Forecast:
+    """The plan of what is left of a run after `done_steps`."""
+    need = plan.memory(
+        shape,
+        place.micro_batch_images,
+        dtype=place.dtype,
+        optimizer=config.chosen_optimizer,
+        compiled=place.compile,
+        checkpointed=config.checkpoint_activations,
+        shards=distributed.processes() if config.shard else 1,
+    )
+    return Forecast(config, shape, place, need, max(0, config.steps - done_steps) * config.batch_images)
+
+
+def tell(found: Forecast) -> None:
+    """Say it on stderr: parameters, FLOPs, memory by part beside what is free, and the time where it can be told."""
+    place, need = found.place, found.memory
+    image = plan.flops_per_image(found.shape)
+    say(
+        f"Plan: {found.shape.parameters:,} parameters; {image / 1e9:,.3g} GFLOP an image, "
+        f"{image * found.images:.2e} FLOP for {found.images:,} images"
+    )
+    parts = ", ".join(f"{name} {capacity(value)}" for name, value in asdict(need).items())
+    how = [f"{place.micro_batch_images} images at a time", place.dtype, "compiled" if place.compile else "not compiled"]
+    how += ["activations recomputed"] if found.config.checkpoint_activations else []
+    processes = distributed.processes()
+    where = place.device if processes == 1 else f"each of {processes} processes"
+    say(
+        f"Plan: {capacity(need.total)} of memory, {capacity(place.free_bytes)} free on {where}: {parts} "
+        f"({', '.join(how)})"
+    )
+    if said := _time(found):
+        say(f"Plan: {said}")
+
+
+def refuse(found: Forecast) -> None:
+    """Raises InputError for a run that does not fit, naming the settings with which it would."""
+    if found.fits:
+        return
+    config, place, shards = found.config, found.place, distributed.processes()
+    would = plan.remedy(
+        found.shape,
+        place.micro_batch_images,
+        place.free_bytes,
+        batch_images=config.batch_images,
+        dtype=place.dtype,
+        optimizer=config.chosen_optimizer,
+        compiled=place.compile,
+        checkpointed=config.checkpoint_activations,
+        sharded=config.shard,
+        devices=shards,
+        own_shape=config.init is None,
+    )
+    helps = f"it fits with {would}" if would else "no setting makes it fit: take a device with more memory"
+    raise InputError(f"{shortage(found)}; {helps}, or begin all the same with --force")
+
+
+def shortage(found: Forecast) -> str:
+    """How much memory is expected, and how much there is."""
+    place = found.place
+    return (
+        f"this run is expected to need {capacity(found.memory.total)} of memory for {place.micro_batch_images} images "
+        f"at a time, and got {capacity(plan.usable_bytes(place.free_bytes))} on {place.device}, nine tenths of what is "
+        "free"
+    )
+
+
+def _time(found: Forecast) -> str:
+    """Hours on a device whose peak is known; elsewhere nothing, since the first steps will tell."""
+    place = found.place
+    if not place.device.startswith("cuda"):
+        return ""
+    properties = torch.cuda.get_device_properties(torch.device(place.device))
+    hardware = plan.hardware_called(properties.name, properties.total_memory)
+    if hardware is None:
+        return ""
+    peak = hardware.bf16_flops_per_second if place.dtype == "bf16" else hardware.fp32_flops_per_second
+    if peak is None:
+        return ""
+    seconds = plan.training_seconds(
+        plan.flops_per_image(found.shape) * found.images,
+        peak * plan.ASSUMED_UTILISATION * distributed.processes(),
+        found.config.checkpoint_activations,
+    )
+    return (
+        f"{duration(seconds)} of training if it reaches {plan.ASSUMED_UTILISATION:.0%} of the {hardware.name}'s "
+        f"{place.dtype} peak, which is assumed; the first steps will tell"
+    )
