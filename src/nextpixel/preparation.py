@@ -71,19 +71,34 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
     """What "auto" comes to on this machine, for a run of that many steps."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    batch, recomputed = config.batch_images, config.checkpoint_activations
-    free = free_bytes(device)
-    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=recomputed)
-    shards = distributed.processes() if config.shard else 1
-    state_bytes = plan.memory(shape, 0, optimizer=optimizer, shards=shards).total
+    batch, free = config.batch_images, free_bytes(device)
     seconds = steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
-    return Placement(
-        device,
-        dtype,
-        config.compile == "on" or (config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS),
-        config.micro_batch_images
-        or plan.micro_batch_images(distributed.share(batch), image_bytes, free, device == "cpu", state_bytes),
-        free,
+    compiled = config.compile == "on" or (
+        config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS
+    )
+    if config.micro_batch_images:
+        return Placement(device, dtype, compiled, config.micro_batch_images, free)
+    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=config.checkpoint_activations)
+    own = distributed.share(batch)
+    chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
+    for parts in range(-(-own // chosen), own + 1):  # smaller, where weights and optimiser leave less than the half
+        placed = Placement(device, dtype, compiled, -(-own // parts), free)
+        if expected_memory(config, shape, placed, optimizer).total <= plan.usable_bytes(free):
+            return placed
+    return Placement(device, dtype, compiled, chosen, free)
+
+
+def expected_memory(config: GPTRunConfig, shape: ImageGPTConfig, placed: Placement, optimizer: str) -> plan.Memory:
+    """The peak of one process there, by part."""
+    return plan.memory(
+        shape,
+        placed.micro_batch_images,
+        dtype=placed.dtype,
+        optimizer=optimizer,
+        compiled=placed.compile,
+        checkpointed=config.checkpoint_activations,
+        shards=distributed.processes() if config.shard else 1,
+        on_cpu=placed.device == "cpu",
     )
 
 

@@ -107,10 +107,10 @@ def pretrain(
 
 
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None, *, force: bool = False) -> Run:
-    """Tell the plan, decode the images, decide everything once, and create the run folder.
+    """Decode the images, tell the plan, decide everything once, and create the run folder.
 
     Of several processes the first one does; where torchrun started this command before, its run is returned. A run
-    whose plan does not fit the memory is an InputError, unless `force`.
+    whose plan does not fit the memory is an InputError before any of that, unless `force`.
     """
     distributed.join(choose_device(config.device), config.timeout_minutes)
     return distributed.first_does(
@@ -159,12 +159,12 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     found = forecast(config, shape, placed)
     if not force:
         refuse(found)
-    tell(found)
     arrays = None
     if config.probe_data:
         arrays = ridge_images(config.probe_data, shape.side, model.fit, config.probe_images, config.seed)
     sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
     train_indices, validation_indices = _choose(*sets, config)
+    tell(found)  # no earlier: bad input is one sentence and nothing else
     decided = decide(
         config,
         shape=shape,

@@ -20,7 +20,7 @@ from nextpixel.progress import capacity, duration
 
 POINTS_AT_MOST = 320  # of a curve: as many as a screen shows
 PICTURES_AT_MOST = 12
-SMOOTH_SHARE = 0.03  # of a curve, that the bold line is the mean over
+SMOOTH_SHARE = 0.03  # of a curve, that the bold line is the median over
 SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
 VALIDATION = {  # what validation measures: its name, its unit, how a number of it is written
     "validation_nats": ("validation", "nats per pixel", "{:.4f}"),
@@ -38,7 +38,7 @@ class Line:
     name: str
     points: Points
     kind: str = "train"
-    """train: a pale line with a bold mean; held: dots on a line."""
+    """train: a pale line with a bold one through it; held: dots on a line."""
     errors: Points = ()
     """Half the height of a bar at each point, where known."""
 
@@ -116,8 +116,8 @@ def _tiles(
     epochs = f", {done * batch / images:,.3g} epochs" if images else ""
     tiles.append((f"{done * batch:,}", f"images seen{epochs}"))
     if speeds := _points(log, "images_per_second"):
-        tiles.append((f"{np.median([speed for _, speed in speeds]):,.3g}", "images a second, median"))
-        tiles.append((duration(_seconds(log, batch)), "of training, without evaluations"))
+        told = f"of training at {np.median([speed for _, speed in speeds]):,.3g} images a second, without evaluations"
+        tiles.append((duration(_seconds(log, batch)), told))
     tiles.append((f"{len(spikes):,}", "loss spike" if len(spikes) == 1 else "loss spikes"))
     return [f"<li><b>{text(value)}</b><span>{text(name)}</span></li>" for value, name in tiles]
 
@@ -293,11 +293,13 @@ def _thinned(points: Points) -> Points:
 
 
 def _smooth(points: Points) -> Points:
-    """Each value the mean of its neighbourhood: smaller at the beginning, which is steep, and one-sided at the end."""
+    """Each value the median of its neighbourhood: smaller at the beginning, which is steep."""
     values = np.array([value for _, value in points])
     half = round(len(values) * SMOOTH_SHARE / 2)
-    reach = [min(half, i) for i in range(len(values))]
-    return [(step, float(values[i - r : i + r + 1].mean())) for i, ((step, _), r) in enumerate(zip(points, reach))]
+    return [
+        (step, float(np.median(values[i - half : i + half + 1] if i >= half else values[: 2 * i + 1])))
+        for i, (step, _) in enumerate(points)
+    ]
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
         print_json(facts | {"hardware": asdict(hardware), "shape": asdict(shape), "device_hours": device_hours})
         return
     layout, need = plan.layout, plan.layout.memory
-    gb = {name: value / 1e9 for name, value in asdict(need).items()}
+    gb = {name: value / 1e9 for name, value in asdict(need).items() if name != "heap"}
     print(f"parameters         {plan.parameters:,}")
     print(
         f"work               {plan.flops_per_image / 1e9:,.1f} GFLOP an image, {plan.images:,} images"
