@@ -83,8 +83,8 @@ def shortage(found: Forecast) -> str:
     """How much memory is expected, and how much there is."""
     place, usable = found.place, capacity(plan.usable_bytes(found.place.free_bytes))
     return (
-        f"this run is expected to need {capacity(found.memory.total)} of memory for {_at_once(place)}, and got {usable} "
-        f"on {place.device}, nine tenths of what is free"
+        f"this run is expected to need {capacity(found.memory.total)} of memory for {_at_once(place)}, and got "
+        f"{usable} on {place.device}, nine tenths of what is free"
     )
 
 

@@ -118,7 +118,8 @@ def _tiles(
     if speeds := _points(log, "images_per_second"):
         told = f"of training at {np.median([speed for _, speed in speeds]):,.3g} images a second, without evaluations"
         tiles.append((duration(_seconds(log, batch)), told))
-    tiles.append((f"{len(spikes):,}", "loss spike" if len(spikes) == 1 else "loss spikes"))
+    if spikes or any("highest_loss" in entry for entry in log):  # older logs were never looked through
+        tiles.append((f"{len(spikes):,}", "loss spike" if len(spikes) == 1 else "loss spikes"))
     return [f"<li><b>{text(value)}</b><span>{text(name)}</span></li>" for value, name in tiles]
 
 
