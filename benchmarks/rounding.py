@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 import nextpixel
+from nextpixel import kernels
 from nextpixel.decoding import PLAIN, Decoder, Mode
 from nextpixel.evaluation import mean_and_error
 from nextpixel.progress import progress
 from nextpixel.sources import load_images
 
 MODES = {"int8": Mode("int8", "kernel"), "bf16": Mode("bf16", "kernel"), "fp32": Mode("fp32", "kernel")}
-ROWS = {"int8": 4, "bf16": 32, "fp32": 32}  # int8 matrices are used up to four rows
+ROWS = {"int8": kernels.int8_rows() or 4, "bf16": 32, "fp32": 32}  # int8 matrices are used up to so many rows
 
 
 @torch.inference_mode()

@@ -300,7 +300,7 @@ def _drawing_floor(
 ) -> float:
     """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
     weights = "fp32" if mode.weights == "as they are" else mode.weights
-    cache = 4 if weights == "fp32" else 2
+    cache = 4 if weights == "fp32" else 1 + 4 / config.head_width if mode.attention == "kernel" else 2
     matrices = config.layers * 12 * config.width**2 + config.colors * config.width
     mean = known + (drawn + 1) / 2
     read = matrices * BYTES[weights] + batch * 2 * config.layers * mean * config.width * cache
