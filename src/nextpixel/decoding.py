@@ -60,6 +60,19 @@ def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") 
     return Mode("int8" if rows <= kernels.int8_rows() else "bf16" if bf16 else "fp32", "kernel")
 
 
+def cache_dtype(model: ImageGPT, mode: Mode) -> torch.dtype:
+    rounded = torch.int8 if mode.attention == "kernel" else torch.bfloat16
+    return {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, rounded)
+
+
+def row_bytes(model: ImageGPT, mode: Mode) -> int:
+    """Memory of one row: its cache, the one it is read or selected from, and the prefill's widest activations."""
+    c = model.config
+    numbers = c.pixels * 2 * c.layers * c.width
+    read = max(2, cache_dtype(model, mode).itemsize)  # a prompt's cache is never int8
+    return numbers * (cache_dtype(model, mode).itemsize + read) + c.pixels * (12 * c.width + 3 * c.colors) * 4
+
+
 class PackedLinear(nn.Module):
     """A matrix in oneDNN's own order, so that it is not reordered at each product: fp32 or bf16, CPU only."""
 
@@ -125,10 +138,8 @@ class RowCache(KVCache):
     """
 
     def __init__(self, model: ImageGPT, rows: int, mode: Mode) -> None:
+        super().__init__(model.config, rows, dtype=cache_dtype(model, mode), device=model.device)
         self.kernel = mode.attention == "kernel"
-        rounded = torch.int8 if self.kernel else torch.bfloat16
-        dtype = {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, rounded)
-        super().__init__(model.config, rows, dtype=dtype, device=model.device)
         self.used = rows
         self.scales = torch.ones(2, *self.keys.shape[:-1]) if self.kernel else torch.empty(2, 0)  # of keys and values
         self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
