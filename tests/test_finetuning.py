@@ -166,7 +166,7 @@ def test_the_rate_is_constant_after_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("place", "call", "number"),
     [
-        ("nextpixel.finetuning.Batches", 1, signal.SIGINT),  # before the first step
+        ("nextpixel.preparation.Batches", 1, signal.SIGINT),  # before the first step
         ("nextpixel.data.Batches.__call__", 4, signal.SIGINT),
         ("nextpixel.preparation.cross_entropy", 1, signal.SIGTERM),
         ("nextpixel.preparation.cross_entropy", 13, signal.SIGINT),  # between micro-batches

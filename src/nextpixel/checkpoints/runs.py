@@ -132,9 +132,13 @@ class Run:
                 self.folder(old).rename(doomed)  # so that a kill while removing leaves no half checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)
 
-    def damaged(self, step: int, error: InputError) -> InputError:
-        """The same error, with what to do about a checkpoint that cannot be read."""
-        return InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it")
+    @contextmanager
+    def reading(self, step: int) -> Iterator[Path]:
+        """The folder of that checkpoint; an InputError of reading it also says what to do about it."""
+        try:
+            yield self.folder(step)
+        except InputError as error:
+            raise InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it") from None
 
     def best(self) -> dict[str, Any]:
         """{"step", "nats"} or another figure of the best evaluated checkpoint; empty before the first evaluation."""
