@@ -227,6 +227,11 @@ def test_a_run_begun_before_kinds_were_recorded_is_one_of_pretraining(tmp_path):
     assert main(["info", str(tmp_path / "run")]) == 0
 
 
+def test_one_process_at_a_time_goes_on_with_a_run(whole):
+    with Run(whole).locked(), pytest.raises(InputError, match="expected a run that nobody is training"):
+        nextpixel.finetune(resume=whole)
+
+
 # ---- choosing
 
 

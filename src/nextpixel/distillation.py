@@ -111,6 +111,11 @@ def start_run(
 
 def go_on(run: Run, images: Any = None) -> ResNet:
     """Look at the images with the teacher where that is not done, and train the student to its end."""
+    with run.locked():
+        return _train(run, images)
+
+
+def _train(run: Run, images: Any) -> ResNet:
     with reading(run) as facts:
         config = DistillConfig(**facts["config"])
         decided = Decisions(**facts["decisions"])

@@ -27,6 +27,7 @@ from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT
 from nextpixel.preparation import (
+    Begun,
     Decisions,
     TokenBatch,
     accumulate,
@@ -41,7 +42,7 @@ from nextpixel.preparation import (
     pixel_loss,
     reading,
     ready,
-    take_up,
+    taking_up,
     token_batches,
     write_whole,
 )
@@ -196,8 +197,12 @@ def _start(
 
 def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint to its end, and then look at the test images; returns its best model."""
-    begun = take_up(run, FinetuneConfig, images)
-    config, decided, shape = begun.config, begun.decided, begun.shape
+    with taking_up(run, FinetuneConfig, images) as begun:
+        return _train(begun, test)
+
+
+def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
     with reading(run) as facts:
         arrays = run.arrays()
         labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))

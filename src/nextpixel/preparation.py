@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -237,8 +237,12 @@ class Begun(Generic[Settings]):
     validation_set: DecodedSet
 
 
-def take_up(run: Run, settings: type[Settings], images: Any) -> Begun[Settings]:
-    """Meet the other processes, set this one up as was decided when the run began, and find the run's sets."""
+@contextmanager
+def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun[Settings]]:
+    """Meet the other processes, set this one up as was decided when the run began, and find the run's sets.
+
+    Raises InputError where somebody else is at work on the run, which is locked for as long as this lasts.
+    """
     with reading(run) as facts:
         config = settings(**facts["config"])
         decided = Decisions(**facts["decisions"])
@@ -248,16 +252,18 @@ def take_up(run: Run, settings: type[Settings], images: Any) -> Begun[Settings]:
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
     distributed.share(config.batch_images)
     set_threads(decided.threads)
-    train_set, validation_set = distributed.in_turn(
-        lambda: find_sets(
-            (decided.train_key, decided.validation_key),
-            config.cache,
-            data,
-            images,
-            lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], validation),
+    with ExitStack() as held:
+        distributed.first_does(lambda: held.enter_context(run.locked()))
+        train_set, validation_set = distributed.in_turn(
+            lambda: find_sets(
+                (decided.train_key, decided.validation_key),
+                config.cache,
+                data,
+                images,
+                lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], validation),
+            )
         )
-    )
-    return Begun(run, config, replace(decided, device=device), shape, data, train_set, validation_set)
+        yield Begun(run, config, replace(decided, device=device), shape, data, train_set, validation_set)
 
 
 def batches_of(begun: Begun[Any], numbers: NDArray[np.int64]) -> Batches:

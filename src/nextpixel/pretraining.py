@@ -34,6 +34,7 @@ from nextpixel.images import grid, save_png
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.preparation import (
+    Begun,
     TokenBatch,
     absolute,
     accumulate,
@@ -49,7 +50,7 @@ from nextpixel.preparation import (
     pixel_loss,
     reading,
     ready,
-    take_up,
+    taking_up,
     token_batches,
     write_whole,
 )
@@ -187,8 +188,12 @@ def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfi
 
 def go_on(run: Run, images: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint, or its start, to its end; returns its best model."""
-    begun = take_up(run, PretrainConfig, images)
-    config, decided, shape = begun.config, begun.decided, begun.shape
+    with taking_up(run, PretrainConfig, images) as begun:
+        return _train(begun)
+
+
+def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
     with reading(run) as facts:
         palette = palette_of(facts, config.cache)
     train_indices, validation_indices = _choose(begun.train_set, begun.validation_set, config)

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -131,6 +131,27 @@ class Run:
                 doomed = self.path / f".{self.folder(old).name}.part-old"
                 self.folder(old).rename(doomed)  # so that a kill while removing leaves no half checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, no other process goes on with this run. The kernel frees it when this process ends, however it does.
+
+        Raises InputError where another has it. Does nothing on a system or a disk that knows no such locks.
+        """
+        with ExitStack() as opened:
+            try:
+                import fcntl
+
+                file = opened.enter_context((self.path / "run.json").open("rb+"))  # NFS locks only what may be written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path}: expected a run that nobody is training, got one that another process has at work; "
+                    "wait until that one ends, or stop it first"
+                ) from None
+            except (ImportError, OSError):
+                pass
+            yield
 
     @contextmanager
     def reading(self, step: int) -> Iterator[Path]:
