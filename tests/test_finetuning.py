@@ -23,9 +23,9 @@ from nextpixel.cli import main
 from nextpixel.data import Batches, masks
 from nextpixel.finetuning import test_score as score_of
 from nextpixel.images import save_png
+from nextpixel.labels import choose_labels, held_out
 from nextpixel.metrics import majority
 from nextpixel.model import cross_entropy, masked_cross_entropy
-from nextpixel.probing import choose_labels, held_out
 from nextpixel.training import Interrupted
 from test_model import lively
 from tiny_runs import COLORS, SIDE, flags, leftovers, on_call, photos, settings, state

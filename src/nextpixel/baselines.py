@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from nextpixel.extraction import Backbone, described, pooled
 from nextpixel.extractors import raw_pixels
+from nextpixel.few_labels import Reading
+from nextpixel.labels import class_numbers
 from nextpixel.model import ImageGPT
-from nextpixel.probing import Reading, class_numbers
 from nextpixel.resnet import ResNet
 
 CODES = 200

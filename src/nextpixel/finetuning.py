@@ -25,6 +25,14 @@ from nextpixel.config import INIT_RATE, FinetuneConfig, peak_rate, replace_check
 from nextpixel.data import DecodedSet, decode
 from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
+from nextpixel.labels import (
+    choose_labels,
+    class_numbers,
+    given_labels,
+    held_out,
+    labels_of_readable,
+    refuse_overlap,
+)
 from nextpixel.model import ImageGPT
 from nextpixel.preparation import (
     Begun,
@@ -46,15 +54,7 @@ from nextpixel.preparation import (
     token_batches,
     write_whole,
 )
-from nextpixel.probing import (
-    LinearProbe,
-    choose_labels,
-    class_numbers,
-    given_labels,
-    held_out,
-    labels_of_readable,
-    refuse_overlap,
-)
+from nextpixel.probing import LinearProbe
 from nextpixel.progress import say
 from nextpixel.sources import Source, open_source
 from nextpixel.training import Cadence, train

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.convnet import Fitted
-from nextpixel.metrics import finite, mean_interval
-from nextpixel.probing import Result
+from nextpixel.few_labels import Result
+from nextpixel.metrics import accuracies, finite, mean_interval
 
 if TYPE_CHECKING:
     from nextpixel.study import Estimate, Gap, Point, Statistics, Study
@@ -34,7 +34,7 @@ def label_figure(results: Sequence[Result | Fitted], path: Path) -> None:
     axes, figure = _axes("labels per class", "test accuracy")
     for name in dict.fromkeys(result.reading for result in results):
         rows = [r for r in results if r.reading == name and r.labels_per_class is not None]
-        means, _, halves = zip(*(mean_interval(row.accuracies) for row in rows), strict=True)
+        means, _, halves = zip(*(mean_interval(accuracies(row.scores)) for row in rows), strict=True)
         axes.errorbar([row.labels_per_class for row in rows], means, halves, marker="o", capsize=3, label=name)
     axes.set_xscale("log")
     axes.legend(frameon=False)

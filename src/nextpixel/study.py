@@ -26,6 +26,7 @@ from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.extraction import pooled
 from nextpixel.extractors import raw_pixels
+from nextpixel.labels import labels_of, refuse_overlap
 from nextpixel.metrics import (
     Difference,
     bootstrap_interval,
@@ -37,7 +38,7 @@ from nextpixel.metrics import (
 )
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
-from nextpixel.probing import LinearProbe, labels_of, refuse_overlap
+from nextpixel.probing import LinearProbe
 from nextpixel.progress import say
 from nextpixel.sources import open_source
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from nextpixel.convnet import Fitted
     from nextpixel.extraction import Backbone
-    from nextpixel.probing import LinearProbe, Result
+    from nextpixel.few_labels import Result
+    from nextpixel.probing import LinearProbe
 
 OURS = "this model"
 
@@ -88,8 +89,9 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.baselines import baseline_readings, commonest_class
     from nextpixel.checkpoints import EMBEDDED
     from nextpixel.extraction import check_layers, described
+    from nextpixel.few_labels import Reading, compare
     from nextpixel.preparation import absolute
-    from nextpixel.probing import LinearProbe, Reading, compare
+    from nextpixel.probing import LinearProbe
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
@@ -161,7 +163,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     from nextpixel.data import decode
     from nextpixel.finetuning import open_test
-    from nextpixel.probing import given_labels, labels_of_readable, refuse_overlap
+    from nextpixel.labels import given_labels, labels_of_readable, refuse_overlap
     from nextpixel.sources import open_source
 
     if args.test is None:
@@ -204,14 +206,14 @@ def _print(
     images: int,
     test_images: int,
 ) -> None:
-    from nextpixel.metrics import mean_interval, per_class_accuracy, wilson_interval
-    from nextpixel.probing import Result
+    from nextpixel.few_labels import Result
+    from nextpixel.metrics import accuracies, mean_interval, per_class_accuracy, wilson_interval
 
     print(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
     rows: list[Result | Fitted] = [*results, *rivals]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
-        mean, spread, half = mean_interval(result.accuracies)
+        mean, spread, half = mean_interval(accuracies(result.scores))
         if result.labels_per_class is None:
             low, high = wilson_interval(mean, test_images)
             text = f"all labels     {mean:.1%}  (95 % {low:.1%} to {high:.1%})"
@@ -219,13 +221,14 @@ def _print(
             text = f"{result.labels_per_class:>4} a class   {mean:.1%}"
             if len(result.scores) > 1:  # one draw of labels tells nothing of others
                 text += f" +- {spread:.1%}  (mean within {half:.1%})"
-        auc = f"  AUC {sum(result.aucs) / len(result.aucs):.3f}" if result.aucs else ""
+        aucs = [score.auc for score in result.scores if score.auc is not None]
+        auc = f"  AUC {sum(aucs) / len(aucs):.3f}" if aucs else ""
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
         print(f"{result.reading:<{widest}}{text}{auc}{nearest}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
-        means = {r.reading: mean_interval(r.accuracies)[0] for r in rows if r.labels_per_class == count}
+        means = {r.reading: mean_interval(accuracies(r.scores))[0] for r in rows if r.labels_per_class == count}
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
             print(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
