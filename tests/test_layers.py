@@ -29,7 +29,7 @@ LAYERS = {
             ["evaluation", "probing", "extractors", "preparation"],
             ["few_labels"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],
-            ["study", "bench", "reports", "oddness_page"],
+            ["study", "bench", "figures", "oddness_page"],
             ["server"],
             ["cli"],
             ["__main__"],

@@ -189,7 +189,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _draw(path: Path, results: Sequence[Result | Fitted], probe: LinearProbe | None) -> None:
-    from nextpixel.reports import label_figure, layer_figure
+    from nextpixel.figures import label_figure, layer_figure
 
     if results[0].labels_per_class is not None:
         label_figure(results, path)
