@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextpixel.extraction import Backbone, described
 from nextpixel.labels import choose_labels
 from nextpixel.metrics import Score
 from nextpixel.probing import STRENGTHS, LinearProbe, middle_strengths
@@ -27,6 +28,23 @@ class Reading:
     layers: list[int]
     trials: int | None = None
     """Strengths to choose among, from the middle outwards; all of them unless told."""
+
+
+def layer_reading(
+    name: str,
+    model: Backbone,
+    train: NDArray[np.uint8],
+    test: NDArray[np.uint8],
+    layers: Sequence[int],
+    *,
+    together: bool = False,
+    trials: int | None = None,
+) -> Reading:
+    """Squares uint8 (N, S, S, 3) in these layers of a model: to choose among, or `together`, concatenated into one."""
+    own, others = (described(model, squares, layers) for squares in (train, test))
+    if together:
+        own, others = (features.reshape(len(features), 1, -1) for features in (own, others))
+    return Reading(name, own, others, list(layers[:1] if together else layers), trials)
 
 
 @dataclass(frozen=True)

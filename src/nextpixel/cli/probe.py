@@ -35,7 +35,7 @@ class Probe:
     """How well a linear classifier on the model's features tells labelled images apart, beside what it has to beat.
 
     Layer and strength are chosen on held-out training images. Beside it: the commonest class, raw pixels, k-means
-    patches (Coates et al. 2011, 200 codes) and a model of the same shape that was never trained.
+    patches (Coates et al. 2011, 200 codes) and a model of the same shape that was never trained, by the same layers.
     """
 
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
@@ -88,8 +88,8 @@ def run(argv: Sequence[str]) -> None:
 
     from nextpixel.baselines import baseline_readings, commonest_class
     from nextpixel.checkpoints import EMBEDDED
-    from nextpixel.extraction import check_layers, described
-    from nextpixel.few_labels import Reading, compare
+    from nextpixel.extraction import check_layers
+    from nextpixel.few_labels import Reading, compare, layer_reading
     from nextpixel.preparation import absolute
     from nextpixel.probing import LinearProbe
 
@@ -97,27 +97,24 @@ def run(argv: Sequence[str]) -> None:
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
     (squares, labels), (test_squares, test_labels) = _read(args, model)
     began = time.perf_counter()
-    features, test_features = (described(model, s, layers) for s in (squares, test_squares))
+    ours = layer_reading(OURS, model, squares, test_squares, layers, together=fixed is not None)
     feature_seconds = (time.perf_counter() - began) / (len(squares) + len(test_squares))
-    if fixed is not None:  # concatenated
-        features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
-    readings = [Reading(OURS, features, test_features, layers if fixed is None else layers[:1])]
+    readings = [ours]
     if args.baselines:
-        readings += baseline_readings(model, squares, test_squares, args.seed)
+        readings += baseline_readings(model, squares, test_squares, layers, together=fixed is not None, seed=args.seed)
     if args.against:
-        middle = len(readings[0].layers) // 2
+        middle = len(ours.layers) // 2
         readings.append(
             Reading(
                 f"{OURS}, {args.trials} trials",
-                features[:, [middle]],
-                test_features[:, [middle]],
-                [readings[0].layers[middle]],
+                ours.train[:, [middle]],
+                ours.test[:, [middle]],
+                [ours.layers[middle]],
                 args.trials,
             )
         )
     for name, student in students.items():
-        seen, test_seen = (described(student, s, [0]) for s in (squares, test_squares))
-        readings.append(Reading(f"{name}, probe", seen, test_seen, [0], args.trials))
+        readings.append(layer_reading(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials))
     results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
     rivals = fit_rivals(
         args.against,
@@ -138,7 +135,7 @@ def run(argv: Sequence[str]) -> None:
     probe = None
     if args.out is not None or counts == [None]:
         probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed)
-        probe.fit_features(features, labels, layers=layers)
+        probe.fit_features(ours.train, labels, layers=layers)
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
     if args.figure is not None:
@@ -243,6 +240,8 @@ def _print(
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
+    from nextpixel.baselines import UNTRAINED
+
     fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
     report: dict[str, Any] = {
         "seed": args.seed,
@@ -251,7 +250,9 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
             {
                 "reading": result.reading,
                 "labels_per_class": result.labels_per_class,
-                "layers": [fixed] * len(result.layers) if fixed and result.reading.startswith(OURS) else result.layers,
+                "layers": [fixed] * len(result.layers)
+                if fixed and result.reading.startswith((OURS, UNTRAINED))
+                else result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
