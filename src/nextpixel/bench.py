@@ -315,7 +315,7 @@ def _drawing_floor(
     """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
     weights = "fp32" if mode.weights == "as they are" else mode.weights
     cache = 4 if weights == "fp32" else 1 + 4 / config.head_width if mode.attention == "kernel" else 2
-    matrices = config.layers * 12 * config.width**2 + config.colors * config.width
+    matrices = config.layers * config.block_matrix_parameters + config.colors * config.width
     mean = known + (drawn + 1) / 2
     read = matrices * BYTES[weights] + batch * 2 * config.layers * mean * config.width * cache
     rate = limits["bf16_per_second" if weights != "fp32" else "fp32_per_second"]

@@ -26,23 +26,23 @@ from nextpixel.config import (
     read_recipe,
     replace_checked,
 )
-from nextpixel.data import Batches, DecodedSet, split_indices
-from nextpixel.devices import autocast, choose_device, set_threads
+from nextpixel.data import DecodedSet, split_indices
+from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.images import grid, save_png
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.preparation import (
-    Decisions,
+    Begun,
     TokenBatch,
     absolute,
     accumulate,
+    batches_of,
     begun_before,
     create_run,
     decide,
     decode_sets,
-    find_sets,
     judging,
     launch,
     named,
@@ -50,6 +50,7 @@ from nextpixel.preparation import (
     pixel_loss,
     reading,
     ready,
+    taking_up,
     token_batches,
     write_whole,
 )
@@ -187,39 +188,26 @@ def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfi
 
 def go_on(run: Run, images: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint, or its start, to its end; returns its best model."""
+    with taking_up(run, PretrainConfig, images) as begun:
+        return _train(begun)
+
+
+def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
     with reading(run) as facts:
-        config = PretrainConfig(**facts["config"])
-        decided = Decisions(**facts["decisions"])
-        shape = ImageGPTConfig(**facts["model"])
         palette = palette_of(facts, config.cache)
-        data = {name: facts["data"][name] for name in ("source", "path", "split")}
-    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
-    decided = replace(decided, device=device)
-    distributed.share(config.batch_images)
-    set_threads(decided.threads)
-    train_set, validation_set = distributed.in_turn(
-        lambda: find_sets(
-            (decided.train_key, decided.validation_key),
-            config.cache,
-            data,
-            images,
-            lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], config.validation),
-        )
-    )
-    train_indices, validation_indices = _choose(train_set, validation_set, config)
+    train_indices, validation_indices = _choose(begun.train_set, begun.validation_set, config)
     steps = distributed.first_does(run.steps)
     if steps:
-        try:
-            model = load(run.folder(steps[-1]))
-        except InputError as error:
-            raise run.damaged(steps[-1], error) from None
+        with run.reading(steps[-1]) as folder:
+            model = load(folder)
     elif config.init:
         model = _first_model(config)
     else:
         model = ImageGPT(shape, seed=config.seed)
     model.palette, model.fit = palette, decided.fit
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
-    model.facts = before | {"trained_on": data["source"], "steps": config.steps, "seed": config.seed}
+    model.facts = before | {"trained_on": begun.data["source"], "steps": config.steps, "seed": config.seed}
     if config.init and not steps:  # from here on the run needs that model no more
 
         def begin() -> None:
@@ -229,16 +217,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         distributed.first_does(begin)
     network = ready(model, config, decided)
     optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
-    batches = Batches(
-        train_set.squares,
-        train_indices,
-        side=shape.side,
-        batch_images=config.batch_images,
-        augment=config.augment,
-        seed=config.seed,
-        part=(distributed.number(), distributed.processes()),
-    )
-    batch_at, placed = token_batches(batches, model, decided.device)
+    batch_at, placed = token_batches(batches_of(begun, train_indices), model, decided.device)
 
     def step(batch: TokenBatch) -> Tensor:
         tokens, hidden, lie = placed(batch)
@@ -258,7 +237,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         falling = config.cooldown_fraction
         return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
 
-    held_out = validation_set.squares[validation_indices]
+    held_out = begun.validation_set.squares[validation_indices]
     masked = shape.objective == "masked"
 
     def evaluate(step: int) -> dict[str, float]:
@@ -277,13 +256,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
 
     train(
         run,
-        Cadence(
-            config.steps,
-            config.log_every_steps,
-            config.evaluate_every_steps,
-            config.checkpoint_every_steps,
-            config.checkpoint_every_minutes,
-        ),
+        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
         model=model,
         optimizers=optimizers,
         batch_at=batch_at,
