@@ -2,8 +2,9 @@
 
     python benchmarks/rounding.py data/cifar10 --split test --images 1000
 
-Every image is scored as it would be drawn: pixel by pixel, through the cache and the loops of the decode engine. The
-change is a mean over the same images, +- its standard error; the divergence is of fp32 from the mode, in nats a pixel.
+Every image is scored as it would be drawn: pixel by pixel, through the cache and the loops of the decode engine, and by
+the plain network at once. The change is a mean over the same images, +- its standard error; the divergence is of fp32
+from the mode, in nats a pixel.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ import torch
 from torch import Tensor
 
 import nextpixel
-from nextpixel.decoding import PLAIN, Decoder, Mode
+from nextpixel import kernels
+from nextpixel.decoding import Decoder, Mode
 from nextpixel.evaluation import mean_and_error
 from nextpixel.progress import progress
 from nextpixel.sources import load_images
 
 MODES = {"int8": Mode("int8", "kernel"), "bf16": Mode("bf16", "kernel"), "fp32": Mode("fp32", "kernel")}
-ROWS = {"int8": 4, "bf16": 32, "fp32": 32}  # int8 matrices are used up to four rows
+ROWS = {"int8": kernels.int8_rows() or 4, "bf16": 32, "fp32": 32}  # int8 matrices are used up to so many rows
 
 
 @torch.inference_mode()
 def differences(model: nextpixel.ImageGPT, tokens: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
     """Nats per pixel under fp32 and under the mode, and the mean divergence, each (B,)."""
-    exact, other = Decoder(model, len(tokens), PLAIN), Decoder(model, len(tokens), mode)
-    nothing = tokens[:, :0]
-    pair = exact.start(nothing), other.start(nothing)
+    exact, decoder = model(tokens), Decoder(model, len(tokens), mode)
+    logits = decoder.start(tokens[:, :0])
     sums = torch.zeros(3, len(tokens), dtype=torch.float64)
     for t in range(tokens.shape[1]):
-        plain, rounded = (logits.double().log_softmax(-1) for logits in pair)
+        plain, rounded = (x.double().log_softmax(-1) for x in (exact[:, t], logits))
         for total, logs in zip(sums, (plain, rounded)):
             total -= logs.gather(-1, tokens[:, t : t + 1])[:, 0]
         sums[2] += (plain.exp() * (plain - rounded)).sum(-1)
         if t + 1 < tokens.shape[1]:
-            pair = exact.step(tokens[:, t]), other.step(tokens[:, t])
+            logits = decoder.step(tokens[:, t])
     plain_nats, rounded_nats, divergence = sums / tokens.shape[1]
     return plain_nats, rounded_nats, divergence
 

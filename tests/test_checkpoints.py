@@ -11,23 +11,8 @@ from transformers import ImageGPTConfig as TheirConfig
 from transformers import ImageGPTForCausalImageModeling
 
 import nextpixel
-from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
-from test_model import lively, some_tokens
-
-CONFIG = ImageGPTConfig(layers=2, width=24, heads=3, side=4, colors=16)
-
-
-@pytest.fixture
-def model() -> ImageGPT:
-    model = lively(CONFIG, torch.float32)
-    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
-    return model
-
-
-@pytest.fixture
-def folder(model: ImageGPT, tmp_path: Path) -> Path:
-    nextpixel.save(model, tmp_path / "model")
-    return tmp_path / "model"
+from nextpixel import ImageGPT, InputError
+from test_model import some_tokens
 
 
 def shifted(tokens: torch.Tensor) -> torch.Tensor:
@@ -38,13 +23,13 @@ def shifted(tokens: torch.Tensor) -> torch.Tensor:
 def test_transformers_opens_what_we_save_with_the_same_logits(model: ImageGPT, folder: Path) -> None:
     theirs, loading = ImageGPTForCausalImageModeling.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
-    tokens = some_tokens(2, CONFIG)
+    tokens = some_tokens(2, model.config)
     with torch.no_grad():
         logits = theirs.eval()(shifted(tokens)).logits
     assert (logits - model(tokens)).abs().max() < 1e-5
 
 
-def test_we_open_what_transformers_saves_with_the_same_logits(folder: Path, tmp_path: Path) -> None:
+def test_we_open_what_transformers_saves_with_the_same_logits(model: ImageGPT, folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = ImageGPTForCausalImageModeling(
         TheirConfig(n_layer=2, n_embd=24, n_head=3, n_positions=16, vocab_size=17, initializer_range=0.3)
@@ -52,7 +37,7 @@ def test_we_open_what_transformers_saves_with_the_same_logits(folder: Path, tmp_
     theirs.save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs" / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
     ours = nextpixel.load(tmp_path / "theirs")
-    tokens = some_tokens(2, CONFIG)
+    tokens = some_tokens(2, model.config)
     with torch.no_grad():
         difference = theirs(shifted(tokens)).logits - ours(tokens)
     assert difference.abs().max() < 1e-4
@@ -125,7 +110,7 @@ def test_a_truncated_weight_file_is_named(folder: Path) -> None:
         nextpixel.load(folder)
 
 
-def test_a_model_without_a_palette_says_so(tmp_path: Path) -> None:
+def test_a_model_without_a_palette_says_so(model: ImageGPT, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set model\.palette"):
-        nextpixel.save(ImageGPT(CONFIG), tmp_path / "model")
+        nextpixel.save(ImageGPT(model.config), tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -124,6 +124,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         on_call(patch, "nextpixel.distillation.distance", 6, stop)
         assert main(["distill", "--resume", "stopped"]) == 130
     assert len(looked) == 1  # the first part was kept
+    with Run("stopped").locked():
+        assert main(["distill", "--resume", "stopped"]) == 2
+    assert "stopped: expected a run that nobody is training" in capsys.readouterr().err
     assert main(["distill", "--resume", "stopped"]) == 0
     ours, theirs = everything("stopped"), everything("whole")
     assert ours.keys() == theirs.keys()

@@ -346,6 +346,16 @@ def test_a_killed_process_is_replaced(folder, victim):
 
 
 @pytest.mark.torchrun
+def test_a_run_that_another_process_trains_is_refused_once_for_all(folder):
+    run = cut(folder / "classic-alone", folder / "busy")
+    with Run(run).locked():
+        agent = start(folder, [["pretrain", "--resume", str(run)]], "--standalone", "--nproc-per-node", "2")
+        _, said = agent.communicate(timeout=120)
+    assert agent.returncode != 0 and said.count("expected a run that nobody is training") == 1
+    assert Run(run).steps()[-1] == HALF
+
+
+@pytest.mark.torchrun
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_ends_the_run_in_time(folder, victim):
     agent, run = long_run(folder, f"stopped-{victim}", "--shutdown-timeout", "3", timeout_minutes=0.1)

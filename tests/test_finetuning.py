@@ -23,9 +23,9 @@ from nextpixel.cli import main
 from nextpixel.data import Batches, masks
 from nextpixel.finetuning import test_score as score_of
 from nextpixel.images import save_png
+from nextpixel.labels import choose_labels, held_out
 from nextpixel.metrics import majority
 from nextpixel.model import cross_entropy, masked_cross_entropy
-from nextpixel.probing import choose_labels, held_out
 from nextpixel.training import Interrupted
 from test_model import lively
 from tiny_runs import COLORS, SIDE, flags, leftovers, on_call, photos, settings, state
@@ -166,7 +166,7 @@ def test_the_rate_is_constant_after_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("place", "call", "number"),
     [
-        ("nextpixel.finetuning.Batches", 1, signal.SIGINT),  # before the first step
+        ("nextpixel.preparation.Batches", 1, signal.SIGINT),  # before the first step
         ("nextpixel.data.Batches.__call__", 4, signal.SIGINT),
         ("nextpixel.preparation.cross_entropy", 1, signal.SIGTERM),
         ("nextpixel.preparation.cross_entropy", 13, signal.SIGINT),  # between micro-batches
@@ -225,6 +225,11 @@ def test_a_run_begun_before_kinds_were_recorded_is_one_of_pretraining(tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     assert nextpixel.pretrain(resume=tmp_path / "run").config.side == SIDE
     assert main(["info", str(tmp_path / "run")]) == 0
+
+
+def test_one_process_at_a_time_goes_on_with_a_run(whole):
+    with Run(whole).locked(), pytest.raises(InputError, match="expected a run that nobody is training"):
+        nextpixel.finetune(resume=whole)
 
 
 # ---- choosing

@@ -34,9 +34,9 @@ def images(tmp_path: Path) -> Path:
     return photos(tmp_path)
 
 
-def test_pretrain_tells_its_plan_before_there_is_a_run(images, tmp_path, capsys, monkeypatch):
+def test_pretrain_tells_its_plan_before_its_first_step(images, tmp_path, capsys, monkeypatch):
     seen = []
-    on_call(monkeypatch, "nextpixel.pretraining.create_run", 1, lambda: seen.append(capsys.readouterr().err))
+    on_call(monkeypatch, "nextpixel.pretraining.ready", 1, lambda: seen.append(capsys.readouterr().err))
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 0
     shape = ImageGPTConfig(1, 16, 2, 4, 8)
     [told] = seen

@@ -13,24 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import ImageGPTImageProcessorPil
 
 import nextpixel
-from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel import ImageGPT, InputError
 from nextpixel.cli import main
-from test_model import lively, some_tokens
-
-CONFIG = ImageGPTConfig(layers=2, width=24, heads=3, side=4, colors=16)
-
-
-@pytest.fixture
-def model() -> ImageGPT:
-    model = lively(CONFIG, torch.float32)
-    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
-    return model
-
-
-@pytest.fixture
-def folder(model: ImageGPT, tmp_path: Path) -> Path:
-    nextpixel.save(model, tmp_path / "model")
-    return tmp_path / "model"
+from test_model import some_tokens
 
 
 def same(model: ImageGPT, folder: Path) -> bool:
@@ -143,12 +128,16 @@ def test_a_hub_name_asks_for_safetensors_and_then_for_legacy_files(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     again = nextpixel.load("someone/a-model")
     assert [name for name, _ in asked] == ["someone/a-model"] * 2
-    tokens = some_tokens(1, CONFIG)
+    tokens = some_tokens(1, model.config)
     assert torch.equal(again(tokens), model(tokens))
 
 
 def test_push_uploads_a_model_folder_with_its_card(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+    model: ImageGPT,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
 ) -> None:
     seen = tmp_path / "seen"
 
@@ -168,7 +157,7 @@ def test_push_uploads_a_model_folder_with_its_card(
     ]  # fmt: skip
     card = (seen / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and 'nextpixel.load("ann/tiny")' in card
-    assert nextpixel.load(seen).config == CONFIG
+    assert nextpixel.load(seen).config == model.config
 
 
 def test_a_failed_upload_is_one_sentence(

@@ -19,6 +19,7 @@ from nextpixel import InputError, WorkError, optim, plan, preparation, pretraini
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, peak_rate, read_recipe
+from nextpixel.data import Batches
 from nextpixel.evaluation import square_nats
 from nextpixel.training import Interrupted
 from tiny_runs import COLORS, SIDE, assert_same, figures, flags, leftovers, on_call, photos, pictures, settings, state
@@ -153,7 +154,7 @@ def test_an_interruption_before_there_is_a_run_leaves_nothing(images, tmp_path, 
 
 
 def test_an_interruption_before_the_first_step_tells_how_to_go_on(images, tmp_path, monkeypatch, capsys):
-    on_call(monkeypatch, "nextpixel.pretraining.Batches", 1, interrupt)
+    on_call(monkeypatch, "nextpixel.preparation.Batches", 1, interrupt)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
     assert "stopped; go on with: nextpixel pretrain --resume" in capsys.readouterr().err
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -301,7 +302,7 @@ def test_a_continued_model_starts_at_its_loss_with_its_palette(learned, images, 
         nextpixel.save(model, init)
     more = nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, init))
     _, _, first = figures(tmp_path / "more")[0]
-    shown = pretraining.Batches(
+    shown = Batches(
         pictures(20), nextpixel.data.split_indices(20, 0.1, 0)[0], side=SIDE, batch_images=18, augment="none", seed=0
     )(0)
     assert first == pytest.approx(np.concatenate(list(square_nats(model, shown))).mean(), abs=1e-5)

@@ -54,6 +54,24 @@ def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: py
     assert np.mean([row["class"] for row in rows] == truth) > 0.9
 
 
+@pytest.mark.parametrize("layer", ["best", "2,1"])
+def test_an_untrained_model_has_the_layers_of_the_model_to_choose_among(
+    desk: Path, capsys: pytest.CaptureFixture, layer: str
+) -> None:
+    assert main(["probe", "set.npz", "--model", "model", "--json", "--layer", layer, "--seed", "3"]) == 0
+    results = {result["reading"]: result for result in json.loads(capsys.readouterr().out)["results"]}
+    model = nextpixel.load("model")
+    random = nextpixel.ImageGPT(model.config, seed=3).eval()
+    random.palette = model.palette
+    for name, network in {"this model": model, "untrained model": random}.items():
+        probe = nextpixel.LinearProbe(network, "best" if layer == "best" else [2, 1], seed=3)
+        probe.fit("set.npz", split="train")
+        [trials], [layers], [score] = (results[name][key] for key in ("trials", "layers", "scores"))
+        tried = {tuple(trial["layers"]) for trial in trials}
+        assert layers == probe.layers_ and score["accuracy"] == probe.score("set.npz", split="test")
+        assert tried == ({(0,), (1,), (2,)} if layer == "best" else {(2,)})
+
+
 def test_few_labels_are_drawn_again_and_again(desk: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["probe", "set.npz", "--model", "model", "--labels-per-class", "2,5", "--repeats", "3", "--json"]
     reports = []

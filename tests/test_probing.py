@@ -8,6 +8,8 @@ import torch
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel import probing as probing_module
 from nextpixel.data import DecodedSet
+from nextpixel.labels import class_numbers, folds_of, labels_of_readable
+from nextpixel.metrics import score_of
 from nextpixel.probing import LinearProbe
 from test_model import lively
 
@@ -46,19 +48,19 @@ def test_two_classes_give_an_auc_and_calibrated_chances() -> None:
 @pytest.mark.parametrize("count", [60, 3000])
 def test_what_is_held_out_has_every_class_on_both_sides(count: int) -> None:
     labels = np.arange(count) % 3
-    folds = probing_module.folds_of(labels, seed=0)
+    folds = folds_of(labels, seed=0)
     assert len(folds) == (5 if count < 2000 else 1)
     for held in folds:
         assert set(labels[held]) == set(labels[~held]) == {0, 1, 2}
     if count < 2000:
         assert np.sum(folds, axis=0).tolist() == [1] * count
-    assert probing_module.folds_of(np.arange(5), seed=0) == []
+    assert folds_of(np.arange(5), seed=0) == []
 
 
 @pytest.mark.parametrize("count", [60, 3000])
 def test_a_class_of_one_image_is_never_held_out_and_the_others_still_choose(count: int) -> None:
     labels = np.append(np.arange(count) % 3, 3)
-    folds = probing_module.folds_of(labels, seed=0)
+    folds = folds_of(labels, seed=0)
     assert folds and all(set(labels[~held]) == {0, 1, 2, 3} and set(labels[held]) == {0, 1, 2} for held in folds)
     features, names = blobs(90, 0)
     features, names = np.append(features, features[:1] + 40, 0), np.append(names, 3)
@@ -74,11 +76,11 @@ def test_where_nothing_can_be_held_out_the_middle_layer_is_taken() -> None:
 
 def test_a_number_and_its_digits_are_one_class_whatever_their_order() -> None:
     classes = np.arange(12)
-    numbers = probing_module.class_numbers(["10", "2", "0"], classes)
+    numbers = class_numbers(["10", "2", "0"], classes)
     assert numbers.tolist() == [10, 2, 0]
-    assert probing_module.class_numbers(classes, classes.astype(str)).tolist() == classes.tolist()
+    assert class_numbers(classes, classes.astype(str)).tolist() == classes.tolist()
     with pytest.raises(InputError, match="'12'"):
-        probing_module.class_numbers([12], classes)
+        class_numbers([12], classes)
 
 
 def test_pictures_of_one_name_are_not_given_each_other_s_labels() -> None:
@@ -86,15 +88,15 @@ def test_pictures_of_one_name_are_not_given_each_other_s_labels() -> None:
     labels = np.array([0, 1, 2])
     left = DecodedSet(np.zeros((2, 4, 4, 3), np.uint8), ["b", "a"], None, None, ["a"], "")
     with pytest.raises(InputError, match=r"both: .* names of others"):
-        probing_module.labels_of_readable(labels, source, left)
+        labels_of_readable(labels, source, left)
     one = DecodedSet(np.zeros((2, 4, 4, 3), np.uint8), ["a", "a"], None, None, ["b"], "")
-    assert probing_module.labels_of_readable(labels, source, one).tolist() == [0, 2]
+    assert labels_of_readable(labels, source, one).tolist() == [0, 2]
 
 
 def test_one_kind_of_test_image_has_no_area_under_a_curve() -> None:
     chances = np.array([[0.3, 0.7], [0.6, 0.4]], np.float32)
-    assert probing_module.score_of(chances, np.array([1, 1]), 2).auc is None
-    assert probing_module.score_of(chances, np.array([1, 0]), 2).auc == 1
+    assert score_of(chances, np.array([1, 1]), 2).auc is None
+    assert score_of(chances, np.array([1, 0]), 2).auc == 1
 
 
 def test_test_images_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:

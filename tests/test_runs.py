@@ -247,6 +247,45 @@ def test_signals_from_outside_stop_the_command_with_130(tmp_path, number):
     assert f"stopped and saved at step {step}; go on with: nextpixel pretrain --resume '{tmp_path}/a run'" in last
 
 
+# ---- one process at a time
+
+BUSY = "expected a run that nobody is training"
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, capsys):
+    config, run = settings(tmp_path, steps=150), tmp_path / "run"
+    killable = Killable(["pretrain", str(photos(tmp_path)), "--out", str(run), *flags(config)], run)
+    killable.until(killable.begun)
+    before = contents(run)
+    assert main(["pretrain", "--resume", str(run)]) == 2
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert f"{run}: {BUSY}" in sentence
+    assert contents(run).keys() >= before.keys()
+    assert killable.end(signal.SIGKILL) == -signal.SIGKILL
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert Run(run).steps()[-1] == 150
+
+
+def test_an_interrupted_run_is_free_in_the_same_process_and_a_finished_one_too(run):
+    with Run(run).locked(), pytest.raises(InputError, match=BUSY):
+        nextpixel.pretrain(resume=run)
+    for _ in range(2):
+        nextpixel.pretrain(resume=run)
+
+
+def test_where_there_are_no_locks_nothing_is_locked(run, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", unsupported)
+        with Run(run).locked(), Run(run).locked():
+            pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with Run(run).locked(), Run(run).locked():
+        pass
+
+
 # ---- disks
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import nextpixel
-from nextpixel import study
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import ImageGPTConfig, StudyConfig, read_recipe
@@ -30,7 +29,7 @@ from nextpixel.metrics import (
 )
 from nextpixel.probing import LinearProbe
 from nextpixel.sources import load_images
-from nextpixel.study import LayerScore, Point, measure_runs, statistics
+from nextpixel.study import LayerScore, Point, measure_runs, measuring, statistics
 from tiny_runs import COLORS, leftovers, photos, pictures, settings
 
 CONFIG = StudyConfig(train_images=80, test_images=40)
@@ -103,7 +102,7 @@ def test_a_point_is_what_score_and_probe_say_of_that_checkpoint(desk: Path, tmp_
 def test_a_stopped_study_goes_on_and_measures_nothing_twice(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, original, calls = tmp_path / "study", study._measure, []
+    out, original, calls = tmp_path / "study", measuring._measure, []
 
     def measure(checkpoint: Path, *rest: Any) -> dict[str, Any]:
         if len(calls) == 4:
@@ -112,7 +111,7 @@ def test_a_stopped_study_goes_on_and_measures_nothing_twice(
         calls.append(checkpoint)
         return original(checkpoint, *rest)
 
-    monkeypatch.setattr(study, "_measure", measure)
+    monkeypatch.setattr(measuring, "_measure", measure)
     assert main(command(out)) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert main(command(out)) == 0
@@ -266,8 +265,8 @@ def test_curves_are_compared_where_both_are_known() -> None:
 
 
 def test_a_shape_is_called_by_what_sets_it_apart() -> None:
-    assert study._shape_name(ImageGPTConfig(layers=2, width=32, heads=2, side=8)) == "2x32"
-    assert study._shape_name(ImageGPTConfig(layers=2, width=32, objective="masked")) == "2x32 objective=masked"
+    assert measuring._shape_name(ImageGPTConfig(layers=2, width=32, heads=2, side=8)) == "2x32"
+    assert measuring._shape_name(ImageGPTConfig(layers=2, width=32, objective="masked")) == "2x32 objective=masked"
 
 
 def point(run: int, step: int, nats: float, accuracy: float, shape: str = "1x8") -> Point:

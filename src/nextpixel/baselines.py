@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.extraction import Backbone, described, pooled
-from nextpixel.extractors import raw_pixels
-from nextpixel.model import ImageGPT
-from nextpixel.probing import Reading, class_numbers
-from nextpixel.resnet import ResNet
+from nextpixel.extraction import Backbone
+from nextpixel.extractors import raw_pixels, untrained
+from nextpixel.few_labels import Reading, layer_reading
+from nextpixel.labels import class_numbers
 
 CODES = 200
 PATCH = 6
 PATCHES = 100_000
 BATCH_IMAGES = 64
+UNTRAINED = "untrained model"
 
 
 class PatchCodes:
@@ -74,14 +74,6 @@ def _normalised(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
     return values / np.sqrt(values.var(1, keepdims=True) + 10)
 
 
-def untrained_features(model: Backbone, squares: NDArray[np.uint8], layer: int, seed: int = 0) -> NDArray[np.float32]:
-    """Features (N, D) of that layer of a model of the same shape with random weights."""
-    if isinstance(model, ResNet):
-        return described(ResNet(model.config, seed=seed).to(model.device), squares, [layer])[:, 0]
-    random = ImageGPT(model.config, seed=seed).to(model.device)
-    return pooled(random, model.palette.encode(squares), [layer])[:, 0]
-
-
 def commonest_class(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
     """Test accuracy of always answering the commonest class of the training labels."""
     classes, counts = np.unique(labels, return_counts=True)
@@ -89,15 +81,23 @@ def commonest_class(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
 
 
 def baseline_readings(
-    model: Backbone, train: NDArray[np.uint8], test: NDArray[np.uint8], seed: int = 0
+    model: Backbone,
+    train: NDArray[np.uint8],
+    test: NDArray[np.uint8],
+    layers: Sequence[int],
+    *,
+    together: bool = False,
+    seed: int = 0,
 ) -> list[Reading]:
-    """The same squares described in the ways that a probe of the model has to beat."""
-    middle = model.config.layers // 2
+    """The same squares described in the ways that a probe of these layers of the model has to beat.
+
+    The untrained model has the same layers, to choose among or `together`, see few_labels.layer_reading.
+    """
     describers: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
         "raw pixels": raw_pixels,
         "k-means patches": PatchCodes(train, seed),
-        "untrained model": lambda squares: untrained_features(model, squares, middle),
     }
-    return [
+    readings = [
         Reading(name, describe(train)[:, None], describe(test)[:, None], [0]) for name, describe in describers.items()
     ]
+    return [*readings, layer_reading(UNTRAINED, untrained(model, seed), train, test, layers, together=together)]

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextpixel import optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
 from nextpixel.decoding import Decoder, Mode, choose_mode
-from nextpixel.devices import autocast, choose_dtype, processor_name
+from nextpixel.devices import autocast, can_compile, choose_dtype, processor_name
 from nextpixel.errors import InputError
 from nextpixel.extraction import pooled
 from nextpixel.model import ImageGPT, cross_entropy
@@ -38,6 +38,7 @@ from nextpixel.sampling import choose
 
 WORKS = ("complete", "sample", "decode", "features", "score", "encode", "train")
 DRAWN = ("complete", "sample", "decode")
+COMPARED = (*DRAWN, "features", "train")
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 Clock = Literal["wall", "cpu"]
 
@@ -125,7 +126,7 @@ def bench(
         for batch in [batches[-1]] if work == "encode" else batches:
             say(f"{work}, batch {batch}")
             contenders = _ours(model, work, batch, pixels, speed)
-            theirs = _theirs(model, work, batch, pixels) if against and work in (*DRAWN, "features") else []
+            theirs = _theirs(model, work, batch, pixels) if against and work in COMPARED else []
             rows += _measure(model.config, work, batch, [contenders, *theirs], repeats, now, model.device, limits)
     return {
         "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
@@ -271,24 +272,37 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
             config.pixels,
             lambda f: batch * forward / f[f"{dtype}_per_second"],
         )
+    trained = copy.deepcopy(model).train().requires_grad_(True)
+    compiled = can_compile(str(device))
+    if compiled:
+        for block in trained.blocks:
+            block.compile()
+
+    def loss(ready: Tensor) -> Tensor:
+        with autocast(str(device), dtype):
+            logits = trained(ready)
+        return cross_entropy(logits, ready)
+
+    return _Contender(
+        "nextpixel",
+        f"{dtype}, compiled" if compiled else dtype,
+        lambda: tokens,
+        _training_step(trained, loss),
+        config.pixels,
+        lambda f: 3 * batch * forward / f[f"{dtype}_per_second"],
+    )
+
+
+def _training_step(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
     optimizers = optim.adam(model)
 
-    def train(ready: Tensor) -> None:
-        with autocast(str(device), dtype):
-            logits = model(ready)
-        cross_entropy(logits, ready).backward()
+    def step(tokens: Tensor) -> None:
+        loss(tokens).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
-    return _Contender(
-        "nextpixel",
-        dtype,
-        lambda: tokens,
-        train,
-        config.pixels,
-        lambda f: 3 * batch * forward / f[f"{dtype}_per_second"],
-    )
+    return step
 
 
 def _same(tokens: Tensor) -> Tensor:
@@ -300,8 +314,8 @@ def _drawing_floor(
 ) -> float:
     """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
     weights = "fp32" if mode.weights == "as they are" else mode.weights
-    cache = 4 if weights == "fp32" else 2
-    matrices = config.layers * 12 * config.width**2 + config.colors * config.width
+    cache = 4 if weights == "fp32" else 1 + 4 / config.head_width if mode.attention == "kernel" else 2
+    matrices = config.layers * config.block_matrix_parameters + config.colors * config.width
     mean = known + (drawn + 1) / 2
     read = matrices * BYTES[weights] + batch * 2 * config.layers * mean * config.width * cache
     rate = limits["bf16_per_second" if weights != "fp32" else "fp32_per_second"]
@@ -321,10 +335,20 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
         loaded = transformers.ImageGPTForCausalImageModeling.from_pretrained(Path(folder) / "model").eval().to(device)
     found = []
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        start = torch.full((batch, 1), config.colors)
+        tokens = torch.cat([start, _tokens(config, batch, config.pixels)[:, :-1]], 1).to(device)
+        if work == "train":  # fp32 weights in both, as ours are
+            trained = copy.deepcopy(loaded).train()
+
+            def loss(ready: Tensor, trained: Any = trained, dtype: str = name) -> Tensor:
+                with autocast(str(device), dtype):
+                    return cast(Tensor, trained(ready, labels=ready).loss)
+
+            step = _training_step(trained, loss)
+            found.append(_Contender(f"transformers {name}", name, partial(_same, tokens), step, config.pixels, None))
+            continue
         other = copy.deepcopy(loaded).to(dtype)
         if work == "features":
-            whole = torch.full((batch, 1), config.colors)
-            tokens = torch.cat([whole, _tokens(config, batch, config.pixels)[:, :-1]], 1).to(device)
             layer = config.layers // 2
 
             def features(ready: Tensor, other: Any = other, layer: int = layer) -> object:
@@ -336,7 +360,6 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
             )
             continue
         known, drawn = _stretch(config, work, pixels)
-        start = torch.full((batch, 1), config.colors)
         prompts = torch.cat([start, _tokens(config, batch, known)], 1).to(device)
 
         def prefill(other: Any = other, prompts: Tensor = prompts, *, read: list[Any]) -> Any:

@@ -106,13 +106,18 @@ class ImageGPTConfig:
         return self.width // self.heads
 
     @property
+    def block_matrix_parameters(self) -> int:
+        """Of a block's matrices: queries, keys and values, the projection, and the MLP, four times as wide."""
+        return 12 * self.width**2
+
+    @property
     def parameters(self) -> int:
         """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
         width, layers = self.width, self.layers
         start = width * self.orientations if self.objective == "autoregressive" else 0
         positions = self.pixels * width if self.positions == "learned" else 0
         embeddings = positions + 2 * self.colors * width + start
-        block = 12 * width * width + 2 * width + (2 if self.mix_input else 0)
+        block = self.block_matrix_parameters + 2 * width + (2 if self.mix_input else 0)
         return embeddings + layers * block + width + len(self.classes) * width
 
     @property

@@ -22,8 +22,10 @@ from nextpixel.data import Batches
 from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError, WorkError
 from nextpixel.extraction import described
+from nextpixel.labels import choose_labels, class_numbers, folds_of
+from nextpixel.metrics import Score, score_of
 from nextpixel.optim import cosine_rate, set_rate, sgd
-from nextpixel.probing import MIDDLE_STRENGTH, Score, choose_labels, class_numbers, fit_linear, folds_of, score_of
+from nextpixel.probing import MIDDLE_STRENGTH, fit_linear
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
 
@@ -170,14 +172,6 @@ class Fitted:
     image_passes: list[int]
     """Images seen while training, all trials and the last fit."""
 
-    @property
-    def accuracies(self) -> list[float]:
-        return [score.accuracy for score in self.scores]
-
-    @property
-    def aucs(self) -> list[float]:
-        return [score.auc for score in self.scores if score.auc is not None]
-
 
 def compete(
     name: str,
@@ -192,7 +186,7 @@ def compete(
     seed: int = 0,
     device: str = "cpu",
 ) -> list[Fitted]:
-    """A ResNet on the same random subsets as probing.compare; test labels are looked at once, after the last fit.
+    """A ResNet on the same random subsets as few_labels.compare; test labels are looked at once, after the last fit.
 
     Each trial is fitted to the subset but for one of the folds by which a probe chooses, and judged on that; the best
     is fitted again to the whole subset. A single trial is taken as it is.

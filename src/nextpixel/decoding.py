@@ -21,7 +21,7 @@ from nextpixel.config import Speed
 from nextpixel.devices import choose_dtype
 from nextpixel.model import ImageGPT, KVCache, Linear
 
-INT8_ROWS = 4  # with more rows a product is no longer bound by reading the weights, and bf16 is faster
+PACKED_FOR = 4  # rows of input that oneDNN is told to expect
 FAST_FROM = 1e10  # parameters times drawn pixels: about a second of plain drawing, where setting up begins to pay
 BUCKET = 128  # a CUDA graph is recorded for each length of the cache, rounded up to this
 
@@ -33,7 +33,8 @@ class Mode:
     weights: Literal["as they are", "fp32", "bf16", "int8"]
     """Of the matrices; "as they are" is the plain network in its own dtype."""
     attention: Literal["plain", "kernel", "graph"]
-    """torch's; the C loop of kernels.py; or torch's within a CUDA graph of the whole step."""
+    """torch's; the C loop of kernels.py, over an int8 cache unless the weights are fp32; or torch's within a CUDA graph
+    of the whole step."""
 
     def __str__(self) -> str:
         return f"weights {self.weights}, attention {self.attention}"
@@ -56,7 +57,20 @@ def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") 
         return PLAIN
     if kernels.load() is None:
         return Mode("fp32", "plain")  # torch attends over a bf16 cache more slowly than over an fp32 one
-    return Mode("int8" if rows <= INT8_ROWS else "bf16" if bf16 else "fp32", "kernel")
+    return Mode("int8" if rows <= kernels.int8_rows() else "bf16" if bf16 else "fp32", "kernel")
+
+
+def cache_dtype(model: ImageGPT, mode: Mode) -> torch.dtype:
+    rounded = torch.int8 if mode.attention == "kernel" else torch.bfloat16
+    return {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, rounded)
+
+
+def row_bytes(model: ImageGPT, mode: Mode) -> int:
+    """Memory of one row: its cache, the one it is read or selected from, and the prefill's widest activations."""
+    c = model.config
+    numbers = c.pixels * 2 * c.layers * c.width
+    read = max(2, cache_dtype(model, mode).itemsize)  # a prompt's cache is never int8
+    return numbers * (cache_dtype(model, mode).itemsize + read) + c.pixels * (12 * c.width + 3 * c.colors) * 4
 
 
 class PackedLinear(nn.Module):
@@ -65,7 +79,7 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), INT8_ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), PACKED_FOR)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.ops.mkldnn._linear_pointwise.default(x.to(self.dtype), self.packed, None, "none", [], "")
@@ -77,18 +91,12 @@ class Int8Linear(PackedLinear):
 
     def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
         super().__init__(linear, dtype)
-        self.weight, self.scale = quantise(linear.weight.detach())
+        self.weight, self.scale = kernels.quantise(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[:-1].numel() > INT8_ROWS:
+        if x.shape[:-1].numel() > kernels.int8_rows():
             return super().forward(x)
         return kernels.multiply_int8(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (R, C) and fp32 scales (R,): the largest weight of each row becomes 127."""
-    scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
-    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
 _NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()
@@ -130,12 +138,12 @@ class RowCache(KVCache):
     """
 
     def __init__(self, model: ImageGPT, rows: int, mode: Mode) -> None:
-        dtype = {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, torch.bfloat16)
-        super().__init__(model.config, rows, dtype=dtype, device=model.device)
+        super().__init__(model.config, rows, dtype=cache_dtype(model, mode), device=model.device)
+        self.kernel = mode.attention == "kernel"
         self.used = rows
+        self.scales = torch.ones(2, *self.keys.shape[:-1]) if self.kernel else torch.empty(2, 0)  # of keys and values
         self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
         self.values.zero_()
-        self.kernel = mode.attention == "kernel"
         self.positions = torch.zeros(rows, dtype=torch.int64, device=model.device)
         self.rows = torch.arange(rows, device=model.device)
         self.slots = torch.arange(model.config.pixels, device=model.device)
@@ -143,23 +151,32 @@ class RowCache(KVCache):
     def fill(self, rows: Tensor, other: KVCache, of: Tensor) -> None:
         """Put rows `of` of a freshly read cache into these rows."""
         end = other.length
-        self.keys[:, rows, :, :end] = other.keys[:, of, :, :end].to(self.keys.dtype)
-        self.values[:, rows, :, :end] = other.values[:, of, :, :end].to(self.keys.dtype)
+        for part, read, scales in zip((self.keys, self.values), (other.keys, other.values), self.scales, strict=True):
+            if part.dtype == torch.int8:
+                small, scale = kernels.quantise(read[..., :end, :])
+                part[:, rows, :, :end], scales[:, rows, :, :end] = small[:, of], scale[:, of]
+            else:
+                part[:, rows, :, :end] = read[:, of, :, :end].to(part.dtype)
         self.positions[rows] = min(end, len(self.slots) - 1)
         self.length = min(max(self.length, end), len(self.slots) - 1)
 
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on as row rows[i] was."""
         for layer in range(len(self.keys)):
-            self.keys[layer] = self.keys[layer, rows]
-            self.values[layer] = self.values[layer, rows]
+            for part in self._parts:
+                part[layer] = part[layer, rows]
         self.positions.copy_(self.positions[rows])
 
     def copy(self, row: int, to: int) -> None:
         """Row `to` goes on as row `row` was."""
-        for part in (self.keys, self.values):
+        for part in self._parts:
             part[:, to] = part[:, row]
         self.positions[to] = self.positions[row]
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        """All of the cache, (L, B, ...) each."""
+        return [self.keys, self.values, *(self.scales if self.kernel else ())]
 
     def places(self, slots: int) -> Tensor:
         return self.positions[: self.used, None]
@@ -181,7 +198,8 @@ class RowCache(KVCache):
         keys, values = self.keys[layer, : self.used], self.values[layer, : self.used]
         rows, positions = self.rows[: self.used], self.positions[: self.used]
         if self.kernel:
-            return kernels.attend(q, k, v, keys, values, positions)
+            key_scales, value_scales = self.scales[:, layer, : self.used]
+            return kernels.attend(q, k, v, keys, values, (key_scales, value_scales), positions)
         keys[rows, :, positions] = k[:, :, 0].to(keys.dtype)
         values[rows, :, positions] = v[:, :, 0].to(keys.dtype)
         end = self.bucket
@@ -225,7 +243,8 @@ class Decoder:
     @torch.inference_mode()
     def read(self, prompts: Tensor, orientation: int = 0) -> tuple[Tensor, KVCache]:
         """The prefill of prompts (M, P) alone: logits (M, K) of the next pixel, and what RowCache.fill takes."""
-        read = self.network.new_cache(len(prompts), self.cache.keys.dtype)
+        dtype = self.cache.keys.dtype
+        read = self.network.new_cache(len(prompts), torch.bfloat16 if dtype == torch.int8 else dtype)
         return self.network.extend(prompts, read, orientation)[:, -1], read
 
     @torch.inference_mode()

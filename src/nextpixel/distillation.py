@@ -113,6 +113,11 @@ def start_run(
 
 def go_on(run: Run, images: Any = None) -> ResNet:
     """Look at the images with the teacher where that is not done, and train the student to its end."""
+    with run.locked():
+        return _train(run, images)
+
+
+def _train(run: Run, images: Any) -> ResNet:
     with reading(run) as facts:
         config = DistillConfig(**facts["config"])
         decided = Decisions(**facts["decisions"])
@@ -133,10 +138,8 @@ def go_on(run: Run, images: Any = None) -> ResNet:
 
     steps = run.steps()
     if steps:
-        try:
-            student = load_backbone(run.folder(steps[-1]))
-        except InputError as error:
-            raise run.damaged(steps[-1], error) from None
+        with run.reading(steps[-1]) as folder:
+            student = load_backbone(folder)
         assert isinstance(student, ResNet)
     else:
         student = ResNet(shape, seed=config.seed)
@@ -199,13 +202,7 @@ def go_on(run: Run, images: Any = None) -> ResNet:
 
     train(
         run,
-        Cadence(
-            config.steps,
-            config.log_every_steps,
-            config.evaluate_every_steps,
-            config.checkpoint_every_steps,
-            config.checkpoint_every_minutes,
-        ),
+        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
         model=student,
         optimizers=optim.sgd(student, config.weight_decay),
         batch_at=batch_at,

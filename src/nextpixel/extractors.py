@@ -23,6 +23,7 @@ from nextpixel.extraction import Backbone, check_layers, described, features_nam
 from nextpixel.images import crop_resize
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.resnet import ResNet
 
 PIXELS = "pixels"
 UNTRAINED = "untrained"
@@ -78,9 +79,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     if what == PIXELS:
         return pixel_extractor(judged.config.side)
     if what == UNTRAINED:
-        model = ImageGPT(judged.config, seed=0).to(judged.device).eval()
-        model.palette = judged.palette
-        return model_extractor(model, layer, kind=UNTRAINED)
+        return model_extractor(untrained(judged), layer, kind=UNTRAINED)
     if what.endswith(".onnx"):
         return onnx_extractor(what, judged.config.side)
     if what.endswith(".npz"):
@@ -97,6 +96,15 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
             f"--extractor: expected {PIXELS}, {UNTRAINED}, a .onnx file, or a model (a folder, a run, a hub name), got "
             f"{what!r}; {str(error).removeprefix('--model: ')}"
         ) from None
+
+
+def untrained(model: Backbone, seed: int = 0) -> Backbone:
+    """A model of the same shape with random weights, for the same pictures."""
+    if isinstance(model, ResNet):
+        return ResNet(model.config, seed=seed).to(model.device).eval()
+    random = ImageGPT(model.config, seed=seed).to(model.device).eval()
+    random.palette = model.palette
+    return random
 
 
 def raw_pixels(squares: NDArray[np.uint8]) -> NDArray[np.float32]:

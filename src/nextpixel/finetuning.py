@@ -21,15 +21,25 @@ from torch.nn import functional as F
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
 from nextpixel.checkpoints.files import read_json, write_json
-from nextpixel.config import INIT_RATE, FinetuneConfig, ImageGPTConfig, peak_rate, replace_checked
-from nextpixel.data import Batches, DecodedSet, decode
-from nextpixel.devices import autocast, choose_device, set_threads
+from nextpixel.config import INIT_RATE, FinetuneConfig, peak_rate, replace_checked
+from nextpixel.data import DecodedSet, decode
+from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
+from nextpixel.labels import (
+    choose_labels,
+    class_numbers,
+    given_labels,
+    held_out,
+    labels_of_readable,
+    refuse_overlap,
+)
 from nextpixel.model import ImageGPT
 from nextpixel.preparation import (
+    Begun,
     Decisions,
     TokenBatch,
     accumulate,
+    batches_of,
     begun_before,
     create_run,
     decide,
@@ -40,18 +50,11 @@ from nextpixel.preparation import (
     pixel_loss,
     reading,
     ready,
+    taking_up,
     token_batches,
     write_whole,
 )
-from nextpixel.probing import (
-    LinearProbe,
-    choose_labels,
-    class_numbers,
-    given_labels,
-    held_out,
-    labels_of_readable,
-    refuse_overlap,
-)
+from nextpixel.probing import LinearProbe
 from nextpixel.progress import say
 from nextpixel.sources import Source, open_source
 from nextpixel.tracking import check_tracker
@@ -196,46 +199,25 @@ def _start(
 
 def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint to its end, and then look at the test images; returns its best model."""
+    with taking_up(run, FinetuneConfig, images) as begun:
+        return _train(begun, test)
+
+
+def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
     with reading(run) as facts:
-        config = FinetuneConfig(**facts["config"])
-        decided = Decisions(**facts["decisions"])
-        shape = ImageGPTConfig(**facts["model"])
-        data = {name: facts["data"][name] for name in ("source", "path", "split")}
         arrays = run.arrays()
         labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
-    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
-    decided = replace(decided, device=device)
-    distributed.share(config.batch_images)
-    set_threads(decided.threads)
-    train_set, validation_set = distributed.in_turn(
-        lambda: find_sets(
-            (decided.train_key, decided.validation_key),
-            config.cache,
-            data,
-            images,
-            lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"]),
-        )
-    )
     steps = distributed.first_does(run.steps)
     if not steps:
         raise InputError(f"{run.path}: expected a checkpoint to go on from, got none; start a new run")
-    try:
-        model = load(run.folder(steps[-1]))
-    except InputError as error:
-        raise run.damaged(steps[-1], error) from None
+    with run.reading(steps[-1]) as folder:
+        model = load(folder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
     # frozen, the generative loss would be a constant
     network = ready(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
-    batches = Batches(
-        train_set.squares,
-        train_numbers,
-        side=shape.side,
-        batch_images=config.batch_images,
-        augment=config.augment,
-        seed=config.seed,
-        part=(distributed.number(), distributed.processes()),
-    )
+    batches = batches_of(begun, train_numbers)
     tokens_at, placed = token_batches(batches, model, decided.device)
 
     def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
@@ -254,7 +236,7 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
 
         return accumulate(network, loss_of, len(tokens), decided)
 
-    held_squares = validation_set.squares[validation_numbers]
+    held_squares = begun.validation_set.squares[validation_numbers]
     held_names = np.array(shape.classes)[labels[validation_numbers]]
 
     def evaluate(step: int) -> dict[str, float]:
@@ -265,12 +247,10 @@ def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
 
     train(
         run,
-        Cadence(
-            decided.steps,
-            config.log_every_steps,
-            config.evaluate_every_epochs * epoch_steps(config, len(train_numbers)),
-            config.checkpoint_every_steps,
-            config.checkpoint_every_minutes,
+        Cadence.of(
+            config,
+            steps=decided.steps,
+            evaluate_every_steps=config.evaluate_every_epochs * epoch_steps(config, len(train_numbers)),
         ),
         model=model,
         optimizers=optim.adam(model),

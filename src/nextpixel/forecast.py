@@ -9,8 +9,8 @@ import torch
 from nextpixel import distributed, plan
 from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.errors import InputError
-from nextpixel.preparation import Placement, expected_memory
-from nextpixel.progress import capacity, duration, say
+from nextpixel.preparation import Decisions, Placement, expected_memory, free_bytes
+from nextpixel.progress import capacity, duration, is_first, say
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,17 @@ def forecast(config: PretrainConfig, shape: ImageGPTConfig, place: Placement, do
     return Forecast(config, shape, place, need, max(0, config.steps - done_steps) * config.batch_images)
 
 
-def tell(found: Forecast) -> None:
-    """Say it on stderr: parameters, FLOPs, memory by part beside what is free, and the time where it can be told."""
-    place, need = found.place, found.memory
+def tell(config: PretrainConfig, shape: ImageGPTConfig, decided: Decisions, done_steps: int) -> None:
+    """Say on stderr what is left of a run: parameters, FLOPs, memory by part beside what is free, the time if known.
+
+    A run that has begun keeps its settings, so one that may not fit is only warned of.
+    """
+    device = decided.device
+    place = Placement(device, decided.dtype, decided.compile, decided.micro_batch_images, free_bytes(device))
+    found = forecast(config, shape, place, done_steps)
+    if not (is_first() and found.images):
+        return
+    need = found.memory
     image = plan.flops_per_image(found.shape)
     say(
         f"Plan: {found.shape.parameters:,} parameters; {image / 1e9:,.3g} GFLOP an image, "
@@ -54,6 +62,8 @@ def tell(found: Forecast) -> None:
     )
     if said := _time(found):
         say(f"Plan: {said}")
+    if not found.fits:
+        say(f"It may not fit: {_shortage(found)}")
 
 
 def refuse(found: Forecast) -> None:
@@ -76,10 +86,10 @@ def refuse(found: Forecast) -> None:
         own_shape=config.init is None,
     )
     helps = f"it fits with {would}" if would else "no setting makes it fit: take a device with more memory"
-    raise InputError(f"{shortage(found)}; {helps}, or begin all the same with --force")
+    raise InputError(f"{_shortage(found)}; {helps}, or begin all the same with --force")
 
 
-def shortage(found: Forecast) -> str:
+def _shortage(found: Forecast) -> str:
     """How much memory is expected, and how much there is."""
     place, usable = found.place, capacity(plan.usable_bytes(found.place.free_bytes))
     return (

@@ -1,9 +1,9 @@
 """Attention of one query and products with int8 weights on a CPU, in C.
 
-torch reads a bf16 cache at 3 GB/s there when each row asks one query, and int8 weights at 15; these loops read at 17 to
-23, on one core whose memory gives 37 (docs/performance.md). The machine's own C compiler builds them once, in half a
-second, into the user's cache, or for this process alone where that cannot be written. Without one, `load` says so by
-None and drawing goes on with torch alone.
+torch reads a bf16 cache at 3 GB/s there when each row asks one query, attends over no int8 cache, and slows down where
+a few rows meet int8 weights; these loops do not (docs/performance.md). The machine's own C compiler builds them once,
+in half a second, into the user's cache, or for this process alone where that cannot be written. Without one, `load`
+says so by None and drawing goes on with torch alone.
 """
 
 from __future__ import annotations
@@ -57,10 +57,13 @@ def _load() -> ctypes.CDLL | None:
     except subprocess.SubprocessError:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for function in (library.attend_float, library.attend_bf16):
-        function.argtypes, function.restype = [pointer] * 7 + [number] * 4 + [ctypes.c_int], None
-    library.multiply_int8.argtypes = [pointer] * 4 + [number] * 3 + [ctypes.c_int]
-    library.multiply_int8.restype = None
+    library.int8_rows.argtypes, library.int8_rows.restype = [], number
+    for function in (library.attend_float, library.attend_int8_t):
+        function.argtypes, function.restype = [pointer] * 9 + [number] * 4 + [ctypes.c_int], None
+    for name in ("multiply_int8", "multiply_int8_bf16"):
+        if hasattr(library, name):  # the second only where the processor multiplies bf16
+            function = getattr(library, name)
+            function.argtypes, function.restype = [pointer] * 4 + [number] * 3 + [ctypes.c_int], None
     return library
 
 
@@ -86,27 +89,47 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))}))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def int8_rows() -> int:
+    """The most rows of input for which int8 weights are the fastest on this processor: 4, or 16 where it has bf16."""
+    library = load()
+    return library.int8_rows() if library is not None else 0
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (..., C) and fp32 scales (...): the largest number of each row becomes 127."""
+    scale = x.float().abs().amax(-1).clamp_min(1e-12) / 127
+    return (x.float() / scale[..., None]).round().to(torch.int8), scale
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor], positions: Tensor
+) -> Tensor:
     """Store k and v (B, N, 1, E) in slot positions[b] of keys and values (B, N, T, E); attend to the slots up to it.
 
-    The cache is fp32 or bf16, the arithmetic fp32; returns fp32 (B, N, 1, E).
+    The cache is fp32, or int8 with fp32 scales (B, N, T) of the keys and of the values (ones for fp32); the arithmetic
+    is fp32. Returns fp32 (B, N, 1, E).
     """
     library = load()
     assert library is not None
     q, k, v = (x.float().contiguous() for x in (q, k, v))
     out = torch.empty_like(q)
-    function = library.attend_bf16 if keys.dtype == torch.bfloat16 else library.attend_float
-    tensors = (q, k, v, keys, values, positions, out)
+    function = library.attend_int8_t if keys.dtype == torch.int8 else library.attend_float
+    tensors = (q, k, v, keys, values, *scales, positions, out)
     function(*(x.data_ptr() for x in tensors), *keys.shape, torch.get_num_threads())
     return out
 
 
 def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (M, C) times int8 weight (R, C) transposed, each row of it times its scale (R,): fp32 (M, R)."""
+    """x (M, C) times int8 weight (R, C) transposed, each row of it times its scale (R,): fp32 (M, R).
+
+    R is a multiple of 4, C of 64. Above two rows x is rounded to bf16 where the processor multiplies bf16.
+    """
     library = load()
     assert library is not None
-    x = x.float().contiguous()
+    narrow = x.shape[0] > 2 and hasattr(library, "multiply_int8_bf16")
+    function = library.multiply_int8_bf16 if narrow else library.multiply_int8
+    x = x.to(torch.bfloat16 if narrow else torch.float32).contiguous()
     out = torch.empty((x.shape[0], weight.shape[0]))
     tensors = (x, weight, scale, out)
-    library.multiply_int8(*(t.data_ptr() for t in tensors), x.shape[0], *weight.shape, torch.get_num_threads())
+    function(*(t.data_ptr() for t in tensors), x.shape[0], *weight.shape, torch.get_num_threads())
     return out

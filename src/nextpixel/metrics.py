@@ -42,6 +42,40 @@ def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+@dataclass(frozen=True)
+class Score:
+    """Predicted classes of test images against the true ones."""
+
+    images: int
+    accuracy: float
+    top_5: float | None
+    """Where there are more than five classes."""
+    auc: float | None
+    """Area under the ROC curve of the second class, where there are two and images of both."""
+    confusion: NDArray[np.int64]
+    """(C, C), row the true class."""
+
+
+def score_of(
+    chances: NDArray[np.float32],
+    numbers: NDArray[np.integer],
+    classes: int,
+    voted: NDArray[np.integer] | None = None,
+) -> Score:
+    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest."""
+    return Score(
+        len(numbers),
+        top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
+        top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
+        auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
+        confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
+    )
+
+
+def accuracies(scores: Sequence[Score]) -> list[float]:
+    return [score.accuracy for score in scores]
+
+
 def majority(votes: NDArray[np.integer], classes: int, seed: int) -> NDArray[np.int64]:
     """The commonest number 0..C-1 in each column of votes (M, N), (N,); ties fall at random, by the seed."""
     counts = np.stack([(votes == number).sum(0) for number in range(classes)], axis=1)

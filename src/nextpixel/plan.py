@@ -82,7 +82,7 @@ def _forward_flops(config: ImageGPTConfig, seen: int) -> int:
 
 def _block_flops(config: ImageGPTConfig, seen: int) -> int:
     attention = 2 * seen * config.width  # two products with `seen` positions each
-    return 2 * config.pixels * (12 * config.width**2 + attention)
+    return 2 * config.pixels * (config.block_matrix_parameters + attention)
 
 
 def _seen(config: ImageGPTConfig) -> int:
@@ -188,11 +188,11 @@ def memory(
 ) -> Memory:
     """Peak bytes on one device. Weights, gradients and optimiser are fp32, cut into `shards` parts (FSDP)."""
     weights = 4 * config.parameters
-    matrices = 4 * 12 * config.layers * config.width**2 if optimizer == "muon" else 0
+    matrices = 4 * config.layers * config.block_matrix_parameters if optimizer == "muon" else 0
     logits = micro_batch * config.pixels * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
     logits *= config.colors
     image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
-    gathered = 0 if shards == 1 else 2 * 2 * 12 * config.width**2  # two blocks in bf16: one at work, one on its way
+    gathered = 0 if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two in bf16: one at work, one coming
     return Memory(
         math.ceil(weights / shards) + gathered,
         math.ceil(weights / shards) + (0 if shards == 1 else gathered),

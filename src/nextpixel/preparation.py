@@ -8,14 +8,15 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextpixel import distributed, optim, plan
@@ -35,6 +36,7 @@ PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings tha
 
 # tokens (B, T), or squares to encode; which are hidden (B, T); how each picture lies (B,)
 TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
+Settings = TypeVar("Settings", bound=GPTRunConfig)
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,62 @@ def find_sets(
             "changed); restore them, or start a new run"
         )
     return sets
+
+
+@dataclass(frozen=True)
+class Begun(Generic[Settings]):
+    """A run of an Image GPT that was begun: what run.json tells, and its sets, found again."""
+
+    run: Run
+    config: Settings
+    decided: Decisions
+    """With the device of this process."""
+    shape: ImageGPTConfig
+    data: dict[str, Any]
+    train_set: DecodedSet
+    validation_set: DecodedSet
+
+
+@contextmanager
+def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun[Settings]]:
+    """Meet the other processes, set this one up as was decided when the run began, and find the run's sets.
+
+    Raises InputError where somebody else is at work on the run, which is locked for as long as this lasts.
+    """
+    with reading(run) as facts:
+        config = settings(**facts["config"])
+        decided = Decisions(**facts["decisions"])
+        shape = ImageGPTConfig(**facts["model"])
+        data = {name: facts["data"][name] for name in ("source", "path", "split")}
+        validation = facts["config"].get("validation")
+    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
+    distributed.share(config.batch_images)
+    set_threads(decided.threads)
+    with ExitStack() as held:
+        distributed.first_does(lambda: held.enter_context(run.locked()))
+        train_set, validation_set = distributed.in_turn(
+            lambda: find_sets(
+                (decided.train_key, decided.validation_key),
+                config.cache,
+                data,
+                images,
+                lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], validation),
+            )
+        )
+        yield Begun(run, config, replace(decided, device=device), shape, data, train_set, validation_set)
+
+
+def batches_of(begun: Begun[Any], numbers: NDArray[np.int64]) -> Batches:
+    """This process's part of the batches of those training images."""
+    return Batches(
+        begun.train_set.squares,
+        numbers,
+        side=begun.shape.side,
+        batch_images=begun.config.batch_images,
+        augment=begun.config.augment,
+        seed=begun.config.seed,
+        part=(distributed.number(), distributed.processes()),
+    )
 
 
 def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:

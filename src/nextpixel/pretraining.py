@@ -26,26 +26,24 @@ from nextpixel.config import (
     read_recipe,
     replace_checked,
 )
-from nextpixel.data import Batches, DecodedSet, split_indices
-from nextpixel.devices import autocast, choose_device, set_threads
+from nextpixel.data import DecodedSet, split_indices
+from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
-from nextpixel.forecast import forecast, refuse, shortage, tell
+from nextpixel.forecast import forecast, refuse, tell
 from nextpixel.images import grid, save_png
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.preparation import (
-    Decisions,
-    Placement,
+    Begun,
     TokenBatch,
     absolute,
     accumulate,
+    batches_of,
     begun_before,
     create_run,
     decide,
     decode_sets,
-    find_sets,
-    free_bytes,
     judging,
     launch,
     named,
@@ -54,10 +52,11 @@ from nextpixel.preparation import (
     place,
     reading,
     ready,
+    taking_up,
     token_batches,
     write_whole,
 )
-from nextpixel.progress import is_first, say
+from nextpixel.progress import say
 from nextpixel.ridge import ridge_accuracy, ridge_images
 from nextpixel.sampling import draw
 from nextpixel.tracking import check_tracker
@@ -89,7 +88,7 @@ def pretrain(
     if resume is not None:
         if settings or not (out is recipe is split is branch is None):
             raise InputError("--resume takes the settings of its run; expected none beside it")
-        run = resume_run(resume)
+        run = Run.open(resume, KIND)
     elif branch is not None:
         others = settings.keys() - {"steps", "cooldown_fraction"}
         if out is None or "steps" not in settings or others or not (recipe is split is None):
@@ -107,7 +106,7 @@ def pretrain(
 
 
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None, *, force: bool = False) -> Run:
-    """Decode the images, tell the plan, decide everything once, and create the run folder.
+    """Decode the images, decide everything once, and create the run folder.
 
     Of several processes the first one does; where torchrun started this command before, its run is returned. A run
     whose plan does not fit the memory is an InputError before any of that, unless `force`.
@@ -116,24 +115,6 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
     return distributed.first_does(
         lambda: begun_before(out, KIND, config) or _start(images, out, config, split, force), patient=True
     )
-
-
-def resume_run(path: str | Path) -> Run:
-    """A run to go on with, with its plan told. It keeps its settings, so one that may not fit is only warned of."""
-    run = Run.open(path, KIND)
-    if is_first():
-        with reading(run) as facts:
-            config = PretrainConfig(**facts["config"])
-            decided = Decisions(**facts["decisions"])
-            shape = ImageGPTConfig(**facts["model"])
-        device = choose_device(decided.device)
-        placed = Placement(device, decided.dtype, decided.compile, decided.micro_batch_images, free_bytes(device))
-        found = forecast(config, shape, placed, (run.steps() or [0])[-1])
-        if found.images:
-            tell(found)
-            if not found.fits:
-                say(f"It may not fit: {shortage(found)}")
-    return run
 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
@@ -156,15 +137,13 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     if config.augment == "orient" and shape.orientations == 1:
         raise InputError("--augment orient: the model of --init has one start vector, not one for each orientation")
     placed = place(config, shape, config.steps, config.chosen_optimizer)
-    found = forecast(config, shape, placed)
     if not force:
-        refuse(found)
+        refuse(forecast(config, shape, placed))
     arrays = None
     if config.probe_data:
         arrays = ridge_images(config.probe_data, shape.side, model.fit, config.probe_images, config.seed)
     sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
     train_indices, validation_indices = _choose(*sets, config)
-    tell(found)  # no earlier: bad input is one sentence and nothing else
     decided = decide(
         config,
         shape=shape,
@@ -200,10 +179,9 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
     fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
     changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
     distributed.join(choose_device(config.device), config.timeout_minutes)
-    run = distributed.first_does(
+    return distributed.first_does(
         lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
     )
-    return resume_run(run.path)
 
 
 def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
@@ -226,39 +204,27 @@ def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfi
 
 def go_on(run: Run, images: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint, or its start, to its end; returns its best model."""
+    with taking_up(run, PretrainConfig, images) as begun:
+        return _train(begun)
+
+
+def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
     with reading(run) as facts:
-        config = PretrainConfig(**facts["config"])
-        decided = Decisions(**facts["decisions"])
-        shape = ImageGPTConfig(**facts["model"])
         palette = palette_of(facts, config.cache)
-        data = {name: facts["data"][name] for name in ("source", "path", "split")}
-    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
-    decided = replace(decided, device=device)
-    distributed.share(config.batch_images)
-    set_threads(decided.threads)
-    train_set, validation_set = distributed.in_turn(
-        lambda: find_sets(
-            (decided.train_key, decided.validation_key),
-            config.cache,
-            data,
-            images,
-            lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], config.validation),
-        )
-    )
-    train_indices, validation_indices = _choose(train_set, validation_set, config)
+    train_indices, validation_indices = _choose(begun.train_set, begun.validation_set, config)
     steps = distributed.first_does(run.steps)
+    tell(config, shape, decided, done_steps=(steps or [0])[-1])
     if steps:
-        try:
-            model = load(run.folder(steps[-1]))
-        except InputError as error:
-            raise run.damaged(steps[-1], error) from None
+        with run.reading(steps[-1]) as folder:
+            model = load(folder)
     elif config.init:
         model = _first_model(config)
     else:
         model = ImageGPT(shape, seed=config.seed)
     model.palette, model.fit = palette, decided.fit
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
-    model.facts = before | {"trained_on": data["source"], "steps": config.steps, "seed": config.seed}
+    model.facts = before | {"trained_on": begun.data["source"], "steps": config.steps, "seed": config.seed}
     if config.init and not steps:  # from here on the run needs that model no more
 
         def begin() -> None:
@@ -268,16 +234,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         distributed.first_does(begin)
     network = ready(model, config, decided)
     optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
-    batches = Batches(
-        train_set.squares,
-        train_indices,
-        side=shape.side,
-        batch_images=config.batch_images,
-        augment=config.augment,
-        seed=config.seed,
-        part=(distributed.number(), distributed.processes()),
-    )
-    batch_at, placed = token_batches(batches, model, decided.device)
+    batch_at, placed = token_batches(batches_of(begun, train_indices), model, decided.device)
 
     def step(batch: TokenBatch) -> Tensor:
         tokens, hidden, lie = placed(batch)
@@ -297,7 +254,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
         falling = config.cooldown_fraction
         return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
 
-    held_out = validation_set.squares[validation_indices]
+    held_out = begun.validation_set.squares[validation_indices]
     probed = run.arrays() if config.probe_data else {}
     masked = shape.objective == "masked"
 
@@ -325,13 +282,7 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
 
     train(
         run,
-        Cadence(
-            config.steps,
-            config.log_every_steps,
-            config.evaluate_every_steps,
-            config.checkpoint_every_steps,
-            config.checkpoint_every_minutes,
-        ),
+        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
         model=model,
         optimizers=optimizers,
         batch_at=batch_at,

@@ -5,8 +5,6 @@ Layer and strength are chosen on held-out training images; test images are never
 
 from __future__ import annotations
 
-import csv
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,50 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
-from nextpixel.data import DecodedSet
 from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled
-from nextpixel.metrics import auroc, confusion, majority, top_k_accuracy
+from nextpixel.labels import class_numbers, folds_of, given_labels
+from nextpixel.metrics import Score, majority, score_of
 from nextpixel.model import ImageGPT
 from nextpixel.resnet import ResNet
 from nextpixel.sources import load_images, open_source
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
 MIDDLE_STRENGTH = STRENGTHS[2]
-HELD_OUT = 0.1
-FOLDS = 5
-NEIGHBOURS = 20
-FOLDS_BELOW = 2_000  # training images: one held-out tenth of fewer is too noisy to choose by
-
-
-@dataclass(frozen=True)
-class Score:
-    """A probe on test images."""
-
-    images: int
-    accuracy: float
-    top_5: float | None
-    """Where there are more than five classes."""
-    auc: float | None
-    """Area under the ROC curve of the second class, where there are two and images of both."""
-    confusion: NDArray[np.int64]
-    """(C, C), row the true class."""
-
-
-def score_of(
-    chances: NDArray[np.float32],
-    numbers: NDArray[np.integer],
-    classes: int,
-    voted: NDArray[np.integer] | None = None,
-) -> Score:
-    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest."""
-    return Score(
-        len(numbers),
-        top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
-        top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
-        auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
-        confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
-    )
 
 
 @dataclass(frozen=True)
@@ -289,183 +253,6 @@ class LinearProbe:
         return self.model
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One way to describe the same images: features of the training and test images, (N, J, D) each."""
-
-    name: str
-    train: NDArray[np.float32]
-    test: NDArray[np.float32]
-    layers: list[int]
-    trials: int | None = None
-    """Strengths to choose among, from the middle outwards; all of them unless told."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one reading reached with some labels per class (None: all), over repeats with other labels drawn."""
-
-    reading: str
-    labels_per_class: int | None
-    scores: list[Score]
-    neighbours: list[float]
-    """Accuracy of nearest neighbours in the same features: cosine, 20 or as many as the rarest class has."""
-    layers: list[list[int]]
-    seconds: list[float]
-    """Of choosing layer and strength and of fitting, without those of the features."""
-    train_images: list[int]
-    trials: list[list[dict[str, Any]]]
-    """For each repeat what was tried, with its accuracy on held-out training images."""
-
-    @property
-    def accuracies(self) -> list[float]:
-        return [score.accuracy for score in self.scores]
-
-    @property
-    def aucs(self) -> list[float]:
-        return [score.auc for score in self.scores if score.auc is not None]
-
-
-def compare(
-    readings: Sequence[Reading],
-    labels: NDArray[Any],
-    test_labels: NDArray[Any],
-    *,
-    labels_per_class: Sequence[int | None] = (None,),
-    repeats: int = 5,
-    seed: int = 0,
-) -> list[Result]:
-    """Every reading on the same random subsets (the few-label protocol of Chen et al. 2020, no augmentation).
-
-    The subset is a function of (seed, labels per class, repeat). Layer and strength are chosen within the subset.
-    """
-    results = []
-    for count in labels_per_class:
-        subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
-        for reading in readings:
-            scores, neighbours, layers, seconds, trials = [], [], [], [], []
-            images = [len(rows) for rows in subsets]
-            for rows in subsets:
-                several, began = len(reading.layers) > 1, time.perf_counter()
-                strengths = STRENGTHS if reading.trials is None else middle_strengths(reading.trials)
-                probe = LinearProbe(None, "best" if several else reading.layers[0], seed=seed, strengths=strengths)
-                probe.fit_features(reading.train[rows], labels[rows], layers=reading.layers)
-                seconds.append(time.perf_counter() - began)
-                trials.append(probe.trials_)
-                place = reading.layers.index(probe.layers_[0])
-                train, test = reading.train[rows, place], reading.test[:, place]
-                scores.append(probe.evaluate_features(test, test_labels))
-                neighbours.append(_neighbours(train, labels[rows], test, test_labels))
-                layers.append(probe.layers_)
-            results.append(Result(reading.name, count, scores, neighbours, layers, seconds, images, trials))
-    return results
-
-
-def _neighbours(
-    train: NDArray[np.float32], labels: NDArray[Any], test: NDArray[np.float32], test_labels: NDArray[Any]
-) -> float:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    mean, scale = train.mean(0), np.maximum(train.std(0), 1e-6)
-    count = min(NEIGHBOURS, int(np.unique(labels, return_counts=True)[1].min()))
-    nearest = KNeighborsClassifier(count, metric="cosine").fit((train - mean) / scale, labels)
-    return float(nearest.score((test - mean) / scale, test_labels))
-
-
-def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat: int) -> NDArray[np.int64]:
-    """Places of that many images of each class, in order; all of them for None."""
-    if per_class is None:
-        return np.arange(len(labels))
-    rng = np.random.default_rng([seed, 0xFE7, per_class, repeat])
-    chosen = []
-    for name in np.unique(labels):
-        members = np.flatnonzero(labels == name)
-        if len(members) < per_class:
-            raise InputError(
-                f"--labels-per-class: expected at most {len(members)}, all of class {name}, got {per_class}"
-            )
-        chosen.append(rng.choice(members, per_class, replace=False))
-    return np.sort(np.concatenate(chosen))
-
-
-def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
-    """The label of each name, by a CSV file with the columns file and label."""
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # Excel begins its files with a mark
-            rows = csv.DictReader(file)
-            if not {"file", "label"} <= set(rows.fieldnames or ()):
-                raise InputError(f"{path}: expected the columns file and label, got {rows.fieldnames}")
-            found = {row["file"]: row["label"] for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a CSV file of file,label, got something unreadable: {error}") from None
-    missing = [name for name in names if not found.get(name)]
-    if missing:
-        raise InputError(
-            f"{path}: expected a label for each picture, got none for {missing[0]} ({len(missing)} in all); add rows"
-        )
-    return np.array([found[name] for name in names])
-
-
-def labels_of(source: Any) -> NDArray[Any]:
-    """The labels of a source, or of what was decoded of one that has labels, as class names where it has them."""
-    if source.labels is None:
-        raise InputError(
-            f"{source.source_name}: expected labelled images: a sub-folder for each class, a label column, or a CSV of "
-            "file,label; got images without labels"
-        )
-    return source.labels if source.classes is None else np.asarray(source.classes)[source.labels]
-
-
-def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels") -> NDArray[np.int64]:
-    """The place in `classes` of each label, (N,); a number and its digits are the same class.
-
-    Raises InputError, which begins with `what`, for a label that is none of the classes.
-    """
-    names, known = np.asarray(labels).astype(str), classes.astype(str)
-    strangers = np.setdiff1d(names, known)
-    if len(strangers):
-        raise InputError(f"{what}: expected the classes of the training images, got {str(strangers[0])!r} as well")
-    order = np.argsort(known)
-    return order[np.searchsorted(known, names, sorter=order)]
-
-
-def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[Any]:
-    """The label of each picture of a source: those given, or in a CSV file (see labels_from_csv), or its own."""
-    if labels is None:
-        return labels_of(source)
-    if isinstance(labels, str | Path):
-        return labels_from_csv(labels, source.names)
-    names = np.asarray(labels)
-    if names.shape != (len(source),):
-        raise InputError(f"labels: expected {len(source)}, one for each image, got {names.shape}")
-    return names
-
-
-def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:
-    """Those of the pictures of a source that could be decoded.
-
-    Raises InputError where their names do not tell which these are.
-    """
-    if len(decoded) == len(labels):
-        return labels
-    readable = np.isin(list(source.names), list(decoded.names))
-    if readable.sum() != len(decoded):
-        raise InputError(
-            f"{source.source_name}: some pictures cannot be read and have the names of others, so it is not known "
-            "which labels are theirs; remove or repair them"
-        )
-    return labels[readable]
-
-
-def refuse_overlap(train: Any, test: Any) -> None:
-    """Raises InputError where test images are the training images: a figure from them would say nothing."""
-    if train.fingerprint() == test.fingerprint():
-        raise InputError(
-            f"{test.source_name}: expected test images other than the training images, got the same; keep some apart "
-            "for --test"
-        )
-
-
 def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], strength: float) -> Linear:
     """Logistic regression of labels 0..C-1 on standardised features (N, D)."""
     from sklearn.linear_model import LogisticRegression
@@ -517,37 +304,3 @@ def _choose(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
 def middle_strengths(count: int) -> list[float]:
     """That many strengths, from the middle outwards; all of them at most."""
     return sorted(STRENGTHS, key=lambda strength: abs(np.log(strength / MIDDLE_STRENGTH)))[:count]
-
-
-def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
-    """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
-
-    Stratified: every class is on both sides, but for those of a single image, which is never held out. None where
-    all are of a single image.
-    """
-    counts = np.bincount(labels)
-    several = counts > 1
-    if not several.any():
-        return []
-    if len(labels) >= FOLDS_BELOW:
-        return [held_out(labels, HELD_OUT, seed)]
-    place = _places(labels, seed)
-    folds = min(FOLDS, int(counts[several].min()))
-    return [(place % folds == fold) & several[labels] for fold in range(folds)]
-
-
-def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """A stratified part (N,) of labels 0..C-1: that fraction of each class, at least one image but never all of it."""
-    counts = np.bincount(labels)
-    held = np.minimum(np.maximum(1, counts * fraction).astype(np.int64), counts - 1)
-    return np.asarray(_places(labels, seed) < held[labels])
-
-
-def _places(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
-    """0, 1, 2, ... within each class, in random order, (N,)."""
-    rng = np.random.default_rng([seed, 0xF01D])
-    place = np.empty(len(labels), np.int64)
-    for number in range(labels.max() + 1):
-        members = np.flatnonzero(labels == number)
-        place[members] = rng.permutation(len(members))
-    return place

@@ -17,8 +17,9 @@ from nextpixel.config import Fit
 from nextpixel.errors import InputError
 from nextpixel.extraction import described
 from nextpixel.images import UnreadableImage
+from nextpixel.labels import folds_of, held_out, labels_of
 from nextpixel.model import ImageGPT
-from nextpixel.probing import Linear, folds_of, held_out, labels_of, standard
+from nextpixel.probing import Linear, standard
 from nextpixel.sources import open_source
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the number of images, on standardised features

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import KeepSide, SamplingConfig, Speed
-from nextpixel.decoding import Decoder, Mode, choose_mode
+from nextpixel.decoding import Decoder, Mode, choose_mode, row_bytes
 from nextpixel.devices import free_memory_bytes
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, from_array, orient, upright
@@ -147,8 +147,9 @@ def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: in
     prompts = prompt_tokens(model, squares, keep)
     kept_rows = prompts.shape[1] // side
     count = len(prompts) * n
-    size = min(ROWS_AT_MOST, max(1, int(MEMORY_SHARE * free_memory_bytes(str(model.device)) / _row_bytes(model))))
     mode = choose_mode(model, count, model.config.pixels - prompts.shape[1], speed)
+    memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
+    size = min(ROWS_AT_MOST, max(1, int(memory / row_bytes(model, mode))))
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
     return _Plan(prompts, n, kept_rows, batches, mode)
 
@@ -172,12 +173,6 @@ def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: floa
             f"{side} rows to draw, got {keep}"
         )
     return model.palette.encode(squares)[:, : round(keep * side) * side]
-
-
-def _row_bytes(model: ImageGPT) -> int:
-    """Memory of one candidate: its cache, twice while rows are selected, and the prefill's widest activations."""
-    c = model.config
-    return c.pixels * (4 * c.layers * c.width + 12 * c.width + 3 * c.colors) * model.head.weight.element_size()
 
 
 @torch.inference_mode()

@@ -29,8 +29,9 @@ from torch.optim import Optimizer
 from nextpixel import distributed
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
+from nextpixel.config import RunConfig
 from nextpixel.distributed import load_trainer_state, save_trainer_state
-from nextpixel.errors import InputError, WorkError
+from nextpixel.errors import WorkError
 from nextpixel.metrics import outlier_limit
 from nextpixel.optim import set_rate
 from nextpixel.progress import duration, is_first, progress, say
@@ -54,6 +55,17 @@ class Cadence:
     evaluate_every_steps: int
     checkpoint_every_steps: int
     checkpoint_every_minutes: float
+
+    @classmethod
+    def of(cls, config: RunConfig, *, steps: int, evaluate_every_steps: int) -> Cadence:
+        """That of a run's settings, for those to which steps and evaluations mean different things."""
+        return cls(
+            steps,
+            config.log_every_steps,
+            evaluate_every_steps,
+            config.checkpoint_every_steps,
+            config.checkpoint_every_minutes,
+        )
 
     def checkpoint_due(self, step: int, seconds_since: float) -> bool:
         by_time = 0 < self.checkpoint_every_minutes * 60 <= seconds_since
@@ -98,10 +110,8 @@ def train(
     start = distributed.first_does(lambda: (run.steps() or [0])[-1])
 
     def restore() -> None:
-        try:
-            load_trainer_state(run.folder(start) / TRAINER, model, optimizers)
-        except InputError as error:
-            raise run.damaged(start, error) from None
+        with run.reading(start) as folder:
+            load_trainer_state(folder / TRAINER, model, optimizers)
 
     if start:
         distributed.together(restore)

@@ -36,7 +36,7 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name once the block ends well, and is removed if not."""
-    part = _part(path)
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         with writing(path):
             shutil.rmtree(part, ignore_errors=True)
@@ -70,15 +70,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file at once."""
-    part = _part(path)
-    try:
-        with writing(path):
-            part.write_text(text, encoding="utf-8")
-            _sync(part)
-            os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with new_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,10 +83,6 @@ def remove_parts(folder: Path) -> None:
     """Remove what a killed process left in a folder under temporary names."""
     for part in sorted(folder.glob(".*.part*")):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part-{os.getpid()}")
 
 
 def _sync(file: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -135,9 +135,34 @@ class Run:
                 self.folder(old).rename(doomed)  # so that a kill while removing leaves no half checkpoint
                 shutil.rmtree(doomed, ignore_errors=True)
 
-    def damaged(self, step: int, error: InputError) -> InputError:
-        """The same error, with what to do about a checkpoint that cannot be read."""
-        return InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it")
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, no other process goes on with this run. The kernel frees it when this process ends, however it does.
+
+        Raises InputError where another has it. Does nothing on a system or a disk that knows no such locks.
+        """
+        with ExitStack() as opened:
+            try:
+                import fcntl
+
+                file = opened.enter_context((self.path / "run.json").open("rb+"))  # NFS locks only what may be written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path}: expected a run that nobody is training, got one that another process has at work; "
+                    "wait until that one ends, or stop it first"
+                ) from None
+            except (ImportError, OSError):
+                pass
+            yield
+
+    @contextmanager
+    def reading(self, step: int) -> Iterator[Path]:
+        """The folder of that checkpoint; an InputError of reading it also says what to do about it."""
+        try:
+            yield self.folder(step)
+        except InputError as error:
+            raise InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it") from None
 
     def best(self) -> dict[str, Any]:
         """{"step", "nats"} or another figure of the best evaluated checkpoint; empty before the first evaluation."""

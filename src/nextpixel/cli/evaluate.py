@@ -18,8 +18,8 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
+    from nextpixel.metrics import Score
     from nextpixel.model import ImageGPT
-    from nextpixel.probing import Score
     from nextpixel.sources import Source
 
 
@@ -115,7 +115,8 @@ def run(argv: Sequence[str]) -> None:
 
 def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
     from nextpixel.data import decode
-    from nextpixel.probing import LinearProbe, given_labels, labels_of_readable
+    from nextpixel.labels import given_labels, labels_of_readable
+    from nextpixel.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.config.side, fit=model.fit)

@@ -62,10 +62,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.pretraining import KIND, branch_run, go_on, resume_run, start_run
+    from nextpixel.pretraining import KIND, branch_run, go_on, start_run
 
     if args.resume is not None:
-        run = resume_run(args.resume)
+        run = Run.open(args.resume, KIND)
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)

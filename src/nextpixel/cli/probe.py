@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from nextpixel.convnet import Fitted
     from nextpixel.extraction import Backbone
-    from nextpixel.probing import LinearProbe, Result
+    from nextpixel.few_labels import Result
+    from nextpixel.probing import LinearProbe
 
 OURS = "this model"
 
@@ -34,7 +35,7 @@ class Probe:
     """How well a linear classifier on the model's features tells labelled images apart, beside what it has to beat.
 
     Layer and strength are chosen on held-out training images. Beside it: the commonest class, raw pixels, k-means
-    patches (Coates et al. 2011, 200 codes) and a model of the same shape that was never trained.
+    patches (Coates et al. 2011, 200 codes) and a model of the same shape that was never trained, by the same layers.
     """
 
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
@@ -87,35 +88,33 @@ def run(argv: Sequence[str]) -> None:
 
     from nextpixel.baselines import baseline_readings, commonest_class
     from nextpixel.checkpoints import EMBEDDED
-    from nextpixel.extraction import check_layers, described
+    from nextpixel.extraction import check_layers
+    from nextpixel.few_labels import Reading, compare, layer_reading
     from nextpixel.preparation import absolute
-    from nextpixel.probing import LinearProbe, Reading, compare
+    from nextpixel.probing import LinearProbe
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
     (squares, labels), (test_squares, test_labels) = _read(args, model)
     began = time.perf_counter()
-    features, test_features = (described(model, s, layers) for s in (squares, test_squares))
+    ours = layer_reading(OURS, model, squares, test_squares, layers, together=fixed is not None)
     feature_seconds = (time.perf_counter() - began) / (len(squares) + len(test_squares))
-    if fixed is not None:  # concatenated
-        features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
-    readings = [Reading(OURS, features, test_features, layers if fixed is None else layers[:1])]
+    readings = [ours]
     if args.baselines:
-        readings += baseline_readings(model, squares, test_squares, args.seed)
+        readings += baseline_readings(model, squares, test_squares, layers, together=fixed is not None, seed=args.seed)
     if args.against:
-        middle = len(readings[0].layers) // 2
+        middle = len(ours.layers) // 2
         readings.append(
             Reading(
                 f"{OURS}, {args.trials} trials",
-                features[:, [middle]],
-                test_features[:, [middle]],
-                [readings[0].layers[middle]],
+                ours.train[:, [middle]],
+                ours.test[:, [middle]],
+                [ours.layers[middle]],
                 args.trials,
             )
         )
     for name, student in students.items():
-        seen, test_seen = (described(student, s, [0]) for s in (squares, test_squares))
-        readings.append(Reading(f"{name}, probe", seen, test_seen, [0], args.trials))
+        readings.append(layer_reading(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials))
     results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
     rivals = fit_rivals(
         args.against,
@@ -136,7 +135,7 @@ def run(argv: Sequence[str]) -> None:
     probe = None
     if args.out is not None or counts == [None]:
         probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed)
-        probe.fit_features(features, labels, layers=layers)
+        probe.fit_features(ours.train, labels, layers=layers)
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
     if args.figure is not None:
@@ -161,7 +160,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     from nextpixel.data import decode
     from nextpixel.finetuning import open_test
-    from nextpixel.probing import given_labels, labels_of_readable, refuse_overlap
+    from nextpixel.labels import given_labels, labels_of_readable, refuse_overlap
     from nextpixel.sources import open_source
 
     if args.test is None:
@@ -187,7 +186,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _draw(path: Path, results: Sequence[Result | Fitted], probe: LinearProbe | None) -> None:
-    from nextpixel.reports import label_figure, layer_figure
+    from nextpixel.figures import label_figure, layer_figure
 
     if results[0].labels_per_class is not None:
         label_figure(results, path)
@@ -204,14 +203,14 @@ def _print(
     images: int,
     test_images: int,
 ) -> None:
-    from nextpixel.metrics import mean_interval, per_class_accuracy, wilson_interval
-    from nextpixel.probing import Result
+    from nextpixel.few_labels import Result
+    from nextpixel.metrics import accuracies, mean_interval, per_class_accuracy, wilson_interval
 
     print(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
     rows: list[Result | Fitted] = [*results, *rivals]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
-        mean, spread, half = mean_interval(result.accuracies)
+        mean, spread, half = mean_interval(accuracies(result.scores))
         if result.labels_per_class is None:
             low, high = wilson_interval(mean, test_images)
             text = f"all labels     {mean:.1%}  (95 % {low:.1%} to {high:.1%})"
@@ -219,13 +218,14 @@ def _print(
             text = f"{result.labels_per_class:>4} a class   {mean:.1%}"
             if len(result.scores) > 1:  # one draw of labels tells nothing of others
                 text += f" +- {spread:.1%}  (mean within {half:.1%})"
-        auc = f"  AUC {sum(result.aucs) / len(result.aucs):.3f}" if result.aucs else ""
+        aucs = [score.auc for score in result.scores if score.auc is not None]
+        auc = f"  AUC {sum(aucs) / len(aucs):.3f}" if aucs else ""
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
         print(f"{result.reading:<{widest}}{text}{auc}{nearest}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
-        means = {r.reading: mean_interval(r.accuracies)[0] for r in rows if r.labels_per_class == count}
+        means = {r.reading: mean_interval(accuracies(r.scores))[0] for r in rows if r.labels_per_class == count}
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
             print(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
@@ -240,6 +240,8 @@ def _print(
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
+    from nextpixel.baselines import UNTRAINED
+
     fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
     report: dict[str, Any] = {
         "seed": args.seed,
@@ -248,7 +250,9 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
             {
                 "reading": result.reading,
                 "labels_per_class": result.labels_per_class,
-                "layers": [fixed] * len(result.layers) if fixed and result.reading.startswith(OURS) else result.layers,
+                "layers": [fixed] * len(result.layers)
+                if fixed and result.reading.startswith((OURS, UNTRAINED))
+                else result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],

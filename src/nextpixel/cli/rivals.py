@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nextpixel.convnet import Fitted
     from nextpixel.extraction import Backbone
-    from nextpixel.probing import Result
+    from nextpixel.few_labels import Result
     from nextpixel.resnet import ResNet
 
 SCRATCH = "resnet20"

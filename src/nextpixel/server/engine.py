@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import SamplingConfig, ServeConfig
-from nextpixel.decoding import Decoder, RowCache, choose_mode
+from nextpixel.decoding import Decoder, RowCache, choose_mode, row_bytes
 from nextpixel.devices import free_memory_bytes
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, KVCache, cross_entropy
@@ -125,11 +125,11 @@ class Engine:
 
     def __init__(self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None]) -> None:
         shape, slots = model.config, config.slots
-        needed = 2 * slots * shape.layers * shape.pixels * shape.width * model.head.weight.element_size()
+        self.mode = choose_mode(model, slots, shape.pixels, config.speed)
+        needed = slots * row_bytes(model, self.mode)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
             raise InputError(f"--slots: {slots} slots need {needed / 1e9:.1f} GB of memory; take fewer")
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
-        self.mode = choose_mode(model, slots, shape.pixels, config.speed)
         self._decoder = Decoder(model, slots, self.mode, apart=True)
         assert isinstance(self._decoder.cache, RowCache)
         self._cache = self._decoder.cache

@@ -63,8 +63,24 @@ class Source(ABC):
         """Hex SHA-256 that changes when the pictures do (for files: their names, sizes or times)."""
 
 
-class Numbered(Sequence[str]):
-    """Names that a large set need not hold: a prefix and a zero-padded number, block after block."""
+class Names(Sequence[str]):
+    """Names that a large set need not hold: each is made when it is asked for."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The one with that number, which lies within them."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        numbers = range(len(self))[index]  # negative numbers, slices and IndexError as in any sequence
+        return self.name(numbers) if isinstance(numbers, int) else [self.name(number) for number in numbers]
+
+
+class Numbered(Names):
+    """A prefix and a zero-padded number, block after block."""
 
     def __init__(self, blocks: Iterable[tuple[str, int]]) -> None:
         self.blocks = list(blocks)
@@ -73,20 +89,14 @@ class Numbered(Sequence[str]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def name(self, index: int) -> str:
         block, place = self.locate(index)
         prefix, count = self.blocks[block]
         return f"{prefix}{place:0{len(str(count - 1))}d}"
 
     def locate(self, index: int) -> tuple[int, int]:
         """Index -> (block, place within it)."""
-        index = range(len(self))[index]  # negative numbers and IndexError as in any sequence
+        index = range(len(self))[index]
         block = int(np.searchsorted(self.starts, index, side="right")) - 1
         return block, index - int(self.starts[block])
 

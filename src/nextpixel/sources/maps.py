@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nextpixel.config import Fit
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, fit_square, from_array
-from nextpixel.sources.base import Source
+from nextpixel.sources.base import Names, Source
 
 SQUARES, META = "squares.u8", "meta.json"
 NAMES, NAME_ENDS, LABELS = "names.bin", "name_ends.npy", "labels.npy"
@@ -35,7 +35,7 @@ class Part:
     unreadable: list[str]
 
 
-class StoredNames(Sequence[str]):
+class StoredNames(Names):
     """Names in a memory map: one after the other in one file, where each ends in another."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,14 +48,7 @@ class StoredNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def name(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
         return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
 

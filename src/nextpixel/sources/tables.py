@@ -189,14 +189,18 @@ class HubSource(Source):
         self._fingerprint = sha256(part.encode() for part in (source_name, split, rows._fingerprint))
 
     def read(self, index: int) -> Picture:
-        cell = self.rows[index][self.column] or {}
-        data = cell.get("bytes") or cell.get("path")
-        if not data:
-            raise UnreadableImage(self.names[index], "the set has neither its bytes nor its path")
-        return decode(data, self.names[index])
+        return _picture(self.rows[index][self.column] or {}, self.names[index])
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def _picture(cell: Mapping[str, Any], name: str) -> Picture:
+    """That of a cell with bytes or a path."""
+    data = cell.get("bytes") or cell.get("path")
+    if not data:
+        raise UnreadableImage(name, "the set has neither its bytes nor its path")
+    return decode(data, name)
 
 
 class StreamSource(Source):
@@ -231,10 +235,7 @@ class StreamSource(Source):
             if index not in self._kept:
                 self._go_to(index)
             cell = self._kept.pop(index)
-        data = cell.get("bytes") or cell.get("path")
-        if not data:
-            raise UnreadableImage(self.names[index], "the set has neither its bytes nor its path")
-        return decode(data, self.names[index])
+        return _picture(cell, self.names[index])
 
     def fingerprint(self) -> str:
         return self._fingerprint

@@ -1,0 +1,115 @@
+"""How loss and probe accuracy go together, over the points of a study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.metrics import (
+    Difference,
+    bootstrap_interval,
+    difference_at_equal_x,
+    less_group_means,
+    partial_correlation,
+    pearson,
+    spearman,
+)
+from nextpixel.study.points import Point
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A correlation and its 95 % interval over runs; NaN where there are too few."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Accuracy of a larger shape less that of a smaller one, at equal loss."""
+
+    smaller: str
+    larger: str
+    runs: int
+    difference: Difference | None
+    """None where the losses of the two do not meet."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How loss (nats per pixel) and accuracy go together; negative: the lower the loss, the better the probe."""
+
+    runs: int
+    checkpoints: int
+    within_runs: float
+    """Mean over runs of Spearman's correlation within each."""
+    pearson: Estimate
+    spearman: Estimate
+    """Over all checkpoints."""
+    given_compute: Estimate
+    """Pearson's, given the logarithm of training FLOPs."""
+    same_step: Estimate
+    """Pearson's between runs: each checkpoint less the mean of all runs at its step."""
+    final_pearson: Estimate
+    final_spearman: Estimate
+    """Between runs: the last checkpoint of each."""
+    equal_loss: list[Gap]
+
+
+def statistics(points: Sequence[Point], *, seed: int = 0) -> Statistics:
+    """Correlations, and differences at equal loss.
+
+    Intervals are over runs, each run drawn whole: its checkpoints are not independent of each other.
+    """
+    by_run: dict[str, list[Point]] = {}
+    for point in points:
+        by_run.setdefault(point.run, []).append(point)
+    groups = [
+        np.array([(p.nats, p.accuracy, math.log10(p.flops), p.step) for p in found], float) for found in by_run.values()
+    ]
+    finals = [group[[group[:, 3].argmax()]] for group in groups]
+    within = [spearman(group[:, 0], group[:, 1]) for group in groups]
+
+    def estimate(statistic: Callable[[NDArray[np.float64]], float], rows: Sequence[NDArray[np.float64]]) -> Estimate:
+        return Estimate(statistic(np.concatenate(rows)), *bootstrap_interval(statistic, rows, seed=seed))
+
+    def same_step(rows: NDArray[np.float64]) -> float:
+        return pearson(*(less_group_means(rows[:, column], rows[:, 3]) for column in (0, 1)))
+
+    return Statistics(
+        runs=len(groups),
+        checkpoints=len(points),
+        within_runs=float(np.mean(known)) if (known := [v for v in within if not math.isnan(v)]) else math.nan,
+        pearson=estimate(lambda rows: pearson(rows[:, 0], rows[:, 1]), groups),
+        spearman=estimate(lambda rows: spearman(rows[:, 0], rows[:, 1]), groups),
+        given_compute=estimate(lambda rows: partial_correlation(*rows[:, :3].T), groups),
+        same_step=estimate(same_step, groups),
+        final_pearson=estimate(lambda rows: pearson(rows[:, 0], rows[:, 1]), finals),
+        final_spearman=estimate(lambda rows: spearman(rows[:, 0], rows[:, 1]), finals),
+        equal_loss=_gaps(list(by_run.values())),
+    )
+
+
+def _gaps(runs: Sequence[Sequence[Point]]) -> list[Gap]:
+    """Every pair of shapes, smaller first."""
+    curves: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
+    for points in runs:
+        shape = points[0].parameters, points[0].shape
+        curves.setdefault(shape, []).append(np.array([(p.nats, p.accuracy) for p in points]))
+    shapes = sorted(curves)
+    return [
+        Gap(
+            small[1],
+            large[1],
+            len(curves[small]) + len(curves[large]),
+            difference_at_equal_x(curves[small], curves[large]),
+        )
+        for i, small in enumerate(shapes)
+        for large in shapes[i + 1 :]
+    ]

@@ -1,0 +1,129 @@
+"""The runs and images of a study, once it is sure that they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.checkpoints import Run
+from nextpixel.config import ImageGPTConfig, StudyConfig
+from nextpixel.data import DecodedSet, decode
+from nextpixel.errors import InputError
+from nextpixel.labels import labels_of, refuse_overlap
+from nextpixel.progress import say
+from nextpixel.sources import open_source
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of the study."""
+
+    name: str
+    run: Run
+    shape: ImageGPTConfig
+    seed: int
+    batch_images: int
+    steps: list[int]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The labelled images that every checkpoint is measured on."""
+
+    train: NDArray[np.uint8]
+    labels: NDArray[Any]
+    test: NDArray[np.uint8]
+    test_labels: NDArray[Any]
+    key: str
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Member]:
+    """The runs, once it is sure that their losses can be compared."""
+    if len(paths) < 2:
+        raise InputError(f"RUNS: expected at least two run folders to compare, got {len(paths)}")
+    members: list[Member] = []
+    for path in paths:
+        if not (Path(path) / "run.json").is_file():
+            raise InputError(
+                f"RUNS: expected run folders with run.json, as nextpixel pretrain writes, got {str(path)!r}"
+            )
+        run = Run(path)
+        facts = run.facts()
+        try:
+            shape, settings = ImageGPTConfig(**facts["model"]), facts["config"]
+            member = Member(
+                str(path).rstrip("/"), run, shape, settings["seed"], settings["batch_images"],
+                [step for step in run.steps() if step], facts,
+            )  # fmt: skip
+            began, _ = settings["init"], _comparable(member)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{run.path / 'run.json'}: expected a pretraining run, got a problem with {error}"
+            ) from None
+        if began:
+            raise InputError(
+                f"{path}: expected runs that began with random weights, whose compute is known; this one continued "
+                f"{began}; leave it out"
+            )
+        if not member.steps:
+            raise InputError(f"{path}: this run has no checkpoint yet; let it train on with --resume, or leave it out")
+        if any(other.run.path.resolve() == run.path.resolve() for other in members):
+            raise InputError(f"RUNS: expected each run once, got {path} again")
+        members.append(member)
+        first, ours = _comparable(members[0]), _comparable(member)
+        for name, value in ours.items():
+            if value != first[name]:
+                raise InputError(
+                    f"{path}: expected the {name} of {members[0].name}, {first[name]}, got {value}; losses of "
+                    "different ones cannot be compared: leave it out"
+                )
+    return members
+
+
+def _comparable(member: Member) -> dict[str, Any]:
+    """What must be the same for losses per pixel to mean the same."""
+    facts = member.facts
+    return {
+        "side": member.shape.side,
+        "objective": member.shape.objective,
+        "palette": facts["palette"]["sha256"],
+        "fit": facts["decisions"]["fit"],
+    }
+
+
+def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Sequence[Member]) -> Images:
+    sources = [open_source(data, split) for split in ("train", "test")]
+    for source in sources:
+        labels_of(source)  # refuses images without
+    train, test = (decode(source, side, fit=fit) for source in sources)
+    for line in train.unreadable + test.unreadable:
+        say(f"left out: {line}")
+    for member in members:
+        keys = [member.facts["decisions"]["train_key"]]
+        if member.facts["config"].get("validation") is None:  # then it shows the same pictures, at the model's side
+            keys.append(member.facts["decisions"]["validation_key"])
+        if test.key in keys:
+            raise InputError(f"{member.name}: this run was trained on the test images of --data; expected others")
+    refuse_overlap(*sources)
+    images = Images(
+        *_some(train, config.train_images, config.seed),
+        *_some(test, config.test_images, config.seed),
+        key=f"{train.key} {test.key}",
+    )
+    if np.unique(images.labels, return_counts=True)[1].max() < 2:
+        raise InputError("--data: expected several training images of some class, to choose layers by, got one of each")
+    return images
+
+
+def _some(found: DecodedSet, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """At most `count` squares and the names of their classes, drawn at random."""
+    rows = np.arange(len(found))
+    if count < len(found):
+        rows = np.sort(np.random.default_rng([seed, 0x57D1]).choice(len(found), count, replace=False))
+    return found.squares[rows], labels_of(found)[rows]

@@ -1,0 +1,101 @@
+"""A study as JSON, CSV, a Markdown table and text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from nextpixel.metrics import finite
+from nextpixel.study.correlations import Estimate, Gap, Statistics
+from nextpixel.study.points import Study
+
+COLUMNS = ("run", "shape", "parameters", "seed", "step", "images", "flops", "nats", "nats_error", "layer", "accuracy")
+
+
+def study_report(study: Study, found: Statistics) -> dict[str, Any]:
+    """Everything as one JSON object; what is not known is null."""
+    points = [asdict(p) | {"layer": p.best.layer, "accuracy": p.accuracy} for p in study.points]
+    return dict(finite(asdict(study) | {"points": points, "statistics": asdict(found)}))
+
+
+def study_rows(study: Study) -> Iterator[list[Any]]:
+    """A heading and one row a checkpoint; the last two columns are the accuracies of all layers, from layer 0."""
+    yield [*COLUMNS, "held_out_by_layer", "accuracy_by_layer"]
+    for point in study.points:
+        values = asdict(point) | {"layer": point.best.layer, "accuracy": point.accuracy}
+        by_layer = [" ".join(f"{getattr(s, name):.4f}" for s in point.layers) for name in ("held_out", "accuracy")]
+        yield [*(values[name] for name in COLUMNS), *by_layer]
+
+
+def study_table(study: Study) -> str:
+    """The checkpoints and the controls as a Markdown table."""
+    lines = [
+        "| run | shape | step | images | nats per pixel | layer | accuracy |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {p.run} | {p.shape} | {p.step:,} | {p.images:,} | {p.nats:.4f} +- {p.nats_error:.4f} "
+            f"| {p.best.layer} | {p.accuracy:.1%} |"
+            for p in study.points
+        ),
+        "",
+        "| without training | accuracy |",
+        "|---|---|",
+        *(f"| {name} | {accuracy:.1%} |" for name, accuracy in study.controls.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def study_summary(study: Study, found: Statistics) -> str:
+    """The statistics in words, and how far they carry."""
+    lines = [
+        f"Loss and probe accuracy of {found.checkpoints} checkpoints of {found.runs} runs, on {study.test_images:,} "
+        f"test images; probes fitted to {study.train_images:,} labelled images, layers chosen on held-out ones.",
+        "Correlations are negative where a lower loss goes with a better probe; brackets are 95 % intervals over runs.",
+        "",
+        "Between runs, which is the comparison to lean on:",
+        f"- last checkpoints: Pearson {_say(found.final_pearson)}, Spearman {_say(found.final_spearman)}",
+        f"- at the same step, all checkpoints: Pearson {_say(found.same_step)}",
+        f"- given the logarithm of compute: partial correlation {_say(found.given_compute)}",
+        "",
+        "Within runs, which comes nearly free, since training improves both with time:",
+        f"- mean over runs: Spearman {_number(found.within_runs)}",
+        f"- all checkpoints together: Pearson {_say(found.pearson)}, Spearman {_say(found.spearman)}",
+        "",
+        "Larger shapes at equal loss, in points of accuracy:",
+        *(f"- {_say_gap(gap)}" for gap in found.equal_loss),
+        "",
+        "Without training: " + ", ".join(f"{name} {value:.1%}" for name, value in study.controls.items()) + ".",
+    ]
+    if not found.equal_loss:
+        lines[-3:-2] = ["- all runs have one shape"]
+    if found.runs < 10:
+        lines += [
+            "",
+            f"{found.runs} runs are few: intervals over so few tend to be too narrow. Shapes also differ in "
+            "compute, so a correlation between runs of several shapes does not tell loss from size; that of equal loss "
+            "does, as far as the losses meet.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.2f}"
+
+
+def _say(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return _number(estimate.value)
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _say_gap(gap: Gap) -> str:
+    found = gap.difference
+    if found is None:
+        return f"{gap.larger} against {gap.smaller}: their losses do not meet"
+    interval = "" if math.isnan(found.low) else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return (
+        f"{gap.larger} against {gap.smaller}: {100 * found.mean:+.1f}{interval}, "
+        f"from {found.x_from:.2f} to {found.x_to:.2f} nats, {gap.runs} runs"
+    )
