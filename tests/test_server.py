@@ -212,6 +212,9 @@ def test_models_pictures_page_and_description(client: TestClient) -> None:
     assert {"application/json", "multipart/form-data"} == set(
         described["paths"]["/v1/complete"]["post"]["requestBody"]["content"]
     )
+    answers = described["paths"]["/v1/complete"]["post"]["responses"]
+    assert set(answers["200"]["content"]) == {"application/json", "image/png", "text/event-stream"}
+    assert set(answers) == {"200", "4XX", "5XX"}
     assert client.get("/docs").status_code == 404
 
 
