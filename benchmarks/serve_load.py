@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import platform
@@ -22,9 +23,11 @@ from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
+from PIL import Image
 
 import nextpixel
 from nextpixel.config import SamplingConfig
+from nextpixel.images import png_bytes
 from nextpixel.sampling import draw
 from nextpixel.sources import load_images
 
@@ -41,9 +44,16 @@ class Answer:
     first_row: float | None = None
 
 
-async def ask(client: httpx.AsyncClient, image: bytes, keep: float, seed: int) -> Answer:
+def pictures(count: int, side: int) -> list[bytes]:
+    """PNG files that differ: one picture, its columns shifted, then its rows."""
+    square = load_images(str(PICTURE), side)[0]
+    return [png_bytes(np.roll(square, (i // side, i % side), axis=(0, 1))) for i in range(count)]
+
+
+async def ask(client: httpx.AsyncClient, images: list[bytes], keep: float, seed: int) -> Answer:
     start, first = time.perf_counter(), None
     form = {"keep": str(keep), "seed": str(seed), "stream": "true"}
+    image = images[seed % len(images)]
     async with client.stream("POST", "/v1/complete", files={"image": image}, data=form) as answer:
         status, last = answer.status_code, ""
         async for line in answer.aiter_lines():
@@ -57,7 +67,7 @@ async def ask(client: httpx.AsyncClient, image: bytes, keep: float, seed: int) -
 
 
 async def open_loop(
-    client: httpx.AsyncClient, image: bytes, keep: float, rate: float, seconds: float, seed: int
+    client: httpx.AsyncClient, images: list[bytes], keep: float, rate: float, seconds: float, seed: int
 ) -> list[Answer]:
     """Poisson arrivals at `rate` a second for that long."""
     rng = np.random.default_rng(seed)
@@ -68,16 +78,16 @@ async def open_loop(
         if at > seconds:
             break
         await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-        asked.append(asyncio.ensure_future(ask(client, image, keep, len(asked))))
+        asked.append(asyncio.ensure_future(ask(client, images, keep, len(asked))))
     return list(await asyncio.gather(*asked))
 
 
-async def together(client: httpx.AsyncClient, image: bytes, keep: float, count: int) -> list[Answer]:
-    return list(await asyncio.gather(*(ask(client, image, keep, seed) for seed in range(count))))
+async def together(client: httpx.AsyncClient, images: list[bytes], keep: float, count: int) -> list[Answer]:
+    return list(await asyncio.gather(*(ask(client, images, keep, seed) for seed in range(count))))
 
 
-async def one_by_one(client: httpx.AsyncClient, image: bytes, keep: float, count: int) -> list[Answer]:
-    return [await ask(client, image, keep, seed) for seed in range(count)]
+async def one_by_one(client: httpx.AsyncClient, images: list[bytes], keep: float, count: int) -> list[Answer]:
+    return [await ask(client, images, keep, seed) for seed in range(count)]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -96,28 +106,28 @@ def row(name: str, answers: list[Answer], seconds: float, cpu: float, pixels: in
     if not good:
         return "| " + " | ".join([*cells, *["-"] * 5]) + " |"
     latency = np.percentile([answer.latency for answer in good], [50, 95, 99])
-    first = np.median([answer.first_row for answer in good if answer.first_row is not None])
+    first = np.percentile([answer.first_row for answer in good if answer.first_row is not None], [50, 100])
     cells += [f"{len(good) / seconds:.2f}", f"{len(good) * pixels / seconds:,.0f}"]
-    cells += [f"{len(good) * pixels / cpu:,.0f}" if cpu > 0 else "-", f"{first:.2f}"]
+    cells += [f"{len(good) * pixels / cpu:,.0f}" if cpu > 0 else "-", f"{first[0]:.2f} / {first[1]:.2f}"]
     return "| " + " | ".join([*cells, f"{latency[0]:.2f} / {latency[1]:.2f} / {latency[2]:.2f}"]) + " |"
 
 
 HEAD = (
-    "| clients | requests | refused | pictures/s | pixels/s | pixels per CPU second | first row, median s | "
+    "| clients | requests | refused | pictures/s | pixels/s | pixels per CPU second | first row, p50 / last s | "
     "latency, p50 / p95 / p99 s |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
-async def measure(address: str, pid: int, args: argparse.Namespace, image: bytes, pixels: int) -> list[str]:
+async def measure(address: str, pid: int, args: argparse.Namespace, images: list[bytes], pixels: int) -> list[str]:
     lines = []
     # A connection of its own for each: one kept alive may be closed by the server just as it is used again.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
-        await one_by_one(client, image, args.keep, 1)
+        await one_by_one(client, images[-1:], args.keep, 1)
         for rate in args.rates:
             start, used = time.perf_counter(), cpu_seconds(pid)
-            answers = await open_loop(client, image, args.keep, rate, args.seconds, args.seed)
+            answers = await open_loop(client, images, args.keep, rate, args.seconds, args.seed)
             spent = time.perf_counter() - start
             lines.append(
                 row(
@@ -128,22 +138,27 @@ async def measure(address: str, pid: int, args: argparse.Namespace, image: bytes
                     pixels,
                 )
             )
-        for name, way in (("at once", together), ("one by one", one_by_one)):
+        few = images[: args.clients]
+        for name, way, given in (
+            ("at once", together, few),
+            ("at once, one picture", together, images[-1:]),
+            ("one by one", one_by_one, few),
+        ):
             start, used = time.perf_counter(), cpu_seconds(pid)
-            answers = await way(client, image, args.keep, args.clients)
+            answers = await way(client, given, args.keep, args.clients)
             spent = time.perf_counter() - start
             lines.append(row(f"{args.clients} {name}", answers, spent, cpu_seconds(pid) - used, pixels))
     return lines
 
 
 def offline(args: argparse.Namespace, pixels: int) -> str:
-    """The same number of completions in one call of the package."""
+    """A completion of each of as many pictures, in one call of the package."""
     model = nextpixel.load(args.model)
-    squares = load_images(str(PICTURE), model.config.side, fit=model.fit)
+    squares = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pictures(args.clients, model.config.side)])
     sampling = SamplingConfig(speed=args.speed)
-    draw(model, squares, keep=0.9, n=args.clients, sampling=sampling)
+    draw(model, squares, keep=0.9, n=1, sampling=sampling)
     start, used = time.perf_counter(), time.process_time()
-    drawing = draw(model, squares, keep=args.keep, n=args.clients, sampling=sampling)
+    drawing = draw(model, squares, keep=args.keep, n=1, sampling=sampling)
     spent = time.perf_counter() - start
     count, cpu = args.clients * pixels, time.process_time() - used
     speed = f"{args.clients / spent:.2f} | {count / spent:,.0f} | {count / cpu:,.0f}"
@@ -178,7 +193,7 @@ def main() -> None:
         if not address:
             raise SystemExit("the server did not start")
         mode = json.loads(httpx.get(f"{address}/v1/models").text)["models"][0]["mode"]
-        lines = asyncio.run(measure(address, server.pid, args, PICTURE.read_bytes(), pixels))
+        lines = asyncio.run(measure(address, server.pid, args, pictures(REQUESTS_AT_MOST, model.config.side), pixels))
     finally:
         server.terminate()
         server.wait(60)

@@ -212,6 +212,9 @@ def test_models_pictures_page_and_description(client: TestClient) -> None:
     assert {"application/json", "multipart/form-data"} == set(
         described["paths"]["/v1/complete"]["post"]["requestBody"]["content"]
     )
+    answers = described["paths"]["/v1/complete"]["post"]["responses"]
+    assert set(answers["200"]["content"]) == {"application/json", "image/png", "text/event-stream"}
+    assert set(answers) == {"200", "4XX", "5XX"}
     assert client.get("/docs").status_code == 404
 
 
@@ -576,6 +579,22 @@ def test_one_prefill_serves_all_completions(engine: Engine, monkeypatch: pytest.
     assert len({image.tobytes() for image in images}) == 8
 
 
+def test_requests_for_one_picture_share_its_reading(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, ServeConfig(slots=8), lambda what, value: None)
+    read, prompts = engine._decoder.read, []
+    monkeypatch.setattr(engine._decoder, "read", lambda tokens: prompts.append(tokens.shape[1]) or read(tokens))
+    first = [Asked(engine, keep=keep, seed=seed).submit() for seed in range(3) for keep in (4, 2)]
+    images = [asked.images for asked in first]
+    assert sorted(prompts) == [12, 24]
+    assert np.array_equal(Asked(engine, keep=4, seed=2).submit().images, images[4])
+    assert len({image.tobytes() for image in images}) == 6 and sorted(prompts) == [12, 24]
+    for keep in (1, 3, 2):
+        assert isinstance(Asked(engine, keep=keep).submit().last, Done)
+        assert len(engine._reads) == 2  # of 8 slots
+    assert prompts.count(12) == 2
+    engine.close()
+
+
 def test_cancelled_rows_are_free_within_a_pixel(engine: Engine, held: threading.Semaphore) -> None:
     asked = Asked(engine, n=3).submit()
     waiting = Asked(engine, n=1, seed=4).submit()
@@ -600,8 +619,12 @@ def test_time_left_is_counted_and_the_queue_moves(engine: Engine, held: threadin
     second.submit()
     third.submit()
     with engine._changed:
-        left, _ = engine._forecast()
-    assert (left[first.ticket], left[second.ticket], left[third.ticket]) == (36, 36, 36 + 36)
+        engine.reading = 0.0
+        left, room = engine._forecast()
+        assert (left[first.ticket], left[second.ticket], left[third.ticket], room) == (36, 36, 36 + 36, 18)
+        engine.reading = 0.5
+        left, room = engine._forecast()
+        assert (left[second.ticket], left[third.ticket], room) == (36 + 9, 36 + 36 + 9, 18)
     for _ in range(300):
         held.release()
     assert isinstance(third.last, Done)
@@ -725,29 +748,34 @@ def test_429_with_retry_after_and_a_deadline(slow: tuple[str, Engine]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(7200)
 def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_alone() -> None:
-    """In fp32, exact: the first pixel that differs, if any does, is a near tie."""
+    """In fp32, exact, over 1,000 requests: the first pixel that differs, if any does, is a near tie."""
     import nextpixel
     from nextpixel.sampling import pixel_noise
 
-    model = nextpixel.load()
-    crowd = Engine(model, ServeConfig(slots=32, queue=64, speed="exact"), lambda what, value: None)
-    tokens = torch.randint(0, 512, (64, 1024), generator=torch.Generator().manual_seed(1))
-    kept = [28 - i % 3 for i in range(64)]
+    model, count = nextpixel.load(), 1_000
+    crowd = Engine(model, ServeConfig(slots=32, queue=count, speed="exact"), lambda what, value: None)
+    tokens = torch.randint(0, 512, (count, 1024), generator=torch.Generator().manual_seed(1))
+    kept = [30 - i % 7 for i in range(count)]
     together = [
-        Asked(crowd, seed=100 + i, seconds=1_000, prompt=tokens[i, None, : 32 * kept[i]]).submit() for i in range(64)
+        Asked(crowd, seed=100 + i, seconds=10_000, prompt=tokens[i, None, : 32 * kept[i]]).submit()
+        for i in range(count)
     ]
-    different = []
+    assert all(one.over.wait(3_600) for one in together)
+    crowd.close()
+    found = {"equal": 0, "near tie": 0, "wrong": 0, "pixels": sum(32 * (32 - rows) for rows in kept)}
     for i, one in enumerate(together):
         square = model.palette.rgb[tokens[i].numpy()].reshape(1, 32, 32, 3)
         sampling = SamplingConfig(seed=100 + i, speed="exact")
         alone = draw(model, square, keep=kept[i] / 32, n=1, sampling=sampling).images
-        if not np.array_equal(one.images, alone):
-            different.append(i)
-            mine, theirs = one.ticket.tokens[0], model.palette.encode(alone)[0].numpy()
-            t = int((mine != theirs).nonzero()[0][0])
-            below = model(torch.from_numpy(mine)[None])[0, t].double().softmax(-1).cumsum(-1)
-            assert (below - pixel_noise(100 + i, 0, 0, 1024)[t]).abs().min() < 1e-5
-    crowd.close()
-    assert len(different) <= 2, different
+        if np.array_equal(one.images, alone):
+            found["equal"] += 1
+            continue
+        mine, theirs = one.ticket.tokens[0], model.palette.encode(alone)[0].numpy()
+        t = int((mine != theirs).nonzero()[0][0])
+        below = model(torch.from_numpy(mine)[None])[0, t].double().softmax(-1).cumsum(-1)
+        near = (below - pixel_noise(100 + i, 0, 0, 1024)[t]).abs().min() < 1e-5
+        found["near tie" if near else "wrong"] += 1
+    print(found)  # pytest -s shows it
+    assert found["wrong"] == 0 and found["near tie"] <= 20, found

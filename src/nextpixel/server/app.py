@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from numpy.typing import NDArray
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -85,6 +85,7 @@ def create_app(
         docs_url=None,  # its page would load code from another site
         redoc_url=None,
         lifespan=lifespan,
+        responses={"4XX": schema.REFUSED, "5XX": schema.REFUSED},
         exception_handlers={
             HTTPException: _http_error,
             InputError: _input_error,
@@ -190,7 +191,7 @@ def create_app(
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(meters.text(engines), media_type="text/plain; version=0.0.4")
 
@@ -211,7 +212,7 @@ def create_app(
     async def list_pictures() -> dict[str, list[str]]:
         return {"pictures": list(pictures)}
 
-    @app.get("/v1/pictures/{name}")
+    @app.get("/v1/pictures/{name}", response_class=Response, responses=schema.given(*PICTURE_KINDS.values()))
     async def one_picture(name: str) -> Response:
         if name not in pictures:
             raise HTTPException(404, f"expected one of {', '.join(pictures)}")
@@ -219,17 +220,17 @@ def create_app(
 
     # ---- work
 
-    @app.post("/v1/complete", openapi_extra=schema.body_schema(schema.Complete))
+    @app.post("/v1/complete", openapi_extra=schema.described(schema.Complete, "image/png", "text/event-stream"))
     async def complete(request: Request) -> Response:
         body = await read(request, schema.Complete)
         squares = await opened(body.image, chosen(body)[1])
         return await drawn(request, body, squares, body.keep)
 
-    @app.post("/v1/sample", openapi_extra=schema.body_schema(schema.Sample))
+    @app.post("/v1/sample", openapi_extra=schema.described(schema.Sample, "image/png", "text/event-stream"))
     async def sample(request: Request) -> Response:
         return await drawn(request, await read(request, schema.Sample), None, 0.0)
 
-    @app.post("/v1/encode", openapi_extra=schema.body_schema(schema.Picture))
+    @app.post("/v1/encode", openapi_extra=schema.described(schema.Picture, "image/png"))
     async def encode(request: Request) -> Response:
         body = await read(request, schema.Picture)
         name, model = chosen(body)
@@ -240,7 +241,7 @@ def create_app(
             return _png(image)
         return JSONResponse({"model": name, "side": model.config.side, "image": _text(png_bytes(image))})
 
-    @app.post("/v1/score", openapi_extra=schema.body_schema(schema.Picture))
+    @app.post("/v1/score", openapi_extra=schema.described(schema.Picture, "image/png"))
     async def score(request: Request) -> Response:
         body = await read(request, schema.Picture)
         name, model = chosen(body)
@@ -250,7 +251,7 @@ def create_app(
             return _png(heatmap(heat))
         return JSONResponse({"model": name, "nats_per_pixel": float(heat.mean()), "heat": heat.tolist()})
 
-    @app.post("/v1/features", openapi_extra=schema.body_schema(schema.Features))
+    @app.post("/v1/features", openapi_extra=schema.described(schema.Features))
     async def features(request: Request) -> Response:
         body = await read(request, schema.Features)
         name, model = chosen(body)
@@ -261,7 +262,7 @@ def create_app(
 
     if classifier is not None:
 
-        @app.post("/v1/classify", openapi_extra=schema.body_schema(schema.Picture))
+        @app.post("/v1/classify", openapi_extra=schema.described(schema.Picture))
         async def classify(request: Request) -> Response:
             body = await read(request, schema.Picture)
             assert classifier is not None and classifier.model is not None

@@ -28,6 +28,8 @@ from nextpixel.sampling import choose, pixel_noise, wide_type
 
 MEMORY_SHARE = 0.5
 PACE_MEMORY = 0.9  # of the running mean of seconds a pixel
+READ_SECONDS = 0.2  # for prompts between two pixels of the others; one is read even if it takes longer
+KEPT_READS = 4  # as many prompts stay read as there are slots, divided by this: row_bytes counts one for each slot
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         pixels = self.side**2
+        self.key = self.prompt.numpy().tobytes()
         self.noise = np.stack([pixel_noise(self.sampling.seed, 0, i, pixels) for i in range(self.n)])
         self.manner = replace(self.sampling, seed=0)
         self.tokens = np.zeros((self.n, pixels), np.int64)
@@ -136,6 +139,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._places: list[_Place] = []
+        self._reads: dict[bytes, tuple[Tensor, KVCache]] = {}  # of the prompts used last, by their tokens
         self.closing = self._stopped = False
         self._thread: threading.Thread | None = None
         self._warm_up()
@@ -143,11 +147,15 @@ class Engine:
     def _warm_up(self) -> None:
         """The first products are slow, and the first request shall be told its time."""
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
-        self._logits = self._decoder.start(every[None, :0], every)
-        for _ in range(min(2, self.model.config.pixels - 1)):
+        half = self.model.config.pixels // 2
+        for _ in range(2):
             start = time.monotonic()
-            self._decoder.step(every)
-        self.pace = time.monotonic() - start if self.model.config.pixels > 1 else 0.0
+            self._logits = self._decoder.start(every.new_zeros(1, half), every)
+            self.reading = (time.monotonic() - start) / (half + 1)  # seconds for each pixel of a prompt
+            start = time.monotonic()
+            if half:
+                self._decoder.step(every)
+            self.pace = time.monotonic() - start
 
     # ---- for other threads
 
@@ -155,7 +163,7 @@ class Engine:
         """Queue a request; returns how many are before it, 0 where it begins at once. Raises Busy."""
         with self._changed:
             if self.closing or len(self._waiting) >= self.limit:
-                raise Busy(self._forecast()[1] * self.pace)
+                raise Busy(self._forecast()[1])
             self._waiting.append(ticket)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nextpixel engine", daemon=True)
@@ -171,7 +179,7 @@ class Engine:
     def seconds_left(self, ticket: Ticket) -> float:
         """Until that request is done: pixels are counted exactly, as long as nobody leaves before his time."""
         with self._changed:
-            return self._forecast()[0].get(ticket, 0) * self.pace
+            return self._forecast()[0].get(ticket, 0.0)
 
     @property
     def used(self) -> int:
@@ -219,21 +227,24 @@ class Engine:
         """Requests before that number of the queue; those being drawn are one where they take all slots."""
         return number + (len(self._places) == self.slots)
 
-    def _forecast(self) -> tuple[dict[Ticket, int], int]:
-        """Pixels until each request is done, and until the first that waits has all its rows."""
+    def _forecast(self) -> tuple[dict[Ticket, float], float]:
+        """Seconds until each request is done, and until the first that waits has all its rows."""
         pixels = self.model.config.pixels
         ends = [0] * (self.slots - len(self._places)) + [pixels - place.known for place in self._places]
-        left: dict[Ticket, int] = {}
+        left: dict[Ticket, float] = {}
         for place in self._places:
-            left[place.ticket] = max(left.get(place.ticket, 0), pixels - place.known)
+            left[place.ticket] = max(left.get(place.ticket, 0.0), (pixels - place.known) * self.pace)
         heapq.heapify(ends)
-        room = 0
+        room, reading, read = 0.0, 0.0, set(self._reads)
         for number, ticket in enumerate(self._waiting):
+            if ticket.read is None and ticket.key not in read:
+                reading += ticket.prompt.shape[1] * self.reading
+                read.add(ticket.key)
             for _ in range(ticket.n - ticket.placed):
                 start = ends[0]
-                left[ticket] = max(left.get(ticket, 0), start + ticket.drawn)
+                left[ticket] = max(left.get(ticket, 0.0), (start + ticket.drawn) * self.pace + reading)
                 heapq.heapreplace(ends, start + ticket.drawn)
-                room = max(room, start) if number == 0 else room
+                room = max(room, start * self.pace) if number == 0 else room
         return left, room
 
     # ---- the thread
@@ -266,7 +277,7 @@ class Engine:
         self._admit()
         if not self._places:
             return
-        count = len(self._places)
+        start, count = time.monotonic(), len(self._places)
         self.observe("pixels", count)  # before anybody is told that they are drawn
         self._draw()
         with self._changed:
@@ -293,34 +304,50 @@ class Engine:
                 self._places.pop()
 
     def _admit(self) -> None:
-        """Free rows go to those that wait, in order. At most one prompt is read: the others wait for their pixel."""
+        """Free rows go to those that wait, in order; others wait for their pixel READ_SECONDS, or for one prompt."""
+        end = time.monotonic() + READ_SECONDS
+        while len(self._places) < self.slots and time.monotonic() < end:
+            with self._changed:
+                if not self._waiting:
+                    return
+                ticket = self._waiting[0]
+            read = ticket.read or self._read(ticket)
+            with self._changed:
+                if not ticket.over:
+                    self._place(ticket, read)
+
+    def _read(self, ticket: Ticket) -> tuple[Tensor, KVCache]:
+        """A prefill; requests for the same picture share it, those that come a little later as well."""
+        start = ticket.began = time.monotonic()
+        self.observe("queue_seconds", start - ticket.arrived)
+        read = self._reads.get(ticket.key)
+        if read is None:
+            read = self._decoder.read(ticket.prompt.to(self.model.device))
+            seconds = (time.monotonic() - start) / (ticket.prompt.shape[1] + 1)
+            self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
         with self._changed:
-            ticket = self._waiting[0] if self._waiting else None
-        if ticket is None or len(self._places) == self.slots:
-            return
+            self._reads.pop(ticket.key, None)
+            self._reads[ticket.key] = read  # the newest is the last
+            if len(self._reads) > self.slots // KEPT_READS:
+                self._reads.pop(next(iter(self._reads)))
+        return read
+
+    def _place(self, ticket: Ticket, read: tuple[Tensor, KVCache]) -> None:
+        """Put as many of its candidates as there is room for into the table."""
+        first, (logits, cache) = len(self._places), read
+        count = min(self.slots - first, ticket.n - ticket.placed)
+        rows = torch.arange(first, first + count, device=logits.device)
+        self._cache.fill(rows, cache, torch.zeros_like(rows))
+        self._logits[rows] = logits
+        known = ticket.prompt.shape[1]
+        self._places += [_Place(ticket, ticket.placed + i, known) for i in range(count)]
+        ticket.placed += count
+        ticket.read = read if ticket.placed < ticket.n else None
         if ticket.read is None:
-            ticket.began = time.monotonic()
-            self.observe("queue_seconds", ticket.began - ticket.arrived)
-            ticket.read = self._decoder.read(ticket.prompt.to(self.model.device))
-        with self._changed:
-            if ticket.over:
-                ticket.read = None
-                return
-            logits, read = ticket.read
-            first = len(self._places)
-            count = min(self.slots - first, ticket.n - ticket.placed)
-            rows = torch.arange(first, first + count, device=logits.device)
-            self._cache.fill(rows, read, torch.zeros_like(rows))
-            self._logits[rows] = logits
-            known = ticket.prompt.shape[1]
-            self._places += [_Place(ticket, ticket.placed + i, known) for i in range(count)]
-            ticket.placed += count
-            if ticket.placed == ticket.n:
-                self._waiting.popleft()
-                ticket.read = None
-                left = self._forecast()[0]
-                for number, other in enumerate(self._waiting):
-                    other.tell(Waiting(self._ahead(number), left[other] * self.pace))
+            self._waiting.popleft()
+            left = self._forecast()[0]
+            for number, other in enumerate(self._waiting):
+                other.tell(Waiting(self._ahead(number), left[other]))
 
     def _draw(self) -> None:
         """Choose a token for every row, and tell what is complete with it."""

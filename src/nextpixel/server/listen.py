@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 
@@ -55,4 +56,5 @@ def serve(app: FastAPI, config: ServeConfig, opened: socket.socket) -> None:
             engine.drain(config.shutdown_seconds)
 
     server.drain = drain
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells what it finds in a broken form
     server.run(sockets=[opened])

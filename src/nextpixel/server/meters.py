@@ -16,29 +16,24 @@ class Meters:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
+
+        def histogram(name: str, told: str, label: str) -> Histogram:
+            return Histogram(f"nextpixel_{name}", told, [label], buckets=SECONDS, registry=registry)
+
+        def gauge(name: str, told: str) -> Gauge:
+            return Gauge(f"nextpixel_{name}", told, ["model"], registry=registry)
+
         self._requests = Counter("nextpixel_requests", "Requests answered.", ["route", "status"], registry=registry)
-        self._request_seconds = Histogram(
-            "nextpixel_request_seconds",
-            "From the first byte in to the last out.",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._queue_seconds = Histogram(
-            "nextpixel_queue_seconds", "Drawings: wait for a slot.", ["model"], buckets=SECONDS, registry=registry
-        )
-        self._first_row_seconds = Histogram(
-            "nextpixel_first_row_seconds",
-            "Drawings: until the first row.",
-            ["model"],
-            buckets=SECONDS,
-            registry=registry,
-        )
+        self._request_seconds = histogram("request_seconds", "From the first byte in to the last out.", "route")
+        self._seconds = {
+            "queue_seconds": histogram("queue_seconds", "Drawings: wait for a slot.", "model"),
+            "first_row_seconds": histogram("first_row_seconds", "Drawings: until the first row.", "model"),
+        }
         self._pixels = Counter("nextpixel_pixels", "Pixels drawn.", ["model"], registry=registry)
-        self._speed = Gauge("nextpixel_pixels_per_second", "While drawing.", ["model"], registry=registry)
-        self._used = Gauge("nextpixel_slots_used", "Pictures being drawn.", ["model"], registry=registry)
-        self._slots = Gauge("nextpixel_slots", "Pictures that can be drawn at once.", ["model"], registry=registry)
-        self._waiting = Gauge("nextpixel_queue_length", "Requests that wait.", ["model"], registry=registry)
+        self._speed = gauge("pixels_per_second", "While drawing.")
+        self._used = gauge("slots_used", "Pictures being drawn.")
+        self._slots = gauge("slots", "Pictures that can be drawn at once.")
+        self._waiting = gauge("queue_length", "Requests that wait.")
 
     def request(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
@@ -51,9 +46,7 @@ class Meters:
         elif what == "pixels_per_second":
             self._speed.labels(model).set(value)
         else:
-            {"queue_seconds": self._queue_seconds, "first_row_seconds": self._first_row_seconds}[what].labels(
-                model
-            ).observe(value)
+            self._seconds[what].labels(model).observe(value)
 
     def text(self, engines: Mapping[str, Engine]) -> bytes:
         for name, engine in engines.items():

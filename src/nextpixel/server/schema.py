@@ -110,11 +110,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def body_schema(kind: type[Request]) -> dict[str, Any]:
-    """What OpenAPI is told of a body: JSON, or a form whose picture is a file."""
+REFUSED: dict[str, Any] = {
+    "description": "Refused, with a sentence that says why",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
+                },
+                "required": ["error"],
+            }
+        }
+    },
+}
+
+
+def described(kind: type[Request], *answers: str) -> dict[str, Any]:
+    """What OpenAPI is told of a route: a body of JSON, or a form whose picture is a file; answers beside JSON."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     form = schema | {"properties": dict(schema["properties"])}
     if "image" in form["properties"]:
         form["properties"]["image"] = {"type": "string", "format": "binary"}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": True, "content": content}, "responses": given(*answers)}
+
+
+def given(*answers: str) -> dict[int | str, dict[str, Any]]:
+    return {"200": {"content": {answer: {} for answer in answers}}}
