@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.extraction import Backbone, described, pooled
+from nextpixel.extraction import Backbone, described, described_rows, pooled
 from nextpixel.extractors import raw_pixels
 from nextpixel.model import ImageGPT
 from nextpixel.probing import Reading, class_numbers
@@ -89,9 +89,17 @@ def commonest_class(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
 
 
 def baseline_readings(
-    model: Backbone, train: NDArray[np.uint8], test: NDArray[np.uint8], seed: int = 0
+    model: Backbone,
+    train: NDArray[np.uint8],
+    test: NDArray[np.uint8],
+    seed: int = 0,
+    rows: NDArray[np.int64] | None = None,
 ) -> list[Reading]:
-    """The same squares described in the ways that a probe of the model has to beat."""
+    """The same squares described in the ways that a probe of the model has to beat.
+
+    With `rows`, features of these training squares alone (NaN elsewhere); patches are learned from all of them.
+    """
+    rows = np.arange(len(train)) if rows is None else rows
     middle = model.config.layers // 2
     describers: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
         "raw pixels": raw_pixels,
@@ -99,5 +107,6 @@ def baseline_readings(
         "untrained model": lambda squares: untrained_features(model, squares, middle),
     }
     return [
-        Reading(name, describe(train)[:, None], describe(test)[:, None], [0]) for name, describe in describers.items()
+        Reading(name, described_rows(describe, train, rows)[:, None], describe(test)[:, None], [0])
+        for name, describe in describers.items()
     ]

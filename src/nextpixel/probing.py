@@ -388,6 +388,18 @@ def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat
     return np.sort(np.concatenate(chosen))
 
 
+def drawn_rows(
+    labels: NDArray[Any], labels_per_class: Sequence[int | None], repeats: int, seed: int
+) -> NDArray[np.int64]:
+    """Places of the images that any subset of `compare` holds, in order: only their features are ever asked for."""
+    subsets = [
+        choose_labels(labels, count, seed, repeat)
+        for count in labels_per_class
+        for repeat in range(1 if count is None else repeats)
+    ]
+    return np.unique(np.concatenate(subsets))
+
+
 def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
     """The label of each name, by a CSV file with the columns file and label."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,8 @@ class Probe:
     """The same for the test images."""
     layer: str = "best"
     """best, a number, or numbers with commas to concatenate."""
+    concatenate: str | None = None
+    """With --layer best: also probe these layers concatenated, numbers with commas; takes no further look."""
     labels_per_class: str | None = None
     """Numbers with commas, as in 4,25,400: the few-label protocol, over random subsets."""
     repeats: int = 5
@@ -74,6 +77,11 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Probe, "probe", argv)
     counts = [None] if args.labels_per_class is None else whole_numbers("--labels-per-class", args.labels_per_class, 1)
     fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
+    joined = None if args.concatenate is None else whole_numbers("--concatenate", args.concatenate, 0)
+    if joined is not None and fixed is not None:
+        raise InputError(
+            "--concatenate stands beside the best layer; --layer concatenates by itself: expected one of the two"
+        )
     if args.repeats < 1 or args.seed < 0:
         raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
     check_folder(args.out, "--out")
@@ -87,21 +95,28 @@ def run(argv: Sequence[str]) -> None:
 
     from nextpixel.baselines import baseline_readings, commonest_class
     from nextpixel.checkpoints import EMBEDDED
-    from nextpixel.extraction import check_layers, described
+    from nextpixel.extraction import check_layers, described, described_rows
     from nextpixel.preparation import absolute
-    from nextpixel.probing import LinearProbe, Reading, compare
+    from nextpixel.probing import LinearProbe, Reading, compare, drawn_rows
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
+    if joined is not None:
+        check_layers(model, joined, "--concatenate")
     (squares, labels), (test_squares, test_labels) = _read(args, model)
+    rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
-    features, test_features = (described(model, s, layers) for s in (squares, test_squares))
-    feature_seconds = (time.perf_counter() - began) / (len(squares) + len(test_squares))
+    features = described_rows(partial(described, model, layers=layers), squares, rows)
+    test_features = described(model, test_squares, layers)
+    feature_seconds = (time.perf_counter() - began) / (len(rows) + len(test_squares))
     if fixed is not None:  # concatenated
         features, test_features = (f.reshape(len(f), 1, -1) for f in (features, test_features))
     readings = [Reading(OURS, features, test_features, layers if fixed is None else layers[:1])]
+    if joined is not None:
+        both = [f[:, joined].reshape(len(f), 1, -1) for f in (features, test_features)]
+        readings.append(Reading(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined[:1]))
     if args.baselines:
-        readings += baseline_readings(model, squares, test_squares, args.seed)
+        readings += baseline_readings(model, squares, test_squares, args.seed, rows)
     if args.against:
         middle = len(readings[0].layers) // 2
         readings.append(
@@ -114,7 +129,8 @@ def run(argv: Sequence[str]) -> None:
             )
         )
     for name, student in students.items():
-        seen, test_seen = (described(student, s, [0]) for s in (squares, test_squares))
+        seen = described_rows(partial(described, student, layers=[0]), squares, rows)
+        test_seen = described(student, test_squares, [0])
         readings.append(Reading(f"{name}, probe", seen, test_seen, [0], args.trials))
     results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
     rivals = fit_rivals(
@@ -219,7 +235,10 @@ def _print(
             text = f"{result.labels_per_class:>4} a class   {mean:.1%}"
             if len(result.scores) > 1:  # one draw of labels tells nothing of others
                 text += f" +- {spread:.1%}  (mean within {half:.1%})"
-        auc = f"  AUC {sum(result.aucs) / len(result.aucs):.3f}" if result.aucs else ""
+        auc = ""
+        if result.aucs:
+            area, areas_spread, _ = mean_interval(result.aucs)
+            auc = f"  AUC {area:.3f}" + (f" +- {areas_spread:.3f}" if len(result.aucs) > 1 else "")
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
@@ -241,6 +260,13 @@ def _print(
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
     fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
+    joined = None if args.concatenate is None else whole_numbers("--concatenate", args.concatenate, 0)
+
+    def layers_of(result: Result) -> list[list[int]]:
+        """A reading of concatenated layers knows only the first of them."""
+        several = joined if joined and result.reading.startswith(f"{OURS}, layers") else fixed
+        return [several] * len(result.layers) if several and result.reading.startswith(OURS) else result.layers
+
     report: dict[str, Any] = {
         "seed": args.seed,
         "commonest_class": commonest,
@@ -248,7 +274,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
             {
                 "reading": result.reading,
                 "labels_per_class": result.labels_per_class,
-                "layers": [fixed] * len(result.layers) if fixed and result.reading.startswith(OURS) else result.layers,
+                "layers": layers_of(result),
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
