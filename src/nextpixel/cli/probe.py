@@ -121,7 +121,7 @@ def run(argv: Sequence[str]) -> None:
         middle = len(readings[0].layers) // 2
         readings.append(
             Reading(
-                f"{OURS}, {args.trials} trials",
+                f"{OURS}, {args.trials} trial{'s' if args.trials > 1 else ''}",
                 features[:, [middle]],
                 test_features[:, [middle]],
                 [readings[0].layers[middle]],
