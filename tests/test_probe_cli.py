@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 import nextpixel
-from nextpixel import ImageGPTConfig, Palette, extraction
+from nextpixel import ImageGPTConfig, Palette, extraction, few_labels
 from nextpixel.cli import main
 from nextpixel.cli.drawings import load_classifier
 from nextpixel.config import ModelOptions
+from nextpixel.few_labels import Reading, compare
 from nextpixel.images import from_array, save_png
 from nextpixel.sources import load_images
 from test_model import lively
@@ -82,6 +84,52 @@ def test_few_labels_are_drawn_again_and_again(desk: Path, capsys: pytest.Capture
     assert [(r["labels_per_class"], len(r["scores"])) for r in reports[0]["results"]] == [(2, 3), (5, 3)]
 
 
+def test_only_the_images_that_are_drawn_are_looked_at(
+    desk: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["probe", "set.npz", "--model", "model", "--labels-per-class", "2,3", "--repeats", "2", "--json"]
+    assert main(["features", "set.npz", "--split", "train", "--model", "model", "--layer", "0,1,2"]) == 0
+    with np.load("features.npz", allow_pickle=False) as arrays:
+        everything = arrays["features"].reshape(60, 3, 16)
+    looked = []
+    described = few_labels.described
+
+    def spy(model, squares, layers, **how):
+        looked.append(len(squares))
+        return described(model, squares, layers, **how)
+
+    monkeypatch.setattr(few_labels, "described", spy)
+    capsys.readouterr()
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert looked[0] <= 2 * 2 * (2 + 3) < 60 and looked[1] == 30
+    with np.load("set.npz") as arrays:
+        labels = arrays["class_names"][arrays["train_labels"]]
+        test = nextpixel.features(nextpixel.load("model"), arrays["test_images"], [0, 1, 2]).reshape(30, 3, 16)
+        test_labels = arrays["class_names"][arrays["test_labels"]]
+    [few, _] = compare(
+        [Reading("all", everything, test, [0, 1, 2])], labels, test_labels, labels_per_class=[2, 3], repeats=2
+    )
+    [ours] = [r for r in report["results"] if r["reading"] == "this model" and r["labels_per_class"] == 2]
+    assert [score["accuracy"] for score in ours["scores"]] == [s.accuracy for s in few.scores] and ours[
+        "layers"
+    ] == few.layers
+
+
+def test_concatenated_layers_stand_beside_the_best_one(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["probe", "set.npz", "--model", "model", "--no-baselines", "--labels-per-class", "5", "--repeats", "2"]
+    assert main([*command, "--concatenate", "0,2", "--json"]) == 0
+    best, joined = json.loads(capsys.readouterr().out)["results"]
+    assert joined["reading"] == "this model, layers 0,2" and joined["layers"] == [[0, 2], [0, 2]]
+    assert best["reading"] == "this model" and all(len(layers) == 1 for layers in best["layers"])
+    assert main([*command, "--layer", "0,2", "--json"]) == 0
+    [alone] = json.loads(capsys.readouterr().out)["results"]
+    assert alone["scores"] == joined["scores"] and alone["layers"] == joined["layers"]
+    assert main([*command, "--concatenate", "0,2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.search(r"AUC \d\.\d{3} \+- \d\.\d{3}", line) for line in lines[1:3])
+
+
 def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys: pytest.CaptureFixture) -> None:
     broken = nextpixel.load("model")
     with torch.no_grad():
@@ -96,6 +144,8 @@ def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys:
     ("arguments", "sentence"),
     [
         (["--layer", "9"], "--layer: expected whole numbers from 0 to 2"),
+        (["--concatenate", "0,9"], "--concatenate: expected whole numbers from 0 to 2"),
+        (["--concatenate", "0,1", "--layer", "1"], "--concatenate stands beside the best layer"),
         (["--layer", "middle"], "--layer: expected whole numbers"),
         (["--labels-per-class", "0"], "--labels-per-class: expected whole numbers from 1"),
         (["--labels-per-class", "500"], "expected at most"),

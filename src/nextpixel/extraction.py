@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,15 @@ def features(
     return found.reshape(len(squares), -1)
 
 
-def check_layers(model: Backbone, layer: int | Sequence[int]) -> list[int]:
-    """The layers as a list, each of them one the model has."""
+def check_layers(model: Backbone, layer: int | Sequence[int], option: str = "--layer") -> list[int]:
+    """The layers as a list, each of them one the model has; `option` is what a complaint names."""
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
         layers = [operator.index(number) for number in given if not isinstance(number, bool)]
     except TypeError:
         given = layers = []
     if not layers or len(layers) < len(given) or not all(0 <= number <= model.config.layers for number in layers):
-        raise InputError(f"--layer: expected whole numbers from 0 to {model.config.layers}, got {layer!r}")
+        raise InputError(f"{option}: expected whole numbers from 0 to {model.config.layers}, got {layer!r}")
     return layers
 
 
@@ -185,6 +185,16 @@ def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[
         except UnreadableImage as error:
             lost.append(str(error))
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
+
+
+def described_rows(
+    describe: Callable[[NDArray[np.uint8]], NDArray[np.float32]], squares: NDArray[np.uint8], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Features of these rows of squares alone, each in its place, and NaN in the others."""
+    values = describe(np.asarray(squares[rows]))
+    found = np.full((len(squares), *values.shape[1:]), np.nan, np.float32)
+    found[rows] = values
+    return found
 
 
 @torch.inference_mode()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.extraction import Backbone, described
+from nextpixel.extraction import Backbone, described, described_rows
 from nextpixel.labels import choose_labels
 from nextpixel.metrics import Score
 from nextpixel.probing import STRENGTHS, LinearProbe, middle_strengths
@@ -39,9 +40,15 @@ def layer_reading(
     *,
     together: bool = False,
     trials: int | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> Reading:
-    """Squares uint8 (N, S, S, 3) in these layers of a model: to choose among, or `together`, concatenated into one."""
-    own, others = (described(model, squares, layers) for squares in (train, test))
+    """Squares uint8 (N, S, S, 3) in these layers of a model: to choose among, or `together`, concatenated into one.
+
+    With `rows`, only these training squares are looked at, as many as drawn_rows tells; the others are NaN.
+    """
+    describe = partial(described, model, layers=layers)
+    own = described_rows(describe, train, np.arange(len(train)) if rows is None else rows)
+    others = describe(test)
     if together:
         own, others = (features.reshape(len(features), 1, -1) for features in (own, others))
     return Reading(name, own, others, list(layers[:1] if together else layers), trials)
@@ -79,7 +86,7 @@ def compare(
     """
     results = []
     for count in labels_per_class:
-        subsets = [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
+        subsets = _subsets(labels, count, repeats, seed)
         for reading in readings:
             scores, neighbours, layers, seconds, trials = [], [], [], [], []
             images = [len(rows) for rows in subsets]
@@ -97,6 +104,19 @@ def compare(
                 layers.append(probe.layers_)
             results.append(Result(reading.name, count, scores, neighbours, layers, seconds, images, trials))
     return results
+
+
+def drawn_rows(
+    labels: NDArray[Any], labels_per_class: Sequence[int | None], repeats: int, seed: int
+) -> NDArray[np.int64]:
+    """Places of the images that any subset of `compare` holds, in order: only their features are ever asked for."""
+    return np.unique(
+        np.concatenate([rows for count in labels_per_class for rows in _subsets(labels, count, repeats, seed)])
+    )
+
+
+def _subsets(labels: NDArray[Any], count: int | None, repeats: int, seed: int) -> list[NDArray[np.int64]]:
+    return [choose_labels(labels, count, seed, repeat) for repeat in range(1 if count is None else repeats)]
 
 
 def _neighbours(

@@ -48,6 +48,8 @@ class Probe:
     """The same for the test images."""
     layer: str = "best"
     """best, a number, or numbers with commas to concatenate."""
+    concatenate: str | None = None
+    """With --layer best: also probe these layers concatenated, numbers with commas; takes no further look."""
     labels_per_class: str | None = None
     """Numbers with commas, as in 4,25,400: the few-label protocol, over random subsets."""
     repeats: int = 5
@@ -75,6 +77,11 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Probe, "probe", argv)
     counts = [None] if args.labels_per_class is None else whole_numbers("--labels-per-class", args.labels_per_class, 1)
     fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
+    joined = None if args.concatenate is None else whole_numbers("--concatenate", args.concatenate, 0)
+    if joined is not None and fixed is not None:
+        raise InputError(
+            "--concatenate stands beside the best layer; --layer concatenates by itself: expected one of the two"
+        )
     if args.repeats < 1 or args.seed < 0:
         raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
     check_folder(args.out, "--out")
@@ -89,24 +96,33 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.baselines import baseline_readings, commonest_class
     from nextpixel.checkpoints import EMBEDDED
     from nextpixel.extraction import check_layers
-    from nextpixel.few_labels import Reading, compare, layer_reading
+    from nextpixel.few_labels import Reading, compare, drawn_rows, layer_reading
     from nextpixel.preparation import absolute
     from nextpixel.probing import LinearProbe
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
+    if joined is not None:
+        check_layers(model, joined, "--concatenate")
     (squares, labels), (test_squares, test_labels) = _read(args, model)
+    rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
-    ours = layer_reading(OURS, model, squares, test_squares, layers, together=fixed is not None)
-    feature_seconds = (time.perf_counter() - began) / (len(squares) + len(test_squares))
+    together = fixed is not None
+    ours = layer_reading(OURS, model, squares, test_squares, layers, together=together, rows=rows)
+    feature_seconds = (time.perf_counter() - began) / (len(rows) + len(test_squares))
     readings = [ours]
+    if joined is not None:
+        both = [f[:, joined].reshape(len(f), 1, -1) for f in (ours.train, ours.test)]
+        readings.append(Reading(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined[:1]))
     if args.baselines:
-        readings += baseline_readings(model, squares, test_squares, layers, together=fixed is not None, seed=args.seed)
+        readings += baseline_readings(
+            model, squares, test_squares, layers, together=together, seed=args.seed, rows=rows
+        )
     if args.against:
         middle = len(ours.layers) // 2
         readings.append(
             Reading(
-                f"{OURS}, {args.trials} trials",
+                f"{OURS}, {args.trials} trial{'s' if args.trials > 1 else ''}",
                 ours.train[:, [middle]],
                 ours.test[:, [middle]],
                 [ours.layers[middle]],
@@ -114,7 +130,9 @@ def run(argv: Sequence[str]) -> None:
             )
         )
     for name, student in students.items():
-        readings.append(layer_reading(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials))
+        readings.append(
+            layer_reading(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials, rows=rows)
+        )
     results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
     rivals = fit_rivals(
         args.against,
@@ -218,8 +236,10 @@ def _print(
             text = f"{result.labels_per_class:>4} a class   {mean:.1%}"
             if len(result.scores) > 1:  # one draw of labels tells nothing of others
                 text += f" +- {spread:.1%}  (mean within {half:.1%})"
-        aucs = [score.auc for score in result.scores if score.auc is not None]
-        auc = f"  AUC {sum(aucs) / len(aucs):.3f}" if aucs else ""
+        auc = ""
+        if areas := [score.auc for score in result.scores if score.auc is not None]:
+            area, areas_spread, _ = mean_interval(areas)
+            auc = f"  AUC {area:.3f}" + (f" +- {areas_spread:.3f}" if len(areas) > 1 else "")
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
@@ -243,6 +263,14 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
     from nextpixel.baselines import UNTRAINED
 
     fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
+    joined = None if args.concatenate is None else whole_numbers("--concatenate", args.concatenate, 0)
+
+    def layers_of(result: Result) -> list[list[int]]:
+        """A reading of concatenated layers knows only the first of them."""
+        several = joined if joined and result.reading.startswith(f"{OURS}, layers") else fixed
+        own = result.reading.startswith((OURS, UNTRAINED))
+        return [several] * len(result.layers) if several and own else result.layers
+
     report: dict[str, Any] = {
         "seed": args.seed,
         "commonest_class": commonest,
@@ -250,9 +278,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
             {
                 "reading": result.reading,
                 "labels_per_class": result.labels_per_class,
-                "layers": [fixed] * len(result.layers)
-                if fixed and result.reading.startswith((OURS, UNTRAINED))
-                else result.layers,
+                "layers": layers_of(result),
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
