@@ -181,6 +181,16 @@ def test_scores_features_and_the_encoded_picture(client: TestClient, model: Imag
     assert np.array_equal(seen[:5], pixels_of(kept)[:5])
 
 
+def test_no_progress_of_requests_is_shown(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SILENT_SECONDS", "LINE_EVERY_SECONDS"):
+        monkeypatch.setattr(f"nextpixel.progress.{name}", 0.0)
+    for path in ("score", "features"):
+        assert client.post(f"/v1/{path}", json={"image": TEXT}).status_code == 200
+    assert capsys.readouterr().err == ""
+
+
 def test_a_classifier_adds_its_route(model: ImageGPT, client: TestClient) -> None:
     squares = np.random.default_rng(4).integers(0, 256, (12, 6, 6, 3), np.uint8)
     probe = LinearProbe(model, layer=1).fit(squares, ["a", "b", "c"] * 4)

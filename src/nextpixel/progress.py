@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 Advance = Callable[..., None]
 SILENT_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def is_first() -> bool:
@@ -27,7 +29,7 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 
     `total` and `done` count `unit`s. Rich draws the bar where it is installed and stderr is a terminal.
     """
-    if not is_first():
+    if _silent.get() or not is_first():
         yield lambda count, note="": None
         return
     start = time.monotonic()
@@ -53,6 +55,16 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
     else:
         with live:
             yield advance
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No progress of what this thread does within: for a server's requests, which nobody watches."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 def say(line: str, everywhere: bool = False) -> None:

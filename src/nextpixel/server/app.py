@@ -32,6 +32,7 @@ from nextpixel.extraction import Backbone, check_layers, pooled
 from nextpixel.images import UnreadableImage, decode, fit_square, grid, heatmap, png_bytes
 from nextpixel.model import ImageGPT
 from nextpixel.probing import LinearProbe
+from nextpixel.progress import silent
 from nextpixel.sampling import prompt_tokens
 from nextpixel.server import schema
 from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
@@ -286,9 +287,14 @@ class _Calls:
         if self._pending > self._config.queue:
             raise HTTPException(429, f"{self._config.queue} requests wait; try again in 1 s", {"Retry-After": "1"})
         self._pending += 1
+
+        def quietly() -> T:
+            with silent():
+                return work()
+
         try:
             async with asyncio.timeout(self._config.timeout_seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, quietly)
         except TimeoutError:
             raise HTTPException(504, f"not done within {self._config.timeout_seconds:g} seconds") from None
         finally:
