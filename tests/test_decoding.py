@@ -80,6 +80,29 @@ def test_fp32_logits_are_the_plain_ones_at_every_position(
     assert (decoded(model, mode, tokens, known) - model(tokens)[:, known:]).abs().max() < bound
 
 
+@pytest.mark.parametrize(("mode", "bound"), [pytest.param(PLAIN, 1e-6, id="plain"), *FAST])
+def test_prompts_read_in_groups_are_those_read_at_once(
+    model: ImageGPT, mode: Mode, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, of = some_tokens(5, model.config), torch.tensor([4, 0, 0, 3, 1, 2, 4])
+
+    def drawn() -> Tensor:
+        decoder = Decoder(model, len(of), mode)
+        first = decoder.start(tokens[:, :20], of)
+        return torch.stack([first.clone(), decoder.step(tokens[of, 20]).clone()])
+
+    at_once, extend, sizes = drawn(), ImageGPT.extend, []
+
+    def watched(self: ImageGPT, tokens: Tensor, *rest: object) -> Tensor:
+        sizes.append(len(tokens))
+        return extend(self, tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageGPT, "extend", watched)
+    monkeypatch.setattr(decoding_module, "READ_BYTES", 2 * 21 * 4 * 64 * 4)
+    assert (drawn() - at_once).abs().max() < bound
+    assert sizes == [2, 2, 1, 7]
+
+
 @pytest.mark.parametrize(("mode", "bound"), FAST)
 def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT, mode: Mode, bound: float) -> None:
     check_rows_apart(model, mode, bound)

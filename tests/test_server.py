@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from test_model import lively
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=12)
 ADDRESS = "http://127.0.0.1:8000"
+WORKER = ThreadPoolExecutor(1)  # of every engine here
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +521,7 @@ class Asked:
 
 @pytest.fixture
 def engine(model: ImageGPT) -> Iterator[Engine]:
-    engine = Engine(model, ServeConfig(slots=3, queue=2), lambda what, value: None)
+    engine = Engine(model, ServeConfig(slots=3, queue=2), lambda what, value: None, WORKER)
     yield engine
     engine.close()
 
@@ -557,7 +559,7 @@ MANNERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("slots", [1, 3, 7])
 def test_among_others_a_request_draws_what_it_draws_alone(model: ImageGPT, slots: int) -> None:
     """In float64 every pixel, whatever joins, leaves or is cancelled meanwhile."""
-    engine = Engine(model, ServeConfig(slots=slots, queue=50, speed="exact"), lambda what, value: None)
+    engine = Engine(model, ServeConfig(slots=slots, queue=50, speed="exact"), lambda what, value: None, WORKER)
     rng = np.random.default_rng(0)
     wishes = [
         dict(n=int(rng.integers(1, 5)), seed=i, keep=int(rng.integers(0, 6)), **MANNERS[i % len(MANNERS)])
@@ -590,7 +592,7 @@ def test_one_prefill_serves_all_completions(engine: Engine, monkeypatch: pytest.
 
 
 def test_requests_for_one_picture_share_its_reading(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(model, ServeConfig(slots=8), lambda what, value: None)
+    engine = Engine(model, ServeConfig(slots=8), lambda what, value: None, WORKER)
     read, prompts = engine._decoder.read, []
     monkeypatch.setattr(engine._decoder, "read", lambda tokens: prompts.append(tokens.shape[1]) or read(tokens))
     first = [Asked(engine, keep=keep, seed=seed).submit() for seed in range(3) for keep in (4, 2)]
@@ -603,6 +605,42 @@ def test_requests_for_one_picture_share_its_reading(model: ImageGPT, monkeypatch
         assert len(engine._reads) == 2  # of 8 slots
     assert prompts.count(12) == 2
     engine.close()
+
+
+def test_different_pictures_that_wait_are_read_together(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model, ServeConfig(slots=16, speed="exact"), lambda what, value: None, WORKER)
+    read, shapes, go = engine._decoder.read, [], threading.Event()
+    monkeypatch.setattr(engine._decoder, "read", lambda tokens: shapes.append(tuple(tokens.shape)) or read(tokens))
+    prompts = [(torch.arange(pixels)[None] + i) % 12 for i, pixels in enumerate([24, 24, 12, 24, 24, 24, 24])]
+    prompts.insert(1, prompts[0])
+    WORKER.submit(go.wait, 60)
+    asked = [Asked(engine, seed=i, prompt=prompt).submit() for i, prompt in enumerate(prompts)]
+    go.set()
+    images = [one.images for one in asked]
+    assert shapes == [(4, 24), (1, 12), (2, 24)]  # at most as many as stay read, of 16 slots
+    for i, prompt in enumerate(prompts):
+        assert np.array_equal(Asked(engine, seed=i, prompt=prompt).submit().images, images[i])
+    engine.close()
+
+
+def test_all_networks_work_in_one_thread(
+    client: TestClient, model: ImageGPT, masked: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads would make OpenMP slow for all of them."""
+    threads: set[str] = set()
+    for owner, name in ((ImageGPT, "extend"), (ImageGPT, "_last"), (ImageGPT, "hidden"), (Palette, "encode")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name), threads))
+    for route, more in (("complete", {"n": 2}), ("score", {}), ("features", {"model": "blind"}), ("encode", {})):
+        assert client.post(f"/v1/{route}", json={"image": TEXT, **more}).status_code == 200
+    assert len(threads) == 1 and not threads & {threading.current_thread().name}
+
+
+def watched(method: Any, threads: set[str]) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return method(*args, **kwargs)
+
+    return called
 
 
 def test_cancelled_rows_are_free_within_a_pixel(engine: Engine, held: threading.Semaphore) -> None:
@@ -692,12 +730,12 @@ def test_a_stop_refuses_what_waits_and_ends_what_is_drawn(engine: Engine, held: 
         held.release()
     assert running.images.shape == (3, 6, 6, 3)
     engine.close()
-    assert engine._thread is not None and not engine._thread.is_alive()
+    assert not engine._drawing and WORKER.submit(lambda: 7).result(10) == 7
 
 
 def test_slots_that_do_not_fit_are_bad_input(model: ImageGPT) -> None:
     with pytest.raises(InputError, match=r"--slots: 1000000000 slots need .* GB"):
-        Engine(model, ServeConfig(slots=10**9), lambda what, value: None)
+        Engine(model, ServeConfig(slots=10**9), lambda what, value: None, WORKER)
 
 
 # ---- over a socket
@@ -765,7 +803,7 @@ def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_al
     from nextpixel.sampling import pixel_noise
 
     model, count = nextpixel.load(), 1_000
-    crowd = Engine(model, ServeConfig(slots=32, queue=count, speed="exact"), lambda what, value: None)
+    crowd = Engine(model, ServeConfig(slots=32, queue=count, speed="exact"), lambda what, value: None, WORKER)
     tokens = torch.randint(0, 512, (count, 1024), generator=torch.Generator().manual_seed(1))
     kept = [30 - i % 7 for i in range(count)]
     together = [
@@ -778,7 +816,7 @@ def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_al
     for i, one in enumerate(together):
         square = model.palette.rgb[tokens[i].numpy()].reshape(1, 32, 32, 3)
         sampling = SamplingConfig(seed=100 + i, speed="exact")
-        alone = draw(model, square, keep=kept[i] / 32, n=1, sampling=sampling).images
+        alone = WORKER.submit(draw, model, square, keep=kept[i] / 32, sampling=sampling).result().images
         if np.array_equal(one.images, alone):
             found["equal"] += 1
             continue

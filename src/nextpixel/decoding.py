@@ -23,6 +23,7 @@ from nextpixel.model import ImageGPT, KVCache, Linear
 
 PACKED_FOR = 4  # rows of input that oneDNN is told to expect
 FAST_FROM = 1e10  # parameters times drawn pixels: about a second of plain drawing, where setting up begins to pay
+READ_BYTES = 1 << 23  # of the widest layer's numbers: more miss the processor's cache and take twice as long
 BUCKET = 128  # a CUDA graph is recorded for each length of the cache, rounded up to this
 
 
@@ -153,8 +154,9 @@ class RowCache(KVCache):
         end = other.length
         for part, read, scales in zip((self.keys, self.values), (other.keys, other.values), self.scales, strict=True):
             if part.dtype == torch.int8:
-                small, scale = kernels.quantise(read[..., :end, :])
-                part[:, rows, :, :end], scales[:, rows, :, :end] = small[:, of], scale[:, of]
+                for layer in range(len(part)):  # what a block has is still in the processor's cache
+                    small, scale = kernels.quantise(read[layer, :, :, :end])
+                    part[layer, rows, :, :end], scales[layer, rows, :, :end] = small[of], scale[of]
             else:
                 part[:, rows, :, :end] = read[:, of, :, :end].to(part.dtype)
         self.positions[rows] = min(end, len(self.slots) - 1)
@@ -231,21 +233,38 @@ class Decoder:
         One prefill serves all completions of a picture. Rows in the middle of other pictures are left alone, but a
         plain decoder starts all rows at once unless its rows are apart.
         """
-        of = torch.arange(len(prompts), device=prompts.device) if of is None else of
+        every = torch.arange(len(prompts), device=prompts.device)
+        of = every if of is None else of
         rows = torch.arange(self.rows, device=prompts.device) if rows is None else rows
-        logits, read = self.read(prompts, orientation)
-        if isinstance(self.cache, RowCache):
-            self.cache.fill(rows, read, of)
-        else:
-            self.cache = read if torch.equal(of, torch.arange(len(prompts), device=of.device)) else read.select(of)
-        return logits[of]
+        plain = None if isinstance(self.cache, RowCache) else self._new_cache(len(prompts))
+        logits = []
+        for group in every.split(self.together(prompts.shape[1])):
+            first, end = int(group[0]), int(group[-1]) + 1
+            read = self._new_cache(len(group)) if plain is None else plain.part(first, end)
+            logits.append(self.network.extend(prompts[first:end], read, orientation)[:, -1])
+            if isinstance(self.cache, RowCache):
+                theirs = (of >= first) & (of < end)
+                self.cache.fill(rows[theirs], read, of[theirs] - first)
+        if plain is not None:
+            plain.length = prompts.shape[1] + 1
+            self.cache = plain if torch.equal(of, every) else plain.select(of)
+        return torch.cat(logits)[of]
+
+    def together(self, pixels: int) -> int:
+        """How many prompts of that many pixels are read at once: on a CPU, as many as its cache can work on."""
+        if self._tokens.device.type != "cpu":
+            return self.rows
+        return max(1, READ_BYTES // ((pixels + 1) * 4 * self.network.config.width * 4))  # fp32, in the MLP
 
     @torch.inference_mode()
     def read(self, prompts: Tensor, orientation: int = 0) -> tuple[Tensor, KVCache]:
         """The prefill of prompts (M, P) alone: logits (M, K) of the next pixel, and what RowCache.fill takes."""
-        dtype = self.cache.keys.dtype
-        read = self.network.new_cache(len(prompts), torch.bfloat16 if dtype == torch.int8 else dtype)
+        read = self._new_cache(len(prompts))
         return self.network.extend(prompts, read, orientation)[:, -1], read
+
+    def _new_cache(self, rows: int) -> KVCache:
+        dtype = self.cache.keys.dtype
+        return self.network.new_cache(rows, torch.bfloat16 if dtype == torch.int8 else dtype)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nextpixel.attention import attention
 from nextpixel.config import Fit, ImageGPTConfig
 
 if TYPE_CHECKING:
@@ -91,8 +92,15 @@ class KVCache:
         mask = None
         if self.length and slots > 1:
             mask = torch.ones(slots, end, dtype=torch.bool, device=q.device).tril(self.length)
-        causal = mask is None and slots > 1
-        return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, is_causal=causal)
+        if mask is None:
+            return attention(q.to(k.dtype), k, v, causal=slots > 1)
+        return F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
+
+    def part(self, first: int, end: int) -> KVCache:
+        """These rows of the batch as a cache of their own, in the same memory."""
+        part = object.__new__(KVCache)
+        part.keys, part.values, part.length = self.keys[:, first:end], self.values[:, first:end], self.length
+        return part
 
     def select(self, rows: Tensor) -> KVCache:
         """A cache of these rows of the batch, in this order; a row may be taken often."""
@@ -149,7 +157,7 @@ class Attention(nn.Module):
         if turns is not None:
             q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
         if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # scaled by 1 / sqrt(E)
+            y = attention(q, k, v, causal=self.causal)
         else:
             y = cache.attend(self.layer, q, k, v)
         y = y.transpose(1, 2).reshape(batch, slots, width).to(x.dtype)

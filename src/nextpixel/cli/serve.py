@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -15,6 +16,10 @@ from nextpixel.cli.drawings import load_classifier, load_model
 from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import say
+
+if TYPE_CHECKING:
+    from nextpixel.model import ImageGPT
+    from nextpixel.probing import LinearProbe
 
 TOKEN_AT_LEAST = 16  # characters
 
@@ -56,16 +61,21 @@ def run(argv: Sequence[str]) -> None:
         from nextpixel.server.listen import listen, serve
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'nextpixel[server]'") from None
-    models = {}
-    for name in names:
-        model = load_model(replace(options, model=name))
-        shown = "embedded" if name is None else Path(name).name if Path(name).exists() else name
-        if shown in models:
-            raise InputError(f"--model: two models are called {shown!r}; rename a folder")
-        models[shown] = model
-    classifier = None if args.classifier is None else load_classifier(args.classifier, options)
+
+    def load() -> tuple[dict[str, ImageGPT], LinearProbe | None]:
+        models = {}
+        for name in names:
+            model = load_model(replace(options, model=name))
+            shown = "embedded" if name is None else Path(name).name if Path(name).exists() else name
+            if shown in models:
+                raise InputError(f"--model: two models are called {shown!r}; rename a folder")
+            models[shown] = model
+        return models, None if args.classifier is None else load_classifier(args.classifier, options)
+
+    worker = ThreadPoolExecutor(1, "nextpixel")
+    models, classifier = worker.submit(load).result()
     with listen(args.server) as opened:
-        app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host)
+        app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host, worker=worker)
         address, port = opened.getsockname()[:2]
         url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
         if args.output.json:

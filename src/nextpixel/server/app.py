@@ -56,28 +56,31 @@ def create_app(
     classifier: LinearProbe | None = None,
     token: str | None = None,
     hosts: Collection[str] = (),
+    worker: ThreadPoolExecutor | None = None,
 ) -> FastAPI:
     """The application: `models` by id, the first being the default; `hosts` are names it may be called by.
 
-    `app.state.engines` are those that draw; they are closed with the application. Raises InputError where the slots do
-    not fit into memory.
+    All networks work in the one thread of `worker`, see engine.py; models that were loaded in it are the fastest. It is
+    shut down with the application. `app.state.engines` are those that draw; they are closed with it, too. Raises
+    InputError where the slots do not fit into memory.
     """
     config = config or ServeConfig()
     meters = Meters()
+    worker = worker or ThreadPoolExecutor(1, "nextpixel")
     engines = {
-        name: Engine(model, config, functools.partial(meters.drawing, name))
+        name: Engine(model, config, functools.partial(meters.drawing, name), worker)
         for name, model in models.items()
         if model.config.objective == "autoregressive"
     }
-    calls = _Calls(config)
+    calls = _Calls(config, worker)
     decoders = CapacityLimiter(DECODERS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        calls.close()
         for engine in engines.values():
             await to_thread.run_sync(engine.close)
+        worker.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="nextpixel",
@@ -138,7 +141,7 @@ def create_app(
         def prepare() -> Ticket:
             return Ticket(prompt_tokens(model, squares, keep), side, body.n, sampling, seconds, tell)
 
-        ticket = await to_thread.run_sync(prepare)
+        ticket = await calls.run(prepare)
         engine = engines[name]
         try:
             ahead = engine.submit(ticket)
@@ -236,7 +239,7 @@ def create_app(
         body = await read(request, schema.Picture)
         name, model = chosen(body)
         squares = await opened(body.image, model)
-        seen = await to_thread.run_sync(lambda: model.palette.rgb[model.palette.encode(squares)[0].numpy()])
+        seen = await calls.run(lambda: model.palette.rgb[model.palette.encode(squares)[0].numpy()])
         image = seen.reshape(squares.shape[1:])
         if _wants_png(body, request.headers.get("accept", "")):
             return _png(image)
@@ -277,11 +280,10 @@ def create_app(
 
 
 class _Calls:
-    """Short work, one at a time beside the drawing; as many may wait as for a model."""
+    """Short work, between two pixels of the drawing; as much may wait as for a model."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._config, self._pending = config, 0
-        self._pool = ThreadPoolExecutor(1, "nextpixel call")
+    def __init__(self, config: ServeConfig, worker: ThreadPoolExecutor) -> None:
+        self._config, self._pending, self._worker = config, 0, worker
 
     async def run(self, work: Callable[[], T]) -> T:
         if self._pending > self._config.queue:
@@ -294,14 +296,11 @@ class _Calls:
 
         try:
             async with asyncio.timeout(self._config.timeout_seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, quietly)
+                return await asyncio.get_running_loop().run_in_executor(self._worker, quietly)
         except TimeoutError:
             raise HTTPException(504, f"not done within {self._config.timeout_seconds:g} seconds") from None
         finally:
             self._pending -= 1
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Stream(StreamingResponse):

@@ -1,7 +1,11 @@
 """Drawing for many at once: a table of rows, one pixel of each at a time, requests joining and leaving in between.
 
 How long a picture is, is known before it begins, so a fixed table is enough: nothing grows or is moved out of memory,
-and the time left follows from counting. One thread works; others `submit` and `cancel`.
+and the time left follows from counting. A worker's thread draws; others `submit` and `cancel`.
+
+All of a server's networks work in one thread. OpenMP keeps threads for every thread that works with it, and once they
+are more than the processors, libgomp lets them sleep between two products instead of spinning: small networks then take
+two to three times as long.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -123,29 +128,34 @@ class Engine:
     """One model's table of rows. Those in use are the first ones, so that a step costs what they cost.
 
     `observe` is called with (what, value): "queue_seconds", "first_row_seconds", "pixels", "pixels_per_second".
+    `worker` has one thread, and whatever else works in it comes between two pixels; best it loaded the model, too.
     Raises InputError where the slots do not fit into memory.
     """
 
-    def __init__(self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None]) -> None:
+    def __init__(
+        self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None], worker: ThreadPoolExecutor
+    ) -> None:
         shape, slots = model.config, config.slots
         self.mode = choose_mode(model, slots, shape.pixels, config.speed)
         needed = slots * row_bytes(model, self.mode)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
             raise InputError(f"--slots: {slots} slots need {needed / 1e9:.1f} GB of memory; take fewer")
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
-        self._decoder = Decoder(model, slots, self.mode, apart=True)
-        assert isinstance(self._decoder.cache, RowCache)
-        self._cache = self._decoder.cache
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._places: list[_Place] = []
         self._reads: dict[bytes, tuple[Tensor, KVCache]] = {}  # of the prompts used last, by their tokens
-        self.closing = self._stopped = False
-        self._thread: threading.Thread | None = None
-        self._warm_up()
+        self._kept = max(1, slots // KEPT_READS)
+        self.closing = self._drawing = False
+        self._left_at = 0.0
+        self._worker = worker
+        worker.submit(self._warm_up).result()
 
     def _warm_up(self) -> None:
         """The first products are slow, and the first request shall be told its time."""
+        self._decoder = Decoder(self.model, self.slots, self.mode, apart=True)
+        assert isinstance(self._decoder.cache, RowCache)
+        self._cache = self._decoder.cache
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
         half = self.model.config.pixels // 2
         for _ in range(2):
@@ -165,10 +175,9 @@ class Engine:
             if self.closing or len(self._waiting) >= self.limit:
                 raise Busy(self._forecast()[1])
             self._waiting.append(ticket)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="nextpixel engine", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            if not self._drawing:
+                self._drawing, self._left_at = True, time.monotonic()
+                self._worker.submit(self._go)
             return self._ahead(len(self._waiting) - 1)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -199,14 +208,12 @@ class Engine:
                 ticket.seconds = min(ticket.seconds, time.monotonic() - ticket.arrived + seconds)
 
     def close(self) -> None:
-        """End everything now, and the thread with it."""
+        """End everything now; the worker is free when this returns."""
         with self._changed:
-            self.closing = self._stopped = True
+            self.closing = True
             for ticket in self._tickets():
                 self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            self._changed.wait_for(lambda: not self._drawing)
 
     # ---- with the lock held
 
@@ -247,28 +254,29 @@ class Engine:
                 room = max(room, start * self.pace) if number == 0 else room
         return left, room
 
-    # ---- the thread
+    # ---- in the worker's thread
 
     @torch.inference_mode()
-    def _run(self) -> None:
-        while True:
+    def _go(self) -> None:
+        """A turn, and another one behind whatever else waits for the worker."""
+        try:
+            self._turn()
+        except Exception:
+            logging.getLogger(__name__).exception("drawing failed")
             with self._changed:
-                while not (self._waiting or self._places or self._stopped):
-                    self._changed.wait()
-                if self._stopped:
-                    return
-            try:
-                self._turn()
-            except Exception:
-                logging.getLogger(__name__).exception("drawing failed")
-                with self._changed:
-                    for ticket in self._tickets():
-                        self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
-                    self._places.clear()
+                for ticket in self._tickets():
+                    self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
+                self._places.clear()
+        with self._changed:
+            self._drawing, self._left_at = bool(self._waiting or self._places), time.monotonic()
+            if self._drawing:
+                self._worker.submit(self._go)
+            self._changed.notify_all()
 
     def _turn(self) -> None:
         """One pixel of every row in use."""
         start = time.monotonic()
+        others = start - self._left_at  # what else the worker did
         with self._changed:
             for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
@@ -286,7 +294,7 @@ class Engine:
             self._cache.length = max(place.known for place in self._places)
             tokens = torch.tensor([place.token for place in self._places], device=self.model.device)
             self._logits[: len(tokens)] = self._decoder.step(tokens)
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - start + others
         self.pace = PACE_MEMORY * self.pace + (1 - PACE_MEMORY) * seconds
         self.observe("pixels_per_second", count / self.pace)
 
@@ -318,19 +326,33 @@ class Engine:
 
     def _read(self, ticket: Ticket) -> tuple[Tensor, KVCache]:
         """A prefill; requests for the same picture share it, those that come a little later as well."""
-        start = ticket.began = time.monotonic()
-        self.observe("queue_seconds", start - ticket.arrived)
-        read = self._reads.get(ticket.key)
-        if read is None:
-            read = self._decoder.read(ticket.prompt.to(self.model.device))
-            seconds = (time.monotonic() - start) / (ticket.prompt.shape[1] + 1)
-            self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
+        ticket.began = time.monotonic()
+        self.observe("queue_seconds", ticket.began - ticket.arrived)
         with self._changed:
-            self._reads.pop(ticket.key, None)
-            self._reads[ticket.key] = read  # the newest is the last
-            if len(self._reads) > self.slots // KEPT_READS:
-                self._reads.pop(next(iter(self._reads)))
-        return read
+            if ticket.key in self._reads:
+                self._reads[ticket.key] = self._reads.pop(ticket.key)  # the newest is the last
+                return self._reads[ticket.key]
+            together = self._unread(ticket)
+        logits, cache = self._decoder.read(torch.cat(list(together.values())).to(self.model.device))
+        seconds = (time.monotonic() - ticket.began) / (len(together) * cache.length)
+        self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
+        with self._changed:
+            for i, key in enumerate(together):
+                self._reads[key] = logits[i : i + 1], cache.part(i, i + 1)
+            awaited = {other.key for other in self._waiting}
+            while len(self._reads) > self._kept:
+                self._reads.pop(next((key for key in self._reads if key not in awaited), next(iter(self._reads))))
+            return self._reads[ticket.key]
+
+    def _unread(self, ticket: Ticket) -> dict[bytes, Tensor]:
+        """Prompts to be read with that of the first who waits: those behind it that are as long, and have room."""
+        found = {ticket.key: ticket.prompt}
+        most = min(self._decoder.together(ticket.prompt.shape[1]), self._kept)
+        for other in self._waiting:
+            alike = other.prompt.shape == ticket.prompt.shape and other.key not in self._reads
+            if len(found) < most and alike and other.read is None:
+                found.setdefault(other.key, other.prompt)
+        return found
 
     def _place(self, ticket: Ticket, read: tuple[Tensor, KVCache]) -> None:
         """Put as many of its candidates as there is room for into the table."""
