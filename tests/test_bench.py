@@ -78,3 +78,23 @@ def test_the_written_file_is_what_json_prints(tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "bench.json"
     assert main(f"bench --work encode --batch 4 --repeats 1 --json --out {out}".split()) == 0
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_takes_what_bench_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Time is model FLOPs over what was measured, so a run of the timed shape takes the timed seconds."""
+    from nextpixel.cli import main
+
+    model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=1, side=6, colors=512))
+    found = bench(model, ["encode", "train"], [2, 4], repeats=2)
+    out = tmp_path / "bench.json"
+    out.write_text(json.dumps(found))
+    shape = "--layers 1 --width 16 --heads 1 --side 6 --steps 10 --batch-images 4"
+    assert main(f"plan --hardware {out} {shape} --json".split()) == 0
+    plan = json.loads(capsys.readouterr().out)
+    best = max(row["images_per_second"] for row in found["rows"] if row["work"] == "train")
+    assert plan["seconds"] == pytest.approx(40 / best)
+    assert plan["hardware"]["on_cpu"] and plan["layout"]["memory"]["heap"] > 0
+    found["rows"] = [row for row in found["rows"] if row["work"] == "encode"]
+    out.write_text(json.dumps(found))
+    assert main(f"plan --hardware {out} {shape}".split()) == 2
+    assert "holds no timed training steps" in capsys.readouterr().err

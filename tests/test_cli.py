@@ -140,6 +140,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 BAD = {
     # plans
     "plan --hardware abacus": ["--hardware", "h200", "got 'abacus'"],
+    "plan --hardware abacus.json": ["--hardware", "abacus.json is not there", "bench --work train"],
     "plan --count 0": ["--count", "at least 1, got 0"],
     "plan --images abacus": ["--images", "1.28M", "got 'abacus'"],
     "plan --images 0": ["--images", "at least 1"],
@@ -417,7 +418,7 @@ BAD = {
     "complete photo.png --model model --keep-side middle": ["--keep-side", "top, right, bottom, left", "'middle'"],
     "pretrain photos --out run --init model --augment orient": ["--augment orient", "--init"],
     "pretrain photos --out run --objective masked --augment orient": ["orientations", "masked"],
-    "finetune photos --out run --augment orient": ["--augment", "pad-flip", "got orient"],
+    "finetune photos --out run --augment orient": ["--augment", "pad or pad-flip", "got orient"],
     "pretrain --resume taken": ["--resume", "expected a run folder", "'taken'"],
     "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],
     "pretrain --resume taken --steps 9": ["--resume", "got --steps", "--init"],

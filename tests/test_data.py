@@ -217,7 +217,7 @@ def test_one_picture_cannot_be_split():
 
 # ---- batches
 
-AUGMENTATIONS = ["none", "flip", "crop", "pad-flip"]
+AUGMENTATIONS = ["none", "flip", "crop", "pad", "pad-flip"]
 
 
 def batches(augment="none", count=10, batch_images=4, seed=0, squares=None) -> Batches:
@@ -289,21 +289,22 @@ def test_the_same_image_is_mirrored_in_some_epochs_only():
     assert len({value for values in mean_left for value in values}) == 20  # two for each of ten images
 
 
-def test_pad_flip_shows_every_window_of_the_reflected_image():
+@pytest.mark.parametrize(("augment", "flips"), [("pad", (False,)), ("pad-flip", (False, True))])
+def test_padding_shows_every_window_of_the_reflected_image(augment, flips):
     pad = SIDE // 8
     windows = set()
-    for image, square in originals("pad-flip", steps=100):
+    for image, square in originals(augment, steps=100):
         padded = np.pad(square, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
         found = [
             (top, left, flip)
             for top in range(2 * pad + 1)
             for left in range(2 * pad + 1)
-            for flip in (False, True)
+            for flip in flips
             if np.array_equal(image[:, ::-1] if flip else image, padded[top : top + SIDE, left : left + SIDE])
         ]
         assert len(found) == 1
         windows |= set(found)
-    assert len(windows) == 2 * (2 * pad + 1) ** 2
+    assert len(windows) == len(flips) * (2 * pad + 1) ** 2
 
 
 def crop_boxes(monkeypatch, extreme: bool) -> tuple[list[tuple[float, ...]], int]:

@@ -93,6 +93,13 @@ def test_the_student_comes_to_predict_its_teacher(desk: Path, loss: str) -> None
     assert torch.equal(again.norm.running_var, student.norm.running_var)
 
 
+def test_pictures_that_must_not_be_mirrored_are_not(desk: Path) -> None:
+    distill("photos.npy", out="run", model="model", layer="1", augment="pad", **SETTINGS)
+    seen = np.load("run/teacher.npy")
+    assert seen.shape[1] == 1
+    assert np.allclose(seen[:, 0], nextpixel.features(nextpixel.load("model"), np.load("photos.npy"), 1), atol=1e-5)
+
+
 def everything(run: str) -> dict[str, torch.Tensor]:
     """Weights, running statistics and momenta of a run's last checkpoint."""
     folder = Run(run).folder(Run(run).steps()[-1])

@@ -353,7 +353,7 @@ def test_flags_go_over_the_recipe_and_the_recipe_over_the_defaults(images, tmp_p
     [
         ("learing_rate = 0.1", "did you mean 'learning_rate'"),
         ("steps = 'many'", "steps = 'many' is not a whole number"),
-        ("augment = 'rotate'", "augment = 'rotate' is not one of none, flip, crop, pad-flip"),
+        ("augment = 'rotate'", "augment = 'rotate' is not one of none, flip, crop, pad, pad-flip"),
         ("steps = 0", "--steps: expected at least 1, got 0"),
         ("steps = ", "expected a TOML file"),
     ],

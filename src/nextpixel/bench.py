@@ -28,7 +28,7 @@ from nextpixel import optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
 from nextpixel.decoding import Decoder, Mode, choose_mode
-from nextpixel.devices import autocast, can_compile, choose_dtype, processor_name
+from nextpixel.devices import autocast, can_compile, choose_dtype, machine
 from nextpixel.errors import InputError
 from nextpixel.extraction import pooled
 from nextpixel.model import ImageGPT, cross_entropy
@@ -130,10 +130,9 @@ def bench(
             rows += _measure(model.config, work, batch, [contenders, *theirs], repeats, now, model.device, limits)
     return {
         "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
-        "machine": {
-            "processor": processor_name(),
-            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
-            "cores": os.cpu_count(),
+        "machine": machine(str(model.device))
+        | {
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
             "threads": torch.get_num_threads(),
             "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         },

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 from nextpixel.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Augment = Literal["none", "flip", "crop", "pad-flip", "orient"]
+Augment = Literal["none", "flip", "crop", "pad", "pad-flip", "orient"]
 KeepSide = Literal["top", "right", "bottom", "left"]
 Fit = Literal["crop", "imagenet", "squash"]
 Objective = Literal["autoregressive", "masked"]
@@ -275,7 +275,7 @@ class GPTRunConfig(RunConfig):
     micro_batch_images: int | None = None
     """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
     augment: Augment = "flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror;
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip: both;
     orient: turn and mirror in all eight ways, and tell the network which."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network block by block; auto does where it repays itself."""
@@ -437,7 +437,8 @@ class FinetuneConfig(GPTRunConfig):
     learning_rate: float | None = None
     """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told. Few images want more."""
     augment: Augment = "pad-flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad-flip: reflect-pad, shift, mirror."""
+    """none; flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip:
+    both."""
     batch_images: int = 32
     """Images per optimiser step, over all processes."""
     labels_per_class: int | None = None
@@ -448,7 +449,7 @@ class FinetuneConfig(GPTRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.augment == "orient":
-            raise InputError("--augment: expected none, flip, crop or pad-flip to learn classes by, got orient")
+            raise InputError("--augment: expected none, flip, crop, pad or pad-flip to learn classes by, got orient")
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 
@@ -467,6 +468,9 @@ class DistillConfig(RunConfig):
     """Blocks of each of the student's three stages; 3 make a ResNet-20."""
     factor: int = 1
     """Times 16, 32 and 64 channels."""
+    augment: Literal["none", "flip", "pad", "pad-flip"] = "pad-flip"
+    """flip: mirror half of the images; pad: reflect-pad and shift; pad-flip: both. The teacher looks at mirrored images
+    only where the student does."""
     steps: int = 2_000
     """Optimiser steps in all."""
     learning_rate: float = 0.1

@@ -24,6 +24,7 @@ from nextpixel.sources.base import READ_TOGETHER
 from nextpixel.sources.maps import META, Part, write_set
 
 PREPROCESSING = "bilinear; 2"  # changes with what images.fit_square does
+FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
 
@@ -229,7 +230,7 @@ class Batches:
 
     def mirrored(self, step: int) -> NDArray[np.bool_]:
         """Which of that step's images are mirrored, (batch_images / n,)."""
-        flips = self.augment in ("flip", "pad-flip")
+        flips = self.augment in FLIPS
         return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
 
     def orientations(self, step: int) -> NDArray[np.int64]:
@@ -263,9 +264,9 @@ class Batches:
     def _augmented(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
         if self.augment == "crop":
             return np.stack([self._crop(square, *n) for square, n in zip(squares, noise, strict=True)])
-        if self.augment == "pad-flip":
+        if self.augment in ("pad", "pad-flip"):
             squares = self._shift(squares, noise)
-        if self.augment in ("flip", "pad-flip"):
+        if self.augment in FLIPS:
             mirrored = _mirrored(noise)
             squares = squares.copy()
             squares[mirrored] = squares[mirrored, :, ::-1]

@@ -1,8 +1,8 @@
 """Distillation: a small ResNet learns to predict an Image GPT's pooled features of unlabelled images.
 
-The teacher looks at every image and at its mirror image once. The student sees shifted and mirrored images and
-regresses the whitened features of the one it sees, through a linear projection. DreamTeacher (Li et al. 2023) is the
-closest precedent.
+The teacher looks at every image and at its mirror image once. The student sees shifted and mirrored images, unless told
+otherwise, and regresses the whitened features of the one it sees, through a linear projection. DreamTeacher (Li et al.
+2023) is the closest precedent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
 from nextpixel.checkpoints.files import writing
 from nextpixel.config import DistillConfig, Fit, ResNetConfig, replace_checked
-from nextpixel.data import Batches, DecodedSet, decode, split_indices
+from nextpixel.data import FLIPS, Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.extraction import check_layers, extract
@@ -133,7 +133,7 @@ def _train(run: Run, images: Any) -> ResNet:
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
         _look(run, decoded.squares, config, decided, teacher_file)
-    seen = np.load(teacher_file, mmap_mode="r")  # (N, 2, D) of each image and its mirror image
+    seen = np.load(teacher_file, mmap_mode="r")  # (N, 1 or 2, D) of each image, and of its mirror image
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
 
     steps = run.steps()
@@ -144,7 +144,7 @@ def _train(run: Run, images: Any) -> ResNet:
     else:
         student = ResNet(shape, seed=config.seed)
         student.set_scale(decoded.squares[rows])
-        mean, matrix = whitening(np.concatenate([seen[rows, 0], seen[rows, 1]]), config.shrinkage)
+        mean, matrix = whitening(np.concatenate([*seen[rows].swapaxes(0, 1)]), config.shrinkage)
         student.get_buffer("teacher_mean").copy_(torch.from_numpy(mean))
         student.get_buffer("teacher_whiten").copy_(torch.from_numpy(matrix))
         student.facts = {
@@ -162,7 +162,7 @@ def _train(run: Run, images: Any) -> ResNet:
         rows,
         side=shape.side,
         batch_images=config.batch_images,
-        augment="pad-flip",
+        augment=config.augment,
         seed=config.seed,
     )
 
@@ -243,13 +243,15 @@ def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[
 
 
 def _look(run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path) -> None:
-    """The teacher's features of every image and of its mirror image, written to `path`; goes on where it was."""
+    """The teacher's features of every image, and of its mirror image, written to `path`; goes on where it was."""
     dtype = "bf16" if config.dtype == "bf16" else "fp32"
     teacher = load(decided.teacher, device=decided.device)
     teacher.fit = "crop"  # these are squares already
-    say(f"features of layers {decided.layers} of {len(squares):,} images and of their mirror images")
+    views = [squares, squares[:, :, ::-1]] if config.augment in FLIPS else [squares]
+    mirrored = " and of their mirror images" if len(views) > 1 else ""
+    say(f"features of layers {decided.layers} of {len(squares):,} images{mirrored}")
     parts = run.path / "teacher.parts"
-    both = [extract(teacher, view, decided.layers, parts, dtype=dtype)[0] for view in (squares, squares[:, :, ::-1])]
+    both = [extract(teacher, view, decided.layers, parts, dtype=dtype)[0] for view in views]
     temporary = path.with_suffix(".part.npy")
     with writing(path):
         np.save(temporary, np.stack(both, 1).astype(np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from nextpixel.config import SIZES, ImageGPTConfig, ResNetConfig
 from nextpixel.errors import InputError
@@ -31,6 +31,7 @@ class Hardware:
     memory_bytes: float
     bytes_per_second: float
     source: str
+    on_cpu: bool = False
 
 
 HARDWARE = {
@@ -278,6 +279,7 @@ def choose_layout(
     checkpointed: bool | None = None,
     compiled: bool = True,
     micro_batch: int | None = None,
+    on_cpu: bool = False,
 ) -> Layout:
     """The simplest layout that fits: whole copies before shards, no recomputation before some.
 
@@ -288,7 +290,7 @@ def choose_layout(
     least = None
     for shards in (1, devices) if devices > 1 else (1,):
         for recompute in (False, True) if checkpointed is None else (checkpointed,):
-            micro = micro_batch or batch_per_device
+            micro = micro_batch or (min(batch_per_device, MICRO_BATCH_ON_CPU) if on_cpu else batch_per_device)
             while True:
                 need = memory(
                     config,
@@ -298,6 +300,7 @@ def choose_layout(
                     compiled=compiled,
                     checkpointed=recompute,
                     shards=shards,
+                    on_cpu=on_cpu,
                 )
                 if need.total <= usable:
                     name: Literal["one device", "data parallel", "sharded"] = (
@@ -360,6 +363,7 @@ def make_plan(
         checkpointed=checkpointed,
         compiled=compiled,
         micro_batch=micro_batch and min(micro_batch, batch_images // devices),
+        on_cpu=hardware.on_cpu,
     )
     flops = flops_per_image(config) * steps * batch_images
     weights = drawing_bytes * config.parameters
@@ -389,6 +393,33 @@ def make_plan(
 def training_seconds(flops: float, flops_per_second: float, checkpointed: bool) -> float:
     """Time of that many model FLOPs; recomputed activations cost a third more of them."""
     return flops * (4 / 3 if checkpointed else 1.0) / flops_per_second
+
+
+def measured_hardware(bench: dict[str, Any], where: str) -> tuple[Hardware, str, float]:
+    """The device on which bench.bench timed training steps, their dtype, and the share of the peak of the best of them.
+
+    Its peaks are the measured ones. Raises InputError, naming `where` it comes from, without such steps.
+    """
+    try:
+        rows = [row for row in bench["rows"] if row["work"] == "train" and row["contender"] == "nextpixel"]
+        best = max(rows, key=lambda row: row["per_cent_of_floor"])
+        machine, floors, dtype = bench["machine"], bench["floors"], best["how"].split(",")[0]
+        name, memory = ("gpu", "gpu_memory_bytes") if "gpu" in machine else ("processor", "memory_bytes")
+        hardware = Hardware(
+            machine[name],
+            floors["bf16_per_second"] if dtype == "bf16" else None,
+            floors["fp32_per_second"],
+            machine[memory],
+            floors["bytes_per_second"],
+            f"measured, {where}",
+            on_cpu=machine["device"] == "cpu",
+        )
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"--hardware: {where} holds no timed training steps; expected what `nextpixel bench --work train --out` "
+            "writes"
+        ) from None
+    return hardware, dtype, best["per_cent_of_floor"] / 100
 
 
 def hardware_called(name: str, memory_bytes: float) -> Hardware | None:

@@ -24,13 +24,14 @@ class PlanRun:
     images: str | None = None
     """How many training images there are, as in 50000 or 1.28M, or where they lie; tells the epochs."""
     hardware: str = "h200"
-    """The device: b200, h200, h100, a100-80gb, a100-40gb, l40s, rtx4090 or v100."""
+    """The device: b200, h200, h100, a100-80gb, a100-40gb, l40s, rtx4090 or v100; or the file that nextpixel bench
+    --work train --out FILE.json wrote on it, which tells its speed as well."""
     count: int = 1
     """How many of them."""
     hourly_rate: float | None = None
     """Price of one device for an hour, in any currency."""
     utilisation: float | None = None
-    """Model FLOPs over the device's peak, as nextpixel bench --work train helps to tell; 0.4 unless told."""
+    """Model FLOPs over the device's peak; 0.4 unless told here or by a file of --hardware."""
     recipe: str | None = None
     """A shipped recipe by name, or a TOML file of settings; flags go over it."""
     config: PretrainConfig = field(default_factory=PretrainConfig)
@@ -40,15 +41,19 @@ class PlanRun:
 def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(PlanRun, "plan", argv, None if recipe is None else PlanRun(config=recipe))
-    from nextpixel.plan import ASSUMED_UTILISATION, HARDWARE, make_plan
+    from nextpixel.checkpoints.files import read_json
+    from nextpixel.plan import ASSUMED_UTILISATION, HARDWARE, make_plan, measured_hardware
 
-    if args.config.device in ("cpu", "mps"):
+    measured = args.hardware.endswith(".json")
+    if args.config.device in ("cpu", "mps") and not measured:
         raise InputError(
             f"--device: plan knows the devices of --hardware ({', '.join(HARDWARE)}), expected auto or cuda, got "
             f"{args.config.device}; pretrain itself prints the plan of a run on this machine before it starts"
         )
-    if args.hardware not in HARDWARE:
-        raise InputError(f"--hardware: expected one of {', '.join(HARDWARE)}, got {args.hardware!r}")
+    if args.hardware not in HARDWARE and not measured:
+        raise InputError(
+            f"--hardware: expected one of {', '.join(HARDWARE)}, or a .json file of bench, got {args.hardware!r}"
+        )
     if args.count < 1:
         raise InputError(f"--count: expected at least 1, got {args.count}")
     if args.utilisation is not None and not 0 < args.utilisation <= 1:
@@ -56,7 +61,17 @@ def run(argv: Sequence[str]) -> None:
     if args.hourly_rate is not None and not 0 <= args.hourly_rate < float("inf"):
         raise InputError(f"--hourly-rate: expected a number of 0 or more, got {args.hourly_rate}")
     images = None if args.images is None else _count(args.images)
-    hardware, config = HARDWARE[args.hardware], args.config
+    config, utilisation = args.config, args.utilisation or ASSUMED_UTILISATION
+    if measured:
+        if not Path(args.hardware).is_file():
+            made = f"nextpixel bench --work train --out {args.hardware}"
+            raise InputError(f"--hardware: {args.hardware} is not there; it is made by {made}")
+        hardware, timed, reached = measured_hardware(read_json(Path(args.hardware)), args.hardware)
+        utilisation = args.utilisation or reached
+        if config.dtype not in ("auto", timed):
+            raise InputError(f"--dtype: {args.hardware} timed training in {timed}, expected that, got {config.dtype}")
+    else:
+        hardware = HARDWARE[args.hardware]
     shape = _shape(config)
     plan = make_plan(
         shape,
@@ -64,7 +79,7 @@ def run(argv: Sequence[str]) -> None:
         steps=config.steps,
         batch_images=config.batch_images,
         devices=args.count,
-        utilisation=args.utilisation or ASSUMED_UTILISATION,
+        utilisation=utilisation,
         dtype=config.dtype,
         optimizer=config.chosen_optimizer,
         checkpointed=True if config.checkpoint_activations else None,
@@ -79,7 +94,7 @@ def run(argv: Sequence[str]) -> None:
         print_json(facts | {"hardware": asdict(hardware), "shape": asdict(shape), "device_hours": device_hours})
         return
     layout, need = plan.layout, plan.layout.memory
-    gb = {name: value / 1e9 for name, value in asdict(need).items() if name != "heap"}
+    gb = {name: value / 1e9 for name, value in asdict(need).items() if value}
     print(f"parameters         {plan.parameters:,}")
     print(
         f"work               {plan.flops_per_image / 1e9:,.1f} GFLOP an image, {plan.images:,} images"
@@ -103,8 +118,11 @@ def run(argv: Sequence[str]) -> None:
         f"drawing            at least {plan.drawing_seconds_at_least:.2g} s for one picture, at most "
         f"{plan.drawing_batch_images_per_second_at_most:,.0f} pictures/s in full batches"
     )
-    if args.utilisation is None:
-        say("The share of the peak is assumed; time a step on the device with: nextpixel bench --work train")
+    if args.utilisation is None and not measured:
+        say(
+            "The share of the peak is assumed; to measure it there: nextpixel bench --work train --out bench.json, "
+            "and then --hardware bench.json"
+        )
 
 
 def _shape(config: PretrainConfig) -> ImageGPTConfig:
