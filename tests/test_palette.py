@@ -102,6 +102,16 @@ def test_a_saved_table_is_used_and_a_damaged_one_is_not(tmp_path: Path, monkeypa
     assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
 
 
+def test_many_small_calls_come_to_use_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A training batch of small pictures is small, and there are thousands."""
+    palette, image = Palette.openai(tmp_path), np.random.default_rng(4).integers(0, 256, (1, 16, 16, 3), np.uint8)
+    calls = 1 + palette_module.TABLE_FROM // 256
+    tokens = [palette.encode(image) for _ in range(calls)]
+    monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("searched for a colour of the table"))
+    tokens.append(palette.encode(image))
+    assert all(np.array_equal(tokens[0], other) for other in tokens)
+
+
 def test_two_threads_that_copy_a_saved_table_at_once_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
     palette = Palette.openai()

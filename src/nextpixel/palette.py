@@ -17,7 +17,7 @@ from torch import Tensor
 from nextpixel.errors import InputError
 
 COLOURS_OF_24_BITS = 1 << 24
-TABLE_FROM = 4_096  # pixels that make the table worth its 33 MB of memory
+TABLE_FROM = 4_096  # pixels, of all calls, that make the table worth its 33 MB of memory
 TREE_FROM = 8_000  # newly met colours from which building a tree, and loading scipy, is the faster way
 SAVE_TABLE_FROM = 100_000  # newly met colours that make the table worth a write of 33 MB
 _FETCHING = threading.Lock()  # one for all palettes: a palette with its own could not be copied
@@ -42,6 +42,7 @@ class Palette:
         self.colors: NDArray[np.float32] = array.astype(np.float32)
         self.cache = cache
         self._table: NDArray[np.uint16] | None = None  # 0: not met yet, else token + 1
+        self._searched = 0  # pixels
         self._device_table: Tensor | None = None
 
     def __len__(self) -> int:
@@ -109,7 +110,8 @@ class Palette:
 
     def _look_up(self, codes: NDArray[np.int32]) -> NDArray[np.uint16]:
         """Tokens of 24-bit colours; those never met are searched for first."""
-        if self._table is None and codes.size <= TABLE_FROM:
+        self._searched += codes.size
+        if self._table is None and self._searched <= TABLE_FROM:
             colours, places = np.unique(codes, return_inverse=True)
             return self._nearest(colours)[places].reshape(codes.shape)
         found = self._shared_table(writable=False)[codes]
