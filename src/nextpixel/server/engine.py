@@ -337,8 +337,9 @@ class Engine:
         seconds = (time.monotonic() - ticket.began) / (len(together) * cache.length)
         self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
         with self._changed:
-            for i, key in enumerate(together):
-                self._reads[key] = logits[i : i + 1], cache.part(i, i + 1)
+            for i, key in enumerate(together):  # copies: one that stays longest must not keep the others' memory
+                alone = cache if len(together) == 1 else cache.select(torch.tensor([i], device=logits.device))
+                self._reads[key] = logits[i : i + 1], alone
             awaited = {other.key for other in self._waiting}
             while len(self._reads) > self._kept:
                 self._reads.pop(next((key for key in self._reads if key not in awaited), next(iter(self._reads))))
