@@ -80,11 +80,15 @@ def test_the_written_file_is_what_json_prints(tmp_path: Path, capsys: pytest.Cap
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_takes_what_bench_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_takes_what_bench_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Time is model FLOPs over what was measured, so a run of the timed shape takes the timed seconds."""
     from nextpixel.cli import main
 
+    monkeypatch.setattr("nextpixel.bench.can_compile", lambda device: False)
     model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=1, side=6, colors=512))
+    model.palette = Palette.openai()
     found = bench(model, ["encode", "train"], [2, 4], repeats=2)
     out = tmp_path / "bench.json"
     out.write_text(json.dumps(found))
@@ -94,6 +98,9 @@ def test_a_plan_takes_what_bench_measured(tmp_path: Path, capsys: pytest.Capture
     best = max(row["images_per_second"] for row in found["rows"] if row["work"] == "train")
     assert plan["seconds"] == pytest.approx(40 / best)
     assert plan["hardware"]["on_cpu"] and plan["layout"]["memory"]["heap"] > 0
+    out.write_text(json.dumps(found | {"clock": "cpu"}))
+    assert main(f"plan --hardware {out} {shape}".split()) == 2
+    assert "--clock cpu" in capsys.readouterr().err
     found["rows"] = [row for row in found["rows"] if row["work"] == "encode"]
     out.write_text(json.dumps(found))
     assert main(f"plan --hardware {out} {shape}".split()) == 2

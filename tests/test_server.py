@@ -623,21 +623,86 @@ def test_different_pictures_that_wait_are_read_together(model: ImageGPT, monkeyp
     engine.close()
 
 
+def test_one_who_leaves_while_his_picture_is_read_harms_nobody(
+    model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, go = Engine(model, ServeConfig(slots=4), lambda what, value: None, WORKER), threading.Event()
+    assert isinstance(Asked(engine, keep=4).submit().last, Done)  # stays read, and is waited for again
+    read = engine._decoder.read
+
+    def leave(tokens: torch.Tensor) -> Any:
+        engine.cancel(first.ticket)
+        return read(tokens)
+
+    monkeypatch.setattr(engine._decoder, "read", leave)
+    WORKER.submit(go.wait, 60)
+    first, second = Asked(engine, keep=2).submit(), Asked(engine, keep=4, seed=1).submit()
+    go.set()
+    assert isinstance(second.last, Done)
+    engine.close()
+
+
+def test_a_worker_that_is_shut_down_ends_what_is_drawn(model: ImageGPT) -> None:
+    worker = ThreadPoolExecutor(1)
+    engine = Engine(model, ServeConfig(slots=4), lambda what, value: None, worker)
+    drawing, go = threading.Event(), threading.Event()
+    draw = engine._draw
+    engine._draw = lambda: (drawing.set(), go.wait(60), draw())  # type: ignore[method-assign, assignment, return-value]
+    asked = Asked(engine).submit()
+    assert drawing.wait(60)
+    worker.shutdown(wait=False)
+    go.set()
+    assert isinstance(asked.last, Failed) and asked.last.status == 503
+    engine.close()
+
+
+def test_calls_leave_room_for_pixels_and_deadlines_count_from_the_request(
+    model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app({"tiny": model}, ServeConfig(slots=4))
+    order: list[str] = []
+    with TestClient(app, base_url=ADDRESS) as client, ThreadPoolExecutor(8) as clients:
+        engine = app.state.engines["tiny"]
+        turn, forward = engine._turn, ImageGPT._last
+
+        def call(*args: Any) -> torch.Tensor:
+            order.append("call")
+            time.sleep(0.1)
+            return forward(*args)
+
+        def pixel() -> None:
+            order.append("pixel")
+            time.sleep(0.03)
+            turn()
+
+        monkeypatch.setattr(engine, "_turn", pixel)
+        monkeypatch.setattr(ImageGPT, "_last", call)
+        drawing = clients.submit(client.post, "/v1/sample", json={})
+        until(lambda: "pixel" in order)
+        scores = [clients.submit(client.post, "/v1/score", json={"image": TEXT}) for _ in range(5)]
+        until(lambda: "call" in order)
+        late = client.post("/v1/sample", json={"timeout_seconds": 0.01})
+        assert late.status_code == 504  # it waited longer for the thread than it gave
+        assert all(done.result().status_code == 200 for done in (drawing, *scores))
+    assert order.count("call") == 5
+    assert "callcall" not in "".join(order), order
+
+
 def test_all_networks_work_in_one_thread(
     client: TestClient, model: ImageGPT, masked: ImageGPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More threads would make OpenMP slow for all of them."""
-    threads: set[str] = set()
+    threads: set[int] = set()
     for owner, name in ((ImageGPT, "extend"), (ImageGPT, "_last"), (ImageGPT, "hidden"), (Palette, "encode")):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), threads))
     for route, more in (("complete", {"n": 2}), ("score", {}), ("features", {"model": "blind"}), ("encode", {})):
         assert client.post(f"/v1/{route}", json={"image": TEXT, **more}).status_code == 200
-    assert len(threads) == 1 and not threads & {threading.current_thread().name}
+    assert len(threads) == 1 and threading.get_ident() not in threads
 
 
-def watched(method: Any, threads: set[str]) -> Any:
+def watched(method: Any, threads: set[int]) -> Any:
     def called(*args: Any, **kwargs: Any) -> Any:
-        threads.add(threading.current_thread().name)
+        threads.add(threading.get_ident())
         return method(*args, **kwargs)
 
     return called

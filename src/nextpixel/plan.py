@@ -403,12 +403,14 @@ def measured_hardware(bench: dict[str, Any], where: str) -> tuple[Hardware, str,
     try:
         rows = [row for row in bench["rows"] if row["work"] == "train" and row["contender"] == "nextpixel"]
         best = max(rows, key=lambda row: row["per_cent_of_floor"])
-        machine, floors, dtype = bench["machine"], bench["floors"], best["how"].split(",")[0]
+        reached, dtype = best["per_cent_of_floor"] / 100, best["how"].split(",")[0]
+        machine, floors, clock = bench["machine"], bench["floors"], bench["clock"]
         name, memory = ("gpu", "gpu_memory_bytes") if "gpu" in machine else ("processor", "memory_bytes")
+        more = max(1.0, reached)  # small products on a fast device may stay below the peak that training reaches
         hardware = Hardware(
             machine[name],
-            floors["bf16_per_second"] if dtype == "bf16" else None,
-            floors["fp32_per_second"],
+            more * floors["bf16_per_second"] if dtype == "bf16" else None,
+            more * floors["fp32_per_second"],
             machine[memory],
             floors["bytes_per_second"],
             f"measured, {where}",
@@ -416,10 +418,12 @@ def measured_hardware(bench: dict[str, Any], where: str) -> tuple[Hardware, str,
         )
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"--hardware: {where} holds no timed training steps; expected what `nextpixel bench --work train --out` "
-            "writes"
+            f"--hardware: {where} holds no timed training steps, or not all about their machine; expected what "
+            "`nextpixel bench --work train --out` writes"
         ) from None
-    return hardware, dtype, best["per_cent_of_floor"] / 100
+    if clock != "wall":
+        raise InputError(f"--hardware: {where} was timed with --clock {clock}, expected wall: a plan tells wall time")
+    return hardware, dtype, reached / more
 
 
 def hardware_called(name: str, memory_bytes: float) -> Hardware | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,11 @@ def run(argv: Sequence[str]) -> None:
         return models, None if args.classifier is None else load_classifier(args.classifier, options)
 
     worker = ThreadPoolExecutor(1, "nextpixel")
-    models, classifier = worker.submit(load).result()
+    try:
+        models, classifier = worker.submit(load).result()
+    except KeyboardInterrupt:
+        say("interrupted")
+        os._exit(130)  # a thread that loads would be waited for, and nothing is written yet
     with listen(args.server) as opened:
         app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host, worker=worker)
         address, port = opened.getsockname()[:2]

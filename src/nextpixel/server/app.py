@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -133,15 +134,15 @@ def create_app(
         name, model = chosen(body)
         if body.n > config.max_completions:
             raise InputError(f"n: expected at most {config.max_completions}, got {body.n}")
-        sampling = body.sampling()
+        sampling, arrived = body.sampling(), time.monotonic()
         events: asyncio.Queue[Event] = asyncio.Queue()
         tell, side = _teller(events), model.config.side
         seconds = min(body.timeout_seconds or math.inf, config.timeout_seconds)
 
         def prepare() -> Ticket:
-            return Ticket(prompt_tokens(model, squares, keep), side, body.n, sampling, seconds, tell)
+            return Ticket(prompt_tokens(model, squares, keep), side, body.n, sampling, seconds, tell, arrived)
 
-        ticket = await calls.run(prepare)
+        ticket = await asyncio.get_running_loop().run_in_executor(worker, prepare)
         engine = engines[name]
         try:
             ahead = engine.submit(ticket)
@@ -280,10 +281,11 @@ def create_app(
 
 
 class _Calls:
-    """Short work, between two pixels of the drawing; as much may wait as for a model."""
+    """Short work, one at a time between two pixels of the drawing; as much may wait as for a model."""
 
     def __init__(self, config: ServeConfig, worker: ThreadPoolExecutor) -> None:
         self._config, self._pending, self._worker = config, 0, worker
+        self._one = asyncio.Semaphore(1)
 
     async def run(self, work: Callable[[], T]) -> T:
         if self._pending > self._config.queue:
@@ -295,7 +297,7 @@ class _Calls:
                 return work()
 
         try:
-            async with asyncio.timeout(self._config.timeout_seconds):
+            async with asyncio.timeout(self._config.timeout_seconds), self._one:
                 return await asyncio.get_running_loop().run_in_executor(self._worker, quietly)
         except TimeoutError:
             raise HTTPException(504, f"not done within {self._config.timeout_seconds:g} seconds") from None

@@ -147,7 +147,7 @@ class Engine:
         self._reads: dict[bytes, tuple[Tensor, KVCache]] = {}  # of the prompts used last, by their tokens
         self._kept = max(1, slots // KEPT_READS)
         self.closing = self._drawing = False
-        self._left_at = 0.0
+        self._left_at: float | None = None  # when the last turn ended, while drawing
         self._worker = worker
         worker.submit(self._warm_up).result()
 
@@ -176,8 +176,8 @@ class Engine:
                 raise Busy(self._forecast()[1])
             self._waiting.append(ticket)
             if not self._drawing:
-                self._drawing, self._left_at = True, time.monotonic()
                 self._worker.submit(self._go)
+                self._drawing, self._left_at = True, None
             return self._ahead(len(self._waiting) - 1)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -268,15 +268,20 @@ class Engine:
                     self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
                 self._places.clear()
         with self._changed:
-            self._drawing, self._left_at = bool(self._waiting or self._places), time.monotonic()
-            if self._drawing:
-                self._worker.submit(self._go)
+            self._drawing, self._left_at = False, time.monotonic()
             self._changed.notify_all()
+            if self._waiting or self._places:
+                try:
+                    self._worker.submit(self._go)
+                    self._drawing = True
+                except RuntimeError:  # the worker is shut down
+                    for ticket in self._tickets():
+                        self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
 
     def _turn(self) -> None:
         """One pixel of every row in use."""
         start = time.monotonic()
-        others = start - self._left_at  # what else the worker did
+        others = 0.0 if self._left_at is None else min(start - self._left_at, READ_SECONDS)  # what else the worker did
         with self._changed:
             for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
@@ -336,17 +341,19 @@ class Engine:
         logits, cache = self._decoder.read(torch.cat(list(together.values())).to(self.model.device))
         seconds = (time.monotonic() - ticket.began) / (len(together) * cache.length)
         self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
+        caches = [cache]
+        if len(together) > 1:  # copies: one that stays longest must not keep the others' memory
+            caches = [cache.select(torch.tensor([i], device=logits.device)) for i in range(len(together))]
+        reads = [(logits[i : i + 1], alone) for i, alone in enumerate(caches)]
         with self._changed:
-            for i, key in enumerate(together):  # copies: one that stays longest must not keep the others' memory
-                alone = cache if len(together) == 1 else cache.select(torch.tensor([i], device=logits.device))
-                self._reads[key] = logits[i : i + 1], alone
+            self._reads.update(zip(together, reads, strict=True))
             awaited = {other.key for other in self._waiting}
             while len(self._reads) > self._kept:
                 self._reads.pop(next((key for key in self._reads if key not in awaited), next(iter(self._reads))))
-            return self._reads[ticket.key]
+        return reads[0]
 
     def _unread(self, ticket: Ticket) -> dict[bytes, Tensor]:
-        """Prompts to be read with that of the first who waits: those behind it that are as long, and have room."""
+        """Prompts to be read with that of the first who waits: others as long, as many as are kept."""
         found = {ticket.key: ticket.prompt}
         most = min(self._decoder.together(ticket.prompt.shape[1]), self._kept)
         for other in self._waiting:
