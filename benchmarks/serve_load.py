@@ -52,10 +52,11 @@ def pictures(count: int, side: int) -> list[bytes]:
 
 async def ask(client: httpx.AsyncClient, images: list[bytes], keep: float, seed: int) -> Answer:
     start, first = time.perf_counter(), None
-    form = {"keep": str(keep), "seed": str(seed), "stream": "true"}
+    form = {"keep": str(keep), "seed": str(seed)}
     image = images[seed % len(images)]
     async with client.stream("POST", "/v1/complete", files={"image": image}, data=form) as answer:
-        status, last = answer.status_code, ""
+        rows = answer.headers["content-type"].startswith("text/event-stream")
+        status, last = answer.status_code, "" if rows else "done"
         async for line in answer.aiter_lines():
             if line.startswith("event: "):
                 last = line.removeprefix("event: ")
@@ -106,7 +107,8 @@ def row(name: str, answers: list[Answer], seconds: float, cpu: float, pixels: in
     if not good:
         return "| " + " | ".join([*cells, *["-"] * 5]) + " |"
     latency = np.percentile([answer.latency for answer in good], [50, 95, 99])
-    first = np.percentile([answer.first_row for answer in good if answer.first_row is not None], [50, 100])
+    firsts = [answer.first_row for answer in good if answer.first_row is not None]
+    first = np.percentile(firsts, [50, 100]) if firsts else [float("nan")] * 2
     cells += [f"{len(good) / seconds:.2f}", f"{len(good) * pixels / seconds:,.0f}"]
     cells += [f"{len(good) * pixels / cpu:,.0f}" if cpu > 0 else "-", f"{first[0]:.2f} / {first[1]:.2f}"]
     return "| " + " | ".join([*cells, f"{latency[0]:.2f} / {latency[1]:.2f} / {latency[2]:.2f}"]) + " |"
@@ -123,7 +125,8 @@ async def measure(address: str, pid: int, args: argparse.Namespace, images: list
     lines = []
     # A connection of its own for each: one kept alive may be closed by the server just as it is used again.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
+    headers = {} if args.whole else {"Accept": "text/event-stream"}
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits, headers=headers) as client:
         await one_by_one(client, images[-1:], args.keep, 1)
         for rate in args.rates:
             start, used = time.perf_counter(), cpu_seconds(pid)
@@ -174,6 +177,7 @@ def main() -> None:
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=[0.5, 1.0, 2.0])
     parser.add_argument("--seconds", type=float, default=30.0, help="of each open loop")
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--whole", action="store_true", help="ask for whole answers instead of rows as they are drawn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--out", type=Path, help="write the table here instead of printing it")
