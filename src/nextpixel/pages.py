@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from nextpixel.images import png_bytes
 
 
-def fill(name: str, **values: str) -> str:
-    """The template of that name in assets, with the common style and these values, which are HTML already."""
+def fill(name: str, *, title: str, **values: str) -> str:
+    """The template of that name in assets, with the common beginning, and these values, which are HTML already."""
     assets = resources.files("nextpixel") / "assets"
-    style = (assets / "page.css").read_text(encoding="utf-8")
-    return Template((assets / name).read_text(encoding="utf-8")).substitute(values, style=style)
+    begin, style, page = ((assets / part).read_text(encoding="utf-8") for part in ("begin.html", "page.css", name))
+    begin = Template(begin.rstrip()).substitute(title=title, style=style)
+    return Template(page).substitute(begin=begin, title=title, **values)
 
 
 def image(pixels: NDArray[np.uint8], alt: str) -> str:
