@@ -25,7 +25,7 @@ from nextpixel.decoding import PLAIN, Decoder, Mode
 from nextpixel.devices import choose_device, set_threads
 
 MODES = {
-    "cpu": [PLAIN, Mode("fp32", "plain"), Mode("fp32", "kernel"), Mode("bf16", "kernel"), Mode("int8", "kernel")],
+    "cpu": [PLAIN, Mode("fp32", "plain"), Mode("int8", "kernel")],
     "cuda": [PLAIN, Mode("fp32", "graph"), Mode("bf16", "graph")],
 }
 

@@ -2,9 +2,9 @@
 
     python benchmarks/rounding.py data/cifar10 --split test --images 1000
 
-Every image is scored as it would be drawn: pixel by pixel, through the cache and the loops of the decode engine, and by
-the plain network at once. The change is a mean over the same images, +- its standard error; the divergence is of fp32
-from the mode, in nats a pixel.
+Every image is scored as it would be drawn, pixel by pixel through the cache and the loops of the decode engine, and by
+the plain network at once; --known N reads the first N pixels at once, as a prompt, and scores the rest. The change is
+a mean over the same images, +- its standard error; the divergence is of fp32 from the mode, in nats a pixel.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ import torch
 from torch import Tensor
 
 import nextpixel
-from nextpixel import kernels
 from nextpixel.decoding import Decoder, Mode
 from nextpixel.evaluation import mean_and_error
 from nextpixel.progress import progress
 from nextpixel.sources import load_images
 
-MODES = {"int8": Mode("int8", "kernel"), "bf16": Mode("bf16", "kernel"), "fp32": Mode("fp32", "kernel")}
-ROWS = {"int8": kernels.int8_rows() or 4, "bf16": 32, "fp32": 32}  # int8 matrices are used up to so many rows
+MODES = {"int8": Mode("int8", "kernel"), "fp32": Mode("fp32", "plain")}
+ROWS = 32
 
 
 @torch.inference_mode()
-def differences(model: nextpixel.ImageGPT, tokens: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
+def differences(model: nextpixel.ImageGPT, tokens: Tensor, mode: Mode, known: int) -> tuple[Tensor, Tensor, Tensor]:
     """Nats per pixel under fp32 and under the mode, and the mean divergence, each (B,)."""
     exact, decoder = model(tokens), Decoder(model, len(tokens), mode)
-    logits = decoder.start(tokens[:, :0])
+    logits = decoder.start(tokens[:, :known])
     sums = torch.zeros(3, len(tokens), dtype=torch.float64)
-    for t in range(tokens.shape[1]):
+    for t in range(known, tokens.shape[1]):
         plain, rounded = (x.double().log_softmax(-1) for x in (exact[:, t], logits))
         for total, logs in zip(sums, (plain, rounded)):
             total -= logs.gather(-1, tokens[:, t : t + 1])[:, 0]
         sums[2] += (plain.exp() * (plain - rounded)).sum(-1)
         if t + 1 < tokens.shape[1]:
             logits = decoder.step(tokens[:, t])
-    plain_nats, rounded_nats, divergence = sums / tokens.shape[1]
+    plain_nats, rounded_nats, divergence = sums / (tokens.shape[1] - known)
     return plain_nats, rounded_nats, divergence
 
 
@@ -50,7 +49,8 @@ def main() -> None:
     parser.add_argument("--split")
     parser.add_argument("--model")
     parser.add_argument("--images", dest="count", type=int, default=1_000)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["bf16", "int8"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["int8"])
+    parser.add_argument("--known", type=int, default=0, help="pixels of the prompt")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:
@@ -61,8 +61,8 @@ def main() -> None:
     for name in args.modes:
         parts = []
         with progress(name, len(tokens), "images") as advance:
-            for batch in tokens.split(ROWS[name]):
-                parts.append(differences(model, batch, MODES[name]))
+            for batch in tokens.split(ROWS):
+                parts.append(differences(model, batch, MODES[name], args.known))
                 advance(len(batch))
         plain, rounded, divergence = (torch.cat(values).numpy() for values in zip(*parts))
         change, error = mean_and_error(rounded - plain)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextpixel import kernels
-from nextpixel.config import Speed
-from nextpixel.devices import choose_dtype
-from nextpixel.model import ImageGPT, KVCache, Linear
+from nextpixel.config import Activation, Speed
+from nextpixel.model import Block, ImageGPT, KVCache, Linear, Norm, mixed, split_heads
 
 PACKED_FOR = 4  # rows of input that oneDNN is told to expect
 FAST_FROM = 1e10  # parameters times drawn pixels: about a second of plain drawing, where setting up begins to pay
@@ -34,8 +34,8 @@ class Mode:
     weights: Literal["as they are", "fp32", "bf16", "int8"]
     """Of the matrices; "as they are" is the plain network in its own dtype."""
     attention: Literal["plain", "kernel", "graph"]
-    """torch's; the C loop of kernels.py, over an int8 cache unless the weights are fp32; or torch's within a CUDA graph
-    of the whole step."""
+    """torch's; the C loop of kernels.py, over an int8 cache and for int8 weights; or torch's within a CUDA graph of the
+    whole step."""
 
     def __str__(self) -> str:
         return f"weights {self.weights}, attention {self.attention}"
@@ -53,51 +53,78 @@ def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") 
     known = model.head.weight.dtype in (torch.float32, torch.bfloat16)
     if speed == "exact" or not known or rows * pixels * model.config.parameters < FAST_FROM:
         return PLAIN
-    bf16 = choose_dtype("auto", str(model.device)) == "bf16"
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return PLAIN
-    if kernels.load() is None:
-        return Mode("fp32", "plain")  # torch attends over a bf16 cache more slowly than over an fp32 one
-    return Mode("int8" if rows <= kernels.int8_rows() else "bf16" if bf16 else "fp32", "kernel")
+    if kernels.load() is None or model.config.width % 16:
+        return Mode("fp32", "plain")
+    return Mode("int8", "kernel")
 
 
 def cache_dtype(model: ImageGPT, mode: Mode) -> torch.dtype:
-    rounded = torch.int8 if mode.attention == "kernel" else torch.bfloat16
-    return {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, rounded)
+    """Of the cache that drawing reads; bytes for the C loop, which keeps a scale for each slot of a head."""
+    if mode.attention == "kernel":
+        return torch.uint8
+    return {"as they are": model.head.weight.dtype, "fp32": torch.float32}.get(mode.weights, torch.bfloat16)
 
 
 def row_bytes(model: ImageGPT, mode: Mode) -> int:
     """Memory of one row: its cache, the one it is read or selected from, and the prefill's widest activations."""
     c = model.config
     numbers = c.pixels * 2 * c.layers * c.width
-    read = max(2, cache_dtype(model, mode).itemsize)  # a prompt's cache is never int8
-    return numbers * (cache_dtype(model, mode).itemsize + read) + c.pixels * (12 * c.width + 3 * c.colors) * 4
+    return numbers * 2 * cache_dtype(model, mode).itemsize + c.pixels * (12 * c.width + 3 * c.colors) * 4
 
 
 class PackedLinear(nn.Module):
-    """A matrix in oneDNN's own order, so that it is not reordered at each product: fp32 or bf16, CPU only."""
+    """A matrix in oneDNN's own order, so that it is not reordered at each product: fp32, CPU only."""
 
-    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), PACKED_FOR)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().float(), PACKED_FOR)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.ops.mkldnn._linear_pointwise.default(x.to(self.dtype), self.packed, None, "none", [], "")
-        return y.to(x.dtype)
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
 
 
-class Int8Linear(PackedLinear):
-    """Eight bits a weight and a scale a row for few rows of input; for many, as in a prompt, packed bf16."""
+class Int8Linear(nn.Module):
+    """Eight bits a weight and a scale a row: add + activation(norm(x) W^T), all in one pass over x."""
 
-    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
-        super().__init__(linear, dtype)
-        self.weight, self.scale = kernels.quantise(linear.weight.detach())
+    def __init__(self, linear: Linear, norm: Norm | None = None, activation: Activation | None = None) -> None:
+        super().__init__()
+        self.gain = None if norm is None else norm.gain.detach().float().clone()
+        self.activation = activation
+        weight, self.scale = kernels.quantise(linear.weight.detach())
+        self.rows = len(weight)
+        room = kernels.rounded(self.rows) - self.rows
+        self.weight, self.scale = kernels.order(F.pad(weight, (0, 0, 0, room))), F.pad(self.scale, (0, room))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[:-1].numel() > kernels.int8_rows():
-            return super().forward(x)
-        return kernels.multiply_int8(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = kernels.multiply(
+            x.flatten(0, -2),
+            self.weight,
+            self.scale,
+            gain=self.gain,
+            activation=self.activation,
+            add=None if add is None else add.flatten(0, -2),
+        )
+        return y.view(*x.shape[:-1], -1)[..., : self.rows]
+
+
+class Int8Block(nn.Module):
+    """A model.Block of int8 matrices, in five calls of C where torch needs some forty operations."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        attention, mlp = block.attention, block.mlp
+        self.layer, self.config = attention.layer, attention.config
+        self.mix = None if block.mix is None else block.mix.detach().float()
+        self.qkv, self.out = Int8Linear(attention.qkv, block.norm_1), Int8Linear(attention.out)
+        self.up, self.down = Int8Linear(mlp.up, block.norm_2, self.config.activation), Int8Linear(mlp.down)
+
+    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: KVCache) -> Tensor:
+        h = mixed(h, first, self.mix)
+        y = cache.attend(self.layer, *split_heads(self.qkv(h), self.config, turns))
+        h = self.out(y.transpose(1, 2).flatten(2), h)
+        return self.down(self.up(h), h)
 
 
 _NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()
@@ -122,12 +149,12 @@ def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
     memo: dict[int, object] = {id(model._palette): model._palette}  # deepcopy takes what it finds here, and copies not
     if model.device.type == "cuda":
         return copy.deepcopy(model, memo).to(torch.bfloat16 if mode.weights == "bf16" else torch.float32)
-    wide = torch.bfloat16 if choose_dtype("auto", "cpu") == "bf16" and mode.weights != "fp32" else torch.float32
+    if mode.weights == "int8":
+        memo[id(model.blocks)] = nn.ModuleList(Int8Block(block) for block in cast("Iterator[Block]", model.blocks))
+        memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
     for module in model.modules():
-        if isinstance(module, Linear):
-            rows, columns = module.weight.shape
-            small = mode.weights == "int8" and rows % 4 == 0 and columns % 64 == 0
-            memo[id(module)] = Int8Linear(module, wide) if small else PackedLinear(module, wide)
+        if isinstance(module, Linear) and id(module) not in memo:
+            memo[id(module)] = PackedLinear(module)
     return copy.deepcopy(model, memo).float()
 
 
@@ -142,23 +169,28 @@ class RowCache(KVCache):
         super().__init__(model.config, rows, dtype=cache_dtype(model, mode), device=model.device)
         self.kernel = mode.attention == "kernel"
         self.used = rows
-        self.scales = torch.ones(2, *self.keys.shape[:-1]) if self.kernel else torch.empty(2, 0)  # of keys and values
-        self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
-        self.values.zero_()
+        if self.kernel:
+            shape = *self.keys.shape[:3], *map(kernels.rounded, self.keys.shape[3:])
+            self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
+            self.scales = torch.ones(2, *shape[:-1])  # of keys and values
+            self._views()
+        else:
+            self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
+            self.values.zero_()
         self.positions = torch.zeros(rows, dtype=torch.int64, device=model.device)
         self.rows = torch.arange(rows, device=model.device)
         self.slots = torch.arange(model.config.pixels, device=model.device)
 
+    def _views(self) -> None:
+        """What the C loop takes of each layer."""
+        self._layers = list(zip(self.keys, self.values, self.scales[0], self.scales[1], strict=True))
+
     def fill(self, rows: Tensor, other: KVCache, of: Tensor) -> None:
         """Put rows `of` of a freshly read cache into these rows."""
         end = other.length
-        for part, read, scales in zip((self.keys, self.values), (other.keys, other.values), self.scales, strict=True):
-            if part.dtype == torch.int8:
-                for layer in range(len(part)):  # what a block has is still in the processor's cache
-                    small, scale = kernels.quantise(read[layer, :, :, :end])
-                    part[layer, rows, :, :end], scales[layer, rows, :, :end] = small[of], scale[of]
-            else:
-                part[:, rows, :, :end] = read[:, of, :, :end].to(part.dtype)
+        seen = slice(kernels.rounded(end) if self.kernel else end)
+        for part, read in zip(self._parts, other._parts if isinstance(other, RowCache) else (other.keys, other.values)):
+            part[:, rows, :, seen] = read[:, of, :, seen].to(part.dtype)
         self.positions[rows] = min(end, len(self.slots) - 1)
         self.length = min(max(self.length, end), len(self.slots) - 1)
 
@@ -180,12 +212,20 @@ class RowCache(KVCache):
         """All of the cache, (L, B, ...) each."""
         return [self.keys, self.values, *(self.scales if self.kernel else ())]
 
-    def places(self, slots: int) -> Tensor:
-        return self.positions[: self.used, None]
+    def select(self, rows: Tensor) -> RowCache:
+        chosen = copy.copy(self)
+        chosen.keys, chosen.values, chosen.scales = self.keys[:, rows], self.values[:, rows], self.scales[:, :, rows]
+        chosen.positions, chosen.rows, chosen.used = self.positions[rows], self.rows[: len(rows)], len(rows)
+        if self.kernel:
+            chosen._views()
+        return chosen
+
+    def places(self, slots: int) -> slice | Tensor:
+        return self.positions[: self.used, None] if slots == 1 else super().places(slots)
 
     def advance(self, slots: int) -> None:
-        self.positions[: self.used].add_(1).clamp_(max=len(self.slots) - 1)
-        self.length = min(self.length + 1, len(self.slots) - 1)
+        self.positions[: self.used].add_(slots).clamp_(max=len(self.slots) - 1)
+        self.length = min(self.length + slots, len(self.slots) - 1)
 
     def rewind(self, length: int) -> None:
         self.length = min(length, len(self.slots) - 1)
@@ -197,11 +237,10 @@ class RowCache(KVCache):
         return min(-(-(self.length + 1) // BUCKET) * BUCKET, len(self.slots))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.kernel:
+            return kernels.attend(q, k, v, *self._layers[layer], self.positions)
         keys, values = self.keys[layer, : self.used], self.values[layer, : self.used]
         rows, positions = self.rows[: self.used], self.positions[: self.used]
-        if self.kernel:
-            key_scales, value_scales = self.scales[:, layer, : self.used]
-            return kernels.attend(q, k, v, keys, values, (key_scales, value_scales), positions)
         keys[rows, :, positions] = k[:, :, 0].to(keys.dtype)
         values[rows, :, positions] = v[:, :, 0].to(keys.dtype)
         end = self.bucket
@@ -263,8 +302,9 @@ class Decoder:
         return self.network.extend(prompts, read, orientation)[:, -1], read
 
     def _new_cache(self, rows: int) -> KVCache:
-        dtype = self.cache.keys.dtype
-        return self.network.new_cache(rows, torch.bfloat16 if dtype == torch.int8 else dtype)
+        if self.mode.attention == "kernel":
+            return RowCache(self.network, rows, self.mode)
+        return self.network.new_cache(rows, self.cache.keys.dtype)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

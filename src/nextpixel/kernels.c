@@ -1,63 +1,136 @@
-/* The loops of drawing on a CPU for which torch has no fast form. Vector types of GCC and Clang; see kernels.py. */
+/* The loops of drawing on a CPU for which torch has no fast form. Vector types of GCC and Clang; see kernels.py.
+
+   Weights and cache are bytes, a number n as n + 128, in the order of the processors' product of fours: the bytes of a
+   vector are LANES times four, each four of them are multiplied by the same four numbers of x, and added up. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX2__)
+
+#if defined(__AVX512VNNI__)
 #include <immintrin.h>
+#define LANES 16
+#define DOT(sum, bytes, four) \
+    (integers)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(bytes), _mm512_set1_epi32(four))
+#elif defined(__AVXVNNI__)
+#include <immintrin.h>
+#define LANES 8
+#define ROWS 2
+#define DOT(sum, bytes, four) \
+    (integers)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(bytes), _mm256_set1_epi32(four))
+#elif defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
 #endif
+#ifndef ROWS
+#define ROWS 4  // of x that meet a vector of weights at once: their sums fill the registers
+#endif
+#define AHEAD 32  // slots to prefetch: those of a head are too few for the processor to foresee
+#define INLINE static inline __attribute__((always_inline))
 
-typedef float floats __attribute__((vector_size(64)));  // 16 at a time, on any machine
-typedef float floats8 __attribute__((vector_size(32)));
-typedef float floats4 __attribute__((vector_size(16)));
-typedef int32_t integers __attribute__((vector_size(64)));
-typedef uint16_t bf16;
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(LANES)));
 
-static inline floats load_float(const float *p) {
+int64_t lanes(void) { return LANES; }
+
+INLINE floats load(const float *p) {
     floats x;
     memcpy(&x, p, sizeof x);
     return x;
 }
 
-static inline floats load_int8_t(const int8_t *p) {
-#if defined(__AVX512F__)
-    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-#elif defined(__AVX2__)
-    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-    __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
-    floats x;
-    memcpy(&x, &low, sizeof low);
-    memcpy((char *)&x + sizeof low, &high, sizeof high);
+INLINE integers load_bytes(const uint8_t *p) {
+    integers x;
+    memcpy(&x, p, sizeof x);
     return x;
+}
+
+INLINE floats larger(floats a, floats b) {
+    integers more = a > b;
+    return (floats)(((integers)a & more) | ((integers)b & ~more));
+}
+
+INLINE float sum(floats x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+INLINE float largest(floats x) {
+    float top = x[0];
+    for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+/* Numbers to multiply bytes by, as the processor wants them, and running sums of the products. */
+#if defined(DOT)
+/* 15 bits: x = (128 * high + low) * unit. A byte n + 128 adds 128 * x too much, with which the sums begin. */
+typedef struct {
+    int8_t *high, *low;
+    int32_t high_begin, low_begin;
+    float unit;
+} numbers;
+typedef struct {
+    integers high, low;
+} sums;
+
+static void narrow(integers x, int8_t *to) {
+    bytes y = __builtin_convertvector(x, bytes);
+    memcpy(to, &y, sizeof y);
+}
+
+INLINE numbers pack(const float *x, void *into, int64_t C) {
+    int8_t *high = into, *low = high + C;
+    floats most = {0};
+    integers highs = {0}, lows = {0};
+    for (int64_t c = 0; c < C; c += LANES) most = larger(most, (floats)((integers)load(x + c) & 0x7fffffff));
+    float top = fmaxf(largest(most), 1e-30f), steps = 16256 / top;
+    for (int64_t c = 0; c < C; c += LANES) {
+        floats y = load(x + c) * steps + 0x1.8p23f - 0x1.8p23f;  // rounded: so large a number has no fraction
+        integers n = __builtin_convertvector(y, integers), h = (n + 64) >> 7, l = n - h * 128;
+        narrow(h, high + c), narrow(l, low + c);
+        highs += h, lows += l;
+    }
+    int32_t h = 0, l = 0;
+    for (int i = 0; i < LANES; i++) h += highs[i], l += lows[i];
+    return (numbers){high, low, -128 * h, -128 * l, top / 16256};
+}
+
+INLINE sums begin(numbers x) { return (sums){(integers){0} + x.high_begin, (integers){0} + x.low_begin}; }
+
+INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {  // bytes times x[c], ..., x[c + 3]
+    int32_t high, low;
+    memcpy(&high, x.high + c, 4), memcpy(&low, x.low + c, 4);
+    return (sums){DOT(s.high, bytes, high), DOT(s.low, bytes, low)};
+}
+
+INLINE floats value(sums s, numbers x) {
+    return (__builtin_convertvector(s.high, floats) * 128 + __builtin_convertvector(s.low, floats)) * x.unit;
+}
 #else
-    float x[16];
-    for (int i = 0; i < 16; i++) x[i] = p[i];
-    return load_float(x);
+typedef struct {
+    float *x;
+} numbers;
+typedef floats sums;
+
+static numbers pack(const float *x, void *into, int64_t C) { return (numbers){memcpy(into, x, C * sizeof *x)}; }
+
+INLINE sums begin(numbers x) { return (sums){0}; }
+
+INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {
+    for (int i = 0; i < 4; i++) s += __builtin_convertvector(((bytes >> 8 * i) & 255) - 128, floats) * x.x[c + i];
+    return s;
+}
+
+INLINE floats value(sums s, numbers x) { return s; }
 #endif
-}
-
-static inline float sum(floats x) {
-    floats8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    floats4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
-    return (b[0] + b[2]) + (b[1] + b[3]);
-}
-
-/* One row of E numbers into the cache, where each row has a scale. */
-static inline float store_float(const float *x, float *row, int64_t E) {
-    memcpy(row, x, E * sizeof *x);
-    return 1;
-}
-
-static inline float store_int8_t(const float *x, int8_t *row, int64_t E) {  // the largest becomes 127
-    float top = 1e-12f;
-    for (int64_t e = 0; e < E; e++) top = fabsf(x[e]) > top ? fabsf(x[e]) : top;
-    for (int64_t e = 0; e < E; e++) row[e] = (int8_t)lrintf(x[e] * (127 / top));
-    return top / 127;
-}
 
 /* e^x for -87 <= x <= 0: 2^n times the first terms of the series, |r| <= ln 2 / 2; off by at most about 2e-7 of it. */
-static inline floats exponential(floats x) {
+INLINE floats exponential(floats x) {
     integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, integers);
     floats whole = __builtin_convertvector(n, floats);
     floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
@@ -65,141 +138,210 @@ static inline floats exponential(floats x) {
     return p * (floats)((n + 127) << 23);
 }
 
-/* Scores in place become exp(score - largest), up to the next multiple of 16; returns the sum of `count` of them. */
-static float exponentials(float *scores, int64_t count) {
-    float top = scores[0];
-    floats total = {0};
-    for (int64_t t = 1; t < count; t++) top = scores[t] > top ? scores[t] : top;
-    for (int64_t t = count; t % 16; t++) scores[t] = -INFINITY;
-    for (int64_t t = 0; t < count; t += 16) {
-        floats x = load_float(scores + t) - top;
+/* Scores in place become exp(score - largest) * scale, zero from `count` to the next multiple of LANES; returns the
+   sum of the exponentials. */
+static float weigh(float *scores, const float *scales, int64_t count) {
+    for (int64_t t = count; t % LANES; t++) scores[t] = -INFINITY;
+    floats most = load(scores), total = {0};
+    for (int64_t t = LANES; t < count; t += LANES) most = larger(most, load(scores + t));
+    float top = largest(most);
+    for (int64_t t = 0; t < count; t += LANES) {
+        floats x = load(scores + t) - top;
         integers counts = x > -87.f;  // not the padding; what it would become as an integer is not defined
         x = (floats)((integers)exponential((floats)((integers)x & counts)) & counts);
-        memcpy(scores + t, &x, sizeof x);
         total += x;
+        x *= load(scales + t);
+        memcpy(scores + t, &x, sizeof x);
     }
     return sum(total);
 }
 
-/* One query a row. q, k, v, out: (B, N, E) floats; keys, values: (B, N, T, E), their scales (B, N, T); row b stores
-   k and v into slot positions[b] and attends to the slots up to it. Prefetching: a slot is too short for the processor
-   to foresee the one after next. */
-#define AHEAD 32
-#define ATTEND(TYPE)                                                                                              \
-    void attend_##TYPE(const float *q, const float *k, const float *v, TYPE *keys, TYPE *values, float *key_scales, \
-                       float *value_scales, const int64_t *positions, float *out, int64_t B, int64_t N, int64_t T, \
-                       int64_t E, int threads) {                                                                  \
-        _Pragma("omp parallel for schedule(static) num_threads(threads)")                                         \
-        for (int64_t head = 0; head < B * N; head++) {                                                            \
-            const float *query = q + head * E;                                                                    \
-            TYPE *K = keys + head * T * E, *V = values + head * T * E;                                            \
-            float *k_scales = key_scales + head * T, *v_scales = value_scales + head * T;                         \
-            float *result = out + head * E, scores[T + 16], scale = 1 / sqrtf(E);                                 \
-            int64_t last = positions[head / N], count = last + 1, e;                                              \
-            k_scales[last] = store_##TYPE(k + head * E, K + last * E, E);                                         \
-            v_scales[last] = store_##TYPE(v + head * E, V + last * E, E);                                         \
-            for (int64_t t = 0; t < count; t++) {                                                                 \
-                floats dot = {0};                                                                                 \
-                float rest = 0;                                                                                   \
-                for (e = 0; e + 16 <= E; e += 16) {                                                               \
-                    if (e % 64 == 0) __builtin_prefetch(K + (t + AHEAD) * E + e);                                 \
-                    dot += load_float(query + e) * load_##TYPE(K + t * E + e);                                    \
-                }                                                                                                 \
-                for (; e < E; e++) rest += query[e] * K[t * E + e];                                               \
-                scores[t] = sum(dot) + rest;                                                                      \
-            }                                                                                                     \
-            for (int64_t t = 0; t < count; t++) scores[t] *= k_scales[t] * scale;                                 \
-            float total = exponentials(scores, count);                                                            \
-            for (int64_t t = 0; t < count; t++) scores[t] *= v_scales[t];                                         \
-            for (e = 0; e + 64 <= E; e += 64) {                                                                   \
-                floats a = {0}, b = {0}, c = {0}, d = {0};                                                        \
-                for (int64_t t = 0; t < count; t++) {                                                             \
-                    const TYPE *row = V + t * E + e;                                                              \
-                    __builtin_prefetch(row + AHEAD * E);                                                          \
-                    a += scores[t] * load_##TYPE(row), b += scores[t] * load_##TYPE(row + 16);                    \
-                    c += scores[t] * load_##TYPE(row + 32), d += scores[t] * load_##TYPE(row + 48);               \
-                }                                                                                                 \
-                floats sums[4] = {a / total, b / total, c / total, d / total};                                    \
-                memcpy(result + e, sums, sizeof sums);                                                            \
-            }                                                                                                     \
-            for (; e + 16 <= E; e += 16) {                                                                        \
-                floats a = {0};                                                                                   \
-                for (int64_t t = 0; t < count; t++) a += scores[t] * load_##TYPE(V + t * E + e);                  \
-                a /= total;                                                                                       \
-                memcpy(result + e, &a, sizeof a);                                                                 \
-            }                                                                                                     \
-            for (; e < E; e++) {                                                                                  \
-                float a = 0;                                                                                      \
-                for (int64_t t = 0; t < count; t++) a += scores[t] * V[t * E + e];                                \
-                result[e] = a / total;                                                                            \
-            }                                                                                                     \
-        }                                                                                                         \
+/* A vector of E numbers as bytes, the largest as 127 + 128; returns the scale. */
+INLINE float round_bytes(const float *x, uint8_t *bytes, int64_t E) {
+    float top = 1e-12f;
+    for (int64_t e = 0; e < E; e++) top = fabsf(x[e]) > top ? fabsf(x[e]) : top;
+    for (int64_t e = 0; e < E; e++) bytes[e] = (uint8_t)(lrintf(x[e] * (127 / top)) + 128);
+    return top / 127;
+}
+
+/* A head's part of the cache, for T slots of E numbers, multiples of 16 both. Of keys a lane is a slot: LANES slots of
+   four numbers; of values a lane is a number: four slots of LANES numbers. */
+typedef struct {
+    uint8_t *keys, *values;
+    float *key_scales, *value_scales;
+} cache;
+
+INLINE cache part(cache all, int64_t head, int64_t T, int64_t E) {
+    return (cache){all.keys + head * T * E, all.values + head * T * E, all.key_scales + head * T,
+                   all.value_scales + head * T};
+}
+
+/* k and v, of `width` numbers, into a slot. */
+static void store(cache to, int64_t slot, const float *k, const float *v, int64_t E, int64_t width) {
+    uint8_t bytes[E];
+    to.key_scales[slot] = round_bytes(k, bytes, width);
+    uint8_t *keys = to.keys + slot / LANES * LANES * E + slot % LANES * 4;
+    for (int64_t e = 0; e < width; e++) keys[e / 4 * 4 * LANES + e % 4] = bytes[e];
+    to.value_scales[slot] = round_bytes(v, bytes, width);
+    uint8_t *values = to.values + slot / 4 * 4 * E + slot % 4;
+    for (int64_t e = 0; e < width; e++) values[e * 4] = bytes[e];
+}
+
+/* `chunks` times LANES numbers of the sum of values weighted by p. */
+INLINE void mix(const int chunks, numbers p, const uint8_t *values, int64_t count, int64_t E, float *result) {
+    sums s[4];
+    for (int i = 0; i < chunks; i++) s[i] = begin(p);
+    for (int64_t t = 0; t < count; t += 4) {
+        for (int i = 0; i < chunks; i++) {
+            __builtin_prefetch(values + (t + AHEAD) * E + i * 4 * LANES);
+            s[i] = add(s[i], load_bytes(values + t * E + i * 4 * LANES), p, t);
+        }
     }
+    for (int i = 0; i < chunks; i++) {
+        floats x = value(s[i], p);
+        memcpy(result + i * LANES, &x, sizeof x);
+    }
+}
 
-ATTEND(float)
-ATTEND(int8_t)
+/* softmax(query K / sqrt(width)) V over the first `count` slots. */
+static void answer(cache from, const float *query, int64_t count, int64_t E, int64_t width, float *out) {
+    float padded[E], scores[(count + LANES - 1) / LANES * LANES], space[count > E ? count + LANES : E];
+    for (int64_t e = 0; e < E; e++) padded[e] = e < width ? query[e] / sqrtf(width) : 0;
+    numbers x = pack(padded, space, E);
+    for (int64_t t = 0; t < count; t += LANES) {
+        sums s = begin(x);
+        for (int64_t e = 0; e < E; e += 4) {
+            __builtin_prefetch(from.keys + (t + AHEAD) * E + e * LANES);
+            s = add(s, load_bytes(from.keys + t * E + e * LANES), x, e);
+        }
+        floats score = value(s, x) * load(from.key_scales + t);
+        memcpy(scores + t, &score, sizeof score);
+    }
+    float total = weigh(scores, from.value_scales, count), *result = padded;
+    x = pack(scores, space, (count + LANES - 1) / LANES * LANES);
+    int64_t e = 0;
+    for (; e + 4 * LANES <= E; e += 4 * LANES) mix(4, x, from.values + e * 4, count, E, result + e);
+    for (; e < E; e += LANES) mix(1, x, from.values + e * 4, count, E, result + e);
+    for (e = 0; e < width; e++) out[e] = result[e] / total;
+}
 
-/* y (M, R) = x (M, C) times weight (R, C) transposed, each row of weight times its scale; R % 4 = 0 and C % 64 = 0. */
-void multiply_int8(const float *x, const int8_t *weight, const float *scale, float *y, int64_t M, int64_t R, int64_t C,
-                   int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < R; r += 4) {
-        const int8_t *a = weight + r * C, *b = a + C, *c = b + C, *d = c + C;
-        for (int64_t m = 0; m < M; m++) {
-            floats p = {0}, q = {0}, s = {0}, t = {0};
-            for (int64_t k = 0; k < C; k += 64) {
-                if (m == 0)  // short rows defeat the processor's own prefetching: fetch the rows after next
-                    for (int64_t row = 8; row < 12; row++) __builtin_prefetch(a + row * C + k);
-                for (int64_t j = k; j < k + 64; j += 16) {
-                    floats z = load_float(x + m * C + j);
-                    p += z * load_int8_t(a + j), q += z * load_int8_t(b + j);
-                    s += z * load_int8_t(c + j), t += z * load_int8_t(d + j);
-                }
+/* q, k, v (B, N, Q, width), of each the first three strides; out (B, Q, N, width); the cache (B, N, T, E). Row b stores k
+   and v into the slots from positions[b] on, and each of its queries attends to the slots up to its own. */
+void attend(const float *q, const float *k, const float *v, const int64_t *strides, uint8_t *keys, uint8_t *values,
+            float *key_scales, float *value_scales, const int64_t *positions, float *out, int64_t B, int64_t N,
+            int64_t Q, int64_t T, int64_t E, int64_t width, int threads) {
+    cache all = {keys, values, key_scales, value_scales};
+    int64_t share = Q > 1 ? 16 : (B * N + threads - 1) / threads;  // late queries take longer
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t head = 0; head < B * N; head++) {
+            const float *keys_of = k + head / N * strides[3] + head % N * strides[4];
+            const float *values_of = v + head / N * strides[6] + head % N * strides[7];
+            for (int64_t i = 0; i < Q; i++)
+                store(part(all, head, T, E), positions[head / N] + i, keys_of + i * strides[5],
+                      values_of + i * strides[8], E, width);
+        }
+#pragma omp for schedule(static, share)
+        for (int64_t i = 0; i < B * N * Q; i++) {
+            int64_t b = i / (N * Q), n = i / Q % N, slot = i % Q;
+            answer(part(all, b * N + n, T, E), q + b * strides[0] + n * strides[1] + slot * strides[2],
+                   positions[b] + slot + 1, E, width, out + ((b * Q + slot) * N + n) * width);
+        }
+    }
+}
+
+/* y = x / rms(x) * gain, C numbers. */
+static void normalise(const float *x, const float *gain, float *y, int64_t C) {
+    floats squares = {0};
+    for (int64_t c = 0; c < C; c += LANES) squares += load(x + c) * load(x + c);
+    float scale = 1 / sqrtf(sum(squares) / C + 1e-5f);
+    for (int64_t c = 0; c < C; c += LANES) {
+        floats z = load(x + c) * scale * load(gain + c);
+        memcpy(y + c, &z, sizeof z);
+    }
+}
+
+enum { NO_ACTIVATION, QUICK_GELU, SQUARED_RELU };
+
+INLINE floats activate(floats x, int activation) {
+    if (activation == SQUARED_RELU) {
+        floats positive = larger(x, (floats){0});
+        return positive * positive;
+    }
+    if (activation == QUICK_GELU) {  // x * sigmoid(1.702 x) by e = exp(-|1.702 x|), at least e^-87
+        floats z = x * 1.702f, far = (floats)((integers)z | INT32_MIN), one = (floats){0} + 1;
+        floats e = exponential(larger(far, (floats){0} - 86.9f));
+        integers negative = z < 0;
+        return x * (floats)(((integers)e & negative) | ((integers)one & ~negative)) / (1 + e);
+    }
+    return x;
+}
+
+/* What becomes of a product, see multiply. */
+typedef struct {
+    const float *scale, *add;
+    int activation;
+} steps;
+
+/* `rows` rows of y in `columns` times LANES columns, from column r on. */
+INLINE void tile(const int rows, const int columns, const numbers *x, const uint8_t *weight, steps with, float *y,
+                 int64_t R, int64_t C, int64_t m, int64_t r) {
+    sums s[ROWS][2];
+    for (int j = 0; j < rows; j++)
+        for (int i = 0; i < columns; i++) s[j][i] = begin(x[m + j]);
+    for (int64_t c = 0; c < C; c += 4) {
+        integers w[2];
+        for (int i = 0; i < columns; i++) {
+            const uint8_t *four = weight + r * C + (i * C + c) * LANES;
+            w[i] = load_bytes(four);
+            __builtin_prefetch(four + columns * LANES * C);
+        }
+        for (int j = 0; j < rows; j++)
+            for (int i = 0; i < columns; i++) s[j][i] = add(s[j][i], w[i], x[m + j], c);
+    }
+    for (int j = 0; j < rows; j++)
+        for (int i = 0; i < columns; i++) {
+            int64_t at = (m + j) * R + r + i * LANES;
+            floats z = activate(value(s[j][i], x[m + j]) * load(with.scale + r + i * LANES), with.activation);
+            if (with.add) z += load(with.add + at);
+            memcpy(y + at, &z, sizeof z);
+        }
+}
+
+INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, steps with, float *y, int64_t M, int64_t R,
+                  int64_t C, int64_t r) {
+    int64_t m = 0;
+    for (; m + ROWS <= M; m += ROWS) tile(ROWS, columns, x, weight, with, y, R, C, m, r);
+    for (; m + 2 <= M; m += 2) tile(2, columns, x, weight, with, y, R, C, m, r);
+    if (m < M) tile(1, columns, x, weight, with, y, R, C, m, r);
+}
+
+/* y (M, R) = add + activation(x (M, C) times weight (R, C) transposed, each row of weight times its scale). With a gain
+   (C,) the rows of x are normalised first; add (M, R) may be null. A lane of weight is a row: LANES rows of four columns.
+   R and C are multiples of 16; `space` has room for C floats a row, of BLOCK rows. */
+#define BLOCK 1024
+void multiply(const float *x, const float *gain, const uint8_t *weight, const float *scale, const float *add, float *y,
+              float *space, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
+    numbers packed[BLOCK];
+    steps with = {scale, add, (int)activation};
+    for (int64_t first = 0; first < M; first += BLOCK) {
+        int64_t rows = M - first < BLOCK ? M - first : BLOCK;
+        if (add) with.add = add + first * R;
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t m = 0; m < rows; m++) {
+                const float *row = x + (first + m) * C;
+                float normal[C];
+                if (gain) normalise(row, gain, normal, C);
+                packed[m] = pack(gain ? normal : row, space + m * C, C);
             }
-            float *result = y + m * R + r;
-            result[0] = sum(p) * scale[r], result[1] = sum(q) * scale[r + 1];
-            result[2] = sum(s) * scale[r + 2], result[3] = sum(t) * scale[r + 3];
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < R; r += 2 * LANES) {
+                if (r + 2 * LANES <= R) tiles(2, packed, weight, with, y + first * R, rows, R, C, r);
+                else tiles(1, packed, weight, with, y + first * R, rows, R, C, r);
+            }
         }
     }
 }
-
-/* Rows up to which int8 weights are worth it: with more, a packed bf16 matrix of oneDNN's is faster. */
-#if defined(__AVX512BF16__)
-int64_t int8_rows(void) { return 16; }
-
-/* Two rows of weights become bf16 for `rows` (a constant) rows of x. */
-static inline __attribute__((always_inline)) void tile(const int rows, const bf16 *x, const int8_t *weight,
-                                                       const float *scale, float *y, int64_t R, int64_t C) {
-    __m512 sums[8][2];
-    for (int m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < C; k += 32) {
-        __m512bh w[2];
-        for (int r = 0; r < 2; r++) {
-            const int8_t *part = weight + r * C + k;
-            if (k % 64 == 0) __builtin_prefetch(part + 8 * C);
-            w[r] = _mm512_cvtne2ps_pbh((__m512)load_int8_t(part + 16), (__m512)load_int8_t(part));
-        }
-        for (int m = 0; m < rows; m++) {
-            __m512bh z = (__m512bh)_mm512_loadu_si512(x + m * C + k);
-            for (int r = 0; r < 2; r++) sums[m][r] = _mm512_dpbf16_ps(sums[m][r], z, w[r]);
-        }
-    }
-    for (int m = 0; m < rows; m++)
-        for (int r = 0; r < 2; r++) y[m * R + r] = sum((floats)sums[m][r]) * scale[r];
-}
-
-/* multiply_int8 for more than two rows, x in bf16. */
-void multiply_int8_bf16(const bf16 *x, const int8_t *weight, const float *scale, float *y, int64_t M, int64_t R,
-                        int64_t C, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < R; r += 2) {
-        int64_t m = 0;
-        for (; m + 8 <= M; m += 8) tile(8, x + m * C, weight + r * C, scale + r, y + m * R + r, R, C);
-        if (M - m >= 4) tile(4, x + m * C, weight + r * C, scale + r, y + m * R + r, R, C), m += 4;
-        if (M - m >= 2) tile(2, x + m * C, weight + r * C, scale + r, y + m * R + r, R, C), m += 2;
-        if (M > m) tile(1, x + m * C, weight + r * C, scale + r, y + m * R + r, R, C);
-    }
-}
-#else
-int64_t int8_rows(void) { return 4; }
-#endif

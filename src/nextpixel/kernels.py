@@ -1,9 +1,9 @@
-"""Attention of one query and products with int8 weights on a CPU, in C.
+"""Attention over an int8 cache, products with int8 weights and the steps between them on a CPU, in C.
 
-torch reads a bf16 cache at 3 GB/s there when each row asks one query, attends over no int8 cache, and slows down where
-a few rows meet int8 weights; these loops do not (docs/performance.md). The machine's own C compiler builds them once,
-in half a second, into the user's cache, or for this process alone where that cannot be written. Without one, `load`
-says so by None and drawing goes on with torch alone.
+torch reads a bf16 cache at 3 GB/s there when each row asks one query, attends over no int8 cache, and has no fast
+product of int8 weights with more than a few rows; these loops do (docs/performance.md). The machine's own C compiler
+builds them once, in half a second, into the user's cache, or for this process alone where that cannot be written.
+Without one, `load` says so by None and drawing goes on with torch alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ import tempfile
 import threading
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nextpixel.config import Activation
 from nextpixel.palette import user_cache
 
 # Without -ffast-math: linking with it changes how the whole process treats the smallest numbers.
 FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -Wno-psabi -fopenmp -shared -fPIC".split()
 SECONDS = 60
+ACTIVATIONS: tuple[Activation | None, ...] = (None, "quick-gelu", "squared-relu")  # as numbered in C
 
 
 _LOCK = threading.Lock()
@@ -56,14 +59,10 @@ def _load() -> ctypes.CDLL | None:
             return None
     except subprocess.SubprocessError:
         return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.int8_rows.argtypes, library.int8_rows.restype = [], number
-    for function in (library.attend_float, library.attend_int8_t):
-        function.argtypes, function.restype = [pointer] * 9 + [number] * 4 + [ctypes.c_int], None
-    for name in ("multiply_int8", "multiply_int8_bf16"):
-        if hasattr(library, name):  # the second only where the processor multiplies bf16
-            function = getattr(library, name)
-            function.argtypes, function.restype = [pointer] * 4 + [number] * 3 + [ctypes.c_int], None
+    pointer, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.lanes.argtypes, library.lanes.restype = [], number
+    for function, pointers, numbers in ((library.attend, 10, 6), (library.multiply, 7, 4)):
+        function.argtypes, function.restype = [*[pointer] * pointers, *[number] * numbers, threads], None
     return library
 
 
@@ -89,10 +88,9 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))}))
 
 
-def int8_rows() -> int:
-    """The most rows of input for which int8 weights are the fastest on this processor: 4, or 16 where it has bf16."""
-    library = load()
-    return library.int8_rows() if library is not None else 0
+def rounded(count: int) -> int:
+    """Room for that many slots, or numbers of a head: a multiple of 16."""
+    return -(-count // 16) * 16
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,35 +99,66 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale[..., None]).round().to(torch.int8), scale
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor], positions: Tensor
+def order(weight: Tensor) -> Tensor:
+    """int8 (R, C) as `multiply` reads it: bytes, R and C multiples of 16."""
+    rows, columns = weight.shape
+    lanes = _library().lanes()
+    parts = (weight.to(torch.int16) + 128).to(torch.uint8).view(rows // lanes, lanes, columns // 4, 4)
+    return parts.transpose(1, 2).contiguous().view(rows, columns)
+
+
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    *,
+    gain: Tensor | None = None,
+    activation: Activation | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
-    """Store k and v (B, N, 1, E) in slot positions[b] of keys and values (B, N, T, E); attend to the slots up to it.
+    """add + activation(norm(x) W^T): fp32 (M, R) of fp32 x (M, C), W being `order`ed bytes (R, C) times scale (R,).
 
-    The cache is fp32, or int8 with fp32 scales (B, N, T) of the keys and of the values (ones for fp32); the arithmetic
-    is fp32. Returns fp32 (B, N, 1, E).
+    With a gain (C,), model.Norm is taken of x first. Where the processor multiplies bytes, each row is then rounded to
+    15 bits of its largest number. A row does not depend on the other rows.
     """
-    library = load()
-    assert library is not None
-    q, k, v = (x.float().contiguous() for x in (q, k, v))
-    out = torch.empty_like(q)
-    function = library.attend_int8_t if keys.dtype == torch.int8 else library.attend_float
-    tensors = (q, k, v, keys, values, *scales, positions, out)
-    function(*(x.data_ptr() for x in tensors), *keys.shape, torch.get_num_threads())
+    (rows, columns), count = x.shape, weight.shape[0]
+    x, add = x.contiguous(), None if add is None else add.contiguous()
+    out, space = x.new_empty(rows, count), x.new_empty(min(rows, 1024), columns)
+    tensors = (x, gain, weight, scale, add, out, space)
+    _call(_library().multiply, tensors, rows, count, columns, ACTIVATIONS.index(activation))
     return out
 
 
-def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (M, C) times int8 weight (R, C) transposed, each row of it times its scale (R,): fp32 (M, R).
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_scales: Tensor,
+    value_scales: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """Store k and v in the slots of keys and values from positions[b] on; each query sees those up to its own.
 
-    R is a multiple of 4, C of 64. Above two rows x is rounded to bf16 where the processor multiplies bf16.
+    q, k, v and what is returned are fp32 (B, N, slots, E). The cache is bytes (at least B, N, T, E), T and E `rounded`
+    up, in an order of the loops' own, with fp32 scales (at least B, N, T).
     """
+    batch, heads, slots, width = q.shape
+    out = q.new_empty(batch, slots, heads, width)
+    strides = (ctypes.c_int64 * 9)(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    tensors = (q, k, v, strides, keys, values, key_scales, value_scales, positions, out)
+    _call(_library().attend, tensors, batch, heads, slots, *keys.shape[2:], width)
+    return out.transpose(1, 2)
+
+
+def _library() -> ctypes.CDLL:
     library = load()
     assert library is not None
-    narrow = x.shape[0] > 2 and hasattr(library, "multiply_int8_bf16")
-    function = library.multiply_int8_bf16 if narrow else library.multiply_int8
-    x = x.to(torch.bfloat16 if narrow else torch.float32).contiguous()
-    out = torch.empty((x.shape[0], weight.shape[0]))
-    tensors = (x, weight, scale, out)
-    function(*(t.data_ptr() for t in tensors), x.shape[0], *weight.shape, torch.get_num_threads())
-    return out
+    return library
+
+
+def _call(function: Any, tensors: tuple[Any, ...], *numbers: int) -> None:
+    """The tensors, arrays of ctypes or None among them, are kept alive by the caller's names."""
+    pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in tensors]
+    function(*pointers, *numbers, torch.get_num_threads())

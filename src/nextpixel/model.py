@@ -139,28 +139,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
+def split_heads(qkv: Tensor, config: ImageGPTConfig, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, N, slots, E) each, of what a block's first matrix gives, (B, slots, 3 D)."""
+    batch, slots, width = qkv.shape
+    q, k, v = qkv.view(batch, slots, 3, config.heads, width // 3 // config.heads).permute(2, 0, 3, 1, 4)
+    if config.qk_norm:  # 1.2 on either side lets attention become sharper, as in nanochat
+        q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
+    if turns is not None:
+        q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
+    return q, k, v
+
+
 class Attention(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads = layer, config.heads
-        self.qk_norm = config.qk_norm
+        self.layer, self.config = layer, config
         self.causal = config.objective == "autoregressive"
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        batch, slots, width = x.shape
-        qkv = self.qkv(x).view(batch, slots, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, slots, E)
-        if self.qk_norm:  # 1.2 on either side lets attention become sharper, as in nanochat
-            q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
-        if turns is not None:
-            q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
+        q, k, v = split_heads(self.qkv(x), self.config, turns)
         if cache is None:
             y = attention(q, k, v, causal=self.causal)
         else:
             y = cache.attend(self.layer, q, k, v)
-        y = y.transpose(1, 2).reshape(batch, slots, width).to(x.dtype)
+        y = y.transpose(1, 2).reshape(x.shape).to(x.dtype)
         return self.out(y)
 
 
@@ -178,6 +182,11 @@ class MLP(nn.Module):
         return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
 
 
+def mixed(h: Tensor, first: Tensor, mix: Tensor | None) -> Tensor:
+    """The residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
+    return h if mix is None else mix[0] * h + mix[1] * first
+
+
 class Block(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
@@ -188,8 +197,8 @@ class Block(nn.Module):
         self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.mix_input else None
 
     def mixed(self, h: Tensor, first: Tensor) -> Tensor:
-        """What the block reads: the residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
-        return h if self.mix is None else self.mix[0] * h + self.mix[1] * first
+        """What the block reads."""
+        return mixed(h, first, self.mix)
 
     def forward(self, h: Tensor, first: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         h = self.mixed(h, first)
