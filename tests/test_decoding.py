@@ -4,7 +4,9 @@ import contextlib
 import copy
 import platform
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +350,18 @@ def test_the_loops_of_other_processors_are_the_same_product(processor: str, monk
     test_the_int8_kernel_normalises_before_and_adds_after()
     test_the_attention_kernel_is_torch_s_attention(40)
     test_attention_survives_scores_of_any_size()
+
+
+@pytest.mark.parametrize("processor", ["armv8.2-a+dotprod", "armv8-a"])
+def test_the_loops_on_an_emulated_arm(processor: str, tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
+    source, program = resources.files("nextpixel") / "kernels.c", str(tmp_path / "loops")
+    flags = ["-O3", f"-march={processor}", "-static", "-Wno-psabi", "-include", str(source)]
+    subprocess.run([compiler, *flags, str(Path(__file__).with_name("loops.c")), "-o", program, "-lm"], check=True)
+    done = subprocess.run([emulator, "-cpu", "max", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("4 lanes"), done.stdout
 
 
 def _runs(processor: str) -> bool:

@@ -18,6 +18,11 @@
 #define ROWS 2
 #define DOT(sum, bytes, four) \
     (integers)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(bytes), _mm256_set1_epi32(four))
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#define LANES 4
+#define BIAS 0  // the bytes are made signed again
+#define DOT(sum, bytes, four) vdotq_s32(sum, (int8x16_t)((bytes) ^ (int32_t)0x80808080), (int8x16_t)vdupq_n_s32(four))
 #elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX2__)
@@ -27,6 +32,9 @@
 #endif
 #ifndef ROWS
 #define ROWS 4  // of x that meet a vector of weights at once: their sums fill the registers
+#endif
+#ifndef BIAS
+#define BIAS 128  // what a byte is more than its number
 #endif
 #define AHEAD 32  // slots to prefetch: those of a head are too few for the processor to foresee
 #define INLINE static inline __attribute__((always_inline))
@@ -68,7 +76,7 @@ INLINE float largest(floats x) {
 
 /* Numbers to multiply bytes by, as the processor wants them, and running sums of the products. */
 #if defined(DOT)
-/* 15 bits: x = (128 * high + low) * unit. A byte n + 128 adds 128 * x too much, with which the sums begin. */
+/* 15 bits: x = (128 * high + low) * unit. A byte n + BIAS adds BIAS * x too much, which the sums begin without. */
 typedef struct {
     int8_t *high, *low;
     int32_t high_begin, low_begin;
@@ -97,7 +105,7 @@ INLINE numbers pack(const float *x, void *into, int64_t C) {
     }
     int32_t h = 0, l = 0;
     for (int i = 0; i < LANES; i++) h += highs[i], l += lows[i];
-    return (numbers){high, low, -128 * h, -128 * l, top / 16256};
+    return (numbers){high, low, -BIAS * h, -BIAS * l, top / 16256};
 }
 
 INLINE sums begin(numbers x) { return (sums){(integers){0} + x.high_begin, (integers){0} + x.low_begin}; }
