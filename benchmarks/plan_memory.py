@@ -6,7 +6,8 @@
 A shape is layers x width @ side x images of a micro-batch, with heads of width 64. Each trains for two steps in a
 process of its own, and what counts is the growth of its peak over what a tiny model had taken before. glibc keeps much
 of what is freed;
-in "exact" large blocks go back at once (MALLOC_MMAP_THRESHOLD_), which shows what the arithmetic needs.
+in "exact" large blocks go back at once (MALLOC_MMAP_THRESHOLD_), which shows what the plan's tensors need, without its
+allowance for the heap.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def config_of(shape: str, preset: str) -> tuple[ImageGPTConfig, int]:
     return ImageGPTConfig(layers=layers, width=width, heads=width // 64, side=side, **PRESETS[preset][0]), batch
 
 
-def train(config: ImageGPTConfig, batch: int, dtype: str, compiled: bool, optimizer: str) -> None:
+def train(config: ImageGPTConfig, batch: int, dtype: str, compiled: bool, optimizer: str, recompute: bool) -> None:
     model = ImageGPT(config)
+    model.checkpoint_activations = recompute
     if compiled:
         for block in model.blocks:
             block.compile()
@@ -54,13 +56,13 @@ def train(config: ImageGPTConfig, batch: int, dtype: str, compiled: bool, optimi
             one.zero_grad(set_to_none=True)
 
 
-def measure(shape: str, preset: str, dtype: str, compiled: bool) -> int:
+def measure(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool) -> int:
     """Bytes, in this process."""
     torch.set_num_threads(1)
     optimizer = PRESETS[preset][1]
-    train(config_of("1x64@8x2", preset)[0], 2, dtype, compiled, optimizer)
+    train(config_of("1x64@8x2", preset)[0], 2, dtype, compiled, optimizer, recompute)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    train(*config_of(shape, preset), dtype, compiled, optimizer)
+    train(*config_of(shape, preset), dtype, compiled, optimizer, recompute)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
@@ -71,24 +73,37 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16"], default=["bf16"])
     parser.add_argument("--compile", nargs="+", choices=["on", "off"], default=["off"])
     parser.add_argument("--allocator", nargs="+", choices=["exact", "glibc"], default=["exact", "glibc"])
+    parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     kinds = itertools.product(args.shapes, args.preset, args.dtype, args.compile)
     if args.measure:
         ((shape, preset, dtype, compiled),) = kinds
-        print(measure(shape, preset, dtype, compiled == "on"))
+        print(measure(shape, preset, dtype, compiled == "on", args.checkpoint_activations))
         return
-    print("| shape | preset | | compiled | planned, MB |" + "".join(f" {name} |" for name in args.allocator))
-    print("|---|---|---|---|---|" + "---|" * len(args.allocator))
+    print("| shape | preset | | compiled | tensors, MB | with the heap |" + "".join(f" {n} |" for n in args.allocator))
+    print("|---|---|---|---|---|---|" + "---|" * len(args.allocator))
     for shape, preset, dtype, compiled in kinds:
         config, batch = config_of(shape, preset)
-        need = memory(config, batch, dtype=dtype, optimizer=PRESETS[preset][1], compiled=compiled == "on").total
-        line = f"| {shape} | {preset} | {dtype} | {compiled} | {need / 1e6:,.0f} |"
+        need = memory(
+            config,
+            batch,
+            dtype=dtype,
+            optimizer=PRESETS[preset][1],
+            compiled=compiled == "on",
+            checkpointed=args.checkpoint_activations,
+            on_cpu=True,
+            accumulating=False,
+        )
+        tensors = need.total - need.heap
+        line = f"| {shape} | {preset} | {dtype} | {compiled} | {tensors / 1e6:,.0f} | {need.total / 1e6:,.0f} |"
         one = [__file__, "--measure", "--shapes", shape, "--preset", preset, "--dtype", dtype, "--compile", compiled]
+        one += ["--checkpoint-activations"] * args.checkpoint_activations
         for allocator in args.allocator:
             environment = os.environ | (EXACT if allocator == "exact" else {})
             found = int(subprocess.run([sys.executable, *one], env=environment, stdout=-1, check=True).stdout)
-            line += f" {found / 1e6:,.0f} ({need / found - 1:+.0%}) |"
+            told = tensors if allocator == "exact" else need.total
+            line += f" {found / 1e6:,.0f} ({told / found - 1:+.0%}) |"
         print(line, flush=True)
 
 

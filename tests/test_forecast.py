@@ -89,7 +89,9 @@ def test_a_micro_batch_of_its_own_choice_leaves_room_for_the_weights(monkeypatch
         size="s", batch_images=16, device="cpu", dtype="fp32", compile="off", checkpoint_activations=True
     )
     image = activation_bytes_per_image(S, dtype="fp32", checkpointed=True)
-    state = memory(S, 0, compiled=False, on_cpu=True).total  # beside which each image takes half as much again
+    state = memory(
+        S, 0, dtype="fp32", compiled=False, on_cpu=True
+    ).total  # beside which each image takes half as much again
     free = (state + 2.5 * 1.5 * image) / 0.9
     assert micro_batch_images(16, image, free, True) > 2
     monkeypatch.setattr(preparation, "free_memory_bytes", lambda device: free)

@@ -33,6 +33,14 @@ def _blocks(slots: int, causal: bool) -> list[tuple[int, int, int]]:
     return [(first, end, end if causal else slots) for first, end in zip(range(0, slots, BLOCK), ends, strict=True)]
 
 
+def kept_scores(slots: int, causal: bool) -> int:
+    """How many fp32 scores of a head compiled training keeps, those of all blocks but the first.
+
+    They are written to be made again on the way back, but torch's compiler finds the same product and keeps it.
+    """
+    return sum((end - first) * seen for first, end, seen in _blocks(slots, causal)[1:])
+
+
 def _inferred(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Without gradients: the scores stay bf16, and the softmax, fp32 within, is taken where they lie."""
     q, parts = q * q.shape[-1] ** -0.5, []

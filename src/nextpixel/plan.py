@@ -106,12 +106,19 @@ def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 
 
 
 def activation_bytes_per_image(
-    config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False
+    config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False, on_cpu: bool = False
 ) -> int:
-    """Peak of what the backward pass needs of one image; attention keeps no T x T scores (flash attention)."""
+    """Peak of what the backward pass needs of one image; attention keeps scores only in bf16, compiled, on a CPU."""
     block, around, color = _SAVED[config.is_classic, dtype, compiled]
     kept = 4 * config.layers + block if checkpointed else block * config.layers
-    return config.pixels * ((kept + around) * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors)
+    scores = 0
+    if on_cpu and compiled and dtype == "bf16":
+        from nextpixel.attention import kept_scores  # brings torch, which other plans do without
+
+        scores = 4 * config.heads * kept_scores(config.pixels, config.objective == "autoregressive")
+        scores *= 1 if checkpointed else config.layers
+    around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
+    return config.pixels * (kept * config.width + around_blocks) + scores
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
@@ -186,17 +193,26 @@ def memory(
     checkpointed: bool = False,
     shards: int = 1,
     on_cpu: bool = False,
+    accumulating: bool = True,
 ) -> Memory:
-    """Peak bytes on one device. Weights, gradients and optimiser are fp32, cut into `shards` parts (FSDP)."""
+    """Peak bytes on one device. Weights, gradients and optimiser are fp32, cut into `shards` parts (FSDP).
+
+    In bf16 the matrices have a copy for the products. Not `accumulating`, a device makes its gradients as it frees its
+    activations: of the two the larger counts.
+    """
     weights = 4 * config.parameters
+    copies = 2 * config.layers * config.block_matrix_parameters if dtype == "bf16" else 0
     matrices = 4 * config.layers * config.block_matrix_parameters if optimizer == "muon" else 0
     logits = micro_batch * config.pixels * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
     logits *= config.colors
-    image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
-    gathered = 0 if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two in bf16: one at work, one coming
+    image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed, on_cpu=on_cpu)
+    gathered = copies if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two in bf16: one at work, one coming
+    gradients = math.ceil(weights / shards) + (0 if shards == 1 else gathered)
+    if not accumulating:
+        gradients = max(0, gradients - micro_batch * image)
     return Memory(
         math.ceil(weights / shards) + gathered,
-        math.ceil(weights / shards) + (0 if shards == 1 else gathered),
+        gradients,
         math.ceil((2 * weights - matrices) / shards),
         micro_batch * image - logits,
         logits,
@@ -239,6 +255,7 @@ def remedy(
                 checkpointed=recompute,
                 shards=shards,
                 on_cpu=on_cpu,
+                accumulating=micro < batch_images or devices > 1,
             )
             if need.total <= usable:
                 return micro
@@ -301,6 +318,7 @@ def choose_layout(
                     checkpointed=recompute,
                     shards=shards,
                     on_cpu=on_cpu,
+                    accumulating=micro < batch_per_device or devices > 1,
                 )
                 if need.total <= usable:
                     name: Literal["one device", "data parallel", "sharded"] = (

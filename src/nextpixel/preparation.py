@@ -80,7 +80,9 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
     )
     if config.micro_batch_images:
         return Placement(device, dtype, compiled, config.micro_batch_images, free)
-    image_bytes = plan.activation_bytes_per_image(shape, dtype=dtype, checkpointed=config.checkpoint_activations)
+    image_bytes = plan.activation_bytes_per_image(
+        shape, dtype=dtype, checkpointed=config.checkpoint_activations, compiled=compiled, on_cpu=device == "cpu"
+    )
     own = distributed.share(batch)
     chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
     for parts in range(-(-own // chosen), own + 1):  # smaller, where weights and optimiser leave less than the half
@@ -101,6 +103,7 @@ def expected_memory(config: GPTRunConfig, shape: ImageGPTConfig, placed: Placeme
         checkpointed=config.checkpoint_activations,
         shards=distributed.processes() if config.shard else 1,
         on_cpu=placed.device == "cpu",
+        accumulating=placed.micro_batch_images < config.batch_images or distributed.processes() > 1,
     )
 
 
