@@ -194,6 +194,13 @@ def test_drawn_frequencies_are_the_model_s_probabilities(mode: Mode, monkeypatch
     assert ((seen - expected) ** 2 / expected).sum() < 118.6  # the 99.99 % quantile of 63 degrees of freedom
 
 
+@needs_compiler
+def test_in_int8_a_row_does_not_depend_on_the_others(model: ImageGPT) -> None:
+    tokens, mode = some_tokens(5, model.config), Mode("int8", "kernel")
+    together = decoded(model, mode, tokens, 7)
+    assert all(torch.equal(decoded(model, mode, tokens[i : i + 1], 7)[0], together[i]) for i in range(5))
+
+
 def test_the_mode_is_chosen_once_for_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively(CLASSIC, torch.float32)
     model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))

@@ -1,8 +1,8 @@
-"""Drawing pixel by pixel, fast: the same network with packed weights, over a cache whose rows stand where they like.
+"""Drawing pixel by pixel, fast: the same network in int8 or packed, over a cache whose rows stand where they like.
 
 `Decoder` serves sample, complete and stream: `start` reads prompts, `step` takes a token a row and scores the next. How
 it works is a `Mode`, chosen once for a whole call; "plain" is the network as it is. The arithmetic of the network stays
-in model.py: here its matrices are exchanged for packed ones and its cache for one with attention of its own.
+in model.py: here its blocks are exchanged for such as call the loops of kernels.c, or its matrices for packed ones.
 """
 
 from __future__ import annotations
