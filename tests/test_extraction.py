@@ -110,6 +110,18 @@ def test_pixel_features_average_to_the_pooled_ones(model: ImageGPT) -> None:
 
 @pytest.mark.slow  # the compiler takes its time
 @pytest.mark.skipif(not can_compile("cpu"), reason="needs g++")
+def test_deviations_over_the_pixels_stand_behind_the_means(model: ImageGPT) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    both = features(model, pictures, layer=[3, 1], pooling="mean-std")
+    assert both.shape == (3, 96)
+    for place, layer in enumerate((3, 1)):
+        pixels = pixel_features(model, pictures, layer).reshape(3, 16, 24)
+        expected = np.concatenate([pixels.mean(1), pixels.std(1)], 1)
+        assert np.allclose(both[:, 48 * place : 48 * (place + 1)], expected, atol=1e-5)
+    with pytest.raises(InputError, match="pooling: expected one of mean, mean-std, got 'max'"):
+        features(model, pictures, pooling="max")
+
+
 def test_compiled_blocks_give_the_same_features_and_leave_no_trace() -> None:
     model = ImageGPT(ImageGPTConfig(layers=4, width=64, heads=2, side=8, colors=16), seed=1).eval()
     tokens = torch.randint(0, 16, (20, 64), generator=torch.Generator().manual_seed(0))

@@ -18,6 +18,7 @@ from nextpixel.cli.drawings import load_classifier
 from nextpixel.config import ModelOptions
 from nextpixel.few_labels import Reading, compare
 from nextpixel.images import from_array, save_png
+from nextpixel.probing import LinearProbe
 from nextpixel.sources import load_images
 from test_model import lively
 from test_probing import pictures
@@ -128,6 +129,23 @@ def test_concatenated_layers_stand_beside_the_best_one(desk: Path, capsys: pytes
     assert main([*command, "--concatenate", "0,2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(re.search(r"AUC \d\.\d{3} \+- \d\.\d{3}", line) for line in lines[1:3])
+
+
+def test_pooling_goes_from_the_probe_to_its_predictions(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["probe", "set.npz", "--model", "model", "--pooling", "mean-std", "--layer", "1", "--json"]
+    assert main([*command, "--out", "probe"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pooling"] == "mean-std"
+    model = nextpixel.load("model")
+    by_hand = LinearProbe(model, 1, pooling="mean-std").fit("set.npz", split="train")
+    assert by_hand.evaluate("set.npz", split="test").accuracy == found["results"][0]["scores"][0]["accuracy"]
+    assert main(["predict", "probe", "set.npz", "--split", "test", "--out", "found.csv"]) == 0
+    told = [line.split(",")[1] for line in Path("found.csv").read_text().splitlines()[1:]]
+    assert told == by_hand.predict("set.npz", split="test").tolist()
+    assert main(["features", "set.npz", "--model", "model", "--pooling", "mean-std", "--split", "test"]) == 0
+    with np.load("features.npz", allow_pickle=False) as arrays:
+        assert arrays["features"].shape == (30, 32) and str(arrays["extractor"]).endswith("layer 1 mean-std")
+    assert main([*command[:4], "--pooling", "max"]) == 2
 
 
 def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys: pytest.CaptureFixture) -> None:

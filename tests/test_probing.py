@@ -7,6 +7,7 @@ import torch
 
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel import probing as probing_module
+from nextpixel.config import Pooling
 from nextpixel.data import DecodedSet
 from nextpixel.labels import class_numbers, folds_of, labels_of_readable
 from nextpixel.metrics import score_of
@@ -128,16 +129,19 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (rng.integers(0, 128, (count, 4, 4, 3)) + low).astype(np.uint8), labels
 
 
-@pytest.mark.parametrize("layer", ["best", 1, [0, 2]])
-def test_a_probe_of_a_model_is_fitted_saved_and_loaded(model: ImageGPT, tmp_path: Path, layer: object) -> None:
+@pytest.mark.parametrize(("layer", "pooling"), [("best", "mean"), (1, "mean"), ([0, 2], "mean"), ("best", "mean-std")])
+def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
+    model: ImageGPT, tmp_path: Path, layer: object, pooling: Pooling
+) -> None:
     images, labels = pictures(80)
-    probe = LinearProbe(model, layer=layer)
+    probe = LinearProbe(model, layer=layer, pooling=pooling)
     assert probe.fit(images, labels) is probe
     test, truth = pictures(50)
     assert probe.score(test, truth) > 0.9
     assert probe.predict(test).tolist() == np.array(["bright", "dark"])[probe.predict_proba(test).argmax(1)].tolist()
     probe.save(tmp_path / "probe", model_name="somewhere")
     again = LinearProbe.load(tmp_path / "probe", model)
+    assert again.pooling == pooling
     assert np.array_equal(again.predict_proba(test), probe.predict_proba(test))
     other = lively(ImageGPTConfig(layers=2, width=8, heads=2, side=4, colors=8), torch.float32)
     other.palette = model.palette

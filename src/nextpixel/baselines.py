@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextpixel.config import Pooling
 from nextpixel.extraction import Backbone, described_rows
 from nextpixel.extractors import raw_pixels, untrained
 from nextpixel.few_labels import Reading, layer_reading
@@ -89,11 +90,12 @@ def baseline_readings(
     together: bool = False,
     seed: int = 0,
     rows: NDArray[np.int64] | None = None,
+    pooling: Pooling = "mean",
 ) -> list[Reading]:
     """The same squares described in the ways that a probe of these layers of the model has to beat.
 
-    The untrained model has the same layers, to choose among or `together`, see few_labels.layer_reading. With `rows`,
-    features of these training squares alone (NaN elsewhere); patches are learned from all of them.
+    The untrained model has the same pooling and layers, to choose among or `together`, see few_labels.layer_reading.
+    With `rows`, features of these training squares alone (NaN elsewhere); patches are learned from all of them.
     """
     every = np.arange(len(train)) if rows is None else rows
     describers: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
@@ -104,5 +106,7 @@ def baseline_readings(
         Reading(name, described_rows(describe, train, every)[:, None], describe(test)[:, None], [0])
         for name, describe in describers.items()
     ]
-    fresh = layer_reading(UNTRAINED, untrained(model, seed), train, test, layers, together=together, rows=rows)
+    fresh = layer_reading(
+        UNTRAINED, untrained(model, seed), train, test, layers, together=together, rows=rows, pooling=pooling
+    )
     return [*readings, fresh]

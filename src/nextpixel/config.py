@@ -25,6 +25,7 @@ Activation = Literal["quick-gelu", "squared-relu"]
 Preset = Literal["classic", "modern"]
 Switch = Literal["on", "off"]
 Speed = Literal["auto", "exact"]
+Pooling = Literal["mean", "mean-std"]
 
 
 @dataclass(frozen=True)

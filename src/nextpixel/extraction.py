@@ -1,4 +1,7 @@
-"""Features: hidden states of any layers, averaged over pixels, as the paper's linear probes take them."""
+"""Features: hidden states of any layers, averaged over pixels, as the paper's linear probes take them.
+
+Pooled as "mean-std", each mean has the standard deviation over the pixels beside it: what a texture is made of.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel import plan
+from nextpixel.config import Pooling
 from nextpixel.data import masks
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
@@ -42,6 +46,7 @@ def features(
     dtype: str = "fp32",
     start_token: bool = True,
     mask_seed: int | None = None,
+    pooling: Pooling = "mean",
 ) -> NDArray[np.float32]:
     """Features (N, D) of each image: the mean over its pixels of n^l, the paper's hidden state.
 
@@ -51,7 +56,8 @@ def features(
     `start_token=False` gives the features of programs that feed pixels alone (transformers' image processor does): for
     comparison only, since the network was trained with the start token and every pixel one place further on.
     A masked model is shown every pixel unless `mask_seed` is given: then 15 % of them are hidden, as in training and in
-    the paper's evaluation, chosen by (mask_seed, place of the image among these).
+    the paper's evaluation, chosen by (mask_seed, place of the image among these). `pooling="mean-std"` puts the
+    standard deviations over the pixels behind the means of each layer, 2 D numbers.
     Raises InputError for bad images, a layer the model does not have, or a mask for a model that was trained without.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
@@ -59,9 +65,9 @@ def features(
     if isinstance(model, ResNet):
         if mask_seed is not None:
             raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
-        return described(model, squares, layers, dtype=dtype).reshape(len(squares), -1)
+        return described(model, squares, layers, dtype=dtype, pooling=pooling).reshape(len(squares), -1)
     tokens = model.palette.encode(squares)
-    found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed)
+    found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, pooling=pooling)
     return found.reshape(len(squares), -1)
 
 
@@ -75,6 +81,13 @@ def check_layers(model: Backbone, layer: int | Sequence[int], option: str = "--l
     if not layers or len(layers) < len(given) or not all(0 <= number <= model.config.layers for number in layers):
         raise InputError(f"{option}: expected whole numbers from 0 to {model.config.layers}, got {layer!r}")
     return layers
+
+
+def pooled_width(model: Backbone, pooling: Pooling = "mean") -> int:
+    """Numbers of one layer. Raises InputError for a pooling that there is not."""
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling: expected one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+    return model.config.width * (2 if pooling == "mean-std" else 1)
 
 
 @torch.inference_mode()
@@ -105,11 +118,13 @@ def model_hash(model: Backbone) -> str:
     return found.hexdigest()
 
 
-def features_name(model: Backbone, layers: Sequence[int], kind: str | None = None) -> str:
+def features_name(model: Backbone, layers: Sequence[int], kind: str | None = None, pooling: Pooling = "mean") -> str:
     """What these features are called beside numbers made of them, as in "igpt-3f2a9c layer 3"."""
     kind = kind or ("igpt" if isinstance(model, ImageGPT) else "resnet")
     numbers = ",".join(map(str, layers))
-    return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}"
+    return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}" + (
+        f" {pooling}" if pooling != "mean" else ""
+    )
 
 
 def extract_chunks(
@@ -119,10 +134,11 @@ def extract_chunks(
     parts: Path,
     *,
     dtype: str = "fp32",
+    pooling: Pooling = "mean",
     part: tuple[int, int] = (0, 1),
 ) -> list[Path]:
     """Write the chunks that `parts` does not hold yet, or of those the i-th of every n, `part` (i, n); see extract."""
-    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {model_hash(model)}"
+    facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {pooling} {model_hash(model)}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(exist_ok=True)
     starts = range(0, len(source), CHUNK_IMAGES)
@@ -142,7 +158,9 @@ def extract_chunks(
             squares, kept, lost = ahead.result()
             ahead = None if following is None else reader.submit(read, following[0])
             again = compiled and len(kept) >= BATCH_IMAGES  # the code is made once, for whole batches
-            values = described(model, squares, layers, dtype=dtype, compiled=again) if kept else np.empty((0, 0, 0))
+            values = np.empty((0, 0, 0), np.float32)
+            if kept:
+                values = described(model, squares, layers, dtype=dtype, compiled=again, pooling=pooling)
             with path.with_suffix(".tmp").open("wb") as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
             path.with_suffix(".tmp").replace(path)
@@ -157,15 +175,16 @@ def extract(
     *,
     split: str | None = None,
     dtype: str = "fp32",
+    pooling: Pooling = "mean",
 ) -> tuple[NDArray[np.float32], list[str], list[str]]:
-    """Features (N, len(layers) * D) of any number of images, their names, and a line for each unreadable one.
+    """Features (N, len(layers) * D), or 2 D, of any number of images, their names, and a line for each unreadable one.
 
     Finished chunks are kept in the folder `parts`, so that a stopped extraction goes on where it was; the caller
     removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
     """
     source = open_source(images, split)
     found, names, unreadable = [], [], []
-    for path in extract_chunks(model, source, layers, parts, dtype=dtype):
+    for path in extract_chunks(model, source, layers, parts, dtype=dtype, pooling=pooling):
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))
             names += [source.names[i] for i in chunk["kept"].tolist()]
@@ -205,11 +224,17 @@ def described(
     *,
     dtype: str = "fp32",
     compiled: bool | None = None,
+    pooling: Pooling = "mean",
 ) -> NDArray[np.float32]:
-    """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones."""
+    """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones.
+
+    Pooled as "mean-std" they are 2 D numbers; InputError for a ResNet, whose features are means.
+    """
     if isinstance(model, ImageGPT):
         tokens = model.palette.encode(np.ascontiguousarray(squares))
-        return pooled(model, tokens, layers, dtype=dtype, compiled=compiled)
+        return pooled(model, tokens, layers, dtype=dtype, compiled=compiled, pooling=pooling)
+    if pooling != "mean":
+        raise InputError(f"--pooling: expected mean for a convolutional student, got {pooling}")
     model.eval()
     device = str(model.device)
     parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
@@ -232,8 +257,9 @@ def pooled(
     shifted: bool = True,
     mask_seed: int | None = None,
     compiled: bool | None = None,
+    pooling: Pooling = "mean",
 ) -> NDArray[np.float32]:
-    """Means over pixels (N, len(layers), D) of tokens (N, T).
+    """Means over pixels (N, len(layers), D) of tokens (N, T), or means and standard deviations (N, len(layers), 2 D).
 
     `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
     by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
@@ -247,7 +273,7 @@ def pooled(
         )
     shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
     device = str(model.device)
-    parts = np.empty((len(tokens), len(layers), model.config.width), np.float32)
+    parts = np.empty((len(tokens), len(layers), pooled_width(model, pooling)), np.float32)
     if compiled is None:
         compiled = _repays_compiling(model, layers, len(tokens))
     around = _compiled(model) if compiled else contextlib.nullcontext()
@@ -261,9 +287,11 @@ def pooled(
             rest = start > 0 and len(batch) < BATCH_IMAGES  # not worth compiling again
             with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
                 for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
-                    mean = hidden.float().mean(1).cpu().numpy()
+                    found = hidden.float().mean(1)
+                    if pooling == "mean-std":
+                        found = torch.cat([found, hidden.float().std(1, correction=0)], dim=1)
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
-                        parts[start : start + len(batch), place] = mean
+                        parts[start : start + len(batch), place] = found.cpu().numpy()
             advance(len(batch))
     return parts
 

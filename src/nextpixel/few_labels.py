@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextpixel.config import Pooling
 from nextpixel.extraction import Backbone, described, described_rows
 from nextpixel.labels import choose_labels
 from nextpixel.metrics import Score
@@ -41,12 +42,13 @@ def layer_reading(
     together: bool = False,
     trials: int | None = None,
     rows: NDArray[np.int64] | None = None,
+    pooling: Pooling = "mean",
 ) -> Reading:
     """Squares uint8 (N, S, S, 3) in these layers of a model: to choose among, or `together`, concatenated into one.
 
     With `rows`, only these training squares are looked at, as many as drawn_rows tells; the others are NaN.
     """
-    describe = partial(described, model, layers=layers)
+    describe = partial(described, model, layers=layers, pooling=pooling)
     own = described_rows(describe, train, np.arange(len(train)) if rows is None else rows)
     others = describe(test)
     if together:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
+from nextpixel.config import Pooling
 from nextpixel.errors import InputError
-from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled
+from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
 from nextpixel.labels import class_numbers, folds_of, given_labels
 from nextpixel.metrics import Score, majority, score_of
 from nextpixel.model import ImageGPT
@@ -45,6 +46,7 @@ class LinearProbe:
     layer   "best": the one layer with the highest held-out accuracy; a number; or numbers to concatenate
     seed    fixes what is held out
     strengths   of scikit-learn's C, to choose among
+    pooling     over the pixels: "mean", as in the paper, or "mean-std"
 
     After fit: `trials_` (what was tried, each with its held-out accuracy), `layers_` (list), `strength_`
     (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `linear_`. The final weights are fitted to all
@@ -59,8 +61,9 @@ class LinearProbe:
         *,
         seed: int = 0,
         strengths: Sequence[float] = STRENGTHS,
+        pooling: Pooling = "mean",
     ) -> None:
-        self.model, self.layer, self.seed, self.strengths = model, layer, seed, strengths
+        self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Images as everywhere; labels (N,) numbers or names, or those that the source has. Returns itself."""
@@ -142,7 +145,7 @@ class LinearProbe:
         """
         model = self._model()
         if not masks:
-            features = described(model, squares, self.layers_, dtype=dtype)
+            features = described(model, squares, self.layers_, dtype=dtype, pooling=self.pooling)
             chances = self.proba_of(features.reshape(len(squares), -1))
             return chances, chances.argmax(1)
         if isinstance(model, ResNet) or model.config.objective != "masked":
@@ -153,7 +156,7 @@ class LinearProbe:
         tokens = model.palette.encode(np.ascontiguousarray(squares))
 
         def proba(mask_seed: int) -> NDArray[np.float32]:
-            features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed)
+            features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed, pooling=self.pooling)
             return self.proba_of(features.reshape(len(squares), -1))
 
         seeds = np.random.SeedSequence([self.seed, 0x3A5C]).generate_state(masks)
@@ -200,7 +203,8 @@ class LinearProbe:
         source = open_source(images, split)
         names = given_labels(source, labels)
         squares = self._squares(source, None)
-        return described(model, squares, self._wanted() if layers is None else layers), names
+        wanted = self._wanted() if layers is None else layers
+        return described(model, squares, wanted, pooling=self.pooling), names
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
         """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` finds its model."""
@@ -214,6 +218,7 @@ class LinearProbe:
                     "fit": self._model().fit,
                     "palette": palette_hash(self._model()),
                     "layers": self.layers_,
+                    "pooling": self.pooling,
                     "strength": self.strength_,
                     "classes": self.classes_.tolist(),
                     "sweep": {str(layer): accuracy for layer, accuracy in self.sweep_.items()},
@@ -227,7 +232,10 @@ class LinearProbe:
         facts = read_json(Path(folder) / "probe.json")
         try:
             layers = check_layers(model, facts["layers"])
-            probe = cls(model, layers, seed=facts["seed"])
+            pooling = facts.get("pooling", "mean")
+            if pooling not in get_args(Pooling):
+                raise ValueError(f"pooling {pooling!r}")
+            probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
             probe.layers_, probe.strength_ = layers, facts["strength"]
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
@@ -235,7 +243,8 @@ class LinearProbe:
                 probe.linear_ = Linear(**{name: arrays[name] for name in ("mean", "scale", "weight", "bias")})
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
-        if facts["palette"] != palette_hash(model) or probe.linear_.weight.shape[1] != len(layers) * model.config.width:
+        width = len(layers) * pooled_width(model, probe.pooling)
+        if facts["palette"] != palette_hash(model) or probe.linear_.weight.shape[1] != width:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
         return probe
 

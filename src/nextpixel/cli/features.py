@@ -14,7 +14,7 @@ from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.drawings import load_features_model, open_images
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
-from nextpixel.config import ModelOptions, OutputOptions
+from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
 
@@ -35,6 +35,8 @@ class Features:
     """A folder, an array, a parquet file or a hub name."""
     layer: str | None = None
     """A number, or several with commas to concatenate; the middle layer unless told."""
+    pooling: Pooling = "mean"
+    """Over the pixels: mean, as in the paper, or mean-std, the standard deviations of each layer behind its means."""
     out: Path = Path("features.npz")
     """A .npz file (features, names, extractor) or a .parquet file (a row an image: name, features)."""
     split: str | None = None
@@ -66,14 +68,17 @@ def run(argv: Sequence[str]) -> None:
     try:
         part = distributed.number(), distributed.processes()
         distributed.together(
-            lambda: extract_chunks(model, source, layers, parts, dtype=args.model.dtype, part=part), patient=True
+            lambda: extract_chunks(
+                model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling, part=part
+            ),
+            patient=True,
         )
         if not is_first():
             return
-        values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype)
+        values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
-    _write(args.out, values, names, features_name(model, layers))
+    _write(args.out, values, names, features_name(model, layers, pooling=args.pooling))
     shutil.rmtree(parts)
     for line in unreadable:
         say(f"left out: {line}")

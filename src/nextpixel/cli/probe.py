@@ -15,7 +15,7 @@ from nextpixel.cli.drawings import check_file, check_folder, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.cli.rivals import check_rivals, costs_of, fit_rivals, load_students, print_costs, rivals_report
-from nextpixel.config import ModelOptions, OutputOptions
+from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -48,6 +48,8 @@ class Probe:
     """The same for the test images."""
     layer: str = "best"
     """best, a number, or numbers with commas to concatenate."""
+    pooling: Pooling = "mean"
+    """Over the pixels: mean, as in the paper, or mean-std, the standard deviations beside the means: for textures."""
     concatenate: str | None = None
     """With --layer best: also probe these layers concatenated, numbers with commas; takes no further look."""
     labels_per_class: str | None = None
@@ -108,7 +110,7 @@ def run(argv: Sequence[str]) -> None:
     rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
     together = fixed is not None
-    ours = layer_reading(OURS, model, squares, test_squares, layers, together=together, rows=rows)
+    ours = layer_reading(OURS, model, squares, test_squares, layers, together=together, rows=rows, pooling=args.pooling)
     feature_seconds = (time.perf_counter() - began) / (len(rows) + len(test_squares))
     readings = [ours]
     if joined is not None:
@@ -116,7 +118,7 @@ def run(argv: Sequence[str]) -> None:
         readings.append(Reading(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined[:1]))
     if args.baselines:
         readings += baseline_readings(
-            model, squares, test_squares, layers, together=together, seed=args.seed, rows=rows
+            model, squares, test_squares, layers, together=together, seed=args.seed, rows=rows, pooling=args.pooling
         )
     if args.against:
         middle = len(ours.layers) // 2
@@ -152,7 +154,7 @@ def run(argv: Sequence[str]) -> None:
     commonest = commonest_class(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
-        probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed)
+        probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed, pooling=args.pooling)
         probe.fit_features(ours.train, labels, layers=layers)
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
@@ -273,6 +275,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
 
     report: dict[str, Any] = {
         "seed": args.seed,
+        "pooling": args.pooling,
         "commonest_class": commonest,
         "results": [
             {
