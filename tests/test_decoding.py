@@ -31,7 +31,8 @@ FAST = [
     pytest.param(Mode("fp32", "plain"), 1e-4, id="fp32"),
     pytest.param(Mode("fp32", "graph"), 1e-4, id="masked"),
 ]
-ROUNDED = [pytest.param(Mode("int8", "kernel"), id="int8", marks=needs_compiler)]
+INT8 = Mode("int8", "kernel")
+ROUNDED = [pytest.param(INT8, id="int8", marks=needs_compiler)]
 
 
 @pytest.fixture(params=[CLASSIC, MODERN], ids=["classic", "modern"])
@@ -111,9 +112,21 @@ def test_plain_rows_apart_are_the_network_s_own(model: ImageGPT) -> None:
     check_rows_apart(model.double(), PLAIN, 1e-12)
 
 
+@needs_compiler
+def test_int8_rows_apart_are_bit_for_bit_those_of_rows_alone(model: ImageGPT) -> None:
+    check_rows_apart(model, INT8, 1e-12)
+
+
+def alone(model: ImageGPT, mode: Mode, tokens: Tensor) -> Tensor:
+    """What each row should give: in int8 what it gives by itself, else the network's own."""
+    if mode != INT8:
+        return model(tokens)
+    return torch.cat([decoded(model, mode, row, 0) for row in tokens.split(1)])
+
+
 def check_rows_apart(model: ImageGPT, mode: Mode, bound: float) -> None:
     tokens = some_tokens(4, model.config)
-    plain = model(tokens)
+    plain = alone(model, mode, tokens)
     decoder = Decoder(model, 3, mode, apart=True)
     at = {0: 5, 1: 0, 2: 30}  # picture in each row: how many pixels are known
     picture = {0: 0, 1: 1, 2: 2}
@@ -140,10 +153,10 @@ def check_rows_apart(model: ImageGPT, mode: Mode, bound: float) -> None:
     steps(6)
 
 
-@pytest.mark.parametrize("mode", [PLAIN, Mode("fp32", "plain")], ids=str)
+@pytest.mark.parametrize("mode", [PLAIN, Mode("fp32", "plain"), *ROUNDED])
 def test_the_first_rows_step_alone_and_a_row_takes_another_s_place(model: ImageGPT, mode: Mode) -> None:
     tokens = some_tokens(2, model.config)
-    plain = model(tokens)
+    plain = alone(model, mode, tokens)
     decoder = Decoder(model, 3, mode, apart=True)
     decoder.start(tokens[:1, :4], of=torch.zeros(2, dtype=torch.int64), rows=torch.tensor([0, 1]))
     decoder.start(tokens[1:, :20], rows=torch.tensor([2]))
@@ -192,6 +205,39 @@ def test_drawn_frequencies_are_the_model_s_probabilities(mode: Mode, monkeypatch
     expected = logs[..., 0].sum(1).exp().numpy() * 20_000
     seen = np.bincount((tokens[:, :3] * torch.tensor([16, 4, 1])).sum(1), minlength=64)
     assert ((seen - expected) ** 2 / expected).sum() < 118.6  # the 99.99 % quantile of 63 degrees of freedom
+
+
+@needs_compiler
+@pytest.mark.parametrize("where", ["blocks.1.mlp.down.weight", "blocks.0.attention.qkv.weight", "token_embedding"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none_in_int8(model: ImageGPT, where: str, value: float) -> None:
+    tokens = some_tokens(2, model.config)
+    with torch.no_grad():
+        model.get_parameter(where)[int(tokens[0, 0]) if where == "token_embedding" else 0] = value
+    assert not decoded(model, INT8, tokens, 20)[0].isfinite().any()
+
+
+@needs_compiler
+def test_a_spoiled_picture_leaves_its_row_clean(model: ImageGPT) -> None:
+    tokens = some_tokens(2, model.config)
+    decoder = Decoder(model, 1, INT8, apart=True)
+    before = decoder.start(tokens[:1, :5]).clone()
+    cache = decoder.cache
+    assert isinstance(cache, RowCache)
+    cache.scales[..., 6:] = float("inf")  # as a picture leaves it that came to infinite activations
+    assert torch.equal(decoder.start(tokens[:1, :5]), before)
+    assert torch.equal(decoder.step(tokens[:1, 5]), decoded(model, INT8, tokens[:1], 5)[:, 1])
+
+
+@needs_compiler
+def test_the_cache_s_scales_do_not_follow_torch_s_default_dtype(model: ImageGPT) -> None:
+    tokens = some_tokens(2, model.config)
+    expected = decoded(model, INT8, tokens, 5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(decoded(model, INT8, tokens, 5), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @needs_compiler

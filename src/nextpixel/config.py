@@ -514,7 +514,7 @@ class SamplingConfig:
     """Fixes the draw; the noise depends on seed, picture, completion and pixel alone."""
     speed: Speed = "auto"
     """exact: the network as it is, and a seed's picture is the same whatever is drawn with it; auto: where it pays,
-    weights rounded to bf16 or int8, which keeps the distribution but not the pixels of a seed."""
+    weights and cache rounded to int8, which keeps the distribution but not the pixels of a seed."""
 
     def __post_init__(self) -> None:
         if self.speed not in ("auto", "exact"):

@@ -70,8 +70,11 @@ def cache_dtype(model: ImageGPT, mode: Mode) -> torch.dtype:
 def row_bytes(model: ImageGPT, mode: Mode) -> int:
     """Memory of one row: its cache, the one it is read or selected from, and the prefill's widest activations."""
     c = model.config
-    numbers = c.pixels * 2 * c.layers * c.width
-    return numbers * 2 * cache_dtype(model, mode).itemsize + c.pixels * (12 * c.width + 3 * c.colors) * 4
+    if mode.attention == "kernel":  # bytes, and a scale for each slot of a head
+        cache = 2 * c.layers * c.heads * kernels.rounded(c.pixels) * (kernels.rounded(c.head_width) + 4)
+    else:
+        cache = 2 * c.layers * c.pixels * c.width * cache_dtype(model, mode).itemsize
+    return 2 * cache + c.pixels * (12 * c.width + 3 * c.colors) * 4
 
 
 class PackedLinear(nn.Module):
@@ -152,9 +155,8 @@ def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
     if mode.weights == "int8":
         memo[id(model.blocks)] = nn.ModuleList(Int8Block(block) for block in cast("Iterator[Block]", model.blocks))
         memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
-    for module in model.modules():
-        if isinstance(module, Linear) and id(module) not in memo:
-            memo[id(module)] = PackedLinear(module)
+    else:
+        memo |= {id(module): PackedLinear(module) for module in model.modules() if isinstance(module, Linear)}
     return copy.deepcopy(model, memo).float()
 
 
@@ -172,7 +174,7 @@ class RowCache(KVCache):
         if self.kernel:
             shape = *self.keys.shape[:3], *map(kernels.rounded, self.keys.shape[3:])
             self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
-            self.scales = torch.ones(2, *shape[:-1])  # of keys and values
+            self.scales = torch.ones(2, *shape[:-1], dtype=torch.float32, device=model.device)  # of keys and values
             self._views()
         else:
             self.keys.zero_()  # attention with a mask multiplies what was never filled by zero

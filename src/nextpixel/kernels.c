@@ -93,10 +93,13 @@ static void narrow(integers x, int8_t *to) {
 
 INLINE numbers pack(const float *x, void *into, int64_t C) {
     int8_t *high = into, *low = high + C;
-    floats most = {0};
+    floats most = {0}, wrong = {0};
     integers highs = {0}, lows = {0};
-    for (int64_t c = 0; c < C; c += LANES) most = larger(most, (floats)((integers)load(x + c) & 0x7fffffff));
-    float top = fmaxf(largest(most), 1e-30f), steps = 16256 / top;
+    for (int64_t c = 0; c < C; c += LANES) {
+        most = larger(most, (floats)((integers)load(x + c) & 0x7fffffff));
+        wrong += load(x + c) * 0;  // what is no number must not become one
+    }
+    float top = fmaxf(largest(most), 1e-30f) + sum(wrong), steps = 16256 / top;
     for (int64_t c = 0; c < C; c += LANES) {
         floats y = load(x + c) * steps + 0x1.8p23f - 0x1.8p23f;  // rounded: so large a number has no fraction
         integers n = __builtin_convertvector(y, integers), h = (n + 64) >> 7, l = n - h * 128;
@@ -155,10 +158,10 @@ static float weigh(float *scores, const float *scales, int64_t count) {
     float top = largest(most);
     for (int64_t t = 0; t < count; t += LANES) {
         floats x = load(scores + t) - top;
-        integers counts = x > -87.f;  // not the padding; what it would become as an integer is not defined
+        integers counts = ~(x <= -87.f);  // not the padding; what it would become as an integer is not defined
         x = (floats)((integers)exponential((floats)((integers)x & counts)) & counts);
         total += x;
-        x *= load(scales + t);
+        x = (floats)((integers)(x * load(scales + t)) & counts);
         memcpy(scores + t, &x, sizeof x);
     }
     return sum(total);
@@ -166,10 +169,10 @@ static float weigh(float *scores, const float *scales, int64_t count) {
 
 /* A vector of E numbers as bytes, the largest as 127 + 128; returns the scale. */
 INLINE float round_bytes(const float *x, uint8_t *bytes, int64_t E) {
-    float top = 1e-12f;
-    for (int64_t e = 0; e < E; e++) top = fabsf(x[e]) > top ? fabsf(x[e]) : top;
+    float top = 1e-12f, wrong = 0;
+    for (int64_t e = 0; e < E; e++) top = fabsf(x[e]) > top ? fabsf(x[e]) : top, wrong += x[e] * 0;
     for (int64_t e = 0; e < E; e++) bytes[e] = (uint8_t)(lrintf(x[e] * (127 / top)) + 128);
-    return top / 127;
+    return top / 127 + wrong;
 }
 
 /* A head's part of the cache, for T slots of E numbers, multiples of 16 both. Of keys a lane is a slot: LANES slots of
@@ -274,7 +277,7 @@ enum { NO_ACTIVATION, QUICK_GELU, SQUARED_RELU };
 
 INLINE floats activate(floats x, int activation) {
     if (activation == SQUARED_RELU) {
-        floats positive = larger(x, (floats){0});
+        floats positive = larger((floats){0}, x);
         return positive * positive;
     }
     if (activation == QUICK_GELU) {  // x * sigmoid(1.702 x) by e = exp(-|1.702 x|), at least e^-87

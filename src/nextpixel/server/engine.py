@@ -339,7 +339,7 @@ class Engine:
                 return self._reads[ticket.key]
             together = self._unread(ticket)
         logits, cache = self._decoder.read(torch.cat(list(together.values())).to(self.model.device))
-        seconds = (time.monotonic() - ticket.began) / (len(together) * cache.length)
+        seconds = (time.monotonic() - ticket.began) / (len(together) * (ticket.prompt.shape[1] + 1))
         self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
         caches = [cache]
         if len(together) > 1:  # copies: one that stays longest must not keep the others' memory
