@@ -43,7 +43,11 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(LANES)));
 
+#define BLOCK 1024  // rows of x that are packed at a time
+
+/* What Python must know: the order of the bytes, and how much room to give. */
 int64_t lanes(void) { return LANES; }
+int64_t block(void) { return BLOCK; }
 
 INLINE floats load(const float *p) {
     floats x;
@@ -331,7 +335,6 @@ INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, st
 /* y (M, R) = add + activation(x (M, C) times weight (R, C) transposed, each row of weight times its scale). With a gain
    (C,) the rows of x are normalised first; add (M, R) may be null. A lane of weight is a row: LANES rows of four columns.
    R and C are multiples of 16; `space` has room for C floats a row, of BLOCK rows. */
-#define BLOCK 1024
 void multiply(const float *x, const float *gain, const uint8_t *weight, const float *scale, const float *add, float *y,
               float *space, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
     numbers packed[BLOCK];

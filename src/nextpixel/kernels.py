@@ -60,7 +60,8 @@ def _load() -> ctypes.CDLL | None:
     except subprocess.SubprocessError:
         return None
     pointer, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.lanes.argtypes, library.lanes.restype = [], number
+    for constant in (library.lanes, library.block):
+        constant.argtypes, constant.restype = [], number
     for function, pointers, numbers in ((library.attend, 10, 6), (library.multiply, 7, 4)):
         function.argtypes, function.restype = [*[pointer] * pointers, *[number] * numbers, threads], None
     return library
@@ -122,10 +123,11 @@ def multiply(
     15 bits of its largest number. A row does not depend on the other rows.
     """
     (rows, columns), count = x.shape, weight.shape[0]
+    library = _library()
     x, add = x.contiguous(), None if add is None else add.contiguous()
-    out, space = x.new_empty(rows, count), x.new_empty(min(rows, 1024), columns)
+    out, space = x.new_empty(rows, count), x.new_empty(min(rows, library.block()), columns)
     tensors = (x, gain, weight, scale, add, out, space)
-    _call(_library().multiply, tensors, rows, count, columns, ACTIVATIONS.index(activation))
+    _call(library.multiply, tensors, rows, count, columns, ACTIVATIONS.index(activation))
     return out
 
 
