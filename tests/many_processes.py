@@ -1,5 +1,6 @@
 """What every process does that torchrun starts for a test: the commands of a JSON file, one after the other."""
 
+import atexit
 import json
 import os
 import sys
@@ -21,8 +22,17 @@ def record_images(folder: Path) -> None:
     Batches.__call__ = recorded  # type: ignore[method-assign]
 
 
+def record_threads(folder: Path) -> None:
+    """Write the names of the threads that there still are when all that was registered for the end is done."""
+    tasks = Path("/proc/self/task")
+    if tasks.exists():  # Linux
+        names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+        (folder / f"threads-{os.environ['RANK']}.json").write_text(json.dumps(names))
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    atexit.register(record_threads, folder)
     record_images(folder)
     for command in json.loads((folder / "commands.json").read_text()):
         if code := main(command):

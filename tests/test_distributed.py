@@ -161,6 +161,15 @@ def test_every_image_is_seen_once_an_epoch(folder):
         assert Counter(epochs[epoch * 18 : (epoch + 1) * 18]) == Counter(set(epochs))
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have names on Linux")
+def test_groups_end_before_python_does(folder):
+    """Of three groups only the one is left that carried shards: torch's caches of sharded tensors hold it."""
+    for number in range(2):
+        names = json.loads((folder / f"threads-{number}.json").read_text())
+        assert len(names) > 0
+        assert names.count("gloo_tcp_loop") <= 1 and names.count("pt_gloo_runloop") <= 2
+
+
 def test_a_run_goes_on_with_half_the_processes(folder):
     run = cut(folder / "classic-shards", folder / "two-then-one")
     assert main(["pretrain", "--resume", str(run)]) == 0

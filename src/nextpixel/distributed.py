@@ -8,6 +8,7 @@ The metadata of torch.distributed.checkpoint is a pickle: only a run that is res
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import time
 import uuid
@@ -101,10 +102,23 @@ def join(device: str, timeout_minutes: float) -> str:
                 store = dist.PrefixStore(_round(store, timeout), store)
                 backend = "nccl" if kind == "cuda" else "gloo"
                 dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-                atexit.register(dist.destroy_process_group)
+                atexit.register(_part)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
             _groups = _Groups(dist.new_group(backend="gloo", timeout=timeout), patient, timeout_minutes)
     return device
+
+
+def _part() -> None:
+    """End the groups, and with them their threads, while Python still runs.
+
+    A thread of gloo that lets go of a tensor while Python ends is ended by force, which aborts the process. A group
+    lives until the last reference to it is gone, and cycles may hold one. That of torch's sharded tensors stays: its
+    last work was done long before.
+    """
+    global _groups
+    _groups = None
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def _round(store: Any, timeout: timedelta) -> str:
