@@ -50,7 +50,8 @@ def _gaussian(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float
 
 def _root(covariance: Features) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+    rounding = len(values) * np.finfo(np.float64).eps * values[-1]  # the root of what is 0 but for it would be 1e-8
+    return np.sqrt(np.where(values > rounding, values, 0))[:, None] * vectors.T
 
 
 def _frechet(mean: Features, factor: Features, mean2: Features, factor2: Features) -> float:
