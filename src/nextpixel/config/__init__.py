@@ -1,0 +1,84 @@
+"""What a model and a run are made of: frozen dataclasses, named sizes, defaults and help texts. No torch.
+
+The text under a field is its help on the command line; defaults live here and nowhere else.
+"""
+
+from nextpixel.config.options import (
+    ModelOptions,
+    OutputOptions,
+    SamplingConfig,
+    ServeConfig,
+    StudyConfig,
+)
+from nextpixel.config.recipes import (
+    read_recipe,
+    replace_checked,
+)
+from nextpixel.config.runs import (
+    INIT_RATE,
+    LEARNING_RATES,
+    MUON_RATE,
+    DistillConfig,
+    FinetuneConfig,
+    GPTRunConfig,
+    PretrainConfig,
+    RunConfig,
+    peak_rate,
+)
+from nextpixel.config.shapes import (
+    MODERN,
+    SIZES,
+    ImageGPTConfig,
+    ResNetConfig,
+)
+from nextpixel.config.terms import (
+    Activation,
+    Augment,
+    Device,
+    Fit,
+    KeepSide,
+    Objective,
+    Pooling,
+    Positions,
+    Preset,
+    Speed,
+    Switch,
+    check_numbers,
+    flag,
+)
+
+__all__ = [
+    "INIT_RATE",
+    "LEARNING_RATES",
+    "MODERN",
+    "MUON_RATE",
+    "SIZES",
+    "Activation",
+    "Augment",
+    "Device",
+    "DistillConfig",
+    "FinetuneConfig",
+    "Fit",
+    "GPTRunConfig",
+    "ImageGPTConfig",
+    "KeepSide",
+    "ModelOptions",
+    "Objective",
+    "OutputOptions",
+    "Pooling",
+    "Positions",
+    "Preset",
+    "PretrainConfig",
+    "ResNetConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "ServeConfig",
+    "Speed",
+    "StudyConfig",
+    "Switch",
+    "check_numbers",
+    "flag",
+    "peak_rate",
+    "read_recipe",
+    "replace_checked",
+]

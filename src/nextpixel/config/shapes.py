@@ -1,0 +1,174 @@
+"""What networks are made of: their dimensions, named sizes, and the parts of the modern preset."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from nextpixel.config.terms import Activation, Objective, Positions
+from nextpixel.errors import InputError
+
+
+@dataclass(frozen=True)
+class ImageGPTConfig:
+    """The shape of a network. Names as in the legend of model.py."""
+
+    layers: int = 24
+    """Transformer blocks (L)."""
+    width: int = 512
+    """Width of the residual stream (D)."""
+    heads: int = 8
+    """Attention heads (N); each is width / heads wide."""
+    side: int = 32
+    """Pixels along each side of the picture; the sequence is side * side long."""
+    colors: int = 512
+    """Colours in the palette (K)."""
+    objective: Objective = "autoregressive"
+    """Each pixel from those before it, or hidden pixels from all others (BERT)."""
+    orientations: int = 1
+    """Rows of the start table: 1, or 8, one for each way to turn and mirror the square, which tells the network how the
+    picture lies."""
+    classes: tuple[str, ...] = ()
+    """Names that a class head tells apart; none without such a head."""
+
+    # What follows is not in the paper; as it stands here, it is the paper's network.
+    positions: Positions = "learned"
+    """A learned vector added per position, or queries and keys rotated by row and column."""
+    activation: Activation = "quick-gelu"
+    """Between the two matrices of the MLP."""
+    qk_norm: bool = False
+    """Queries and keys are normalised head by head."""
+    zero_projections: bool = False
+    """The matrices that write into the residual stream begin at zero."""
+    mix_input: bool = False
+    """Each block reads a learned mix of the residual stream and the network's normalised input."""
+    logit_cap: float = 0.0
+    """Logits are bent to stay within this of 0; 0 leaves them alone."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # JSON knows lists alone
+        names = set(self.classes)
+        if len(names) != len(self.classes) or len(names) == 1 or not all(isinstance(name, str) for name in names):
+            raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
+        for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name}: expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if self.orientations not in (1, 8) or (self.orientations == 8 and self.objective == "masked"):
+            raise InputError(
+                f"orientations: expected 1, or 8 for an autoregressive model, got {self.orientations!r} "
+                f"({self.objective})"
+            )
+        for name in ("qk_norm", "zero_projections", "mix_input"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap < float("inf"):
+            raise InputError(f"logit_cap: expected a number of 0 or more, got {self.logit_cap!r}")
+        for field in dataclasses.fields(self)[:5]:
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{field.name}: expected a whole number of at least 1, got {value!r}")
+        if self.width % self.heads:
+            raise InputError(
+                f"width must be a multiple of heads, got width {self.width} and heads {self.heads}; "
+                f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}"
+            )
+        if self.positions == "rotary" and self.head_width % 4:
+            raise InputError(
+                f"rotary positions need heads whose width is a multiple of 4, got {self.head_width} "
+                f"(width {self.width}, heads {self.heads})"
+            )
+
+    @property
+    def pixels(self) -> int:
+        """Length of the sequence (T)."""
+        return self.side * self.side
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def block_matrix_parameters(self) -> int:
+        """Of a block's matrices: queries, keys and values, the projection, and the MLP, four times as wide."""
+        return 12 * self.width**2
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
+        width, layers = self.width, self.layers
+        start = width * self.orientations if self.objective == "autoregressive" else 0
+        positions = self.pixels * width if self.positions == "learned" else 0
+        embeddings = positions + 2 * self.colors * width + start
+        block = self.block_matrix_parameters + 2 * width + (2 if self.mix_input else 0)
+        return embeddings + layers * block + width + len(self.classes) * width
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether this is the autoregressive network of the paper, with a class head or without one."""
+        paper = ImageGPTConfig(self.layers, self.width, self.heads, self.side, self.colors, classes=self.classes)
+        return self == paper
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The shape of a small residual network (He et al. 2016, section 4.2); ResNet-20 unless told."""
+
+    blocks: int = 3
+    """Blocks of each of the three stages (n); 6 n + 2 weighted layers."""
+    factor: int = 1
+    """Times 16, 32 and 64 channels."""
+    side: int = 32
+    """Pixels along each side of the picture."""
+    classes: int = 0
+    """Outputs of its head (C); 0 for none."""
+    targets: int = 0
+    """Features of a teacher that it was trained to predict; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+    @property
+    def width(self) -> int:
+        """Pooled features (D)."""
+        return 64 * self.factor
+
+    @property
+    def layers(self) -> int:
+        """The number of the last layer that can be probed; there is one, the pooled features, and it is layer 0."""
+        return 0
+
+    @property
+    def parameters(self) -> int:
+        """Exact number of parameters; 269,722 for ResNet-20 with ten classes."""
+        total, before = 27 * 16 * self.factor + 2 * 16 * self.factor, 16 * self.factor
+        for channels in (16 * self.factor, 32 * self.factor, 64 * self.factor):
+            total += 9 * channels * (before + (2 * self.blocks - 1) * channels) + 4 * self.blocks * channels
+            before = channels
+        heads = sum((self.width + 1) * outputs for outputs in (self.classes, self.targets))
+        return total + heads
+
+
+# Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
+# published: 24 of width 128 are our choice. xs and xxs are ours, for laptops.
+SIZES: dict[str, ImageGPTConfig] = {
+    "xxs": ImageGPTConfig(layers=6, width=192, heads=6),
+    "xs": ImageGPTConfig(layers=8, width=256, heads=8),
+    "s": ImageGPTConfig(layers=24, width=512, heads=8),
+    "m": ImageGPTConfig(layers=36, width=1024, heads=8),
+    "l": ImageGPTConfig(layers=48, width=1536, heads=16),
+    "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
+}
+
+# The network of --preset modern; each part is weighed in docs/results.md.
+MODERN: dict[str, Any] = {
+    "positions": "rotary",  # Su et al. 2021, on two axes as in vision transformers
+    "activation": "squared-relu",  # So et al. 2021
+    "qk_norm": True,  # Henry et al. 2020
+    "zero_projections": True,  # Zhang et al. 2019
+    "mix_input": True,  # from the modded-nanogpt speedruns
+    "logit_cap": 15.0,  # Gemma 2, 2024
+}
