@@ -3,11 +3,11 @@
 
     python benchmarks/plan_memory.py --shapes 6x192@32x4 12x384@32x4 --compile on off
 
-A shape is layers x width @ side x images of a micro-batch, with heads of width 64. Each trains for two steps in a
-process of its own, and what counts is the growth of its peak over what a tiny model had taken before. glibc keeps much
-of what is freed;
-in "exact" large blocks go back at once (MALLOC_MMAP_THRESHOLD_), which shows what the plan's tensors need, without its
-allowance for the heap.
+A shape is layers x width @ side x images of a micro-batch, with heads of width 64. In "exact" and "glibc" each trains
+for two steps in a process of its own, and what counts is the growth of its peak over what a tiny model had taken
+before. glibc keeps much of what is freed; in "exact" large blocks go back at once (MALLOC_MMAP_THRESHOLD_), which shows
+what the plan's tensors need, without its allowance for the heap. A "run" is nextpixel.pretrain for three steps with an
+evaluation and without drawing, and what counts is how far its peak lies over what it held when it told its plan.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from nextpixel import ImageGPT, ImageGPTConfig, optim
+from nextpixel import ImageGPT, ImageGPTConfig, optim, pretrain, pretraining
 from nextpixel.config import MODERN
 from nextpixel.devices import autocast
 from nextpixel.model import cross_entropy
@@ -56,14 +59,42 @@ def train(config: ImageGPTConfig, batch: int, dtype: str, compiled: bool, optimi
             one.zero_grad(set_to_none=True)
 
 
+def held() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def measure(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool) -> int:
-    """Bytes, in this process."""
+    """Bytes of bare steps, in this process."""
     torch.set_num_threads(1)
     optimizer = PRESETS[preset][1]
     train(config_of("1x64@8x2", preset)[0], 2, dtype, compiled, optimizer, recompute)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = held()
     train(*config_of(shape, preset), dtype, compiled, optimizer, recompute)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak() - before
+
+
+def measure_run(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool) -> int:
+    """Bytes of a whole run, in this process."""
+    config, batch = config_of(shape, preset)
+    told, before = pretraining.tell, []
+
+    def tell(*args: Any, **named: Any) -> None:
+        told(*args, **named)
+        before.append(held())
+
+    pretraining.tell = tell
+    images = np.random.default_rng(0).integers(0, 256, (16 * batch, config.side, config.side, 3), dtype=np.uint8)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("layers", "width", "heads", "side")}
+    settings |= {"preset": preset, "dtype": dtype, "compile": "on" if compiled else "off", "device": "cpu"}
+    settings |= {"steps": 3, "batch_images": batch, "micro_batch_images": batch, "validation_fraction": 0.5}
+    settings |= {"sample_images": 0, "threads": 1, "checkpoint_activations": recompute}
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain(images, out=Path(folder) / "run", force=True, **settings)
+    return peak() - before[0]
 
 
 def main() -> None:
@@ -72,17 +103,18 @@ def main() -> None:
     parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["classic"])
     parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16"], default=["bf16"])
     parser.add_argument("--compile", nargs="+", choices=["on", "off"], default=["off"])
-    parser.add_argument("--allocator", nargs="+", choices=["exact", "glibc"], default=["exact", "glibc"])
+    parser.add_argument("--ways", nargs="+", choices=["exact", "glibc", "run"], default=["exact", "glibc"])
     parser.add_argument("--checkpoint-activations", action="store_true")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["steps", "run"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     kinds = itertools.product(args.shapes, args.preset, args.dtype, args.compile)
     if args.measure:
         ((shape, preset, dtype, compiled),) = kinds
-        print(measure(shape, preset, dtype, compiled == "on", args.checkpoint_activations))
+        how = measure_run if args.measure == "run" else measure
+        print(how(shape, preset, dtype, compiled == "on", args.checkpoint_activations))
         return
-    print("| shape | preset | | compiled | tensors, MB | with the heap |" + "".join(f" {n} |" for n in args.allocator))
-    print("|---|---|---|---|---|---|" + "---|" * len(args.allocator))
+    print("| shape | preset | | compiled | tensors, MB | with the heap |" + "".join(f" {n} |" for n in args.ways))
+    print("|---|---|---|---|---|---|" + "---|" * len(args.ways))
     for shape, preset, dtype, compiled in kinds:
         config, batch = config_of(shape, preset)
         need = memory(
@@ -97,12 +129,13 @@ def main() -> None:
         )
         tensors = need.total - need.heap
         line = f"| {shape} | {preset} | {dtype} | {compiled} | {tensors / 1e6:,.0f} | {need.total / 1e6:,.0f} |"
-        one = [__file__, "--measure", "--shapes", shape, "--preset", preset, "--dtype", dtype, "--compile", compiled]
+        one = [__file__, "--shapes", shape, "--preset", preset, "--dtype", dtype, "--compile", compiled]
         one += ["--checkpoint-activations"] * args.checkpoint_activations
-        for allocator in args.allocator:
-            environment = os.environ | (EXACT if allocator == "exact" else {})
-            found = int(subprocess.run([sys.executable, *one], env=environment, stdout=-1, check=True).stdout)
-            told = tensors if allocator == "exact" else need.total
+        for way in args.ways:
+            environment = os.environ | (EXACT if way == "exact" else {})
+            command = [sys.executable, *one, "--measure", "run" if way == "run" else "steps"]
+            found = int(subprocess.run(command, env=environment, stdout=-1, check=True).stdout)
+            told = tensors if way == "exact" else need.total
             line += f" {found / 1e6:,.0f} ({told / found - 1:+.0%}) |"
         print(line, flush=True)
 

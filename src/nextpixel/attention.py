@@ -33,14 +33,6 @@ def _blocks(slots: int, causal: bool) -> list[tuple[int, int, int]]:
     return [(first, end, end if causal else slots) for first, end in zip(range(0, slots, BLOCK), ends, strict=True)]
 
 
-def kept_scores(slots: int, causal: bool) -> int:
-    """How many fp32 scores of a head compiled training keeps, those of all blocks but the first.
-
-    They are written to be made again on the way back, but torch's compiler finds the same product and keeps it.
-    """
-    return sum((end - first) * seen for first, end, seen in _blocks(slots, causal)[1:])
-
-
 def _inferred(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Without gradients: the scores stay bf16, and the softmax, fp32 within, is taken where they lie."""
     q, parts = q * q.shape[-1] ** -0.5, []
@@ -54,12 +46,17 @@ def _inferred(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def _scores(q: Tensor, k: Tensor, first: int, causal: bool) -> Tensor:
-    """fp32 (B, N, queries, keys) for queries numbered from `first`; of a key not to be seen, minus infinity."""
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+def _scores(q: Tensor, k: Tensor, first: int, causal: bool, *, by_key: bool = False) -> Tensor:
+    """fp32 (B, N, queries, keys), or with `by_key` (B, N, keys, queries), for queries numbered from `first`.
+
+    Of a key not to be seen, minus infinity.
+    """
+    products = k @ q.transpose(-1, -2) if by_key else q @ k.transpose(-1, -2)
+    scores = products.float() * q.shape[-1] ** -0.5
     if causal:
         slots = torch.arange(k.shape[2], device=q.device)
-        scores = scores.masked_fill(slots > slots[first : first + q.shape[2], None], -math.inf)
+        future = slots > slots[first : first + q.shape[2], None]
+        scores = scores.masked_fill(future.T if by_key else future, -math.inf)
     return scores
 
 
@@ -83,12 +80,14 @@ class _Blocked(torch.autograd.Function):
         q, k, v, y, totals = ctx.saved_tensors
         dq, dk, dv = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         mean = (dy.float() * y.float()).sum(-1, keepdim=True)  # of the shares' gradients, weighted with the shares
+        mean, totals = mean.transpose(-1, -2), totals.transpose(-1, -2)
         for first, end, seen in _blocks(q.shape[2], ctx.causal):
             ours, out = q[:, :, first:end], dy[:, :, first:end]
-            shares = (_scores(ours, k[:, :, :seen], first, ctx.causal) - totals[:, :, first:end]).exp()
-            dv[:, :, :seen] += shares.to(v.dtype).transpose(-1, -2) @ out
-            dshares = (out @ v[:, :, :seen].transpose(-1, -2)).float()
-            dscores = (shares * (dshares - mean[:, :, first:end]) * q.shape[-1] ** -0.5).to(q.dtype)
-            dq.append(dscores @ k[:, :, :seen])
-            dk[:, :, :seen] += dscores.transpose(-1, -2) @ ours
+            # keys by queries: torch.compile would find the forward product again, and keep it instead
+            shares = (_scores(ours, k[:, :, :seen], first, ctx.causal, by_key=True) - totals[..., first:end]).exp()
+            dv[:, :, :seen] += shares.to(v.dtype) @ out
+            dshares = (v[:, :, :seen] @ out.transpose(-1, -2)).float()
+            dscores = (shares * (dshares - mean[..., first:end]) * q.shape[-1] ** -0.5).to(q.dtype)
+            dq.append(dscores.transpose(-1, -2) @ k[:, :, :seen])
+            dk[:, :, :seen] += dscores @ ours
         return torch.cat(dq, dim=2), dk.to(k.dtype), dv.to(v.dtype), None

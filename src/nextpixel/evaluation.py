@@ -92,12 +92,18 @@ def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tupl
 
 
 def image_nats(
-    model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", seed: int = 0
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    *,
+    dtype: str = "fp32",
+    seed: int = 0,
+    batch_images: int = BATCH_IMAGES,
 ) -> NDArray[np.float32]:
     """Nats per pixel (N,) of squares at the model's side; of a masked model, per hidden pixel (see hidden_nats)."""
     if model.config.objective == "masked":
-        return np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed)))
-    return np.concatenate([part.mean((1, 2)) for part in square_nats(model, squares, dtype=dtype)])
+        return np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed, batch_images=batch_images)))
+    parts = square_nats(model, squares, dtype=dtype, batch_images=batch_images)
+    return np.concatenate([part.mean((1, 2)) for part in parts])
 
 
 def needs_order(model: ImageGPT) -> None:
@@ -116,13 +122,15 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def square_nats(model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32") -> Iterator[NDArray[np.float32]]:
+def square_nats(
+    model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", batch_images: int = BATCH_IMAGES
+) -> Iterator[NDArray[np.float32]]:
     """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W)."""
     needs_order(model)
     palette, device, side = model.palette, str(model.device), model.config.side
     with progress("scoring", len(squares), "images") as advance:
-        for start in range(0, len(squares), BATCH_IMAGES):
-            tokens = palette.encode(np.ascontiguousarray(squares[start : start + BATCH_IMAGES])).to(device)
+        for start in range(0, len(squares), batch_images):
+            tokens = palette.encode(np.ascontiguousarray(squares[start : start + batch_images])).to(device)
             with autocast(device, dtype):
                 logits = model(tokens)
             nats = cross_entropy(logits, tokens, reduction="none")
@@ -132,13 +140,18 @@ def square_nats(model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp
 
 @torch.inference_mode()
 def hidden_nats(
-    model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", seed: int = 0
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    *,
+    dtype: str = "fp32",
+    seed: int = 0,
+    batch_images: int = BATCH_IMAGES,
 ) -> Iterator[NDArray[np.float32]]:
     """-ln p of hidden pixels given the others, averaged over each image's, in parts (b,), by a masked model."""
     device = str(model.device)
     with progress("scoring", len(squares), "images") as advance:
-        for start in range(0, len(squares), BATCH_IMAGES):
-            tokens = model.palette.encode(np.ascontiguousarray(squares[start : start + BATCH_IMAGES])).to(device)
+        for start in range(0, len(squares), batch_images):
+            tokens = model.palette.encode(np.ascontiguousarray(squares[start : start + batch_images])).to(device)
             numbers = np.arange(start, start + len(tokens))
             masked = torch.from_numpy(masks(numbers, model.config.pixels, seed=seed)).to(device)
             with autocast(device, dtype):

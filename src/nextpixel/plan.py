@@ -13,10 +13,10 @@ MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the ca
 ASSUMED_UTILISATION = 0.4  # of the peak, by matrix products alone; nextpixel bench measures it
 RESERVED_PART = 0.1  # of a device's memory: the framework itself and what fragments
 BUCKET_BYTES = 25 << 20  # DDP's gradients in flight
-# Of a CPU's heap, see Memory: fixed, and beside every byte of activations, compiled or not. Measured with glibc 2.36
-# and xs at micro-batches of 2 to 16 in fp32 and bf16: the peak is met within a quarter.
+# Of a CPU's heap, see Memory: fixed, and beside every byte of activations. Fitted to runs with glibc 2.36, see
+# docs/scaling.md.
 HEAP_BYTES_ON_CPU = 250_000_000
-HEAP_SHARE_ON_CPU = {False: 0.5, True: 0.2}
+HEAP_SHARE_ON_CPU = 0.3
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,13 @@ def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 
 
 
 def activation_bytes_per_image(
-    config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False, on_cpu: bool = False
+    config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False
 ) -> int:
-    """Peak of what the backward pass needs of one image; attention keeps scores only in bf16, compiled, on a CPU."""
+    """Peak of what the backward pass needs of one image."""
     block, around, color = _SAVED[config.is_classic, dtype, compiled]
     kept = 4 * config.layers + block if checkpointed else block * config.layers
-    scores = 0
-    if on_cpu and compiled and dtype == "bf16":
-        from nextpixel.attention import kept_scores  # brings torch, which other plans do without
-
-        scores = 4 * config.heads * kept_scores(config.pixels, config.objective == "autoregressive")
-        scores *= 1 if checkpointed else config.layers
     around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
-    return config.pixels * (kept * config.width + around_blocks) + scores
+    return config.pixels * (kept * config.width + around_blocks)
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
@@ -205,7 +199,7 @@ def memory(
     matrices = 4 * config.layers * config.block_matrix_parameters if optimizer == "muon" else 0
     logits = micro_batch * config.pixels * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
     logits *= config.colors
-    image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed, on_cpu=on_cpu)
+    image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
     gathered = copies if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two in bf16: one at work, one coming
     gradients = math.ceil(weights / shards) + (0 if shards == 1 else gathered)
     if not accumulating:
@@ -216,7 +210,7 @@ def memory(
         math.ceil((2 * weights - matrices) / shards),
         micro_batch * image - logits,
         logits,
-        HEAP_BYTES_ON_CPU + int(HEAP_SHARE_ON_CPU[compiled] * micro_batch * image) if on_cpu else 0,
+        HEAP_BYTES_ON_CPU + int(HEAP_SHARE_ON_CPU * micro_batch * image) if on_cpu else 0,
     )
 
 

@@ -81,7 +81,7 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
     if config.micro_batch_images:
         return Placement(device, dtype, compiled, config.micro_batch_images, free)
     image_bytes = plan.activation_bytes_per_image(
-        shape, dtype=dtype, checkpointed=config.checkpoint_activations, compiled=compiled, on_cpu=device == "cpu"
+        shape, dtype=dtype, checkpointed=config.checkpoint_activations, compiled=compiled
     )
     own = distributed.share(batch)
     chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
