@@ -12,11 +12,11 @@ from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.forecast import forecast, refuse
+from nextpixel.hardware import hardware_called
 from nextpixel.plan import (
     activation_bytes_per_image,
     choose_layout,
     flops_per_image,
-    hardware_called,
     memory,
     micro_batch_images,
     remedy,

@@ -17,7 +17,7 @@ import nextpixel
 SOURCE = Path(nextpixel.__file__).parent
 
 # A unit is a module or a folder directly under nextpixel/. Those without a number lie under all the others.
-GROUND = {"attention", "config", "errors", "progress"}
+GROUND = {"attention", "config", "errors", "hardware", "progress"}
 LAYERS = {
     unit: number
     for number, units in enumerate(
@@ -25,7 +25,7 @@ LAYERS = {
             "model resnet palette images optim metrics sample_metrics plan distributed devices tracking".split(),
             ["sources", "kernels"],
             ["data", "checkpoints", "decoding", "pages"],
-            ["extraction", "labels", "prepared", "sampling", "training"],
+            ["extraction", "labels", "prepared", "sampling", "training", "curves"],
             ["evaluation", "probing", "extractors", "preparation"],
             ["few_labels", "forecast", "ridge"],
             ["baselines", "comparison", "pretraining", "finetuning", "convnet", "distillation", "oddness"],

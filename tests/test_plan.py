@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nextpixel import SIZES, ImageGPT, ImageGPTConfig, InputError
 from nextpixel.config import MODERN
+from nextpixel.hardware import HARDWARE
 from nextpixel.model import cross_entropy
 from nextpixel.plan import (
-    HARDWARE,
     activation_bytes_per_image,
     choose_layout,
     flops_per_image,

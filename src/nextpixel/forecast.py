@@ -9,13 +9,14 @@ import torch
 from nextpixel import distributed, plan
 from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.errors import InputError
+from nextpixel.hardware import hardware_called
 from nextpixel.preparation import Decisions, Placement, expected_memory, free_bytes
 from nextpixel.progress import capacity, duration, is_first, say
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan of one run, for each of its processes. FLOPs are exact, memory within about 15 %, on a CPU a quarter."""
+    """The plan of one run, for each of its processes. FLOPs are exact, memory within about 15 %."""
 
     config: PretrainConfig
     shape: ImageGPTConfig
@@ -109,7 +110,7 @@ def _time(found: Forecast) -> str:
     if not place.device.startswith("cuda"):
         return ""
     properties = torch.cuda.get_device_properties(torch.device(place.device))
-    hardware = plan.hardware_called(properties.name, properties.total_memory)
+    hardware = hardware_called(properties.name, properties.total_memory)
     if hardware is None:
         return ""
     peak = hardware.bf16_flops_per_second if place.dtype == "bf16" else hardware.fp32_flops_per_second

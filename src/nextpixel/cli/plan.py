@@ -42,7 +42,8 @@ def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(PlanRun, "plan", argv, None if recipe is None else PlanRun(config=recipe))
     from nextpixel.checkpoints.files import read_json
-    from nextpixel.plan import ASSUMED_UTILISATION, HARDWARE, make_plan, measured_hardware
+    from nextpixel.hardware import HARDWARE, measured_hardware
+    from nextpixel.plan import ASSUMED_UTILISATION, make_plan
 
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:
