@@ -51,6 +51,13 @@ def test_transformers_takes_its_turns(model: ImageGPT, monkeypatch: pytest.Monke
         assert ours["ratio"] == pytest.approx(min(row["seconds"][0] for row in theirs) / ours["seconds"][0])
 
 
+def test_both_draw_to_the_last_pixel(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
+    rows = bench(model, ["complete", "decode"], [1], repeats=1, against=True)["rows"]
+    assert [len(row["seconds"]) for row in rows] == [1] * 6
+
+
 def test_the_floor_of_a_step_is_what_it_reads_or_multiplies() -> None:
     matrices = 2 * 12 * 64**2 + 512 * 64
     cache = 2 * 2 * 9.5 * 64  # keys and values of two layers, on average over slots 9 and 10

@@ -374,17 +374,22 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
                 cache.crop(-extra)
             return read[0]
 
-        def draw(ready: Any, other: Any = other, prompts: Tensor = prompts, drawn: int = drawn) -> None:
+        more = known + drawn < config.pixels  # nothing is scored behind the last pixel
+
+        def draw(
+            ready: Any, other: Any = other, prompts: Tensor = prompts, drawn: int = drawn, more: bool = more
+        ) -> None:
             with torch.inference_mode():
                 if ready is None:
                     other.generate(
                         prompts, do_sample=True, max_new_tokens=drawn, min_new_tokens=drawn, use_cache=True, top_k=0
                     )
                     return
-                for _ in range(drawn):
+                for t in range(drawn):
                     chances = F.softmax(ready.logits[:, -1, : config.colors].float(), -1)
                     tokens = torch.multinomial(chances, 1)
-                    ready = other(tokens, past_key_values=ready.past_key_values, use_cache=True)
+                    if t + 1 < drawn or more:
+                        ready = other(tokens, past_key_values=ready.past_key_values, use_cache=True)
 
         found.append(_Contender(f"transformers {name}", name, partial(prefill, read=[]), draw, drawn, None))
     return found
