@@ -103,8 +103,8 @@ def test_one_kind_of_test_image_has_no_area_under_a_curve() -> None:
 def test_test_images_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is fitted while choosing comes from the training images, and leaves out what is held out."""
     features, labels = blobs(100, 3)
-    seen, fit = [], probing_module.fit_linear
-    monkeypatch.setattr(probing_module, "fit_linear", lambda x, y, c: (seen.append(x), fit(x, y, c))[1])
+    seen, fit = [], probing_module.fit_linears
+    monkeypatch.setattr(probing_module, "fit_linears", lambda x, y, c: (seen.append(x), fit(x, y, c))[1])
     probe = LinearProbe(None).fit_features(features.astype(np.float32), labels)
     rows = {row.tobytes() for layer in range(3) for row in features[:, layer].astype(np.float32)}
     assert all(row.tobytes() in rows for x in seen for row in x)

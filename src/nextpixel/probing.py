@@ -264,6 +264,12 @@ class LinearProbe:
 
 def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], strength: float) -> Linear:
     """Logistic regression of labels 0..C-1 on standardised features (N, D)."""
+    [linear] = fit_linears(features, labels, [strength])
+    return linear
+
+
+def fit_linears(features: NDArray[np.float32], labels: NDArray[np.integer], strengths: Sequence[float]) -> list[Linear]:
+    """The same for several strengths."""
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = standard(features)
@@ -271,13 +277,16 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
     if points.shape[0] < points.shape[1]:  # the weights lie in the span of the points: solve it there, exactly
         left, size, basis = np.linalg.svd(points, full_matrices=False)
         points = left * size
-    regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(points, labels)
-    weight, bias = regression.coef_, regression.intercept_
-    if basis is not None:
-        weight = weight @ basis
-    if len(weight) == 1:  # two classes: one logit against 0
-        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-    return Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32))
+    found = []
+    for strength in strengths:
+        regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(points, labels)
+        weight, bias = regression.coef_, regression.intercept_
+        if basis is not None:
+            weight = weight @ basis
+        if len(weight) == 1:  # two classes: one logit against 0
+            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+        found.append(Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32)))
+    return found
 
 
 def standard(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -294,14 +303,14 @@ def _try(
     strengths: Sequence[float],
 ) -> list[dict[str, Any]]:
     """Each strength with its accuracy on what is held out."""
-    results = []
-    for strength in strengths:
-        right = [
-            (fit_linear(features[~held], labels[~held], strength).logits(features[held]).argmax(1) == labels[held])
-            for held in folds
-        ]
-        results.append({"strength": strength, "held_out_accuracy": float(np.concatenate(right).mean())})
-    return results
+    right: list[list[NDArray[np.bool_]]] = [[] for _ in strengths]
+    for held in folds:
+        for hits, linear in zip(right, fit_linears(features[~held], labels[~held], strengths), strict=True):
+            hits.append(linear.logits(features[held]).argmax(1) == labels[held])
+    return [
+        {"strength": strength, "held_out_accuracy": float(np.concatenate(hits).mean())}
+        for strength, hits in zip(strengths, right, strict=True)
+    ]
 
 
 def _choose(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
