@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -892,3 +895,26 @@ def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_al
         found["near tie" if near else "wrong"] += 1
     print(found)  # pytest -s shows it
     assert found["wrong"] == 0 and found["near tie"] <= 20, found
+
+
+def test_a_second_interruption_ends_the_server_at_once_and_quietly() -> None:
+    command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        assert server.stdout.readline().startswith("http://")
+        for line in server.stderr:
+            if line.startswith("In a browser"):
+                break
+        time.sleep(1)  # it listens already, and serves soon
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        server.send_signal(signal.SIGINT)
+        said = server.stderr.read()
+    assert server.returncode == 130
+    assert said.splitlines() == ["nextpixel: interrupted"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +18,12 @@ class _Server(uvicorn.Server):
     """Tells the engines of a signal, which uvicorn tells the application only after the last answer."""
 
     drain: Callable[[], None]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """At the second Ctrl-C everything ends at once, and uvicorn would log what that cuts off, with tracebacks."""
+        if self.should_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.drain()
