@@ -117,7 +117,8 @@ def _part() -> None:
     """
     global _groups
     _groups = None
-    dist.destroy_process_group()
+    if dist.is_initialized():  # whoever calls us may have ended it
+        dist.destroy_process_group()
     gc.collect()
 
 
