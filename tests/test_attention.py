@@ -76,6 +76,23 @@ def test_compiled_training_in_bf16_takes_the_blocks_and_gets_the_gradients(causa
         assert (a.grad - b.grad).norm() < 0.02 * b.grad.norm()
 
 
+@both
+def test_compiled_training_keeps_no_scores(causal: bool) -> None:
+    """Neither those of a block nor their transposes, (N * B or B, N, queries, keys): they are made again."""
+    kept: list[torch.Size] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, causal=causal), backend="aot_eager_decomp_partition")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compiled(*some(27, torch.bfloat16))
+    assert len(kept) > 0
+    scores = {frozenset((queries, keys)) for queries in (8, 3) for keys in (8, 24, 27)}
+    assert [shape for shape in kept if frozenset(shape[-2:]) in scores] == []
+
+
 def test_elsewhere_it_is_torch_s_own() -> None:
     q, k, v = some(24)
     assert torch.equal(attention(q, k, v, causal=True), torchs(q, k, v, True))

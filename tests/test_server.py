@@ -916,5 +916,5 @@ def test_a_second_interruption_ends_the_server_at_once_and_quietly() -> None:
         time.sleep(0.05)
         server.send_signal(signal.SIGINT)
         said = server.stderr.read()
-    assert server.returncode == 130
+    assert server.returncode in (130, -signal.SIGINT)  # the second may come when Python ends already
     assert said.splitlines() == ["nextpixel: interrupted"]

@@ -74,8 +74,9 @@ def random_model(size: str) -> ImageGPT:
 def floors(device: torch.device, now: Callable[[], float]) -> dict[str, float]:
     """Bytes read per second, and operations per second of a matrix product in each dtype, measured now."""
     fast = device.type == "cuda"  # where a small product or read ends before it has begun
-    block = torch.ones(1 << (30 if fast else 26), device=device)  # 4 GB, or 256 MB: more than caches hold
+    block = torch.ones(1 << (28 if fast else 26), device=device)  # 1 GB, or 256 MB: more than caches hold
     found = {"bytes_per_second": block.nbytes / _best(block.sum, device, now)}
+    del block
     side = 8192 if fast else 1024
     for name in ("fp32", "bf16"):
         a, b = torch.randn(2, side, side, device=device).to(torch.float32 if name == "fp32" else torch.bfloat16)

@@ -103,8 +103,9 @@ def join(device: str, timeout_minutes: float) -> str:
                 backend = "nccl" if kind == "cuda" else "gloo"
                 dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
                 atexit.register(_part)
-            patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-            _groups = _Groups(dist.new_group(backend="gloo", timeout=timeout), patient, timeout_minutes)
+            control = dist.new_group(backend="gloo", timeout=timeout)
+            dist.barrier(control)  # who is missing is missed here, and not waited for as patiently as below
+            _groups = _Groups(control, dist.new_group(backend="gloo", timeout=PATIENCE), timeout_minutes)
     return device
 
 
@@ -113,7 +114,7 @@ def _part() -> None:
 
     A thread of gloo that lets go of a tensor while Python ends is ended by force, which aborts the process. A group
     lives until the last reference to it is gone, and cycles may hold one. That of torch's sharded tensors stays: its
-    last work was done long before.
+    last work was done long before. A group with unfinished work would wait for it here: all of ours is waited for.
     """
     global _groups
     _groups = None

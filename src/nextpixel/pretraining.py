@@ -265,7 +265,8 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
     def evaluate(step: int) -> dict[str, float]:
         more, said = {}, ""
         with judging(model, run, step, decided.device) as judged:
-            at_once = decided.micro_batch_images  # so that it takes no more memory than a step
+            # no more than in a step, so that it takes no more memory
+            at_once = min(decided.micro_batch_images, distributed.share(config.batch_images))
             mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype, batch_images=at_once))
             if config.sample_images and not masked:
                 with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
