@@ -20,6 +20,7 @@ import nextpixel
 from nextpixel import InputError, WorkError, preparation
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.curves import Line, chart
 from nextpixel.metrics import outlier_limit
 from nextpixel.ridge import choose_ridge, fit_ridges, ridge_accuracy, ridge_images
 from nextpixel.run_page import page
@@ -365,3 +366,11 @@ def test_long_curves_are_thinned_and_their_beginning_does_not_flatten_the_rest(p
     (long / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = page(Run(long))
     assert len(text) < 200_000 and "above the picture" in text
+
+
+def test_error_bars_stay_within_the_picture() -> None:
+    """Few held-out images: the bar is longer than all that is drawn."""
+    lines = [Line("training", [(1, 2.0), (2, 1.9)]), Line("validation", [(2, 2.1)], "held", [(2, 1.5)])]
+    drawn = chart("Loss", "nats per pixel", lines, "{:.3f}".format, 2)
+    found = re.findall(r'class="error" style="left:100\.00%;top:([\d.-]+)%;height:([\d.-]+)%"', drawn)
+    assert [(float(top), float(height)) for top, height in found] == [(0, 100)]

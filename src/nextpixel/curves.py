@@ -83,8 +83,9 @@ def chart(
             for step, value in line.points:
                 half = 100 * sizes.get(step, 0.0) / (high - low)
                 left, top = f"left:{x(step):.2f}%", y(value)
-                if half:
-                    dots.append(f'<i class="error" style="{left};top:{top - half:.2f}%;height:{2 * half:.2f}%"></i>')
+                if half:  # as much of the bar as the picture holds
+                    begin, end = max(0.0, top - half), min(100.0, top + half)
+                    dots.append(f'<i class="error" style="{left};top:{begin:.2f}%;height:{end - begin:.2f}%"></i>')
                 dots.append(f'<i class="dot" style="{left};top:{top:.2f}%"></i>')
             told.append(line.points)
             continue
