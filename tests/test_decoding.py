@@ -320,6 +320,11 @@ def test_quantised_rows_are_off_by_at_most_half_a_step() -> None:
     assert quantised.abs().amax(1).tolist() == [127] * 3 + [0] + [127] * 4
 
 
+def side_by_side(*parts: Tensor) -> Tensor:
+    """(B, Q, 3, N, E) of q, k and v (B, N, Q, E)."""
+    return torch.stack(parts, dim=1).permute(0, 3, 1, 2, 4)
+
+
 @needs_compiler
 @pytest.mark.parametrize("width", [8, 16, 40, 64, 96])
 def test_the_attention_kernel_is_torch_s_attention(width: int) -> None:
@@ -328,11 +333,12 @@ def test_the_attention_kernel_is_torch_s_attention(width: int) -> None:
     q, k, v = torch.randn(3, 3, 2, 1, width, generator=generator)
     read = torch.randn(2, 2, 2, 49, width, generator=generator)
     slots, numbers = kernels.rounded(50), kernels.rounded(width)
-    keys, values = torch.randint(0, 256, (2, 3, 2, slots, numbers), dtype=torch.uint8, generator=generator)
+    stored = torch.randint(0, 256, (2, 1, 3, 2, slots, numbers), dtype=torch.uint8, generator=generator)
     scales = torch.rand(2, 3, 2, slots, generator=generator)
+    cache = kernels.Cache(*stored, *scales[:, None])
     of, positions = torch.tensor([0, 0, 1]), torch.tensor([0, 17, 49])
-    kernels.attend(read[0][of], read[0][of], read[1][of], keys, values, *scales, torch.zeros(3, dtype=torch.int64))
-    y = kernels.attend(q, k, v, keys, values, *scales, positions)
+    kernels.attend(side_by_side(read[0][of], read[0][of], read[1][of]), cache, torch.zeros(3, dtype=torch.int64))
+    y = kernels.attend(side_by_side(q, k, v), cache, positions).transpose(1, 2)
     for row, last in enumerate(positions.tolist()):
         whole = []
         for part, new, scale in ((read[0], k, scales[0]), (read[1], v, scales[1])):
@@ -348,12 +354,11 @@ def test_the_attention_kernel_is_torch_s_attention(width: int) -> None:
 def test_attention_survives_scores_of_any_size() -> None:
     read = torch.full((1, 1, 39, 16), -300.0)
     read[0, 0, 1::2] = 0
-    keys, values = torch.zeros(2, 1, 1, 48, 16, dtype=torch.uint8)
-    scales, first = torch.ones(2, 1, 1, 48), torch.tensor([0])
-    values_read = torch.randn(1, 1, 39, 16, generator=torch.Generator().manual_seed(0))
-    kernels.attend(read, read, values_read, keys, values, *scales, first)
+    cache = kernels.Cache(*torch.zeros(2, 1, 1, 1, 48, 16, dtype=torch.uint8), *torch.ones(2, 1, 1, 1, 48))
+    values = torch.randn(1, 1, 39, 16, generator=torch.Generator().manual_seed(0))
+    kernels.attend(side_by_side(read, read, values), cache, torch.tensor([0]))
     q, k = torch.full((2, 1, 1, 1, 16), 300.0)
-    y = kernels.attend(q, k, torch.ones(1, 1, 1, 16), keys, values, *scales, torch.tensor([39]))
+    y = kernels.attend(side_by_side(q, k, torch.ones(1, 1, 1, 16)), cache, torch.tensor([39]))
     assert (y - 1).abs().max() < 1e-4
 
 
@@ -361,17 +366,21 @@ def test_attention_survives_scores_of_any_size() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15, 16, 23, 1030])
 @pytest.mark.parametrize("activation", [None, "quick-gelu", "squared-relu"])
 def test_the_int8_kernel_is_a_matrix_product(rows: int, activation: Activation | None) -> None:
-    """Each row to 15 bits of its largest number, whatever the other rows are."""
+    """Each row to 8 bits of its largest number, to 15 where the others are far from it; whatever the other rows are."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (48, 192), dtype=torch.int8, generator=generator)
     scale, x = 0.01 * torch.rand(48, generator=generator), torch.randn(rows, 192, generator=generator)
     x[0] *= 1e4
+    x[::3, 7] *= 20
     exact = x @ (weight * scale[:, None]).T
     if activation is not None:
         exact = exact.relu().square() if activation == "squared-relu" else exact * torch.sigmoid(1.702 * exact)
     ordered = kernels.order(weight)
     y = kernels.multiply(x, ordered, scale, activation=activation)
-    assert ((y - exact).norm(dim=1) < 4e-4 * exact.norm(dim=1)).all()
+    even = x.abs().amax(1) <= 6 * x.square().mean(1).sqrt()
+    assert rows < 3 or 0 < even.sum() < rows
+    off = (y - exact).norm(dim=1) / exact.norm(dim=1)
+    assert (off < torch.where(even, 0.03, 1e-3)).all()
     assert torch.equal(kernels.multiply(x[rows // 2 :], ordered, scale, activation=activation), y[rows // 2 :])
 
 
@@ -384,7 +393,7 @@ def test_the_int8_kernel_normalises_before_and_adds_after() -> None:
     norm.gain.data = torch.rand(192, generator=generator)
     exact = add + norm(x) @ (weight * scale[:, None]).T
     y = kernels.multiply(x, kernels.order(weight), scale, gain=norm.gain.detach(), add=add)
-    assert (y - exact).norm() < 2e-4 * exact.norm()
+    assert (y - exact).norm() < 0.01 * exact.norm()
 
 
 @needs_compiler
@@ -403,6 +412,9 @@ def test_the_loops_of_other_processors_are_the_same_product(processor: str, monk
     test_the_int8_kernel_normalises_before_and_adds_after()
     test_the_attention_kernel_is_torch_s_attention(40)
     test_attention_survives_scores_of_any_size()
+    for config in (CLASSIC, MODERN):
+        test_rounded_weights_keep_distribution_and_nats(lively(config, torch.float32), INT8)
+        test_in_int8_a_row_does_not_depend_on_the_others(lively(config, torch.float32))
 
 
 @pytest.mark.parametrize("processor", ["armv8.2-a+dotprod", "armv8-a"])

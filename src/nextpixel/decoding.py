@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextpixel import kernels
-from nextpixel.config import Activation, Speed
-from nextpixel.model import Block, ImageGPT, KVCache, Linear, Norm, mixed, split_heads
+from nextpixel.config import Speed
+from nextpixel.model import Block, ImageGPT, KVCache, Linear, Norm
 
 PACKED_FOR = 4  # rows of input that oneDNN is told to expect
 FAST_FROM = 1e10  # parameters times drawn pixels: about a second of plain drawing, where setting up begins to pay
@@ -89,45 +89,53 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """Eight bits a weight and a scale a row: add + activation(norm(x) W^T), all in one pass over x."""
+    """norm(x) W^T with eight bits a weight and a scale a row."""
 
-    def __init__(self, linear: Linear, norm: Norm | None = None, activation: Activation | None = None) -> None:
+    def __init__(self, linear: Linear, norm: Norm) -> None:
         super().__init__()
-        self.gain = None if norm is None else norm.gain.detach().float().clone()
-        self.activation = activation
+        self.gain = norm.gain.detach().float().clone()
         weight, self.scale = kernels.quantise(linear.weight.detach())
         self.rows = len(weight)
         room = kernels.rounded(self.rows) - self.rows
         self.weight, self.scale = kernels.order(F.pad(weight, (0, 0, 0, room))), F.pad(self.scale, (0, room))
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        y = kernels.multiply(
-            x.flatten(0, -2),
-            self.weight,
-            self.scale,
-            gain=self.gain,
-            activation=self.activation,
-            add=None if add is None else add.flatten(0, -2),
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        y = kernels.multiply(x.flatten(0, -2), self.weight, self.scale, gain=self.gain)
         return y.view(*x.shape[:-1], -1)[..., : self.rows]
 
 
-class Int8Block(nn.Module):
-    """A model.Block of int8 matrices, in five calls of C where torch needs some forty operations."""
+class Int8Blocks(nn.Module):
+    """All of a network's blocks, of int8 matrices: one call of C, where torch needs some forty operations for each."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, model: ImageGPT) -> None:
         super().__init__()
-        attention, mlp = block.attention, block.mlp
-        self.layer, self.config = attention.layer, attention.config
-        self.mix = None if block.mix is None else block.mix.detach().float()
-        self.qkv, self.out = Int8Linear(attention.qkv, block.norm_1), Int8Linear(attention.out)
-        self.up, self.down = Int8Linear(mlp.up, block.norm_2, self.config.activation), Int8Linear(mlp.down)
+        self.config = model.config
+        self.parts = [_int8_parts(block) for block in cast("Iterator[Block]", model.blocks)]
+        self.table = kernels.pointers(self.parts)
 
-    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: KVCache) -> Tensor:
-        h = mixed(h, first, self.mix)
-        y = cache.attend(self.layer, *split_heads(self.qkv(h), self.config, turns))
-        h = self.out(y.transpose(1, 2).flatten(2), h)
-        return self.down(self.up(h), h)
+    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: RowCache) -> Tensor:
+        c = self.config
+        return kernels.blocks(
+            self.table,
+            h,
+            first,
+            turns,
+            cache.bytes,
+            cache.positions,
+            heads=c.heads,
+            qk_norm=c.qk_norm,
+            activation=c.activation,
+        )
+
+
+def _int8_parts(block: Block) -> list[Tensor | None]:
+    """See kernels.pointers."""
+    gains = [block.norm_1.gain, block.norm_2.gain]
+    parts = [None if x is None else x.detach().float().clone() for x in (block.mix, *gains)]
+    for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
+        weight, scale = kernels.quantise(linear.weight.detach())
+        parts += [kernels.order(weight), scale]
+    return parts
 
 
 _NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()
@@ -153,7 +161,7 @@ def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
     if model.device.type == "cuda":
         return copy.deepcopy(model, memo).to(torch.bfloat16 if mode.weights == "bf16" else torch.float32)
     if mode.weights == "int8":
-        memo[id(model.blocks)] = nn.ModuleList(Int8Block(block) for block in cast("Iterator[Block]", model.blocks))
+        memo[id(model.blocks)] = nn.ModuleList([Int8Blocks(model)])
         memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
     else:
         memo |= {id(module): PackedLinear(module) for module in model.modules() if isinstance(module, Linear)}
@@ -175,7 +183,6 @@ class RowCache(KVCache):
             shape = *self.keys.shape[:3], *map(kernels.rounded, self.keys.shape[3:])
             self.keys, self.values = self.keys.new_empty(shape), self.values.new_empty(shape)
             self.scales = torch.ones(2, *shape[:-1], dtype=torch.float32, device=model.device)  # of keys and values
-            self._views()
         else:
             self.keys.zero_()  # attention with a mask multiplies what was never filled by zero
             self.values.zero_()
@@ -183,9 +190,10 @@ class RowCache(KVCache):
         self.rows = torch.arange(rows, device=model.device)
         self.slots = torch.arange(model.config.pixels, device=model.device)
 
-    def _views(self) -> None:
-        """What the C loop takes of each layer."""
-        self._layers = list(zip(self.keys, self.values, self.scales[0], self.scales[1], strict=True))
+    @property
+    def bytes(self) -> kernels.Cache:
+        """What the C loops take."""
+        return kernels.Cache(self.keys, self.values, *self.scales)
 
     def fill(self, rows: Tensor, other: KVCache, of: Tensor) -> None:
         """Put rows `of` of a freshly read cache into these rows."""
@@ -218,8 +226,6 @@ class RowCache(KVCache):
         chosen = copy.copy(self)
         chosen.keys, chosen.values, chosen.scales = self.keys[:, rows], self.values[:, rows], self.scales[:, :, rows]
         chosen.positions, chosen.rows, chosen.used = self.positions[rows], self.rows[: len(rows)], len(rows)
-        if self.kernel:
-            chosen._views()
         return chosen
 
     def places(self, slots: int) -> slice | Tensor:
@@ -239,8 +245,6 @@ class RowCache(KVCache):
         return min(-(-(self.length + 1) // BUCKET) * BUCKET, len(self.slots))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.kernel:
-            return kernels.attend(q, k, v, *self._layers[layer], self.positions)
         keys, values = self.keys[layer, : self.used], self.values[layer, : self.used]
         rows, positions = self.rows[: self.used], self.positions[: self.used]
         keys[rows, :, positions] = k[:, :, 0].to(keys.dtype)

@@ -3,6 +3,7 @@
    Weights and cache are bytes, a number n as n + 128, in the order of the processors' product of fours: the bytes of a
    vector are LANES times four, each four of them are multiplied by the same four numbers of x, and added up. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -36,18 +37,16 @@
 #ifndef BIAS
 #define BIAS 128  // what a byte is more than its number
 #endif
-#define AHEAD 32  // slots to prefetch: those of a head are too few for the processor to foresee
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(LANES)));
 
-#define BLOCK 1024  // rows of x that are packed at a time
+#define CHUNK 128  // rows of x that a thread takes at once: few prompts may be all there is to share among many
+#define EVEN 6     // see pack
 
-/* What Python must know: the order of the bytes, and how much room to give. */
-int64_t lanes(void) { return LANES; }
-int64_t block(void) { return BLOCK; }
+int64_t lanes(void) { return LANES; }  // Python must know the order of the bytes
 
 INLINE floats load(const float *p) {
     floats x;
@@ -80,11 +79,13 @@ INLINE float largest(floats x) {
 
 /* Numbers to multiply bytes by, as the processor wants them, and running sums of the products. */
 #if defined(DOT)
-/* 15 bits: x = (128 * high + low) * unit. A byte n + BIAS adds BIAS * x too much, which the sums begin without. */
+/* x = (128 * high + low) * unit: 15 bits, or 8 where all of low is zero. A byte n + BIAS adds BIAS * x too much, which
+   the sums begin without. */
 typedef struct {
     int8_t *high, *low;
     int32_t high_begin, low_begin;
     float unit;
+    int32_t coarse;
 } numbers;
 typedef struct {
     integers high, low;
@@ -95,32 +96,40 @@ static void narrow(integers x, int8_t *to) {
     memcpy(to, &y, sizeof y);
 }
 
-INLINE numbers pack(const float *x, void *into, int64_t C) {
+/* In 8 bits what is at most `even` times its root mean square, by which rounding is off by even / 127 / sqrt(12) of
+   that; the rest in 15. */
+INLINE numbers pack(const float *x, void *into, int64_t C, float even) {
     int8_t *high = into, *low = high + C;
-    floats most = {0}, wrong = {0};
+    floats most = {0}, wrong = {0}, squares = {0};
     integers highs = {0}, lows = {0};
     for (int64_t c = 0; c < C; c += LANES) {
-        most = larger(most, (floats)((integers)load(x + c) & 0x7fffffff));
-        wrong += load(x + c) * 0;  // what is no number must not become one
+        floats y = load(x + c);
+        most = larger(most, (floats)((integers)y & 0x7fffffff));
+        wrong += y * 0;  // what is no number must not become one
+        squares += y * y;
     }
     float top = fmaxf(largest(most), 1e-30f) + sum(wrong), steps = 16256 / top;
+    int32_t coarse = top * top * C <= even * even * sum(squares);
     for (int64_t c = 0; c < C; c += LANES) {
         floats y = load(x + c) * steps + 0x1.8p23f - 0x1.8p23f;  // rounded: so large a number has no fraction
-        integers n = __builtin_convertvector(y, integers), h = (n + 64) >> 7, l = n - h * 128;
+        integers n = __builtin_convertvector(y, integers), h = (n + 64) >> 7, l = (n - h * 128) * !coarse;
         narrow(h, high + c), narrow(l, low + c);
         highs += h, lows += l;
     }
     int32_t h = 0, l = 0;
     for (int i = 0; i < LANES; i++) h += highs[i], l += lows[i];
-    return (numbers){high, low, -BIAS * h, -BIAS * l, top / 16256};
+    return (numbers){high, low, -BIAS * h, -BIAS * l, top / 16256, coarse};
 }
 
 INLINE sums begin(numbers x) { return (sums){(integers){0} + x.high_begin, (integers){0} + x.low_begin}; }
 
-INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {  // bytes times x[c], ..., x[c + 3]
+/* Bytes times x[c], ..., x[c + 3]. */
+INLINE sums add(sums s, integers bytes, numbers x, int64_t c, const int coarse) {
     int32_t high, low;
     memcpy(&high, x.high + c, 4), memcpy(&low, x.low + c, 4);
-    return (sums){DOT(s.high, bytes, high), DOT(s.low, bytes, low)};
+    s.high = DOT(s.high, bytes, high);
+    if (!coarse) s.low = DOT(s.low, bytes, low);
+    return s;
 }
 
 INLINE floats value(sums s, numbers x) {
@@ -129,14 +138,17 @@ INLINE floats value(sums s, numbers x) {
 #else
 typedef struct {
     float *x;
+    int32_t coarse;
 } numbers;
 typedef floats sums;
 
-static numbers pack(const float *x, void *into, int64_t C) { return (numbers){memcpy(into, x, C * sizeof *x)}; }
+static numbers pack(const float *x, void *into, int64_t C, float even) {
+    return (numbers){memcpy(into, x, C * sizeof *x), 0};
+}
 
 INLINE sums begin(numbers x) { return (sums){0}; }
 
-INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {
+INLINE sums add(sums s, integers bytes, numbers x, int64_t c, const int coarse) {
     for (int i = 0; i < 4; i++) s += __builtin_convertvector(((bytes >> 8 * i) & 255) - 128, floats) * x.x[c + i];
     return s;
 }
@@ -207,10 +219,7 @@ INLINE void mix(const int chunks, numbers p, const uint8_t *values, int64_t coun
     sums s[4];
     for (int i = 0; i < chunks; i++) s[i] = begin(p);
     for (int64_t t = 0; t < count; t += 4) {
-        for (int i = 0; i < chunks; i++) {
-            __builtin_prefetch(values + (t + AHEAD) * E + i * 4 * LANES);
-            s[i] = add(s[i], load_bytes(values + t * E + i * 4 * LANES), p, t);
-        }
+        for (int i = 0; i < chunks; i++) s[i] = add(s[i], load_bytes(values + t * E + i * 4 * LANES), p, t, 0);
     }
     for (int i = 0; i < chunks; i++) {
         floats x = value(s[i], p);
@@ -222,47 +231,68 @@ INLINE void mix(const int chunks, numbers p, const uint8_t *values, int64_t coun
 static void answer(cache from, const float *query, int64_t count, int64_t E, int64_t width, float *out) {
     float padded[E], scores[(count + LANES - 1) / LANES * LANES], space[count > E ? count + LANES : E];
     for (int64_t e = 0; e < E; e++) padded[e] = e < width ? query[e] / sqrtf(width) : 0;
-    numbers x = pack(padded, space, E);
+    numbers x = pack(padded, space, E, 0);
     for (int64_t t = 0; t < count; t += LANES) {
         sums s = begin(x);
-        for (int64_t e = 0; e < E; e += 4) {
-            __builtin_prefetch(from.keys + (t + AHEAD) * E + e * LANES);
-            s = add(s, load_bytes(from.keys + t * E + e * LANES), x, e);
-        }
+        for (int64_t e = 0; e < E; e += 4) s = add(s, load_bytes(from.keys + t * E + e * LANES), x, e, 0);
         floats score = value(s, x) * load(from.key_scales + t);
         memcpy(scores + t, &score, sizeof score);
     }
     float total = weigh(scores, from.value_scales, count), *result = padded;
-    x = pack(scores, space, (count + LANES - 1) / LANES * LANES);
+    x = pack(scores, space, (count + LANES - 1) / LANES * LANES, 0);
     int64_t e = 0;
     for (; e + 4 * LANES <= E; e += 4 * LANES) mix(4, x, from.values + e * 4, count, E, result + e);
     for (; e < E; e += LANES) mix(1, x, from.values + e * 4, count, E, result + e);
     for (e = 0; e < width; e++) out[e] = result[e] / total;
 }
 
-/* q, k, v (B, N, Q, width), of each the first three strides; out (B, Q, N, width); the cache (B, N, T, E). Row b stores k
-   and v into the slots from positions[b] on, and each of its queries attends to the slots up to its own. */
-void attend(const float *q, const float *k, const float *v, const int64_t *strides, uint8_t *keys, uint8_t *values,
-            float *key_scales, float *value_scales, const int64_t *positions, float *out, int64_t B, int64_t N,
-            int64_t Q, int64_t T, int64_t E, int64_t width, int threads) {
-    cache all = {keys, values, key_scales, value_scales};
-    int64_t share = Q > 1 ? 16 : (B * N + threads - 1) / threads;  // late queries take longer
-#pragma omp parallel num_threads(threads)
-    {
+/* Queries or keys of a head, as model.split_heads makes them: with `even` of root mean square 1.2, then turned. */
+static void turn(float *x, const float *cos, const float *sin, int64_t width, int even) {
+    if (even) {
+        float squares = 0;
+        for (int64_t e = 0; e < width; e++) squares += x[e] * x[e];
+        float scale = 1.2f / sqrtf(squares / width + FLT_EPSILON);
+        for (int64_t e = 0; e < width; e++) x[e] *= scale;
+    }
+    for (int64_t e = 0; cos && e < width / 2; e++) {
+        float a = x[e], b = x[e + width / 2];
+        x[e] = a * cos[e] - b * sin[e], x[e + width / 2] = a * sin[e] + b * cos[e];
+    }
+}
+
+/* What is the same for all blocks. */
+typedef struct {
+    int64_t B, Q, N, width;  // rows, slots of each, heads, numbers of a head
+    int64_t T, E;            // of the cache
+    const int64_t *positions;
+    const float *turns;  // cos and sin for queries, cos and sin for keys: (4, 1 or B, Q, width / 2), or null
+    int64_t turns_part, turns_row;
+    int even;  // queries and keys are normalised
+} heads;
+
+/* qkv (B, Q, 3, N, width), turned in place; out (B, Q, N, width); the cache (B, N, T, E). Row b stores k and v into the
+   slots from positions[b] on, and each of its queries attends to the slots up to its own. By all threads. */
+static void attention(float *qkv, cache all, float *out, heads of, int threads) {
+    int64_t N = of.N, Q = of.Q, width = of.width, D = N * width;
+    int64_t share = Q > 1 ? 16 : (of.B * N + threads - 1) / threads;  // late queries take longer
 #pragma omp for schedule(static)
-        for (int64_t head = 0; head < B * N; head++) {
-            const float *keys_of = k + head / N * strides[3] + head % N * strides[4];
-            const float *values_of = v + head / N * strides[6] + head % N * strides[7];
-            for (int64_t i = 0; i < Q; i++)
-                store(part(all, head, T, E), positions[head / N] + i, keys_of + i * strides[5],
-                      values_of + i * strides[8], E, width);
+    for (int64_t head = 0; head < of.B * N; head++) {
+        int64_t b = head / N;
+        for (int64_t i = 0; i < Q; i++) {
+            float *q = qkv + (b * Q + i) * 3 * D + head % N * width, *k = q + D, *v = k + D;
+            const float *cos = of.turns ? of.turns + b * of.turns_row + i * (width / 2) : NULL, *sin = cos;
+            if (cos) sin += of.turns_part;
+            turn(q, cos, sin, width, of.even);
+            if (cos) cos += 2 * of.turns_part, sin += 2 * of.turns_part;
+            turn(k, cos, sin, width, of.even);
+            store(part(all, head, of.T, of.E), of.positions[b] + i, k, v, of.E, width);
         }
+    }
 #pragma omp for schedule(static, share)
-        for (int64_t i = 0; i < B * N * Q; i++) {
-            int64_t b = i / (N * Q), n = i / Q % N, slot = i % Q;
-            answer(part(all, b * N + n, T, E), q + b * strides[0] + n * strides[1] + slot * strides[2],
-                   positions[b] + slot + 1, E, width, out + ((b * Q + slot) * N + n) * width);
-        }
+    for (int64_t i = 0; i < of.B * N * Q; i++) {
+        int64_t b = i / (N * Q), n = i / Q % N, row = b * Q + i % Q;
+        answer(part(all, b * N + n, of.T, of.E), qkv + row * 3 * D + n * width, of.positions[b] + i % Q + 1, of.E, width,
+               out + row * D + n * width);
     }
 }
 
@@ -299,9 +329,18 @@ typedef struct {
     int activation;
 } steps;
 
+/* LANES numbers of y, from place `at` and column r on. Not inlined: where compilers join multiplications and additions
+   differs from tile to tile, and a row may not depend on the tile it comes in. */
+static __attribute__((noinline)) void finish(sums s, const numbers *x, int64_t r, const steps *with, float *y,
+                                             int64_t at) {
+    floats z = activate(value(s, *x) * load(with->scale + r), with->activation);
+    if (with->add) z += load(with->add + at);
+    memcpy(y + at, &z, sizeof z);
+}
+
 /* `rows` rows of y in `columns` times LANES columns, from column r on. */
-INLINE void tile(const int rows, const int columns, const numbers *x, const uint8_t *weight, steps with, float *y,
-                 int64_t R, int64_t C, int64_t m, int64_t r) {
+INLINE void tile(const int rows, const int columns, const int coarse, const numbers *x, const uint8_t *weight,
+                 steps with, float *y, int64_t R, int64_t C, int64_t m, int64_t r) {
     sums s[ROWS][2];
     for (int j = 0; j < rows; j++)
         for (int i = 0; i < columns; i++) s[j][i] = begin(x[m + j]);
@@ -313,49 +352,111 @@ INLINE void tile(const int rows, const int columns, const numbers *x, const uint
             __builtin_prefetch(four + columns * LANES * C);
         }
         for (int j = 0; j < rows; j++)
-            for (int i = 0; i < columns; i++) s[j][i] = add(s[j][i], w[i], x[m + j], c);
+            for (int i = 0; i < columns; i++) s[j][i] = add(s[j][i], w[i], x[m + j], c, coarse);
     }
     for (int j = 0; j < rows; j++)
-        for (int i = 0; i < columns; i++) {
-            int64_t at = (m + j) * R + r + i * LANES;
-            floats z = activate(value(s[j][i], x[m + j]) * load(with.scale + r + i * LANES), with.activation);
-            if (with.add) z += load(with.add + at);
-            memcpy(y + at, &z, sizeof z);
+        for (int i = 0; i < columns; i++)
+            finish(s[j][i], x + m + j, r + i * LANES, &with, y, (m + j) * R + r + i * LANES);
+}
+
+/* The same of the rows from m to end. Where a tile's rows are all coarse, half of the products are known to be zero. */
+INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, steps with, float *y, int64_t m, int64_t end,
+                  int64_t R, int64_t C, int64_t r) {
+    for (; m + ROWS <= end; m += ROWS) {
+        int coarse = 1;
+        for (int j = 0; j < ROWS; j++) coarse &= x[m + j].coarse;
+        if (coarse) tile(ROWS, columns, 1, x, weight, with, y, R, C, m, r);
+        else tile(ROWS, columns, 0, x, weight, with, y, R, C, m, r);
+    }
+    for (; m + 2 <= end; m += 2) tile(2, columns, 0, x, weight, with, y, R, C, m, r);
+    if (m < end) tile(1, columns, 0, x, weight, with, y, R, C, m, r);
+}
+
+/* int8 weight (R, C): a lane is a row, LANES rows of four columns; R and C multiples of 16. */
+typedef struct {
+    const uint8_t *weight;
+    const float *scale;
+} matrix;
+
+/* Room for the rows of x as numbers, C floats each. */
+typedef struct {
+    numbers *packed;
+    float *floats;
+} space;
+
+/* y (M, R) = add + activation(x (M, C) times the matrix transposed, each row of it times its scale). With a gain (C,) the
+   rows of x are normalised first; add (M, R) may be null, or y. By all threads. */
+static void product(const float *x, const float *gain, matrix by, const float *add, int activation, float *y, space in,
+                    int64_t M, int64_t R, int64_t C) {
+    steps with = {by.scale, add, activation};
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < M; m++) {
+        float normal[C];
+        if (gain) normalise(x + m * C, gain, normal, C);
+        in.packed[m] = pack(gain ? normal : x + m * C, in.floats + m * C, C, EVEN);
+    }
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t r = 0; r < R; r += 2 * LANES) {
+        for (int64_t first = 0; first < M; first += CHUNK) {
+            int64_t end = M - first < CHUNK ? M : first + CHUNK;
+            if (r + 2 * LANES <= R) tiles(2, in.packed, by.weight, with, y, first, end, R, C, r);
+            else tiles(1, in.packed, by.weight, with, y, first, end, R, C, r);
         }
+    }
 }
 
-INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, steps with, float *y, int64_t M, int64_t R,
-                  int64_t C, int64_t r) {
-    int64_t m = 0;
-    for (; m + ROWS <= M; m += ROWS) tile(ROWS, columns, x, weight, with, y, R, C, m, r);
-    for (; m + 2 <= M; m += 2) tile(2, columns, x, weight, with, y, R, C, m, r);
-    if (m < M) tile(1, columns, x, weight, with, y, R, C, m, r);
+/* How many floats of room `multiply` needs for a row of C numbers, and `blocks` for one of D. */
+int64_t multiply_room(int64_t C) { return sizeof(numbers) / sizeof(float) + C; }
+int64_t blocks_room(int64_t D) { return sizeof(numbers) / sizeof(float) + (4 + 4 + 1) * D; }
+
+static space split(float *room, int64_t M) {
+    return (space){(numbers *)room, room + M * (sizeof(numbers) / sizeof(float))};
 }
 
-/* y (M, R) = add + activation(x (M, C) times weight (R, C) transposed, each row of weight times its scale). With a gain
-   (C,) the rows of x are normalised first; add (M, R) may be null. A lane of weight is a row: LANES rows of four columns.
-   R and C are multiples of 16; `space` has room for C floats a row, of BLOCK rows. */
+/* One product. */
 void multiply(const float *x, const float *gain, const uint8_t *weight, const float *scale, const float *add, float *y,
-              float *space, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
-    numbers packed[BLOCK];
-    steps with = {scale, add, (int)activation};
-    for (int64_t first = 0; first < M; first += BLOCK) {
-        int64_t rows = M - first < BLOCK ? M - first : BLOCK;
-        if (add) with.add = add + first * R;
+              float *room, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
 #pragma omp parallel num_threads(threads)
-        {
+    product(x, gain, (matrix){weight, scale}, add, (int)activation, y, split(room, M), M, R, C);
+}
+
+/* The attention of one block. */
+void attend(float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales, float *value_scales,
+            const int64_t *positions, float *out, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
+            int64_t turns_part, int64_t turns_row, int64_t even, int threads) {
+    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)even};
+#pragma omp parallel num_threads(threads)
+    attention(qkv, (cache){keys, values, key_scales, value_scales}, out, of, threads);
+}
+
+/* A block of model.py; mix is null, or how much of h and of the network's input it reads. */
+typedef struct {
+    const float *mix, *norm_1, *norm_2;
+    matrix qkv, out, up, down;
+} block;
+
+/* All L blocks, in place: h (B, Q, D), and `first`, the network's input. The cache is (L, rows, N, T, E). */
+void blocks(const block *layers, float *h, const float *first, const float *turns, uint8_t *keys, uint8_t *values,
+            float *key_scales, float *value_scales, const int64_t *positions, float *room, int64_t L, int64_t rows,
+            int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E, int64_t turns_part, int64_t turns_row,
+            int64_t even, int64_t activation, int threads) {
+    int64_t M = B * Q, D = N * width;
+    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)even};
+    space in = split(room, M);
+    float *wide = in.floats + M * 4 * D, *answers = wide + M * 4 * D;
+#pragma omp parallel num_threads(threads)
+    for (int64_t layer = 0; layer < L; layer++) {
+        const block *b = layers + layer;
+        cache all = part((cache){keys, values, key_scales, value_scales}, layer * rows * N, T, E);
+        if (b->mix) {
 #pragma omp for schedule(static)
-            for (int64_t m = 0; m < rows; m++) {
-                const float *row = x + (first + m) * C;
-                float normal[C];
-                if (gain) normalise(row, gain, normal, C);
-                packed[m] = pack(gain ? normal : row, space + m * C, C);
-            }
-#pragma omp for schedule(static)
-            for (int64_t r = 0; r < R; r += 2 * LANES) {
-                if (r + 2 * LANES <= R) tiles(2, packed, weight, with, y + first * R, rows, R, C, r);
-                else tiles(1, packed, weight, with, y + first * R, rows, R, C, r);
-            }
+            for (int64_t m = 0; m < M; m++)
+                for (int64_t c = m * D; c < (m + 1) * D; c++) h[c] = b->mix[0] * h[c] + b->mix[1] * first[c];
         }
+        product(h, b->norm_1, b->qkv, NULL, NO_ACTIVATION, wide, in, M, 3 * D, D);
+        attention(wide, all, answers, of, threads);
+        product(answers, NULL, b->out, h, NO_ACTIVATION, h, in, M, D, D);
+        product(h, b->norm_2, b->up, NULL, (int)activation, wide, in, M, 4 * D, D);
+        product(wide, NULL, b->down, h, NO_ACTIVATION, h, in, M, D, 4 * D);
     }
 }
