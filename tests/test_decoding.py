@@ -260,7 +260,7 @@ def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "load", lambda: object())
     large = lively(ImageGPTConfig(layers=4, width=512, heads=8, side=16, colors=512), torch.float32)
     odd = lively(ImageGPTConfig(layers=4, width=520, heads=8, side=16, colors=512), torch.float32)
-    assert choose_mode(lively(CLASSIC, torch.float32), 100, 36) == PLAIN  # too little work
+    assert choose_mode(lively(CLASSIC, torch.float32), 10, 36) == PLAIN  # too little work
     assert choose_mode(lively(CLASSIC, torch.float64), 10**9, 36) == PLAIN
     assert choose_mode(large, 4, 256) == choose_mode(large, 5_000, 256) == Mode("int8", "kernel")
     assert choose_mode(large, 4, 256, "exact") == PLAIN

@@ -22,7 +22,7 @@ from nextpixel.config import Speed
 from nextpixel.model import Block, ImageGPT, KVCache, Linear, Norm
 
 PACKED_FOR = 4  # rows of input that oneDNN is told to expect
-FAST_FROM = 1e10  # parameters times drawn pixels: about a second of plain drawing, where setting up begins to pay
+FAST_FROM = 3e8  # parameters times drawn pixels: a third of a second of plain drawing, where setting up begins to pay
 READ_BYTES = 1 << 23  # of the widest layer's numbers: more miss the processor's cache and take twice as long
 BUCKET = 128  # a CUDA graph is recorded for each length of the cache, rounded up to this
 
@@ -48,7 +48,7 @@ def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") 
     """The mode of a call that draws `pixels` pixels of each of `rows` pictures in all, however it is cut.
 
     "exact" is always the plain network. "auto" leaves it where packing and rounding repay themselves: on a CPU, from
-    about a second of plain drawing on. CUDA graphs wait for a first run on a GPU before they are chosen here.
+    a third of a second of plain drawing on. CUDA graphs wait for a first run on a GPU before they are chosen here.
     """
     known = model.head.weight.dtype in (torch.float32, torch.bfloat16)
     if speed == "exact" or not known or rows * pixels * model.config.parameters < FAST_FROM:
