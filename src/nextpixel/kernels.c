@@ -109,7 +109,7 @@ INLINE numbers pack(const float *x, void *into, int64_t C, float even) {
         squares += y * y;
     }
     float top = fmaxf(largest(most), 1e-30f) + sum(wrong), steps = 16256 / top;
-    int32_t coarse = top * top * C <= even * even * sum(squares);
+    int32_t coarse = even && top * top * C <= even * even * sum(squares);
     for (int64_t c = 0; c < C; c += LANES) {
         floats y = load(x + c) * steps + 0x1.8p23f - 0x1.8p23f;  // rounded: so large a number has no fraction
         integers n = __builtin_convertvector(y, integers), h = (n + 64) >> 7, l = (n - h * 128) * !coarse;
