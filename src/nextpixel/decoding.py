@@ -1,8 +1,8 @@
 """Drawing pixel by pixel, fast: the same network in int8 or packed, over a cache whose rows stand where they like.
 
 `Decoder` serves sample, complete and stream: `start` reads prompts, `step` takes a token a row and scores the next. How
-it works is a `Mode`, chosen once for a whole call; "plain" is the network as it is. The arithmetic of the network stays
-in model.py: here its blocks are exchanged for such as call the loops of kernels.c, or its matrices for packed ones.
+it works is a `Mode`, chosen once for a whole call; "plain" is the network as it is. Here its blocks are exchanged for
+those of kernels.c, or its matrices for packed ones; everything else stays in model.py.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Blocks(nn.Module):
-    """All of a network's blocks, of int8 matrices: one call of C, where torch needs some forty operations for each."""
+    """All of a network's blocks, of int8 matrices: one call of C, where torch needs some forty operations a block."""
 
     def __init__(self, model: ImageGPT) -> None:
         super().__init__()

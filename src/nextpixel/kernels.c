@@ -77,6 +77,14 @@ INLINE float largest(floats x) {
     return top;
 }
 
+/* To the nearest whole number; above 2^22 it would not be. */
+INLINE integers rounded(floats x) { return __builtin_convertvector(x + 0x1.8p23f - 0x1.8p23f, integers); }
+
+INLINE void narrow(integers x, int8_t *to) {
+    bytes y = __builtin_convertvector(x, bytes);
+    memcpy(to, &y, sizeof y);
+}
+
 /* Numbers to multiply bytes by, as the processor wants them, and running sums of the products. */
 #if defined(DOT)
 /* x = (128 * high + low) * unit: 15 bits, or 8 where all of low is zero. A byte n + BIAS adds BIAS * x too much, which
@@ -90,11 +98,6 @@ typedef struct {
 typedef struct {
     integers high, low;
 } sums;
-
-static void narrow(integers x, int8_t *to) {
-    bytes y = __builtin_convertvector(x, bytes);
-    memcpy(to, &y, sizeof y);
-}
 
 /* In 8 bits what is at most `even` times its root mean square, by which rounding is off by even / 127 / sqrt(12) of
    that; the rest in 15. */
@@ -111,8 +114,7 @@ INLINE numbers pack(const float *x, void *into, int64_t C, float even) {
     float top = fmaxf(largest(most), 1e-30f) + sum(wrong), steps = 16256 / top;
     int32_t coarse = even && top * top * C <= even * even * sum(squares);
     for (int64_t c = 0; c < C; c += LANES) {
-        floats y = load(x + c) * steps + 0x1.8p23f - 0x1.8p23f;  // rounded: so large a number has no fraction
-        integers n = __builtin_convertvector(y, integers), h = (n + 64) >> 7, l = (n - h * 128) * !coarse;
+        integers n = rounded(load(x + c) * steps), h = (n + 64) >> 7, l = (n - h * 128) * !coarse;
         narrow(h, high + c), narrow(l, low + c);
         highs += h, lows += l;
     }
@@ -183,12 +185,16 @@ static float weigh(float *scores, const float *scales, int64_t count) {
     return sum(total);
 }
 
-/* A vector of E numbers as bytes, the largest as 127 + 128; returns the scale. */
-INLINE float round_bytes(const float *x, uint8_t *bytes, int64_t E) {
-    float top = 1e-12f, wrong = 0;
-    for (int64_t e = 0; e < E; e++) top = fabsf(x[e]) > top ? fabsf(x[e]) : top, wrong += x[e] * 0;
-    for (int64_t e = 0; e < E; e++) bytes[e] = (uint8_t)(lrintf(x[e] * (127 / top)) + 128);
-    return top / 127 + wrong;
+/* E numbers as bytes, the largest as 127 + 128; returns the scale. */
+INLINE float round_bytes(const float *x, uint8_t *to, int64_t E) {
+    floats most = {0}, wrong = {0};
+    for (int64_t e = 0; e < E; e += LANES) {
+        most = larger(most, (floats)((integers)load(x + e) & 0x7fffffff));
+        wrong += load(x + e) * 0;
+    }
+    float top = fmaxf(largest(most), 1e-12f), steps = 127 / top;
+    for (int64_t e = 0; e < E; e += LANES) narrow(rounded(load(x + e) * steps) + 128, (int8_t *)to + e);
+    return top / 127 + sum(wrong);
 }
 
 /* A head's part of the cache, for T slots of E numbers, multiples of 16 both. Of keys a lane is a slot: LANES slots of
@@ -203,15 +209,15 @@ INLINE cache part(cache all, int64_t head, int64_t T, int64_t E) {
                    all.value_scales + head * T};
 }
 
-/* k and v, of `width` numbers, into a slot. */
-static void store(cache to, int64_t slot, const float *k, const float *v, int64_t E, int64_t width) {
+/* k and v, E numbers each, into a slot. */
+static void store(cache to, int64_t slot, const float *k, const float *v, int64_t E) {
     uint8_t bytes[E];
-    to.key_scales[slot] = round_bytes(k, bytes, width);
+    to.key_scales[slot] = round_bytes(k, bytes, E);
     uint8_t *keys = to.keys + slot / LANES * LANES * E + slot % LANES * 4;
-    for (int64_t e = 0; e < width; e++) keys[e / 4 * 4 * LANES + e % 4] = bytes[e];
-    to.value_scales[slot] = round_bytes(v, bytes, width);
+    for (int64_t e = 0; e < E; e += 4) memcpy(keys + e * LANES, bytes + e, 4);
+    to.value_scales[slot] = round_bytes(v, bytes, E);
     uint8_t *values = to.values + slot / 4 * 4 * E + slot % 4;
-    for (int64_t e = 0; e < width; e++) values[e * 4] = bytes[e];
+    for (int64_t e = 0; e < E; e++) values[e * 4] = bytes[e];
 }
 
 /* `chunks` times LANES numbers of the sum of values weighted by p. */
@@ -246,13 +252,15 @@ static void answer(cache from, const float *query, int64_t count, int64_t E, int
     for (e = 0; e < width; e++) out[e] = result[e] / total;
 }
 
-/* Queries or keys of a head, as model.split_heads makes them: with `even` of root mean square 1.2, then turned. */
-static void turn(float *x, const float *cos, const float *sin, int64_t width, int even) {
+/* A query or key of E numbers, zero beyond `width`, as model.split_heads makes it: with `even` of root mean square 1.2,
+   then turned. */
+static void turn(float *restrict x, const float *restrict cos, const float *restrict sin, int64_t E, int64_t width,
+                 int even) {
     if (even) {
-        float squares = 0;
-        for (int64_t e = 0; e < width; e++) squares += x[e] * x[e];
-        float scale = 1.2f / sqrtf(squares / width + FLT_EPSILON);
-        for (int64_t e = 0; e < width; e++) x[e] *= scale;
+        floats squares = {0};
+        for (int64_t e = 0; e < E; e += LANES) squares += load(x + e) * load(x + e);
+        float scale = 1.2f / sqrtf(sum(squares) / width + FLT_EPSILON);
+        for (int64_t e = 0; e < E; e++) x[e] *= scale;
     }
     for (int64_t e = 0; cos && e < width / 2; e++) {
         float a = x[e], b = x[e + width / 2];
@@ -273,25 +281,27 @@ typedef struct {
 /* qkv (B, Q, 3, N, width), turned in place; out (B, Q, N, width); the cache (B, N, T, E). Row b stores k and v into the
    slots from positions[b] on, and each of its queries attends to the slots up to its own. By all threads. */
 static void attention(float *qkv, cache all, float *out, heads of, int threads) {
-    int64_t N = of.N, Q = of.Q, width = of.width, D = N * width;
+    int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, D = N * width;
     int64_t share = Q > 1 ? 16 : (of.B * N + threads - 1) / threads;  // late queries take longer
 #pragma omp for schedule(static)
     for (int64_t head = 0; head < of.B * N; head++) {
         int64_t b = head / N;
         for (int64_t i = 0; i < Q; i++) {
-            float *q = qkv + (b * Q + i) * 3 * D + head % N * width, *k = q + D, *v = k + D;
-            const float *cos = of.turns ? of.turns + b * of.turns_row + i * (width / 2) : NULL, *sin = cos;
-            if (cos) sin += of.turns_part;
-            turn(q, cos, sin, width, of.even);
-            if (cos) cos += 2 * of.turns_part, sin += 2 * of.turns_part;
-            turn(k, cos, sin, width, of.even);
-            store(part(all, head, of.T, of.E), of.positions[b] + i, k, v, of.E, width);
+            float *row = qkv + (b * Q + i) * 3 * D + head % N * width, parts[3][E];
+            memset(parts, 0, sizeof parts);
+            for (int j = 0; j < 3; j++) memcpy(parts[j], row + j * D, width * sizeof *row);
+            for (int j = 0; j < 2; j++) {
+                const float *cos = of.turns ? of.turns + 2 * j * of.turns_part + b * of.turns_row + i * (width / 2) : NULL;
+                turn(parts[j], cos, cos ? cos + of.turns_part : NULL, E, width, of.even);
+            }
+            memcpy(row, parts[0], width * sizeof *row);
+            store(part(all, head, of.T, E), of.positions[b] + i, parts[1], parts[2], E);
         }
     }
 #pragma omp for schedule(static, share)
     for (int64_t i = 0; i < of.B * N * Q; i++) {
         int64_t b = i / (N * Q), n = i / Q % N, row = b * Q + i % Q;
-        answer(part(all, b * N + n, of.T, of.E), qkv + row * 3 * D + n * width, of.positions[b] + i % Q + 1, of.E, width,
+        answer(part(all, b * N + n, of.T, E), qkv + row * 3 * D + n * width, of.positions[b] + i % Q + 1, E, width,
                out + row * D + n * width);
     }
 }

@@ -1,8 +1,8 @@
-"""Attention over an int8 cache, products with int8 weights and the steps between them on a CPU, in C.
+"""The blocks of a network with int8 weights over an int8 cache on a CPU, in C.
 
 torch reads a bf16 cache at 3 GB/s there when each row asks one query, attends over no int8 cache, and has no fast
 product of int8 weights with more than a few rows; these loops do (docs/performance.md). The machine's own C compiler
-builds them once, in half a second, into the user's cache, or for this process alone where that cannot be written.
+builds them once, in about a second, into the user's cache, or for this process alone where that cannot be written.
 Without one, `load` says so by None and drawing goes on with torch alone.
 """
 
