@@ -11,7 +11,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ class Mode:
     weights: Literal["as they are", "fp32", "bf16", "int8"]
     """Of the matrices; "as they are" is the plain network in its own dtype."""
     attention: Literal["plain", "kernel", "graph"]
-    """torch's; the C loop of kernels.py, over an int8 cache and for int8 weights; or torch's within a CUDA graph of the
-    whole step."""
+    """torch's; that of kernels.c, over an int8 cache and for int8 weights; or torch's within a CUDA graph of the whole
+    step."""
 
     def __str__(self) -> str:
         return f"weights {self.weights}, attention {self.attention}"
@@ -112,6 +112,10 @@ class Int8Blocks(nn.Module):
         self.config = model.config
         self.parts = [_int8_parts(block) for block in cast("Iterator[Block]", model.blocks)]
         self.table = kernels.pointers(self.parts)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.table = kernels.pointers(self.parts)  # a copy has parts of its own
 
     def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: RowCache) -> Tensor:
         c = self.config

@@ -99,8 +99,8 @@ typedef struct {
     integers high, low;
 } sums;
 
-/* In 8 bits what is at most `even` times its root mean square, by which rounding is off by even / 127 / sqrt(12) of
-   that; the rest in 15. */
+/* In 8 bits what is at most `even` times its root mean square; rounding is then off by up to even / 127 / sqrt(12) of
+   that in the mean of squares. The rest in 15. */
 INLINE numbers pack(const float *x, void *into, int64_t C, float even) {
     int8_t *high = into, *low = high + C;
     floats most = {0}, wrong = {0}, squares = {0};
@@ -112,7 +112,8 @@ INLINE numbers pack(const float *x, void *into, int64_t C, float even) {
         squares += y * y;
     }
     float top = fmaxf(largest(most), 1e-30f) + sum(wrong), steps = 16256 / top;
-    int32_t coarse = even && top * top * C <= even * even * sum(squares);
+    float all = sum(squares);
+    int32_t coarse = even && all > FLT_MIN && all < FLT_MAX && top * top * C <= even * even * all;
     for (int64_t c = 0; c < C; c += LANES) {
         integers n = rounded(load(x + c) * steps), h = (n + 64) >> 7, l = (n - h * 128) * !coarse;
         narrow(h, high + c), narrow(l, low + c);
@@ -252,11 +253,11 @@ static void answer(cache from, const float *query, int64_t count, int64_t E, int
     for (e = 0; e < width; e++) out[e] = result[e] / total;
 }
 
-/* A query or key of E numbers, zero beyond `width`, as model.split_heads makes it: with `even` of root mean square 1.2,
-   then turned. */
+/* A query or key of E numbers, zero beyond `width`, as model.split_heads makes it: with `qk_norm` of root mean square
+   1.2, then turned. */
 static void turn(float *restrict x, const float *restrict cos, const float *restrict sin, int64_t E, int64_t width,
-                 int even) {
-    if (even) {
+                 int qk_norm) {
+    if (qk_norm) {
         floats squares = {0};
         for (int64_t e = 0; e < E; e += LANES) squares += load(x + e) * load(x + e);
         float scale = 1.2f / sqrtf(sum(squares) / width + FLT_EPSILON);
@@ -275,7 +276,7 @@ typedef struct {
     const int64_t *positions;
     const float *turns;  // cos and sin for queries, cos and sin for keys: (4, 1 or B, Q, width / 2), or null
     int64_t turns_part, turns_row;
-    int even;  // queries and keys are normalised
+    int qk_norm;
 } heads;
 
 /* qkv (B, Q, 3, N, width), turned in place; out (B, Q, N, width); the cache (B, N, T, E). Row b stores k and v into the
@@ -292,7 +293,7 @@ static void attention(float *qkv, cache all, float *out, heads of, int threads) 
             for (int j = 0; j < 3; j++) memcpy(parts[j], row + j * D, width * sizeof *row);
             for (int j = 0; j < 2; j++) {
                 const float *cos = of.turns ? of.turns + 2 * j * of.turns_part + b * of.turns_row + i * (width / 2) : NULL;
-                turn(parts[j], cos, cos ? cos + of.turns_part : NULL, E, width, of.even);
+                turn(parts[j], cos, cos ? cos + of.turns_part : NULL, E, width, of.qk_norm);
             }
             memcpy(row, parts[0], width * sizeof *row);
             store(part(all, head, of.T, E), of.positions[b] + i, parts[1], parts[2], E);
@@ -333,7 +334,7 @@ INLINE floats activate(floats x, int activation) {
     return x;
 }
 
-/* What becomes of a product, see multiply. */
+/* What becomes of a product. */
 typedef struct {
     const float *scale, *add;
     int activation;
@@ -430,11 +431,11 @@ void multiply(const float *x, const float *gain, const uint8_t *weight, const fl
     product(x, gain, (matrix){weight, scale}, add, (int)activation, y, split(room, M), M, R, C);
 }
 
-/* The attention of one block. */
+/* The attention of one block, alone for tests. */
 void attend(float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales, float *value_scales,
             const int64_t *positions, float *out, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
-            int64_t turns_part, int64_t turns_row, int64_t even, int threads) {
-    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)even};
+            int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
+    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
 #pragma omp parallel num_threads(threads)
     attention(qkv, (cache){keys, values, key_scales, value_scales}, out, of, threads);
 }
@@ -449,9 +450,9 @@ typedef struct {
 void blocks(const block *layers, float *h, const float *first, const float *turns, uint8_t *keys, uint8_t *values,
             float *key_scales, float *value_scales, const int64_t *positions, float *room, int64_t L, int64_t rows,
             int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E, int64_t turns_part, int64_t turns_row,
-            int64_t even, int64_t activation, int threads) {
+            int64_t qk_norm, int64_t activation, int threads) {
     int64_t M = B * Q, D = N * width;
-    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)even};
+    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
     space in = split(room, M);
     float *wide = in.floats + M * 4 * D, *answers = wide + M * 4 * D;
 #pragma omp parallel num_threads(threads)

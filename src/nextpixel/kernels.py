@@ -122,7 +122,7 @@ def multiply(
 
     With a gain (C,), model.Norm is taken of x first. Where the processor multiplies bytes, each row is then rounded to
     15 bits of its largest number, or to 8 where that is at most 6 times the row's root mean square: rounding is then
-    off by at most 1.4 % of it. A row does not depend on the other rows.
+    off by 1.4 % of it or less in the mean of squares. A row does not depend on the other rows.
     """
     (rows, columns), count = x.shape, weight.shape[0]
     library = _library()
@@ -148,8 +148,8 @@ def attend(
 ) -> Tensor:
     """Store k and v in the slots of the first block's cache from positions[b] on; each query sees those up to its own.
 
-    qkv is fp32 (B, Q, 3, N, E), as model.split_heads takes it, with `turns` (4, 1 or B, 1, Q, E / 2); returned is
-    (B, Q, N, E).
+    qkv is fp32 (B, Q, 3, N, E) and `turns` what ImageGPT._turns gives; returned is (B, Q, N, E). `blocks` does the same
+    for each block; this is for tests.
     """
     batch, slots, _, heads, width = qkv.shape
     qkv, out = qkv.clone(memory_format=torch.contiguous_format), qkv.new_empty(batch, slots, heads, width)

@@ -182,11 +182,6 @@ class MLP(nn.Module):
         return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
 
 
-def mixed(h: Tensor, first: Tensor, mix: Tensor | None) -> Tensor:
-    """The residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
-    return h if mix is None else mix[0] * h + mix[1] * first
-
-
 class Block(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
@@ -197,8 +192,8 @@ class Block(nn.Module):
         self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.mix_input else None
 
     def mixed(self, h: Tensor, first: Tensor) -> Tensor:
-        """What the block reads."""
-        return mixed(h, first, self.mix)
+        """What the block reads: the residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
+        return h if self.mix is None else self.mix[0] * h + self.mix[1] * first
 
     def forward(self, h: Tensor, first: Tensor, turns: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         h = self.mixed(h, first)
