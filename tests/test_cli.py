@@ -474,6 +474,7 @@ def test_complaints_do_not_depend_on_the_width_of_the_terminal(
         (OSError(13, "Permission denied", "locked.png"), 1, "locked.png: Permission denied"),
         (ImportError("No module named 'rich'", name="rich"), 1, "pip install rich"),
         (RuntimeError("no idea"), 1, "unexpected RuntimeError: no idea (--verbose shows where)"),
+        (RuntimeError("a\n" * 2_000), 1, f"unexpected RuntimeError: {'a ' * 198}... (--verbose shows where)"),
         (KeyboardInterrupt("stopped and saved"), 130, "stopped and saved"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 import nextpixel
 from nextpixel import InputError, WorkError, optim, plan, preparation, pretraining
@@ -72,6 +73,23 @@ def test_a_run_resumed_is_the_run_uninterrupted(whole, place, call, number, tmp_
     nextpixel.pretrain(resume=tmp_path / "run")
     assert_same(tmp_path / "run", whole)
     assert leftovers(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_compiler_that_ctrl_c_ended_is_no_error(signalled, whole, tmp_path, monkeypatch):
+    """A terminal sends it to the C++ compiler of the first step as well."""
+
+    def killed() -> None:
+        if signalled:
+            interrupt()
+        raise InductorError(RuntimeError("C++ compile error"), None)
+
+    with monkeypatch.context() as patch:
+        on_call(patch, "nextpixel.preparation.cross_entropy", 1, killed)
+        with pytest.raises(Interrupted if signalled else InductorError, match="at once" if signalled else "C\\+\\+"):
+            nextpixel.pretrain(photos(tmp_path), out=tmp_path / "run", **config_of(whole))
+    nextpixel.pretrain(resume=tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
 
 
 def test_a_run_stopped_at_every_step_is_the_run_uninterrupted(whole, tmp_path, monkeypatch):

@@ -288,6 +288,9 @@ def _non_finite(run: Run, step: int) -> WorkError:
     )
 
 
+AT_ONCE = "stopped at once; steps since the last checkpoint are lost"
+
+
 class _Signals:
     """SIGINT and SIGTERM ask the loop to save and stop; a second one stops at once."""
 
@@ -299,7 +302,7 @@ class _Signals:
         if self._saved:
             raise Interrupted("stopped; all steps are saved")
         if self.came:
-            raise Interrupted("stopped at once; steps since the last checkpoint are lost")
+            raise Interrupted(AT_ONCE)
         self.came = True
         with contextlib.suppress(OSError, RuntimeError):  # stderr may be closed, or in the middle of a line
             say("stopping as soon as this step is done and saved; a second signal stops at once")
@@ -325,6 +328,11 @@ def _signals() -> Iterator[_Signals]:
     before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield signals
+    except RuntimeError as error:
+        # Ctrl-C goes to the compiler of the first step too: what it breaks off there is what was asked for
+        if signals.came and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise Interrupted(AT_ONCE) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

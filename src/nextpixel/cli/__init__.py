@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 VERBS = {
@@ -32,6 +33,7 @@ VERBS = {
     "bench": "how fast this machine works, beside what it could do at best",
     "convert": "turn OpenAI's TensorFlow checkpoint into a model folder, or a student into ONNX",
 }
+LONGEST = 400  # letters of an error that nobody expected
 SHARED = ("pretrain", "finetune", "features")  # by several processes that torchrun starts
 
 
@@ -86,7 +88,8 @@ def _run(verb: str, rest: list[str]) -> int:
     except Exception as error:
         if "--verbose" in rest:
             raise
-        return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", 1, True)
+        said = textwrap.shorten(str(error), LONGEST, placeholder=" ...")  # compilers print pages
+        return _fail(f"unexpected {type(error).__name__}: {said} (--verbose shows where)", 1, True)
     return 0
 
 
