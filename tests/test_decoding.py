@@ -389,7 +389,7 @@ def test_the_attention_kernel_is_torch_s_attention(width: int) -> None:
             assert torch.allclose(scale[row, :, : last + 1], expected)
             whole.append(small * expected[..., None])
         exact = torch.nn.functional.scaled_dot_product_attention(q[row], *whole)
-        assert (y[row] - exact).norm() < 1e-3 * exact.norm()
+        assert (y[row] - exact).norm() < 0.02 * exact.norm()
 
 
 @needs_compiler
@@ -408,7 +408,7 @@ def test_attention_survives_scores_of_any_size() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 15, 16, 23, 1030])
 @pytest.mark.parametrize("activation", [None, "quick-gelu", "squared-relu"])
 def test_the_int8_kernel_is_a_matrix_product(rows: int, activation: Activation | None) -> None:
-    """Each row to 8 bits of its largest number, to 15 where the others are far from it; whatever the other rows are."""
+    """Of rows rounded to 8 bits in groups, also where a number is far from the others; whatever the other rows are."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (48, 192), dtype=torch.int8, generator=generator)
     scale, x = 0.01 * torch.rand(48, generator=generator), torch.randn(rows, 192, generator=generator)
@@ -419,23 +419,21 @@ def test_the_int8_kernel_is_a_matrix_product(rows: int, activation: Activation |
         exact = exact.relu().square() if activation == "squared-relu" else exact * torch.sigmoid(1.702 * exact)
     ordered = kernels.order(weight)
     y = kernels.multiply(x, ordered, scale, activation=activation)
-    even = x.abs().amax(1) <= 6 * x.square().mean(1).sqrt()
-    assert rows < 3 or 0 < even.sum() < rows
     off = (y - exact).norm(dim=1) / exact.norm(dim=1)
-    assert (off < torch.where(even, 0.03, 1e-3)).all()
+    assert off.max() < (0.03 if activation is None else 0.06)  # which bends what is off
     assert torch.equal(kernels.multiply(x[rows // 2 :], ordered, scale, activation=activation), y[rows // 2 :])
 
 
 @needs_compiler
 @pytest.mark.parametrize("size", [1e-25, 1e18])
-def test_numbers_whose_squares_no_float_holds_are_rounded_to_15_bits(size: float) -> None:
+def test_numbers_whose_squares_no_float_holds_are_rounded_as_others(size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (48, 192), dtype=torch.int8, generator=generator)
     x = size * torch.randn(4, 192, generator=generator)
     x[:, 7] = 20 * size
     exact = x @ weight.float().T
     y = kernels.multiply(x, kernels.order(weight), torch.ones(48))
-    assert ((y - exact).double().norm(dim=1) < 1e-3 * exact.double().norm(dim=1)).all()
+    assert ((y - exact).double().norm(dim=1) < 0.03 * exact.double().norm(dim=1)).all()
 
 
 @needs_compiler
@@ -447,7 +445,7 @@ def test_the_int8_kernel_normalises_before_and_adds_after() -> None:
     norm.gain.data = torch.rand(192, generator=generator)
     exact = add + norm(x) @ (weight * scale[:, None]).T
     y = kernels.multiply(x, kernels.order(weight), scale, gain=norm.gain.detach(), add=add)
-    assert (y - exact).norm() < 0.01 * exact.norm()
+    assert (y - exact).norm() < 0.02 * exact.norm()
 
 
 @needs_compiler

@@ -7,20 +7,29 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512VNNI__)
-#include <immintrin.h>
 #define LANES 16
 #define DOT(sum, bytes, four) \
     (integers)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(bytes), _mm512_set1_epi32(four))
 #elif defined(__AVXVNNI__)
-#include <immintrin.h>
 #define LANES 8
 #define ROWS 2
 #define DOT(sum, bytes, four) \
     (integers)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(bytes), _mm256_set1_epi32(four))
 #elif defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
 #define LANES 4
 #define BIAS 0  // the bytes are made signed again
 #define DOT(sum, bytes, four) vdotq_s32(sum, (int8x16_t)((bytes) ^ (int32_t)0x80808080), (int8x16_t)vdupq_n_s32(four))
@@ -43,8 +52,10 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(LANES)));
 
-#define CHUNK 128  // rows of x that a thread takes at once: few prompts may be all there is to share among many
-#define EVEN 6     // see pack
+#define OWN 16      // with so many rows for each, threads work on rows of their own instead of columns
+#define CHUNK 128   // of these a thread takes so many through a block at once: what it makes of them stays in its cache
+#define TOGETHER 4  // queries of a head that meet its cache at once
+#define GROUP 64    // numbers that share a scale
 
 int64_t lanes(void) { return LANES; }  // Python must know the order of the bytes
 
@@ -58,6 +69,20 @@ INLINE integers load_bytes(const uint8_t *p) {
     integers x;
     memcpy(&x, p, sizeof x);
     return x;
+}
+
+/* a * b + c, rounded once where the processor can. Compilers are told not to join the two themselves: they would in some
+   tiles and not in others, and a row may not depend on the tile it comes in. */
+INLINE floats multiply_add(floats a, floats b, floats c) {
+#if LANES == 16
+    return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8 && defined(__FMA__)
+    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+    return (floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
 }
 
 INLINE floats larger(floats a, floats b) {
@@ -77,6 +102,25 @@ INLINE float largest(floats x) {
     return top;
 }
 
+/* The largest |x| of x[first] to x[end - 1]; not a number if any is none. As integers sizes have the same order, in which
+   that comes last. */
+INLINE float largest_size(const float *x, int64_t first, int64_t end) {
+    integers most = {0};
+    for (int64_t i = first; i < end; i += LANES) {
+        integers size = (integers)load(x + i) & INT32_MAX, more = size > most;
+        most = (size & more) | (most & ~more);
+    }
+#if LANES == 16
+    int32_t top = _mm512_reduce_max_epi32((__m512i)most);
+#else
+    int32_t top = 0;
+    for (int i = 0; i < LANES; i++) top = most[i] > top ? most[i] : top;
+#endif
+    float found;
+    memcpy(&found, &top, sizeof found);
+    return found;
+}
+
 /* To the nearest whole number; above 2^22 it would not be. */
 INLINE integers rounded(floats x) { return __builtin_convertvector(x + 0x1.8p23f - 0x1.8p23f, integers); }
 
@@ -85,78 +129,69 @@ INLINE void narrow(integers x, int8_t *to) {
     memcpy(to, &y, sizeof y);
 }
 
-/* Numbers to multiply bytes by, as the processor wants them, and running sums of the products. */
+/* Numbers to multiply bytes by, as the processor wants them, and a running sum of the products of a group. */
 #if defined(DOT)
-/* x = (128 * high + low) * unit: 15 bits, or 8 where all of low is zero. A byte n + BIAS adds BIAS * x too much, which
-   the sums begin without. */
+/* GROUP numbers are bytes times a unit, the largest 127: rounding is off by sqrt(GROUP / 12) / 127 of them or less, in the
+   mean of squares. A byte n + BIAS that they meet adds BIAS of each too much, which totals begin without. */
 typedef struct {
-    int8_t *high, *low;
-    int32_t high_begin, low_begin;
-    float unit;
-    int32_t coarse;
+    int8_t *bytes;
+    float *units;
+    float begin;
 } numbers;
-typedef struct {
-    integers high, low;
-} sums;
+typedef integers sums;
 
-/* In 8 bits what is at most `even` times its root mean square; rounding is then off by up to even / 127 / sqrt(12) of
-   that in the mean of squares. The rest in 15. */
-INLINE numbers pack(const float *x, void *into, int64_t C, float even) {
-    int8_t *high = into, *low = high + C;
-    floats most = {0}, wrong = {0}, squares = {0};
-    integers highs = {0}, lows = {0};
-    for (int64_t c = 0; c < C; c += LANES) {
-        floats y = load(x + c);
-        most = larger(most, (floats)((integers)y & 0x7fffffff));
-        wrong += y * 0;  // what is no number must not become one
-        squares += y * y;
+/* In room for C floats. */
+INLINE numbers pack(const float *x, void *room, int64_t C) {
+    numbers n = {room, (float *)room + (C + 3) / 4};
+    floats all = {0};
+    for (int64_t first = 0; first < C; first += GROUP) {
+        int64_t end = first + GROUP < C ? first + GROUP : C;
+        float top = largest_size(x, first, end), steps = 127 / fmaxf(top, 1e-30f), unit = top / 127;
+        integers whole = {0};
+        for (int64_t c = first; c < end; c += LANES) {
+            integers y = rounded(load(x + c) * steps);
+            narrow(y, n.bytes + c);
+            whole += y;
+        }
+        n.units[first / GROUP] = unit;
+        all = multiply_add(__builtin_convertvector(whole, floats), (floats){0} + unit, all);
     }
-    float top = fmaxf(largest(most), 1e-30f) + sum(wrong), steps = 16256 / top;
-    float all = sum(squares);
-    int32_t coarse = even && all > FLT_MIN && all < FLT_MAX && top * top * C <= even * even * all;
-    for (int64_t c = 0; c < C; c += LANES) {
-        integers n = rounded(load(x + c) * steps), h = (n + 64) >> 7, l = (n - h * 128) * !coarse;
-        narrow(h, high + c), narrow(l, low + c);
-        highs += h, lows += l;
-    }
-    int32_t h = 0, l = 0;
-    for (int i = 0; i < LANES; i++) h += highs[i], l += lows[i];
-    return (numbers){high, low, -BIAS * h, -BIAS * l, top / 16256, coarse};
+    n.begin = -BIAS * sum(all);
+    return n;
 }
 
-INLINE sums begin(numbers x) { return (sums){(integers){0} + x.high_begin, (integers){0} + x.low_begin}; }
+INLINE floats begin(numbers x) { return (floats){0} + x.begin; }
 
 /* Bytes times x[c], ..., x[c + 3]. */
-INLINE sums add(sums s, integers bytes, numbers x, int64_t c, const int coarse) {
-    int32_t high, low;
-    memcpy(&high, x.high + c, 4), memcpy(&low, x.low + c, 4);
-    s.high = DOT(s.high, bytes, high);
-    if (!coarse) s.low = DOT(s.low, bytes, low);
-    return s;
+INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {
+    int32_t four;
+    memcpy(&four, x.bytes + c, 4);
+    return DOT(s, bytes, four);
 }
 
-INLINE floats value(sums s, numbers x) {
-    return (__builtin_convertvector(s.high, floats) * 128 + __builtin_convertvector(s.low, floats)) * x.unit;
+/* With the sum of the group that begins with c. */
+INLINE floats join(floats total, sums s, numbers x, int64_t c) {
+    return multiply_add(__builtin_convertvector(s, floats), (floats){0} + x.units[c / GROUP], total);
 }
 #else
 typedef struct {
     float *x;
-    int32_t coarse;
 } numbers;
 typedef floats sums;
 
-static numbers pack(const float *x, void *into, int64_t C, float even) {
-    return (numbers){memcpy(into, x, C * sizeof *x), 0};
-}
+static numbers pack(const float *x, void *room, int64_t C) { return (numbers){memcpy(room, x, C * sizeof *x)}; }
 
-INLINE sums begin(numbers x) { return (sums){0}; }
+INLINE floats begin(numbers x) { return (floats){0}; }
 
-INLINE sums add(sums s, integers bytes, numbers x, int64_t c, const int coarse) {
-    for (int i = 0; i < 4; i++) s += __builtin_convertvector(((bytes >> 8 * i) & 255) - 128, floats) * x.x[c + i];
+INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {
+    for (int i = 0; i < 4; i++) {
+        floats w = __builtin_convertvector(((bytes >> 8 * i) & 255) - 128, floats);
+        s = multiply_add(w, (floats){0} + x.x[c + i], s);
+    }
     return s;
 }
 
-INLINE floats value(sums s, numbers x) { return s; }
+INLINE floats join(floats total, sums s, numbers x, int64_t c) { return total + s; }
 #endif
 
 /* e^x for -87 <= x <= 0: 2^n times the first terms of the series, |r| <= ln 2 / 2; off by at most about 2e-7 of it. */
@@ -164,18 +199,20 @@ INLINE floats exponential(floats x) {
     integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, integers);
     floats whole = __builtin_convertvector(n, floats);
     floats r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-    floats p = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
+    const float terms[] = {1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1, 1};
+    floats p = (floats){0} + 1 / 720.f;
+    for (int i = 0; i < 6; i++) p = multiply_add(p, r, (floats){0} + terms[i]);
     return p * (floats)((n + 127) << 23);
 }
 
-/* Scores in place become exp(score - largest) * scale, zero from `count` to the next multiple of LANES; returns the
+/* Scores in place become exp(score - largest) * scale, zero from `count` up to `room`, multiples of LANES; returns the
    sum of the exponentials. */
-static float weigh(float *scores, const float *scales, int64_t count) {
-    for (int64_t t = count; t % LANES; t++) scores[t] = -INFINITY;
+static float weigh(float *scores, const float *scales, int64_t count, int64_t room) {
+    for (int64_t t = count; t < room; t++) scores[t] = -INFINITY;
     floats most = load(scores), total = {0};
-    for (int64_t t = LANES; t < count; t += LANES) most = larger(most, load(scores + t));
+    for (int64_t t = LANES; t < room; t += LANES) most = larger(most, load(scores + t));
     float top = largest(most);
-    for (int64_t t = 0; t < count; t += LANES) {
+    for (int64_t t = 0; t < room; t += LANES) {
         floats x = load(scores + t) - top;
         integers counts = ~(x <= -87.f);  // not the padding; what it would become as an integer is not defined
         x = (floats)((integers)exponential((floats)((integers)x & counts)) & counts);
@@ -188,14 +225,9 @@ static float weigh(float *scores, const float *scales, int64_t count) {
 
 /* E numbers as bytes, the largest as 127 + 128; returns the scale. */
 INLINE float round_bytes(const float *x, uint8_t *to, int64_t E) {
-    floats most = {0}, wrong = {0};
-    for (int64_t e = 0; e < E; e += LANES) {
-        most = larger(most, (floats)((integers)load(x + e) & 0x7fffffff));
-        wrong += load(x + e) * 0;
-    }
-    float top = fmaxf(largest(most), 1e-12f), steps = 127 / top;
+    float top = largest_size(x, 0, E), steps = 127 / fmaxf(top, 1e-12f);
     for (int64_t e = 0; e < E; e += LANES) narrow(rounded(load(x + e) * steps) + 128, (int8_t *)to + e);
-    return top / 127 + sum(wrong);
+    return (top + 1e-12f) / 127;
 }
 
 /* A head's part of the cache, for T slots of E numbers, multiples of 16 both. Of keys a lane is a slot: LANES slots of
@@ -221,36 +253,64 @@ static void store(cache to, int64_t slot, const float *k, const float *v, int64_
     for (int64_t e = 0; e < E; e++) values[e * 4] = bytes[e];
 }
 
-/* `chunks` times LANES numbers of the sum of values weighted by p. */
-INLINE void mix(const int chunks, numbers p, const uint8_t *values, int64_t count, int64_t E, float *result) {
-    sums s[4];
-    for (int i = 0; i < chunks; i++) s[i] = begin(p);
-    for (int64_t t = 0; t < count; t += 4) {
-        for (int i = 0; i < chunks; i++) s[i] = add(s[i], load_bytes(values + t * E + i * 4 * LANES), p, t, 0);
+/* A group's part of `dot`: n columns from c on. */
+INLINE void dot_group(const int rows, const int columns, const numbers *x, const uint8_t *bytes, int64_t step,
+                      int64_t apart, int64_t c, int64_t n, floats total[4][4]) {
+    sums s[4][4] = {0};
+#pragma GCC unroll 16
+    for (int64_t k = c; k < c + n; k += 4) {
+        integers w[4];
+        for (int i = 0; i < columns; i++) w[i] = load_bytes(bytes + k * step + i * apart);
+        for (int j = 0; j < rows; j++)
+            for (int i = 0; i < columns; i++) s[j][i] = add(s[j][i], w[i], x[j], k);
     }
-    for (int i = 0; i < chunks; i++) {
-        floats x = value(s[i], p);
-        memcpy(result + i * LANES, &x, sizeof x);
-    }
+    for (int j = 0; j < rows; j++)
+        for (int i = 0; i < columns; i++) total[j][i] = join(total[j][i], s[j][i], x[j], c);
 }
 
-/* softmax(query K / sqrt(width)) V over the first `count` slots. */
-static void answer(cache from, const float *query, int64_t count, int64_t E, int64_t width, float *out) {
-    float padded[E], scores[(count + LANES - 1) / LANES * LANES], space[count > E ? count + LANES : E];
-    for (int64_t e = 0; e < E; e++) padded[e] = e < width ? query[e] / sqrtf(width) : 0;
-    numbers x = pack(padded, space, E, 0);
-    for (int64_t t = 0; t < count; t += LANES) {
-        sums s = begin(x);
-        for (int64_t e = 0; e < E; e += 4) s = add(s, load_bytes(from.keys + t * E + e * LANES), x, e, 0);
-        floats score = value(s, x) * load(from.key_scales + t);
-        memcpy(scores + t, &score, sizeof score);
+/* `rows` times x, C numbers each, times `columns` times LANES columns of bytes: those of x[c] to x[c + 3] lie at
+   c * `step`, each LANES of them `apart` from the next. */
+INLINE void dot(const int rows, const int columns, const numbers *x, const uint8_t *bytes, int64_t step, int64_t apart,
+                int64_t C, floats total[4][4]) {
+    for (int j = 0; j < rows; j++)
+        for (int i = 0; i < columns; i++) total[j][i] = begin(x[j]);
+    int64_t c = 0;
+    for (; c + GROUP <= C; c += GROUP) dot_group(rows, columns, x, bytes, step, apart, c, GROUP, total);
+    if (c < C) dot_group(rows, columns, x, bytes, step, apart, c, C - c, total);
+}
+
+/* softmax(query K / sqrt(width)) V in place of `rows` queries, which lie `apart` from each other. The first looks at
+   `count` slots, each other one at one more than the one before. */
+INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t E, int64_t width) {
+    const int columns = rows > 1 ? 2 : 4;  // what the registers hold
+    int64_t room = (count + rows - 1 + LANES - 1) / LANES * LANES;
+    float padded[rows][E], scores[rows][room], space[rows][room > E ? room : E], total[rows];
+    numbers packed[TOGETHER];
+    floats y[4][4];
+    for (int j = 0; j < rows; j++) {
+        for (int64_t e = 0; e < E; e++) padded[j][e] = e < width ? x[j * apart + e] / sqrtf(width) : 0;
+        packed[j] = pack(padded[j], space[j], E);
     }
-    float total = weigh(scores, from.value_scales, count), *result = padded;
-    x = pack(scores, space, (count + LANES - 1) / LANES * LANES, 0);
-    int64_t e = 0;
-    for (; e + 4 * LANES <= E; e += 4 * LANES) mix(4, x, from.values + e * 4, count, E, result + e);
-    for (; e < E; e += LANES) mix(1, x, from.values + e * 4, count, E, result + e);
-    for (e = 0; e < width; e++) out[e] = result[e] / total;
+    for (int64_t t = 0; t < room; t += LANES) {
+        dot(rows, 1, packed, from.keys + t * E, LANES, 0, E, y);
+        for (int j = 0; j < rows; j++) {
+            y[j][0] *= load(from.key_scales + t);
+            memcpy(scores[j] + t, &y[j][0], sizeof(floats));
+        }
+    }
+    for (int j = 0; j < rows; j++) {
+        total[j] = weigh(scores[j], from.value_scales, count + j, room);
+        packed[j] = pack(scores[j], space[j], room);
+    }
+    for (int64_t e = 0; e < E;) {
+        int wide = e + columns * LANES <= E;
+        if (wide) dot(rows, columns, packed, from.values + e * 4, E, 4 * LANES, room, y);
+        else dot(rows, 1, packed, from.values + e * 4, E, 0, room, y);
+        for (int i = 0; i < (wide ? columns : 1); i++, e += LANES)
+            for (int j = 0; j < rows; j++) memcpy(padded[j] + e, &y[j][i], sizeof(floats));
+    }
+    for (int j = 0; j < rows; j++)
+        for (int64_t e = 0; e < width; e++) x[j * apart + e] = padded[j][e] / total[j];
 }
 
 /* A query or key of E numbers, zero beyond `width`, as model.split_heads makes it: with `qk_norm` of root mean square
@@ -269,6 +329,43 @@ static void turn(float *restrict x, const float *restrict cos, const float *rest
     }
 }
 
+/* Threads that share a piece of work, and which of them this one is. */
+typedef struct {
+    int64_t thread, threads;
+} team;
+
+/* Until all are here. */
+INLINE void meet(team of) {
+    if (of.threads > 1) {
+#pragma omp barrier
+    }
+}
+
+/* A thread's share of `count` things, which are given out `at_once` at a time. */
+typedef struct {
+    int64_t first, end;
+} range;
+
+INLINE range share(int64_t count, int64_t at_once, team of) {
+    int64_t parts = (count + at_once - 1) / at_once;
+    int64_t first = parts * of.thread / of.threads * at_once, end = parts * (of.thread + 1) / of.threads * at_once;
+    return (range){first, end < count ? end : count};
+}
+
+/* Rows first <= row < end that the threads of `by` work on together, `at_once` at a time. */
+typedef struct {
+    int64_t first, end, at_once;
+    team by;
+} rows;
+
+/* Of M rows: all of them, by all threads, or where there are enough, a thread's own. */
+INLINE rows divide(int64_t M, team all) {
+    if (all.threads > 1 && M < all.threads * OWN) return (rows){0, M, M, all};
+    range own = share(M, ROWS, all);
+    int64_t count = own.end - own.first, chunks = (count + CHUNK - 1) / CHUNK;
+    return (rows){own.first, own.end, chunks ? ((count + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS : 1, {0, 1}};
+}
+
 /* What is the same for all blocks. */
 typedef struct {
     int64_t B, Q, N, width;  // rows, slots of each, heads, numbers of a head
@@ -279,38 +376,47 @@ typedef struct {
     int qk_norm;
 } heads;
 
-/* qkv (B, Q, 3, N, width), turned in place; out (B, Q, N, width); the cache (B, N, T, E). Row b stores k and v into the
-   slots from positions[b] on, and each of its queries attends to the slots up to its own. By all threads. */
-static void attention(float *qkv, cache all, float *out, heads of, int threads) {
-    int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, D = N * width;
-    int64_t share = Q > 1 ? 16 : (of.B * N + threads - 1) / threads;  // late queries take longer
-#pragma omp for schedule(static)
-    for (int64_t head = 0; head < of.B * N; head++) {
-        int64_t b = head / N;
-        for (int64_t i = 0; i < Q; i++) {
-            float *row = qkv + (b * Q + i) * 3 * D + head % N * width, parts[3][E];
-            memset(parts, 0, sizeof parts);
-            for (int j = 0; j < 3; j++) memcpy(parts[j], row + j * D, width * sizeof *row);
-            for (int j = 0; j < 2; j++) {
-                const float *cos = of.turns ? of.turns + 2 * j * of.turns_part + b * of.turns_row + i * (width / 2) : NULL;
-                turn(parts[j], cos, cos ? cos + of.turns_part : NULL, E, width, of.qk_norm);
-            }
-            memcpy(row, parts[0], width * sizeof *row);
-            store(part(all, head, of.T, E), of.positions[b] + i, parts[1], parts[2], E);
+/* Slots first to end of B * Q: of qkv (slots, 3, N, width) the queries, turned, into their places in (B, Q, N, width),
+   keys and values into the cache (B, N, T, E), from place positions[b] on. */
+static void enter(const float *qkv, float *queries, cache all, heads of, int64_t first, int64_t end, team by) {
+    int64_t N = of.N, Q = of.Q, E = of.E, width = of.width;
+    range own = share((end - first) * N, 1, by);
+    for (int64_t item = own.first; item < own.end; item++) {
+        int64_t row = first + item / N, n = item % N, b = row / Q, i = row % Q;
+        const float *from = qkv + (item / N * 3 * N + n) * width;
+        float parts[3][E];
+        memset(parts, 0, sizeof parts);
+        for (int j = 0; j < 3; j++) memcpy(parts[j], from + j * N * width, width * sizeof *from);
+        for (int j = 0; j < 2; j++) {
+            const float *cos = of.turns ? of.turns + 2 * j * of.turns_part + b * of.turns_row + i * (width / 2) : NULL;
+            turn(parts[j], cos, cos ? cos + of.turns_part : NULL, E, width, of.qk_norm);
         }
+        memcpy(queries + (row * N + n) * width, parts[0], width * sizeof *queries);
+        store(part(all, b * N + n, of.T, E), of.positions[b] + i, parts[1], parts[2], E);
     }
-#pragma omp for schedule(static, share)
-    for (int64_t i = 0; i < of.B * N * Q; i++) {
-        int64_t b = i / (N * Q), n = i / Q % N, row = b * Q + i % Q;
-        answer(part(all, b * N + n, of.T, E), qkv + row * 3 * D + n * width, of.positions[b] + i % Q + 1, E, width,
-               out + row * D + n * width);
+}
+
+/* What the queries (B, Q, N, width) see, in their places: each the slots up to its own. */
+static void attention(float *queries, cache all, heads of, team by) {
+    int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, tiles = (Q + TOGETHER - 1) / TOGETHER;
+    int64_t items = of.B * N * tiles, at_once = tiles > 1 ? 4 : (items + by.threads - 1) / by.threads;
+    for (int64_t start = by.thread * at_once; start < items; start += by.threads * at_once) {  // late queries take longer
+        for (int64_t item = start; item < start + at_once && item < items; item++) {
+            int64_t b = item / tiles / N, n = item / tiles % N, i = item % tiles * TOGETHER;
+            int64_t end = i + TOGETHER < Q ? i + TOGETHER : Q;
+            cache head = part(all, b * N + n, of.T, E);
+            float *x = queries + ((b * Q + i) * N + n) * width;
+            if (end - i == TOGETHER) answer(TOGETHER, head, x, N * width, of.positions[b] + i + 1, E, width);
+            else
+                for (; i < end; i++, x += N * width) answer(1, head, x, 0, of.positions[b] + i + 1, E, width);
+        }
     }
 }
 
 /* y = x / rms(x) * gain, C numbers. */
 static void normalise(const float *x, const float *gain, float *y, int64_t C) {
     floats squares = {0};
-    for (int64_t c = 0; c < C; c += LANES) squares += load(x + c) * load(x + c);
+    for (int64_t c = 0; c < C; c += LANES) squares = multiply_add(load(x + c), load(x + c), squares);
     float scale = 1 / sqrtf(sum(squares) / C + 1e-5f);
     for (int64_t c = 0; c < C; c += LANES) {
         floats z = load(x + c) * scale * load(gain + c);
@@ -340,47 +446,28 @@ typedef struct {
     int activation;
 } steps;
 
-/* LANES numbers of y, from place `at` and column r on. Not inlined: where compilers join multiplications and additions
-   differs from tile to tile, and a row may not depend on the tile it comes in. */
-static __attribute__((noinline)) void finish(sums s, const numbers *x, int64_t r, const steps *with, float *y,
-                                             int64_t at) {
-    floats z = activate(value(s, *x) * load(with->scale + r), with->activation);
-    if (with->add) z += load(with->add + at);
-    memcpy(y + at, &z, sizeof z);
-}
-
 /* `rows` rows of y in `columns` times LANES columns, from column r on. */
-INLINE void tile(const int rows, const int columns, const int coarse, const numbers *x, const uint8_t *weight,
-                 steps with, float *y, int64_t R, int64_t C, int64_t m, int64_t r) {
-    sums s[ROWS][2];
-    for (int j = 0; j < rows; j++)
-        for (int i = 0; i < columns; i++) s[j][i] = begin(x[m + j]);
-    for (int64_t c = 0; c < C; c += 4) {
-        integers w[2];
+INLINE void tile(const int rows, const int columns, const numbers *x, const uint8_t *weight, steps with, float *y,
+                 int64_t R, int64_t C, int64_t m, int64_t r) {
+    floats total[4][4];
+    dot(rows, columns, x + m, weight + r * C, LANES, LANES * C, C, total);
+    for (int j = 0; j < rows; j++) {
         for (int i = 0; i < columns; i++) {
-            const uint8_t *four = weight + r * C + (i * C + c) * LANES;
-            w[i] = load_bytes(four);
-            __builtin_prefetch(four + columns * LANES * C);
+            int64_t column = r + i * LANES, at = (m + j) * R + column;
+            floats z = activate(total[j][i] * load(with.scale + column), with.activation);
+            if (with.add) z += load(with.add + at);
+            memcpy(y + at, &z, sizeof z);
         }
-        for (int j = 0; j < rows; j++)
-            for (int i = 0; i < columns; i++) s[j][i] = add(s[j][i], w[i], x[m + j], c, coarse);
     }
-    for (int j = 0; j < rows; j++)
-        for (int i = 0; i < columns; i++)
-            finish(s[j][i], x + m + j, r + i * LANES, &with, y, (m + j) * R + r + i * LANES);
 }
 
-/* The same of the rows from m to end. Where a tile's rows are all coarse, half of the products are known to be zero. */
-INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, steps with, float *y, int64_t m, int64_t end,
-                  int64_t R, int64_t C, int64_t r) {
-    for (; m + ROWS <= end; m += ROWS) {
-        int coarse = 1;
-        for (int j = 0; j < ROWS; j++) coarse &= x[m + j].coarse;
-        if (coarse) tile(ROWS, columns, 1, x, weight, with, y, R, C, m, r);
-        else tile(ROWS, columns, 0, x, weight, with, y, R, C, m, r);
-    }
-    for (; m + 2 <= end; m += 2) tile(2, columns, 0, x, weight, with, y, R, C, m, r);
-    if (m < end) tile(1, columns, 0, x, weight, with, y, R, C, m, r);
+/* The same of M rows. */
+INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, steps with, float *y, int64_t M, int64_t R,
+                  int64_t C, int64_t r) {
+    int64_t m = 0;
+    for (; m + ROWS <= M; m += ROWS) tile(ROWS, columns, x, weight, with, y, R, C, m, r);
+    for (; m + 2 <= M; m += 2) tile(2, columns, x, weight, with, y, R, C, m, r);
+    if (m < M) tile(1, columns, x, weight, with, y, R, C, m, r);
 }
 
 /* int8 weight (R, C): a lane is a row, LANES rows of four columns; R and C multiples of 16. */
@@ -396,24 +483,23 @@ typedef struct {
 } space;
 
 /* y (M, R) = add + activation(x (M, C) times the matrix transposed, each row of it times its scale). With a gain (C,) the
-   rows of x are normalised first; add (M, R) may be null, or y. By all threads. */
-static void product(const float *x, const float *gain, matrix by, const float *add, int activation, float *y, space in,
-                    int64_t M, int64_t R, int64_t C) {
-    steps with = {by.scale, add, activation};
-#pragma omp for schedule(static)
-    for (int64_t m = 0; m < M; m++) {
+   rows of x are normalised first; add (M, R) may be null, or y. */
+static void product(const float *x, const float *gain, matrix with, const float *add, int activation, float *y,
+                    space in, int64_t M, int64_t R, int64_t C, team by) {
+    range own = share(M, 1, by);
+    for (int64_t m = own.first; m < own.end; m++) {
         float normal[C];
         if (gain) normalise(x + m * C, gain, normal, C);
-        in.packed[m] = pack(gain ? normal : x + m * C, in.floats + m * C, C, EVEN);
+        in.packed[m] = pack(gain ? normal : x + m * C, in.floats + m * C, C);
     }
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t r = 0; r < R; r += 2 * LANES) {
-        for (int64_t first = 0; first < M; first += CHUNK) {
-            int64_t end = M - first < CHUNK ? M : first + CHUNK;
-            if (r + 2 * LANES <= R) tiles(2, in.packed, by.weight, with, y, first, end, R, C, r);
-            else tiles(1, in.packed, by.weight, with, y, first, end, R, C, r);
-        }
+    meet(by);
+    own = share(R, 2 * LANES, by);
+    steps then = {with.scale, add, activation};
+    for (int64_t r = own.first; r < own.end; r += 2 * LANES) {
+        if (r + 2 * LANES <= R) tiles(2, in.packed, with.weight, then, y, M, R, C, r);
+        else tiles(1, in.packed, with.weight, then, y, M, R, C, r);
     }
+    meet(by);
 }
 
 /* How many floats of room `multiply` needs for a row of C numbers, and `blocks` for one of D. */
@@ -424,20 +510,33 @@ static space split(float *room, int64_t M) {
     return (space){(numbers *)room, room + M * (sizeof(numbers) / sizeof(float))};
 }
 
+/* From a row of it on, C numbers each. */
+INLINE space after(space in, int64_t row, int64_t C) { return (space){in.packed + row, in.floats + row * C}; }
+
 /* One product. */
 void multiply(const float *x, const float *gain, const uint8_t *weight, const float *scale, const float *add, float *y,
               float *room, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
 #pragma omp parallel num_threads(threads)
-    product(x, gain, (matrix){weight, scale}, add, (int)activation, y, split(room, M), M, R, C);
+    {
+        rows own = divide(M, (team){omp_get_thread_num(), omp_get_num_threads()});
+        space in = after(split(room, M), own.first, C);
+        for (int64_t m = own.first; m < own.end; m += own.at_once) {
+            int64_t count = own.end - m < own.at_once ? own.end - m : own.at_once;
+            product(x + m * C, gain, (matrix){weight, scale}, add ? add + m * R : NULL, (int)activation, y + m * R, in,
+                    count, R, C, own.by);
+        }
+    }
 }
 
 /* The attention of one block, alone for tests. */
-void attend(float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales, float *value_scales,
-            const int64_t *positions, float *out, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
-            int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
+void attend(const float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales,
+            float *value_scales, const int64_t *positions, float *out, int64_t B, int64_t Q, int64_t N, int64_t width,
+            int64_t T, int64_t E, int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
     heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
+    cache all = {keys, values, key_scales, value_scales};
+    enter(qkv, out, all, of, 0, B * Q, (team){0, 1});
 #pragma omp parallel num_threads(threads)
-    attention(qkv, (cache){keys, values, key_scales, value_scales}, out, of, threads);
+    attention(out, all, of, (team){omp_get_thread_num(), omp_get_num_threads()});
 }
 
 /* A block of model.py; mix is null, or how much of h and of the network's input it reads. */
@@ -446,28 +545,43 @@ typedef struct {
     matrix qkv, out, up, down;
 } block;
 
-/* All L blocks, in place: h (B, Q, D), and `first`, the network's input. The cache is (L, rows, N, T, E). */
+/* All L blocks, in place: h (B, Q, D), and `first`, the network's input. The cache is (L, slots, N, T, E), slots >= B, or
+   with `one_cache` (1, slots, N, T, E), which every block fills anew. */
 void blocks(const block *layers, float *h, const float *first, const float *turns, uint8_t *keys, uint8_t *values,
-            float *key_scales, float *value_scales, const int64_t *positions, float *room, int64_t L, int64_t rows,
-            int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E, int64_t turns_part, int64_t turns_row,
-            int64_t qk_norm, int64_t activation, int threads) {
+            float *key_scales, float *value_scales, const int64_t *positions, float *room, int64_t L, int64_t one_cache,
+            int64_t slots, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E, int64_t turns_part,
+            int64_t turns_row, int64_t qk_norm, int64_t activation, int threads) {
     int64_t M = B * Q, D = N * width;
     heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
-    space in = split(room, M);
-    float *wide = in.floats + M * 4 * D, *answers = wide + M * 4 * D;
 #pragma omp parallel num_threads(threads)
-    for (int64_t layer = 0; layer < L; layer++) {
-        const block *b = layers + layer;
-        cache all = part((cache){keys, values, key_scales, value_scales}, layer * rows * N, T, E);
-        if (b->mix) {
-#pragma omp for schedule(static)
-            for (int64_t m = 0; m < M; m++)
-                for (int64_t c = m * D; c < (m + 1) * D; c++) h[c] = b->mix[0] * h[c] + b->mix[1] * first[c];
+    {
+        team all = {omp_get_thread_num(), omp_get_num_threads()};
+        rows own = divide(M, all);
+        space in = split(room, M);
+        float *answers = in.floats + 8 * M * D, *wide = in.floats + (4 * M + 4 * own.first) * D;
+        in = after(in, own.first, 4 * D);
+        for (int64_t layer = 0; layer < L; layer++) {
+            const block *b = layers + layer;
+            cache to = part((cache){keys, values, key_scales, value_scales}, one_cache ? 0 : layer * slots * N, T, E);
+            for (int64_t m = own.first; m < own.end; m += own.at_once) {
+                int64_t count = own.end - m < own.at_once ? own.end - m : own.at_once;
+                float *x = h + m * D;
+                range mine = share(count, 1, own.by);
+                for (int64_t i = mine.first * D; b->mix && i < mine.end * D; i++)
+                    x[i] = b->mix[0] * x[i] + b->mix[1] * first[m * D + i];
+                product(x, b->norm_1, b->qkv, NULL, NO_ACTIVATION, wide, in, count, 3 * D, D, own.by);
+                enter(wide, answers, to, of, m, m + count, own.by);
+            }
+            meet(all);
+            attention(answers, to, of, all);
+            meet(all);
+            for (int64_t m = own.first; m < own.end; m += own.at_once) {
+                int64_t count = own.end - m < own.at_once ? own.end - m : own.at_once;
+                float *x = h + m * D;
+                product(answers + m * D, NULL, b->out, x, NO_ACTIVATION, x, in, count, D, D, own.by);
+                product(x, b->norm_2, b->up, NULL, (int)activation, wide, in, count, 4 * D, D, own.by);
+                product(wide, NULL, b->down, x, NO_ACTIVATION, x, in, count, D, 4 * D, own.by);
+            }
         }
-        product(h, b->norm_1, b->qkv, NULL, NO_ACTIVATION, wide, in, M, 3 * D, D);
-        attention(wide, all, answers, of, threads);
-        product(answers, NULL, b->out, h, NO_ACTIVATION, h, in, M, D, D);
-        product(h, b->norm_2, b->up, NULL, (int)activation, wide, in, M, 4 * D, D);
-        product(wide, NULL, b->down, h, NO_ACTIVATION, h, in, M, D, 4 * D);
     }
 }

@@ -28,8 +28,10 @@ from torch import Tensor
 from nextpixel.config import Activation
 from nextpixel.palette import user_cache
 
-# Without -ffast-math: linking with it changes how the whole process treats the smallest numbers.
-FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -Wno-psabi -fopenmp -shared -fPIC".split()
+# Without -ffast-math: linking with it changes how the whole process treats the smallest numbers. Without contraction: a
+# row may not depend on the tile it comes in.
+FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
+FLAGS += "-Wno-psabi -fopenmp -shared -fPIC".split()
 SECONDS = 60
 ACTIVATIONS: tuple[Activation | None, ...] = (None, "quick-gelu", "squared-relu")  # as numbered in C
 
@@ -63,7 +65,7 @@ def _load() -> ctypes.CDLL | None:
     pointer, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for function, arguments in ((library.lanes, 0), (library.multiply_room, 1), (library.blocks_room, 1)):
         function.argtypes, function.restype = [number] * arguments, number
-    for function, pointers, numbers in ((library.multiply, 7, 4), (library.attend, 8, 9), (library.blocks, 10, 12)):
+    for function, pointers, numbers in ((library.multiply, 7, 4), (library.attend, 8, 9), (library.blocks, 10, 13)):
         function.argtypes, function.restype = [*[pointer] * pointers, *[number] * numbers, threads], None
     return library
 
@@ -120,9 +122,9 @@ def multiply(
 ) -> Tensor:
     """add + activation(norm(x) W^T): fp32 (M, R) of fp32 x (M, C), W being `order`ed bytes (R, C) times scale (R,).
 
-    With a gain (C,), model.Norm is taken of x first. Where the processor multiplies bytes, each row is then rounded to
-    15 bits of its largest number, or to 8 where that is at most 6 times the row's root mean square: rounding is then
-    off by 1.4 % of it or less in the mean of squares. A row does not depend on the other rows.
+    With a gain (C,), model.Norm is taken of x first. Where the processor multiplies bytes, each 64 numbers of a row are
+    then rounded to 8 bits of the largest of them: off by 1.8 % of them at most, in the mean of squares. A row does not
+    depend on the other rows.
     """
     (rows, columns), count = x.shape, weight.shape[0]
     library = _library()
@@ -179,14 +181,18 @@ def blocks(
     qk_norm: bool,
     activation: Activation,
 ) -> Tensor:
-    """What all blocks of a network make of h (B, Q, D), `first` being its input; fp32. See `attend` for the cache."""
+    """What all blocks of a network make of h (B, Q, D), `first` being its input; fp32.
+
+    See `attend` for the cache; one of a single block serves all of them where nothing is drawn afterwards.
+    """
     batch, slots, width = h.shape
     library = _library()
     h, first = h.clone(memory_format=torch.contiguous_format), first.contiguous()
     room = h.new_empty(batch * slots * library.blocks_room(width))
     turns, *steps = _turns(turns)
     tensors = (table, h, first, turns, *cache, positions, room)
-    sizes = (len(table), cache.keys.shape[1], batch, slots, heads, width // heads, *cache.keys.shape[3:])
+    one_cache = len(cache.keys) == 1
+    sizes = (len(table), one_cache, cache.keys.shape[1], batch, slots, heads, width // heads, *cache.keys.shape[3:])
     _call(library.blocks, tensors, *sizes, *steps, qk_norm, ACTIVATIONS.index(activation))
     return h
 
