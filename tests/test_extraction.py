@@ -1,5 +1,7 @@
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from transformers import ImageGPTModel
 
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel.config import ResNetConfig
 from nextpixel.data import masks
 from nextpixel.devices import can_compile
-from nextpixel.extraction import check_layers, features, pixel_features, pooled
+from nextpixel.extraction import check_layers, described, features, pixel_features, pooled
+from nextpixel.resnet import ResNet
 from test_model import lively, some_tokens
 
 CONFIG = ImageGPTConfig(layers=4, width=24, heads=3, side=4, colors=16)
@@ -128,3 +132,32 @@ def test_compiled_blocks_give_the_same_features_and_leave_no_trace() -> None:
     plain = pooled(model, tokens, [1, 3], compiled=False)
     assert np.allclose(pooled(model, tokens, [1, 3], compiled=True), plain, atol=1e-4)
     assert all(block._compiled_call_impl is None for block in model.blocks)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+@pytest.mark.parametrize("modern", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_int8_features_are_close_to_the_plain_ones(modern: bool, shifted: bool) -> None:
+    options: dict[str, Any] = (
+        dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True) if modern else {}
+    )
+    config = ImageGPTConfig(layers=4, width=64, heads=2, side=10, colors=16, **options)
+    model, layers = lively(config, torch.float32), [4, 0, 2, 2]
+    tokens = some_tokens(20, config)
+    plain, rounded = (
+        pooled(model, tokens, layers, dtype=dtype, shifted=shifted, pooling="mean-std") for dtype in ("fp32", "int8")
+    )
+    assert np.allclose(rounded[:, 1], plain[:, 1], atol=1e-6)  # in front of all blocks
+    off = np.linalg.norm(rounded - plain, axis=2) / np.linalg.norm(plain, axis=2)
+    assert 0 < off[:, [0, 2, 3]].max() < 0.03
+    few = pooled(model, tokens[:3], [2], dtype="int8", shifted=shifted, pooling="mean-std")
+    assert np.array_equal(few[:, 0], rounded[:3, 2])
+
+
+def test_int8_features_are_refused_where_there_are_none() -> None:
+    config = ImageGPTConfig(layers=1, width=48, heads=3, side=4, colors=16, objective="masked")
+    model = lively(config, torch.float32)
+    with pytest.raises(InputError, match="--dtype: int8 features need an autoregressive"):
+        pooled(model, some_tokens(2, config), [1], dtype="int8")
+    with pytest.raises(InputError, match="--dtype: int8 features need an autoregressive"):
+        described(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")

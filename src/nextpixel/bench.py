@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from nextpixel import optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
-from nextpixel.decoding import Decoder, Mode, choose_mode
+from nextpixel.decoding import Decoder, Mode, can_round, choose_mode
 from nextpixel.devices import autocast, can_compile, choose_dtype, machine
 from nextpixel.errors import InputError
 from nextpixel.extraction import pooled
@@ -250,12 +250,12 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
         )
     tokens = _tokens(config, batch, config.pixels)
     if work == "features":
-        layer = config.layers // 2
+        layer, how = config.layers // 2, "int8" if speed == "auto" and can_round(model) else dtype
         return _Contender(
             "nextpixel",
-            dtype,
+            how,
             lambda: tokens,
-            lambda ready: pooled(model, ready, [layer], dtype=dtype, compiled=True),
+            lambda ready: pooled(model, ready, [layer], dtype=how, compiled=how != "int8"),
             config.pixels,
             lambda f: batch * plan.feature_flops_per_image(config, layer) / f[f"{dtype}_per_second"],
         )

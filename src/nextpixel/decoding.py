@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -55,9 +55,7 @@ def choose_mode(model: ImageGPT, rows: int, pixels: int, speed: Speed = "auto") 
         return PLAIN
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return PLAIN
-    if kernels.load() is None or model.config.width % 16:
-        return Mode("fp32", "plain")
-    return Mode("int8", "kernel")
+    return Mode("int8", "kernel") if can_round(model) else Mode("fp32", "plain")
 
 
 def cache_dtype(model: ImageGPT, mode: Mode) -> torch.dtype:
@@ -118,14 +116,38 @@ class Int8Blocks(nn.Module):
         self.table = kernels.pointers(self.parts)  # a copy has parts of its own
 
     def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: RowCache) -> Tensor:
+        return self._run(slice(None), h, first, turns, cache.bytes, cache.positions)
+
+    def hidden(self, first: Tensor, layers: Collection[int], turns: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        """Yield (l, h) with the stream h (B, T, D) before block l, or behind all, for each of `layers`, in order."""
+        (rows, slots, _), c = first.shape, self.config
+        shape = 1, rows, c.heads, kernels.rounded(slots), kernels.rounded(c.head_width)  # one cache for all blocks
+        keys, values = torch.empty(2, *shape, dtype=torch.uint8)
+        cache = kernels.Cache(keys, values, *torch.empty(2, *shape[:-1]))
+        positions = torch.zeros(rows, dtype=torch.int64)
+        h, done = first, 0
+        for layer in sorted(layers):
+            if layer > done:
+                h, done = self._run(slice(done, layer), h, first, turns, cache, positions), layer
+            yield layer, h
+
+    def _run(
+        self,
+        which: slice,
+        h: Tensor,
+        first: Tensor,
+        turns: Tensor | None,
+        cache: kernels.Cache,
+        positions: Tensor,
+    ) -> Tensor:
         c = self.config
         return kernels.blocks(
-            self.table,
+            self.table[which],
             h,
             first,
             turns,
-            cache.bytes,
-            cache.positions,
+            cache,
+            positions,
             heads=c.heads,
             qk_norm=c.qk_norm,
             activation=c.activation,
@@ -140,6 +162,33 @@ def _int8_parts(block: Block) -> list[Tensor | None]:
         weight, scale = kernels.quantise(linear.weight.detach())
         parts += [kernels.order(weight), scale]
     return parts
+
+
+class RoundedHidden:
+    """model.hidden in fp32 with blocks of int8 weights over an int8 cache, for a model that `can_round`."""
+
+    def __init__(self, model: ImageGPT) -> None:
+        self.model = model
+        self.blocks = cast(Int8Blocks, fast_network(model, Mode("int8", "kernel")).blocks[0])
+        self.images = max(1, READ_BYTES // (model.config.pixels * 4 * model.config.width * 4))
+        """So many at once the processor's cache can work on."""
+
+    def __call__(
+        self, tokens: Tensor, layers: Collection[int], masked: None = None, *, shifted: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        first = self.model.placed_inputs(tokens, shifted=shifted).float()
+        for layer, h in self.blocks.hidden(first, layers, self.model._turns(slice(0, first.shape[1]))):
+            yield layer, self.model.entering(layer, h, first)
+
+
+def can_round(model: ImageGPT) -> bool:
+    """Whether there are int8 blocks for this model on this machine: on a CPU with a C compiler, pixels in order."""
+    return (
+        model.device.type == "cpu"
+        and model.config.objective == "autoregressive"
+        and model.config.width % 16 == 0
+        and kernels.load() is not None
+    )
 
 
 _NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()

@@ -21,6 +21,7 @@ from torch import Tensor
 from nextpixel import plan
 from nextpixel.config import Pooling
 from nextpixel.data import masks
+from nextpixel.decoding import RoundedHidden, can_round
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
@@ -57,7 +58,8 @@ def features(
     comparison only, since the network was trained with the start token and every pixel one place further on.
     A masked model is shown every pixel unless `mask_seed` is given: then 15 % of them are hidden, as in training and in
     the paper's evaluation, chosen by (mask_seed, place of the image among these). `pooling="mean-std"` puts the
-    standard deviations over the pixels behind the means of each layer, 2 D numbers.
+    standard deviations over the pixels behind the means of each layer, 2 D numbers. `dtype` "bf16" and "int8" round the
+    products: several times as fast on a CPU (int8 on nothing else, docs/performance.md).
     Raises InputError for bad images, a layer the model does not have, or a mask for a model that was trained without.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
@@ -146,7 +148,7 @@ def extract_chunks(
     own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
     missing = [(start, path) for start, path in own if not path.is_file()]
     images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
-    compiled = isinstance(model, ImageGPT) and _repays_compiling(model, layers, images)
+    compiled = isinstance(model, ImageGPT) and dtype != "int8" and _repays_compiling(model, layers, images)
 
     def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
         return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
@@ -233,6 +235,8 @@ def described(
     if isinstance(model, ImageGPT):
         tokens = model.palette.encode(np.ascontiguousarray(squares))
         return pooled(model, tokens, layers, dtype=dtype, compiled=compiled, pooling=pooling)
+    if dtype == "int8":
+        check_rounded(model)
     if pooling != "mean":
         raise InputError(f"--pooling: expected mean for a convolutional student, got {pooling}")
     model.eval()
@@ -263,8 +267,9 @@ def pooled(
 
     `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
     by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
-    `compiled` compiles the blocks for the time of this call; unless told, where that repays itself.
-    Raises InputError for the mask of a model that is not masked.
+    `compiled` compiles the blocks for the time of this call; unless told, where that repays itself. `dtype` is that of
+    the products, fp32, bf16 or int8, which needs what decoding.can_round asks for.
+    Raises InputError for the mask of a model that is not masked, and for int8 where there is none.
     """
     if mask_seed is not None and model.config.objective != "masked":
         raise InputError(
@@ -274,26 +279,40 @@ def pooled(
     shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
     device = str(model.device)
     parts = np.empty((len(tokens), len(layers), pooled_width(model, pooling)), np.float32)
+    hidden: Callable[..., Iterator[tuple[int, Tensor]]] = model.hidden
+    at_once = BATCH_IMAGES
+    if dtype == "int8":
+        check_rounded(model)
+        hidden = rounded = RoundedHidden(model)
+        compiled, dtype, at_once = False, "fp32", rounded.images
     if compiled is None:
         compiled = _repays_compiling(model, layers, len(tokens))
     around = _compiled(model) if compiled else contextlib.nullcontext()
     with progress("features", len(tokens), "images") as advance, around:
-        for start in range(0, len(tokens), BATCH_IMAGES):
-            batch = tokens[start : start + BATCH_IMAGES].to(device)
+        for start in range(0, len(tokens), at_once):
+            batch = tokens[start : start + at_once].to(device)
             masked = None
             if mask_seed is not None:
                 numbers = np.arange(start, start + len(batch))
                 masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            rest = start > 0 and len(batch) < BATCH_IMAGES  # not worth compiling again
+            rest = start > 0 and len(batch) < at_once  # not worth compiling again
             with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
-                for layer, hidden in model.hidden(batch, set(layers), masked, shifted=shifted):
-                    found = hidden.float().mean(1)
+                for layer, states in hidden(batch, set(layers), masked, shifted=shifted):
+                    found = states.float().mean(1)
                     if pooling == "mean-std":
-                        found = torch.cat([found, hidden.float().std(1, correction=0)], dim=1)
+                        found = torch.cat([found, states.float().std(1, correction=0)], dim=1)
                     for place in (i for i, wanted in enumerate(layers) if wanted == layer):
                         parts[start : start + len(batch), place] = found.cpu().numpy()
             advance(len(batch))
     return parts
+
+
+def check_rounded(model: Backbone) -> None:
+    """Raises InputError where there are no int8 features of this model here."""
+    if not (isinstance(model, ImageGPT) and can_round(model)):
+        raise InputError(
+            "--dtype: int8 features need an autoregressive Image GPT, a CPU and a C compiler; expected fp32 or bf16"
+        )
 
 
 def _repays_compiling(model: ImageGPT, layers: Sequence[int], images: int) -> bool:

@@ -321,18 +321,28 @@ class ImageGPT(nn.Module):
         et al. 2020, section 2.3). `shifted=False` puts pixel t in slot t without a start vector, as other programs feed
         these weights; the network was not trained so.
         """
-        if shifted:
-            h = self._inputs(tokens, masked)
-        else:
-            h = self._placed(F.embedding(tokens, self.token_embedding), slice(0, tokens.shape[1]))
-        first, turns = h, self._turns(slice(0, h.shape[1]))
-        for layer, block in enumerate(cast("Iterator[Block]", self.blocks)):
+        h = first = self.placed_inputs(tokens, masked, shifted=shifted)
+        turns = self._turns(slice(0, h.shape[1]))
+        for layer, block in enumerate(self.blocks):
             if layer in layers:
-                yield layer, block.norm_1(block.mixed(h, first))
+                yield layer, self.entering(layer, h, first)
             if layer >= max(layers):
                 return
             h = block(h, first, turns)
         yield len(self.blocks), self.norm(h)
+
+    def placed_inputs(self, tokens: Tensor, masked: Tensor | None = None, *, shifted: bool = True) -> Tensor:
+        """The network's input (B, T, D), see hidden."""
+        if shifted:
+            return self._inputs(tokens, masked)
+        return self._placed(F.embedding(tokens, self.token_embedding), slice(0, tokens.shape[1]))
+
+    def entering(self, layer: int, h: Tensor, first: Tensor) -> Tensor:
+        """n^l (B, T, D) of the stream h before block l, `first` being the network's input; of that behind all, n^L."""
+        if layer == len(self.blocks):
+            return self.norm(h)
+        block = cast(Block, self.blocks[layer])
+        return block.norm_1(block.mixed(h, first))
 
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for that many pictures, in the dtype of the weights unless told."""
