@@ -24,7 +24,8 @@ LAYERS = {
         [
             "model resnet palette images optim metrics sample_metrics plan distributed devices tracking".split(),
             ["sources", "kernels"],
-            ["data", "checkpoints", "decoding", "pages"],
+            ["data", "checkpoints", "packing", "pages"],
+            ["decoding"],
             ["extraction", "labels", "prepared", "sampling", "training", "curves"],
             ["evaluation", "probing", "extractors", "preparation"],
             ["few_labels", "forecast", "ridge"],

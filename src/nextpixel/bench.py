@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from nextpixel import optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
-from nextpixel.decoding import Decoder, Mode, can_round, choose_mode
+from nextpixel.decoding import Decoder, Mode, choose_mode
 from nextpixel.devices import autocast, can_compile, choose_dtype, machine
 from nextpixel.errors import InputError
 from nextpixel.extraction import pooled
 from nextpixel.model import ImageGPT, cross_entropy
+from nextpixel.packing import can_round
 from nextpixel.palette import Palette
 from nextpixel.progress import say
 from nextpixel.sampling import choose

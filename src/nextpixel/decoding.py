@@ -1,29 +1,25 @@
-"""Drawing pixel by pixel, fast: the same network in int8 or packed, over a cache whose rows stand where they like.
+"""Drawing pixel by pixel, fast: the same network, packed (packing.py), over a cache whose rows stand where they like.
 
 `Decoder` serves sample, complete and stream: `start` reads prompts, `step` takes a token a row and scores the next. How
-it works is a `Mode`, chosen once for a whole call; "plain" is the network as it is. Here its blocks are exchanged for
-those of kernels.c, or its matrices for packed ones; everything else stays in model.py.
+it works is a `Mode`, chosen once for a whole call; "plain" is the network as it is.
 """
 
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from nextpixel import kernels
 from nextpixel.config import Speed
-from nextpixel.model import Block, ImageGPT, KVCache, Linear, Norm
+from nextpixel.model import ImageGPT, KVCache
+from nextpixel.packing import can_round, packed_network, read_together
 
-PACKED_FOR = 4  # rows of input that oneDNN is told to expect
 FAST_FROM = 3e8  # parameters times drawn pixels: a third of a second of plain drawing, where setting up begins to pay
-READ_BYTES = 1 << 23  # of the widest layer's numbers: more miss the processor's cache and take twice as long
 BUCKET = 128  # a CUDA graph is recorded for each length of the cache, rounded up to this
 
 
@@ -73,152 +69,6 @@ def row_bytes(model: ImageGPT, mode: Mode) -> int:
     else:
         cache = 2 * c.layers * c.pixels * c.width * cache_dtype(model, mode).itemsize
     return 2 * cache + c.pixels * (12 * c.width + 3 * c.colors) * 4
-
-
-class PackedLinear(nn.Module):
-    """A matrix in oneDNN's own order, so that it is not reordered at each product: fp32, CPU only."""
-
-    def __init__(self, linear: Linear) -> None:
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().float(), PACKED_FOR)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
-
-
-class Int8Linear(nn.Module):
-    """norm(x) W^T with eight bits a weight and a scale a row."""
-
-    def __init__(self, linear: Linear, norm: Norm) -> None:
-        super().__init__()
-        self.gain = norm.gain.detach().float().clone()
-        weight, self.scale = kernels.quantise(linear.weight.detach())
-        self.rows = len(weight)
-        room = kernels.rounded(self.rows) - self.rows
-        self.weight, self.scale = kernels.order(F.pad(weight, (0, 0, 0, room))), F.pad(self.scale, (0, room))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = kernels.multiply(x.flatten(0, -2), self.weight, self.scale, gain=self.gain)
-        return y.view(*x.shape[:-1], -1)[..., : self.rows]
-
-
-class Int8Blocks(nn.Module):
-    """All of a network's blocks, of int8 matrices: one call of C, where torch needs some forty operations a block."""
-
-    def __init__(self, model: ImageGPT) -> None:
-        super().__init__()
-        self.config = model.config
-        self.parts = [_int8_parts(block) for block in cast("Iterator[Block]", model.blocks)]
-        self.table = kernels.pointers(self.parts)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.table = kernels.pointers(self.parts)  # a copy has parts of its own
-
-    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: RowCache) -> Tensor:
-        return self._run(slice(None), h, first, turns, cache.bytes, cache.positions)
-
-    def hidden(self, first: Tensor, layers: Collection[int], turns: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-        """Yield (l, h) with the stream h (B, T, D) before block l, or behind all, for each of `layers`, in order."""
-        (rows, slots, _), c = first.shape, self.config
-        shape = 1, rows, c.heads, kernels.rounded(slots), kernels.rounded(c.head_width)  # one cache for all blocks
-        keys, values = torch.empty(2, *shape, dtype=torch.uint8)
-        cache = kernels.Cache(keys, values, *torch.empty(2, *shape[:-1]))
-        positions = torch.zeros(rows, dtype=torch.int64)
-        h, done = first, 0
-        for layer in sorted(layers):
-            if layer > done:
-                h, done = self._run(slice(done, layer), h, first, turns, cache, positions), layer
-            yield layer, h
-
-    def _run(
-        self,
-        which: slice,
-        h: Tensor,
-        first: Tensor,
-        turns: Tensor | None,
-        cache: kernels.Cache,
-        positions: Tensor,
-    ) -> Tensor:
-        c = self.config
-        return kernels.blocks(
-            self.table[which],
-            h,
-            first,
-            turns,
-            cache,
-            positions,
-            heads=c.heads,
-            qk_norm=c.qk_norm,
-            activation=c.activation,
-        )
-
-
-def _int8_parts(block: Block) -> list[Tensor | None]:
-    """See kernels.pointers."""
-    gains = [block.norm_1.gain, block.norm_2.gain]
-    parts = [None if x is None else x.detach().float().clone() for x in (block.mix, *gains)]
-    for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
-        weight, scale = kernels.quantise(linear.weight.detach())
-        parts += [kernels.order(weight), scale]
-    return parts
-
-
-class RoundedHidden:
-    """model.hidden in fp32 with blocks of int8 weights over an int8 cache, for a model that `can_round`."""
-
-    def __init__(self, model: ImageGPT) -> None:
-        self.model = model
-        self.blocks = cast(Int8Blocks, fast_network(model, Mode("int8", "kernel")).blocks[0])
-        self.images = max(1, READ_BYTES // (model.config.pixels * 4 * model.config.width * 4))
-        """So many at once the processor's cache can work on."""
-
-    def __call__(
-        self, tokens: Tensor, layers: Collection[int], masked: None = None, *, shifted: bool = True
-    ) -> Iterator[tuple[int, Tensor]]:
-        first = self.model.placed_inputs(tokens, shifted=shifted).float()
-        for layer, h in self.blocks.hidden(first, layers, self.model._turns(slice(0, first.shape[1]))):
-            yield layer, self.model.entering(layer, h, first)
-
-
-def can_round(model: ImageGPT) -> bool:
-    """Whether there are int8 blocks for this model on this machine: on a CPU with a C compiler, pixels in order."""
-    return (
-        model.device.type == "cpu"
-        and model.config.objective == "autoregressive"
-        and model.config.width % 16 == 0
-        and kernels.load() is not None
-    )
-
-
-_NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakref.WeakKeyDictionary()
-
-
-def fast_network(model: ImageGPT, mode: Mode) -> ImageGPT:
-    """The network with its matrices in that mode; kept as long as the model, made again when its weights change."""
-    state = mode.weights, [_fingerprint(p.detach()) for p in model.parameters()]
-    kept = _NETWORKS.get(model)
-    if kept is None or kept[0] != state:
-        with torch.inference_mode(False), torch.no_grad():
-            kept = _NETWORKS[model] = state, _convert(model, mode)
-    return kept[1]
-
-
-def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
-    """torch counts most changes in place, but not those of the fused Adam on a CPU, nor any through `.data`."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.sum(dtype=torch.float64).item()
-
-
-def _convert(model: ImageGPT, mode: Mode) -> ImageGPT:
-    memo: dict[int, object] = {id(model._palette): model._palette}  # deepcopy takes what it finds here, and copies not
-    if model.device.type == "cuda":
-        return copy.deepcopy(model, memo).to(torch.bfloat16 if mode.weights == "bf16" else torch.float32)
-    if mode.weights == "int8":
-        memo[id(model.blocks)] = nn.ModuleList([Int8Blocks(model)])
-        memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
-    else:
-        memo |= {id(module): PackedLinear(module) for module in model.modules() if isinstance(module, Linear)}
-    return copy.deepcopy(model, memo).float()
 
 
 class RowCache(KVCache):
@@ -316,9 +166,8 @@ class Decoder:
 
     def __init__(self, model: ImageGPT, rows: int, mode: Mode = PLAIN, *, apart: bool = False) -> None:
         self.mode, self.rows = mode, rows
-        self.plain = mode.weights == "as they are"
-        self.network = model if self.plain else fast_network(model, mode)
-        self.cache = model.new_cache(0) if self.plain and not apart else RowCache(model, rows, mode)
+        self.network = model if mode.weights == "as they are" else packed_network(model, mode.weights)
+        self.cache = model.new_cache(0) if mode.weights == "as they are" and not apart else RowCache(model, rows, mode)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and the logits it writes
         self._tokens = torch.zeros((rows, 1), dtype=torch.int64, device=model.device)
 
@@ -352,7 +201,7 @@ class Decoder:
         """How many prompts of that many pixels are read at once: on a CPU, as many as its cache can work on."""
         if self._tokens.device.type != "cpu":
             return self.rows
-        return max(1, READ_BYTES // ((pixels + 1) * 4 * self.network.config.width * 4))  # fp32, in the MLP
+        return read_together(self.network.config.width, pixels + 1)
 
     @torch.inference_mode()
     def read(self, prompts: Tensor, orientation: int = 0) -> tuple[Tensor, KVCache]:

@@ -21,11 +21,11 @@ from torch import Tensor
 from nextpixel import plan
 from nextpixel.config import Pooling
 from nextpixel.data import masks
-from nextpixel.decoding import RoundedHidden, can_round
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.model import ImageGPT
+from nextpixel.packing import RoundedHidden, can_round
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
 from nextpixel.sources import Source, load_images, open_source
@@ -235,8 +235,7 @@ def described(
     if isinstance(model, ImageGPT):
         tokens = model.palette.encode(np.ascontiguousarray(squares))
         return pooled(model, tokens, layers, dtype=dtype, compiled=compiled, pooling=pooling)
-    if dtype == "int8":
-        check_rounded(model)
+    check_dtype(model, dtype)
     if pooling != "mean":
         raise InputError(f"--pooling: expected mean for a convolutional student, got {pooling}")
     model.eval()
@@ -268,8 +267,8 @@ def pooled(
     `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
     by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
     `compiled` compiles the blocks for the time of this call; unless told, where that repays itself. `dtype` is that of
-    the products, fp32, bf16 or int8, which needs what decoding.can_round asks for.
-    Raises InputError for the mask of a model that is not masked, and for int8 where there is none.
+    the products, fp32, bf16 or int8, which needs what packing.can_round asks for.
+    Raises InputError for the mask of a model that is not masked, and see check_dtype.
     """
     if mask_seed is not None and model.config.objective != "masked":
         raise InputError(
@@ -281,8 +280,8 @@ def pooled(
     parts = np.empty((len(tokens), len(layers), pooled_width(model, pooling)), np.float32)
     hidden: Callable[..., Iterator[tuple[int, Tensor]]] = model.hidden
     at_once = BATCH_IMAGES
+    check_dtype(model, dtype)
     if dtype == "int8":
-        check_rounded(model)
         hidden = rounded = RoundedHidden(model)
         compiled, dtype, at_once = False, "fp32", rounded.images
     if compiled is None:
@@ -307,11 +306,14 @@ def pooled(
     return parts
 
 
-def check_rounded(model: Backbone) -> None:
-    """Raises InputError where there are no int8 features of this model here."""
-    if not (isinstance(model, ImageGPT) and can_round(model)):
+def check_dtype(model: Backbone, dtype: str) -> None:
+    """Raises InputError for a type that there is not, and for int8 where this model has no such features here."""
+    if dtype not in ("fp32", "bf16", "int8"):
+        raise InputError(f"--dtype: expected fp32, bf16 or int8, got {dtype!r}")
+    if dtype == "int8" and not (isinstance(model, ImageGPT) and can_round(model)):
         raise InputError(
-            "--dtype: int8 features need an autoregressive Image GPT, a CPU and a C compiler; expected fp32 or bf16"
+            "--dtype: int8 features need an autoregressive Image GPT of a width that 16 divides, a CPU and a C "
+            "compiler; expected fp32 or bf16"
         )
 
 

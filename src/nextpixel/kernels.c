@@ -131,8 +131,8 @@ INLINE void narrow(integers x, int8_t *to) {
 
 /* Numbers to multiply bytes by, as the processor wants them, and a running sum of the products of a group. */
 #if defined(DOT)
-/* GROUP numbers are bytes times a unit, the largest 127: rounding is off by sqrt(GROUP / 12) / 127 of them or less, in the
-   mean of squares. A byte n + BIAS that they meet adds BIAS of each too much, which totals begin without. */
+/* GROUP numbers are bytes times a unit, the largest 127: rounding is off by sqrt(GROUP) / 254 of them at worst, in the
+   root of the mean of squares. A byte n + BIAS that they meet adds BIAS of each too much, which totals begin without. */
 typedef struct {
     int8_t *bytes;
     float *units;
@@ -356,14 +356,14 @@ INLINE range share(int64_t count, int64_t at_once, team of) {
 typedef struct {
     int64_t first, end, at_once;
     team by;
-} rows;
+} portion;
 
 /* Of M rows: all of them, by all threads, or where there are enough, a thread's own. */
-INLINE rows divide(int64_t M, team all) {
-    if (all.threads > 1 && M < all.threads * OWN) return (rows){0, M, M, all};
+INLINE portion divide(int64_t M, team all) {
+    if (all.threads > 1 && M < all.threads * OWN) return (portion){0, M, M, all};
     range own = share(M, ROWS, all);
     int64_t count = own.end - own.first, chunks = (count + CHUNK - 1) / CHUNK;
-    return (rows){own.first, own.end, chunks ? ((count + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS : 1, {0, 1}};
+    return (portion){own.first, own.end, chunks ? ((count + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS : 1, {0, 1}};
 }
 
 /* What is the same for all blocks. */
@@ -518,7 +518,7 @@ void multiply(const float *x, const float *gain, const uint8_t *weight, const fl
               float *room, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        rows own = divide(M, (team){omp_get_thread_num(), omp_get_num_threads()});
+        portion own = divide(M, (team){omp_get_thread_num(), omp_get_num_threads()});
         space in = after(split(room, M), own.first, C);
         for (int64_t m = own.first; m < own.end; m += own.at_once) {
             int64_t count = own.end - m < own.at_once ? own.end - m : own.at_once;
@@ -556,7 +556,7 @@ void blocks(const block *layers, float *h, const float *first, const float *turn
 #pragma omp parallel num_threads(threads)
     {
         team all = {omp_get_thread_num(), omp_get_num_threads()};
-        rows own = divide(M, all);
+        portion own = divide(M, all);
         space in = split(room, M);
         float *answers = in.floats + 8 * M * D, *wide = in.floats + (4 * M + 4 * own.first) * D;
         in = after(in, own.first, 4 * D);

@@ -39,7 +39,7 @@ class Bench:
     clock: Literal["wall", "cpu"] = "wall"
     """cpu: the time this process had a processor, for a machine that others use."""
     speed: Speed = "auto"
-    """How to draw, as sample --help tells."""
+    """How to draw, as sample --help tells; auto also takes features in int8 where there are any."""
     out: Path | None = None
     """Also write everything, each repetition included, into this .json file."""
     model: ModelOptions = field(default_factory=ModelOptions)

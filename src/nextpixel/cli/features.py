@@ -65,13 +65,12 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
     from nextpixel import distributed
     from nextpixel.devices import choose_device
-    from nextpixel.extraction import check_layers, check_rounded, extract, extract_chunks, features_name
+    from nextpixel.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
 
     device = distributed.join(choose_device(args.model.device), TIMEOUT_MINUTES)
     model = load_features_model(replace(args.model, device=device))  # type: ignore[arg-type]
 
-    if args.model.dtype == "int8":
-        check_rounded(model)
+    check_dtype(model, args.model.dtype)
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
     source = open_images(args.images, args.split)
