@@ -22,7 +22,7 @@ static void round_in_groups(float *x, int count) {
 
 /* Of rows with a number far from the others, or without. */
 static double error_of_product(int far) {
-    static float x[M * C], scale[R], y[M * R], room[M * (C + 8)];
+    static float x[M * C], scale[R], y[M * R], room[M * (C + 8)], scratch[C];
     static int8_t weight[R * C];
     static uint8_t ordered[R * C];
     for (int i = 0; i < M * C; i++) x[i] = random_float();
@@ -32,7 +32,7 @@ static double error_of_product(int far) {
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++)
             ordered[r / LANES * LANES * C + c / 4 * 4 * LANES + r % LANES * 4 + c % 4] = weight[r * C + c] + 128;
-    multiply(x, NULL, ordered, scale, NULL, y, room, M, R, C, 0, 1);
+    multiply(x, NULL, ordered, scale, NULL, y, room, scratch, M, R, C, 0, 1);
     for (int m = 0; m < M; m++) round_in_groups(x + m * C, C);
     double off = 0, all = 0;
     for (int i = 0; i < M * R; i++) {
@@ -45,11 +45,12 @@ static double error_of_product(int far) {
 
 static double error_of_attention(void) {
     static float qkv[Q * 3 * WIDTH], out[Q * WIDTH], key_scales[T], value_scales[T];
+    static float scratch[4 * (E + 2 * T)];
     static uint8_t keys[T * E], values[T * E];
     int64_t first = 0;
     for (int i = 0; i < Q * 3 * WIDTH; i++) qkv[i] = random_float() * (i % (3 * WIDTH) < WIDTH ? 3 : 1);
     const float *q = qkv, *k = q + WIDTH, *v = k + WIDTH;  // a slot lies 3 * WIDTH from the one before it
-    attend(qkv, NULL, keys, values, key_scales, value_scales, &first, out, 1, Q, 1, WIDTH, T, E, 0, 0, 0, 1);
+    attend(qkv, NULL, keys, values, key_scales, value_scales, &first, out, scratch, 1, Q, 1, WIDTH, T, E, 0, 0, 0, 1);
     double off = 0, all = 0;
     for (int i = 0; i < Q; i++) {
         double total = 0, exact[WIDTH] = {0};

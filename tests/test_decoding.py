@@ -5,6 +5,8 @@ import copy
 import platform
 import shutil
 import subprocess
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -543,3 +545,56 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch
     assert kernels._load.__wrapped__() is None
     monkeypatch.setenv("CC", "false")
     assert kernels._load.__wrapped__() is None
+
+
+@pytest.mark.parametrize("compiled", ["in the cache", "in a folder for this process"])
+def test_a_compiler_that_takes_too_long_is_waited_for_once(
+    compiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started, slow = tmp_path / "started", tmp_path / "cc"
+    slow.write_text(f"#!/bin/sh\necho >> {started}\nsleep 50\n")
+    slow.chmod(0o755)
+    cache = tmp_path / "cache"
+    if compiled != "in the cache":
+        cache.touch()
+    monkeypatch.setenv("NEXTPIXEL_CACHE", str(cache))
+    monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(kernels, "SECONDS", 0.3)
+    start = time.monotonic()
+    assert [kernels._load.__wrapped__() for _ in range(3)] == [None] * 3
+    waits = 1 if compiled == "in the cache" else 3  # without a cache there is no place to remember it
+    assert started.read_text().count("\n") == waits
+    assert capsys.readouterr().err.count("did not compile the CPU kernels in 0.3 s") == waits
+    assert time.monotonic() - start < 10
+
+
+@needs_compiler
+def test_no_stack_grows_with_the_picture(tmp_path: Path) -> None:
+    flags = [*kernels.FLAGS, "-Wvla", "-Walloca", "-Wframe-larger-than=16384", "-Werror"]
+    source = str(resources.files("nextpixel") / "kernels.c")
+    subprocess.run(["cc", *flags, source, "-o", str(tmp_path / "loops.so"), "-lm"], check=True)
+
+
+@needs_compiler
+def test_a_picture_of_512_x_512_fits_a_small_stack() -> None:
+    slots, width = 512 * 512, 32
+    cache = kernels.Cache(
+        *(torch.zeros(1, 1, 1, slots, width, dtype=torch.uint8) for _ in range(2)),
+        *(torch.ones(1, 1, 1, slots) for _ in range(2)),
+    )
+    qkv = torch.randn(1, 4, 3, 1, width, generator=torch.Generator().manual_seed(0))
+    found = []
+
+    def look() -> None:
+        torch.set_num_threads(1)
+        found.append(kernels.attend(qkv, cache, torch.tensor([slots - 4])))
+
+    before, threads = threading.stack_size(256 * 1024), torch.get_num_threads()
+    try:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+        torch.set_num_threads(threads)
+    assert found[0].isfinite().all() and found[0].shape == (1, 4, 1, width)

@@ -242,9 +242,8 @@ INLINE cache part(cache all, int64_t head, int64_t T, int64_t E) {
                    all.value_scales + head * T};
 }
 
-/* k and v, E numbers each, into a slot. */
-static void store(cache to, int64_t slot, const float *k, const float *v, int64_t E) {
-    uint8_t bytes[E];
+/* k and v, E numbers each, into a slot; `bytes` is room for E. */
+static void store(cache to, int64_t slot, const float *k, const float *v, uint8_t *bytes, int64_t E) {
     to.key_scales[slot] = round_bytes(k, bytes, E);
     uint8_t *keys = to.keys + slot / LANES * LANES * E + slot % LANES * 4;
     for (int64_t e = 0; e < E; e += 4) memcpy(keys + e * LANES, bytes + e, 4);
@@ -280,14 +279,17 @@ INLINE void dot(const int rows, const int columns, const numbers *x, const uint8
 }
 
 /* softmax(query K / sqrt(width)) V in place of `rows` queries, which lie `apart` from each other. The first looks at
-   `count` slots, each other one at one more than the one before. */
-INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t E, int64_t width) {
+   `count` slots, each other one at one more than the one before. `scratch` is that of a thread. */
+INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t E, int64_t width,
+                   float *scratch) {
     const int columns = rows > 1 ? 2 : 4;  // what the registers hold
     int64_t room = (count + rows - 1 + LANES - 1) / LANES * LANES;
-    float padded[rows][E], scores[rows][room], space[rows][room > E ? room : E], total[rows];
+    float *padded[TOGETHER], *scores[TOGETHER], *space[TOGETHER], total[TOGETHER];
     numbers packed[TOGETHER];
     floats y[4][4];
     for (int j = 0; j < rows; j++) {
+        padded[j] = scratch, scores[j] = padded[j] + E, space[j] = scores[j] + room;
+        scratch = space[j] + (room > E ? room : E);
         for (int64_t e = 0; e < E; e++) padded[j][e] = e < width ? x[j * apart + e] / sqrtf(width) : 0;
         packed[j] = pack(padded[j], space[j], E);
     }
@@ -329,10 +331,24 @@ static void turn(float *restrict x, const float *restrict cos, const float *rest
     }
 }
 
-/* Threads that share a piece of work, and which of them this one is. */
+/* How many floats of scratch each thread needs: nothing on its stack grows with a picture or a network. C is the width of
+   rows that are normalised. */
+int64_t scratch_room(int64_t T, int64_t E, int64_t C) {
+    int64_t queries = TOGETHER * (E + T + (T > E ? T : E)), entries = 4 * E;
+    int64_t most = queries > entries ? queries : entries;
+    return most > C ? most : C;
+}
+
+/* Threads that share a piece of work, which of them this one is, and its own scratch. */
 typedef struct {
     int64_t thread, threads;
+    float *scratch;
 } team;
+
+INLINE team this_team(float *scratch, int64_t room) {
+    int thread = omp_get_thread_num();
+    return (team){thread, omp_get_num_threads(), scratch + thread * room};
+}
 
 /* Until all are here. */
 INLINE void meet(team of) {
@@ -363,7 +379,8 @@ INLINE portion divide(int64_t M, team all) {
     if (all.threads > 1 && M < all.threads * OWN) return (portion){0, M, M, all};
     range own = share(M, ROWS, all);
     int64_t count = own.end - own.first, chunks = (count + CHUNK - 1) / CHUNK;
-    return (portion){own.first, own.end, chunks ? ((count + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS : 1, {0, 1}};
+    return (portion){own.first, own.end, chunks ? ((count + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS : 1,
+                     {0, 1, all.scratch}};
 }
 
 /* What is the same for all blocks. */
@@ -384,15 +401,15 @@ static void enter(const float *qkv, float *queries, cache all, heads of, int64_t
     for (int64_t item = own.first; item < own.end; item++) {
         int64_t row = first + item / N, n = item % N, b = row / Q, i = row % Q;
         const float *from = qkv + (item / N * 3 * N + n) * width;
-        float parts[3][E];
-        memset(parts, 0, sizeof parts);
-        for (int j = 0; j < 3; j++) memcpy(parts[j], from + j * N * width, width * sizeof *from);
+        float *q = by.scratch, *k = q + E, *v = k + E;
+        memset(q, 0, 3 * E * sizeof *q);
+        for (int j = 0; j < 3; j++) memcpy(q + j * E, from + j * N * width, width * sizeof *from);
         for (int j = 0; j < 2; j++) {
             const float *cos = of.turns ? of.turns + 2 * j * of.turns_part + b * of.turns_row + i * (width / 2) : NULL;
-            turn(parts[j], cos, cos ? cos + of.turns_part : NULL, E, width, of.qk_norm);
+            turn(q + j * E, cos, cos ? cos + of.turns_part : NULL, E, width, of.qk_norm);
         }
-        memcpy(queries + (row * N + n) * width, parts[0], width * sizeof *queries);
-        store(part(all, b * N + n, of.T, E), of.positions[b] + i, parts[1], parts[2], E);
+        memcpy(queries + (row * N + n) * width, q, width * sizeof *queries);
+        store(part(all, b * N + n, of.T, E), of.positions[b] + i, k, v, (uint8_t *)(v + E), E);
     }
 }
 
@@ -406,9 +423,10 @@ static void attention(float *queries, cache all, heads of, team by) {
             int64_t end = i + TOGETHER < Q ? i + TOGETHER : Q;
             cache head = part(all, b * N + n, of.T, E);
             float *x = queries + ((b * Q + i) * N + n) * width;
-            if (end - i == TOGETHER) answer(TOGETHER, head, x, N * width, of.positions[b] + i + 1, E, width);
+            int64_t seen = of.positions[b] + i + 1;
+            if (end - i == TOGETHER) answer(TOGETHER, head, x, N * width, seen, E, width, by.scratch);
             else
-                for (; i < end; i++, x += N * width) answer(1, head, x, 0, of.positions[b] + i + 1, E, width);
+                for (; i < end; i++, seen++, x += N * width) answer(1, head, x, 0, seen, E, width, by.scratch);
         }
     }
 }
@@ -488,9 +506,8 @@ static void product(const float *x, const float *gain, matrix with, const float 
                     space in, int64_t M, int64_t R, int64_t C, team by) {
     range own = share(M, 1, by);
     for (int64_t m = own.first; m < own.end; m++) {
-        float normal[C];
-        if (gain) normalise(x + m * C, gain, normal, C);
-        in.packed[m] = pack(gain ? normal : x + m * C, in.floats + m * C, C);
+        if (gain) normalise(x + m * C, gain, by.scratch, C);
+        in.packed[m] = pack(gain ? by.scratch : x + m * C, in.floats + m * C, C);
     }
     meet(by);
     own = share(R, 2 * LANES, by);
@@ -502,7 +519,7 @@ static void product(const float *x, const float *gain, matrix with, const float 
     meet(by);
 }
 
-/* How many floats of room `multiply` needs for a row of C numbers, and `blocks` for one of D. */
+/* How many floats of room `multiply` needs for a row of C numbers, and `blocks` for one of D; the scratch is separate. */
 int64_t multiply_room(int64_t C) { return sizeof(numbers) / sizeof(float) + C; }
 int64_t blocks_room(int64_t D) { return sizeof(numbers) / sizeof(float) + (4 + 4 + 1) * D; }
 
@@ -515,10 +532,10 @@ INLINE space after(space in, int64_t row, int64_t C) { return (space){in.packed 
 
 /* One product. */
 void multiply(const float *x, const float *gain, const uint8_t *weight, const float *scale, const float *add, float *y,
-              float *room, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
+              float *room, float *scratch, int64_t M, int64_t R, int64_t C, int64_t activation, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        portion own = divide(M, (team){omp_get_thread_num(), omp_get_num_threads()});
+        portion own = divide(M, this_team(scratch, scratch_room(0, 0, C)));
         space in = after(split(room, M), own.first, C);
         for (int64_t m = own.first; m < own.end; m += own.at_once) {
             int64_t count = own.end - m < own.at_once ? own.end - m : own.at_once;
@@ -530,13 +547,13 @@ void multiply(const float *x, const float *gain, const uint8_t *weight, const fl
 
 /* The attention of one block, alone for tests. */
 void attend(const float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales,
-            float *value_scales, const int64_t *positions, float *out, int64_t B, int64_t Q, int64_t N, int64_t width,
-            int64_t T, int64_t E, int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
+            float *value_scales, const int64_t *positions, float *out, float *scratch, int64_t B, int64_t Q, int64_t N,
+            int64_t width, int64_t T, int64_t E, int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
     heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
     cache all = {keys, values, key_scales, value_scales};
-    enter(qkv, out, all, of, 0, B * Q, (team){0, 1});
+    enter(qkv, out, all, of, 0, B * Q, (team){0, 1, scratch});
 #pragma omp parallel num_threads(threads)
-    attention(out, all, of, (team){omp_get_thread_num(), omp_get_num_threads()});
+    attention(out, all, of, this_team(scratch, scratch_room(T, E, 0)));
 }
 
 /* A block of model.py; mix is null, or how much of h and of the network's input it reads. */
@@ -548,14 +565,14 @@ typedef struct {
 /* All L blocks, in place: h (B, Q, D), and `first`, the network's input. The cache is (L, slots, N, T, E), slots >= B, or
    with `one_cache` (1, slots, N, T, E), which every block fills anew. */
 void blocks(const block *layers, float *h, const float *first, const float *turns, uint8_t *keys, uint8_t *values,
-            float *key_scales, float *value_scales, const int64_t *positions, float *room, int64_t L, int64_t one_cache,
-            int64_t slots, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E, int64_t turns_part,
-            int64_t turns_row, int64_t qk_norm, int64_t activation, int threads) {
+            float *key_scales, float *value_scales, const int64_t *positions, float *room, float *scratch, int64_t L,
+            int64_t one_cache, int64_t slots, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
+            int64_t turns_part, int64_t turns_row, int64_t qk_norm, int64_t activation, int threads) {
     int64_t M = B * Q, D = N * width;
     heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
 #pragma omp parallel num_threads(threads)
     {
-        team all = {omp_get_thread_num(), omp_get_num_threads()};
+        team all = this_team(scratch, scratch_room(T, E, D));
         portion own = divide(M, all);
         space in = split(room, M);
         float *answers = in.floats + 8 * M * D, *wide = in.floats + (4 * M + 4 * own.first) * D;

@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -27,12 +28,13 @@ from torch import Tensor
 
 from nextpixel.config import Activation
 from nextpixel.palette import user_cache
+from nextpixel.progress import say
 
 # Without -ffast-math: linking with it changes how the whole process treats the smallest numbers. Without contraction: a
 # row may not depend on the tile it comes in.
 FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
 FLAGS += "-Wno-psabi -fopenmp -shared -fPIC".split()
-SECONDS = 60
+SECONDS = 300  # of compiling: a second is usual, a minute on a busy machine
 ACTIVATIONS: tuple[Activation | None, ...] = (None, "quick-gelu", "squared-relu")  # as numbered in C
 
 
@@ -63,9 +65,14 @@ def _load() -> ctypes.CDLL | None:
     except subprocess.SubprocessError:
         return None
     pointer, number, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    for function, arguments in ((library.lanes, 0), (library.multiply_room, 1), (library.blocks_room, 1)):
+    for function, arguments in (
+        (library.lanes, 0),
+        (library.multiply_room, 1),
+        (library.blocks_room, 1),
+        (library.scratch_room, 3),
+    ):
         function.argtypes, function.restype = [number] * arguments, number
-    for function, pointers, numbers in ((library.multiply, 7, 4), (library.attend, 8, 9), (library.blocks, 10, 13)):
+    for function, pointers, numbers in ((library.multiply, 8, 4), (library.attend, 9, 9), (library.blocks, 11, 13)):
         function.argtypes, function.restype = [*[pointer] * pointers, *[number] * numbers, threads], None
     return library
 
@@ -76,11 +83,35 @@ def _open_or_build(path: Path, source: str, compiler: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as folder:  # others may build it too
             part = Path(folder) / path.name
             command = [*compiler.split(), *FLAGS, "-x", "c", "-", "-o", str(part), "-lm"]
-            subprocess.run(command, input=source, text=True, capture_output=True, check=True, timeout=SECONDS)
+            slow = path.with_suffix(".slow")
+            if slow.exists():  # one process waited, the others need not
+                raise subprocess.TimeoutExpired(command, SECONDS)
+            try:
+                _compile(command, source)
+            except subprocess.TimeoutExpired:
+                slow.touch()
+                say(
+                    f"{compiler} did not compile the CPU kernels in {SECONDS} s; working on with torch alone, which is "
+                    f"slower (delete {slow} to try again)"
+                )
+                raise
             with part.open("rb+") as file:
                 os.fsync(file.fileno())  # a machine that stops here must not leave half a library under the name
             part.replace(path)
     return ctypes.CDLL(str(path))
+
+
+def _compile(command: list[str], source: str) -> None:
+    """In a session of its own: what a compiler starts ends with it."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            process.communicate(source, timeout=SECONDS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def _processor() -> str:
@@ -130,7 +161,7 @@ def multiply(
     library = _library()
     x, add = x.contiguous(), None if add is None else add.contiguous()
     out, room = x.new_empty(rows, count), x.new_empty(rows * library.multiply_room(columns))
-    tensors = (x, gain, weight, scale, add, out, room)
+    tensors = (x, gain, weight, scale, add, out, room, _scratch(columns))
     _call(library.multiply, tensors, rows, count, columns, ACTIVATIONS.index(activation))
     return out
 
@@ -156,7 +187,7 @@ def attend(
     batch, slots, _, heads, width = qkv.shape
     qkv, out = qkv.clone(memory_format=torch.contiguous_format), qkv.new_empty(batch, slots, heads, width)
     turns, *steps = _turns(turns)
-    tensors = (qkv, turns, *cache, positions, out)
+    tensors = (qkv, turns, *cache, positions, out, _scratch(0, cache))
     _call(_library().attend, tensors, batch, slots, heads, width, *cache.keys.shape[3:], *steps, qk_norm)
     return out
 
@@ -190,7 +221,7 @@ def blocks(
     h, first = h.clone(memory_format=torch.contiguous_format), first.contiguous()
     room = h.new_empty(batch * slots * library.blocks_room(width))
     turns, *steps = _turns(turns)
-    tensors = (table, h, first, turns, *cache, positions, room)
+    tensors = (table, h, first, turns, *cache, positions, room, _scratch(width, cache))
     one_cache = len(cache.keys) == 1
     sizes = (len(table), one_cache, cache.keys.shape[1], batch, slots, heads, width // heads, *cache.keys.shape[3:])
     _call(library.blocks, tensors, *sizes, *steps, qk_norm, ACTIVATIONS.index(activation))
@@ -203,6 +234,12 @@ def _turns(turns: Tensor | None) -> tuple[Tensor | None, int, int]:
         return None, 0, 0
     turns = turns.contiguous()
     return turns, turns.stride(0), turns.stride(1) if turns.shape[1] > 1 else 0
+
+
+def _scratch(width: int, cache: Cache | None = None) -> Tensor:
+    """For all threads."""
+    slots, head_width = (0, 0) if cache is None else cache.keys.shape[3:]
+    return torch.empty(torch.get_num_threads() * _library().scratch_room(slots, head_width, width))
 
 
 def _library() -> ctypes.CDLL:
