@@ -69,13 +69,13 @@ def test_the_floor_of_a_step_is_what_it_reads_or_multiplies() -> None:
 
 
 def test_unknown_work_is_refused(model: ImageGPT) -> None:
-    with pytest.raises(InputError, match="--work"):
+    with pytest.raises(InputError, match="work: "):
         bench(model, ["fly"], [1])
 
 
 def test_a_masked_model_is_not_asked_to_draw() -> None:
     masked = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=1, side=4, colors=512, objective="masked"))
-    with pytest.raises(InputError, match="--work: a masked model cannot draw; expected no decode"):
+    with pytest.raises(InputError, match="work: a masked model cannot draw; expected no decode"):
         bench(masked, ["decode"], [1])
 
 

@@ -44,11 +44,11 @@ def test_impossible_shapes_are_refused(wrong: dict) -> None:
 
 
 def test_an_unknown_setting_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'learning_rate'"):
-        replace_checked(PretrainConfig(), {"lerning_rate": 0.1}, "my.toml")
+    with pytest.raises(InputError, match="unknown argument 'lerning_rate'; did you mean learning_rate"):
+        replace_checked(PretrainConfig(), {"lerning_rate": 0.1})
 
 
 @pytest.mark.parametrize("values", [{"steps": "many"}, {"steps": True}, {"augment": "rotate"}, {"steps": 1.5}])
 def test_a_setting_of_the_wrong_type_is_refused(values: dict) -> None:
-    with pytest.raises(InputError, match=r"my\.toml"):
-        replace_checked(PretrainConfig(), values, "my.toml")
+    with pytest.raises(InputError, match=f"^{next(iter(values))}: expected "):
+        replace_checked(PretrainConfig(), values)

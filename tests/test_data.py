@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_no_half_set(folder, cache, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(data.os, "fsync", full)
-        with pytest.raises(WorkError, match=r"cannot write decoded images \(No space left on device\).*--cache"):
+        with pytest.raises(WorkError, match=r"cannot write decoded images \(No space left on device\).*`cache`"):
             decode(folder, SIDE)
     assert list((cache / "decoded").iterdir()) == []
     assert len(decode(folder, SIDE)) == 12

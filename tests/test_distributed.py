@@ -211,7 +211,7 @@ def third_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_batch_that_does_not_divide(third_of_three):
     assert distributed.share(12) == 4
-    with pytest.raises(InputError, match="--batch-images: expected a multiple of the 3 processes, got 128"):
+    with pytest.raises(InputError, match="batch_images: expected a multiple of the 3 processes, got 128"):
         distributed.share(128)
 
 
@@ -231,7 +231,9 @@ def test_distillation_is_no_work_for_many(third_of_three, tmp_path):
 
 def test_more_processes_than_gpus(third_of_three, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="--nproc-per-node: expected at most the 2 GPUs of this machine, got 3"):
+    with pytest.raises(
+        InputError, match="nproc-per-node of torchrun: expected at most the 2 GPUs of this machine, got 3"
+    ):
         distributed.join("cuda", 1.0)
     with pytest.raises(InputError, match="mps works alone"):
         distributed.join("mps", 1.0)

@@ -157,7 +157,7 @@ def test_int8_features_are_close_to_the_plain_ones(modern: bool, shifted: bool) 
 def test_int8_features_are_refused_where_there_are_none() -> None:
     config = ImageGPTConfig(layers=1, width=48, heads=3, side=4, colors=16, objective="masked")
     model = lively(config, torch.float32)
-    with pytest.raises(InputError, match="--dtype: int8 features need an autoregressive"):
+    with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
         pooled(model, some_tokens(2, config), [1], dtype="int8")
-    with pytest.raises(InputError, match="--dtype: int8 features need an autoregressive"):
+    with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
         described(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")

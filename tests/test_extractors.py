@@ -58,7 +58,7 @@ def test_a_student_gives_its_pooled_features_and_its_statistics_count(model: Ima
     student.norm.running_mean += 1
     nextpixel.save(student, tmp_path / "other")
     assert open_extractor(str(tmp_path / "other"), model).name != extractor.name
-    with pytest.raises(InputError, match="--layer"):
+    with pytest.raises(InputError, match="layer: "):
         open_extractor(str(tmp_path / "student"), model, 1)
 
 

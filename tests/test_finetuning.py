@@ -209,10 +209,14 @@ def test_a_frozen_run_resumes_exactly(tmp_path, monkeypatch):
 
 
 def test_a_run_of_one_kind_is_not_resumed_as_another(whole, tmp_path):
-    with pytest.raises(InputError, match=r"begun by nextpixel finetune, not pretrain; go on with: .* finetune --res"):
+    with pytest.raises(
+        InputError, match=r"begun by nextpixel finetune, not pretrain; go on with: .* finetune `resume="
+    ):
         nextpixel.pretrain(resume=whole)
     nextpixel.pretrain(photos(tmp_path), out=tmp_path / "pre", **settings(tmp_path, steps=1))
-    with pytest.raises(InputError, match=r"begun by nextpixel pretrain, not finetune; go on with: .* pretrain --res"):
+    with pytest.raises(
+        InputError, match=r"begun by nextpixel pretrain, not finetune; go on with: .* pretrain `resume="
+    ):
         nextpixel.finetune(resume=tmp_path / "pre")
     with pytest.raises(InputError, match="none beside it"):
         nextpixel.finetune(resume=whole, epochs=3)
@@ -367,7 +371,7 @@ def test_a_masked_model_votes_over_masks(tmp_path):
     assert not np.allclose(chances, probe.predict_proba(images), atol=1e-4)
     fitted = LinearProbe(model("masked"), layer=1).fit(images, labels)
     assert fitted.predict(images, masks=3).shape == (60,)
-    with pytest.raises(InputError, match="--masks: expected none for a model of the autoregressive"):
+    with pytest.raises(InputError, match="masks: expected none for a model of the autoregressive"):
         LinearProbe(model(), layer=1).fit(images, labels).predict(images, masks=5)
 
 
@@ -395,7 +399,7 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
         on_call(patch, "nextpixel.preparation.cross_entropy", 13, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert main(TYPED) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "go on with: nextpixel finetune --resume clf" in last
+    assert "go on with: nextpixel finetune `resume=ume clf" in last
     assert main(shlex.split(last.partition("go on with: nextpixel ")[2])) == 0
     out, err = capsys.readouterr()
     assert "best validation accuracy" in out and "test accuracy" in out and "AUC" in out
@@ -469,8 +473,8 @@ BAD = {
     "finetune": ["labelled images and --out", "as in: nextpixel finetune"],
     "finetune train": ["--out", "as in: nextpixel finetune"],
     "finetune train --resume clf": ["--resume", "expected nothing else, got train", "--model"],
-    "finetune --resume clf --epochs 3": ["--resume", "expected nothing else, got --epochs"],
-    "finetune --resume nowhere": ["--resume", "run.json", "'nowhere'"],
+    "finetune `resume=ume clf --epochs 3": ["--resume", "expected nothing else, got --epochs"],
+    "finetune `resume=ume nowhere": ["--resume", "run.json", "'nowhere'"],
     "finetune train --out clf --epochs 0": ["--epochs", "at least 1", "got 0"],
     "finetune train --out clf --patience 0": ["--patience", "at least 1"],
     "finetune train --out clf --labels-per-class 0": ["--labels-per-class", "at least 1"],

@@ -78,7 +78,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(images, tmp_path,
     assert main([*command, "--micro-batch-images", "1"]) == 0, "what the sentence names does fit"
     forced = [word if word != str(tmp_path / "run") else str(tmp_path / "forced") for word in command]
     assert main([*forced, "--force"]) == 0
-    with pytest.raises(InputError, match="--micro-batch-images 1"):
+    with pytest.raises(InputError, match="`micro_batch_images=1`"):
         nextpixel.pretrain(images, out=tmp_path / "other", **settings(tmp_path))
     nextpixel.pretrain(images, out=tmp_path / "other", force=True, **settings(tmp_path, steps=1))
 
@@ -134,9 +134,9 @@ def test_the_setting_that_is_named_does_fit(free, options, named):
 def test_a_run_that_goes_on_from_a_model_is_not_told_to_shrink_it():
     config = PretrainConfig(init="embedded", batch_images=8)
     place = Placement("cpu", "fp32", False, 8, 1.2e9)
-    with pytest.raises(InputError, match=r"no setting makes it fit: take a device with more memory, or .* --force"):
+    with pytest.raises(InputError, match=r"no setting makes it fit: take a device with more memory, or .* `force`"):
         refuse(forecast(config, S, place))
-    with pytest.raises(InputError, match="it fits with --size"):
+    with pytest.raises(InputError, match="it fits with `size"):
         refuse(forecast(replace(config, init=None), S, place))
 
 
@@ -149,7 +149,7 @@ def test_plan_knows_the_micro_batch_and_eager_activations(capsys):
         assert layout["micro_batch_images"] == (8 if more else layout["micro_batch_images"])
     compiled, eager = needs["--micro-batch-images 8"], needs["--micro-batch-images 8 --compile off"]
     assert 1.3 < eager / compiled < 1.5  # 57 bytes against 39 a block
-    with pytest.raises(InputError, match=r"for 64 images at a time, .* a smaller --micro-batch-images"):
+    with pytest.raises(InputError, match=r"for 64 images at a time, .* a smaller `micro_batch_images`"):
         choose_layout(SIZES["l"], 64, 24e9, micro_batch=64)
 
 

@@ -71,9 +71,9 @@ def test_the_kept_side_keeps_its_tokens_and_is_read_turned(model: ImageGPT, squa
 def test_a_model_that_only_saw_upright_pictures_says_so(squares: np.ndarray) -> None:
     model = ImageGPT(ImageGPTConfig(layers=1, width=8, heads=1, side=4, colors=8))
     model.palette = Palette(COLORS / 127.5 - 1)
-    with pytest.raises(InputError, match=r"--keep-side left: .* --augment orient"):
+    with pytest.raises(InputError, match=r"keep_side: left .* `augment=orient`"):
         draw(model, squares, keep_side="left")
-    with pytest.raises(InputError, match="--keep-side: expected one of top, right, bottom, left"):
+    with pytest.raises(InputError, match="keep_side: expected one of top, right, bottom, left"):
         draw(model, squares, keep_side="middle")
 
 

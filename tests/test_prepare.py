@@ -404,9 +404,9 @@ def test_it_serves_a_smaller_side_only_where_it_was_made_for_it(folder, tmp_path
     assert np.array_equal(small.squares[[2, 0]], decode(out, 4).squares[[2, 0]])
     assert np.array_equal(small.squares[1:3], decode(out, 4).squares[1:3])
     again = r"nextpixel prepare .*photos NEW --side 2 --fit crop"
-    with pytest.raises(InputError, match=f"expected squares of side 2 made with --fit crop, got side 8.*{again}"):
+    with pytest.raises(InputError, match=f"expected squares of side 2 made with `fit=crop`, got side 8.*{again}"):
         decode(out, 2)
-    with pytest.raises(InputError, match="--fit squash"):
+    with pytest.raises(InputError, match="`fit=squash`"):
         load_images(str(out), 4, fit="squash")
 
 

@@ -195,7 +195,7 @@ def test_resuming_a_finished_run_changes_nothing(whole):
 
 @pytest.mark.parametrize("beside", [{"steps": 3}, {"out": "elsewhere"}, {"recipe": "cifar10-s"}, {"split": "train"}])
 def test_resume_takes_no_settings(whole, beside):
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume: "):
         nextpixel.pretrain(resume=whole, **beside)
 
 
@@ -344,7 +344,7 @@ def test_a_continued_run_resumes_exactly_without_the_model_it_began_with(learned
 
 
 def test_a_continued_model_keeps_its_side(learned, images, tmp_path):
-    with pytest.raises(InputError, match=f"--side: the model of --init works at side {SIDE}, got 8"):
+    with pytest.raises(InputError, match=f"side: the model of `init` works at side {SIDE}, got 8"):
         nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, side=8))
     assert not (tmp_path / "more").exists()
 
@@ -369,10 +369,10 @@ def test_flags_go_over_the_recipe_and_the_recipe_over_the_defaults(images, tmp_p
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("learing_rate = 0.1", "did you mean 'learning_rate'"),
-        ("steps = 'many'", "steps = 'many' is not a whole number"),
-        ("augment = 'rotate'", "augment = 'rotate' is not one of none, flip, crop, pad, pad-flip"),
-        ("steps = 0", "--steps: expected at least 1, got 0"),
+        ("learing_rate = 0.1", "did you mean learning_rate"),
+        ("steps = 'many'", "steps: expected a whole number, got 'many'"),
+        ("augment = 'rotate'", "augment: expected one of none, flip, crop, pad, pad-flip"),
+        ("steps = 0", "steps: expected at least 1, got 0"),
         ("steps = ", "expected a TOML file"),
     ],
 )
@@ -501,7 +501,7 @@ def test_a_run_tells_what_made_it(whole):
 
 
 def test_a_continued_run_takes_a_tenth_of_the_rate_of_the_nearest_size_and_no_size_beside_it(learned, images, tmp_path):
-    with pytest.raises(InputError, match="expected no --size"):
+    with pytest.raises(InputError, match=r"init: .* expected no `size`"):
         nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, size="l"))
     nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, learning_rate=None, steps=1))
     assert Run(tmp_path / "more").facts()["decisions"]["learning_rate"] == pytest.approx(0.0003)  # xxs has 0.003

@@ -407,25 +407,25 @@ def test_a_run_is_never_overwritten(run, images, tmp_path, monkeypatch, capsys):
     nothing_may_be_decoded(monkeypatch)
     before = contents(run)
     assert main(["pretrain", str(images), "--out", str(run), *flags(settings(tmp_path))]) == 2
-    assert f"--out: {run} holds a run already; go on with --resume {run}" in capsys.readouterr().err
+    assert f"out: {run} holds a run already; go on with --resume {run}" in capsys.readouterr().err
     assert contents(run) == before
 
 
 def test_neither_is_any_other_folder(images, tmp_path, monkeypatch):
     nothing_may_be_decoded(monkeypatch)
-    with pytest.raises(InputError, match=f"--out: {tmp_path} exists already"):
+    with pytest.raises(InputError, match=f"out: {tmp_path} exists already"):
         nextpixel.pretrain(images, out=tmp_path, **settings(tmp_path))
 
 
 def test_the_parent_of_a_run_must_exist(images, tmp_path, monkeypatch):
     nothing_may_be_decoded(monkeypatch)
-    with pytest.raises(InputError, match=f"--out: the folder {tmp_path / 'runs'} does not exist"):
+    with pytest.raises(InputError, match=f"out: the folder {tmp_path / 'runs'} does not exist"):
         nextpixel.pretrain(images, out=tmp_path / "runs" / "a", **settings(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["nowhere", "."])
 def test_only_a_run_can_be_resumed(tmp_path, place):
-    with pytest.raises(InputError, match=r"--resume: expected a run folder with run\.json"):
+    with pytest.raises(InputError, match=r"resume: expected a run folder with run\.json"):
         nextpixel.pretrain(resume=tmp_path / place)
 
 

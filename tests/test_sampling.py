@@ -146,7 +146,7 @@ def test_a_colour_without_probability_is_never_drawn(wide: torch.dtype, monkeypa
 
 @pytest.mark.parametrize("keep", [1.0, -0.1, 0.99, float("nan")])
 def test_a_fraction_that_leaves_nothing_to_draw_is_refused(model: ImageGPT, pictures: np.ndarray, keep: float) -> None:
-    with pytest.raises(InputError, match="--keep"):
+    with pytest.raises(InputError, match="keep: "):
         draw(model, pictures, keep=keep)
 
 

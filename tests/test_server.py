@@ -802,7 +802,7 @@ def test_a_stop_refuses_what_waits_and_ends_what_is_drawn(engine: Engine, held: 
 
 
 def test_slots_that_do_not_fit_are_bad_input(model: ImageGPT) -> None:
-    with pytest.raises(InputError, match=r"--slots: 1000000000 slots need .* GB"):
+    with pytest.raises(InputError, match=r"slots: 1000000000 slots need .* GB"):
         Engine(model, ServeConfig(slots=10**9), lambda what, value: None, WORKER)
 
 

@@ -223,7 +223,7 @@ def test_probe_images_are_balanced_readable_and_never_score_what_they_are_fitted
     assert not np.array_equal(arrays["probe_squares"], other["probe_squares"])
     with pytest.raises(InputError, match="expected labelled images"):
         ridge_images(squares, SIDE, "crop", 40, 0)
-    with pytest.raises(InputError, match="raise --probe-images"):
+    with pytest.raises(InputError, match="raise `probe_images`"):
         ridge_images(tmp_path / "labelled.npz", SIDE, "crop", 2, 0)
 
 

@@ -65,7 +65,7 @@ class Row:
 def random_model(size: str) -> ImageGPT:
     """A named size with random weights and OpenAI's palette."""
     if size not in SIZES:
-        raise InputError(f"--size: expected one of {', '.join(SIZES)}, got {size!r}")
+        raise InputError(f"expected one of {', '.join(SIZES)}, got {size!r}", argument="size")
     model = ImageGPT(SIZES[size]).eval()
     model.palette = Palette.openai()
     return model
@@ -120,9 +120,11 @@ def bench(
     """
     for work in works:
         if work not in WORKS:
-            raise InputError(f"--work: expected some of {', '.join(WORKS)}, got {work!r}")
+            raise InputError(f"expected some of {', '.join(WORKS)}, got {work!r}", argument="work")
         if work in DRAWN and model.config.objective == "masked":
-            raise InputError(f"--work: a masked model cannot draw; expected no {work}, as in --work features,encode")
+            raise InputError(
+                f"a masked model cannot draw; expected no {work}, as in `work=features,encode`", argument="work"
+            )
     now = time.process_time if clock == "cpu" else time.perf_counter
     limits = floors(model.device, now)
     rows: list[Row] = []
@@ -330,7 +332,7 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
     try:
         import transformers
     except ImportError:
-        raise InputError("--against transformers: it is not installed; pip install transformers") from None
+        raise InputError("transformers is not installed; pip install transformers", argument="against") from None
     transformers.logging.set_verbosity_error()
     config, device = model.config, model.device
     with tempfile.TemporaryDirectory() as folder:

@@ -112,15 +112,15 @@ def compare_samples(
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:
     """Of `count` real images, those to compare `samples` pictures with, and those for the floor; by seed."""
     if samples < PICTURES_AT_LEAST:
-        raise InputError(f"--samples: expected at least {PICTURES_AT_LEAST} pictures, got {samples}")
+        raise InputError(f"expected at least {PICTURES_AT_LEAST} pictures, got {samples}", argument="samples")
     if count < 2 * PICTURES_AT_LEAST:
         raise InputError(
             f"expected at least {2 * PICTURES_AT_LEAST} real images, half of them for the floor, got {count}; add some"
         )
     if references is not None and not PICTURES_AT_LEAST <= references <= count:
         raise InputError(
-            f"--references: expected {PICTURES_AT_LEAST} to {count:,}, as many as there are real images, got "
-            f"{references}"
+            f"expected {PICTURES_AT_LEAST} to {count:,}, as many as there are real images, got {references}",
+            argument="references",
         )
     order = np.random.default_rng([seed, 0x5EA1]).permutation(count)
     chosen = min(samples, count) if references is None else references

@@ -80,9 +80,9 @@ def fit_convnet(
             f"squares: expected uint8 of shape (images, side, side, 3), got {squares.dtype} {squares.shape}"
         )
     if len(numbers) != len(squares):
-        raise InputError(f"labels: expected {len(squares)}, one for each image, got {len(numbers)}")
+        raise InputError(f"expected {len(squares)}, one for each image, got {len(numbers)}", argument="labels")
     if len(names) < 2:
-        raise InputError(f"labels: expected at least two classes, got only {names[0]!r}")
+        raise InputError(f"expected at least two classes, got only {names[0]!r}", argument="labels")
     model = _first(squares, numbers, len(names), init, config, seed).to(device).train()
     model.facts |= {"classes": names.tolist(), "trained_images": len(squares), "seed": seed, **asdict(trial)}
     batch, steps = schedule(len(squares), epochs)
@@ -130,7 +130,9 @@ def _first(
         model.set_scale(squares)
         return model
     if init.config.side != side:
-        raise InputError(f"init: expected a student of side {side}, as the squares have, got side {init.config.side}")
+        raise InputError(
+            f"expected a student of side {side}, as the squares have, got side {init.config.side}", argument="init"
+        )
     model = ResNet(replace(init.config, classes=classes), seed=seed)
     known = {name: value for name, value in init.state_dict().items() if not name.startswith("head.")}
     model.load_state_dict(known, strict=False)
@@ -192,7 +194,7 @@ def compete(
     is fitted again to the whole subset. A single trial is taken as it is.
     """
     if not 1 <= trials <= len(TRIALS):
-        raise InputError(f"--trials: expected 1 to {len(TRIALS)}, got {trials}")
+        raise InputError(f"expected 1 to {len(TRIALS)}, got {trials}", argument="trials")
     (squares, labels), (test_squares, test_labels) = train, test
     classes, numbers = np.unique(labels, return_inverse=True)
     truth = class_numbers(test_labels, classes)

@@ -126,7 +126,7 @@ def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
     except OSError as error:
         raise WorkError(
             f"{folder.parent}: cannot write decoded images ({error.strerror}); free some space or name another "
-            "folder with --cache"
+            "folder with `cache`"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -168,7 +168,7 @@ def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.in
     if count < 2:
         raise InputError(
             f"expected at least 2 images, to hold one out for validation, got {count}; add some, or name others with "
-            "--validation"
+            "`validation`"
         )
     held = min(max(1, round(count * fraction)), count - 1)
     order = np.random.default_rng([seed, 0x5EED]).permutation(count)

@@ -21,8 +21,9 @@ def choose_device(name: str) -> str:
         return next(device for device in ("cuda", "mps", "cpu") if there[device])
     if not there.get(name.split(":")[0]):
         raise InputError(
-            f"--device: {name} is not available here, expected one of "
-            f"{', '.join(device for device, found in there.items() if found)}"
+            f"{name} is not available here, expected one of "
+            f"{', '.join(device for device, found in there.items() if found)}",
+            argument="device",
         )
     return name
 

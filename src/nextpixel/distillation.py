@@ -55,11 +55,11 @@ def distill(
     distributed.alone("distill")
     if resume is not None:
         if settings or not (out is split is model is None):
-            raise InputError("--resume takes the settings of its run; expected none beside it")
+            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
         return go_on(Run.open(resume, KIND), images)
     if images is None or out is None:
-        raise InputError("distill needs images and a new folder (--out), or a run to go on with (--resume)")
-    config = replace_checked(DistillConfig(), settings, where="distill")
+        raise InputError("distill needs images and a new folder (`out`), or a run to go on with (`resume`)")
+    config = replace_checked(DistillConfig(), settings)
     return go_on(start_run(images, Path(out), config, model, split), images)
 
 

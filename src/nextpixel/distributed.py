@@ -1,7 +1,7 @@
 """The only user of torch.distributed: the processes that torchrun started work as one. Alone, all of it does nothing.
 
 Two process groups of gloo, on the CPU, carry what is agreed on; only gradients and shards go through the device's own.
-One of them waits for --timeout-minutes, the other, for work that nobody can tell the length of, for a week.
+One of them waits for timeout_minutes, the other, for work that nobody can tell the length of, for a week.
 The metadata of torch.distributed.checkpoint is a pickle: only a run that is resumed is read through here.
 """
 
@@ -85,11 +85,11 @@ def join(device: str, timeout_minutes: float) -> str:
         return device
     kind = device.split(":")[0]
     if kind == "mps":
-        raise InputError("--device: mps works alone, expected cpu or cuda for several processes")
+        raise InputError("mps works alone, expected cpu or cuda for several processes", argument="device")
     if kind == "cuda":
         if on_this_node() > torch.cuda.device_count():
             raise InputError(
-                f"torchrun --nproc-per-node: expected at most the {torch.cuda.device_count()} GPUs of this machine, "
+                f"nproc-per-node of torchrun: expected at most the {torch.cuda.device_count()} GPUs of this machine, "
                 f"got {on_this_node()}"
             )
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -150,8 +150,9 @@ def share(batch_images: int) -> int:
     """This process's part of a batch. Raises InputError for a batch that does not divide."""
     if batch_images % processes():
         raise InputError(
-            f"--batch-images: expected a multiple of the {processes()} processes, got {batch_images}; change it, or "
-            "how many torchrun starts"
+            f"expected a multiple of the {processes()} processes, got {batch_images}; change it, or "
+            "how many torchrun starts",
+            argument="batch_images",
         )
     return batch_images // processes()
 
@@ -338,8 +339,8 @@ def watched() -> Iterator[None]:
         minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
         reason = " ".join(str(error).split())
         sentence = (
-            f"another process died, or did not answer{minutes} (--timeout-minutes). A run goes on from its last "
-            f"checkpoint with --resume, or by itself with torchrun --max-restarts 3 ({reason})"
+            f"another process died, or did not answer{minutes} (`timeout_minutes`). A run goes on from its last "
+            f"checkpoint with `resume`, or by itself where torchrun has max-restarts ({reason})"
         )
         if not is_first():
             say(f"process {number()}: {sentence}", everywhere=True)

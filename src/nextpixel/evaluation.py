@@ -72,7 +72,9 @@ def evaluate(
     if protocol == "openai":
         squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
         if not len(squares):
-            raise InputError(f"--protocol openai: expected at least {OPENAI_BATCH} images, got fewer; use all")
+            raise InputError(
+                f"openai needs at least {OPENAI_BATCH} images, got fewer; expected all", argument="protocol"
+            )
     start = time.perf_counter()
     nats = image_nats(model, squares, dtype=dtype, seed=seed)
     seconds = time.perf_counter() - start

@@ -73,22 +73,22 @@ def features(
     return found.reshape(len(squares), -1)
 
 
-def check_layers(model: Backbone, layer: int | Sequence[int], option: str = "--layer") -> list[int]:
-    """The layers as a list, each of them one the model has; `option` is what a complaint names."""
+def check_layers(model: Backbone, layer: int | Sequence[int], argument: str = "layer") -> list[int]:
+    """The layers as a list, each of them one the model has; `argument` is what a complaint names."""
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
         layers = [operator.index(number) for number in given if not isinstance(number, bool)]
     except TypeError:
         given = layers = []
     if not layers or len(layers) < len(given) or not all(0 <= number <= model.config.layers for number in layers):
-        raise InputError(f"{option}: expected whole numbers from 0 to {model.config.layers}, got {layer!r}")
+        raise InputError(f"expected whole numbers from 0 to {model.config.layers}, got {layer!r}", argument=argument)
     return layers
 
 
 def pooled_width(model: Backbone, pooling: Pooling = "mean") -> int:
     """Numbers of one layer. Raises InputError for a pooling that there is not."""
     if pooling not in get_args(Pooling):
-        raise InputError(f"pooling: expected one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        raise InputError(f"expected one of {', '.join(get_args(Pooling))}, got {pooling!r}", argument="pooling")
     return model.config.width * (2 if pooling == "mean-std" else 1)
 
 
@@ -237,7 +237,7 @@ def described(
         return pooled(model, tokens, layers, dtype=dtype, compiled=compiled, pooling=pooling)
     check_dtype(model, dtype)
     if pooling != "mean":
-        raise InputError(f"--pooling: expected mean for a convolutional student, got {pooling}")
+        raise InputError(f"expected mean for a convolutional student, got {pooling}", argument="pooling")
     model.eval()
     device = str(model.device)
     parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
@@ -309,11 +309,12 @@ def pooled(
 def check_dtype(model: Backbone, dtype: str) -> None:
     """Raises InputError for a type that there is not, and for int8 where this model has no such features here."""
     if dtype not in ("fp32", "bf16", "int8"):
-        raise InputError(f"--dtype: expected fp32, bf16 or int8, got {dtype!r}")
+        raise InputError(f"expected fp32, bf16 or int8, got {dtype!r}", argument="dtype")
     if dtype == "int8" and not (isinstance(model, ImageGPT) and can_round(model)):
         raise InputError(
-            "--dtype: int8 features need an autoregressive Image GPT of a width that 16 divides, a CPU and a C "
-            "compiler; expected fp32 or bf16"
+            "int8 features need an autoregressive Image GPT of a width that 16 divides, a CPU and a C "
+            "compiler; expected fp32 or bf16",
+            argument="dtype",
         )
 
 

@@ -84,17 +84,19 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
         return onnx_extractor(what, judged.config.side)
     if what.endswith(".npz"):
         raise InputError(
-            f"--extractor: {what} holds features and no network; compare two such files with: nextpixel evaluate "
-            "real.npz --pictures drawn.npz"
+            f"{what} holds features and no network; compare two such files with: nextpixel evaluate "
+            "real.npz `pictures=drawn.npz`",
+            argument="extractor",
         )
     try:
         return model_extractor(load_backbone(what, device=str(judged.device)), layer)
     except InputError as error:
-        if not str(error).startswith("--model"):
+        if error.argument != "model":
             raise
         raise InputError(
-            f"--extractor: expected {PIXELS}, {UNTRAINED}, a .onnx file, or a model (a folder, a run, a hub name), got "
-            f"{what!r}; {str(error).removeprefix('--model: ')}"
+            f"expected {PIXELS}, {UNTRAINED}, a .onnx file, or a model (a folder, a run, a hub name), got "
+            f"{what!r}; {error.message}",
+            argument="extractor",
         ) from None
 
 
@@ -136,16 +138,16 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"--extractor: {path}: no such file; expected a network in ONNX format")
+        raise InputError(f"{path}: no such file; expected a network in ONNX format", argument="extractor")
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(f"--extractor: {path} needs onnxruntime: pip install 'nextpixel[onnx]'") from None
+        raise InputError(f"{path} needs onnxruntime: pip install 'nextpixel[onnx]'", argument="extractor") from None
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class
         reason = " ".join(str(error).split())
-        raise InputError(f"--extractor: {path}: expected a network in ONNX format: {reason}") from None
+        raise InputError(f"{path}: expected a network in ONNX format: {reason}", argument="extractor") from None
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     kind = inputs[0].type if len(inputs) == 1 else f"{len(inputs)} inputs"
@@ -154,8 +156,9 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
     sizes = shape[1:3] if bytes_last else shape[2:4]
     if not (bytes_last or floats_first) or (sizes[0] != sizes[1] and all(isinstance(size, int) for size in sizes)):
         raise InputError(
-            f"--extractor: {path}: expected one input, uint8 (N, H, W, 3) or float32 (N, 3, H, W) with H = W, got "
-            f"{kind} {tuple(shape)}"
+            f"{path}: expected one input, uint8 (N, H, W, 3) or float32 (N, 3, H, W) with H = W, got "
+            f"{kind} {tuple(shape)}",
+            argument="extractor",
         )
     fixed = [size for size in sizes if isinstance(size, int)]
     batch = shape[0] if isinstance(shape[0], int) else None
@@ -174,7 +177,7 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
                 values = np.ascontiguousarray(rows)
             found = np.asarray(session.run(None, {name: values})[0], np.float32)
             if found.ndim < 2 or found.size != found.shape[0] * found.shape[1] or len(found) != len(rows):
-                raise InputError(f"--extractor: {path}: expected an output (N, D), got {found.shape}")
+                raise InputError(f"{path}: expected an output (N, D), got {found.shape}", argument="extractor")
             parts.append(found.reshape(len(found), -1)[:count])
         return np.concatenate(parts)
 
@@ -199,7 +202,7 @@ def read_features(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], st
     Raises InputError for any other file, or where `features` is no table of finite numbers.
     """
     if not holds_features(path):
-        raise InputError(f"{path}: expected a .npz file with an array `features`, as nextpixel features writes it")
+        raise InputError(f"{path}: expected a .npz file with an array 'features', as nextpixel features writes it")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             values = arrays["features"]

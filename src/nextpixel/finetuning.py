@@ -90,11 +90,11 @@ def finetune(
     """
     if resume is not None:
         if settings or not (out is model is split is labels is test_labels is None):
-            raise InputError("--resume takes the settings of its run; expected none beside it")
+            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
         return go_on(Run.open(resume, KIND), images, test)
     if images is None or out is None:
-        raise InputError("finetune needs labelled images and a new folder (--out), or a run to go on with (--resume)")
-    config = replace_checked(FinetuneConfig(), settings, where="finetune")
+        raise InputError("finetune needs labelled images and a new folder (`out`), or a run to go on with (`resume`)")
+    config = replace_checked(FinetuneConfig(), settings)
     run = start_run(model, images, Path(out), config, labels, split=split, test=test, test_labels=test_labels)
     return go_on(run, images, test)
 
@@ -151,7 +151,7 @@ def _start(
     if not held.any():
         raise InputError(
             f"{source.source_name}: expected two images of some class at least, to hold one out for validation, got "
-            "one of each; add some, or raise --labels-per-class"
+            "one of each; add some, or raise `labels_per_class`"
         )
     arrays = {"labels": numbers, "train": chosen[~held], "validation": chosen[held]}
     data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}

@@ -87,7 +87,7 @@ def refuse(found: Forecast) -> None:
         own_shape=config.init is None,
     )
     helps = f"it fits with {would}" if would else "no setting makes it fit: take a device with more memory"
-    raise InputError(f"{_shortage(found)}; {helps}, or begin all the same with --force")
+    raise InputError(f"{_shortage(found)}; {helps}, or begin all the same with `force`")
 
 
 def _shortage(found: Forecast) -> str:

@@ -61,11 +61,14 @@ def measured_hardware(bench: dict[str, Any], where: str) -> tuple[Hardware, str,
         )
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"--hardware: {where} holds no timed training steps, or not all about their machine; expected what "
-            "`nextpixel bench --work train --out` writes"
+            f"{where} holds no timed training steps, or not all about their machine; expected what "
+            "nextpixel bench `work=train` `out` writes",
+            argument="hardware",
         ) from None
     if clock != "wall":
-        raise InputError(f"--hardware: {where} was timed with --clock {clock}, expected wall: a plan tells wall time")
+        raise InputError(
+            f"{where} was timed with `clock={clock}`, expected wall: a plan tells wall time", argument="hardware"
+        )
     return hardware, dtype, reached / more
 
 

@@ -54,7 +54,7 @@ def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[
         return labels_from_csv(labels, source.names)
     names = np.asarray(labels)
     if names.shape != (len(source),):
-        raise InputError(f"labels: expected {len(source)}, one for each image, got {names.shape}")
+        raise InputError(f"expected {len(source)}, one for each image, got {names.shape}", argument="labels")
     return names
 
 
@@ -92,7 +92,7 @@ def refuse_overlap(train: Any, test: Any) -> None:
     if train.fingerprint() == test.fingerprint():
         raise InputError(
             f"{test.source_name}: expected test images other than the training images, got the same; keep some apart "
-            "for --test"
+            "for `test`"
         )
 
 
@@ -106,7 +106,7 @@ def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat
         members = np.flatnonzero(labels == name)
         if len(members) < per_class:
             raise InputError(
-                f"--labels-per-class: expected at most {len(members)}, all of class {name}, got {per_class}"
+                f"expected at most {len(members)}, all of class {name}, got {per_class}", argument="labels_per_class"
             )
         chosen.append(rng.choice(members, per_class, replace=False))
     return np.sort(np.concatenate(chosen))

@@ -158,15 +158,17 @@ def odd_images(
         if len(squares) < 2:
             raise InputError(
                 "expected at least 2 images, to compare each with the others, got 1; add some, or normal images with "
-                "--against"
+                "`against`"
             )
         measured = measure(model, squares, layer, dtype=dtype)
         return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
     normal, _, lost, normal_key = _squares(model, against, None)
     if len(normal) < 4:
-        raise InputError(f"--against: expected at least 4 normal images, got {len(normal)}; add some")
+        raise InputError(f"expected at least 4 normal images, got {len(normal)}; add some", argument="against")
     if normal_key == key:
-        raise InputError("--against: expected other images than those to score, got the same; leave it out, or split")
+        raise InputError(
+            "expected other images than those to score, got the same; leave it out, or split", argument="against"
+        )
     fit, held = split_indices(len(normal), CALIBRATION_PART, seed)
     if false_alarms is not None:
         check_false_alarms(false_alarms, len(held))
@@ -194,12 +196,13 @@ def _squares(
 def check_false_alarms(false_alarms: float, calibrating: int) -> None:
     """Raises InputError for no rate, or for one that so many normal images cannot tell."""
     if not 0 < false_alarms < 1:
-        raise InputError(f"--false-alarms: expected a rate between 0 and 1, got {false_alarms}")
+        raise InputError(f"expected a rate between 0 and 1, got {false_alarms}", argument="false_alarms")
     needed = math.ceil(1 / false_alarms - 1e-9) - 1
     if calibrating < needed:
         raise InputError(
-            f"--false-alarms {false_alarms:g}: expected at least {needed} held-out normal images, got {calibrating} "
-            "(half of --against); give more of them or a higher rate"
+            f"{false_alarms:g} needs at least {needed} held-out normal images, got {calibrating} (half of `against`); "
+            "give more of them or a higher rate",
+            argument="false_alarms",
         )
 
 

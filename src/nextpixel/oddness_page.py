@@ -1,4 +1,4 @@
-"""The page of `nextpixel score --report`: one HTML file that needs nothing else."""
+"""The page of `nextpixel score` with a report: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _verdict(odd: Oddness, by: str, false_alarms: float | None, beyond: NDArray[
 
 
 def _rows_told(count: int, has_p: bool) -> str:
-    shown = f"The oddest {ROWS_AT_MOST:,} of {count:,} images; --out writes all. " if count > ROWS_AT_MOST else ""
+    shown = f"The oddest {ROWS_AT_MOST:,} of {count:,} images; the CSV file has all. " if count > ROWS_AT_MOST else ""
     return shown + ("Each value with its p-value. " if has_p else "") + "A click on a heading sorts."
 
 

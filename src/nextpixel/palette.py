@@ -33,11 +33,12 @@ class Palette:
     def __init__(self, colors: ArrayLike, cache: str | Path | None = None) -> None:
         array = np.asarray(colors)
         if array.ndim != 2 or array.shape[1] != 3 or not 1 <= len(array) < 65_535:
-            raise InputError(f"palette: expected an array of shape (colours, 3), got {array.shape}")
+            raise InputError(f"expected an array of shape (colours, 3), got {array.shape}", argument="palette")
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all() or np.abs(array).max() > 1.0001:
             raise InputError(
-                "palette: expected red, green and blue between -1 and 1, got values outside; "
-                "divide 0-255 colours by 127.5 and subtract 1"
+                "expected red, green and blue between -1 and 1, got values outside; "
+                "divide 0-255 colours by 127.5 and subtract 1",
+                argument="palette",
             )
         self.colors: NDArray[np.float32] = array.astype(np.float32)
         self.cache = cache
@@ -187,8 +188,8 @@ class Palette:
         counts = occurrences.astype(np.float64)
         if len(codes) < colors:
             raise InputError(
-                f"--colors: expected at most {len(codes)}, the number of different colours in these images, "
-                f"got {colors}"
+                f"expected at most {len(codes)}, the number of different colours in these images, got {colors}",
+                argument="colors",
             )
         rng = np.random.default_rng(seed)
         if len(codes) > 200_000:
@@ -266,7 +267,7 @@ def psnr(images: NDArray[np.uint8], palette: Palette) -> float:
 
 
 def user_cache() -> Path:
-    """Where decoded images and colour tables go unless --cache says otherwise."""
+    """Where decoded images and colour tables go unless `cache` says otherwise."""
     home = os.environ.get("NEXTPIXEL_CACHE")
     if home:
         return Path(home)

@@ -228,13 +228,13 @@ def remedy(
         return None
 
     def said(micro: int, *flags: str) -> str:
-        smaller = [] if micro == micro_batch else [f"--micro-batch-images {micro}"]
+        smaller = [] if micro == micro_batch else [f"`micro_batch_images={micro}`"]
         return " ".join([*flags, *smaller])
 
     for shard in (True,) if sharded else (False, True) if devices > 1 else (False,):
         for recompute in (True,) if checkpointed else (False, True):
             if micro := largest(config, recompute, devices if shard else 1):
-                flags = ["--shard"] * (shard and not sharded) + ["--checkpoint-activations"] * (
+                flags = ["`shard`"] * (shard and not sharded) + ["`checkpoint_activations`"] * (
                     recompute and not checkpointed
                 )
                 return said(micro, *flags)
@@ -244,10 +244,10 @@ def remedy(
     for name, size in sorted(SIZES.items(), key=lambda item: -item[1].parameters):
         shape = replace(config, layers=size.layers, width=size.width, heads=size.heads)
         if shape.parameters < config.parameters and (micro := largest(shape, checkpointed, shards)):
-            return said(micro, f"--size {name}")
+            return said(micro, f"`size={name}`")
     for side in range(config.side // 2, 3, -1):
         if micro := largest(replace(config, side=side), checkpointed, shards):
-            return said(micro, f"--side {side}")
+            return said(micro, f"`side={side}`")
     return None
 
 
@@ -296,14 +296,14 @@ def choose_layout(
                 micro = math.ceil(micro / 2)
             least = need
     assert least is not None
-    helps = [] if checkpointed or checkpointed is None else ["--checkpoint-activations"]
+    helps = [] if checkpointed or checkpointed is None else ["`checkpoint_activations`"]
     if micro_batch is not None and micro_batch > 1:
-        helps = ["a smaller --micro-batch-images", *helps]
-    helps += ["more devices (--count)" if devices > 1 else "several devices (--count, with --shard)"]
+        helps = ["a smaller `micro_batch_images`", *helps]
+    helps += ["more devices (`count`)" if devices > 1 else "several devices (`count`, with `shard`)"]
     at_once = "one image" if micro == 1 else f"{micro} images"
     raise InputError(
         f"this model needs {least.total / 1e9:.1f} GB of memory on each device for {at_once} at a time, got "
-        f"{usable / 1e9:.1f} GB; it would fit with {', '.join(helps)}, a smaller --size, or a smaller --side"
+        f"{usable / 1e9:.1f} GB; it would fit with {', '.join(helps)}, a smaller `size`, or a smaller `side`"
     )
 
 
@@ -329,14 +329,14 @@ def make_plan(
     """
     peak = hardware.bf16_flops_per_second
     if dtype == "bf16" and peak is None:
-        raise InputError(f"--dtype: {hardware.name} has no bf16; expected auto or fp32, got bf16")
+        raise InputError(f"{hardware.name} has no bf16; expected auto or fp32, got bf16", argument="dtype")
     drawing_bytes, drawing_peak = (4, hardware.fp32_flops_per_second) if peak is None else (2, peak)
     if dtype == "fp32" or peak is None:
         dtype, peak = "fp32", hardware.fp32_flops_per_second
     else:
         dtype = "bf16"
     if batch_images % devices:
-        raise InputError(f"--batch-images: expected a multiple of the {devices} devices, got {batch_images}")
+        raise InputError(f"expected a multiple of the {devices} devices, got {batch_images}", argument="batch_images")
     layout = choose_layout(
         config,
         batch_images // devices,

@@ -188,7 +188,7 @@ def launch() -> dict[str, Any]:
 
 
 def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
-    """The run that this very command began under torchrun, which starts it again after a failure (--max-restarts)."""
+    """The run that this very command began under torchrun, which starts it again after a failure (max-restarts)."""
     if not distributed.launched() or not (out / "run.json").is_file():
         return None
     run = Run(out)

@@ -47,7 +47,7 @@ class Job:
             job = cls(int(first), int(second))
             if 1 <= job.number <= job.jobs:
                 return job
-        raise InputError(f"--job: expected a number and of how many, as in 3/16, counted from 1, got {text!r}")
+        raise InputError(f"expected a number and of how many, as in 3/16, counted from 1, got {text!r}", argument="job")
 
     def chunks(self, count: int) -> range:
         """Which of `count` chunks are its own; they follow each other."""
@@ -73,11 +73,11 @@ def prepare(
     """
     stored = side if store_side is None else store_side
     if side < 1:
-        raise InputError(f"--side: expected at least 1, got {side}")
+        raise InputError(f"expected at least 1, got {side}", argument="side")
     if stored < side:
-        raise InputError(f"--store-side: expected at least the side {side}, got {stored}")
+        raise InputError(f"expected at least the side {side}, got {stored}", argument="store_side")
     if workers is not None and workers < 1:
-        raise InputError(f"--workers: expected at least 1, got {workers}")
+        raise InputError(f"expected at least 1, got {workers}", argument="workers")
     out = Path(out)
     parts = _parts(out)
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
@@ -117,14 +117,16 @@ def merge(out: str | Path) -> MapSource:
     if not is_map(out):
         if not (parts / PLAN).is_file():
             raise InputError(
-                f"--merge: expected a folder that nextpixel prepare is making, with its parts in {parts}, got {out}"
+                f"expected a folder that nextpixel prepare is making, with its parts in {parts}, got {out}",
+                argument="merge",
             )
         plan = read_json(parts / PLAN)
         if missing := missing_jobs(out):
             listed = ", ".join(f"{number}/{plan['jobs']}" for number in missing)
             raise InputError(
-                f"--merge: {out}: expected the parts of all {plan['jobs']} jobs, {len(missing)} of them are not "
-                f"finished: {listed}; run those (again) with --job, then merge"
+                f"{out}: expected the parts of all {plan['jobs']} jobs, {len(missing)} of them are not "
+                f"finished: {listed}; run those (again) with `job`, then merge",
+                argument="merge",
             )
         kept = "source side serves fit preprocessing classes split".split()
         with new_folder(out) as folder:
@@ -196,7 +198,7 @@ def _unpacked(packed: np.ndarray) -> list[str]:
 def _check_plan(there: dict[str, Any], plan: dict[str, Any], parts: Path) -> None:
     """Raises InputError unless the parts that lie there are of the same source and settings."""
     told = {
-        "source": "source", "split": "--split", "fit": "--fit", "serves": "--side", "side": "--store-side",
+        "source": "source", "split": "`split`", "fit": "`fit`", "serves": "`side`", "side": "`store_side`",
         "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
         "classes": "classes", "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip

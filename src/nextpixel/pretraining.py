@@ -87,20 +87,20 @@ def pretrain(
     """
     if resume is not None:
         if settings or not (out is recipe is split is branch is None):
-            raise InputError("--resume takes the settings of its run; expected none beside it")
+            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
         run = Run.open(resume, KIND)
     elif branch is not None:
         others = settings.keys() - {"steps", "cooldown_fraction"}
         if out is None or "steps" not in settings or others or not (recipe is split is None):
             raise InputError(
-                "--branch takes a new folder (--out), --steps and --cooldown-fraction, and no recipe, split or other "
-                "settings"
+                "takes a new folder (`out`), `steps` and `cooldown_fraction`, and no recipe, split or other settings",
+                argument="branch",
             )
-        run = branch_run(Run.open(branch, KIND, "--branch"), Path(out), **settings)
+        run = branch_run(Run.open(branch, KIND, "branch"), Path(out), **settings)
     else:
         if images is None or out is None:
-            raise InputError("pretrain needs images and a new folder (--out), or a run to go on with (--resume)")
-        config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings, where="pretrain")
+            raise InputError("pretrain needs images and a new folder (`out`), or a run to go on with (`resume`)")
+        config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings)
         run = start_run(images, Path(out), config, split, force=force)
     return go_on(run, images)
 
@@ -132,10 +132,12 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     model = _first_model(config)
     shape = model.config
     if config.side and config.side != shape.side:
-        raise InputError(f"--side: the model of --init works at side {shape.side}, got {config.side}")
+        raise InputError(f"the model of `init` works at side {shape.side}, got {config.side}", argument="side")
     config = _continued(config, shape)
     if config.augment == "orient" and shape.orientations == 1:
-        raise InputError("--augment orient: the model of --init has one start vector, not one for each orientation")
+        raise InputError(
+            "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
+        )
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
         refuse(forecast(config, shape, placed))
@@ -177,7 +179,7 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
     with reading(source) as facts:
         config = PretrainConfig(**facts["config"])
     fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
-    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction}, where="--branch")
+    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction})
     distributed.join(choose_device(config.device), config.timeout_minutes)
     return distributed.first_does(
         lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
@@ -187,14 +189,16 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
 def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
     if config.chosen_schedule != "linear":
         raise InputError(
-            f"--branch: {source.path} has a cosine schedule, whose rate is never constant; expected a linear schedule"
+            f"{source.path} has a cosine schedule, whose rate is never constant; expected a linear schedule",
+            argument="branch",
         )
     latest = min(c.steps - optim.falling_steps(c.steps, c.cooldown_fraction) for c in (config, changed))
     shared = [step for step in source.steps() if 0 < step <= latest]
     if not shared:
         raise InputError(
-            f"--branch: expected a checkpoint of {source.path} up to step {latest:,}, where both runs have their full "
-            f"rate, got those of steps {source.steps()}; ask for more --steps or a smaller --cooldown-fraction"
+            f"expected a checkpoint of {source.path} up to step {latest:,}, where both runs have their full "
+            f"rate, got those of steps {source.steps()}; ask for more `steps` or a smaller `cooldown_fraction`",
+            argument="branch",
         )
     branched_from = {"run": str(source.path.resolve()), "step": shared[-1]}
     facts |= {"config": asdict(changed), "branched_from": branched_from} | launch()
@@ -313,7 +317,7 @@ def _choose(
 
 
 def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
-    """With --init the preset, unless told, is that which made such a network."""
+    """With `init` the preset, unless told, is that which made such a network."""
     if config.preset is not None or config.init is None:
         return config
     modern = any(getattr(shape, name) != getattr(ImageGPTConfig, name) for name in MODERN)

@@ -76,9 +76,9 @@ class LinearProbe:
         """The same from features (N, J, D) of `layers` (J,), which `layer="best"` chooses among."""
         self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
         if len(features) != len(numbers):
-            raise InputError(f"labels: expected {len(features)}, one for each image, got {len(numbers)}")
+            raise InputError(f"expected {len(features)}, one for each image, got {len(numbers)}", argument="labels")
         if len(self.classes_) < 2:
-            raise InputError(f"labels: expected at least two classes, got only {self.classes_[0]!r}")
+            raise InputError(f"expected at least two classes, got only {self.classes_[0]!r}", argument="labels")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
         folds = folds_of(numbers, self.seed)
         if not folds:
@@ -115,8 +115,8 @@ class LinearProbe:
         if model.class_head is None:
             raise InputError(
                 "this model was trained on pictures alone and knows no classes; fit a probe to labelled images "
-                "(nextpixel probe LABELLED --out probe) or fine-tune it on them (nextpixel finetune LABELLED --out "
-                "runs/clf)"
+                "(nextpixel probe LABELLED `out=probe`) or fine-tune it on them (nextpixel finetune LABELLED "
+                "`out=runs/clf`)"
             )
         probe, width = cls(model, model.config.layers), model.config.width
         probe.layers_, probe.sweep_ = [model.config.layers], {}
@@ -151,7 +151,8 @@ class LinearProbe:
         if isinstance(model, ResNet) or model.config.objective != "masked":
             kind = "student" if isinstance(model, ResNet) else f"model of the {model.config.objective} objective"
             raise InputError(
-                f"--masks: expected none for a {kind}, got {masks}; only masked models were trained with hidden pixels"
+                f"expected none for a {kind}, got {masks}; only masked models were trained with hidden pixels",
+                argument="masks",
             )
         tokens = model.palette.encode(np.ascontiguousarray(squares))
 

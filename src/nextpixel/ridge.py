@@ -38,7 +38,9 @@ def ridge_images(images: Any, side: int, fit: Fit, count: int, seed: int) -> dic
     names = labels_of(source)
     classes, numbers = np.unique(names.astype(str), return_inverse=True)
     if len(classes) < 2:
-        raise InputError(f"--probe-data: expected images of at least two classes in {source.source_name}, got one")
+        raise InputError(
+            f"expected images of at least two classes in {source.source_name}, got one", argument="probe_data"
+        )
     rng = np.random.default_rng([seed, 0x41D6E])
     order = rng.permutation(len(numbers))
     turns = np.empty(len(numbers), np.int64)  # each image's turn within its class
@@ -58,8 +60,9 @@ def ridge_images(images: Any, side: int, fit: Fit, count: int, seed: int) -> dic
     scored = held_out(labels, SCORED, seed) if len(kept) else np.zeros(0, bool)
     if not scored.any() or len(np.unique(labels)) < 2:
         raise InputError(
-            f"--probe-data: expected at least two readable images of some class in {source.source_name}, to score one "
-            f"of them, got {len(kept)} images of {len(np.unique(labels))} classes; add some, or raise --probe-images"
+            f"expected at least two readable images of some class in {source.source_name}, to score one "
+            f"of them, got {len(kept)} images of {len(np.unique(labels))} classes; add some, or raise `probe_images`",
+            argument="probe_data",
         )
     return {"probe_squares": np.stack(squares), "probe_labels": labels, "probe_scored": scored}
 

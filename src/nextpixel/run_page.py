@@ -1,4 +1,4 @@
-"""The page of `nextpixel info RUN --html`: a run in curves, pictures and tables, in one file that needs no other."""
+"""The page of `nextpixel info` of a run: a run in curves, pictures and tables, in one file that needs no other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from nextpixel import plan
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.files import read_json
-from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig, flag
+from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig
 from nextpixel.curves import Line, Points, chart, per_cent
 from nextpixel.hardware import hardware_called
 from nextpixel.pages import data_url, fill, text
@@ -255,7 +255,7 @@ def _settings(facts: dict[str, Any], kind: str) -> str:
     """What was chosen, first; then all of it."""
     config, decided = facts["config"], facts["decisions"]
     usual = {field.name: field.default for field in fields(SETTINGS[kind])} if kind in SETTINGS else {}
-    own = {flag(name): value for name, value in config.items() if name not in usual or value != usual[name]}
+    own = {name: value for name, value in config.items() if name not in usual or value != usual[name]}
     data = {name: value for name, value in facts["data"].items() if name != "path"}
     command = " ".join(["nextpixel", *map(str, facts.get("command", []))]) if facts.get("command") else ""
     shape = {name: value for name, value in facts["model"].items() if value not in ((), [])}
@@ -264,7 +264,7 @@ def _settings(facts: dict[str, Any], kind: str) -> str:
         ("Images", data, True),
         ("Network", shape, False),
         ("Decided by the run", {name: value for name, value in decided.items() if not name.endswith("_key")}, False),
-        ("All settings", {flag(name): value for name, value in config.items()}, False),
+        ("All settings", config, False),
     ]
     parts = [f"<pre><code>{text(command)}</code></pre>"] if command else []
     parts += [

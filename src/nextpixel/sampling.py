@@ -41,7 +41,7 @@ class Drawing:
     kept: NDArray[np.bool_]
     """(H, W) which pixels were given."""
     mode: str
-    """How the network was run: what --speed came to."""
+    """How the network was run: what `speed` came to."""
 
 
 class DrawnRow(NamedTuple):
@@ -65,7 +65,7 @@ def complete(
     """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
 
     One flat list of PIL images at the model's side, picture by picture. The kept pixels keep their tokens
-    exactly. Another `keep_side` takes a model that was trained with --augment orient: it reads the picture turned, and
+    exactly. Another `keep_side` takes a model that was trained with augment="orient": it reads the picture turned, and
     knows that it is. Raises InputError for bad images or settings.
     """
     squares = load_images(images, model.config.side, fit=model.fit)
@@ -122,11 +122,12 @@ def draw(
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
     if keep_side not in TURNS:
-        raise InputError(f"--keep-side: expected one of {', '.join(TURNS)}, got {keep_side!r}")
+        raise InputError(f"expected one of {', '.join(TURNS)}, got {keep_side!r}", argument="keep_side")
     if keep_side != "top" and model.config.orientations == 1:
         raise InputError(
-            f"--keep-side {keep_side}: this model has only ever seen pictures from the top; expected one that was "
-            "trained with --augment orient"
+            f"{keep_side} needs a model that was trained with `augment=orient`, got one that knows pictures from the "
+            "top alone",
+            argument="keep_side",
         )
     return TURNS[keep_side]
 
@@ -143,7 +144,7 @@ class _Plan:
 def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
     side = model.config.side
     if n < 1:
-        raise InputError(f"-n: expected at least 1, got {n}")
+        raise InputError(f"expected at least 1, got {n}", argument="n")
     prompts = prompt_tokens(model, squares, keep)
     kept_rows = prompts.shape[1] // side
     count = len(prompts) * n
@@ -169,8 +170,9 @@ def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: floa
     side = model.config.side
     if not 0 <= keep < 1 or round(keep * side) == side:
         raise InputError(
-            f"--keep: expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
-            f"{side} rows to draw, got {keep}"
+            f"expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
+            f"{side} rows to draw, got {keep}",
+            argument="keep",
         )
     return model.palette.encode(squares)[:, : round(keep * side) * side]
 

@@ -54,8 +54,8 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(
-            f"--tracker {name}: expected the package {name}, which is not installed; pip install {name}, or leave "
-            "--tracker out"
+            f"expected the package {name}, which is not installed; pip install {name}, or leave the tracker out",
+            argument="tracker",
         ) from None
 
 
@@ -79,8 +79,9 @@ def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WorkError(
-            f"--tracker wandb: wandb could not begin ({reason}); log in with wandb login, or keep its files here with "
-            "WANDB_MODE=offline, and go on with --resume"
+            f"wandb could not begin ({reason}); log in with wandb login, or keep its files here with "
+            "WANDB_MODE=offline, and go on with `resume`",
+            argument="tracker",
         ) from error
     failed = False
 

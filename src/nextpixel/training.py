@@ -284,7 +284,7 @@ def _non_finite(run: Run, step: int) -> WorkError:
     last = f"the last good checkpoint is {run.folder(good[-1])}" if good else "no checkpoint had been written"
     return WorkError(
         f"the loss or a weight stopped being a finite number by step {step}; {last}. Start again with a lower "
-        "--learning-rate, a longer --warmup-steps, or --clip-norm 1 (--init takes that checkpoint)"
+        "`learning_rate`, a longer `warmup_steps`, or `clip_norm=1` (`init` takes that checkpoint)"
     )
 
 

@@ -40,9 +40,9 @@ CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageMod
 """
 
 
-CLASSIFIER = """It tells apart: {classes}. As a folder for transformers' `ImageGPTForImageClassification`:
-`nextpixel convert {name} theirs --for-transformers`. Feed that one the start token {start} and then all pixels but the
-last: its own image processor feeds the pixels themselves, without the start token, and that gives other logits.
+CLASSIFIER = """It tells apart: {classes}. `nextpixel.save(model, "theirs", for_transformers=True)` makes a folder for
+transformers' `ImageGPTForImageClassification`. Feed that one the start token {start} and then all pixels but the last:
+its own image processor feeds the pixels themselves, without the start token, and that gives other logits.
 
 """
 

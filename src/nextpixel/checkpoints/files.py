@@ -104,15 +104,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def new_output(path: str | Path, option: str = "--out") -> Path:
+def new_output(path: str | Path, argument: str = "out") -> Path:
     """A path that may be created: its parent folder exists and it does not."""
     out = Path(path)
     if out.exists():
-        raise InputError(f"{option}: {out} exists already; name a new folder, or remove it first")
-    parent_exists(out, option)
+        raise InputError(f"{out} exists already; name a new folder, or remove it first", argument=argument)
+    parent_exists(out, argument)
     return out
 
 
-def parent_exists(out: Path, option: str = "--out") -> None:
+def parent_exists(out: Path, argument: str = "out") -> None:
     if not out.resolve().parent.is_dir():
-        raise InputError(f"{option}: the folder {out.parent} does not exist; create it first (expected for {out})")
+        raise InputError(
+            f"the folder {out.parent} does not exist; create it first (expected for {out})", argument=argument
+        )

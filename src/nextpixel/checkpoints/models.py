@@ -42,9 +42,10 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     layout = FORMATS.get(values.get("model_type", ""))
     if values.get("model_type") == resnet.MODEL_TYPE:
         raise InputError(
-            f"--model: expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
+            f"expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
             "probe, predict; load_backbone in Python), knows no likelihood, and is fine-tuned by: nextpixel probe "
-            f"LABELLED --against {name}"
+            f"LABELLED `against={name}`",
+            argument="model",
         )
     if layout is None:
         kinds = " or ".join(repr(kind) for kind in FORMATS)
@@ -135,8 +136,8 @@ def find_model(name: str | Path | None) -> Path:
     is_name = text.count("/") == 1 and not text.startswith((".", "/", "~"))
     if path.exists() or path.parent.is_dir() or not is_name:  # a mistyped path is not worth a call to the hub
         raise InputError(
-            f"--model: expected a checkpoint folder, a run folder or a hub name such as openai/imagegpt-small, "
-            f"got {text!r}"
+            f"expected a checkpoint folder, a run folder or a hub name such as openai/imagegpt-small, got {text!r}",
+            argument="model",
         )
     return _download(text)
 
@@ -145,7 +146,9 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise InputError(f"--model: loading {name!r} from the hub needs: pip install huggingface_hub") from None
+        raise InputError(
+            f"loading {name!r} from the hub needs: pip install huggingface_hub", argument="model"
+        ) from None
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
         if not list(folder.glob("*.safetensors")):  # older repositories have only this
@@ -154,7 +157,7 @@ def _download(name: str) -> Path:
     except Exception as error:  # a hub fails in many ways; each means that the model was not had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--model: there is no folder {name!r} here, and it could not be fetched from the hub: {reason}"
+            f"there is no folder {name!r} here, and it could not be fetched from the hub: {reason}", argument="model"
         ) from None
 
 

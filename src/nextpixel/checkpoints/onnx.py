@@ -38,7 +38,7 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
-        raise InputError('--to: writing an .onnx file needs: pip install "nextpixel[onnx]"') from None
+        raise InputError('writing an .onnx file needs: pip install "nextpixel[onnx]"', argument="to") from None
     names = ["features"] if model.head is None else ["features", "logits"]
     side = model.config.side
     part = path.with_name(f".{path.name}.part-{os.getpid()}.onnx")

@@ -40,7 +40,9 @@ class Run:
     def new_path(path: str | Path) -> Path:
         """A path where a run may be created; refuses an existing one and a missing parent."""
         if (Path(path) / "run.json").is_file():
-            raise InputError(f"--out: {path} holds a run already; go on with --resume {path}, or name another folder")
+            raise InputError(
+                f"{path} holds a run already; go on with `resume={path}`, or name another folder", argument="out"
+            )
         return new_output(path)
 
     @classmethod
@@ -86,15 +88,16 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | Path, kind: str | None = None, option: str = "--resume") -> Run:
-        """The run on disk that `option` names. Raises InputError where there is none, or it is of another kind."""
+    def open(cls, path: str | Path, kind: str | None = None, argument: str = "resume") -> Run:
+        """The run on disk that `argument` names. Raises InputError where there is none, or it is of another kind."""
         if not (Path(path) / "run.json").is_file():
-            raise InputError(f"{option}: expected a run folder with run.json, got {str(path)!r}")
+            raise InputError(f"expected a run folder with run.json, got {str(path)!r}", argument=argument)
         run = cls(path)
         if kind not in (None, run.kind):
             raise InputError(
-                f"{option}: {path} was begun by nextpixel {run.kind}, not {kind}; go on with: "
-                f"nextpixel {run.kind} --resume {path}"
+                f"{path} was begun by nextpixel {run.kind}, not {kind}; go on with: "
+                f"nextpixel {run.kind} `resume={path}`",
+                argument=argument,
             )
         return run
 
@@ -179,7 +182,7 @@ class Run:
         """The best checkpoint on validation, else the last."""
         steps = self.steps()
         if not steps:
-            raise InputError(f"{self.path}: this run has no checkpoint yet; let it train on with --resume {self.path}")
+            raise InputError(f"{self.path}: this run has no checkpoint yet; let it train on with `resume={self.path}`")
         best = self.best().get("step")
         return self.folder(best if best in steps else steps[-1])
 

@@ -62,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
+    from nextpixel.cli.spelling import spell_error
     from nextpixel.errors import InputError, WorkError
 
+    module = None
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ and verb not in SHARED:
             raise InputError(f"{verb} works in one process, expected no torchrun; {', '.join(SHARED)} work in many")
@@ -72,11 +74,11 @@ def _run(verb: str, rest: list[str]) -> int:
     except SystemExit:  # --help has been printed
         return 0
     except InputError as error:
-        return _fail(str(error), 2)
+        return _fail(spell_error(error, module), 2)
     except WorkError as error:
-        return _fail(str(error), 1)
+        return _fail(spell_error(error, module), 1)
     except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", 130)
+        return _fail(spell_error(error, module) or "interrupted", 130)
     except BrokenPipeError:  # whoever read our output has stopped, as head does
         sys.stderr.close()
         return 0

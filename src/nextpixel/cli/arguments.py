@@ -10,13 +10,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
-from nextpixel.config import PretrainConfig, flag, read_recipe
+from nextpixel.cli.spelling import flag, spell
+from nextpixel.config import PretrainConfig, read_recipe
 from nextpixel.errors import InputError
 
 T = TypeVar("T")
@@ -25,6 +26,9 @@ NUMBERS = {int: "a whole number", float: "a number"}
 
 class _Refused(Exception):
     """Carries an InputError of a dataclass through tyro, which would put a ValueError in a box."""
+
+    def __init__(self, error: InputError) -> None:
+        self.error = error
 
 
 def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = None) -> T:
@@ -42,8 +46,8 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = Non
                 return_unknown_args=True,
                 **chosen,
             )
-    except _Refused as error:
-        raise InputError(str(error)) from None
+    except _Refused as refused:
+        raise refused.error from None
     except SystemExit as stop:
         if stop.code:
             raise InputError(f"{_complaint(said.getvalue())}; see nextpixel {verb} --help") from None
@@ -81,11 +85,15 @@ def _rules() -> ConstructorRegistry:
             try:
                 return spec.instantiate(**values)
             except InputError as error:
-                raise _Refused(str(error)) from None
+                raise _Refused(error) from None
 
         plain = tyro.conf.arg(help_behavior_hint="")  # without "(default: None)", "(default: False)"
         fields = [
-            dataclasses.replace(f, type=Annotated[f.type, plain]) if f.default is None or f.default is False else f
+            dataclasses.replace(
+                f,
+                type=Annotated[f.type, plain] if f.default is None or f.default is False else f.type,
+                helptext=functools.partial(_help, f.helptext),
+            )
             for f in spec.fields
         ]
         return dataclasses.replace(spec, instantiate=make, fields=tuple(fields))
@@ -132,6 +140,11 @@ def _rules() -> ConstructorRegistry:
     return rules
 
 
+def _help(text: str | Callable[[], str | None] | None) -> str | None:
+    found = text() if callable(text) else text
+    return None if found is None else spell(found)
+
+
 def _primitive(metavar: str, read: Any) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(1, metavar, read, lambda value: True, lambda value: [str(value)])
 
@@ -151,9 +164,9 @@ def _unknown(words: Sequence[str], flags: Sequence[str], verb: str) -> str:
     options = [word.partition("=")[0] for word in words if word.startswith("-")]
     if not options:
         return f"expected nothing after the other arguments, got {words[0]!r}; see nextpixel {verb} --help"
-    names = [name.removeprefix("--") for name in flags]
+    names = {name.lstrip("-"): name for name in flags}
     near = difflib.get_close_matches(options[0].lstrip("-").removeprefix("no-"), names, n=1)
-    hint = f"did you mean --{near[0]}?" if near else f"see nextpixel {verb} --help"
+    hint = f"did you mean {names[near[0]]}?" if near else f"see nextpixel {verb} --help"
     return f"unknown option {options[0]}; {hint}"
 
 

@@ -58,7 +58,7 @@ class Bench:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Bench, "bench", argv)
-    batches = whole_numbers("--batch", args.batch, 1)
+    batches = whole_numbers("batch", args.batch, 1)
     if args.out:
         check_file(args.out, ".json")
     works = [work.strip() for work in args.work.split(",")]

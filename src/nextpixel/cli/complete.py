@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     if not args.images:
         raise InputError("expected PICTURES, got nothing; see nextpixel complete --help")
     check_file(args.out, ".png", args.images)
-    check_folder(args.each, "--each")
+    check_folder(args.each, "each")
     check_number(args.n)
     began = time.perf_counter()
     model = load_model(args.model)

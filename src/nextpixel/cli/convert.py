@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _write_onnx(args: Convert, to: Path) -> None:
-    check_file(to, ".onnx", option="--to")
+    check_file(to, ".onnx", argument="to")
     from nextpixel.checkpoints import load_backbone
     from nextpixel.checkpoints.onnx import export_onnx
     from nextpixel.resnet import ResNet

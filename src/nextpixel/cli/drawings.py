@@ -92,30 +92,32 @@ def tell_split(source: Source, images: str | Sequence[str], remedy: str = "") ->
 
 def check_number(n: int) -> None:
     if n > PICTURES_AT_MOST:
-        raise InputError(f"-n: expected at most {PICTURES_AT_MOST:,}, got {n:,}; draw the rest with another --seed")
+        raise InputError(
+            f"expected at most {PICTURES_AT_MOST:,}, got {n:,}; draw the rest with another `seed`", argument="n"
+        )
 
 
-def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), option: str = "--out") -> None:
-    """Checked before any work: the option names a file of that kind in an existing folder, and none of the inputs."""
+def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str = "out") -> None:
+    """Checked before any work: the argument names a file of that kind in an existing folder, and none of the inputs."""
     from nextpixel.checkpoints.files import parent_exists
 
     if out.suffix.lower() != suffix:
-        raise InputError(f"{option}: expected a file name that ends in {suffix}, got {str(out)!r}")
+        raise InputError(f"expected a file name that ends in {suffix}, got {str(out)!r}", argument=argument)
     if out.is_dir():
-        raise InputError(f"{option}: expected a file, got the folder {out}; name a {suffix} in it")
+        raise InputError(f"expected a file, got the folder {out}; name a {suffix} in it", argument=argument)
     place = out.resolve()
     given = {Path(name).resolve() for name in inputs}
     if place in given or (out.exists() and not given.isdisjoint(place.parents)):
-        raise InputError(f"{option}: {out} is one of the inputs and would be overwritten; name another file")
-    parent_exists(out, option)
+        raise InputError(f"{out} is one of the inputs and would be overwritten; name another file", argument=argument)
+    parent_exists(out, argument)
 
 
-def check_folder(folder: Path | None, option: str) -> None:
-    """Checked before any work: the option, where given, names a new folder."""
+def check_folder(folder: Path | None, argument: str) -> None:
+    """Checked before any work: the argument, where given, names a new folder."""
     from nextpixel.checkpoints.files import new_output
 
     if folder is not None:
-        new_output(folder, option)
+        new_output(folder, argument)
 
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

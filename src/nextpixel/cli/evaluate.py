@@ -13,7 +13,8 @@ from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model, open_images
 from nextpixel.cli.hints import command
 from nextpixel.cli.judging import judge, judge_features
-from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig, flag
+from nextpixel.cli.spelling import flag
+from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -147,4 +148,4 @@ def _check(args: Evaluate) -> None:
     if args.nearest is not None:
         if args.train is None:
             raise InputError("--nearest: expected --train too, the images that the model was trained on")
-        check_file(args.nearest, ".png", [args.images, args.train], option="--nearest")
+        check_file(args.nearest, ".png", [args.images, args.train], argument="nearest")

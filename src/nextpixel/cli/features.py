@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Features, "features", argv)
     if args.out.suffix not in (".npz", ".parquet"):
         raise InputError(f"--out: expected a file name that ends in .npz or .parquet, got {str(args.out)!r}")
-    wanted = None if args.layer is None else whole_numbers("--layer", args.layer, 0)
+    wanted = None if args.layer is None else whole_numbers("layer", args.layer, 0)
     from nextpixel.checkpoints.files import parent_exists
 
     parent_exists(args.out)

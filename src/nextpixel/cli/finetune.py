@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import alone, parse, print_json
 from nextpixel.cli.drawings import open_images, tell_split
 from nextpixel.cli.hints import command
-from nextpixel.config import FinetuneConfig, OutputOptions, flag
+from nextpixel.config import FinetuneConfig, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
 
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
         alone(argv, args.train, "--resume", "--model")
     elif args.train is None or args.out is None:
         raise InputError(
-            f"expected labelled images and {flag('out')}, as in: nextpixel finetune labelled/ --out runs/clf "
+            "expected labelled images and --out, as in: nextpixel finetune labelled/ --out runs/clf "
             "(or --resume runs/clf to go on with a run)"
         )
     elif args.test_labels is not None and args.test is None:

@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
     if args.html is not None:
-        check_file(args.html, ".html", option="--html")
+        check_file(args.html, ".html", argument="html")
         if not (path / "run.json").is_file():
             raise InputError(
                 f"--html: expected a run folder with run.json, got {args.model!r}, which has no run to show"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nextpixel.cli.arguments import print_json
 from nextpixel.cli.drawings import load_model, open_images, tell_split
 from nextpixel.cli.hints import command
-from nextpixel.config import SamplingConfig, flag
+from nextpixel.cli.spelling import flag
+from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import alone, parse, print_json, recipe_defaults
 from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
-from nextpixel.config import OutputOptions, PretrainConfig, flag
+from nextpixel.config import OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
 
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
             )
     elif args.images is None or args.out is None:
         raise InputError(
-            f"expected images and {flag('out')}, as in: nextpixel pretrain photos/ --out runs/a "
+            "expected images and --out, as in: nextpixel pretrain photos/ --out runs/a "
             "(or --resume runs/a to go on with a run)"
         )
     from nextpixel.checkpoints import Run
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
         run = branch_run(
-            Run.open(args.branch, KIND, "--branch"), args.out, steps=args.config.steps, cooldown_fraction=fraction
+            Run.open(args.branch, KIND, "branch"), args.out, steps=args.config.steps, cooldown_fraction=fraction
         )
     else:
         assert args.images is not None and args.out is not None

@@ -77,19 +77,19 @@ class Probe:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Probe, "probe", argv)
-    counts = [None] if args.labels_per_class is None else whole_numbers("--labels-per-class", args.labels_per_class, 1)
-    fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
-    joined = None if args.concatenate is None else whole_numbers("--concatenate", args.concatenate, 0)
+    counts = [None] if args.labels_per_class is None else whole_numbers("labels_per_class", args.labels_per_class, 1)
+    fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
+    joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
     if joined is not None and fixed is not None:
         raise InputError(
             "--concatenate stands beside the best layer; --layer concatenates by itself: expected one of the two"
         )
     if args.repeats < 1 or args.seed < 0:
         raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
-    check_folder(args.out, "--out")
+    check_folder(args.out, "out")
     check_rivals(args.against, args.trials, args.epochs)
     if args.figure is not None:
-        check_file(args.figure, ".png", [args.train], option="--figure")
+        check_file(args.figure, ".png", [args.train], argument="figure")
         if fixed is not None and counts == [None]:
             raise InputError("--figure: a fixed --layer and all labels give no curve; expected one of the two to vary")
     model = load_features_model(args.model)
@@ -105,7 +105,7 @@ def run(argv: Sequence[str]) -> None:
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
     if joined is not None:
-        check_layers(model, joined, "--concatenate")
+        check_layers(model, joined, "concatenate")
     (squares, labels), (test_squares, test_labels) = _read(args, model)
     rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
@@ -264,8 +264,8 @@ def _print(
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
     from nextpixel.baselines import UNTRAINED
 
-    fixed = None if args.layer == "best" else whole_numbers("--layer", args.layer, 0)
-    joined = None if args.concatenate is None else whole_numbers("--concatenate", args.concatenate, 0)
+    fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
+    joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
 
     def layers_of(result: Result) -> list[list[int]]:
         """A reading of concatenated layers knows only the first of them."""

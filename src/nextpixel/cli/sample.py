@@ -40,7 +40,7 @@ class Sample:
 def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
     check_file(args.out, ".png")
-    check_folder(args.each, "--each")
+    check_folder(args.each, "each")
     check_number(args.n)
     model = load_model(args.model)
     from nextpixel.images import grid, save_png, terminal_row

@@ -71,10 +71,10 @@ class Score:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Score, "score", argv)
-    check_folder(args.heatmap, "--heatmap")
+    check_folder(args.heatmap, "heatmap")
     inputs = [args.images, *([args.against] if args.against is not None else [])]
     if args.report is not None:
-        check_file(args.report, ".html", inputs, "--report")
+        check_file(args.report, ".html", inputs, "report")
     if args.out is not None:
         check_file(args.out, ".csv", inputs)
     model = load_model(args.model)

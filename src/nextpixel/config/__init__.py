@@ -44,7 +44,6 @@ from nextpixel.config.terms import (
     Speed,
     Switch,
     check_numbers,
-    flag,
 )
 
 __all__ = [
@@ -77,7 +76,6 @@ __all__ = [
     "StudyConfig",
     "Switch",
     "check_numbers",
-    "flag",
     "peak_rate",
     "read_recipe",
     "replace_checked",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nextpixel.config.terms import Device, Fit, Speed, check_numbers, flag
+from nextpixel.config.terms import Device, Fit, Speed, check_numbers
 from nextpixel.errors import InputError
 
 
@@ -27,15 +27,15 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.speed not in ("auto", "exact"):
-            raise InputError(f"--speed: expected auto or exact, got {self.speed!r}")
+            raise InputError(f"expected auto or exact, got {self.speed!r}", argument="speed")
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"--temperature: expected a number of 0 or more, got {self.temperature}")
+            raise InputError(f"expected a number of 0 or more, got {self.temperature}", argument="temperature")
         if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"--top-k: expected at least 1, got {self.top_k}")
+            raise InputError(f"expected at least 1, got {self.top_k}", argument="top_k")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p: expected a number above 0 and at most 1, got {self.top_p}")
+            raise InputError(f"expected a number above 0 and at most 1, got {self.top_p}", argument="top_p")
         if self.seed < 0:
-            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+            raise InputError(f"expected 0 or more, got {self.seed}", argument="seed")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelOptions:
     model: str | None = None
     """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     fit: Fit | None = None
-    """How pictures become squares, as pretrain --help tells; the model's own way unless told."""
+    """How pictures become squares, as pretrain tells; the model's own way unless told."""
     device: Device = "auto"
     """auto takes cuda, then mps, then cpu."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -55,7 +55,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads: expected at least 1, got {self.threads}")
+            raise InputError(f"expected at least 1, got {self.threads}", argument="threads")
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class ServeConfig:
     def __post_init__(self) -> None:
         check_numbers(self, at_least_one="slots queue max_completions max_pixels max_connections")
         if not 0 <= self.port <= 65_535:
-            raise InputError(f"--port: expected a number from 0 to 65535, got {self.port}")
+            raise InputError(f"expected a number from 0 to 65535, got {self.port}", argument="port")
         for name in ("max_upload_mb", "timeout_seconds", "shutdown_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{flag(name)}: expected a number above 0, got {getattr(self, name)}")
+                raise InputError(f"expected a number above 0, got {getattr(self, name)}", argument=name)
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class StudyConfig:
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images"):
             if getattr(self, name) < 2:
-                raise InputError(f"{flag(name)}: expected at least 2, got {getattr(self, name)}")
+                raise InputError(f"expected at least 2, got {getattr(self, name)}", argument=name)
         if self.seed < 0:
-            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+            raise InputError(f"expected 0 or more, got {self.seed}", argument="seed")
 
 
 @dataclass(frozen=True)

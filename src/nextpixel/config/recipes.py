@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nextpixel.config.runs import PretrainConfig, RunConfig
+from nextpixel.config.terms import unknown_name
 from nextpixel.errors import InputError
 
 
@@ -23,35 +24,34 @@ def read_recipe(name_or_path: str) -> PretrainConfig:
     is_file = path.suffix == ".toml" and path.is_file()
     if not is_file and name_or_path not in shipped:
         raise InputError(
-            f"--recipe: expected the path of a .toml file or one of {', '.join(sorted(shipped))}, got {name_or_path!r}"
+            f"expected the path of a .toml file or one of {', '.join(sorted(shipped))}, got {name_or_path!r}",
+            argument="recipe",
         )
     try:
         values = tomllib.loads((path if is_file else shipped[name_or_path]).read_text(encoding="utf-8"))
     except ValueError as error:  # no TOML, or no text at all
         raise InputError(f"{name_or_path}: expected a TOML file, got a mistake: {error}") from None
-    return replace_checked(PretrainConfig(), values, where=name_or_path)
+    try:
+        return replace_checked(PretrainConfig(), values)
+    except InputError as error:
+        sentence = str(error).replace("`", "")  # in the file these are keys, and no arguments
+        raise InputError(f"{name_or_path}: {sentence}") from None
 
 
 C = TypeVar("C", bound=RunConfig)
 
 
-def replace_checked(config: C, values: dict[str, Any], where: str) -> C:
+def replace_checked(config: C, values: dict[str, Any]) -> C:
     """A copy with these values, each of a known name and the right type."""
-    import difflib
     import typing
 
     kinds = typing.get_type_hints(type(config))
     for name, value in values.items():
         if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(kinds)}"
-            raise InputError(f"{where}: unknown setting {name!r}{hint}")
+            raise InputError(unknown_name(name, kinds))
         if not _fits(value, kinds[name]):
-            raise InputError(f"{where}: {name} = {value!r} is not {_spell(kinds[name])}")
-    try:
-        return dataclasses.replace(config, **values)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+            raise InputError(f"expected {_spell(kinds[name])}, got {value!r}", argument=name)
+    return dataclasses.replace(config, **values)
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -17,7 +17,6 @@ from nextpixel.config.terms import (
     Preset,
     Switch,
     check_numbers,
-    flag,
 )
 from nextpixel.errors import InputError
 
@@ -91,10 +90,10 @@ class RunConfig:
             at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
         )
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"--learning-rate: expected a number above 0, got {self.learning_rate}")
+            raise InputError(f"expected a number above 0, got {self.learning_rate}", argument="learning_rate")
         if not 0 < self.validation_fraction < 1:
             raise InputError(
-                f"--validation-fraction: expected a number between 0 and 1, got {self.validation_fraction}"
+                f"expected a number between 0 and 1, got {self.validation_fraction}", argument="validation_fraction"
             )
 
 
@@ -123,11 +122,11 @@ class GPTRunConfig(RunConfig):
         super().__post_init__()
         check_numbers(self, at_least_one="micro_batch_images")
         if not 0 < self.timeout_minutes < float("inf"):
-            raise InputError(f"--timeout-minutes: expected a number above 0, got {self.timeout_minutes}")
+            raise InputError(f"expected a number above 0, got {self.timeout_minutes}", argument="timeout_minutes")
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
-                f"--micro-batch-images: expected a divisor of --batch-images {self.batch_images}, "
-                f"got {self.micro_batch_images}"
+                f"expected a divisor of `batch_images={self.batch_images}`, got {self.micro_batch_images}",
+                argument="micro_batch_images",
             )
 
 
@@ -144,13 +143,13 @@ class PretrainConfig(GPTRunConfig):
     heads: int | None = None
     """Attention heads, instead of the size's."""
     side: int | None = None
-    """Pixels along each side; 32 unless told (with --init: the model's own)."""
+    """Pixels along each side; 32 unless told (with `init`: the model's own)."""
     palette: str | None = None
     """A palette.npy of your own; OpenAI's 512 colours unless told."""
     preset: Preset | None = None
     """classic, the default: the paper's network and recipe. modern: rotary positions on two axes, normalised queries
     and keys, squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear
-    cool-down. With --init that of the model."""
+    cool-down. With `init` that of the model."""
     positions: Positions | None = None
     """learned or rotary, instead of the preset's; so are the six below."""
     activation: Activation | None = None
@@ -172,14 +171,14 @@ class PretrainConfig(GPTRunConfig):
     """adam, or muon: Muon for the blocks' matrices, Adam at a quarter of its rate for the rest. The preset's, unless
     told."""
     learning_rate: float | None = None
-    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with --init a tenth of that."""
+    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with `init` a tenth of that."""
     schedule: Literal["cosine", "linear"] | None = None
     """After the warm-up: a cosine to zero, or constant and then linearly to zero; the preset's unless told."""
     cooldown_fraction: float = 0.5
     """Part of the steps over which a linear schedule falls to zero."""
     objective: Objective | None = None
     """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
-    told or --init brings the other."""
+    told or `init` brings the other."""
 
     validation: str | None = None
     """Images to validate on; a held-out part of the training images unless told."""
@@ -207,13 +206,13 @@ class PretrainConfig(GPTRunConfig):
         )
         if not 0 < self.cooldown_fraction <= 1:
             raise InputError(
-                f"--cooldown-fraction: expected a number above 0 and at most 1, got {self.cooldown_fraction}"
+                f"expected a number above 0 and at most 1, got {self.cooldown_fraction}", argument="cooldown_fraction"
             )
         own = "size layers width heads palette objective".split() + list(MODERN)
         brought = [name for name in own if getattr(self, name) is not None]
         if self.init and brought:
             raise InputError(
-                f"--init brings its own shape, palette and objective; expected no {flag(brought[0])} beside it"
+                f"brings its own shape, palette and objective; expected no `{brought[0]}` beside it", argument="init"
             )
 
     @property
@@ -269,7 +268,9 @@ class FinetuneConfig(GPTRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.augment == "orient":
-            raise InputError("--augment: expected none, flip, crop, pad or pad-flip to learn classes by, got orient")
+            raise InputError(
+                "expected none, flip, crop, pad or pad-flip to learn classes by, got orient", argument="augment"
+            )
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 
@@ -313,7 +314,9 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         check_numbers(self, at_least_one="blocks factor steps evaluate_every_steps", at_least_zero="weight_decay")
         if not 0 < self.shrinkage <= 1:
-            raise InputError(f"--shrinkage: expected a number above 0 and at most 1, got {self.shrinkage}")
+            raise InputError(f"expected a number above 0 and at most 1, got {self.shrinkage}", argument="shrinkage")
         words = self.layer.split(",")
         if self.layer != "middle" and not all(word.strip().isdecimal() for word in words):
-            raise InputError(f"--layer: expected middle, a number, or numbers with commas between, got {self.layer!r}")
+            raise InputError(
+                f"expected middle, a number, or numbers with commas between, got {self.layer!r}", argument="layer"
+            )

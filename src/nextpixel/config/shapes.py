@@ -53,7 +53,7 @@ class ImageGPTConfig:
             raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
         for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(kind):
-                raise InputError(f"{name}: expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}")
+                raise InputError(f"expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}", argument=name)
         if self.orientations not in (1, 8) or (self.orientations == 8 and self.objective == "masked"):
             raise InputError(
                 f"orientations: expected 1, or 8 for an autoregressive model, got {self.orientations!r} "
@@ -61,17 +61,18 @@ class ImageGPTConfig:
             )
         for name in ("qk_norm", "zero_projections", "mix_input"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+                raise InputError(f"expected true or false, got {getattr(self, name)!r}", argument=name)
         if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap < float("inf"):
-            raise InputError(f"logit_cap: expected a number of 0 or more, got {self.logit_cap!r}")
+            raise InputError(f"expected a number of 0 or more, got {self.logit_cap!r}", argument="logit_cap")
         for field in dataclasses.fields(self)[:5]:
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{field.name}: expected a whole number of at least 1, got {value!r}")
+                raise InputError(f"expected a whole number of at least 1, got {value!r}", argument=field.name)
         if self.width % self.heads:
             raise InputError(
-                f"width must be a multiple of heads, got width {self.width} and heads {self.heads}; "
-                f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}"
+                f"expected a multiple of heads {self.heads}, got {self.width}; "
+                f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}",
+                argument="width",
             )
         if self.positions == "rotary" and self.head_width % 4:
             raise InputError(
@@ -129,7 +130,7 @@ class ResNetConfig:
         for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+                raise InputError(f"expected a whole number of at least {least}, got {value!r}", argument=name)
 
     @property
     def width(self) -> int:
@@ -163,7 +164,7 @@ SIZES: dict[str, ImageGPTConfig] = {
     "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
 }
 
-# The network of --preset modern; each part is weighed in docs/results.md.
+# The network of the modern preset; each part is weighed in docs/results.md.
 MODERN: dict[str, Any] = {
     "positions": "rotary",  # Su et al. 2021, on two axes as in vision transformers
     "activation": "squared-relu",  # So et al. 2021

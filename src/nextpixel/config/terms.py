@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from nextpixel.errors import InputError
@@ -19,9 +20,14 @@ Speed = Literal["auto", "exact"]
 Pooling = Literal["mean", "mean-std"]
 
 
-def flag(name: str) -> str:
-    """The command-line spelling of a field."""
-    return "--" + name.replace("_", "-")
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """The sentence about a name that is none of the known ones."""
+    import difflib
+
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+    return f"unknown argument {name!r}; {hint}"
 
 
 def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> None:
@@ -29,8 +35,8 @@ def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> No
     for name in at_least_one.split():
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise InputError(f"{flag(name)}: expected at least 1, got {value}")
+            raise InputError(f"expected at least 1, got {value}", argument=name)
     for name in at_least_zero.split():
         value = getattr(config, name)
         if value is not None and not value >= 0:
-            raise InputError(f"{flag(name)}: expected 0 or more, got {value}")
+            raise InputError(f"expected 0 or more, got {value}", argument=name)

@@ -7,7 +7,6 @@ import base64
 import functools
 import json
 import math
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +132,7 @@ def create_app(
     async def drawn(request: Request, body: schema.Sample, squares: NDArray[np.uint8] | None, keep: float) -> Response:
         name, model = chosen(body)
         if body.n > config.max_completions:
-            raise InputError(f"n: expected at most {config.max_completions}, got {body.n}")
+            raise InputError(f"expected at most {config.max_completions}, got {body.n}", argument="n")
         sampling, arrived = body.sampling(), time.monotonic()
         events: asyncio.Queue[Event] = asyncio.Queue()
         tell, side = _teller(events), model.config.side
@@ -426,8 +425,7 @@ async def _http_error(request: Request, error: Any) -> Response:
 
 
 async def _input_error(request: Request, error: Exception) -> Response:
-    """The package's own sentences name flags; here these are fields."""
-    return _error(400, re.sub(r"--([a-z-]+)", lambda found: found[1].replace("-", "_"), str(error)))
+    return _error(400, str(error))
 
 
 async def _went_away(request: Request, error: Exception) -> Response:

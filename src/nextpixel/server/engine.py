@@ -139,7 +139,7 @@ class Engine:
         self.mode = choose_mode(model, slots, shape.pixels, config.speed)
         needed = slots * row_bytes(model, self.mode)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
-            raise InputError(f"--slots: {slots} slots need {needed / 1e9:.1f} GB of memory; take fewer")
+            raise InputError(f"{slots} slots need {needed / 1e9:.1f} GB of memory; take fewer", argument="slots")
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()

@@ -83,7 +83,7 @@ def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_byte
     host = headers.get("host", "")
     name = _host_name(host)
     if name is None or not (_is_address(name) or name == "localhost" or name in hosts):
-        return 403, "this server is not known by that name; start it with --allow-host NAME to allow one"
+        return 403, "this server is not known by that name; its option allow_host adds a name"
     origins = headers.getlist("origin")
     if any(origin.partition("://")[2] != host or not origin.startswith("http") for origin in origins):
         return 403, "requests from pages of other sites are refused"
@@ -117,7 +117,9 @@ def _is_address(name: str) -> bool:
 
 
 def _too_large(upload_bytes: int) -> str:
-    return f"expected a request of at most {upload_bytes / 1e6:g} MB (--max-upload-mb); send a smaller picture"
+    return (
+        f"expected a request of at most {upload_bytes / 1e6:g} MB (the server's max_upload_mb); send a smaller picture"
+    )
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:

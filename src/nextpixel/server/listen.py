@@ -38,7 +38,7 @@ def listen(config: ServeConfig) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--host, --port: cannot listen on {config.host}, port {config.port} ({reason}); name another"
+            f"cannot listen on {config.host}, port {config.port} ({reason}); name another", argument="host, port"
         ) from None
 
 

@@ -49,7 +49,7 @@ class Sample(Request):
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**63, description="Fixes the draw, as nextpixel complete --seed does.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Fixes the draw, as in nextpixel complete.")
     stream: bool = Field(False, description="Answer with server-sent events: every row as soon as it is drawn.")
     timeout_seconds: Positive | None = Field(None, description="Time for this request, at most the server's.")
 

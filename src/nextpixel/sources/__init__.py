@@ -149,7 +149,7 @@ def _open_path(path: str, split: str | None, stream: bool) -> Source:
         if os.path.isdir(parts := path.rstrip("/") + ".parts"):
             raise InputError(
                 f"{path} is not finished: its parts lie in {parts}; go on with the command that began it, or, after "
-                f"all of its jobs, with: nextpixel prepare --merge {path}"
+                f"all of its jobs, with: nextpixel prepare `merge={path}`"
             )
         return open_hub(path, split, stream=stream)
     if not os.path.isfile(path):

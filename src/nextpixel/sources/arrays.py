@@ -135,4 +135,4 @@ def _npz_keys(keys: list[str], split: str | None, path: str) -> tuple[str, str, 
     if len(keys) == 1:
         return keys[0], "", None
     found = ", ".join(keys) or "nothing"
-    raise InputError(f"{path} holds {found}; expected an array `images`, `train_images` or `x_train`")
+    raise InputError(f"{path} holds {found}; expected an array 'images', 'train_images' or 'x_train'")

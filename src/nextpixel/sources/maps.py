@@ -106,13 +106,12 @@ class MapSource(Source):
         """Raises InputError unless squares of that side and fit can be had; with `stored`, lie here at that side."""
         if fit == self.fit and side in (self.side, self.serves) and stored in (None, self.side):
             return
-        options = ["--side", str(side), "--fit", fit]
+        again = f"nextpixel prepare {shlex.quote(self.made_from)} NEW `side={side}` `fit={fit}`"
         if stored not in (None, side):
-            options += ["--store-side", str(stored)]
-        again = shlex.join(["nextpixel", "prepare", self.made_from, "NEW", *options])
+            again += f" `store_side={stored}`"
         raise InputError(
-            f"{self.source_name}: expected squares of side {stored or side} made with --fit {fit}, got side "
-            f"{self.side} and --fit {self.fit}; make the right ones with: {again}"
+            f"{self.source_name}: expected squares of side {stored or side} made with `fit={fit}`, got side "
+            f"{self.side} and `fit={self.fit}`; make the right ones with: {again}"
         )
 
     def fingerprint(self) -> str:

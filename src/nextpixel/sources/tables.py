@@ -158,7 +158,7 @@ def _columns(schema: Any, path: str) -> tuple[str, str | None, list[str] | None]
     structs = [name for name in schema.names if str(schema.field(name).type).startswith("struct<bytes: ")]
     if not (candidates := [*noted, *named, *structs]):
         found = ", ".join(schema.names) or "none"
-        raise InputError(f"{path} has no column of images: expected `image` with encoded bytes, got {found}")
+        raise InputError(f"{path} has no column of images: expected 'image' with encoded bytes, got {found}")
     labelled = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     label = label_column(schema.names, labelled)
     return candidates[0], label, features[label].get("names") if label in labelled else None

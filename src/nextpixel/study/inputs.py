@@ -72,7 +72,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Member]:
                 f"{began}; leave it out"
             )
         if not member.steps:
-            raise InputError(f"{path}: this run has no checkpoint yet; let it train on with --resume, or leave it out")
+            raise InputError(f"{path}: this run has no checkpoint yet; let it train on with `resume`, or leave it out")
         if any(other.run.path.resolve() == run.path.resolve() for other in members):
             raise InputError(f"RUNS: expected each run once, got {path} again")
         members.append(member)
@@ -109,7 +109,7 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
         if member.facts["config"].get("validation") is None:  # then it shows the same pictures, at the model's side
             keys.append(member.facts["decisions"]["validation_key"])
         if test.key in keys:
-            raise InputError(f"{member.name}: this run was trained on the test images of --data; expected others")
+            raise InputError(f"{member.name}: this run was trained on the test images of `data`; expected others")
     refuse_overlap(*sources)
     images = Images(
         *_some(train, config.train_images, config.seed),
@@ -117,7 +117,9 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
         key=f"{train.key} {test.key}",
     )
     if np.unique(images.labels, return_counts=True)[1].max() < 2:
-        raise InputError("--data: expected several training images of some class, to choose layers by, got one of each")
+        raise InputError(
+            "expected several training images of some class, to choose layers by, got one of each", argument="data"
+        )
     return images
 
 

@@ -101,8 +101,9 @@ class _Kept:
         for name, value in ours.items():
             if theirs.get(name) != value:
                 raise InputError(
-                    f"--out: {folder} was begun with {name.replace('_', ' ')} {theirs.get(name)}, got {value}; name a "
-                    "new folder, or give the same again"
+                    f"{folder} was begun with {name.replace('_', ' ')} {theirs.get(name)}, got {value}; name a "
+                    "new folder, or give the same again",
+                    argument="out",
                 )
 
     def get(self, key: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""How the command line writes the arguments that messages and help texts name: as its own options."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections.abc import Collection
+from typing import get_args, get_type_hints
+
+import tyro
+
+NAMED = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
+
+
+def flag(name: str) -> str:
+    """The option of an argument."""
+    return ("-" if len(name) == 1 else "--") + name.replace("_", "-")
+
+
+def spell(text: str, positionals: Collection[str] = ()) -> str:
+    """`batch_images` as --batch-images and `augment=orient` as --augment orient; positionals in capitals."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return spell_name(name, positionals) + (f" {value}" if value else "")
+
+    return NAMED.sub(option, text)
+
+
+def spell_error(error: BaseException, verb: types.ModuleType | None = None) -> str:
+    """The message of an error, in which the arguments are options of that verb."""
+    positionals = () if verb is None else positionals_of(verb)
+    message = spell(str(getattr(error, "message", error)), positionals)
+    names = getattr(error, "argument", None)
+    if names is None:
+        return message
+    return f"{', '.join(spell_name(name, positionals) for name in names.split(', '))}: {message}"
+
+
+def spell_name(name: str, positionals: Collection[str] = ()) -> str:
+    return name.upper() if name in positionals else flag(name)
+
+
+def positionals_of(verb: types.ModuleType) -> set[str]:
+    """The arguments of a verb that are given without a flag."""
+    kinds = [
+        kind for kind in vars(verb).values() if dataclasses.is_dataclass(kind) and kind.__module__ == verb.__name__
+    ]
+    hints = [get_type_hints(kind, include_extras=True) for kind in kinds]
+    return {name for found in hints for name, hint in found.items() if tyro.conf.Positional in get_args(hint)}
