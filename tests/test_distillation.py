@@ -178,7 +178,7 @@ def test_runs_of_another_kind_and_unknown_settings_are_refused(desk: Path) -> No
     with pytest.raises(InputError, match="expected none beside it"):
         distill(resume="run", steps=3)
     for kind, sentence in (
-        ("pretrain", "was begun by nextpixel pretrain, not distill; go on with: nextpixel pretrain --resume"),
+        ("pretrain", "was begun by nextpixel pretrain, not distill; go on with: nextpixel pretrain `resume="),
         ("distill", "run.json: expected a distillation run, got a problem with 'decisions'"),
     ):
         Path(kind).mkdir()

@@ -399,7 +399,7 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
         on_call(patch, "nextpixel.preparation.cross_entropy", 13, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert main(TYPED) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "go on with: nextpixel finetune `resume=ume clf" in last
+    assert "go on with: nextpixel finetune --resume clf" in last
     assert main(shlex.split(last.partition("go on with: nextpixel ")[2])) == 0
     out, err = capsys.readouterr()
     assert "best validation accuracy" in out and "test accuracy" in out and "AUC" in out
@@ -473,8 +473,8 @@ BAD = {
     "finetune": ["labelled images and --out", "as in: nextpixel finetune"],
     "finetune train": ["--out", "as in: nextpixel finetune"],
     "finetune train --resume clf": ["--resume", "expected nothing else, got train", "--model"],
-    "finetune `resume=ume clf --epochs 3": ["--resume", "expected nothing else, got --epochs"],
-    "finetune `resume=ume nowhere": ["--resume", "run.json", "'nowhere'"],
+    "finetune --resume clf --epochs 3": ["--resume", "expected nothing else, got --epochs"],
+    "finetune --resume nowhere": ["--resume", "run.json", "'nowhere'"],
     "finetune train --out clf --epochs 0": ["--epochs", "at least 1", "got 0"],
     "finetune train --out clf --patience 0": ["--patience", "at least 1"],
     "finetune train --out clf --labels-per-class 0": ["--labels-per-class", "at least 1"],

@@ -10,6 +10,7 @@ import nextpixel
 from nextpixel import SIZES, InputError, preparation
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.cli.spelling import spell
 from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.forecast import forecast, refuse
 from nextpixel.hardware import hardware_called
@@ -119,8 +120,8 @@ def test_the_setting_that_is_named_does_fit(free, options, named):
     if named is None:
         assert found is None
         return
-    assert found == named
-    words = found.split()
+    assert spell(found) == named
+    words = named.split()
     micro = int(words[words.index("--micro-batch-images") + 1]) if "--micro-batch-images" in words else 8
     size = SIZES[words[words.index("--size") + 1]] if "--size" in words else S
     how = HOW | {"checkpointed": "--checkpoint-activations" in words, "shards": 4 if "--shard" in words else 1}

@@ -310,9 +310,9 @@ def test_missing_jobs_are_named_and_repeated_ones_do_no_harm(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"side": 4}, "another --side: expected 8, got 4"),
-        ({"fit": "squash"}, "another --fit: expected crop, got squash"),
-        ({"store_side": 16}, "another --store-side: expected 8, got 16"),
+        ({"side": 4}, "another `side`: expected 8, got 4"),
+        ({"fit": "squash"}, "another `fit`: expected crop, got squash"),
+        ({"store_side": 16}, "another `store_side`: expected 8, got 16"),
     ],
 )
 def test_parts_of_other_settings_are_refused(folder, tmp_path, changes, told):
@@ -403,7 +403,7 @@ def test_it_serves_a_smaller_side_only_where_it_was_made_for_it(folder, tmp_path
     assert small.squares.shape == (COUNT - 1, 4, 4, 3)
     assert np.array_equal(small.squares[[2, 0]], decode(out, 4).squares[[2, 0]])
     assert np.array_equal(small.squares[1:3], decode(out, 4).squares[1:3])
-    again = r"nextpixel prepare .*photos NEW --side 2 --fit crop"
+    again = r"nextpixel prepare .*photos NEW `side=2` `fit=crop`"
     with pytest.raises(InputError, match=f"expected squares of side 2 made with `fit=crop`, got side 8.*{again}"):
         decode(out, 2)
     with pytest.raises(InputError, match="`fit=squash`"):
@@ -438,9 +438,9 @@ def test_training_on_it_goes_on_after_an_interruption(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"side": 8}, r"expected squares of side 8 .* got side 4 .*photos.npy NEW --side 8 --fit crop$"),
-        ({"fit": "squash"}, r"--fit squash, got side 4 and --fit crop.*--side 4 --fit squash$"),
-        ({"augment": "crop"}, r"expected squares of side 8 .* got side 4 .*--side 4 --fit crop --store-side 8$"),
+        ({"side": 8}, r"expected squares of side 8 .* got side 4 .*photos.npy NEW `side=8` `fit=crop`$"),
+        ({"fit": "squash"}, r"`fit=squash`, got side 4 and `fit=crop`.*`side=4` `fit=squash`$"),
+        ({"augment": "crop"}, r"expected squares of side 8 .* got side 4 .*`side=4` `fit=crop` `store_side=8`$"),
     ],
 )
 def test_the_wrong_squares_are_refused_with_the_command_that_makes_the_right_ones(tmp_path, changes, told):

@@ -322,7 +322,7 @@ def test_npz_that_is_wrong_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     images = noise(3, 4, 4)
     for arrays, message in [
-        ({"a": images, "b": images}, r"x\.npz holds a, b; expected an array `images`"),
+        ({"a": images, "b": images}, r"x\.npz holds a, b; expected an array .images."),
         ({"images": images, "labels": np.arange(4)}, "3 images but 4 labels"),
         ({"images": images, "labels": np.zeros(3)}, "must be integers or names, got float64"),
         ({"images": images.astype(float)}, r"images in .*x\.npz must hold uint8"),

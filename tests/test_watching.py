@@ -110,7 +110,7 @@ def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_writ
     command = ["pretrain", str(images), "--out", str(tmp_path / "run"), "--tracker", "wandb"]
     assert main([*command, *flags(settings(tmp_path))]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and "pip install wandb, or leave --tracker out" in err
+    assert (out, err.count("\n")) == ("", 1) and "pip install wandb, or leave the tracker out" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -313,7 +313,7 @@ def test_the_page_of_a_run_shows_all_of_it_and_needs_nothing_else(probed):
     data = [json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', text)]
     training = next(line for line in data[0] if line["name"] == "training")
     assert [step for step, _ in training["points"]] == list(range(1, 25))
-    assert "--probe-images" in text and "pretrain" in text
+    assert "probe images" in text and "pretrain" in text
     sizes = sum(path.stat().st_size for step in Run(probed).steps() for path in Run(probed).folder(step).rglob("*"))
     assert sizes > 0 and re.search(r"checkpoints, [\d.,]+ [kM]B in all", text)
 
