@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 import nextpixel
-from nextpixel.config import MODERN
+from nextpixel.config import MODERN, Preset
 from nextpixel.evaluation import image_nats
 from nextpixel.plan import flops_per_image
 from nextpixel.probing import LinearProbe
 from nextpixel.sources import load_images, open_source
 
-RATES = {"classic": (0.0025, 0.005, 0.01), "modern": (0.01, 0.02, 0.04)}
+RATES: dict[Preset, tuple[float, ...]] = {"classic": (0.0025, 0.005, 0.01), "modern": (0.01, 0.02, 0.04)}
 OFF = {"positions": "learned", "activation": "quick-gelu", "logit_cap": 0.0}
 SHAPES = {"3x64": (3, 64, 2), "4x128": (4, 128, 4)}  # layers, width, heads
 
@@ -71,7 +71,7 @@ def main() -> None:
 def measured(
     args: argparse.Namespace,
     shape: str,
-    preset: str,
+    preset: Preset,
     rate: float,
     seed: int,
     steps: int,

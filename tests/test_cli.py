@@ -527,7 +527,7 @@ def test_complete_of_a_folder_tells_of_every_picture(capsys: pytest.CaptureFixtu
 def test_complete_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
     told = run_json("complete photo.png photo.jpg -n 3 --keep 0.25 --seed 5 --show", capsys)
     assert told["out"] == "completions.png" and told["kept_rows"] == 2 and told["seed"] == 5
-    assert [picture["name"] for picture in told["pictures"]] == ["photo.png", "photo.jpg"]
+    assert [picture["file"] for picture in told["pictures"]] == ["photo.png", "photo.jpg"]
     assert [len(picture["nats_per_pixel"]) for picture in told["pictures"]] == [3, 3]
 
 
@@ -574,7 +574,7 @@ def test_score_lists_the_least_likely_first(capsys: pytest.CaptureFixture[str]) 
 
 def test_score_draws_heat_maps_and_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
     told = run_json("score photos --heatmap hot", capsys)
-    names = [Path(image["name"]).stem for image in told["images"]]
+    names = [Path(image["file"]).stem for image in told["images"]]
     assert [Path(file).stem.partition("_")[2] for file in told["heatmaps"]] == names
     height, width, _ = read(told["heatmaps"][0]).shape
     assert width == 2 * height
@@ -841,7 +841,7 @@ def test_file_names_need_not_be_text(
         sys.stdout.flush()
         out = buffer.getvalue().decode(encoding)
         assert "caf\\udce9.png" in out
-    assert name in [image["name"] for image in json.loads(out)["images"]]
+    assert name in [image["file"] for image in json.loads(out)["images"]]
 
 
 # ---- help, and what starting costs

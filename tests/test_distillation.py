@@ -173,7 +173,7 @@ def test_bad_input_is_one_sentence(desk: Path, capsys: pytest.CaptureFixture, co
 
 
 def test_runs_of_another_kind_and_unknown_settings_are_refused(desk: Path) -> None:
-    with pytest.raises(InputError, match="unknown argument 'wings'"):
+    with pytest.raises(TypeError, match="unknown argument 'wings'"):
         distill("photos.npy", out="run", wings=2)
     with pytest.raises(InputError, match="expected none beside it"):
         distill(resume="run", steps=3)

@@ -234,12 +234,12 @@ def test_the_command_writes_the_same_columns_everywhere(desk: Path, capsys: pyte
     told = json.loads(capsys.readouterr().out)
     with open("odd.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    columns = ["name", *COLUMNS, *(f"p_{name}" for name in COLUMNS)]
+    columns = ["file", *COLUMNS, *(f"p_{name}" for name in COLUMNS)]
     assert list(rows[0]) == list(told["images"][0]) == columns
-    assert [row["name"] for row in rows] == [row["name"] for row in told["images"]]
-    assert rows[0]["name"] == "9, a.png"
+    assert [row["file"] for row in rows] == [row["file"] for row in told["images"]]
+    assert rows[0]["file"] == "9, a.png"
     assert [float(row["pixel_distance"]) for row in rows] == [row["pixel_distance"] for row in told["images"]]
-    beyond = [row["name"] for row in told["images"] if row["p_pixel_distance"] <= 0.1]
+    beyond = [row["file"] for row in told["images"] if row["p_pixel_distance"] <= 0.1]
     assert told["alarms"]["images"] == len(beyond) and set(told["alarms"]["thresholds"]) == set(COLUMNS)
     assert len(Page(Path("odd.html").read_text(encoding="utf-8")).images()) == 20
 
@@ -257,7 +257,7 @@ def test_the_command_without_normal_images(desk: Path, capsys: pytest.CaptureFix
     assert len(out.splitlines()) == 12 and len(list(Path("hot").iterdir())) == 10
     assert "nextpixel score photos --against normal/ --report odd.html --model model" in err
     with open("odd.csv", newline="", encoding="utf-8") as file:
-        assert next(csv.reader(file)) == ["name", *COLUMNS]
+        assert next(csv.reader(file)) == ["file", *COLUMNS]
 
 
 def test_by_names_every_column() -> None:

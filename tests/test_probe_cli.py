@@ -217,7 +217,7 @@ def test_features_go_into_a_file_with_their_names(desk: Path, kind: str) -> None
             values, names = arrays["features"], arrays["names"].tolist()
     else:
         table = pyarrow.parquet.read_table("f.parquet")
-        values, names = np.array(table["features"].to_pylist(), np.float32), table["name"].to_pylist()
+        values, names = np.array(table["features"].to_pylist(), np.float32), table["file"].to_pylist()
     assert np.allclose(values, expected, atol=1e-6) and names[:2] == ["00", "01"]
     assert not [path for path in desk.iterdir() if path.name.startswith(".")]
     assert main(command) == 2  # the file exists

@@ -10,12 +10,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import SamplingConfig
+from nextpixel.config import SamplingConfig, SamplingKeywords, check_keywords
 from nextpixel.errors import InputError
 from nextpixel.evaluation import read_squares
 from nextpixel.extractors import PIXELS, Extractor, open_extractor, read_features
@@ -75,6 +75,7 @@ class Choice:
     """Two disjoint sets that are compared with each other, of the same sizes where there are enough images."""
 
 
+@check_keywords(SamplingKeywords)
 def compare_samples(
     model: ImageGPT,
     images: Any,
@@ -84,7 +85,7 @@ def compare_samples(
     layer: int | None = None,
     references: int | None = None,
     split: str | None = None,
-    **settings: Any,
+    **settings: Unpack[SamplingKeywords],
 ) -> list[Comparison]:
     """Draw so many pictures from the model and compare them with real images; one Comparison an extractor.
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional as F
 
-from nextpixel.config import INIT_RATE, ResNetConfig
+from nextpixel.config import INIT_RATE, ResNetConfig, check_keywords
 from nextpixel.data import Batches
 from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError, WorkError
@@ -54,6 +54,7 @@ TRIALS = (
 )
 
 
+@check_keywords()
 def fit_convnet(
     squares: NDArray[np.uint8],
     labels: ArrayLike,

@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
 from nextpixel.checkpoints.files import writing
-from nextpixel.config import DistillConfig, Fit, ResNetConfig, replace_checked
+from nextpixel.config import DistillConfig, DistillKeywords, Fit, ResNetConfig, check_keywords, replace_checked
 from nextpixel.data import FLIPS, Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
@@ -37,6 +37,7 @@ KIND = "distill"
 BATCH_IMAGES = 256  # of an evaluation
 
 
+@check_keywords(DistillKeywords)
 def distill(
     images: Any = None,
     *,
@@ -44,7 +45,7 @@ def distill(
     resume: str | Path | None = None,
     split: str | None = None,
     model: str | Path | None = None,
-    **settings: Any,
+    **settings: Unpack[DistillKeywords],
 ) -> ResNet:
     """Train a student on images without labels, or go on with a run; returns the best one on held-out images.
 

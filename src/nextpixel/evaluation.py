@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nextpixel.config import check_keywords
 from nextpixel.data import decode, masks
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
@@ -25,12 +26,14 @@ OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
 
 
+@check_keywords()
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
     needs_order(model)
     return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit))
 
 
+@check_keywords()
 def surprise(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """-ln p of every pixel given those before it, (N, H, W) nats."""
     squares = load_images(images, model.config.side, split=split, fit=model.fit)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel import plan
-from nextpixel.config import Pooling
+from nextpixel.config import Pooling, check_keywords
 from nextpixel.data import masks
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
@@ -38,6 +38,7 @@ COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in 
 Backbone = ImageGPT | ResNet
 
 
+@check_keywords()
 def features(
     model: Backbone,
     images: Any,

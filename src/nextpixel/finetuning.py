@@ -10,7 +10,7 @@ import copy
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
 from nextpixel.checkpoints.files import read_json, write_json
-from nextpixel.config import INIT_RATE, FinetuneConfig, peak_rate, replace_checked
+from nextpixel.config import INIT_RATE, FinetuneConfig, FinetuneKeywords, check_keywords, peak_rate, replace_checked
 from nextpixel.data import DecodedSet, decode
 from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
@@ -63,6 +63,7 @@ from nextpixel.training import Cadence, train
 KIND = "finetune"
 
 
+@check_keywords(FinetuneKeywords)
 def finetune(
     model: ImageGPT | str | Path | None = None,
     images: Any = None,
@@ -73,7 +74,7 @@ def finetune(
     test: Any = None,
     test_labels: ArrayLike | str | Path | None = None,
     resume: str | Path | None = None,
-    **settings: Any,
+    **settings: Unpack[FinetuneKeywords],
 ) -> ImageGPT:
     """Teach a model classes, or go on with a run; returns the one with the best validation accuracy.
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextpixel.config import check_keywords
 from nextpixel.data import decode, split_indices
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
@@ -130,6 +131,7 @@ def oriented(column: str, values: Any) -> Any:
     return -values if COLUMNS[column].smaller_is_odder else values
 
 
+@check_keywords()
 def odd_images(
     model: ImageGPT,
     images: Any,

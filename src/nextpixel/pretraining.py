@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from nextpixel.config import (
     MUON_RATE,
     ImageGPTConfig,
     PretrainConfig,
+    PretrainKeywords,
     SamplingConfig,
+    check_keywords,
     peak_rate,
     read_recipe,
     replace_checked,
@@ -65,6 +67,7 @@ from nextpixel.training import Cadence, train
 KIND = "pretrain"
 
 
+@check_keywords(PretrainKeywords)
 def pretrain(
     images: Any = None,
     *,
@@ -74,7 +77,7 @@ def pretrain(
     recipe: str | None = None,
     split: str | None = None,
     force: bool = False,
-    **settings: Any,
+    **settings: Unpack[PretrainKeywords],
 ) -> ImageGPT:
     """Train an Image GPT on images, or go on with a run; returns the best model on validation.
 
@@ -96,7 +99,12 @@ def pretrain(
                 "takes a new folder (`out`), `steps` and `cooldown_fraction`, and no recipe, split or other settings",
                 argument="branch",
             )
-        run = branch_run(Run.open(branch, KIND, "branch"), Path(out), **settings)
+        run = branch_run(
+            Run.open(branch, KIND, "branch"),
+            Path(out),
+            steps=settings["steps"],
+            cooldown_fraction=settings.get("cooldown_fraction"),
+        )
     else:
         if images is None or out is None:
             raise InputError("pretrain needs images and a new folder (`out`), or a run to go on with (`resume`)")

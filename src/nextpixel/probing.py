@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
-from nextpixel.config import Pooling
+from nextpixel.config import Pooling, check_keywords
 from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
 from nextpixel.labels import class_numbers, folds_of, given_labels
@@ -54,6 +54,7 @@ class LinearProbe:
     taken, `sweep_` is empty and nothing is tried.
     """
 
+    @check_keywords()
     def __init__(
         self,
         model: Backbone | None,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import KeepSide, SamplingConfig, Speed
+from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, check_keywords
 from nextpixel.decoding import Decoder, Mode, choose_mode, row_bytes
 from nextpixel.devices import free_memory_bytes
 from nextpixel.errors import InputError
@@ -54,13 +54,21 @@ class DrawnRow(NamedTuple):
     """(len(candidates), W, 3)"""
 
 
-def sample(model: ImageGPT, n: int = 1, **settings: Any) -> list[Picture]:
+@check_keywords(SamplingKeywords)
+def sample(model: ImageGPT, n: int = 1, **settings: Unpack[SamplingKeywords]) -> list[Picture]:
     """Draw n pictures from nothing, as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...)."""
     return [from_array(image) for image in draw(model, None, n=n, sampling=SamplingConfig(**settings)).images]
 
 
+@check_keywords(SamplingKeywords)
 def complete(
-    model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, *, keep_side: KeepSide = "top", **settings: Any
+    model: ImageGPT,
+    images: Any,
+    keep: float = 0.5,
+    n: int = 1,
+    *,
+    keep_side: KeepSide = "top",
+    **settings: Unpack[SamplingKeywords],
 ) -> list[Picture]:
     """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
 
@@ -73,7 +81,10 @@ def complete(
     return [from_array(image) for image in drawing.images]
 
 
-def stream(model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Any) -> Iterator[DrawnRow]:
+@check_keywords(SamplingKeywords)
+def stream(
+    model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Unpack[SamplingKeywords]
+) -> Iterator[DrawnRow]:
     """`complete`, row by row: yields each drawn row of all candidates that are drawn together.
 
     `images` may be None: then pictures are drawn from nothing.

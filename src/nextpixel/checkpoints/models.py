@@ -16,7 +16,7 @@ from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json, writing
 from nextpixel.checkpoints.runs import Run
 from nextpixel.checkpoints.weights import Weights
-from nextpixel.config import Fit, ImageGPTConfig
+from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT
@@ -27,6 +27,7 @@ EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
 
 
+@check_keywords()
 def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ImageGPT:
     """A model in eval mode, its palette attached as `.palette` and what is known of its making as `.facts`.
 
@@ -66,6 +67,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     return model.eval()
 
 
+@check_keywords()
 def load_backbone(
     name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ImageGPT | ResNet:
@@ -77,6 +79,7 @@ def load_backbone(
     return resnet.read(values, folder).to(choose_device(str(device)))
 
 
+@check_keywords()
 def save(
     model: ImageGPT | ResNet, folder: str | Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
 ) -> None:

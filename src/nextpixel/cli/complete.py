@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> None:
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "seconds": {"load": loaded - began, "draw": drawn - loaded},
                 "pictures": [
-                    {"name": name, "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist()}
+                    {"file": name, "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist()}
                     for i, name in enumerate(names)
                 ],
                 "unreadable": unreadable,

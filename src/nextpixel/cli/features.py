@@ -46,7 +46,7 @@ class Features:
     pooling: Pooling = "mean"
     """Over the pixels: mean, as in the paper, or mean-std, the standard deviations of each layer behind its means."""
     out: Path = Path("features.npz")
-    """A .npz file (features, names, extractor) or a .parquet file (a row an image: name, features)."""
+    """A .npz file (features, names, extractor) or a .parquet file (a row an image: file, features)."""
     split: str | None = None
     """Which part, where the source has several (train, test)."""
     model: FeaturesModel = field(default_factory=FeaturesModel)
@@ -112,7 +112,7 @@ def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> N
             import pyarrow.parquet
 
             rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), values.shape[1])
-            pyarrow.parquet.write_table(pyarrow.table({"name": names, "features": rows}), part)
+            pyarrow.parquet.write_table(pyarrow.table({"file": names, "features": rows}), part)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

@@ -101,7 +101,7 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
     files = [] if maps is None else _heatmaps(args.heatmap, images.squares[order], maps[order], images.names, order)
     mean, error = mean_and_error(nats)
     if args.output.json:
-        scores = [{"name": images.names[i], "nats_per_pixel": float(nats[i])} for i in order]
+        scores = [{"file": images.names[i], "nats_per_pixel": float(nats[i])} for i in order]
         print_json(
             {
                 "mean": mean,
@@ -197,7 +197,7 @@ def _table(args: Score, model: ImageGPT) -> None:
 
 def _row(odd: Oddness, i: int) -> dict[str, Any]:
     """One image of the table, as the CSV file and --json have it."""
-    row: dict[str, Any] = {"name": odd.names[i]} | {name: float(values[i]) for name, values in odd.values.items()}
+    row: dict[str, Any] = {"file": odd.names[i]} | {name: float(values[i]) for name, values in odd.values.items()}
     row["png_bytes"] = int(row["png_bytes"])
     return row | {f"p_{name}": float(values[i]) for name, values in odd.p_values.items()}
 

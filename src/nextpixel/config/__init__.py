@@ -1,8 +1,15 @@
-"""What a model and a run are made of: frozen dataclasses, named sizes, defaults and help texts. No torch.
+"""What a model and a run are made of: frozen dataclasses, check_keywords sizes, defaults and help texts. No torch.
 
 The text under a field is its help on the command line; defaults live here and nowhere else.
 """
 
+from nextpixel.config.keywords import (
+    DistillKeywords,
+    FinetuneKeywords,
+    PretrainKeywords,
+    SamplingKeywords,
+    check_keywords,
+)
 from nextpixel.config.options import (
     ModelOptions,
     OutputOptions,
@@ -56,7 +63,9 @@ __all__ = [
     "Augment",
     "Device",
     "DistillConfig",
+    "DistillKeywords",
     "FinetuneConfig",
+    "FinetuneKeywords",
     "Fit",
     "GPTRunConfig",
     "ImageGPTConfig",
@@ -68,14 +77,17 @@ __all__ = [
     "Positions",
     "Preset",
     "PretrainConfig",
+    "PretrainKeywords",
     "ResNetConfig",
     "RunConfig",
     "SamplingConfig",
+    "SamplingKeywords",
     "ServeConfig",
     "Speed",
     "StudyConfig",
     "Switch",
     "check_numbers",
+    "check_keywords",
     "peak_rate",
     "read_recipe",
     "replace_checked",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nextpixel.config.keywords import Settings
 from nextpixel.config.terms import Device, Fit, Speed, check_numbers
 from nextpixel.errors import InputError
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How the next colour is chosen."""
 
     temperature: float = 1.0
@@ -39,7 +40,7 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Settings):
     """Which model works, and on what."""
 
     model: str | None = None
@@ -59,7 +60,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Settings):
     """Where a server listens, and its limits."""
 
     host: str = "127.0.0.1"
@@ -95,7 +96,7 @@ class ServeConfig:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Settings):
     """What every checkpoint of a study is measured with; kept in its folder."""
 
     train_images: int = 10_000
@@ -116,7 +117,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Settings):
     """What is printed."""
 
     json: bool = False

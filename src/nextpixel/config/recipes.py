@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from nextpixel.config.keywords import unknown_name
 from nextpixel.config.runs import PretrainConfig, RunConfig
-from nextpixel.config.terms import unknown_name
 from nextpixel.errors import InputError
 
 
@@ -41,7 +42,7 @@ def read_recipe(name_or_path: str) -> PretrainConfig:
 C = TypeVar("C", bound=RunConfig)
 
 
-def replace_checked(config: C, values: dict[str, Any]) -> C:
+def replace_checked(config: C, values: Mapping[str, Any]) -> C:
     """A copy with these values, each of a known name and the right type."""
     import typing
 

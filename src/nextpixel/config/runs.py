@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from nextpixel.config.keywords import Settings
 from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig
 from nextpixel.config.terms import (
     Activation,
@@ -44,7 +45,7 @@ def peak_rate(parameters: int) -> float:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """What every kind of training run has; each records its own in run.json."""
 
     batch_images: int = 128

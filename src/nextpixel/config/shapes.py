@@ -6,12 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from nextpixel.config.keywords import Settings
 from nextpixel.config.terms import Activation, Objective, Positions
 from nextpixel.errors import InputError
 
 
 @dataclass(frozen=True)
-class ImageGPTConfig:
+class ImageGPTConfig(Settings):
     """The shape of a network. Names as in the legend of model.py."""
 
     layers: int = 24
@@ -112,7 +113,7 @@ class ImageGPTConfig:
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(Settings):
     """The shape of a small residual network (He et al. 2016, section 4.2); ResNet-20 unless told."""
 
     blocks: int = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from nextpixel.errors import InputError
@@ -18,16 +17,6 @@ Preset = Literal["classic", "modern"]
 Switch = Literal["on", "off"]
 Speed = Literal["auto", "exact"]
 Pooling = Literal["mean", "mean-std"]
-
-
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """The sentence about a name that is none of the known ones."""
-    import difflib
-
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-    return f"unknown argument {name!r}; {hint}"
 
 
 def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> None:
