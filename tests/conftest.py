@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nextpixel import progress
+
 if TYPE_CHECKING:
     from nextpixel import ImageGPT
 
@@ -29,6 +31,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(folder))
+    progress.say_once.cache_clear()
     return folder
 
 

@@ -465,7 +465,7 @@ def test_labels_may_come_from_a_csv_file_and_a_set_may_have_both_splits(desk, ca
         Path(split).rename(Path("both") / split)
     assert main(["finetune", "both", "--test", "both", "--model", "model", "--out", "clf", *few]) == 0
     said = capsys.readouterr()
-    assert "train split of both" in said.err and "test split of both" in said.err
+    assert "both: train split; not used: test\n" in said.err and "both/test: test split\n" in said.err
     assert score_of(Run("clf"))["images"] == 20
 
 

@@ -204,7 +204,7 @@ def test_unreadable_pictures_are_left_out_with_their_labels(desk: Path, capsys: 
     accuracy = float(out.splitlines()[1].split()[4].rstrip("%"))
     assert accuracy > 90, "labels stay with their pictures"
     assert main(["probe", "set/train", "--test", "set", "--model", "model", "--no-baselines"]) == 0
-    assert "test split of set\n" in capsys.readouterr().err, "never the training images"
+    assert "set/test: test split\n" in capsys.readouterr().err, "never the training images"
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet"])

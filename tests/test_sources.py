@@ -21,8 +21,9 @@ from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.sources import JoinedSource, Source, load_images, open_source, tables
 from nextpixel.sources.arrays import ArraySource
-from nextpixel.sources.base import Numbered, choose_split
+from nextpixel.sources.base import Numbered
 from nextpixel.sources.files import FileSource
+from nextpixel.sources.splits import choose_split
 from nextpixel.sources.tables import HubSource, ParquetSource
 
 DATA = Path(__file__).parent.parent / "data"
@@ -197,11 +198,11 @@ def test_folders_of_splits(tmp_path):
     assert (open_source(tmp_path).split, held.split) == ("train", "val")
     assert open_source([str(tmp_path), noise(4, 4)]).split == "train"
     assert open_source(tmp_path / "train").split is None
-    with pytest.raises(InputError, match="no splits, but split 'test'"):
+    with pytest.raises(InputError, match="no split 'test'; name one of train, val"):
         open_source(tmp_path, "test")
-    write(tmp_path / "extra" / "cat" / "3.png")  # no longer splits alone: nothing may be left out in silence
-    assert len(open_source(tmp_path)) == 5
-    assert len(open_source(tmp_path, "train")) == 2
+    write(tmp_path / "extra" / "cat" / "3.png")
+    assert len(open_source(tmp_path)) == len(open_source(tmp_path, "train")) == 2
+    assert len(open_source(tmp_path, "extra")) == 1
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

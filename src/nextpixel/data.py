@@ -21,7 +21,7 @@ from nextpixel.palette import user_cache
 from nextpixel.progress import Advance, progress
 from nextpixel.sources import MapSource, Source, open_source
 from nextpixel.sources.base import READ_TOGETHER
-from nextpixel.sources.maps import META, Part, write_set
+from nextpixel.sources.maps import META, Part, check_readable, write_set
 
 PREPROCESSING = "bilinear; 2"  # changes with what images.fit_square does
 FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
@@ -39,6 +39,8 @@ class DecodedSet:
     unreadable: list[str]
     """One line for each file that could not be read: its name and why."""
     key: str
+    passed_over: Sequence[str] = ()
+    """One line for each other file or folder that lay beside the pictures."""
 
     def __len__(self) -> int:
         return len(self.squares)
@@ -59,9 +61,13 @@ def decode(
     if isinstance(source, MapSource) and source.side == side:
         return _decoded(source, key)
     folder = _folder(key, cache)
+    check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     if not (folder / META).is_file():
         _decode_into(folder, source, side, fit)
-    return read_decoded(key, cache)
+    found = read_decoded(key, cache)
+    unreadable = [*source.unreadable, *found.unreadable]
+    check_readable(source.source_name, unreadable, len(found) + len(unreadable))
+    return replace(found, unreadable=unreadable, passed_over=source.passed_over)
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
@@ -97,7 +103,7 @@ def _key(source: Source, side: int, fit: Fit) -> str:
 
 
 def _decoded(source: MapSource, key: str) -> DecodedSet:
-    return DecodedSet(source.squares, source.names, source.labels, source.classes, source.unreadable, key)
+    return DecodedSet(source.squares, source.names, source.labels, source.classes, list(source.unreadable), key)
 
 
 def _folder(key: str, cache: str | Path | None) -> Path:

@@ -108,7 +108,7 @@ def start_run(
         shape=ResNetConfig(config.blocks, config.factor, side, targets=len(layers) * teacher.config.width),
         palette=None,
         data=named(images, split) | {"train_images": len(rows), "validation_images": len(held)},
-        unreadable=decoded.unreadable,
+        sets=[decoded],
     )
 
 

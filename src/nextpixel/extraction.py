@@ -29,6 +29,7 @@ from nextpixel.packing import RoundedHidden, can_round
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
 from nextpixel.sources import Source, load_images, open_source
+from nextpixel.sources.maps import check_readable
 
 BATCH_IMAGES = 16
 BATCH_OF_SQUARES = 128  # of a ResNet
@@ -186,7 +187,8 @@ def extract(
     removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
     """
     source = open_source(images, split)
-    found, names, unreadable = [], [], []
+    check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
+    found, names, unreadable = [], [], list(source.unreadable)
     for path in extract_chunks(model, source, layers, parts, dtype=dtype, pooling=pooling):
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))

@@ -55,8 +55,9 @@ from nextpixel.preparation import (
     write_whole,
 )
 from nextpixel.probing import LinearProbe
-from nextpixel.progress import say
+from nextpixel.progress import say, say_once
 from nextpixel.sources import Source, open_source
+from nextpixel.sources.splits import NoSplits
 from nextpixel.tracking import check_tracker
 from nextpixel.training import Cadence, train
 
@@ -156,7 +157,6 @@ def _start(
         )
     arrays = {"labels": numbers, "train": chosen[~held], "validation": chosen[held]}
     data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
-    unreadable = sets[0].unreadable
     if test is not None:
         test_source = open_test(test)
         refuse_overlap(source, test_source)
@@ -165,7 +165,6 @@ def _start(
         test_names = labels_of_readable(test_names, test_source, sets[2])
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
         data["test"] = named(test, test_source.split)
-        unreadable = unreadable + sets[2].unreadable
 
     network.set_classes([str(name) for name in classes])
     begun_from = "a model in memory" if isinstance(model, ImageGPT) else Path(str(model or EMBEDDED)).name
@@ -192,7 +191,7 @@ def _start(
         shape=network.config,
         palette=network.palette,
         data=data,
-        unreadable=unreadable,
+        sets=[sets[0], *sets[2:]],
         arrays=arrays,
         write_model=lambda folder: write_model(network, folder),
     )
@@ -281,8 +280,13 @@ def epoch_steps(config: FinetuneConfig, images: int) -> int:
 
 def open_test(images: Any) -> Source:
     """Labelled test images: the test split of a source that has several."""
-    source = open_source(images)
-    return source if source.split is None or isinstance(images, Source) else open_source(images, "test")
+    try:
+        source = open_source(images, "test")
+    except NoSplits:
+        return open_source(images)
+    if source.split:
+        say_once(f"{source.source_name}: {source.split} split")
+    return source
 
 
 def test_score(run: Run) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import secrets
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -29,6 +30,11 @@ EXTENSIONS = frozenset(
     "apng avif avifs bmp bw dds dib gif icns ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm "
     "pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm".split()
 )
+PLUGINS = {  # kind -> extensions, the module that reads them, what pip calls it
+    "HEIC": (frozenset({"heic", "heics", "heif", "hif"}), "pillow_heif", "pillow-heif"),
+    "JPEG XL": (frozenset({"jxl"}), "pillow_jxl", "pillow-jxl-plugin"),
+    "DICOM": (frozenset({"dcm", "dicom"}), "pydicom", "pydicom"),
+}
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -62,6 +68,19 @@ class UnreadableImage(ValueError):
 # ---- decoding
 
 
+def readable_extensions() -> frozenset[str]:
+    """EXTENSIONS, and those of the kinds in PLUGINS whose library is installed; none is imported."""
+    return EXTENSIONS.union(*(ends for ends, module, _ in PLUGINS.values() if find_spec(module)))
+
+
+def missing_plugin(extension: str) -> tuple[str, str] | None:
+    """(kind, what to install) where files of that extension need a library that is not installed."""
+    for kind, (ends, module, package) in PLUGINS.items():
+        if extension in ends and not find_spec(module):
+            return kind, package
+    return None
+
+
 def decode(
     file: str | bytes, name: str, *, pixel_limit: int = PIXEL_LIMIT, formats: tuple[str, ...] | None = None
 ) -> Picture:
@@ -78,7 +97,9 @@ def decode(
                     raise ValueError(f"{picture.width} x {picture.height} is over {pixel_limit:,} pixels")
                 return to_rgb(picture)
         except Exception as error:  # hostile bytes make PIL raise nearly anything: struct.error, SyntaxError, ...
-            raise UnreadableImage(name, _reason(error)) from error
+            missing = missing_plugin(name.rpartition(".")[2].lower())
+            reason = f"{missing[0]} needs {missing[1]}; type: pip install {missing[1]}" if missing else _reason(error)
+            raise UnreadableImage(name, reason) from error
 
 
 def to_rgb(picture: Picture) -> Picture:
@@ -138,7 +159,13 @@ def _reason(error: Exception) -> str:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()  # fills Image.OPEN with what this build of PIL can read
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401  # registers itself
+    return tuple(name for name in (*FORMATS, "HEIF", "JXL") if name in Image.OPEN)
 
 
 _quiet_lock = threading.Lock()

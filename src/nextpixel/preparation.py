@@ -156,14 +156,17 @@ def create_run(
     shape: ImageGPTConfig | ResNetConfig,
     palette: Palette | None,
     data: Mapping[str, Any],
-    unreadable: Sequence[str],
+    sets: Sequence[DecodedSet],
     arrays: Mapping[str, Any] | None = None,
     write_model: Callable[[Path], None] | None = None,
 ) -> Run:
     """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create.
 
+    What was left out of `sets` is listed in unreadable.txt.
     `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no palette.
     """
+    unreadable = [line for decoded in sets for line in decoded.unreadable]
+    passed_over = [line for decoded in sets for line in decoded.passed_over]
     facts = {
         "kind": kind,
         "config": asdict(config),
@@ -176,7 +179,7 @@ def create_run(
         **launch(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    run = Run.create(out, facts, unreadable, arrays, write_model)
+    run = Run.create(out, facts, unreadable + passed_over, arrays, write_model)
     if unreadable:
         say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
     return run

@@ -88,6 +88,7 @@ def prepare(
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,
         "split": source.split,
         "fingerprint": source.fingerprint(),
+        "unreadable": list(source.unreadable),
         "images": len(source),
         "classes": source.classes,
         "side": stored,
@@ -130,7 +131,7 @@ def merge(out: str | Path) -> MapSource:
             )
         kept = "source side serves fit preprocessing classes split".split()
         with new_folder(out) as folder:
-            write_set(folder, _chunks(plan, parts), {name: plan[name] for name in kept})
+            write_set(folder, _chunks(plan, parts), {name: plan[name] for name in kept}, plan.get("unreadable", ()))
     found = MapSource(out)
     shutil.rmtree(parts, ignore_errors=True)
     return found
@@ -150,12 +151,13 @@ def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: ra
     done = [chunk for chunk in chunks if (parts / _name(chunk)).is_file()]
     ranges = {chunk: range(chunk * step, min((chunk + 1) * step, images)) for chunk in chunks}
     before = sum(len(ranges[chunk]) for chunk in done)
-    unreadable: list[str] = []
+    unreadable: list[str] = list(source.unreadable)
     with progress("preparing", sum(map(len, ranges.values())), "images", before) as advance:
         for chunk in sorted(set(chunks) - set(done)):
             found = list(read_parts(source, ranges[chunk], side, plan["fit"], workers=workers, advance=advance))
             unreadable += [line for part in found for line in part.unreadable]
-            check_readable(source.source_name, unreadable, images)  # what merge() would refuse is not worth the rest
+            # what merge() would refuse is not worth the rest
+            check_readable(source.source_name, unreadable, images + len(source.unreadable))
             labels = [part.labels for part in found if part.labels is not None]
             arrays: dict[str, Any] = {"labels": np.concatenate(labels)} if labels else {}
             with new_file(parts / _name(chunk)) as file:

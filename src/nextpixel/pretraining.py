@@ -173,7 +173,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         shape=shape,
         palette=model.palette,
         data=named(images, split) | {"train_images": len(train_indices), "validation_images": len(validation_indices)},
-        unreadable=sets[0].unreadable + (sets[1].unreadable if config.validation else []),
+        sets=sets if config.validation else sets[:1],
         arrays=arrays,
     )
 

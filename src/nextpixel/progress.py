@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 Advance = Callable[..., None]
 SILENT_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
+LINES_AT_MOST = 10
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
@@ -73,6 +75,20 @@ def say(line: str, everywhere: bool = False) -> None:
         return
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+@cache
+def say_once(line: str) -> None:
+    """`say`, but the same line only once in a process: a source may be opened several times."""
+    say(line)
+
+
+def say_left_out(unreadable: Sequence[str]) -> None:
+    """The first of the lines about pictures that could not be read, and the number of the others."""
+    for line in unreadable[:LINES_AT_MOST]:
+        say(f"left out: {line}")
+    if len(unreadable) > LINES_AT_MOST:
+        say(f"and {len(unreadable) - LINES_AT_MOST:,} more")
 
 
 def duration(seconds: float) -> str:

@@ -11,10 +11,10 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, open_images, write_each
+from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, write_each
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
-from nextpixel.progress import duration, say
+from nextpixel.progress import duration, say, say_left_out
 
 GRID_PIXELS = 160  # a picture's side in the grid
 GRID_AT_MOST = 50  # pictures, and completions of each
@@ -65,17 +65,16 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.data import decode
     from nextpixel.images import grid, save_png, terminal_row
     from nextpixel.sampling import draw
-    from nextpixel.sources import load_images
+    from nextpixel.sources import load_images, open_source
 
     side = model.config.side
-    source = open_images(args.images if len(args.images) > 1 else args.images[0], args.split)
+    source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
     if len(source) == len(args.images):  # each picture was named: each must be readable
         squares, names, unreadable = load_images(source, side, fit=model.fit), list(source.names), []
     else:
         found = decode(source, side, fit=model.fit)
         squares, names, unreadable = found.squares, list(found.names), found.unreadable
-    for line in unreadable:
-        say(f"left out: {line}")
+    say_left_out(unreadable)
     pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
     for what, shown, count in (("pictures", pictures, len(squares)), ("completions", columns, args.n)):
         if shown < count:

@@ -10,7 +10,6 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import alone, parse, print_json
-from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
 from nextpixel.config import DistillConfig, OutputOptions
 from nextpixel.errors import InputError
@@ -58,8 +57,6 @@ def run(argv: Sequence[str]) -> None:
         assert args.out is not None
         parent_exists(args.out)
         images = args.images[0] if len(args.images) == 1 else list(args.images)
-        if args.split is None:
-            open_images(images, None)  # only to say which split it is
         found = start_run(images, args.out, args.config, args.model, args.split)
     again = command("distill", "--resume", found.path)
     try:

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from nextpixel.config import ModelOptions
 from nextpixel.errors import InputError
-from nextpixel.progress import say
 
 if TYPE_CHECKING:
     from nextpixel.extraction import Backbone
     from nextpixel.model import ImageGPT
     from nextpixel.probing import LinearProbe
-    from nextpixel.sources import Source
 
 PICTURES_AT_MOST = 100_000
 
@@ -73,21 +71,6 @@ def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
             "other beside it"
         )
     return LinearProbe.of(load_model(replace(options, model=name)))
-
-
-def open_images(images: str | Sequence[str], split: str | None) -> Source:
-    """The source; says which of several splits was taken when none was asked for."""
-    from nextpixel.sources import open_source
-
-    source = open_source(images, split)
-    if split is None:
-        tell_split(source, images, "; --split names another")
-    return source
-
-
-def tell_split(source: Source, images: str | Sequence[str], remedy: str = "") -> None:
-    if source.split is not None:
-        say(f"{source.split} split of {images if isinstance(images, str) else source.source_name}{remedy}")
 
 
 def check_number(n: int) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model, open_images
+from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.judging import judge, judge_features
 from nextpixel.cli.spelling import flag
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     from nextpixel.metrics import Score
@@ -82,8 +82,9 @@ def run(argv: Sequence[str]) -> None:
         return judge(args)
     model = load_model(args.model)
     from nextpixel.evaluation import evaluate
+    from nextpixel.sources import open_source
 
-    source = open_images(args.images, args.split)
+    source = open_source(args.images, args.split)
     wanted = args.accuracy or args.labels is not None or args.masks > 0
     score = None
     if wanted or (model.config.classes and source.labels is not None):
@@ -94,8 +95,7 @@ def run(argv: Sequence[str]) -> None:
                 raise
             say(f"no accuracy: {error}")
     figures = evaluate(model, args.images, split=args.split, protocol=args.protocol, seed=args.sampling.seed)
-    for line in figures.unreadable:
-        say(f"left out: {line}")
+    say_left_out(figures.unreadable)
     masked = model.config.objective == "masked"
     if args.output.json:
         classified = None if score is None else asdict(score) | {"confusion": score.confusion.tolist()}

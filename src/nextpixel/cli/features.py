@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import load_features_model, open_images
+from nextpixel.cli.drawings import load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
-from nextpixel.progress import is_first, say
+from nextpixel.progress import is_first, say, say_left_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel import distributed
     from nextpixel.devices import choose_device
     from nextpixel.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
+    from nextpixel.sources import open_source
 
     device = distributed.join(choose_device(args.model.device), TIMEOUT_MINUTES)
     model = load_features_model(replace(args.model, device=device))  # type: ignore[arg-type]
@@ -73,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     check_dtype(model, args.model.dtype)
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = args.out.with_name(f".{args.out.name}.parts")
-    source = open_images(args.images, args.split)
+    source = open_source(args.images, args.split)
     try:
         part = distributed.number(), distributed.processes()
         distributed.together(
@@ -89,8 +90,7 @@ def run(argv: Sequence[str]) -> None:
         raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
     _write(args.out, values, names, features_name(model, layers, pooling=args.pooling))
     shutil.rmtree(parts)
-    for line in unreadable:
-        say(f"left out: {line}")
+    say_left_out(unreadable)
     if args.output.json:
         print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})
     else:

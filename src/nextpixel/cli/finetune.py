@@ -10,7 +10,6 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import alone, parse, print_json
-from nextpixel.cli.drawings import open_images, tell_split
 from nextpixel.cli.hints import command
 from nextpixel.config import FinetuneConfig, OutputOptions
 from nextpixel.errors import InputError
@@ -59,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("--test-labels: expected test images for them, got no --test")
     from nextpixel.checkpoints import Run
     from nextpixel.checkpoints.files import parent_exists
-    from nextpixel.finetuning import KIND, go_on, open_test, start_run, test_score
+    from nextpixel.finetuning import KIND, go_on, start_run, test_score
     from nextpixel.metrics import wilson_interval
 
     if args.resume is not None:
@@ -67,10 +66,6 @@ def run(argv: Sequence[str]) -> None:
     else:
         assert args.train is not None and args.out is not None
         parent_exists(args.out)
-        if args.split is None and is_first():
-            open_images(args.train, None)  # only to say which split it is
-        if args.test is not None and is_first():
-            tell_split(open_test(args.test), args.test)
         run = start_run(
             args.model,
             args.train,

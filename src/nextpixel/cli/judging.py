@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.cli.arguments import print_json
-from nextpixel.cli.drawings import load_model, open_images, tell_split
+from nextpixel.cli.drawings import load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
 from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ def judge(args: Evaluate) -> None:
     from nextpixel.extraction import model_hash
     from nextpixel.extractors import PIXELS, open_extractor
     from nextpixel.sampling import draw
+    from nextpixel.sources import open_source
 
     wanted = list(dict.fromkeys(args.extractor.split(",")))
     extractors = {name: open_extractor(name, model, args.layer) for name in wanted}  # before anything is drawn
@@ -52,7 +53,7 @@ def judge(args: Evaluate) -> None:
     for name in (name for name, extractor in extractors.items() if own in extractor.name):
         say(f"--extractor {name} is the judged model itself, which is blind to what it has not learned")
     seed = args.sampling.seed
-    source = open_images(args.images, args.split)
+    source = open_source(args.images, args.split)
     real = _read(model, source)
     train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
     if args.pictures is None:
@@ -86,8 +87,7 @@ def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
     from nextpixel.data import decode
 
     found = decode(images, model.config.side, fit=model.fit)
-    for line in found.unreadable:
-        say(f"left out: {line}")
+    say_left_out(found.unreadable)
     return found.squares
 
 
@@ -95,7 +95,6 @@ def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8
     from nextpixel.sources import open_source
 
     source = open_source(images)
-    tell_split(source, images)
     if source.fingerprint() == compared:
         raise InputError(
             "--train: expected other images than IMAGES, whose distances show what is usual, got the same; give as "

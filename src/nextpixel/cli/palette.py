@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, open_images
+from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.images import grid, save_png
     from nextpixel.palette import Palette, psnr, save_palette
 
-    images = decode(open_images(args.images, args.split), args.side, cache=args.cache)
+    images = decode(args.images, args.side, split=args.split, cache=args.cache)
     rng = np.random.default_rng(args.seed)
     squares = images.squares[np.sort(rng.permutation(len(images))[:20_000])]
     palette = Palette.fit(squares, args.colors, args.seed)

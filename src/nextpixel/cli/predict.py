@@ -10,10 +10,10 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_classifier, open_images, write_rows
+from nextpixel.cli.drawings import check_file, load_classifier, write_rows
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ def run(argv: Sequence[str]) -> None:
     probe = load_classifier(args.probe, args.model)
     model = probe.model
     assert model is not None
-    images = decode(open_images(args.images, args.split), model.config.side, fit=model.fit)
-    for line in images.unreadable:
-        say(f"left out: {line}")
+    images = decode(args.images, model.config.side, split=args.split, fit=model.fit)
+    say_left_out(images.unreadable)
     chances, chosen = probe.predictions(images.squares, masks=args.masks)
     rows = [
         {"file": name, "class": str(probe.classes_[number])}

@@ -10,7 +10,6 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import alone, parse, print_json, recipe_defaults
-from nextpixel.cli.drawings import open_images
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
@@ -75,8 +74,6 @@ def run(argv: Sequence[str]) -> None:
     else:
         assert args.images is not None and args.out is not None
         parent_exists(args.out)
-        if args.split is None and is_first():
-            open_images(args.images, None)  # only to say which split it is
         run = start_run(args.images, args.out, args.config, args.split, force=args.force)
     again = command("pretrain", "--resume", run.path)
     try:

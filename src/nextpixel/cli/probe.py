@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_features_model, tell_split
+from nextpixel.cli.drawings import check_file, check_folder, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.cli.rivals import check_rivals, costs_of, fit_rivals, load_students, print_costs, rivals_report
 from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,12 +195,9 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
     refuse_overlap(*sources)
     found = []
-    for source, given, names in zip(sources, (args.train, args.test), labels, strict=True):
-        if args.test is not None:
-            tell_split(source, str(given))
+    for source, names in zip(sources, labels, strict=True):
         decoded = decode(source, model.config.side, fit=model.fit)
-        for line in decoded.unreadable:
-            say(f"left out: {line}")
+        say_left_out(decoded.unreadable)
         found.append((decoded.squares, labels_of_readable(names, source, decoded)))
     return found
 

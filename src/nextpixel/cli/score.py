@@ -11,11 +11,11 @@ import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, open_images, write_each, write_rows
+from nextpixel.cli.drawings import check_file, check_folder, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     from nextpixel.model import ImageGPT
@@ -89,9 +89,8 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
     from nextpixel.data import decode
     from nextpixel.evaluation import mean_and_error, square_nats
 
-    images = decode(open_images(args.images, args.split), model.config.side, fit=model.fit)
-    for line in images.unreadable:
-        say(f"left out: {line}")
+    images = decode(args.images, model.config.side, split=args.split, fit=model.fit)
+    say_left_out(images.unreadable)
     if args.heatmap is None:
         nats, maps = np.concatenate([part.mean((1, 2)) for part in square_nats(model, images.squares)]), None
     else:
@@ -127,13 +126,11 @@ def _table(args: Score, model: ImageGPT) -> None:
     from nextpixel.oddness import COLUMNS, odd_images
     from nextpixel.oddness_page import CARDS_AT_MOST, format_value, page
 
-    source = open_images(args.images, args.split)
-    normal = None if args.against is None else open_images(args.against, None)
     odd = odd_images(
-        model, source, against=normal, false_alarms=args.false_alarms, dtype=args.model.dtype, seed=args.seed
-    )
-    for line in odd.unreadable:
-        say(f"left out: {line}")
+        model, args.images, split=args.split, against=args.against, false_alarms=args.false_alarms,
+        dtype=args.model.dtype, seed=args.seed,
+    )  # fmt: skip
+    say_left_out(odd.unreadable)
     order = odd.order(args.by)
     rows = [_row(odd, i) for i in order]
     files: list[str] = []
@@ -181,7 +178,7 @@ def _table(args: Score, model: ImageGPT) -> None:
         for path in (args.report, args.out):
             if path is not None:
                 print(path)
-    if normal is None:
+    if args.against is None:
         again = command(
             "score", args.images, "--against", "normal/", "--report", args.report or "odd.html",
             split=args.split, model=args.model.model,

@@ -11,27 +11,21 @@ import numpy as np
 
 from nextpixel.config import Fit
 from nextpixel.errors import InputError
-from nextpixel.images import EXTENSIONS, Picture, UnreadableImage
+from nextpixel.images import Picture, UnreadableImage, readable_extensions
+from nextpixel.progress import say_once
 from nextpixel.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
-from nextpixel.sources.base import (
-    SPLITS,
-    Numbered,
-    Source,
-    canonical_split,
-    choose_split,
-    extension,
-    refuse_split,
-    sha256,
-)
-from nextpixel.sources.files import FileSource, image_folder, is_image, walk
-from nextpixel.sources.maps import MapSource, is_map
+from nextpixel.sources.base import Numbered, Source, extension, sha256
+from nextpixel.sources.files import FileSource, Listing, count_kinds, image_folder, is_image
+from nextpixel.sources.maps import MapSource, check_readable, is_map
 from nextpixel.sources.shards import ShardSource, expand, is_pattern
-from nextpixel.sources.tables import ParquetSource, open_hub, open_tables
+from nextpixel.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
+from nextpixel.sources.tables import ParquetSource, open_hub
 
 __all__ = ["MapSource", "Source", "load_images", "open_source"]
 
 TABLES = frozenset({"parquet"})
 SHARDS = frozenset({"tar"})
+ARCHIVES = frozenset("7z bz2 gz rar tgz xz zip zst".split())
 
 
 def open_source(images: Any, split: str | None = None, *, stream: bool = False) -> Source:
@@ -49,7 +43,8 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
     split   train, validation, test or another that the source has; None: train, where there are several
     stream  a set on the hub is read from there in order, instead of being downloaded first
 
-    Sub-folders are classes if every image lies exactly one folder deep. Raises InputError.
+    Sub-folders are classes if every image lies exactly one folder deep; images beside two or more of them have
+    no label. What is passed over, left out or taken together is said once, on stderr. Raises InputError.
     """
     if isinstance(images, Source):
         return images
@@ -78,6 +73,7 @@ def load_images(images: Any, side: int, split: str | None = None, *, fit: Fit = 
     Raises InputError, also for a single picture that cannot be read: each was asked for.
     """
     source = open_source(images, split)
+    check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     squares = np.empty((len(source), side, side, 3), np.uint8)
     for index in range(len(source)):
         try:
@@ -101,6 +97,8 @@ class JoinedSource(Source):
         super().__init__("the list", names)
         self.parts = parts
         self.places = Numbered([("", len(part)) for part in parts])
+        self.unreadable = [line for part in parts for line in part.unreadable]
+        self.passed_over = [line for part in parts for line in part.passed_over]
         self.split = ", ".join(sorted({part.split for part in parts if part.split})) or None
         labels = [part.labels for part in parts if part.labels is not None]
         if len(labels) == len(parts) and all(part.classes == parts[0].classes for part in parts):
@@ -155,6 +153,11 @@ def _open_path(path: str, split: str | None, stream: bool) -> Source:
     if not os.path.isfile(path):
         raise InputError(f"{path} is neither a file nor a folder; give an image, a folder or a table of images")
     kind = extension(path)
+    if kind in ARCHIVES:
+        raise InputError(
+            f"{path} is a compressed archive, in which no picture can be looked up; unpack it, or, where a .tar is in "
+            "it, unpack only to that"
+        )
     if kind == "npz":
         return open_npz(path, split)
     refuse_split(split, path)
@@ -165,66 +168,56 @@ def _open_path(path: str, split: str | None, stream: bool) -> Source:
     return FileSource(path, os.path.dirname(path), [os.path.basename(path)])
 
 
-def _open_files(source_name: str, folder: str, names: list[str]) -> Source:
-    """Sorted files of one kind: tables, shards or images."""
-    kinds = {extension(name) if extension(name) in TABLES | SHARDS else "image" for name in names}
+def _open_files(source_name: str, folder: str, names: list[str], level: int | None = None) -> Source:
+    """Sorted files of one kind: tables, shards or images; see image_folder of `level`."""
+    kinds = {kind for name in names if (kind := extension(name)) in TABLES | SHARDS}
+    if any(extension(name) not in kinds for name in names):
+        kinds.add("image")
     if len(kinds) > 1:
-        found = " and ".join(sorted(kind if kind == "image" else f".{kind}" for kind in kinds))
-        raise InputError(f"{source_name} holds files of the kinds {found}; expected one kind: give them by themselves")
+        found = " and ".join("images" if kind == "image" else f".{kind} files" for kind in sorted(kinds))
+        raise InputError(f"{source_name} holds {found}; expected one kind: give them by themselves")
     paths = [os.path.join(folder, name) for name in names]
-    if kinds == TABLES:
+    if kinds <= TABLES:
         return ParquetSource(source_name, paths)
-    if kinds == SHARDS:
+    if kinds <= SHARDS:
         return ShardSource(source_name, paths)
-    return FileSource(source_name, folder, names)
+    return image_folder(folder, names, level) if folder == source_name else FileSource(source_name, folder, names)
 
 
 def _open_folder(folder: str, split: str | None) -> Source:
     if is_map(folder):
         refuse_split(split, folder)
         return MapSource(folder)
-    if chosen := _split_folder(folder, split):
-        source = _open_folder(chosen, None)
-        source.split = os.path.basename(chosen)
-        return source
-    names = sorted(walk(folder, EXTENSIONS | TABLES | SHARDS))
-    tables = [name for name in names if extension(name) in TABLES]
-    shards = [name for name in names if extension(name) in SHARDS]
-    if not names:
+    found = Listing(folder, readable_extensions() | TABLES | SHARDS)
+    others = count_kinds(found.unreadable + found.passed_over)
+    if not found.names:
         raise InputError(
             f"the folder {folder} holds no image: nothing in it or below ends in .png, .jpg, another image's "
-            "extension, .parquet or .tar"
+            f"extension, .parquet or .tar{others and '; it holds ' + others}"
         )
-    if len(tables) == len(names):
-        return open_tables(folder, names, split)
-    if len(shards) == len(names):
+    if others:
+        say_once(f"{folder}: passed over {others}")
+    root, names, unreadable, chosen = folder, found.names, found.unreadable, None
+    level = folder_level(names, split, folder)
+    if level is not None:
+        parts = by_folder(names, level)
+        chosen = choose_split([name for name in parts if name], split, folder, beside=len(parts.get("", ())))
+        names, several = parts[chosen], len(parts) > 1
+        kept = set(by_folder([name for name, _ in unreadable], level).get(chosen, ()))
+        unreadable = [entry for entry in unreadable if entry[0] in kept]
+        above = {tuple(name.split("/")[: level + 1]) for name in names}
+        if len(above) == 1:
+            root = os.path.join(folder, *above.pop())
+            names, level = [name.split("/", level + 1)[-1] for name in names], None
+        chosen = chosen if several else None
+    elif parts := stem_splits(names, split) if {extension(name) for name in names} <= TABLES | SHARDS else {}:
+        chosen = choose_split(parts, split, folder)
+        names = parts[chosen]
+        chosen = chosen if len(parts) > 1 else None
+    else:
         refuse_split(split, folder)
-        return ShardSource(folder, [os.path.join(folder, name) for name in names])
-    if tables or shards:
-        kinds = ["images"] * (len(names) > len(tables) + len(shards)) + [".parquet files"] * bool(tables)
-        kinds += [".tar files"] * bool(shards)
-        raise InputError(f"the folder {folder} holds {' and '.join(kinds)}; expected one kind: give a folder inside it")
-    refuse_split(split, folder)
-    return image_folder(folder, names)
-
-
-def _split_folder(folder: str, split: str | None) -> str | None:
-    """The sub-folder of a split, as in train/cat/1.jpg, if one is asked for or all of them are splits."""
-    names = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    names.append(entry.name)
-                elif is_image(entry.name):
-                    return None
-    except OSError as error:
-        raise InputError(f"the folder {folder} cannot be listed: {error.strerror}") from error
-    known = {canonical_split(name) for name in names}
-    if split is None and (len(names) < 2 or not known <= SPLITS):
-        return None
-    if split is not None and canonical_split(split) not in known:
-        return None
-    return os.path.join(folder, choose_split(names, split, folder))
+    source = _open_files(root, root, names, level)
+    source.split = chosen
+    source.unreadable = [*source.unreadable, *(str(UnreadableImage(name, kind)) for name, kind in unreadable)]
+    source.passed_over = [*source.passed_over, *(f"{name}: {kind}" for name, kind in found.passed_over)]
+    return source

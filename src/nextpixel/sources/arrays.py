@@ -8,15 +8,8 @@ import numpy as np
 
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, UnreadableImage, from_array, to_rgb
-from nextpixel.sources.base import (
-    Numbered,
-    Source,
-    checked_labels,
-    choose_split,
-    identity,
-    refuse_split,
-    sha256,
-)
+from nextpixel.sources.base import Numbered, Source, checked_labels, identity, sha256
+from nextpixel.sources.splits import choose_split, refuse_split
 
 OPENAI_TOKENS = re.compile(r"(imagenet|cifar10)_(tr|va|te)X\.npy")
 

@@ -10,17 +10,9 @@ import numpy as np
 
 from nextpixel.config import Fit
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, fit_square
+from nextpixel.images import Picture, UnreadableImage, fit_square
 
 READ_TOGETHER = 256  # pictures that threads read before the next ones: what a source that streams must keep
-SPLITS = {"train", "validation", "test"}
-SPLIT_ALIASES = {
-    "training": "train",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "testing": "test",
-}
 
 
 class Source(ABC):
@@ -31,9 +23,13 @@ class Source(ABC):
     labels       int64 (N,), or None where the source knows none
     classes      the name of each label, or None
     split        which of several splits these are, or None
+    unreadable   a line for each picture that is known not to be readable without looking into it; not in `names`
+    passed_over  a line for each other file or folder that was found beside the pictures
     """
 
     split: str | None = None
+    unreadable: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
 
     def __init__(
         self,
@@ -106,31 +102,6 @@ def extension(name: str) -> str:
     return os.path.basename(name).rpartition(".")[2].lower()
 
 
-def canonical_split(name: str) -> str:
-    """val, valid and dev -> validation, training -> train, testing -> test; any other name is itself."""
-    return SPLIT_ALIASES.get(name.lower(), name.lower())
-
-
-def choose_split(available: Iterable[str], split: str | None, source_name: str) -> str:
-    """The one of `available` that `split` means; where none is asked for, the only one or else train."""
-    available = sorted(available)
-    if split is None and len(available) == 1:
-        return available[0]
-    if split in available:
-        return str(split)
-    for name in available:
-        if canonical_split(name) == canonical_split(split or "train"):
-            return name
-    what = f"no split {split!r}" if split else "several splits, none of them train"
-    raise InputError(f"{source_name} has {what}; name one of {', '.join(available)} as the split")
-
-
-def refuse_split(split: str | None, source_name: str) -> None:
-    """Raises InputError if a split was asked of a source without any."""
-    if split is not None:
-        raise InputError(f"{source_name} has no splits, but split {split!r} was asked for; leave it out")
-
-
 def checked_labels(
     values: np.ndarray | None, classes: list[str] | None, count: int, source_name: str
 ) -> tuple[np.ndarray | None, list[str] | None]:
@@ -146,6 +117,20 @@ def checked_labels(
     if values.dtype.kind not in "iub":
         raise InputError(f"labels in {source_name} must be integers or names, got {values.dtype}")
     return values.astype(np.int64), classes
+
+
+def inside(folder: str, path: str, name: str) -> str:
+    """Where a path that a table holds leads, below the table's folder, links followed.
+
+    Raises UnreadableImage for a path that leads elsewhere: nobody who opens a table expects it to read other files.
+    """
+    root = os.path.realpath(folder)
+    place = os.path.realpath(os.path.join(root, path))
+    if not place.startswith(os.path.join(root, "")):
+        raise UnreadableImage(
+            name, f"its path leads out of {folder}, where the table lies; move the pictures there or store their bytes"
+        )
+    return place
 
 
 def identity(path: str, *more: str) -> str:

@@ -72,7 +72,7 @@ class MapSource(Source):
             meta = json.loads(text)
             self.side, self.fit = int(meta["side"]), meta["fit"]
             self.serves = int(meta.get("serves", self.side))
-            self.unreadable: list[str] = meta["unreadable"]
+            self.unreadable = meta["unreadable"]
             self.made_from, self.content = str(meta["source"]), str(meta.get("content"))
             if "names" in meta:  # the user's cache may hold sets from before names had files of their own
                 names: Sequence[str] = meta["names"]
@@ -123,13 +123,14 @@ def is_map(folder: str | Path) -> bool:
     return all(os.path.isfile(os.path.join(folder, name)) for name in (META, SQUARES))
 
 
-def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any]) -> None:
+def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_out: Sequence[str] = ()) -> None:
     """Write the files of a decoded set into an existing folder, in one pass; the last of them is meta.json.
 
-    `facts` are source, side (of the squares), fit, classes and whatever else is to be recorded. Raises InputError
+    `facts` are source, side (of the squares), fit, classes and whatever else is to be recorded; `left_out` are lines
+    about pictures that were known not to be readable before. Raises InputError
     when more than one picture in ten cannot be read, or none can.
     """
-    digest, ends, labels, unreadable, count = hashlib.sha256(), array("q"), [], [], 0
+    digest, ends, labels, unreadable, count = hashlib.sha256(), array("q"), [], list(left_out), 0
     digest.update(f"{facts['side']} {facts['fit']} {facts['classes']}".encode())
     with (folder / SQUARES).open("wb") as squares, (folder / NAMES).open("wb") as names:
         for part in parts:

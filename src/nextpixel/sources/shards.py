@@ -8,14 +8,18 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from nextpixel.errors import InputError
-from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, decode
+from nextpixel.images import Picture, UnreadableImage, decode, readable_extensions
+from nextpixel.progress import say_once
 from nextpixel.sources.base import Source, checked_labels, extension, identity, sha256
+from nextpixel.sources.files import count_kinds, unread_kind
 
 CLASS = "cls"  # the file of a sample that holds its class, a number or a name
+NO_PICTURE = "sample without a picture"
 
 
 class ShardSource(Source):
@@ -30,18 +34,30 @@ class ShardSource(Source):
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         names: list[str] = []
         classes: list[str | None] = []
+        entries: list[tuple[str, str]] = []
         self.shards, self.offsets, self.sizes = array("i"), array("q"), array("q")
         for shard, path in enumerate(paths):
             prefix = os.path.relpath(path, folder).replace(os.sep, "/")
             for name, offset, size, kind in _samples(path):
+                if offset < 0:
+                    entries.append((f"{prefix}/{name}", str(kind)))
+                    continue
                 names.append(f"{prefix}/{name}")
                 self.shards.append(shard)
                 self.offsets.append(offset)
                 self.sizes.append(size)
                 classes.append(kind)
+        others = count_kinds(entries)
         if not names:
-            raise InputError(f"{source_name} holds no image: no file in its shards ends in .jpg, .png or the like")
+            raise InputError(
+                f"{source_name} holds no image: no file in its shards ends in .jpg, .png or the like"
+                f"{others and '; they hold ' + others}"
+            )
+        if others:
+            say_once(f"{source_name}: passed over {others}")
         super().__init__(source_name, names)
+        self.unreadable = [str(UnreadableImage(name, kind)) for name, kind in entries if kind != NO_PICTURE]
+        self.passed_over = [f"{name}: {kind}" for name, kind in entries if kind == NO_PICTURE]
         found = [kind for kind in classes if kind is not None]
         if len(found) == len(names):
             is_number = all(re.fullmatch(r"-?\d{1,18}", kind) for kind in found)
@@ -63,35 +79,71 @@ class ShardSource(Source):
 
 
 def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
-    """Of each sample with a picture: its name in the shard, where its bytes begin, how many, and its class."""
-    key, picture, kind = None, None, None
+    """Of each sample its picture's name in the shard, where its bytes begin, how many, and its class.
+
+    Of one without a picture that can be read: a name, -1, 0 and the reason. Raises InputError, also for a shard that
+    has been cut short, wherever that was.
+    """
+    sample: dict[str, Any] = {}
+
+    def told() -> Iterator[tuple[str, int, int, str | None]]:
+        if "picture" in sample:
+            yield *sample["picture"], sample.get("class")
+        elif sample:
+            yield sample["name"], -1, 0, sample.get("unread", NO_PICTURE)
+
     try:
         with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as shard:
+            endings = readable_extensions()
             while (member := shard.next()) is not None:
                 shard.members = []  # type: ignore[attr-defined]  # it would keep them all
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 if not member.isfile() or not stem:
                     continue
-                if (folder, stem) != key:
-                    if picture is not None:
-                        yield *picture, kind
-                    key, picture, kind = (folder, stem), None, None
-                if extension(base) in EXTENSIONS and (
-                    picture is None or (ending.lower() in EXTENSIONS and picture[0].count(".") > member.name.count("."))
+                if (folder, stem) != sample.get("key"):
+                    yield from told()
+                    sample = {"key": (folder, stem), "name": member.name}
+                picture, end = sample.get("picture"), extension(base)
+                if end in endings and (
+                    picture is None or (ending.lower() in endings and picture[0].count(".") > member.name.count("."))
                 ):
-                    picture = member.name, member.offset_data, member.size
+                    sample["picture"] = member.name, member.offset_data, member.size
+                elif kind := unread_kind(end):
+                    sample |= {"name": member.name, "unread": kind}
                 elif ending == CLASS and member.size < 1000:
                     place = raw.tell()
                     raw.seek(member.offset_data)
-                    kind = raw.read(member.size).decode("utf-8", "replace").strip()
+                    sample["class"] = raw.read(member.size).decode("utf-8", "replace").strip()
                     raw.seek(place)
+            yield from told()
+            _check_end(raw, shard.offset, path)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{path}: expected a plain .tar file, got a problem: {error}; repair it, or unpack it if it is compressed"
         ) from error
-    if picture is not None:
-        yield *picture, kind
+
+
+def _check_end(raw: BinaryIO, offset: int, path: str) -> None:
+    """Raises InputError unless a shard ends there: two empty blocks, and nothing but zeros behind them.
+
+    tarfile takes a header that is cut or damaged for the end, and would leave out what follows.
+    """
+    raw.seek(offset)
+    end = raw.read(2 * tarfile.BLOCKSIZE)
+    if len(end) < 2 * tarfile.BLOCKSIZE or any(end):
+        raise InputError(
+            f"{path}: expected the end mark of a .tar file behind {offset:,} bytes, got none: it was cut short or is "
+            "damaged; copy or make it again"
+        )
+    while more := raw.read(2**20):
+        if any(more):
+            raise InputError(
+                f"{path}: expected nothing behind the end mark of a .tar file, got more: several files in one; "
+                "give them by themselves"
+            )
 
 
 def is_pattern(path: str) -> bool:

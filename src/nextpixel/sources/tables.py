@@ -12,18 +12,8 @@ import numpy as np
 
 from nextpixel.errors import InputError, WorkError
 from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, decode
-from nextpixel.sources.base import (
-    READ_TOGETHER,
-    SPLITS,
-    Numbered,
-    Source,
-    canonical_split,
-    checked_labels,
-    choose_split,
-    extension,
-    identity,
-    sha256,
-)
+from nextpixel.sources.base import READ_TOGETHER, Numbered, Source, checked_labels, extension, identity, inside, sha256
+from nextpixel.sources.splits import choose_split
 
 BATCH_BYTES = 32 * 2**20
 BATCH_ROWS = 16, 1000  # at least and at most
@@ -81,7 +71,7 @@ class ParquetSource(Source):
             raise UnreadableImage(name, f"its row group is damaged: {error}") from error
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
         if data is None and path:
-            data = os.path.join(os.path.dirname(self.paths[file]), path)
+            data = inside(os.path.dirname(self.paths[file]) or ".", path, name)
         if not data:
             raise UnreadableImage(name, "the table has neither its bytes nor its path")
         return decode(data, name)
@@ -120,26 +110,6 @@ class ParquetSource(Source):
             left -= rows
         self._stream = (file, group), wanted + 1, batches
         return batch.column(0)
-
-
-def open_tables(folder: str, names: list[str], split: str | None) -> Source:
-    """The sorted .parquet files of a folder, or of one split in it.
-
-    Splits are told by train.parquet, train-00000-of-00002.parquet or train/0000.parquet.
-    """
-    groups: dict[str, list[str]] = {}
-    has_splits = split is not None
-    for name in names:
-        stem, shards = re.subn(r"-\d+-of-\d+$", "", os.path.basename(name).removesuffix(".parquet"))
-        parent = os.path.basename(os.path.dirname(name))
-        if not shards and canonical_split(stem) not in SPLITS and canonical_split(parent) in SPLITS:
-            stem = parent
-        has_splits = has_splits or bool(shards) or canonical_split(stem) in SPLITS
-        groups.setdefault(stem, []).append(name)
-    chosen = choose_split(groups, split, folder) if has_splits else None
-    source = ParquetSource(folder, [os.path.join(folder, name) for name in (groups[chosen] if chosen else names)])
-    source.split = chosen if len(groups) > 1 else None
-    return source
 
 
 def _group_starts(metadata: Any) -> np.ndarray:
@@ -196,8 +166,16 @@ class HubSource(Source):
 
 
 def _picture(cell: Mapping[str, Any], name: str) -> Picture:
-    """That of a cell with bytes or a path."""
-    data = cell.get("bytes") or cell.get("path")
+    """That of a cell with bytes, or with a path to where the hub's files are kept."""
+    data, path = cell.get("bytes"), cell.get("path")
+    if not data and path:
+        from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        caches = [os.path.realpath(cache) + os.sep for cache in (HF_CACHE_HOME, HF_DATASETS_CACHE, HF_HUB_CACHE)]
+        data = os.path.realpath(path)
+        if not data.startswith(tuple(caches)):
+            raise UnreadableImage(name, "its path leads out of the cache of hub files")
     if not data:
         raise UnreadableImage(name, "the set has neither its bytes nor its path")
     return decode(data, name)

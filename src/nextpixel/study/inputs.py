@@ -15,7 +15,7 @@ from nextpixel.config import ImageGPTConfig, StudyConfig
 from nextpixel.data import DecodedSet, decode
 from nextpixel.errors import InputError
 from nextpixel.labels import labels_of, refuse_overlap
-from nextpixel.progress import say
+from nextpixel.progress import say_left_out
 from nextpixel.sources import open_source
 
 
@@ -102,8 +102,7 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
     for source in sources:
         labels_of(source)  # refuses images without
     train, test = (decode(source, side, fit=fit) for source in sources)
-    for line in train.unreadable + test.unreadable:
-        say(f"left out: {line}")
+    say_left_out(train.unreadable + test.unreadable)
     for member in members:
         keys = [member.facts["decisions"]["train_key"]]
         if member.facts["config"].get("validation") is None:  # then it shows the same pictures, at the model's side

@@ -1,0 +1,133 @@
+"""Splits: train, validation and test, told apart by the names of folders, of tables and shards, and of arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from nextpixel.errors import InputError
+from nextpixel.progress import say_once
+
+WORDS = {
+    "train": "train training trainval",
+    "validation": "validation valid val dev",
+    "test": "test testing eval evaluation holdout heldout",
+    "unlabeled": "unlabeled unlabelled",
+}
+MEANING = {word: split for split, words in WORDS.items() for word in words.split()}
+ENDINGS = frozenset({"", "set", "data", "dataset", "images", "imgs", "split"})  # of a word, or words of their own
+HUB_NUMBER = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")  # train-00000-of-00002, until 2023 with a hash
+
+
+class NoSplits(InputError):
+    """A split was asked of a source that has none."""
+
+
+def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The split that a name tells, and the other words in it: coco_train2017 -> ("train", ("coco",)).
+
+    Words end at digits, marks and capital letters. No split for a name that tells several.
+    """
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", re.sub(r"(?i)held[-_ ]out", "heldout", name))
+    splits, others = set(), []
+    for word in map(str.lower, words):
+        known = next((known for known in MEANING if word.startswith(known) and word[len(known) :] in ENDINGS), None)
+        if known:
+            splits.add(MEANING[known])
+        elif word not in ENDINGS:
+            others.append(word)
+    return (splits.pop() if len(splits) == 1 else None), tuple(others)
+
+
+def canonical_split(name: str) -> str:
+    """val, valid, Dev and val2017 -> validation, training_set -> train, eval -> test; any other name in lower case."""
+    return split_word(name)[0] or name.lower()
+
+
+def is_split(name: str) -> bool:
+    """Whether a name tells a split and nothing else: val2017 and training_set, not train_station."""
+    split, others = split_word(name)
+    return split is not None and not others
+
+
+def are_splits(names: Iterable[str]) -> bool:
+    """Whether some of the names are splits of one set: train2017 and val2017, not train_station and test_tube."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for name in names:
+        split, others = split_word(name)
+        if split:
+            found.setdefault(others, set()).add(split)
+    return any(len(splits) > 1 for splits in found.values())
+
+
+def choose_split(available: Iterable[str], split: str | None, source_name: str, *, beside: int = 0) -> str:
+    """The one of `available` that `split` means; where none is asked for, the only one or else train.
+
+    Says, once, what is left out where nothing was asked for; `beside` is a number of files that belong to no split.
+    """
+    available = sorted(available)
+    if split is None and len(available) == 1 and not beside:
+        return available[0]
+    chosen = split if split in available else None
+    for name in available:
+        if chosen is None and canonical_split(name) == canonical_split(split or "train"):
+            chosen = name
+    if chosen is None:
+        what = f"no split {split!r}" if split else "several splits, none of them train"
+        raise InputError(f"{source_name} has {what}; name one of {', '.join(available)} as the split")
+    if split is None:
+        others = [name for name in available if name != chosen] + [f"{beside:,} files beside them"] * bool(beside)
+        say_once(f"{source_name}: {chosen} split; not used: {', '.join(others)}")
+    return chosen
+
+
+def refuse_split(split: str | None, source_name: str) -> None:
+    """Raises NoSplits if a split was asked of a source without any."""
+    if split is not None:
+        raise NoSplits(f"{source_name} has no splits, but split {split!r} was asked for; leave it out")
+
+
+def folder_level(names: Sequence[str], split: str | None, source_name: str) -> int | None:
+    """How deep the folders that are splits lie in paths, 0 for train/cat/1.png; None where no folders are.
+
+    Splits are folders beside each other of which two are known, a single folder of that name around everything, or
+    the one that is asked for. Says, once, where what looks like a split is taken together with the rest.
+    """
+    folders = {tuple(name.split("/")[:-1]) for name in names}
+    doubtful = None
+    for level in range(max(map(len, folders), default=0)):
+        at = {folder[level] for folder in folders if len(folder) > level}
+        known = sorted(name for name in at if is_split(name))
+        around = len(at) == 1 and all(len(folder) > level for folder in folders)
+        asked = split is not None and any(canonical_split(name) == canonical_split(split) for name in at)
+        if asked or are_splits(at) or (around and known):
+            return level
+        doubtful = doubtful or (known and known[0])
+    if doubtful:
+        say_once(f"{source_name}: all folders together, also {doubtful}, which looks like a split")
+    return None
+
+
+def by_folder(names: Sequence[str], level: int) -> dict[str, list[str]]:
+    """Paths by their folder at that level; "" for those that lie above it."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parents = name.split("/")[:-1]
+        groups.setdefault(parents[level] if len(parents) > level else "", []).append(name)
+    return groups
+
+
+def stem_splits(names: Sequence[str], split: str | None) -> dict[str, list[str]]:
+    """Tables or shards by the split that their own names tell; empty where they tell none.
+
+    As in train.parquet, train-00000-of-00002.parquet or imagenet-train-000000.tar.
+    """
+    groups: dict[str, list[str]] = {}
+    are_named = split is not None
+    for name in names:
+        stem, numbered = HUB_NUMBER.subn("", name.rpartition("/")[2].rpartition(".")[0])
+        if not numbered and split_word(stem)[0]:
+            stem = re.sub(r"[-_.]?\d+$", "", stem)
+        are_named = are_named or bool(numbered) or is_split(stem)
+        groups.setdefault(stem, []).append(name)
+    return groups if are_named or are_splits(groups) else {}
