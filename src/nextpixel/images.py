@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nextpixel.config import Fit
 from nextpixel.errors import InputError
+from nextpixel.limits import check_picture
 
 Picture = Image.Image
 
@@ -90,6 +91,7 @@ def decode(
     """
     with _quiet_pil():
         try:
+            check_picture(file)
             with Image.open(
                 io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats or _formats()
             ) as picture:

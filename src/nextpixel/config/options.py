@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +68,8 @@ class ServeConfig(Settings):
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 8000
     """Port; 0 takes a free one."""
+    root_path: str = ""
+    """Path under which a proxy serves it, as /nextpixel; the proxy may take it off or leave it."""
     slots: int = 32
     """Pictures drawn side by side, for each model."""
     queue: int = 64
@@ -90,6 +93,11 @@ class ServeConfig(Settings):
         check_numbers(self, at_least_one="slots queue max_completions max_pixels max_connections")
         if not 0 <= self.port <= 65_535:
             raise InputError(f"expected a number from 0 to 65535, got {self.port}", argument="port")
+        if not re.fullmatch(r"(/[\w.~-]+)*", self.root_path, re.ASCII):
+            raise InputError(
+                f"expected a path such as /nextpixel, without a slash at its end, got {self.root_path!r}",
+                argument="root_path",
+            )
         for name in ("max_upload_mb", "timeout_seconds", "shutdown_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"expected a number above 0, got {getattr(self, name)}", argument=name)

@@ -8,18 +8,17 @@ import functools
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from typing import Any, TypeVar
 
 import numpy as np
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from numpy.typing import NDArray
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -29,12 +28,13 @@ from nextpixel.config import ServeConfig
 from nextpixel.errors import InputError
 from nextpixel.evaluation import square_nats
 from nextpixel.extraction import Backbone, check_layers, pooled
-from nextpixel.images import UnreadableImage, decode, fit_square, grid, heatmap, png_bytes
+from nextpixel.images import UnreadableImage, grid, heatmap, png_bytes
 from nextpixel.model import ImageGPT
 from nextpixel.probing import LinearProbe
 from nextpixel.progress import silent
 from nextpixel.sampling import prompt_tokens
 from nextpixel.server import schema
+from nextpixel.server.decoders import Decoders
 from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
 from nextpixel.server.guard import guard
 from nextpixel.server.meters import Meters
@@ -44,7 +44,6 @@ PICTURE_KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 PAGE_KINDS = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 GONE = "the client went away"
 GRID_PIXELS = 160  # a picture's side in an answer of one PNG
-DECODERS = 2  # pictures decoded at the same time: each may take max_pixels times 4 bytes and more
 R = TypeVar("R", bound=schema.Request)
 T = TypeVar("T")
 
@@ -73,7 +72,7 @@ def create_app(
         if model.config.objective == "autoregressive"
     }
     calls = _Calls(config, worker)
-    decoders = CapacityLimiter(DECODERS)
+    decoders = Decoders(config.max_pixels, FORMATS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,6 +80,7 @@ def create_app(
         for engine in engines.values():
             await to_thread.run_sync(engine.close)
         worker.shutdown(wait=False, cancel_futures=True)
+        decoders.close()
 
     app = FastAPI(
         title="nextpixel",
@@ -88,6 +88,8 @@ def create_app(
         description="Image GPT: completes and draws pictures, scores them, and gives features of them.",
         docs_url=None,  # its page would load code from another site
         redoc_url=None,
+        root_path=config.root_path,
+        redirect_slashes=False,  # it would lead out of a proxy's path
         lifespan=lifespan,
         responses={"4XX": schema.REFUSED, "5XX": schema.REFUSED},
         exception_handlers={
@@ -108,38 +110,51 @@ def create_app(
             raise HTTPException(404, f"model: expected one of {', '.join(models)}")
         return name, models[name]
 
-    async def read(request: Request, kind: type[R]) -> R:
+    async def read(request: Request, kind: type[R]) -> tuple[R, float]:
+        """The body, and the time (time.monotonic) by which it is to be answered."""
         try:
             async with asyncio.timeout(config.timeout_seconds):
-                return await _read(request, kind)
+                content = await request.body()
         except TimeoutError:
             raise HTTPException(408, f"the request did not arrive within {config.timeout_seconds:g} seconds") from None
+        arrived = time.monotonic()
+        body = await to_thread.run_sync(_parse, request.headers.get("content-type", ""), content, kind)
+        return body, arrived + seconds(body)
 
-    async def opened(image: bytes, model: Backbone) -> NDArray[np.uint8]:
-        """The picture as the model's square (1, S, S, 3)."""
+    def seconds(body: schema.Request) -> float:
+        return min(body.timeout_seconds or math.inf, config.timeout_seconds)
 
-        def work() -> NDArray[np.uint8]:
-            picture = decode(image, "in the request", pixel_limit=config.max_pixels, formats=FORMATS)
-            return fit_square(picture, model.config.side, fit=model.fit)[None]
-
+    async def within(request: Request, deadline: float, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, unless its time is over or the client goes away before: it is cancelled then."""
         try:
-            return await to_thread.run_sync(work, limiter=decoders)
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await _while_heard(request, work)
+        except TimeoutError:
+            raise HTTPException(504, "not done within the time of this request; see its timeout_seconds") from None
+
+    async def opened(request: Request, image: bytes, model: Backbone, deadline: float) -> NDArray[np.uint8]:
+        """The picture as the model's square (1, S, S, 3)."""
+        try:
+            square = decoders.square(image, model.config.side, model.fit)
+            return (await within(request, deadline, square))[None]
         except UnreadableImage as error:
             raise HTTPException(
                 422, f"image: {error.reason}; expected a whole PNG, JPEG, WebP, GIF or BMP file"
             ) from None
 
-    async def drawn(request: Request, body: schema.Sample, squares: NDArray[np.uint8] | None, keep: float) -> Response:
+    async def drawn(
+        request: Request, body: schema.Sample, deadline: float, squares: NDArray[np.uint8] | None, keep: float
+    ) -> Response:
         name, model = chosen(body)
         if body.n > config.max_completions:
             raise InputError(f"expected at most {config.max_completions}, got {body.n}", argument="n")
-        sampling, arrived = body.sampling(), time.monotonic()
+        sampling = body.sampling()
         events: asyncio.Queue[Event] = asyncio.Queue()
         tell, side = _teller(events), model.config.side
-        seconds = min(body.timeout_seconds or math.inf, config.timeout_seconds)
 
         def prepare() -> Ticket:
-            return Ticket(prompt_tokens(model, squares, keep), side, body.n, sampling, seconds, tell, arrived)
+            given, prompt = seconds(body), prompt_tokens(model, squares, keep)
+            return Ticket(prompt, side, body.n, sampling, given, tell, deadline - given)
 
         ticket = await asyncio.get_running_loop().run_in_executor(worker, prepare)
         engine = engines[name]
@@ -164,7 +179,7 @@ def create_app(
             told = _told(events, begin, Waiting(ahead, left) if ahead else None, facts)
             return _Stream(told, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
         try:
-            event = await _last(events, request)
+            event = await _while_heard(request, _last(events))
         finally:
             engine.cancel(ticket)
         if isinstance(event, Failed):
@@ -172,10 +187,9 @@ def create_app(
         if _wants_png(body, accept):
             columns = math.ceil(math.sqrt(body.n))
             cells = [list(event.images[i : i + columns]) for i in range(0, body.n, columns)]
-            sheet = np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // side)))
             headers = {"X-Seed": str(body.seed), "X-Nats": ",".join(f"{value:.6f}" for value in event.nats)}
-            return _png(sheet, headers)
-        return JSONResponse(await to_thread.run_sync(_done, event) | facts | {"seconds": event.seconds})
+            return await _png(lambda: np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // side))), headers)
+        return await _json(lambda: _done(event) | facts | {"seconds": event.seconds})
 
     # ---- pages and facts
 
@@ -226,56 +240,59 @@ def create_app(
 
     @app.post("/v1/complete", openapi_extra=schema.described(schema.Complete, "image/png", "text/event-stream"))
     async def complete(request: Request) -> Response:
-        body = await read(request, schema.Complete)
-        squares = await opened(body.image, chosen(body)[1])
-        return await drawn(request, body, squares, body.keep)
+        body, deadline = await read(request, schema.Complete)
+        squares = await opened(request, body.image, chosen(body)[1], deadline)
+        return await drawn(request, body, deadline, squares, body.keep)
 
     @app.post("/v1/sample", openapi_extra=schema.described(schema.Sample, "image/png", "text/event-stream"))
     async def sample(request: Request) -> Response:
-        return await drawn(request, await read(request, schema.Sample), None, 0.0)
+        return await drawn(request, *await read(request, schema.Sample), None, 0.0)
 
     @app.post("/v1/encode", openapi_extra=schema.described(schema.Picture, "image/png"))
     async def encode(request: Request) -> Response:
-        body = await read(request, schema.Picture)
+        body, deadline = await read(request, schema.Picture)
         name, model = chosen(body)
-        squares = await opened(body.image, model)
-        seen = await calls.run(lambda: model.palette.rgb[model.palette.encode(squares)[0].numpy()])
-        image = seen.reshape(squares.shape[1:])
+        squares = await opened(request, body.image, model, deadline)
+        encoded = calls.run(lambda: model.palette.rgb[model.palette.encode(squares)[0].numpy()])
+        image = (await within(request, deadline, encoded)).reshape(squares.shape[1:])
         if _wants_png(body, request.headers.get("accept", "")):
-            return _png(image)
-        return JSONResponse({"model": name, "side": model.config.side, "image": _text(png_bytes(image))})
+            return await _png(lambda: image)
+        return await _json(lambda: {"model": name, "side": model.config.side, "image": _text(png_bytes(image))})
 
     @app.post("/v1/score", openapi_extra=schema.described(schema.Picture, "image/png"))
     async def score(request: Request) -> Response:
-        body = await read(request, schema.Picture)
+        body, deadline = await read(request, schema.Picture)
         name, model = chosen(body)
-        squares = await opened(body.image, model)
-        heat = (await calls.run(lambda: next(square_nats(model, squares))))[0]
+        squares = await opened(request, body.image, model, deadline)
+        heat = (await within(request, deadline, calls.run(lambda: next(square_nats(model, squares)))))[0]
         if _wants_png(body, request.headers.get("accept", "")):
-            return _png(heatmap(heat))
-        return JSONResponse({"model": name, "nats_per_pixel": float(heat.mean()), "heat": heat.tolist()})
+            return await _png(lambda: heatmap(heat))
+        return await _json(lambda: {"model": name, "nats_per_pixel": float(heat.mean()), "heat": heat.tolist()})
 
     @app.post("/v1/features", openapi_extra=schema.described(schema.Features))
     async def features(request: Request) -> Response:
-        body = await read(request, schema.Features)
+        body, deadline = await read(request, schema.Features)
         name, model = chosen(body)
         layers = check_layers(model, model.config.layers // 2 if body.layer is None else body.layer)
-        squares = await opened(body.image, model)
-        found = await calls.run(lambda: pooled(model, model.palette.encode(squares), layers, compiled=False))
-        return JSONResponse({"model": name, "layers": layers, "features": found.reshape(-1).tolist()})
+        if len(set(layers)) < len(layers):
+            raise InputError(f"expected each number once, got {schema.shortened(layers)}", argument="layer")
+        squares = await opened(request, body.image, model, deadline)
+        pooled_layers = calls.run(lambda: pooled(model, model.palette.encode(squares), layers, compiled=False))
+        found = await within(request, deadline, pooled_layers)
+        return await _json(lambda: {"model": name, "layers": layers, "features": found.reshape(-1).tolist()})
 
-    if classifier is not None:
+    @app.post("/v1/classify", openapi_extra=schema.described(schema.Picture), include_in_schema=classifier is not None)
+    async def classify(request: Request) -> Response:
+        if classifier is None or classifier.model is None:
+            raise HTTPException(404, "this server has no classifier; start it with --classifier PROBE")
+        body, deadline = await read(request, schema.Picture)
+        squares = await opened(request, body.image, classifier.model, deadline)
+        chances, places = await within(request, deadline, calls.run(lambda: classifier.predictions(squares)))
+        names = [str(name) for name in classifier.classes_]
+        told = dict(zip(names, chances[0].tolist(), strict=True))
+        return await _json(lambda: {"class": names[int(places[0])], "probabilities": told})
 
-        @app.post("/v1/classify", openapi_extra=schema.described(schema.Picture))
-        async def classify(request: Request) -> Response:
-            body = await read(request, schema.Picture)
-            assert classifier is not None and classifier.model is not None
-            squares = await opened(body.image, classifier.model)
-            chances, places = await calls.run(lambda: classifier.predictions(squares))
-            names = [str(name) for name in classifier.classes_]
-            told = dict(zip(names, chances[0].tolist(), strict=True))
-            return JSONResponse({"class": names[int(places[0])], "probabilities": told})
-
+    app.openapi()  # made once, before there are requests
     return app
 
 
@@ -283,12 +300,12 @@ class _Calls:
     """Short work, one at a time between two pixels of the drawing; as much may wait as for a model."""
 
     def __init__(self, config: ServeConfig, worker: ThreadPoolExecutor) -> None:
-        self._config, self._pending, self._worker = config, 0, worker
+        self._queue, self._pending, self._worker = config.queue, 0, worker
         self._one = asyncio.Semaphore(1)
 
     async def run(self, work: Callable[[], T]) -> T:
-        if self._pending > self._config.queue:
-            raise HTTPException(429, f"{self._config.queue} requests wait; try again in 1 s", {"Retry-After": "1"})
+        if self._pending > self._queue:
+            raise HTTPException(429, f"{self._queue} requests wait; try again in 1 s", {"Retry-After": "1"})
         self._pending += 1
 
         def quietly() -> T:
@@ -296,10 +313,8 @@ class _Calls:
                 return work()
 
         try:
-            async with asyncio.timeout(self._config.timeout_seconds), self._one:
+            async with self._one:
                 return await asyncio.get_running_loop().run_in_executor(self._worker, quietly)
-        except TimeoutError:
-            raise HTTPException(504, f"not done within {self._config.timeout_seconds:g} seconds") from None
         finally:
             self._pending -= 1
 
@@ -353,44 +368,41 @@ def _sse(name: str, data: Mapping[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
-async def _last(events: asyncio.Queue[Event], request: Request) -> Done | Failed:
-    """The event that ends a drawing; one of our own when the client goes away."""
+async def _last(events: asyncio.Queue[Event]) -> Done | Failed:
+    """The event that ends a drawing."""
+    while True:
+        event = await events.get()
+        if isinstance(event, Done | Failed):
+            return event
+
+
+async def _while_heard(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives; it is cancelled when the client goes away. Raises ClientDisconnect."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        events.put_nowait(Failed(499, GONE))
 
-    watching = asyncio.ensure_future(watch())
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch())
+    working.add_done_callback(lambda task: task.cancelled() or task.exception())  # else a late one is reported
     try:
-        while True:
-            event = await events.get()
-            if isinstance(event, Done | Failed):
-                return event
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
     finally:
+        working.cancel()
         watching.cancel()
 
 
-async def _read(request: Request, kind: type[R]) -> R:
+def _parse(kind: str, content: bytes, wanted: type[R]) -> R:
     """The body, JSON or a form. Raises InputError or HTTPException for anything else."""
-    sort = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if sort not in ("application/json", "multipart/form-data"):
-        raise HTTPException(415, "expected a body of application/json or multipart/form-data")
-    content = await request.body()
+    sort = kind.partition(";")[0].strip().lower()
     if sort == "application/json":
-        return schema.from_json(kind, content)
-    try:
-        if not content.rstrip().endswith(b"--"):  # the parser takes a form that was cut off for a shorter one
-            raise ValueError("cut off")
-        async with request.form(max_files=1, max_fields=20) as form:
-            fields = {
-                name: await value.read() if isinstance(value, UploadFile) else value for name, value in form.items()
-            }
-    except HTTPException:
-        raise
-    except Exception:  # the parser of a library, on bytes that may be anything
-        raise HTTPException(400, "the form cannot be read; expected multipart/form-data") from None
-    return schema.from_form(kind, {name: value for name, value in fields.items() if value != ""})
+        return schema.from_json(wanted, content)
+    if sort == "multipart/form-data":
+        return schema.from_form(wanted, kind, content)
+    raise HTTPException(415, "expected a body of application/json or multipart/form-data")
 
 
 def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
@@ -408,8 +420,13 @@ def _wants_png(body: schema.Request, accept: str) -> bool:
     return body.format == "png" or (body.format is None and "image/png" in accept and "json" not in accept)
 
 
-def _png(image: NDArray[np.uint8], headers: dict[str, str] | None = None) -> Response:
-    return Response(png_bytes(image), media_type="image/png", headers=headers)
+async def _png(image: Callable[[], NDArray[np.uint8]], headers: dict[str, str] | None = None) -> Response:
+    content = await to_thread.run_sync(lambda: png_bytes(image()))
+    return Response(content, media_type="image/png", headers=headers)
+
+
+async def _json(content: Callable[[], Any]) -> Response:
+    return await to_thread.run_sync(lambda: JSONResponse(content()))
 
 
 def _text(data: bytes) -> str:

@@ -63,5 +63,4 @@ def serve(app: FastAPI, config: ServeConfig, opened: socket.socket) -> None:
             engine.drain(config.shutdown_seconds)
 
     server.drain = drain
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells what it finds in a broken form
     server.run(sockets=[opened])

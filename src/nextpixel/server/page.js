@@ -124,7 +124,7 @@ function paint(context, y, width, rgb) {
 async function start() {
   $("start-error").textContent = "";
   try {
-    const answer = await (await call("/v1/models")).json();
+    const answer = await (await call("v1/models")).json();
     state.models = answer.models ?? answer.data ?? answer;
     $("n").max = answer.limits?.n ?? 16;
     state.upload = (answer.limits?.upload_mb ?? Infinity) * 1e6;
@@ -178,7 +178,7 @@ async function see(picture, keep = 0.5) {
   const mine = ++looking;
   $("picture-error").textContent = "";
   try {
-    const answer = await (await call("/v1/encode", { image: picture.base64, model: model().id })).json();
+    const answer = await (await call("v1/encode", { image: picture.base64, model: model().id })).json();
     const bitmap = await createImageBitmap(new Blob([bytesOf(answer.image)], { type: "image/png" }));
     if (mine !== looking) return false;
     abandon();
@@ -216,9 +216,9 @@ const mark = (button) => $("thumbs").querySelectorAll("button").forEach((one) =>
 
 async function showPictures() {
   try {
-    const answer = await (await call("/v1/pictures")).json();
+    const answer = await (await call("v1/pictures")).json();
     const buttons = await Promise.all((answer.pictures ?? answer).map(async (name) => {
-      const blob = await (await call(`/v1/pictures/${encodeURIComponent(name)}`)).blob();
+      const blob = await (await call(`v1/pictures/${encodeURIComponent(name)}`)).blob();
       const button = Object.assign(document.createElement("button"), { type: "button", ariaPressed: "false" });
       button.ariaLabel = name;
       button.append(Object.assign(new Image(48, 48), { alt: "", src: URL.createObjectURL(blob) }));
@@ -288,7 +288,7 @@ async function surprise() {
   }
   const { picture } = state, name = model().id;
   try {
-    state.heat ??= await (await call("/v1/score", { image: picture.base64, model: name })).json();
+    state.heat ??= await (await call("v1/score", { image: picture.base64, model: name })).json();
     if (state.picture === picture && model().id === name) showHeat(true);
     else state.heat = null;
   } catch (error) {
@@ -442,7 +442,7 @@ async function draw(complete) {
   if (complete) Object.assign(body, { keep: kept / side(), image: state.picture.base64 });
   let count = 0, first = 0, counted = 0, quarter = 0;
   try {
-    for await (const { name, data } of events(await call(complete ? "/v1/complete" : "/v1/sample", body, mine.signal))) {
+    for await (const { name, data } of events(await call(complete ? "v1/complete" : "v1/sample", body, mine.signal))) {
       mine.signal.throwIfAborted(); // rows that had come already
       if (name === "row") {
         const tile = state.tiles[data.candidate];

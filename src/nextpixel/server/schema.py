@@ -5,12 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from email.message import Message
+from email.parser import BytesHeaderParser
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
+
+FIELDS = 20  # of a form
+FIELDS_BYTES = 1 << 16  # of a body without its picture
+QUOTES = 200  # of a body in JSON
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -31,15 +37,17 @@ Image = Annotated[
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A picture file, or a data: URL."}),
 ]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Layers = int | Annotated[list[int], Field(max_length=1000, fail_fast=True)]
 
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Request")
 
-    model: str | None = Field(None, description="The id of a model; the first one unless told.")
+    model: str | None = Field(None, max_length=1000, description="The id of a model; default: the first one.")
     format: Literal["json", "png"] | None = Field(
         None, description="Of the answer; else by the Accept header, or json."
     )
+    timeout_seconds: Positive | None = Field(None, description="Time for this request, at most the server's.")
 
 
 class Sample(Request):
@@ -51,7 +59,6 @@ class Sample(Request):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the draw, as in nextpixel complete.")
     stream: bool = Field(False, description="Answer with server-sent events: every row as soon as it is drawn.")
-    timeout_seconds: Positive | None = Field(None, description="Time for this request, at most the server's.")
 
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(self.temperature, self.top_k, self.top_p, self.seed)
@@ -73,7 +80,7 @@ class Picture(Request):
 class Features(Picture):
     """A picture, and which hidden states of it."""
 
-    layer: int | list[int] | None = Field(None, description="One layer, or several; the middle one unless told.")
+    layer: Layers | None = Field(None, description="One layer, or several; the middle one unless told.")
 
 
 R = TypeVar("R", bound=Request)
@@ -81,31 +88,59 @@ R = TypeVar("R", bound=Request)
 
 def from_json(kind: type[R], body: bytes) -> R:
     """Raises InputError in one sentence that does not repeat long values."""
+    # The parser cannot be interrupted, and counts every fault: all but the picture is kept small.
+    if body.count(b'"') > QUOTES or len(body) - max(map(len, body.split(b'"'))) > FIELDS_BYTES:
+        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes beside the image, got more")
     try:
         return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
         raise InputError(_sentence(error)) from None
 
 
-def from_form(kind: type[R], fields: dict[str, Any]) -> R:
-    """The same from the fields of a form: texts, and the bytes of a file."""
+def from_form(kind: type[R], header: str, body: bytes) -> R:
+    """The same from a form, whose boundary the header Content-Type names."""
     try:
-        if "layer" in fields and "," in str(fields["layer"]):
-            fields = fields | {"layer": str(fields["layer"]).split(",")}
-        return kind.model_validate(fields)
+        found = {name: value for name, value in form_fields(header, body).items() if value not in ("", b"")}
+    except Exception as error:  # a parser of the standard library, on bytes that may be anything
+        raise InputError(f"the form cannot be read ({error}); expected multipart/form-data") from None
+    if "," in (layers := str(found.get("layer", ""))):
+        found["layer"] = layers.split(",")
+    try:
+        return kind.model_validate(found)
     except ValidationError as error:
         raise InputError(_sentence(error)) from None
+
+
+def form_fields(header: str, body: bytes) -> dict[str, Any]:
+    """The texts of a form, and the bytes of its files (RFC 7578). Raises ValueError."""
+    message = Message()
+    message["content-type"] = header
+    boundary = message.get_boundary()
+    if not boundary or len(boundary) > 70 or not boundary.isascii():
+        raise ValueError("its header names no boundary of at most 70 letters")
+    before, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(), FIELDS + 2)
+    if before.strip() or not parts or not parts.pop().startswith(b"--"):
+        raise ValueError(f"it is cut off, or has over {FIELDS} fields")
+    found: dict[str, Any] = {}
+    for part in parts:
+        head, end, value = part.partition(b"\r\n\r\n")
+        told = BytesHeaderParser().parsebytes(head[:FIELDS_BYTES].lstrip())
+        name, file = told.get_param("name", header="content-disposition"), told.get_filename()
+        if not end or not isinstance(name, str) or (file is None and len(value) > FIELDS_BYTES and name != "image"):
+            raise ValueError("a field has no name, or is too long")
+        found[name] = value.decode() if file is None else value
+    return found
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"][:1])
     what = first["msg"].removeprefix("Value error, ")
-    got = "" if place in ("", "image") or first["type"] == "missing" else f", got {_short(first['input'])}"
+    got = "" if place in ("", "image") or first["type"] == "missing" else f", got {shortened(first['input'])}"
     return f"{place}: {what[:1].lower() + what[1:]}{got}" if place else what
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
     text = json.dumps(value, default=str, ensure_ascii=True)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

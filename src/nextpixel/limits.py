@@ -1,0 +1,64 @@
+"""What input may cost, whatever it says of itself: files without end, pictures that are decoded again and again."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import BinaryIO
+
+PICTURE_BYTES = 2 << 30
+TEXT_BYTES = 64 << 20  # of a file of settings
+SCANS = 64  # of a JPEG: each is a pass over all its pixels; progressive ones have about ten
+SEGMENTS = 1000  # of a JPEG
+EXIF_SEGMENTS = 16  # of a JPEG, which Pillow appends one to another
+STRAY_BYTES = 1000  # between two of its segments
+SEGMENT = re.compile(rb"\xff([\x01-\xcf\xd9-\xfe])")  # others in a scan are pixels or restarts
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file of the disk. Raises OSError, and ValueError for a device, a pipe or a socket, which may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is a device, a pipe or a folder, not a file")
+    return open(path, "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], at_most: int = TEXT_BYTES) -> bytes:
+    """All of a file. Raises as open_file does, and ValueError for one that is longer."""
+    with open_file(path) as file:
+        content = file.read(at_most + 1)
+    if len(content) > at_most:
+        raise ValueError(f"it has over {at_most:,} bytes")
+    return content
+
+
+def check_picture(content: str | bytes) -> None:
+    """A path or an encoded picture. Raises OSError, and ValueError for one that takes longer than its size explains."""
+    if isinstance(content, str):
+        with open_file(content) as file:
+            begin = file.read(2)
+            if file.seek(0, os.SEEK_END) > PICTURE_BYTES:
+                raise ValueError(f"it has over {PICTURE_BYTES:,} bytes")
+            file.seek(0)
+            content = file.read() if begin == b"\xff\xd8" else b""
+    if content[:2] == b"\xff\xd8":
+        _check_jpeg(content)
+
+
+def _check_jpeg(content: bytes) -> None:
+    place, in_scan, scans, exif = 2, False, 0, 0
+    for _ in range(SEGMENTS):
+        found = SEGMENT.search(content, place)
+        if found is None or found[1] == b"\xd9":  # the end
+            return
+        if found.start() - place > STRAY_BYTES and not in_scan:
+            raise ValueError(f"it has over {STRAY_BYTES:,} stray bytes between two of its segments")
+        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+        in_scan = found[1] == b"\xda"
+        scans += in_scan
+        exif += found[1] == b"\xe1" and content[found.end() + 2 : found.end() + 6] == b"Exif"
+        if scans > SCANS:
+            raise ValueError(f"it has over {SCANS} scans")
+        if exif > EXIF_SEGMENTS:
+            raise ValueError(f"it has over {EXIF_SEGMENTS} EXIF segments")
+    raise ValueError(f"it has over {SEGMENTS:,} segments")

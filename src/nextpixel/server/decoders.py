@@ -1,0 +1,114 @@
+"""Pictures of requests are decoded in processes of their own: only a process can be stopped, whatever it is at."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+from numpy.typing import NDArray
+
+from nextpixel.config import Fit
+from nextpixel.images import UnreadableImage, decode, fit_square
+
+PROCESSES = 2
+CPU_SECONDS = 5.0  # of one picture; whole ones of 16 million pixels take less than one
+MEMORY_BYTES = 1 << 30  # of a process, and for each pixel:
+PIXEL_BYTES = 64
+
+
+class Decoders:
+    """A few processes, started when they are needed. One that is cancelled or takes too long is killed.
+
+    pixel_limit  width times height of a picture
+    formats      as of images.decode
+    """
+
+    def __init__(self, pixel_limit: int, formats: Sequence[str]) -> None:
+        self._settings = json.dumps([pixel_limit, list(formats)])
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._limiter = CapacityLimiter(PROCESSES)
+        self.close = weakref.finalize(self, _end, self._idle)
+
+    async def square(self, image: bytes, side: int, fit: Fit) -> NDArray[np.uint8]:
+        """The picture as a square (S, S, 3). Raises UnreadableImage."""
+        async with self._limiter:
+            process = self._idle.pop() if self._idle else _start(self._settings)
+            try:
+                pixels = await to_thread.run_sync(_ask, process, image, side, fit, abandon_on_cancel=True)
+            except UnreadableImage:
+                if process.poll() is None:
+                    self._idle.append(process)
+                raise
+            except BaseException:
+                process.kill()  # the thread that asks finds the end of its pipe, and waits for the process
+                raise
+            self._idle.append(process)
+            return pixels
+
+
+def _start(settings: str) -> subprocess.Popen[bytes]:
+    # Not by multiprocessing, which would run the main program of whoever calls once more.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from nextpixel.server.decoders import work; work(*{settings})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is the server's to answer
+    )
+
+
+def _ask(process: subprocess.Popen[bytes], image: bytes, side: int, fit: Fit) -> NDArray[np.uint8]:
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps([len(image), side, fit]).encode() + b"\n" + image)
+        process.stdin.flush()
+    if not (line := process.stdout.readline()):
+        _end([process])
+        late = process.returncode == -signal.SIGPROF
+        reason = f"decoding it takes over {CPU_SECONDS:g} s" if late else "its decoder broke down"
+        raise UnreadableImage("in the request", reason)
+    if reason := json.loads(line):
+        raise UnreadableImage("in the request", reason)
+    return np.frombuffer(process.stdout.read(side * side * 3), np.uint8).reshape(side, side, 3)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    while processes:
+        with processes.pop() as process:
+            process.kill()
+
+
+# ---- in such a process
+
+
+def work(pixel_limit: int, formats: Sequence[str]) -> None:
+    """Answer until the other end closes: lines of JSON, followed by a file or by the pixels of a square."""
+    with suppress(ImportError, OSError, ValueError):  # not every system has such limits
+        import resource
+
+        most = MEMORY_BYTES + PIXEL_BYTES * pixel_limit
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    asked, answer = sys.stdin.buffer, sys.stdout.buffer
+    while line := asked.readline():
+        size, side, fit = json.loads(line)
+        image = asked.read(size)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the signal ends the process
+        try:
+            picture = decode(image, "in the request", pixel_limit=pixel_limit, formats=tuple(formats))
+            reason, pixels = None, fit_square(picture, side, fit=fit).tobytes()
+        except UnreadableImage as error:
+            reason, pixels = error.reason, b""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answer.write(json.dumps(reason).encode() + b"\n" + pixels)
+        answer.flush()
