@@ -88,7 +88,6 @@ def create_app(
         description="Image GPT: completes and draws pictures, scores them, and gives features of them.",
         docs_url=None,  # its page would load code from another site
         redoc_url=None,
-        root_path=config.root_path,
         redirect_slashes=False,  # it would lead out of a proxy's path
         lifespan=lifespan,
         responses={"4XX": schema.REFUSED, "5XX": schema.REFUSED},
@@ -99,9 +98,14 @@ def create_app(
             Exception: _unexpected,
         },
     )
-    app.state.engines = engines
+    app.state.engines, app.state.decoders = engines, decoders
     app.add_middleware(
-        guard, token=token, hosts=hosts, upload_bytes=int(config.max_upload_mb * 1e6), observe=meters.request
+        guard,
+        token=token,
+        hosts=hosts,
+        upload_bytes=int(config.max_upload_mb * 1e6),
+        root_path=config.root_path,
+        observe=meters.request,
     )
 
     def chosen(body: schema.Request) -> tuple[str, ImageGPT]:

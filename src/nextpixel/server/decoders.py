@@ -32,7 +32,7 @@ class Decoders:
     """
 
     def __init__(self, pixel_limit: int, formats: Sequence[str]) -> None:
-        self._settings = json.dumps([pixel_limit, list(formats)])
+        self._settings = pixel_limit, list(formats)
         self._idle: list[subprocess.Popen[bytes]] = []
         self._limiter = CapacityLimiter(PROCESSES)
         self.close = weakref.finalize(self, _end, self._idle)
@@ -40,7 +40,7 @@ class Decoders:
     async def square(self, image: bytes, side: int, fit: Fit) -> NDArray[np.uint8]:
         """The picture as a square (S, S, 3). Raises UnreadableImage."""
         async with self._limiter:
-            process = self._idle.pop() if self._idle else _start(self._settings)
+            process = self._idle.pop() if self._idle else _start(*self._settings)
             try:
                 pixels = await to_thread.run_sync(_ask, process, image, side, fit, abandon_on_cancel=True)
             except UnreadableImage:
@@ -54,9 +54,10 @@ class Decoders:
             return pixels
 
 
-def _start(settings: str) -> subprocess.Popen[bytes]:
+def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
     # Not by multiprocessing, which would run the main program of whoever calls once more.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from nextpixel.server.decoders import work; work(*{settings})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from nextpixel.server.decoders import work; "
+    code += f"work({pixel_limit}, {formats}, {CPU_SECONDS})"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
@@ -84,14 +85,14 @@ def _ask(process: subprocess.Popen[bytes], image: bytes, side: int, fit: Fit) ->
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     while processes:
-        with processes.pop() as process:
+        with suppress(BrokenPipeError), processes.pop() as process:
             process.kill()
 
 
 # ---- in such a process
 
 
-def work(pixel_limit: int, formats: Sequence[str]) -> None:
+def work(pixel_limit: int, formats: Sequence[str], cpu_seconds: float) -> None:
     """Answer until the other end closes: lines of JSON, followed by a file or by the pixels of a square."""
     with suppress(ImportError, OSError, ValueError):  # not every system has such limits
         import resource
@@ -103,7 +104,7 @@ def work(pixel_limit: int, formats: Sequence[str]) -> None:
     while line := asked.readline():
         size, side, fit = json.loads(line)
         image = asked.read(size)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
         try:
             picture = decode(image, "in the request", pixel_limit=pixel_limit, formats=tuple(formats))
             reason, pixels = None, fit_square(picture, side, fit=fit).tobytes()

@@ -33,6 +33,7 @@ def guard(
     token: str | None,
     hosts: Collection[str],
     upload_bytes: int,
+    root_path: str,
     observe: Callable[[str, int, float], None],
 ) -> ASGIApp:
     """Wraps an application; `observe` gets the route, status and seconds of each request."""
@@ -42,9 +43,8 @@ def guard(
             await app(scope, receive, send)
             return
         start, status, taken = time.monotonic(), 500, 0
-        is_head = scope["method"] == "HEAD"
-        if is_head:  # answered as GET is, without the body
-            scope = {**scope, "method": "GET"}
+        is_head = scope["method"] == "HEAD"  # answered as GET is, without the body
+        scope = {**scope, "root_path": root_path, "method": "GET" if is_head else scope["method"]}
 
         async def counted() -> Message:
             nonlocal taken
@@ -95,7 +95,7 @@ def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_byte
     navigates = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not navigates:
         return 403, "requests from pages of other sites are refused"
-    if token is not None and scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN:
+    if token is not None and scope["path"].removeprefix(scope["root_path"]) not in OPEN:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if not hmac.compare_digest(given.strip().encode(), token.encode()) or scheme.lower() != "bearer":
             return 401, "a token is needed: send the header Authorization: Bearer TOKEN"
