@@ -30,7 +30,7 @@ SMALL_RUN = "--layers 1 --width 16 --heads 2 --side 8 --steps 2 --batch-images 2
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user may have it: pictures, a model, and much that is broken."""
+    """A folder as a user may have it: pictures, files that are none, and a model."""
     home = tmp_path_factory.mktemp("originals")
     rng = np.random.default_rng(0)
 
@@ -40,8 +40,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for path in ("photo.png", "photo.jpg", "photos/a.png", "photos/b.png", "photos/c.png", "single/a.png"):
         picture(path)
-    for name in "abcd":
-        picture(f"many/{name}.png")
     for name in "abcd":
         picture(f"many/{name}.png")
     for whole, cut in (("photo.png", "cut.png"), ("photo.jpg", "cut.jpg")):
@@ -73,12 +71,13 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.head.weight.data.normal_(generator=torch.Generator().manual_seed(2))  # it is zero to begin with
     model.palette = Palette.openai()
     nextpixel.save(model, home / "model")
-    break_models(home)
     return home
 
 
-def break_models(home: Path) -> None:
-    """Copies of the model, each with one thing wrong."""
+@pytest.fixture(scope="module")
+def broken(originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same with broken models beside it, for commands that must change nothing."""
+    home = Path(shutil.copytree(originals, tmp_path_factory.mktemp("broken") / "desk"))
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(home / "model", home / name))
@@ -105,14 +104,23 @@ def break_models(home: Path) -> None:
     change("oblong", "config.json", n_positions=60)
     change("few-colours", "preprocessor_config.json", clusters=[[0.0, 0.0, 0.0]] * 5)
     change("no-colours", "preprocessor_config.json", clusters=None)
+    before = contents(home)
+    yield home
+    assert contents(home) == before
 
 
 @pytest.fixture(autouse=True)
-def desk(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder: a fresh copy of that folder, with neither a network nor an accelerator."""
-    threads = torch.get_num_threads()
+def desk(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a fresh copy of that folder."""
     folder = Path(shutil.copytree(originals, tmp_path / "desk"))
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither a network nor an accelerator."""
+    threads = torch.get_num_threads()
 
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("the hub cannot be reached\n(it was asked twice)")
@@ -120,7 +128,7 @@ def desk(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=unreachable))
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unreachable))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    yield folder
+    yield
     torch.set_num_threads(threads)  # --threads holds for the process
 
 
@@ -133,6 +141,11 @@ def arguments(command: str) -> list[str]:
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything below, which any write or removal alters."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
 # ---- bad input: the command, and what the one sentence must say
@@ -439,19 +452,26 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("command", "told"), BAD.items(), ids=BAD)
-def test_bad_input_ends_in_one_sentence_and_changes_nothing(
-    command: str, told: list[str], desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = contents(desk)
-    code = main(arguments(command))
-    out, err = capsys.readouterr()
-    assert code == 2, err
-    assert out == ""
-    assert err.startswith("nextpixel: ")
-    assert err.count("\n") == 1 and err.endswith("\n")
-    assert [words for words in told if words not in err] == [], err
-    assert contents(desk) == before
+class TestBadInput:
+    @pytest.fixture
+    def desk(self, broken: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """One folder for all of them, not a copy for each: none may change it."""
+        monkeypatch.chdir(broken)
+        return broken
+
+    @pytest.mark.parametrize(("command", "told"), BAD.items(), ids=BAD)
+    def test_ends_in_one_sentence_and_changes_nothing(
+        self, command: str, told: list[str], desk: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = stamps(desk)
+        code = main(arguments(command))
+        out, err = capsys.readouterr()
+        assert code == 2, err
+        assert out == ""
+        assert err.startswith("nextpixel: ")
+        assert err.count("\n") == 1 and err.endswith("\n")
+        assert [words for words in told if words not in err] == [], err
+        assert stamps(desk) == before
 
 
 @pytest.mark.parametrize("columns", ["20", "400"])
