@@ -45,7 +45,7 @@ test: setup
 	$(BIN)/mypy
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 	$(BIN)/pytest -m browser
 	$(BIN)/pytest -m install
 
