@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import nextpixel
+from nextpixel.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -62,6 +63,15 @@ def generator() -> ModuleType:
 def test_the_command_line_reference_is_current() -> None:
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == generator().page(), "docs/cli.md is out of date; run: python docs/generate_cli.py"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_reference_lists_what_the_parser_takes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    parsed = re.findall(r"^\S? {1,2}(--[a-z][a-z-]+|-n|\[?[A-Z/]+\]?)(?= |$)", capsys.readouterr().out, re.MULTILINE)
+    section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").split(f"\n## nextpixel {verb}\n")[1]
+    listed = re.findall(r"^\| `(.+?)` \|", section.split("\n## ")[0], re.MULTILINE)
+    assert len(parsed) > 1 and sorted(listed) == sorted(parsed)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=named)
