@@ -20,9 +20,9 @@ import torch
 
 import nextpixel
 from nextpixel.checkpoints import Run, write_model
-from nextpixel.checkpoints.files import new_folder
 from nextpixel.config import SamplingConfig
 from nextpixel.evaluation import square_nats
+from nextpixel.files import new_folder
 from nextpixel.images import grid, save_png
 from nextpixel.sampling import draw
 from nextpixel.sources import load_images

@@ -17,7 +17,7 @@ import nextpixel
 SOURCE = Path(nextpixel.__file__).parent
 
 # A unit is a module or a folder directly under nextpixel/. Those without a number lie under all the others.
-GROUND = {"attention", "config", "errors", "hardware", "limits", "progress"}
+GROUND = {"attention", "config", "errors", "files", "hardware", "limits", "progress"}
 LAYERS = {
     unit: number
     for number, units in enumerate(

@@ -197,12 +197,12 @@ class Killable:
 
 STATIONS = [  # the function that never returns, and what half-done work lies in the run when it is called
     ("nextpixel.preparation.cross_entropy", "run.json"),  # no checkpoint yet
-    ("nextpixel.training.save_trainer_state", ".step_*.part-*/model.safetensors"),  # half a checkpoint
-    ("os.rename", ".step_*.part-*/trainer/.metadata"),  # a whole one that has not taken its name
-    ("shutil.rmtree", ".step_*.part-old"),  # an old one about to go
+    ("nextpixel.training.save_trainer_state", ".nextpixel-*.part/model.safetensors"),  # half a checkpoint
+    ("os.rename", ".nextpixel-*.part/trainer/.metadata"),  # a whole one that has not taken its name
+    ("shutil.rmtree", ".nextpixel-*.part/trainer"),  # an old one about to go
     ("nextpixel.pretraining.image_nats", "step_0000020"),  # one that is not evaluated
-    ("os.replace", "samples/.step_0000020.png.*.part"),
-    ("os.replace", ".best.json.part-*"),
+    ("os.replace", "samples/.nextpixel-*.part"),
+    ("os.replace", ".nextpixel-*.part"),
     ("nextpixel.checkpoints.Run.log", "step_0000028"),
 ]
 
@@ -319,9 +319,9 @@ def refused(*_, **__):
         ("nextpixel.checkpoints.models.save_file", full, "No space left on device"),
         ("nextpixel.checkpoints.models.save_file", full_for_safetensors, "No space left on device"),
         ("nextpixel.training.save_trainer_state", full, "No space left on device"),
-        ("nextpixel.checkpoints.files.os.fsync", full, "No space left on device"),
-        ("nextpixel.checkpoints.files.os.rename", refused, "Permission denied"),
-        ("nextpixel.checkpoints.files.Path.mkdir", refused, "Permission denied"),
+        ("nextpixel.files.os.fsync", full, "No space left on device"),
+        ("nextpixel.files.os.rename", refused, "Permission denied"),
+        ("nextpixel.files.Path.mkdir", refused, "Permission denied"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, whole, monkeypatch, what, how, complaint):
@@ -370,7 +370,7 @@ def test_a_full_disk_under_torch_is_an_error_of_the_system(limit, tmp_path):
     ("what", "how", "name"),
     [
         ("nextpixel.checkpoints.Run.log", None, "log.jsonl"),
-        ("nextpixel.pretraining.save_png", full, "step_0000012.png"),
+        ("PIL.Image.Image.save", full, "step_0000012.png"),
         ("nextpixel.checkpoints.runs.write_json", None, "best.json"),
     ],
 )
@@ -390,7 +390,7 @@ def test_a_small_file_that_cannot_be_written_is_named(run, whole, limit, monkeyp
 
 def test_a_run_folder_that_cannot_be_made(images, tmp_path, monkeypatch, capsys):
     preparation.decode(str(images), SIDE)  # which renames as well, and may
-    monkeypatch.setattr("nextpixel.checkpoints.files.os.rename", refused)
+    monkeypatch.setattr("nextpixel.files.os.rename", refused)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 1
     assert f"{tmp_path / 'run'}: cannot be written (Permission denied)" in capsys.readouterr().err
     assert not (tmp_path / "run").exists() and leftovers(tmp_path) == []
@@ -437,7 +437,8 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_is_removed(run, whole):
     (run / ".step_0000009.part-123" / "model.safetensors").write_bytes(b"half")
     shutil.copytree(run / "step_0000003", run / ".step_0000005.part-old")
     (run / ".best.json.part-123").write_text("{")
-    (run / "samples" / ".step_0000006.png.0123.part").write_bytes(b"half")
+    (run / ".nextpixel-0123456789abcdef.part").write_text("{")
+    (run / "samples" / ".nextpixel-fedcba9876543210.part").write_bytes(b"half")
     assert Run(run).best_checkpoint() == run / "step_0000006"
     nextpixel.pretrain(resume=run)
     assert leftovers(run) == []

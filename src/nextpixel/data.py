@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.config import Augment, Fit
-from nextpixel.errors import InputError, WorkError
+from nextpixel.errors import InputError
+from nextpixel.files import new_folder, remove_folder, user_cache
 from nextpixel.images import UnreadableImage, crop_resize, orient
-from nextpixel.palette import user_cache
 from nextpixel.progress import Advance, progress
 from nextpixel.sources import MapSource, Source, open_source
 from nextpixel.sources.base import READ_TOGETHER
-from nextpixel.sources.maps import META, Part, check_readable, write_set
+from nextpixel.sources.maps import Part, check_readable, write_set
 
 PREPROCESSING = "bilinear; 2"  # changes with what images.fit_square does
 FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
@@ -60,19 +60,26 @@ def decode(
     key = _key(source, side, fit)
     if isinstance(source, MapSource) and source.side == side:
         return _decoded(source, key)
-    folder = _folder(key, cache)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
-    if not (folder / META).is_file():
-        _decode_into(folder, source, side, fit)
-    found = read_decoded(key, cache)
+    try:
+        found = read_decoded(key, cache)
+    except FileNotFoundError:
+        _decode_into(_folder(key, cache), source, side, fit)
+        found = read_decoded(key, cache)
     unreadable = [*source.unreadable, *found.unreadable]
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
     return replace(found, unreadable=unreadable, passed_over=source.passed_over)
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
-    """The decoded set of that key, from the cache; FileNotFoundError where it is not there."""
-    return _decoded(MapSource(_folder(key, cache), "remove that folder"), key)
+    """The decoded set of that key, from the cache; FileNotFoundError where it is not there, or was damaged."""
+    folder = _folder(key, cache)
+    try:
+        return _decoded(MapSource(folder), key)
+    except InputError as error:
+        with suppress(FileNotFoundError):  # another process was faster
+            remove_folder(folder)
+        raise FileNotFoundError(str(error)) from error
 
 
 def shrunk(source: MapSource, side: int, fit: Fit) -> DecodedSet:
@@ -107,11 +114,10 @@ def _decoded(source: MapSource, key: str) -> DecodedSet:
 
 
 def _folder(key: str, cache: str | Path | None) -> Path:
-    return (Path(cache) if cache else user_cache()) / "decoded" / key
+    return user_cache("decoded", cache) / key
 
 
 def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     facts = {
         "side": side,
         "fit": fit,
@@ -119,23 +125,9 @@ def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
         "source": source.source_name,
         "classes": source.classes,
     }
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # of a killed process with the same number
-        part.mkdir(parents=True)
-        with progress("decoding", len(source), "images") as advance:
-            write_set(part, read_parts(source, range(len(source)), side, fit, advance=advance), facts)
-        try:
-            os.rename(part, folder)
-        except OSError:
-            if not folder.is_dir():  # no other process was faster
-                raise
-    except OSError as error:
-        raise WorkError(
-            f"{folder.parent}: cannot write decoded images ({error.strerror}); free some space or name another "
-            "folder with `cache`"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    remedy = "Free some space, or name another folder with NEXTPIXEL_CACHE or `cache`"
+    with new_folder(folder, remedy, shared=True) as part, progress("decoding", len(source), "images") as advance:
+        write_set(part, read_parts(source, range(len(source)), side, fit, advance=advance), facts)
 
 
 def read_parts(

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
-from nextpixel.checkpoints.files import writing
 from nextpixel.config import DistillConfig, DistillKeywords, Fit, ResNetConfig, check_keywords, replace_checked
 from nextpixel.data import FLIPS, Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.extraction import check_layers, extract
+from nextpixel.files import new_file
 from nextpixel.preparation import absolute, create_run, find_sets, named, reading
 from nextpixel.progress import say
 from nextpixel.resnet import ResNet
@@ -253,8 +253,6 @@ def _look(run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: 
     say(f"features of layers {decided.layers} of {len(squares):,} images{mirrored}")
     parts = run.path / "teacher.parts"
     both = [extract(teacher, view, decided.layers, parts, dtype=dtype)[0] for view in views]
-    temporary = path.with_suffix(".part.npy")
-    with writing(path):
-        np.save(temporary, np.stack(both, 1).astype(np.float32))
-        temporary.replace(path)
+    with new_file(path) as file:
+        np.save(file, np.stack(both, 1).astype(np.float32))
     shutil.rmtree(parts)

@@ -23,6 +23,7 @@ from nextpixel.config import Pooling, check_keywords
 from nextpixel.data import masks
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
+from nextpixel.files import new_file
 from nextpixel.images import UnreadableImage
 from nextpixel.model import ImageGPT
 from nextpixel.packing import RoundedHidden, can_round
@@ -165,9 +166,8 @@ def extract_chunks(
             values = np.empty((0, 0, 0), np.float32)
             if kept:
                 values = described(model, squares, layers, dtype=dtype, compiled=again, pooling=pooling)
-            with path.with_suffix(".tmp").open("wb") as file:
+            with new_file(path) as file:
                 np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
-            path.with_suffix(".tmp").replace(path)
     return paths
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextpixel.convnet import Fitted
 from nextpixel.few_labels import Result
+from nextpixel.files import new_file
 from nextpixel.metrics import accuracies, mean_interval
 
 if TYPE_CHECKING:
@@ -124,9 +125,5 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with new_file(path) as file:
+        figure.savefig(file, format="png")

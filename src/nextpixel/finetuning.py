@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
-from nextpixel.checkpoints.files import read_json, write_json
 from nextpixel.config import INIT_RATE, FinetuneConfig, FinetuneKeywords, check_keywords, peak_rate, replace_checked
 from nextpixel.data import DecodedSet, decode
 from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
+from nextpixel.files import read_json, write_json
 from nextpixel.labels import (
     choose_labels,
     class_numbers,

@@ -5,19 +5,20 @@ H and W are rows and columns of pixels, S the side of a square. Images are uint8
 
 import io
 import os
-import secrets
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from nextpixel.config import Fit
 from nextpixel.errors import InputError
+from nextpixel.files import new_file
 from nextpixel.limits import check_picture
 
 Picture = Image.Image
@@ -353,7 +354,7 @@ def png_bytes(image: np.ndarray) -> bytes:
 
 
 def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG beside its place, then renames it: never half a file. Raises InputError."""
+    """Writes a PNG, whole or not at all. Raises InputError or WorkError."""
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
     if not path.lower().endswith(".png"):
@@ -363,14 +364,8 @@ def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; name a file that ends in .png")
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(4)}.part")
-    try:
-        picture.save(temporary, "PNG")
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    with new_file(Path(path)) as file:
+        picture.save(file, "PNG")
 
 
 # ---- terminal and heat maps

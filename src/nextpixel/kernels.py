@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from nextpixel.config import Activation
-from nextpixel.palette import user_cache
+from nextpixel.errors import WorkError
+from nextpixel.files import is_sealed, user_cache, write_sealed
 from nextpixel.progress import say
 
 # Without -ffast-math: linking with it changes how the whole process treats the smallest numbers. Without contraction: a
@@ -55,8 +56,8 @@ def _load() -> ctypes.CDLL | None:
     source = (resources.files("nextpixel") / "kernels.c").read_text(encoding="utf-8")
     key = hashlib.sha256("\n".join([source, compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
     try:
-        library = _open_or_build(user_cache() / f"kernels-{key}.so", source, compiler)
-    except (OSError, RuntimeError):  # no home, a cache that cannot be written, a file in it that is damaged
+        library = _open_or_build(user_cache("kernels") / f"{key}.so", source, compiler)
+    except (OSError, WorkError):  # a full disk, or a cache from which nothing may be run
         try:
             with tempfile.TemporaryDirectory() as folder:
                 library = _open_or_build(Path(folder) / "kernels.so", source, compiler)
@@ -78,10 +79,9 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _open_or_build(path: Path, source: str, compiler: str) -> ctypes.CDLL:
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".kernels-", dir=path.parent) as folder:  # others may build it too
-            part = Path(folder) / path.name
+    if not is_sealed(path):
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder, path.name)
             command = [*compiler.split(), *FLAGS, "-x", "c", "-", "-o", str(part), "-lm"]
             slow = path.with_suffix(".slow")
             if slow.exists():  # one process waited, the others need not
@@ -95,9 +95,7 @@ def _open_or_build(path: Path, source: str, compiler: str) -> ctypes.CDLL:
                     f"slower (delete {slow} to try again)"
                 )
                 raise
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())  # a machine that stops here must not leave half a library under the name
-            part.replace(path)
+            write_sealed(path, part.read_bytes())
     return ctypes.CDLL(str(path))
 
 

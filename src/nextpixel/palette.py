@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, WorkError
+from nextpixel.files import is_sealed, new_file, user_cache, write_sealed
 
 COLOURS_OF_24_BITS = 1 << 24
 TABLE_FROM = 4_096  # pixels, of all calls, that make the table worth its 33 MB of memory
@@ -159,21 +159,19 @@ class Palette:
         return np.concatenate(found) if found else np.empty(0, np.uint16)
 
     def _table_path(self) -> Path:
-        folder = Path(self.cache) if self.cache else user_cache()
-        return folder / "colour-tables" / f"{self.hash[:32]}.npy"
+        return user_cache("colour-tables", self.cache) / f"{self.hash[:32]}.u16"
 
     def _read_table(self) -> NDArray[np.uint16]:
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            table = np.load(self._table_path(), mmap_mode="r", allow_pickle=False)
-            if table.shape == (COLOURS_OF_24_BITS,) and table.dtype == np.uint16 and table.max() <= len(self):
-                return table
+        with contextlib.suppress(WorkError, ValueError):  # no cache, or a table of another length
+            if is_sealed(path := self._table_path()):
+                table = np.memmap(path, np.uint16, "r", shape=(COLOURS_OF_24_BITS,))
+                if table.max() <= len(self):
+                    return table
         return np.zeros(COLOURS_OF_24_BITS, np.uint16)
 
     def _write_table(self, table: NDArray[np.uint16]) -> None:
-        path = self._table_path()
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _save_array(table, path)
+        with contextlib.suppress(WorkError):  # a full disk costs time, nothing else
+            write_sealed(self._table_path(), table.tobytes())
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8], colors: int = 512, seed: int = 0) -> Palette:
@@ -244,18 +242,8 @@ def _check(shape: tuple[int, ...], dtype: str) -> None:
 
 def save_palette(palette: Palette, path: Path) -> None:
     """Write a .npy file that Palette.read reads; an earlier file of that name is replaced at once."""
-    _save_array(palette.colors, path)
-
-
-def _save_array(array: NDArray, path: Path) -> None:
-    unique = f"{os.getpid()}-{threading.get_ident()}"
-    part = path.with_name(f".{path.name}.part-{unique}")  # tempfile's would be readable by the owner alone
-    try:
-        with part.open("wb") as file:
-            np.save(file, array)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with new_file(path) as file:
+        np.save(file, palette.colors)
 
 
 def psnr(images: NDArray[np.uint8], palette: Palette) -> float:
@@ -264,11 +252,3 @@ def psnr(images: NDArray[np.uint8], palette: Palette) -> float:
     tokens = palette.encode(flat).numpy()[0]
     error = np.square(palette.rgb[tokens].astype(np.float64) - flat.reshape(-1, 3)).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
-
-
-def user_cache() -> Path:
-    """Where decoded images and colour tables go unless `cache` says otherwise."""
-    home = os.environ.get("NEXTPIXEL_CACHE")
-    if home:
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextpixel"

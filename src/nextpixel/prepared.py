@@ -18,10 +18,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from nextpixel.checkpoints.files import new_file, new_folder, parent_exists, read_json
 from nextpixel.config import Fit
 from nextpixel.data import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
+from nextpixel.files import check_output, new_file, new_folder, read_json
 from nextpixel.progress import progress
 from nextpixel.sources import MapSource, Source, open_source
 from nextpixel.sources.base import READ_TOGETHER
@@ -82,7 +82,7 @@ def prepare(
     parts = _parts(out)
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
-    parent_exists(out, "OUT")
+    check_output(out, "OUT")
     source = open_source(images, split, stream=True)
     plan = {
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import Run, load, write_model
-from nextpixel.checkpoints.files import writing
 from nextpixel.config import (
     INIT_RATE,
     MODERN,
@@ -286,8 +285,7 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
                 columns = int(np.ceil(config.sample_images**0.5))
                 rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
                 path = run.path / "samples" / f"step_{step:07d}.png"
-                with writing(path):
-                    save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
+                save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
             if probe_due(step):
                 more = {"probe_accuracy": ridge_accuracy(judged, probed, dtype=decided.dtype, seed=config.seed)}
                 said = f", probe accuracy {more['probe_accuracy']:.1%} of {probed['probe_scored'].sum():,}"

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
 from nextpixel.config import Pooling, check_keywords
 from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
+from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.labels import class_numbers, folds_of, given_labels
 from nextpixel.metrics import Score, majority, score_of
 from nextpixel.model import ImageGPT

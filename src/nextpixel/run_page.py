@@ -11,9 +11,9 @@ import numpy as np
 
 from nextpixel import plan
 from nextpixel.checkpoints import Run
-from nextpixel.checkpoints.files import read_json
 from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig
 from nextpixel.curves import Line, Points, chart, per_cent
+from nextpixel.files import read_json
 from nextpixel.hardware import hardware_called
 from nextpixel.pages import data_url, fill, text
 from nextpixel.preparation import reading

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nextpixel.checkpoints import native, resnet, transformers
-from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json, writing
 from nextpixel.checkpoints.runs import Run
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
+from nextpixel.files import new_folder, new_output, read_json, write_json, writing
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.resnet import ResNet

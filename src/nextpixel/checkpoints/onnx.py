@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nextpixel.checkpoints.files import new_output, writing
 from nextpixel.errors import InputError
+from nextpixel.files import new_file, new_output
 from nextpixel.resnet import ResNet
 
 
@@ -41,23 +40,18 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
         raise InputError('writing an .onnx file needs: pip install "nextpixel[onnx]"', argument="to") from None
     names = ["features"] if model.head is None else ["features", "logits"]
     side = model.config.side
-    part = path.with_name(f".{path.name}.part-{os.getpid()}.onnx")
-    try:
-        with writing(path), warnings.catch_warnings(action="ignore"), _quiet():
-            torch.onnx.export(
-                _Outputs(model.cpu().eval()),
-                (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
-                part,
-                input_names=["squares"],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with new_file(path) as file, warnings.catch_warnings(action="ignore"), _quiet():
+        program = torch.onnx.export(
+            _Outputs(model.cpu().eval()),
+            (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+            input_names=["squares"],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        file.write(program.model_proto.SerializeToString())
     return names
 
 

@@ -9,10 +9,10 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 
-from nextpixel.checkpoints.files import write_json, writing
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import Fit, ResNetConfig
 from nextpixel.errors import InputError
+from nextpixel.files import write_json, writing
 from nextpixel.resnet import ResNet
 
 MODEL_TYPE = "nextpixel-convnet"

@@ -14,16 +14,18 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.checkpoints.files import (
+from nextpixel.errors import InputError
+from nextpixel.files import (
+    ANY_PART,
     new_folder,
     new_output,
     read_json,
+    remove_folder,
     remove_parts,
     write_json,
     write_text,
     writing,
 )
-from nextpixel.errors import InputError
 
 ARRAYS = "arrays.npz"
 STEP = re.compile(r"step_(\d{7,})")
@@ -134,9 +136,7 @@ class Run:
         kept = {*self.steps()[-2:], *milestones(total_steps), self.best().get("step")}
         for old in self.steps():
             if old not in kept:
-                doomed = self.path / f".{self.folder(old).name}.part-old"
-                self.folder(old).rename(doomed)  # so that a kill while removing leaves no half checkpoint
-                shutil.rmtree(doomed, ignore_errors=True)
+                remove_folder(self.folder(old))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -205,8 +205,8 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop what a killed process left unfinished, and log lines of steps that will be run again."""
-        remove_parts(self.path)
-        remove_parts(self.path / "samples")
+        for folder in (self.path, self.path / "samples"):  # nobody else writes there while it is locked
+            remove_parts(folder, 0.0, ANY_PART)
         kept = [entry for entry in self.read_log() if entry.get("step", 0) <= step]
         write_text(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
 

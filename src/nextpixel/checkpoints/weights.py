@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nextpixel.checkpoints.files import read_json
 from nextpixel.errors import InputError
+from nextpixel.files import read_json
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 

@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
         clock=args.clock,
     )
     if args.out:
-        from nextpixel.checkpoints.files import write_text
+        from nextpixel.files import write_text
 
         write_text(args.out, json.dumps(result, indent=2) + "\n")
     if args.output.json:

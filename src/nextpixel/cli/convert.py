@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> None:
         return
     assert args.out is not None
     from nextpixel.checkpoints import load, load_openai, save
-    from nextpixel.checkpoints.files import new_output
+    from nextpixel.files import new_output
     from nextpixel.palette import Palette
 
     new_output(args.out, "OUT")

@@ -48,14 +48,14 @@ def run(argv: Sequence[str]) -> None:
             "(or --resume runs/student to go on with a run)"
         )
     from nextpixel.checkpoints import Run
-    from nextpixel.checkpoints.files import parent_exists
     from nextpixel.distillation import KIND, go_on, start_run
+    from nextpixel.files import check_output
 
     if args.resume is not None:
         found = Run.open(args.resume, KIND)
     else:
         assert args.out is not None
-        parent_exists(args.out)
+        check_output(args.out)
         images = args.images[0] if len(args.images) == 1 else list(args.images)
         found = start_run(images, args.out, args.config, args.model, args.split)
     again = command("distill", "--resume", found.path)

@@ -40,8 +40,8 @@ def load_model(options: ModelOptions) -> ImageGPT:
 def load_features_model(options: ModelOptions) -> Backbone:
     """The same where only features are wanted: a convolutional student will do as well."""
     from nextpixel.checkpoints import find_model
-    from nextpixel.checkpoints.files import read_json
     from nextpixel.checkpoints.resnet import MODEL_TYPE
+    from nextpixel.files import read_json
 
     folder = find_model(options.model)
     if read_json(folder / "config.json").get("model_type") != MODEL_TYPE:
@@ -57,7 +57,7 @@ def load_features_model(options: ModelOptions) -> Backbone:
 
 def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
     """The probe of that folder, with its model; or the class head of a model."""
-    from nextpixel.checkpoints.files import read_json
+    from nextpixel.files import read_json
     from nextpixel.probing import LinearProbe
 
     saved = Path(name) / "probe.json"
@@ -82,7 +82,7 @@ def check_number(n: int) -> None:
 
 def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str = "out") -> None:
     """Checked before any work: the argument names a file of that kind in an existing folder, and none of the inputs."""
-    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.files import check_output
 
     if out.suffix.lower() != suffix:
         raise InputError(f"expected a file name that ends in {suffix}, got {str(out)!r}", argument=argument)
@@ -92,12 +92,12 @@ def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str
     given = {Path(name).resolve() for name in inputs}
     if place in given or (out.exists() and not given.isdisjoint(place.parents)):
         raise InputError(f"{out} is one of the inputs and would be overwritten; name another file", argument=argument)
-    parent_exists(out, argument)
+    check_output(out, argument)
 
 
 def check_folder(folder: Path | None, argument: str) -> None:
     """Checked before any work: the argument, where given, names a new folder."""
-    from nextpixel.checkpoints.files import new_output
+    from nextpixel.files import new_output
 
     if folder is not None:
         new_output(folder, argument)
@@ -105,7 +105,7 @@ def check_folder(folder: Path | None, argument: str) -> None:
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A CSV file, at once; one row at least. File names need not be text: what is none is written as escapes."""
-    from nextpixel.checkpoints.files import write_text
+    from nextpixel.files import write_text
 
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
@@ -118,7 +118,7 @@ def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[s
     """Every image as a PNG of that name in the new folder; returns the paths."""
     if folder is None:
         return []
-    from nextpixel.checkpoints.files import new_folder
+    from nextpixel.files import new_folder
     from nextpixel.images import save_png
 
     digits = len(str(len(images) - 1))

@@ -58,9 +58,9 @@ def run(argv: Sequence[str]) -> None:
     if args.out.suffix not in (".npz", ".parquet"):
         raise InputError(f"--out: expected a file name that ends in .npz or .parquet, got {str(args.out)!r}")
     wanted = None if args.layer is None else whole_numbers("layer", args.layer, 0)
-    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.files import check_output
 
-    parent_exists(args.out)
+    check_output(args.out)
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
     from nextpixel import distributed
@@ -100,19 +100,16 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> None:
-    part = out.with_name(f".{out.name}.part")
-    try:
+    from nextpixel.files import new_file
+
+    with new_file(out) as file:
         if out.suffix == ".npz":
             import numpy as np
 
-            with part.open("wb") as file:
-                np.savez(file, features=values, names=np.array(names), extractor=np.array(extractor))
+            np.savez(file, features=values, names=np.array(names), extractor=np.array(extractor))
         else:
             import pyarrow
             import pyarrow.parquet
 
             rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), values.shape[1])
-            pyarrow.parquet.write_table(pyarrow.table({"file": names, "features": rows}), part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+            pyarrow.parquet.write_table(pyarrow.table({"file": names, "features": rows}), file)

@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     elif args.test_labels is not None and args.test is None:
         raise InputError("--test-labels: expected test images for them, got no --test")
     from nextpixel.checkpoints import Run
-    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.files import check_output
     from nextpixel.finetuning import KIND, go_on, start_run, test_score
     from nextpixel.metrics import wilson_interval
 
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         run = Run.open(args.resume, KIND)
     else:
         assert args.train is not None and args.out is not None
-        parent_exists(args.out)
+        check_output(args.out)
         run = start_run(
             args.model,
             args.train,

@@ -31,8 +31,8 @@ class Info:
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
     from nextpixel.checkpoints import Run, find_model, load_backbone
-    from nextpixel.checkpoints.files import read_json, write_text
     from nextpixel.extraction import palette_hash
+    from nextpixel.files import read_json, write_text
     from nextpixel.model import ImageGPT
 
     facts: dict[str, Any] = {"model": args.model}

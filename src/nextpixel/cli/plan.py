@@ -41,7 +41,7 @@ class PlanRun:
 def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(PlanRun, "plan", argv, None if recipe is None else PlanRun(config=recipe))
-    from nextpixel.checkpoints.files import read_json
+    from nextpixel.files import read_json
     from nextpixel.hardware import HARDWARE, measured_hardware
     from nextpixel.plan import ASSUMED_UTILISATION, make_plan
 

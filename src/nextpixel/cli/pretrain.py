@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
             "(or --resume runs/a to go on with a run)"
         )
     from nextpixel.checkpoints import Run
-    from nextpixel.checkpoints.files import parent_exists
+    from nextpixel.files import check_output
     from nextpixel.pretraining import KIND, branch_run, go_on, start_run
 
     if args.resume is not None:
@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
         )
     else:
         assert args.images is not None and args.out is not None
-        parent_exists(args.out)
+        check_output(args.out)
         run = start_run(args.images, args.out, args.config, args.split, force=args.force)
     again = command("pretrain", "--resume", run.path)
     try:

@@ -121,8 +121,8 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
 
 def _table(args: Score, model: ImageGPT) -> None:
     """Every score, the page and the CSV file."""
-    from nextpixel.checkpoints.files import write_text
     from nextpixel.evaluation import mean_and_error, square_nats
+    from nextpixel.files import write_text
     from nextpixel.oddness import COLUMNS, odd_images
     from nextpixel.oddness_page import CARDS_AT_MOST, format_value, page
 

@@ -86,7 +86,7 @@ class MapSource(Source):
                 raise ValueError(f"{SQUARES} has {size:,} bytes instead of {int(np.prod(shape)):,}")
             self.squares: NDArray[np.uint8] = np.memmap(place / SQUARES, np.uint8, "r", shape=shape)
             classes = meta["classes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{place}: expected decoded images, got damaged files ({error}); {remedy}") from None
         super().__init__(str(folder), names, labels, classes)
 
@@ -148,9 +148,6 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
             unreadable += part.unreadable
             count += len(part.names)
         check_readable(facts["source"], unreadable, count + len(unreadable))
-        for file in (squares, names):
-            file.flush()
-            os.fsync(file.fileno())
     np.save(folder / NAME_ENDS, np.frombuffer(ends, np.int64))
     labelled = sum(map(len, labels)) == count
     if labelled:

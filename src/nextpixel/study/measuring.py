@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from nextpixel import plan
 from nextpixel.baselines import commonest_class
 from nextpixel.checkpoints import load
-from nextpixel.checkpoints.files import new_folder, new_output, read_json, write_json
 from nextpixel.config import ImageGPTConfig, StudyConfig
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.extraction import pooled
 from nextpixel.extractors import raw_pixels
+from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.probing import LinearProbe

@@ -1,0 +1,269 @@
+"""Files: written whole or not at all, outputs checked before the work, and the user's cache."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+
+from nextpixel.errors import InputError, WorkError
+from nextpixel.progress import say
+
+PART = re.compile(r"\.nextpixel-[0-9a-f]{16}\.part")  # a file or folder that has not taken its name yet
+ANY_PART = re.compile(rf"{PART.pattern}|\..*\.part.*|[0-9a-f]{{32}}\.part-\d+")  # as earlier versions named it, too
+STALE_SECONDS = 86_400.0
+LONGEST_NAME = 255  # bytes, on all common file systems
+DIGEST_BYTES = 32
+REMEDY = "Free some space or correct the permissions, then go on"
+_told: set[str] = set()
+_swept: set[str] = set()
+
+
+@contextmanager
+def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
+    """A failed write becomes a WorkError that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        reason = getattr(error, "strerror", None) or error
+        message = f"{path}: cannot be written ({reason}); what was saved before is untouched. {remedy}"
+        raise WorkError(message) from error
+
+
+@contextmanager
+def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that replaces it once the block ends well, and is removed if not.
+
+    Several processes and machines may write it at once: the last one wins. Raises WorkError.
+    """
+    part = _part_beside(path)
+    try:
+        with writing(path, remedy):
+            with part.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, remedy: str = REMEDY, *, shared: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name once the block ends well, and is removed if not.
+
+    Raises WorkError, also where `path` exists by then, unless it is `shared`: then the folder of the fastest stays.
+    """
+    part = _part_beside(path)
+    try:
+        with writing(path, remedy):
+            part.mkdir()
+            yield part
+            for place, _, names in os.walk(part, topdown=False):
+                for name in names:
+                    with open(os.path.join(place, name), "rb+") as file:
+                        os.fsync(file.fileno())
+                _sync_folder(Path(place))
+            try:
+                os.rename(part, path)
+            except OSError:
+                if not (shared and path.is_dir()):
+                    raise
+            _sync_folder(path.parent)
+    except WorkError as error:  # of a file in it
+        raise WorkError(str(error).replace(str(part), str(path))) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a kill meanwhile leaves no half of it under its name."""
+    part = _part_beside(path)
+    os.rename(path, part)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file at once."""
+    with new_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file at once."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Replace a file by `content` followed by its SHA-256, for `is_sealed`; a library may have such an end, too."""
+    with new_file(path) as file:
+        file.write(content)
+        file.write(hashlib.sha256(content).digest())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether there is a file that write_sealed wrote, neither shortened nor changed since."""
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError:
+        return False
+    return content[-DIGEST_BYTES:] == hashlib.sha256(content[:-DIGEST_BYTES]).digest()
+
+
+def clipped(name: str, ending: str = "") -> str:
+    """`name` followed by `ending`, shortened at the end of `name` where a file system would refuse its length."""
+    room = LONGEST_NAME - len(os.fsencode(ending))
+    while len(os.fsencode(name)) > room:
+        name = name[:-1]
+    return name + ending
+
+
+def _part_beside(path: Path) -> Path:
+    return path.with_name(f".nextpixel-{secrets.token_hex(8)}.part")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk: else a power cut may undo a rename."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # one that may not be listed, or a system that opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems without it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(folder: Path, idle_seconds: float, names: re.Pattern[str] = PART) -> None:
+    """Remove what killed processes left in a folder under temporary names, and nothing wrote to for so long."""
+    with suppress(OSError):
+        for part in folder.iterdir():
+            if names.fullmatch(part.name) and _idle(part, idle_seconds):
+                shutil.rmtree(part, ignore_errors=True)
+                if not part.is_dir():
+                    part.unlink(missing_ok=True)
+
+
+def _idle(part: Path, seconds: float) -> bool:
+    return not seconds or time.time() - max(file.lstat().st_mtime for file in (part, *part.rglob("*"))) > seconds
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an InputError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected it in a checkpoint or run folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON file, got something unreadable ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def new_output(path: str | Path, argument: str = "out") -> Path:
+    """A path that may be created: its parent folder can be written to and it does not exist."""
+    out = check_output(path, argument)
+    if os.path.lexists(out):
+        raise InputError(f"{out} exists already; name a new folder, or remove it first", argument=argument)
+    return out
+
+
+def check_output(path: str | Path, argument: str = "out") -> Path:
+    """A path that can be written: checked before any work. Raises InputError."""
+    out = Path(path)
+    parent = out.resolve().parent
+    wrong = None
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        wrong = f"expected a name of at most {LONGEST_NAME} bytes, got {out.name!r}; shorten it"
+    elif not parent.is_dir():
+        wrong = f"the folder {out.parent} does not exist; create it first (expected for {out})"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        wrong = f"the folder {parent} cannot be written to (expected for {out}); name another place"
+    if wrong:
+        raise InputError(wrong, argument=argument)
+    remove_parts(parent, STALE_SECONDS)
+    return out
+
+
+def user_cache(kind: str, given: str | Path | None = None) -> Path:
+    """The folder of that kind, such as "decoded", in the cache: `given`, $NEXTPIXEL_CACHE or the user's cache folder.
+
+    What lies in a cache is loaded into the process, so it must belong to this user and nobody else may write to it. In
+    any other place a private folder is made, or else a private temporary one, and that is said once. Raises WorkError
+    where there is not even a temporary folder.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    default = None if home.startswith("~") else os.path.join(home, "nextpixel")
+    wanted = given or os.environ.get("NEXTPIXEL_CACHE") or default
+    place = wanted and os.path.abspath(wanted)
+    reason = _unusable(place, kind) if place else "there is no home folder"
+    if place and reason is None:
+        return Path(place, kind)
+    try:
+        other = next(folder for folder in _private_folders(place) if _unusable(folder, kind) is None)
+    except FileNotFoundError as error:  # from tempfile
+        raise WorkError(
+            f"expected a folder that can be written to, got none ({place or 'no home folder'}: {reason}; "
+            f"{error.strerror}); set NEXTPIXEL_CACHE to one",
+            argument="cache",
+        ) from None
+    if other not in _told:
+        _told.add(other)
+        say(f"cache: {other} is used ({reason}); set NEXTPIXEL_CACHE to name another folder")
+    return Path(other, kind)
+
+
+def _private_folders(place: str | None) -> Iterator[str]:
+    name = f"nextpixel-{os.geteuid()}"
+    if place:
+        yield os.path.join(place, name)
+    yield os.path.join(tempfile.gettempdir(), name)
+    yield _own_temporary_folder()
+
+
+@functools.cache
+def _own_temporary_folder() -> str:
+    """One that this process removes when it ends."""
+    folder = tempfile.mkdtemp(prefix="nextpixel-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _unusable(place: str, kind: str) -> str | None:
+    """Why that folder cannot be a cache; it is made, readable by this user alone, where there is none."""
+    for folder in (place, os.path.join(place, kind)):
+        try:
+            os.makedirs(folder, 0o700, exist_ok=True)
+            found = os.stat(folder)
+        except OSError as error:
+            return error.strerror
+        if found.st_uid != os.geteuid():
+            return f"{folder} belongs to another user"
+        if found.st_mode & 0o022:
+            return f"others can write to {folder}; chmod go-w allows it again"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written to"
+    if folder not in _swept:
+        _swept.add(folder)
+        remove_parts(Path(folder), STALE_SECONDS, ANY_PART)
+    return None
