@@ -2,14 +2,18 @@
 
 import contextlib
 import copy
+import ctypes
 import platform
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -519,24 +523,53 @@ def test_three_threads_build_at_once_and_all_have_the_loops(tmp_path: Path, monk
     with ThreadPoolExecutor(3) as pool:
         found = [future.result() for future in [pool.submit(kernels.load) for _ in range(3)]]
     assert all(found)
-    (built,) = tmp_path.iterdir()
+    (built,) = (tmp_path / "kernels").iterdir()
     assert built.suffix == ".so"
 
 
 @needs_compiler
-@pytest.mark.parametrize("cache", ["a file stands there", "an empty library"])
-def test_a_cache_that_does_not_serve_costs_a_second_only(
-    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_library_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, which a library that is mapped beyond its end would kill."""
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path / "cache"))
-    if cache == "an empty library":
-        assert kernels._load.__wrapped__() is not None
-        (built,) = (tmp_path / "cache").iterdir()
-        built.unlink()  # else the loops in use would change
-        built.touch()
-    else:
-        (tmp_path / "cache").touch()
     assert kernels._load.__wrapped__() is not None
+    (built,) = (tmp_path / "cache" / "kernels").iterdir()
+    built.rename(tmp_path / "whole.so")
+    compiler = tmp_path / "cc"  # which needs no second for each length
+    compiler.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncp {tmp_path}/whole.so "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    code = """if True:
+        import pathlib, sys
+        from nextpixel import kernels
+        load = kernels._load.__wrapped__
+        load()
+        [built] = pathlib.Path(sys.argv[1]).iterdir()
+        whole = built.read_bytes()
+        lengths = [0, 1, 64, *(len(whole) * n // 10 for n in range(1, 10)), len(whole) - 4096, len(whole) - 1]
+        damaged = [whole[:length] for length in lengths] + [whole[:100] + bytes(8000) + whole[8100:]]
+        for content in damaged:
+            built.unlink()  # else the library in use would change
+            built.write_bytes(content)
+            assert load() is not None and built.read_bytes() == whole, len(content)
+        print(len(damaged))
+    """
+    command = [sys.executable, "-c", code, str(built.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "15\n"), done.stderr
+
+
+@needs_compiler
+def test_a_cache_from_which_nothing_may_be_run_costs_a_second_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def library(path: str) -> ctypes.CDLL:
+        opened.append(path)
+        if len(opened) == 1:
+            raise OSError("failed to map segment from shared object")  # noexec
+        return ctypes.CDLL(path)
+
+    monkeypatch.setattr(kernels, "ctypes", SimpleNamespace(**vars(ctypes) | {"CDLL": library}))
+    assert kernels._load.__wrapped__() is not None and len(opened) == 2
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,7 +580,7 @@ def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch
     assert kernels._load.__wrapped__() is None
 
 
-@pytest.mark.parametrize("compiled", ["in the cache", "in a folder for this process"])
+@pytest.mark.parametrize("compiled", ["in the cache", "in a temporary folder"])
 def test_a_compiler_that_takes_too_long_is_waited_for_once(
     compiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -559,12 +592,12 @@ def test_a_compiler_that_takes_too_long_is_waited_for_once(
         cache.touch()
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(cache))
     monkeypatch.setenv("CC", str(slow))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(kernels, "SECONDS", 0.3)
     start = time.monotonic()
     assert [kernels._load.__wrapped__() for _ in range(3)] == [None] * 3
-    waits = 1 if compiled == "in the cache" else 3  # without a cache there is no place to remember it
-    assert started.read_text().count("\n") == waits
-    assert capsys.readouterr().err.count("did not compile the CPU kernels in 0.3 s") == waits
+    assert started.read_text().count("\n") == 1
+    assert capsys.readouterr().err.count("did not compile the CPU kernels in 0.3 s") == 1
     assert time.monotonic() - start < 10
 
 
