@@ -39,7 +39,7 @@ def reads(monkeypatch) -> list[str]:
     names: list[str] = []
     original = FileSource.read
     monkeypatch.setattr(
-        FileSource, "read", lambda self, index: (names.append(self.names[index]), original(self, index))[1]
+        FileSource, "read", lambda self, i, *levels: (names.append(self.names[i]), original(self, i, *levels))[1]
     )
     return names
 

@@ -137,7 +137,7 @@ def _first(
     model = ResNet(replace(init.config, classes=classes), seed=seed)
     known = {name: value for name, value in init.state_dict().items() if not name.startswith("head.")}
     model.load_state_dict(known, strict=False)
-    model.fit, model.facts = init.fit, dict(init.facts)
+    model.fit, model.levels, model.facts = init.fit, init.levels, dict(init.facts)
     features = described(init, squares, [0])[:, 0]
     linear = fit_linear(features, numbers, MIDDLE_STRENGTH)
     assert model.head is not None

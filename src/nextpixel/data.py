@@ -14,16 +14,16 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Augment, Fit
+from nextpixel.config import Augment, Fit, Levels
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, remove_folder, user_cache
 from nextpixel.images import UnreadableImage, crop_resize, orient
-from nextpixel.progress import Advance, progress
-from nextpixel.sources import MapSource, Source, open_source
-from nextpixel.sources.base import READ_TOGETHER
+from nextpixel.progress import Advance, progress, say_once
+from nextpixel.sources import MapSource, Source, open_source, settle
+from nextpixel.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.sources.maps import Part, check_readable, write_set
 
-PREPROCESSING = "bilinear; 2"  # changes with what images.fit_square does
+PREPROCESSING = "bilinear; 3"  # changes with what images.decode and images.fit_square do
 FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
@@ -41,31 +41,45 @@ class DecodedSet:
     key: str
     passed_over: Sequence[str] = ()
     """One line for each other file or folder that lay beside the pictures."""
+    levels: Levels = NO_LEVELS
+    """With the range that was found, where the set has one."""
+    note: str | None = None
+    """A line that says so."""
 
     def __len__(self) -> int:
         return len(self.squares)
 
 
 def decode(
-    images: Any, side: int, *, split: str | None = None, cache: str | Path | None = None, fit: Fit = "crop"
+    images: Any,
+    side: int,
+    *,
+    split: str | None = None,
+    cache: str | Path | None = None,
+    fit: Fit = "crop",
+    levels: Levels = NO_LEVELS,
 ) -> DecodedSet:
     """The decoded set of any source at `side`, see images.fit_square; decoded once, then read from the cache.
 
-    A prepared folder is used where it lies. Raises InputError when more than one picture in ten cannot be read, or
-    none can, or a prepared folder holds others than these.
+    A prepared folder is used where it lies. Without a range in `levels`, that of the set is looked for. Raises
+    InputError when more than one picture in ten cannot be read, or none can, or a prepared folder holds others than
+    these.
     """
     source = open_source(images, split)
     if isinstance(source, MapSource):
         source.check(side, fit)
-    key = _key(source, side, fit)
+        settle(source, levels)  # refuses others
+    key = _key(source, side, fit, levels)
     if isinstance(source, MapSource) and source.side == side:
         return _decoded(source, key)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     try:
         found = read_decoded(key, cache)
     except FileNotFoundError:
-        _decode_into(_folder(key, cache), source, side, fit)
+        _decode_into(_folder(key, cache), source, side, fit, levels)
         found = read_decoded(key, cache)
+    if found.note:
+        say_once(found.note)
     unreadable = [*source.unreadable, *found.unreadable]
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
     return replace(found, unreadable=unreadable, passed_over=source.passed_over)
@@ -84,7 +98,7 @@ def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
 
 def shrunk(source: MapSource, side: int, fit: Fit) -> DecodedSet:
     """A prepared set at the smaller side that it serves, without a second copy on the disk."""
-    found = _decoded(source, _key(source, side, fit))
+    found = _decoded(source, _key(source, side, fit, NO_LEVELS))
     return replace(found, squares=cast(Any, Shrunk(source, side)))
 
 
@@ -105,33 +119,47 @@ class Shrunk:
         return found.reshape(*numbers.shape, *self.shape[1:])
 
 
-def _key(source: Source, side: int, fit: Fit) -> str:
-    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}".encode()).hexdigest()[:32]
+def _key(source: Source, side: int, fit: Fit, levels: Levels) -> str:
+    asked = "" if isinstance(source, MapSource) or not levels else f" {levels}"
+    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}{asked}".encode()).hexdigest()[:32]
 
 
 def _decoded(source: MapSource, key: str) -> DecodedSet:
-    return DecodedSet(source.squares, source.names, source.labels, source.classes, list(source.unreadable), key)
+    labels, classes, unreadable = source.labels, source.classes, list(source.unreadable)
+    return DecodedSet(
+        source.squares, source.names, labels, classes, unreadable, key, levels=source.levels, note=source.note
+    )
 
 
 def _folder(key: str, cache: str | Path | None) -> Path:
     return user_cache("decoded", cache) / key
 
 
-def _decode_into(folder: Path, source: Source, side: int, fit: Fit) -> None:
+def _decode_into(folder: Path, source: Source, side: int, fit: Fit, levels: Levels) -> None:
+    levels, note = settle(source, levels)
     facts = {
         "side": side,
         "fit": fit,
         "preprocessing": PREPROCESSING,
         "source": source.source_name,
         "classes": source.classes,
+        **levels.values(),
+        "note": note,
     }
     remedy = "Free some space, or name another folder with NEXTPIXEL_CACHE or `cache`"
     with new_folder(folder, remedy, shared=True) as part, progress("decoding", len(source), "images") as advance:
-        write_set(part, read_parts(source, range(len(source)), side, fit, advance=advance), facts)
+        write_set(part, read_parts(source, range(len(source)), side, fit, levels, advance=advance), facts)
 
 
 def read_parts(
-    source: Source, numbers: range, side: int, fit: Fit, *, workers: int | None = None, advance: Advance | None = None
+    source: Source,
+    numbers: range,
+    side: int,
+    fit: Fit,
+    levels: Levels = NO_LEVELS,
+    *,
+    workers: int | None = None,
+    advance: Advance | None = None,
 ) -> Iterator[Part]:
     """Those pictures of a source as squares, in order, in parts of READ_TOGETHER; the same for any number of threads.
 
@@ -140,7 +168,7 @@ def read_parts(
 
     def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
         try:
-            return source.square(i, side, fit)
+            return source.square(i, side, fit, levels)
         except UnreadableImage as error:
             return error
 

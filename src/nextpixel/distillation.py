@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from nextpixel import distributed, optim
 from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
-from nextpixel.config import DistillConfig, DistillKeywords, Fit, ResNetConfig, check_keywords, replace_checked
+from nextpixel.config import DistillConfig, DistillKeywords, Fit, Levels, ResNetConfig, check_keywords, replace_checked
 from nextpixel.data import FLIPS, Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
@@ -75,6 +76,8 @@ class Decisions:
     teacher: str | None
     fit: Fit
     train_key: str
+    levels: Mapping[str, Any] = field(default_factory=dict)
+    """The range and bands that were asked for."""
 
 
 def start_run(
@@ -88,8 +91,8 @@ def start_run(
     teacher = load(model)
     wanted = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
     layers, side = check_layers(teacher, wanted), teacher.config.side
-    fit = config.fit or teacher.fit
-    decoded = decode(images, side, split=split, cache=config.cache, fit=fit)
+    fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
+    decoded = decode(images, side, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
     decided = Decisions(
         device=device,
@@ -99,6 +102,7 @@ def start_run(
         teacher=None if model is None else absolute(str(model)),
         fit=fit,
         train_key=decoded.key,
+        levels=levels.values(),
     )
     return create_run(
         out,
@@ -128,7 +132,8 @@ def _train(run: Run, images: Any) -> ResNet:
     set_threads(decided.threads)
 
     def decoded_again(found: Any) -> tuple[DecodedSet]:
-        return (decode(found, shape.side, split=data["split"], cache=config.cache, fit=decided.fit),)
+        asked = Levels.of(**decided.levels)
+        return (decode(found, shape.side, split=data["split"], cache=config.cache, fit=decided.fit, levels=asked),)
 
     (decoded,) = find_sets((decided.train_key,), config.cache, data, images, decoded_again)
     teacher_file = run.path / "teacher.npy"
@@ -155,7 +160,7 @@ def _train(run: Run, images: Any) -> ResNet:
             "steps": config.steps,
             "seed": config.seed,
         }
-        student.fit = decided.fit
+        student.fit, student.levels = decided.fit, decoded.levels
     student.to(decided.device).train()
     warmup_steps = max(1, config.steps // 20) if config.warmup_steps is None else config.warmup_steps
     batches = Batches(

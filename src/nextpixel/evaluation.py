@@ -30,13 +30,13 @@ Protocol = Literal["all", "openai"]
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
     needs_order(model)
-    return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit))
+    return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels))
 
 
 @check_keywords()
 def surprise(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """-ln p of every pixel given those before it, (N, H, W) nats."""
-    squares = load_images(images, model.config.side, split=split, fit=model.fit)
+    squares = load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
     return np.concatenate(list(square_nats(model, squares)))
 
 
@@ -91,9 +91,9 @@ def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tupl
     What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is.
     """
     if isinstance(images, str | os.PathLike):
-        found = decode(images, model.config.side, split=split, fit=model.fit)
+        found = decode(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
         return found.squares, found.unreadable
-    return load_images(images, model.config.side, split=split, fit=model.fit), []
+    return load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels), []
 
 
 def image_nats(

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel import plan
-from nextpixel.config import Pooling, check_keywords
-from nextpixel.data import masks
+from nextpixel.config import Levels, Pooling, check_keywords
+from nextpixel.data import PREPROCESSING, masks
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
 from nextpixel.images import UnreadableImage
 from nextpixel.model import ImageGPT
 from nextpixel.packing import RoundedHidden, can_round
-from nextpixel.progress import progress
+from nextpixel.progress import progress, say
 from nextpixel.resnet import ResNet
-from nextpixel.sources import Source, load_images, open_source
+from nextpixel.sources import Source, load_images, open_source, settle
 from nextpixel.sources.maps import check_readable
 
 BATCH_IMAGES = 16
@@ -66,7 +66,7 @@ def features(
     Raises InputError for bad images, a layer the model does not have, or a mask for a model that was trained without.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
-    squares = load_images(images, model.config.side, split=split, fit=model.fit)
+    squares = load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
     if isinstance(model, ResNet):
         if mask_seed is not None:
             raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
@@ -100,7 +100,7 @@ def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | Non
     """n^l at every pixel, float32 (N, H, W, D): what the model knew of the pixels before it when scoring that one."""
     [layer] = check_layers(model, layer)
     side = model.config.side
-    tokens = model.palette.encode(load_images(images, side, split=split, fit=model.fit))
+    tokens = model.palette.encode(load_images(images, side, split=split, fit=model.fit, levels=model.levels))
     parts = []
     for batch in tokens.split(BATCH_IMAGES):
         for _, hidden in model.hidden(batch.to(model.device), [layer]):
@@ -144,6 +144,7 @@ def extract_chunks(
 ) -> list[Path]:
     """Write the chunks that `parts` does not hold yet, or of those the i-th of every n, `part` (i, n); see extract."""
     facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {pooling} {model_hash(model)}"
+    facts += f" {PREPROCESSING} {model.levels}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(exist_ok=True)
     starts = range(0, len(source), CHUNK_IMAGES)
@@ -153,8 +154,12 @@ def extract_chunks(
     images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
     compiled = isinstance(model, ImageGPT) and dtype != "int8" and _repays_compiling(model, layers, images)
 
+    levels, note = settle(source, model.levels)
+    if note:
+        say(note)
+
     def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model)
+        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model, levels)
 
     with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
         ahead = reader.submit(read, missing[0][0]) if missing else None
@@ -199,12 +204,14 @@ def extract(
     return np.concatenate([part for part in found if len(part)]), names, unreadable
 
 
-def _readable(source: Source, numbers: range, model: Backbone) -> tuple[NDArray[np.uint8], list[int], list[str]]:
+def _readable(
+    source: Source, numbers: range, model: Backbone, levels: Levels
+) -> tuple[NDArray[np.uint8], list[int], list[str]]:
     """The squares of those that can be read, their numbers, and what is wrong with the others."""
     squares, kept, lost = [], [], []
     for number in numbers:
         try:
-            squares.append(source.square(number, model.config.side, model.fit))
+            squares.append(source.square(number, model.config.side, model.fit, levels))
             kept.append(number)
         except UnreadableImage as error:
             lost.append(str(error))

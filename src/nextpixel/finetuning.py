@@ -138,12 +138,13 @@ def _start(
     distributed.share(config.batch_images)
     config = replace(config, cache=config.cache and os.path.abspath(config.cache))
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
-    network.fit = config.fit or network.fit
+    network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
     side = network.config.side
 
     source = open_source(images, split)
     names = given_labels(source, labels)
-    sets: tuple[DecodedSet, ...] = decode_sets(source, config, side, network.fit, None)
+    sets: tuple[DecodedSet, ...] = decode_sets(source, config, side, network.fit, levels, None)
+    network.levels = sets[0].levels
     names = labels_of_readable(names, source, sets[0])
     classes, numbers = np.unique(names.astype(str), return_inverse=True)
     if len(classes) < 2:
@@ -157,11 +158,12 @@ def _start(
         )
     arrays = {"labels": numbers, "train": chosen[~held], "validation": chosen[held]}
     data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
+    data |= sets[0].levels.values()
     if test is not None:
         test_source = open_test(test)
         refuse_overlap(source, test_source)
         test_names = given_labels(test_source, test_labels)
-        sets += (decode(test_source, side, cache=config.cache, fit=network.fit),)
+        sets += (decode(test_source, side, cache=config.cache, fit=network.fit, levels=network.levels),)
         test_names = labels_of_readable(test_names, test_source, sets[2])
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
         data["test"] = named(test, test_source.split)
@@ -181,6 +183,7 @@ def _start(
         images=len(arrays["train"]),
         peak_rate=peak_rate(network.config.parameters) * INIT_RATE,
         fit=network.fit,
+        levels=levels,
         sets=sets,
     )
     return create_run(
@@ -310,7 +313,8 @@ def _test(
 
     def again(found: Any) -> tuple[DecodedSet]:
         source = open_test(found) if images is not None else open_source(found, data["split"])
-        return (decode(source, model.config.side, cache=config.cache, fit=decided.fit),)
+        side, levels = model.config.side, model.levels
+        return (decode(source, side, cache=config.cache, fit=decided.fit, levels=levels),)
 
     (found,) = find_sets([str(decided.test_key)], config.cache, data, images, again)
     model.to(decided.device)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nextpixel.attention import attention
-from nextpixel.config import Fit, ImageGPTConfig
+from nextpixel.config import Fit, ImageGPTConfig, Levels
 
 if TYPE_CHECKING:
     from nextpixel.palette import Palette
@@ -209,6 +209,7 @@ class ImageGPT(nn.Module):
 
     checkpoint_activations = False
     fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
+    levels = Levels()  # and numbers colours
     _palette: Palette | None = None
 
     def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:

@@ -22,7 +22,6 @@ from nextpixel.images import png_bytes
 from nextpixel.metrics import conformal_p_values
 from nextpixel.model import ImageGPT, cross_entropy
 from nextpixel.progress import progress
-from nextpixel.sources import open_source
 
 BATCH_IMAGES = 16
 NEIGHBOURS = 5
@@ -155,8 +154,15 @@ def odd_images(
 
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
     """
-    squares, names, unreadable, key = _squares(model, images, split)
-    if against is None:
+    needs_order(model)
+    side, fit_as, levels = model.config.side, model.fit, model.levels
+    normal_set = None
+    if against is not None:
+        normal_set = decode(against, side, fit=fit_as, levels=levels)
+        levels = normal_set.levels
+    found = decode(images, side, split=split, fit=fit_as, levels=levels)
+    squares, names, unreadable = found.squares, found.names, found.unreadable
+    if normal_set is None:
         if len(squares) < 2:
             raise InputError(
                 "expected at least 2 images, to compare each with the others, got 1; add some, or normal images with "
@@ -164,10 +170,10 @@ def odd_images(
             )
         measured = measure(model, squares, layer, dtype=dtype)
         return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
-    normal, _, lost, normal_key = _squares(model, against, None)
+    normal, lost = normal_set.squares, normal_set.unreadable
     if len(normal) < 4:
         raise InputError(f"expected at least 4 normal images, got {len(normal)}; add some", argument="against")
-    if normal_key == key:
+    if normal_set.key == found.key:
         raise InputError(
             "expected other images than those to score, got the same; leave it out, or split", argument="against"
         )
@@ -183,16 +189,6 @@ def odd_images(
         name: conformal_p_values(oriented(name, values[name]), oriented(name, calibration[name])) for name in COLUMNS
     }
     return Oddness(names, values, p_values, calibration, squares, unreadable + lost)
-
-
-def _squares(
-    model: ImageGPT, images: Any, split: str | None
-) -> tuple[NDArray[np.uint8], Sequence[str], list[str], str]:
-    """Squares at the model's side, names, a line for each unreadable file, and a key that is equal for equal sets."""
-    needs_order(model)
-    source = open_source(images, split)
-    found = decode(source, model.config.side, fit=model.fit)
-    return found.squares, found.names, found.unreadable, found.key
 
 
 def check_false_alarms(false_alarms: float, calibrating: int) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nextpixel import distributed, optim, plan
 from nextpixel.checkpoints import Run, load, write_model
-from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, ResNetConfig, RunConfig
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
 from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, machine, set_threads
 from nextpixel.errors import InputError
@@ -56,6 +56,12 @@ class Decisions:
     test_key: str | None = None
     steps: int = 0
     """In all; 0 in runs that were begun before this was recorded."""
+    levels: Mapping[str, Any] = field(default_factory=dict)
+    """The range and bands that were asked for; empty where the set's own range was to be looked for."""
+
+    @property
+    def requested_levels(self) -> Levels:
+        return Levels.of(**self.levels)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ def decide(
     images: int,
     peak_rate: float,
     fit: Fit,
+    levels: Levels,
     sets: Sequence[DecodedSet],
     placed: Placement | None = None,
 ) -> Decisions:
@@ -144,6 +151,7 @@ def decide(
         validation_key=sets[1].key,
         test_key=sets[2].key if len(sets) > 2 else None,
         steps=steps,
+        levels=levels.values(),
     )
 
 
@@ -233,25 +241,31 @@ def named(images: Any, split: str | None) -> dict[str, Any]:
 
 
 def decode_sets(
-    images: Any, config: GPTRunConfig, side: int, fit: Fit, split: str | None, validation: Any = None
+    images: Any,
+    config: GPTRunConfig,
+    side: int,
+    fit: Fit,
+    levels: Levels,
+    split: str | None,
+    validation: Any = None,
 ) -> tuple[DecodedSet, DecodedSet]:
     """The training set as it is augmented from, and squares at the model's side to validate on.
 
-    Without `validation` images the second shows the same pictures as the first. A prepared folder is read in place.
-    Raises InputError for one of another side or fit.
+    Without `validation` images the second shows the same pictures as the first; with them, in its range.
+    A prepared folder is read in place. Raises InputError for one of another side or fit.
     """
     stored = stored_side(side, config.augment)
     source = open_source(images, split)
     if isinstance(source, MapSource):
         source.check(side, fit, stored)
-    train = decode(source, stored, cache=config.cache, fit=fit)
+    train = decode(source, stored, cache=config.cache, fit=fit, levels=levels)
     if validation is not None:
-        return train, decode(validation, side, cache=config.cache, fit=fit)
+        return train, decode(validation, side, cache=config.cache, fit=fit, levels=train.levels)
     if stored == side:
         return train, train
     if isinstance(source, MapSource):
         return train, shrunk(source, side, fit)
-    return train, decode(source, side, cache=config.cache, fit=fit)
+    return train, decode(source, side, cache=config.cache, fit=fit, levels=train.levels)
 
 
 def find_sets(
@@ -313,7 +327,9 @@ def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun
                 config.cache,
                 data,
                 images,
-                lambda found: decode_sets(found, config, shape.side, decided.fit, data["split"], validation),
+                lambda found: decode_sets(
+                    found, config, shape.side, decided.fit, decided.requested_levels, data["split"], validation
+                ),
             )
         )
         yield Begun(run, config, replace(decided, device=device), shape, data, train_set, validation_set)
@@ -359,6 +375,7 @@ def write_whole(model: ImageGPT, folder: Path) -> None:
                 whole = ImageGPT(model.config)
             whole.load_state_dict(state, assign=True)
             whole.palette, whole.fit, whole.facts = model.palette, model.fit, model.facts
+            whole.levels = model.levels
     distributed.first_does(lambda: write_model(whole, folder))
 
 

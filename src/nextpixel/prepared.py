@@ -18,13 +18,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Levels
 from nextpixel.data import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import check_output, new_file, new_folder, read_json
-from nextpixel.progress import progress
-from nextpixel.sources import MapSource, Source, open_source
-from nextpixel.sources.base import READ_TOGETHER
+from nextpixel.progress import progress, say
+from nextpixel.sources import MapSource, Source, open_source, settle
+from nextpixel.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.sources.maps import Part, check_readable, is_map, write_set
 
 CHUNK_IMAGES = 4_096
@@ -60,6 +60,7 @@ def prepare(
     *,
     side: int = 32,
     fit: Fit = "crop",
+    levels: Levels = NO_LEVELS,
     store_side: int | None = None,
     split: str | None = None,
     job: Job | None = None,
@@ -84,6 +85,13 @@ def prepare(
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     check_output(out, "OUT")
     source = open_source(images, split, stream=True)
+    there = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
+    if there is None:
+        levels, note = settle(source, levels)
+        if note:
+            say(note)
+    else:
+        levels, note = levels.over(Levels.of(there.get("range"), there.get("bands"))), there.get("note")
     plan = {
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,
         "split": source.split,
@@ -94,13 +102,15 @@ def prepare(
         "side": stored,
         "serves": side,
         "fit": fit,
+        **levels.values(),
+        "note": note,
         "preprocessing": PREPROCESSING,
         "chunk_images": _chunk_images(stored),
         "jobs": 1 if job is None else job.jobs,
     }
     parts.mkdir(exist_ok=True)
-    if (parts / PLAN).is_file():
-        _check_plan(read_json(parts / PLAN), plan, parts)
+    if there is not None:
+        _check_plan(there, plan, parts)
     else:
         with new_file(parts / PLAN) as file:  # which jobs on several machines may write at once
             file.write(json.dumps(plan, indent=2).encode())
@@ -129,9 +139,10 @@ def merge(out: str | Path) -> MapSource:
                 f"finished: {listed}; run those (again) with `job`, then merge",
                 argument="merge",
             )
-        kept = "source side serves fit preprocessing classes split".split()
+        kept = "source side serves fit range bands note preprocessing classes split".split()
         with new_folder(out) as folder:
-            write_set(folder, _chunks(plan, parts), {name: plan[name] for name in kept}, plan.get("unreadable", ()))
+            facts = {name: plan.get(name) for name in kept}
+            write_set(folder, _chunks(plan, parts), facts, plan.get("unreadable", ()))
     found = MapSource(out)
     shutil.rmtree(parts, ignore_errors=True)
     return found
@@ -148,13 +159,15 @@ def missing_jobs(out: str | Path) -> list[int]:
 
 def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: range, workers: int | None) -> None:
     images, side, step = plan["images"], plan["side"], plan["chunk_images"]
+    levels = Levels.of(plan.get("range"), plan.get("bands"))
     done = [chunk for chunk in chunks if (parts / _name(chunk)).is_file()]
     ranges = {chunk: range(chunk * step, min((chunk + 1) * step, images)) for chunk in chunks}
     before = sum(len(ranges[chunk]) for chunk in done)
     unreadable: list[str] = list(source.unreadable)
     with progress("preparing", sum(map(len, ranges.values())), "images", before) as advance:
         for chunk in sorted(set(chunks) - set(done)):
-            found = list(read_parts(source, ranges[chunk], side, plan["fit"], workers=workers, advance=advance))
+            numbers = ranges[chunk]
+            found = list(read_parts(source, numbers, side, plan["fit"], levels, workers=workers, advance=advance))
             unreadable += [line for part in found for line in part.unreadable]
             # what merge() would refuse is not worth the rest
             check_readable(source.source_name, unreadable, images + len(source.unreadable))
@@ -200,13 +213,14 @@ def _unpacked(packed: np.ndarray) -> list[str]:
 def _check_plan(there: dict[str, Any], plan: dict[str, Any], parts: Path) -> None:
     """Raises InputError unless the parts that lie there are of the same source and settings."""
     told = {
-        "source": "source", "split": "`split`", "fit": "`fit`", "serves": "`side`", "side": "`store_side`",
+        "source": "source", "split": "`split`", "fit": "`fit`", "range": "`range`", "bands": "`bands`",
+        "serves": "`side`", "side": "`store_side`",
         "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
         "classes": "classes", "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip
     for name, what in told.items():
-        if name != "source" and there.get(name) != plan[name]:
-            values = "" if name in ("fingerprint", "classes") else f" {there.get(name)}, got {plan[name]}"
+        if name != "source" and there.get(name) != plan.get(name):
+            values = "" if name in ("fingerprint", "classes") else f" {there.get(name)}, got {plan.get(name)}"
             raise InputError(
                 f"{parts} was begun from {there.get('source')} with another {what}{values and ': expected' + values}; "
                 "go on with the same command as before, or remove that folder to begin again"

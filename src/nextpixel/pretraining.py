@@ -148,10 +148,12 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
         refuse(forecast(config, shape, placed))
+    sets = decode_sets(images, config, shape.side, model.fit, model.levels, split, config.validation)
     arrays = None
     if config.probe_data:
-        arrays = ridge_images(config.probe_data, shape.side, model.fit, config.probe_images, config.seed)
-    sets = decode_sets(images, config, shape.side, model.fit, split, config.validation)
+        arrays = ridge_images(
+            config.probe_data, shape.side, model.fit, sets[0].levels, config.probe_images, config.seed
+        )
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
         config,
@@ -161,6 +163,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         peak_rate=(MUON_RATE if config.chosen_optimizer == "muon" else peak_rate(shape.parameters))
         * (INIT_RATE if config.init else 1.0),
         fit=model.fit,
+        levels=model.levels,
         sets=sets,
         placed=placed,
     )
@@ -171,7 +174,9 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         decided,
         shape=shape,
         palette=model.palette,
-        data=named(images, split) | {"train_images": len(train_indices), "validation_images": len(validation_indices)},
+        data=named(images, split)
+        | {"train_images": len(train_indices), "validation_images": len(validation_indices)}
+        | sets[0].levels.values(),
         sets=sets if config.validation else sets[:1],
         arrays=arrays,
     )
@@ -233,7 +238,7 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
         model = _first_model(config)
     else:
         model = ImageGPT(shape, seed=config.seed)
-    model.palette, model.fit = palette, decided.fit
+    model.palette, model.fit, model.levels = palette, decided.fit, begun.train_set.levels
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": begun.data["source"], "steps": config.steps, "seed": config.seed}
     if config.init and not steps:  # from here on the run needs that model no more
@@ -334,10 +339,10 @@ def _first_model(config: PretrainConfig) -> ImageGPT:
     if config.init:
         model = load(config.init)
         model.set_classes(())
-        model.fit = config.fit or model.fit
+        model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
         return model
     palette = Palette.read(config.palette, config.cache) if config.palette else Palette.openai(config.cache)
     with torch.device("meta"):
         model = ImageGPT(config.model(len(palette)))
-    model.palette, model.fit = palette, config.fit or model.fit
+    model.palette, model.fit, model.levels = palette, config.fit or model.fit, config.levels
     return model

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nextpixel.config import Pooling, check_keywords
+from nextpixel.config import Levels, Pooling, check_keywords
 from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
 from nextpixel.files import new_folder, new_output, read_json, write_json
@@ -21,7 +21,7 @@ from nextpixel.labels import class_numbers, folds_of, given_labels
 from nextpixel.metrics import Score, majority, score_of
 from nextpixel.model import ImageGPT
 from nextpixel.resnet import ResNet
-from nextpixel.sources import load_images, open_source
+from nextpixel.sources import load_images, open_source, settle
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
 MIDDLE_STRENGTH = STRENGTHS[2]
@@ -65,6 +65,7 @@ class LinearProbe:
         pooling: Pooling = "mean",
     ) -> None:
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
+        self.levels = Levels()  # of the images it was fitted to
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Images as everywhere; labels (N,) numbers or names, or those that the source has. Returns itself."""
@@ -204,6 +205,7 @@ class LinearProbe:
         model = self._model()
         source = open_source(images, split)
         names = given_labels(source, labels)
+        self.levels, _ = settle(source, model.levels)
         squares = self._squares(source, None)
         wanted = self._wanted() if layers is None else layers
         return described(model, squares, wanted, pooling=self.pooling), names
@@ -218,6 +220,7 @@ class LinearProbe:
                 {
                     "model": model_name,
                     "fit": self._model().fit,
+                    **self.levels.over(self._model().levels).values(),
                     "palette": palette_hash(self._model()),
                     "layers": self.layers_,
                     "pooling": self.pooling,
@@ -238,6 +241,7 @@ class LinearProbe:
             if pooling not in get_args(Pooling):
                 raise ValueError(f"pooling {pooling!r}")
             probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
+            probe.levels = Levels.of(facts.get("range"), facts.get("bands"))
             probe.layers_, probe.strength_ = layers, facts["strength"]
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
@@ -252,7 +256,8 @@ class LinearProbe:
 
     def _squares(self, images: Any, split: str | None) -> NDArray[np.uint8]:
         model = self._model()
-        return load_images(images, model.config.side, split=split, fit=model.fit)
+        levels = self.levels.over(model.levels)
+        return load_images(images, model.config.side, split=split, fit=model.fit, levels=levels)
 
     def _wanted(self) -> list[int]:
         model = self._model()

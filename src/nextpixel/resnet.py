@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel.config import Fit, ResNetConfig
+from nextpixel.config import Fit, Levels, ResNetConfig
 
 CHANNELS = 16, 32, 64
 
@@ -45,6 +45,7 @@ class ResNet(nn.Module):
     """
 
     fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
+    levels = Levels()  # and numbers colours
 
     def __init__(self, config: ResNetConfig, seed: int = 0) -> None:
         super().__init__()

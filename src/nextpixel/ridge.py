@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Levels
 from nextpixel.errors import InputError
 from nextpixel.extraction import described
 from nextpixel.images import UnreadableImage
 from nextpixel.labels import folds_of, held_out, labels_of
 from nextpixel.model import ImageGPT
 from nextpixel.probing import Linear, standard
-from nextpixel.sources import open_source
+from nextpixel.sources import open_source, settle
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the number of images, on standardised features
 MIDDLE_PENALTY = PENALTIES[2]
 SCORED = 0.25  # of the labelled images
 
 
-def ridge_images(images: Any, side: int, fit: Fit, count: int, seed: int) -> dict[str, NDArray[Any]]:
+def ridge_images(images: Any, side: int, fit: Fit, levels: Levels, count: int, seed: int) -> dict[str, NDArray[Any]]:
     """Squares and labels of at most `count` labelled images, with which of them score: all that a run has to keep.
 
     {"probe_squares": uint8 (N, side, side, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,)}. Of each
@@ -35,6 +35,7 @@ def ridge_images(images: Any, side: int, fit: Fit, count: int, seed: int) -> dic
     two classes, or with a single image of each.
     """
     source = open_source(images)
+    levels, _ = settle(source, levels)
     names = labels_of(source)
     classes, numbers = np.unique(names.astype(str), return_inverse=True)
     if len(classes) < 2:
@@ -52,7 +53,7 @@ def ridge_images(images: Any, side: int, fit: Fit, count: int, seed: int) -> dic
         if len(kept) == count:
             break
         try:
-            squares.append(source.square(place, side, fit))
+            squares.append(source.square(place, side, fit, levels))
             kept.append(place)
         except UnreadableImage:
             continue

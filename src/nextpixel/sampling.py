@@ -76,7 +76,7 @@ def complete(
     exactly. Another `keep_side` takes a model that was trained with augment="orient": it reads the picture turned, and
     knows that it is. Raises InputError for bad images or settings.
     """
-    squares = load_images(images, model.config.side, fit=model.fit)
+    squares = load_images(images, model.config.side, fit=model.fit, levels=model.levels)
     drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
     return [from_array(image) for image in drawing.images]
 
@@ -89,7 +89,7 @@ def stream(
 
     `images` may be None: then pictures are drawn from nothing.
     """
-    squares = None if images is None else load_images(images, model.config.side, fit=model.fit)
+    squares = None if images is None else load_images(images, model.config.side, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)
     plan = _plan(model, squares, keep, n, sampling.speed)
     colours = model.palette.rgb

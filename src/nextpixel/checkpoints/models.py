@@ -116,7 +116,8 @@ def write_model(
         return
     theirs = transformers.computes(model.config) and (for_transformers or not model.config.classes)
     layout = transformers if theirs else native
-    processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": {"fit": model.fit}}
+    ours = {"fit": model.fit} | model.levels.values()
+    processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": ours}
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
     write_json(folder / "config.json", config | {"nextpixel": model.facts})
@@ -173,10 +174,11 @@ def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     values = read_json(path)
     model.palette = _read_palette(values, model.config, path)
     ours = values.get("nextpixel")
-    fit = ours.get("fit", model.fit) if isinstance(ours, dict) else model.fit
+    ours = ours if isinstance(ours, dict) else {}
+    fit = ours.get("fit", model.fit)
     if fit not in get_args(Fit):
         raise InputError(f"{path}: fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}")
-    model.fit = fit
+    model.fit, model.levels = fit, resnet.read_levels(ours, path)
 
 
 def _read_palette(values: dict[str, Any], config: ImageGPTConfig, path: Path) -> Palette:

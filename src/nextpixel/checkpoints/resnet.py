@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from nextpixel.checkpoints.weights import Weights
-from nextpixel.config import Fit, ResNetConfig
+from nextpixel.config import Fit, Levels, ResNetConfig
 from nextpixel.errors import InputError
 from nextpixel.files import write_json, writing
 from nextpixel.resnet import ResNet
@@ -36,17 +36,27 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     }
     read_state = {name: weights.read(name, *tensor.shape).float() for name, tensor in kept.items()}
     model.load_state_dict(read_state, strict=False)
-    model.fit = values["fit"]
+    model.fit, model.levels = values["fit"], read_levels(values, where)
     facts = values.get("nextpixel")
     model.facts = facts if isinstance(facts, dict) else {}
     return model.eval()
+
+
+def read_levels(values: dict[str, Any], where: Path) -> Levels:
+    """The range and the bands that a checkpoint's file tells; none in most."""
+    try:
+        return Levels.of(values.get("range"), values.get("bands"))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def write(model: ResNet, folder: Path) -> None:
     """Write both files into an existing folder; always in fp32."""
     write_json(
         folder / "config.json",
-        {"model_type": MODEL_TYPE, "shape": asdict(model.config), "fit": model.fit, "nextpixel": model.facts},
+        {"model_type": MODEL_TYPE, "shape": asdict(model.config), "fit": model.fit}
+        | model.levels.values()
+        | {"nextpixel": model.facts},
     )
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()

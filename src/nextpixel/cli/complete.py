@@ -11,10 +11,10 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, write_each
+from nextpixel.cli.drawings import check_file, check_folder, check_number, decode_for, load_model, write_each
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
-from nextpixel.progress import duration, say, say_left_out
+from nextpixel.progress import duration, say
 
 GRID_PIXELS = 160  # a picture's side in the grid
 GRID_AT_MOST = 50  # pictures, and completions of each
@@ -62,7 +62,6 @@ def run(argv: Sequence[str]) -> None:
     model = load_model(args.model)
     import numpy as np
 
-    from nextpixel.data import decode
     from nextpixel.images import grid, save_png, terminal_row
     from nextpixel.sampling import draw
     from nextpixel.sources import load_images, open_source
@@ -70,11 +69,11 @@ def run(argv: Sequence[str]) -> None:
     side = model.config.side
     source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
     if len(source) == len(args.images):  # each picture was named: each must be readable
-        squares, names, unreadable = load_images(source, side, fit=model.fit), list(source.names), []
+        squares = load_images(source, side, fit=model.fit, levels=model.levels)
+        names, unreadable = list(source.names), []
     else:
-        found = decode(source, side, fit=model.fit)
+        found = decode_for(model, source)
         squares, names, unreadable = found.squares, list(found.names), found.unreadable
-    say_left_out(unreadable)
     pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
     for what, shown, count in (("pictures", pictures, len(squares)), ("completions", columns, args.n)):
         if shown < count:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from nextpixel.config import ModelOptions
 from nextpixel.errors import InputError
+from nextpixel.progress import say_left_out
 
 if TYPE_CHECKING:
+    from nextpixel.data import DecodedSet
     from nextpixel.extraction import Backbone
     from nextpixel.model import ImageGPT
     from nextpixel.probing import LinearProbe
@@ -33,7 +35,7 @@ def load_model(options: ModelOptions) -> ImageGPT:
     device = choose_device(options.device)
     set_threads(options.threads)
     model = load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
-    model.fit = options.fit or model.fit
+    model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
     return model
 
 
@@ -51,7 +53,7 @@ def load_features_model(options: ModelOptions) -> Backbone:
 
     set_threads(options.threads)
     model = load_backbone(options.model, device=options.device)
-    model.fit = options.fit or model.fit
+    model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
     return model
 
 
@@ -64,13 +66,25 @@ def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
     if saved.is_file():
         facts = read_json(saved)
         own = replace(options, model=options.model or str(facts.get("model")), fit=options.fit or facts.get("fit"))
-        return LinearProbe.load(name, load_features_model(own))
+        probe = LinearProbe.load(name, model := load_features_model(own))
+        model.levels = options.levels.over(probe.levels).over(model.levels)
+        return probe
     if options.model is not None:
         raise InputError(
             f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
             "other beside it"
         )
     return LinearProbe.of(load_model(replace(options, model=name)))
+
+
+def decode_for(model: Backbone, images: Any, split: str | None = None) -> DecodedSet:
+    """The images as the model's squares; says which are left out. What range they have, later ones have as well."""
+    from nextpixel.data import decode
+
+    found = decode(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
+    model.levels = found.levels
+    say_left_out(found.unreadable)
+    return found
 
 
 def check_number(n: int) -> None:

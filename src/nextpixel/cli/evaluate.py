@@ -120,7 +120,7 @@ def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
     from nextpixel.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
-    images = decode(source, model.config.side, fit=model.fit)
+    images = decode(source, model.config.side, fit=model.fit, levels=model.levels)
     return probe.evaluate_squares(images.squares, labels_of_readable(labels, source, images), masks=args.masks)
 
 

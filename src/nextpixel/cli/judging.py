@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.cli.arguments import print_json
-from nextpixel.cli.drawings import load_model
+from nextpixel.cli.drawings import decode_for, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
 from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
-from nextpixel.progress import say, say_left_out
+from nextpixel.progress import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,11 +84,7 @@ def judge(args: Evaluate) -> None:
 
 
 def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
-    from nextpixel.data import decode
-
-    found = decode(images, model.config.side, fit=model.fit)
-    say_left_out(found.unreadable)
-    return found.squares
+    return decode_for(model, images).squares
 
 
 def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import command
-from nextpixel.config import OutputOptions
+from nextpixel.config import Levels, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -33,6 +33,11 @@ class PaletteArguments:
     """Images are fitted as squares of this side."""
     split: str | None = None
     """Which part, where the source has several (train, test)."""
+    range: str | None = None
+    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
+    without a window); by default looked for over the images."""
+    bands: str | None = None
+    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
     seed: int = 0
     """Fixes the k-means."""
     cache: str | None = None
@@ -57,7 +62,8 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.images import grid, save_png
     from nextpixel.palette import Palette, psnr, save_palette
 
-    images = decode(args.images, args.side, split=args.split, cache=args.cache)
+    levels = Levels.of(args.range, args.bands)
+    images = decode(args.images, args.side, split=args.split, cache=args.cache, levels=levels)
     rng = np.random.default_rng(args.seed)
     squares = images.squares[np.sort(rng.permutation(len(images))[:20_000])]
     palette = Palette.fit(squares, args.colors, args.seed)

@@ -10,10 +10,10 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, load_classifier, write_rows
+from nextpixel.cli.drawings import check_file, decode_for, load_classifier, write_rows
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
-from nextpixel.progress import say, say_left_out
+from nextpixel.progress import say
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,10 @@ def run(argv: Sequence[str]) -> None:
         check_file(args.out, ".csv", [args.images])
     if args.masks < 0:
         raise InputError(f"--masks: expected 0 or more, got {args.masks}")
-    from nextpixel.data import decode
-
     probe = load_classifier(args.probe, args.model)
     model = probe.model
     assert model is not None
-    images = decode(args.images, model.config.side, split=args.split, fit=model.fit)
-    say_left_out(images.unreadable)
+    images = decode_for(model, args.images, args.split)
     chances, chosen = probe.predictions(images.squares, masks=args.masks)
     rows = [
         {"file": name, "class": str(probe.classes_[number])}

@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json
 from nextpixel.cli.hints import command
-from nextpixel.config import Augment, Fit, OutputOptions
+from nextpixel.config import Augment, Fit, Levels, OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -38,6 +38,11 @@ class Prepare:
     """Pixels along each side of the model's pictures."""
     fit: Fit = "crop"
     """How pictures become squares, as pretrain --help tells; what is trained on them must be told the same."""
+    range: str | None = None
+    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
+    without a window); by default looked for over the images."""
+    bands: str | None = None
+    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
     augment: Augment = "flip"
     """What they are to be trained with: crop needs squares of twice the side, the others of the side."""
     store_side: int | None = None
@@ -74,6 +79,7 @@ def run(argv: Sequence[str]) -> None:
             args.out,
             side=args.side,
             fit=args.fit,
+            levels=Levels.of(args.range, args.bands),
             store_side=store_side,
             split=args.split,
             job=job,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_features_model
+from nextpixel.cli.drawings import check_file, check_folder, decode_for, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
 from nextpixel.cli.rivals import check_rivals, costs_of, fit_rivals, load_students, print_costs, rivals_report
 from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
-from nextpixel.progress import say, say_left_out
+from nextpixel.progress import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,7 +178,6 @@ def run(argv: Sequence[str]) -> None:
 
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
-    from nextpixel.data import decode
     from nextpixel.finetuning import open_test
     from nextpixel.labels import given_labels, labels_of_readable, refuse_overlap
     from nextpixel.sources import open_source
@@ -196,8 +195,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     refuse_overlap(*sources)
     found = []
     for source, names in zip(sources, labels, strict=True):
-        decoded = decode(source, model.config.side, fit=model.fit)
-        say_left_out(decoded.unreadable)
+        decoded = decode_for(model, source)
         found.append((decoded.squares, labels_of_readable(names, source, decoded)))
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json
-from nextpixel.cli.drawings import check_file, check_folder, load_model, write_each, write_rows
+from nextpixel.cli.drawings import check_file, check_folder, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
@@ -86,11 +86,9 @@ def run(argv: Sequence[str]) -> None:
 
 def _likelihoods(args: Score, model: ImageGPT) -> None:
     """Nats per pixel alone."""
-    from nextpixel.data import decode
     from nextpixel.evaluation import mean_and_error, square_nats
 
-    images = decode(args.images, model.config.side, split=args.split, fit=model.fit)
-    say_left_out(images.unreadable)
+    images = decode_for(model, args.images, args.split)
     if args.heatmap is None:
         nats, maps = np.concatenate([part.mean((1, 2)) for part in square_nats(model, images.squares)]), None
     else:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Serve, "serve", argv)
     token = None if args.token_file is None else _token(args.token_file)
     names = args.models.model or (None,)
-    options = ModelOptions(None, args.models.fit, args.models.device, args.models.dtype, args.models.threads)
+    options = ModelOptions(**{f.name: getattr(args.models, f.name) for f in fields(ModelOptions)} | {"model": None})
     try:
         from nextpixel.server.app import create_app
         from nextpixel.server.listen import listen, serve

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nextpixel.config.keywords import Settings
-from nextpixel.config.terms import Device, Fit, Speed, check_numbers
+from nextpixel.config.terms import Device, Fit, Levels, Speed, check_numbers
 from nextpixel.errors import InputError
 
 
@@ -48,6 +48,11 @@ class ModelOptions(Settings):
     """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     fit: Fit | None = None
     """How pictures become squares, as pretrain tells; the model's own way unless told."""
+    range: str | None = None
+    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
+    without a window); by default looked for over the images, where the model has no range of its own."""
+    bands: str | None = None
+    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
     device: Device = "auto"
     """auto takes cuda, then mps, then cpu."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -58,6 +63,12 @@ class ModelOptions(Settings):
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"expected at least 1, got {self.threads}", argument="threads")
+        Levels.of(self.range, self.bands)
+
+    @property
+    def levels(self) -> Levels:
+        """What range and bands give."""
+        return Levels.of(self.range, self.bands)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from nextpixel.config.terms import (
     Augment,
     Device,
     Fit,
+    Levels,
     Objective,
     Positions,
     Preset,
@@ -60,6 +61,11 @@ class RunConfig(Settings):
     """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
     down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
     the model that it begins with brings another; kept with the model."""
+    range: str | None = None
+    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
+    without a window); by default looked for over the images, and kept with the model."""
+    bands: str | None = None
+    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
     seed: int = 0
     """Fixes weights, order, crops, flips and what is held out."""
 
@@ -96,6 +102,12 @@ class RunConfig(Settings):
             raise InputError(
                 f"expected a number between 0 and 1, got {self.validation_fraction}", argument="validation_fraction"
             )
+        Levels.of(self.range, self.bands)
+
+    @property
+    def levels(self) -> Levels:
+        """What range and bands give."""
+        return Levels.of(self.range, self.bands)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def create_app(
     async def opened(request: Request, image: bytes, model: Backbone, deadline: float) -> NDArray[np.uint8]:
         """The picture as the model's square (1, S, S, 3)."""
         try:
-            square = decoders.square(image, model.config.side, model.fit)
+            square = decoders.square(image, model.config.side, model.fit, model.levels)
             return (await within(request, deadline, square))[None]
         except UnreadableImage as error:
             raise HTTPException(

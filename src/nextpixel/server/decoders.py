@@ -15,9 +15,10 @@ import numpy as np
 from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Levels
 from nextpixel.images import UnreadableImage, decode, fit_square
 
+NO_LEVELS = Levels()
 PROCESSES = 2
 CPU_SECONDS = 5.0  # of one picture; whole ones of 16 million pixels take less than one
 MEMORY_BYTES = 1 << 30  # of a process, and for each pixel:
@@ -37,12 +38,12 @@ class Decoders:
         self._limiter = CapacityLimiter(PROCESSES)
         self.close = weakref.finalize(self, _end, self._idle)
 
-    async def square(self, image: bytes, side: int, fit: Fit) -> NDArray[np.uint8]:
+    async def square(self, image: bytes, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
         """The picture as a square (S, S, 3). Raises UnreadableImage."""
         async with self._limiter:
             process = self._idle.pop() if self._idle else _start(*self._settings)
             try:
-                pixels = await to_thread.run_sync(_ask, process, image, side, fit, abandon_on_cancel=True)
+                pixels = await to_thread.run_sync(_ask, process, image, side, fit, levels, abandon_on_cancel=True)
             except UnreadableImage:
                 if process.poll() is None:
                     self._idle.append(process)
@@ -68,10 +69,12 @@ def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(process: subprocess.Popen[bytes], image: bytes, side: int, fit: Fit) -> NDArray[np.uint8]:
+def _ask(
+    process: subprocess.Popen[bytes], image: bytes, side: int, fit: Fit, levels: Levels = NO_LEVELS
+) -> NDArray[np.uint8]:
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps([len(image), side, fit]).encode() + b"\n" + image)
+        process.stdin.write(json.dumps([len(image), side, fit, levels.values()]).encode() + b"\n" + image)
         process.stdin.flush()
     if not (line := process.stdout.readline()):
         _end([process])
@@ -102,11 +105,13 @@ def work(pixel_limit: int, formats: Sequence[str], cpu_seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asked, answer = sys.stdin.buffer, sys.stdout.buffer
     while line := asked.readline():
-        size, side, fit = json.loads(line)
+        size, side, fit, levels = json.loads(line)
         image = asked.read(size)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
         try:
-            picture = decode(image, "in the request", pixel_limit=pixel_limit, formats=tuple(formats))
+            picture = decode(
+                image, "in the request", levels=Levels.of(**levels), pixel_limit=pixel_limit, formats=tuple(formats)
+            )
             reason, pixels = None, fit_square(picture, side, fit=fit).tobytes()
         except UnreadableImage as error:
             reason, pixels = error.reason, b""

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Levels
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, UnreadableImage, readable_extensions
+from nextpixel.images import Content, Picture, UnreadableImage, readable_extensions
 from nextpixel.progress import say_once
 from nextpixel.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
-from nextpixel.sources.base import Numbered, Source, extension, sha256
+from nextpixel.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
 from nextpixel.sources.files import FileSource, Listing, count_kinds, image_folder, is_image
+from nextpixel.sources.levels import settle
 from nextpixel.sources.maps import MapSource, check_readable, is_map
 from nextpixel.sources.shards import ShardSource, expand, is_pattern
 from nextpixel.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
 from nextpixel.sources.tables import ParquetSource, open_hub
 
-__all__ = ["MapSource", "Source", "load_images", "open_source"]
+__all__ = ["MapSource", "Source", "load_images", "open_source", "settle"]
 
 TABLES = frozenset({"parquet"})
 SHARDS = frozenset({"tar"})
@@ -32,8 +33,9 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
     """Opens whatever `images` is; names are listed, nothing is decoded.
 
     images  a PIL picture;
-            a uint8 array or tensor (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W), where 1 or 4 channels (the
-            fourth is opacity, laid over white) do as well as 3; 3 axes that end in 1, 3 or 4 are one image;
+            an array or tensor (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W): uint8, where 1 or 4 channels (the
+            fourth is opacity, laid over white) do as well as 3, or other numbers and bands, see images.Numbers;
+            3 axes that end in 1, 3 or 4 are one image;
             a list of these or of paths, sizes mixed at will;
             an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
             arrays such as cifar10_teX.npy; WebDataset shards, .tar, as a file or a folder of them;
@@ -62,24 +64,29 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
         refuse_split(split, "the tensor")
         return ArraySource("the tensor", batch(_numpy(images), "the tensor"))
     raise InputError(
-        "images must be a PIL picture, a uint8 array or tensor, a list of these, a path or a dataset name; "
+        "images must be a PIL picture, an array or tensor, a list of these, a path or a dataset name; "
         f"got {type(images).__name__}"
     )
 
 
-def load_images(images: Any, side: int, split: str | None = None, *, fit: Fit = "crop") -> np.ndarray:
+def load_images(
+    images: Any, side: int, split: str | None = None, *, fit: Fit = "crop", levels: Levels = NO_LEVELS
+) -> np.ndarray:
     """Every picture of a small source as a square (see images.fit_square), in order: uint8 (B, side, side, 3).
 
     Raises InputError, also for a single picture that cannot be read: each was asked for.
     """
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
+    levels, note = settle(source, levels)
     squares = np.empty((len(source), side, side, 3), np.uint8)
     for index in range(len(source)):
         try:
-            squares[index] = source.square(index, side, fit)
+            squares[index] = source.square(index, side, fit, levels)
         except UnreadableImage as error:
             raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
+    if note:
+        say_once(note)
     return squares
 
 
@@ -104,13 +111,13 @@ class JoinedSource(Source):
         if len(labels) == len(parts) and all(part.classes == parts[0].classes for part in parts):
             self.labels, self.classes = np.concatenate(labels), parts[0].classes
 
-    def read(self, index: int) -> Picture:
+    def content(self, index: int) -> Content:
         part, place = self.places.locate(index)
-        return self.parts[part].read(place)
+        return self.parts[part].content(place)
 
-    def square(self, index: int, side: int, fit: Fit) -> np.ndarray:
+    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
         part, place = self.places.locate(index)
-        return self.parts[part].square(place, side, fit)
+        return self.parts[part].square(place, side, fit, levels)
 
     def fingerprint(self) -> str:
         return sha256(part.fingerprint().encode() for part in self.parts)

@@ -3,14 +3,16 @@
 import os
 import re
 import zipfile
+from math import isqrt
 
 import numpy as np
 
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, UnreadableImage, from_array, to_rgb
+from nextpixel.images import Numbers, Picture, read_pixels
 from nextpixel.sources.base import Numbered, Source, checked_labels, identity, sha256
 from nextpixel.sources.splits import choose_split, refuse_split
 
+BANDS_AT_MOST = 256
 OPENAI_TOKENS = re.compile(r"(imagenet|cifar10)_(tr|va|te)X\.npy")
 
 
@@ -21,19 +23,17 @@ class PictureSource(Source):
         super().__init__("the picture", ["0"])
         self.picture = picture
 
-    def read(self, index: int) -> Picture:
-        try:
-            return to_rgb(self.picture)
-        except Exception as error:  # a picture opened from a file is decoded only now
-            raise UnreadableImage(self.names[index], str(error) or type(error).__name__) from error
+    def content(self, index: int) -> Picture:
+        return self.picture
 
     def fingerprint(self) -> str:
-        picture = self.read(0)
-        return sha256([repr(picture.size).encode(), picture.tobytes()])
+        pixels = read_pixels(self.picture, self.names[0])
+        values = pixels.values if isinstance(pixels, Numbers) else np.asarray(pixels)
+        return sha256([f"{values.shape} {values.dtype}".encode(), np.ascontiguousarray(values)])
 
 
 class ArraySource(Source):
-    """uint8 (B, H, W) or (B, H, W, C); `stamp` stands for the content where that lies in a file."""
+    """Numbers (B, H, W) or (B, H, W, C); `stamp` stands for the content where that lies in a file."""
 
     def __init__(
         self,
@@ -47,23 +47,28 @@ class ArraySource(Source):
         self.array = array
         self.stamp = stamp
 
-    def read(self, index: int) -> Picture:
-        return from_array(self.array[index])
+    def content(self, index: int) -> np.ndarray:
+        return self.array[index]
 
     def fingerprint(self) -> str:
         if self.stamp is not None:
             return sha256([self.stamp.encode()])
         images = (np.ascontiguousarray(image) for image in self.array)
-        return sha256([repr(self.array.shape).encode(), *images])
+        return sha256([f"{self.array.shape} {self.array.dtype}".encode(), *images])
 
 
 def batch(array: np.ndarray, name: str, *, may_be_single: bool = True) -> np.ndarray:
-    """Checks an array and gives it the axis B: uint8 (B, H, W) or (B, H, W, 1, 3 or 4). Raises InputError."""
-    if array.dtype != np.uint8:
-        raise InputError(f"{name} must hold uint8 values 0..255, got {array.dtype}; round and convert it first")
-    if array.ndim == 2 or (may_be_single and array.ndim == 3 and array.shape[2] in (1, 3, 4)):
+    """Checks an array and gives it the axis B: real numbers (B, H, W) or (B, H, W, C). Raises InputError.
+
+    Three axes are one image, where `may_be_single`, if the last is 1, 3 or 4; or if it is far the shortest and the
+    numbers are not uint8.
+    """
+    if array.dtype.kind not in "uifb":
+        raise InputError(f"{name} must hold real numbers, such as uint8 values 0..255, got {array.dtype}")
+    if array.ndim == 2 or (may_be_single and array.ndim == 3 and _is_single(array)):
         array = array[None]
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3, 4)):
+    channels_first = array.ndim == 4 and array.shape[3] not in (1, 3, 4) and array.shape[1] in (1, 3, 4)
+    if array.ndim not in (3, 4) or channels_first or (array.ndim == 4 and array.shape[3] > BANDS_AT_MOST):
         raise InputError(
             f"{name} must have the shape (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W), channels last; got {array.shape}"
         )
@@ -72,20 +77,30 @@ def batch(array: np.ndarray, name: str, *, may_be_single: bool = True) -> np.nda
     return array
 
 
+def _is_single(array: np.ndarray) -> bool:
+    rows, columns, last = array.shape
+    return last in (1, 3, 4) or (array.dtype != np.uint8 and last <= BANDS_AT_MOST and min(rows, columns) >= 2 * last)
+
+
 def open_npy(path: str) -> Source:
-    """A .npy file, memory-mapped: pixels, or tokens by OpenAI's file names or as rows of whole numbers beyond uint8."""
+    """A .npy file, memory-mapped: pixels, or tokens by OpenAI's file names or as rows of whole numbers below 512."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it holds several arrays; rename it to .npz")
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
-    beyond_pixels = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8
-    if beyond_pixels or OPENAI_TOKENS.fullmatch(os.path.basename(path)):
+    may_be_tokens = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size > 0
+    if OPENAI_TOKENS.fullmatch(os.path.basename(path)) or (may_be_tokens and _are_tokens(array)):
         from nextpixel.sources.tokens import TokenSource  # which needs torch
 
         return TokenSource(path)
     return ArraySource(path, batch(array, path), stamp=identity(path))
+
+
+def _are_tokens(array: np.ndarray) -> bool:
+    """Whether rows can be pictures in OpenAI's 512 colours; else they are the rows of a picture."""
+    return isqrt(array.shape[1]) ** 2 == array.shape[1] and array.min() >= 0 and array.max() < 512
 
 
 def open_npz(path: str, split: str | None) -> Source:

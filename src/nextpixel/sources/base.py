@@ -8,10 +8,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Levels
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, UnreadableImage, fit_square
+from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_square
 
+NO_LEVELS = Levels()
 READ_TOGETHER = 256  # pictures that threads read before the next ones: what a source that streams must keep
 
 
@@ -47,12 +48,20 @@ class Source(ABC):
         return len(self.names)
 
     @abstractmethod
-    def read(self, index: int) -> Picture:
-        """Picture `index` in RGB. Raises UnreadableImage. Several threads may call it at once."""
+    def content(self, index: int) -> Content:
+        """Picture `index` before decoding. Raises UnreadableImage. Several threads may call it at once."""
 
-    def square(self, index: int, side: int, fit: Fit) -> np.ndarray:
+    def read(self, index: int, levels: Levels = NO_LEVELS) -> Picture:
+        """Picture `index` in RGB. Raises UnreadableImage."""
+        return decode(self.content(index), self.names[index], levels=levels)
+
+    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
         """Picture `index` as a square, uint8 (side, side, 3), see images.fit_square. Raises as read does."""
-        return fit_square(self.read(index), side, fit=fit)
+        return fit_square(self.read(index, levels), side, fit=fit)
+
+    def sampled(self, count: int) -> range:
+        """Numbers of at most `count` pictures, evenly spaced, by which the range of a set is found."""
+        return range(0, len(self), max(1, -(-len(self) // count)))
 
     @abstractmethod
     def fingerprint(self) -> str:

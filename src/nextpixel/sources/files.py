@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, decode, missing_plugin, readable_extensions
+from nextpixel.images import missing_plugin, readable_extensions
 from nextpixel.sources.base import Source, extension
 
 SAMPLED_FILES = 8
@@ -44,9 +44,8 @@ class FileSource(Source):
         super().__init__(source_name, names, labels, classes)
         self.folder = folder
 
-    def read(self, index: int) -> Picture:
-        name = self.names[index]
-        return decode(os.path.join(self.folder, name), name)
+    def content(self, index: int) -> str:
+        return os.path.join(self.folder, self.names[index])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

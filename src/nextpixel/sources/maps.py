@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Levels
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, fit_square, from_array
-from nextpixel.sources.base import Names, Source
+from nextpixel.images import fit_square, from_array
+from nextpixel.sources.base import NO_LEVELS, Names, Source
 
 SQUARES, META = "squares.u8", "meta.json"
 NAMES, NAME_ENDS, LABELS = "names.bin", "name_ends.npy", "labels.npy"
@@ -61,7 +61,8 @@ class StoredNames(Names):
 class MapSource(Source):
     """A folder that write_set made. `squares` uint8 (N, side, side, 3) is a memory map; nothing is held or copied.
 
-    `serves` is the smaller side that random crops of the squares are made for, or else their own.
+    `serves` is the smaller side that random crops of the squares are made for, or else their own. `levels` are those
+    they were made with, and `note` a line that says so.
     Raises FileNotFoundError where there is no set, InputError for a damaged one.
     """
 
@@ -73,7 +74,8 @@ class MapSource(Source):
             self.side, self.fit = int(meta["side"]), meta["fit"]
             self.serves = int(meta.get("serves", self.side))
             self.unreadable = meta["unreadable"]
-            self.made_from, self.content = str(meta["source"]), str(meta.get("content"))
+            self.levels, self.note = Levels.of(meta.get("range"), meta.get("bands")), meta.get("note")
+            self.made_from, self.digest = str(meta["source"]), str(meta.get("content"))
             if "names" in meta:  # the user's cache may hold sets from before names had files of their own
                 names: Sequence[str] = meta["names"]
                 labels = None if meta["labels"] is None else np.array(meta["labels"], np.int64)
@@ -93,14 +95,14 @@ class MapSource(Source):
     def __len__(self) -> int:
         return len(self.squares)
 
-    def read(self, index: int) -> Picture:
-        return from_array(self.squares[index])
+    def content(self, index: int) -> NDArray[np.uint8]:
+        return self.squares[index]
 
-    def square(self, index: int, side: int, fit: Fit) -> NDArray[np.uint8]:
+    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
         self.check(side, fit)
         if side == self.side:
             return np.array(self.squares[index])
-        return fit_square(self.read(index), side)  # proportions were settled when it was prepared
+        return fit_square(from_array(self.squares[index]), side)  # proportions were settled when it was prepared
 
     def check(self, side: int, fit: Fit, stored: int | None = None) -> None:
         """Raises InputError unless squares of that side and fit can be had; with `stored`, lie here at that side."""
@@ -115,7 +117,7 @@ class MapSource(Source):
         )
 
     def fingerprint(self) -> str:
-        return self.content
+        return self.digest
 
 
 def is_map(folder: str | Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, UnreadableImage, decode, readable_extensions
+from nextpixel.images import UnreadableImage, readable_extensions
 from nextpixel.progress import say_once
 from nextpixel.sources.base import Source, checked_labels, extension, identity, sha256
 from nextpixel.sources.files import count_kinds, unread_kind
@@ -64,15 +64,14 @@ class ShardSource(Source):
             values = np.array([int(kind) for kind in found], np.int64) if is_number else np.array(found)
             self.labels, self.classes = checked_labels(values, None, len(names), source_name)
 
-    def read(self, index: int) -> Picture:
+    def content(self, index: int) -> bytes:
         name, path = self.names[index], self.paths[self.shards[index]]
         try:
             with open(path, "rb") as file:  # opened anew: there may be more shards than files that may be open
                 file.seek(self.offsets[index])
-                data = file.read(self.sizes[index])
+                return file.read(self.sizes[index])
         except OSError as error:
             raise UnreadableImage(name, f"{path} cannot be read: {error.strerror}") from error
-        return decode(data, name)
 
     def fingerprint(self) -> str:
         return sha256(identity(path).encode() for path in self.paths)

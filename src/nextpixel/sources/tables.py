@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from nextpixel.errors import InputError, WorkError
-from nextpixel.images import EXTENSIONS, Picture, UnreadableImage, decode
+from nextpixel.images import EXTENSIONS, UnreadableImage
 from nextpixel.sources.base import READ_TOGETHER, Numbered, Source, checked_labels, extension, identity, inside, sha256
 from nextpixel.sources.splits import choose_split
 
 BATCH_BYTES = 32 * 2**20
 BATCH_ROWS = 16, 1000  # at least and at most
+SAMPLED_OF_STREAM = 16  # pictures, which are kept: they are read once more
 BATCHES_KEPT = 4  # threads that read in order are never further apart than this
 
 
@@ -61,7 +62,7 @@ class ParquetSource(Source):
     def __reduce__(self) -> Any:  # open files cannot travel to another process: it opens them again
         return ParquetSource, (self.source_name, self.paths)
 
-    def read(self, index: int) -> Picture:
+    def content(self, index: int) -> str | bytes:
         file, row = self.places.locate(index)
         name = self.names[index]
         try:
@@ -74,7 +75,7 @@ class ParquetSource(Source):
             data = inside(os.path.dirname(self.paths[file]) or ".", path, name)
         if not data:
             raise UnreadableImage(name, "the table has neither its bytes nor its path")
-        return decode(data, name)
+        return data
 
     def fingerprint(self) -> str:
         return sha256(identity(path).encode() for path in self.paths)
@@ -158,14 +159,14 @@ class HubSource(Source):
         self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
         self._fingerprint = sha256(part.encode() for part in (source_name, split, rows._fingerprint))
 
-    def read(self, index: int) -> Picture:
-        return _picture(self.rows[index][self.column] or {}, self.names[index])
+    def content(self, index: int) -> str | bytes:
+        return _encoded(self.rows[index][self.column] or {}, self.names[index])
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
 
-def _picture(cell: Mapping[str, Any], name: str) -> Picture:
+def _encoded(cell: Mapping[str, Any], name: str) -> str | bytes:
     """That of a cell with bytes, or with a path to where the hub's files are kept."""
     data, path = cell.get("bytes"), cell.get("path")
     if not data and path:
@@ -178,7 +179,7 @@ def _picture(cell: Mapping[str, Any], name: str) -> Picture:
             raise UnreadableImage(name, "its path leads out of the cache of hub files")
     if not data:
         raise UnreadableImage(name, "the set has neither its bytes nor its path")
-    return decode(data, name)
+    return data
 
 
 class StreamSource(Source):
@@ -208,15 +209,18 @@ class StreamSource(Source):
         self._stream: Iterator[Any] = iter(())
         self._kept: dict[int, Any] = {}
 
-    def read(self, index: int) -> Picture:
+    def content(self, index: int) -> str | bytes:
         with self._lock:
             if index not in self._kept:
                 self._go_to(index)
-            cell = self._kept.pop(index)
-        return _picture(cell, self.names[index])
+            cell = self._kept[index] if index in self.sampled(READ_TOGETHER) else self._kept.pop(index)
+        return _encoded(cell, self.names[index])
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    def sampled(self, count: int) -> range:
+        return range(min(count, SAMPLED_OF_STREAM, READ_TOGETHER, len(self)))  # others would be asked for anew
 
     def _go_to(self, index: int) -> None:
         start = index - index % READ_TOGETHER

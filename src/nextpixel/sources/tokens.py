@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, from_array
 from nextpixel.palette import Palette
 from nextpixel.sources.base import Numbered, Source, identity
 
@@ -23,8 +22,8 @@ class TokenSource(Source):
         super().__init__(path, Numbered([("", len(self.tokens))]), labels)
         self.path = path
 
-    def read(self, index: int) -> Picture:
-        return from_array(self.palette.decode(self.tokens[index][None])[0])
+    def content(self, index: int) -> np.ndarray:
+        return self.palette.decode(self.tokens[index][None])[0]
 
     def fingerprint(self) -> str:
         return identity(self.path, self.palette.hash)

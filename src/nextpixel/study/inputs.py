@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import ImageGPTConfig, StudyConfig
+from nextpixel.config import ImageGPTConfig, Levels, StudyConfig
 from nextpixel.data import DecodedSet, decode
 from nextpixel.errors import InputError
 from nextpixel.labels import labels_of, refuse_overlap
@@ -94,6 +94,8 @@ def _comparable(member: Member) -> dict[str, Any]:
         "objective": member.shape.objective,
         "palette": facts["palette"]["sha256"],
         "fit": facts["decisions"]["fit"],
+        "range": facts["data"].get("range"),
+        "bands": facts["data"].get("bands"),
     }
 
 
@@ -101,7 +103,10 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
     sources = [open_source(data, split) for split in ("train", "test")]
     for source in sources:
         labels_of(source)  # refuses images without
-    train, test = (decode(source, side, fit=fit) for source in sources)
+    trained_on = members[0].facts["data"]
+    levels = Levels.of(trained_on.get("range"), trained_on.get("bands"))
+    train = decode(sources[0], side, fit=fit, levels=levels)
+    test = decode(sources[1], side, fit=fit, levels=train.levels)
     say_left_out(train.unreadable + test.unreadable)
     for member in members:
         keys = [member.facts["decisions"]["train_key"]]

@@ -1,0 +1,74 @@
+"""Pictures: read from files and arrays (pixels), cut to squares, drawn on a canvas. The only unit that uses PIL.
+
+H and W are rows and columns of pixels, S the side of a square. Images are uint8 (H, W, 3), 0-255, sRGB.
+"""
+
+from nextpixel.images.canvas import (
+    BACKGROUND,
+    HEAT,
+    INK,
+    grid,
+    heatmap,
+    png_bytes,
+    save_png,
+    terminal_picture,
+    terminal_row,
+    zoom_nearest,
+)
+from nextpixel.images.numbers import Numbers, coloured, find_range
+from nextpixel.images.pixels import (
+    EXTENSIONS,
+    FORMATS,
+    PIXEL_LIMIT,
+    Content,
+    Picture,
+    UnreadableImage,
+    decode,
+    from_array,
+    missing_plugin,
+    read_pixels,
+    readable_extensions,
+    to_rgb,
+)
+from nextpixel.images.squares import (
+    FILTERS,
+    IMAGENET_SIDE,
+    crop_resize,
+    fit_square,
+    orient,
+    upright,
+)
+
+__all__ = [
+    "BACKGROUND",
+    "EXTENSIONS",
+    "FILTERS",
+    "FORMATS",
+    "HEAT",
+    "IMAGENET_SIDE",
+    "INK",
+    "PIXEL_LIMIT",
+    "Content",
+    "Numbers",
+    "Picture",
+    "UnreadableImage",
+    "coloured",
+    "crop_resize",
+    "decode",
+    "find_range",
+    "fit_square",
+    "from_array",
+    "grid",
+    "heatmap",
+    "missing_plugin",
+    "orient",
+    "png_bytes",
+    "read_pixels",
+    "readable_extensions",
+    "save_png",
+    "terminal_picture",
+    "terminal_row",
+    "to_rgb",
+    "upright",
+    "zoom_nearest",
+]

@@ -1,0 +1,101 @@
+"""TIFF files that PIL cannot read, such as those of many bands, through tifffile; and which bands are shown."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nextpixel.images.numbers import Numbers
+
+MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TURNS: dict[
+    int, Callable[[np.ndarray], np.ndarray]
+] = {  # TIFF orientation -> rows and columns of what is stored, turned upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+def choose_bands(values: np.ndarray, bands: tuple[int, ...] | None) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(H, W, C) -> (H, W, 1 or 3) and which bands these are: of two or more than three, `bands` or the first ones.
+
+    Raises ValueError for a band that is not there.
+    """
+    count = values.shape[2]
+    if count in (1, 3):
+        return values, ()
+    taken = bands or ((1,) if count == 2 else (1, 2, 3))
+    if max(taken) > count:
+        raise ValueError(f"it has {count} bands, but bands asks for number {max(taken)}")
+    return values[..., [band - 1 for band in taken]], taken
+
+
+def straight(values: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """Premultiplied whole numbers (H, W, C) without their opacity (H, W)."""
+    opacity = opacity[..., None]
+    found = np.divide(values, opacity, out=np.zeros(values.shape, np.float32), where=opacity > 0)
+    return np.rint(np.minimum(found, np.iinfo(values.dtype).max)).astype(values.dtype)
+
+
+def no_data(text: Any) -> float | None:
+    """The number of GDAL's tag for it."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def is_tiff(file: str | bytes) -> bool:
+    if isinstance(file, bytes):
+        return file[:4] in MARKS
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(4) in MARKS
+    except OSError:
+        return False
+
+
+def read(file: str | bytes, bands: tuple[int, ...] | None, pixel_limit: int) -> Numbers:
+    """The first picture of a TIFF file. Raises ValueError, also where tifffile is missing, and what that raises."""
+    try:
+        import tifffile
+    except ImportError:
+        raise ValueError("this kind of TIFF needs tifffile; type: pip install tifffile imagecodecs") from None
+    with tifffile.TiffFile(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+        page: Any = opened.pages[0]
+        if page.imagewidth * page.imagelength > pixel_limit:
+            raise ValueError(f"{page.imagewidth} x {page.imagelength} is over {pixel_limit:,} pixels")
+        if page.photometric not in (0, 1, 2):
+            raise ValueError(f"a TIFF of the kind {page.photometric.name} with {page.dtype} cannot be read")
+        values = np.asarray(page.asarray())
+        tags = {code: page.tags[code].value for code in (274, 42113) if code in page.tags}
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise ValueError(f"expected rows, columns and bands, got the axes {page.axes}")
+    values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values.reshape(*values.shape[:2], -1)
+    values = TURNS.get(int(tags.get(274, 1)), lambda a: a)(values)
+    is_whole = values.dtype.kind in "iu"
+    opacity, extra = None, [int(kind) for kind in page.extrasamples]
+    for place, kind in enumerate(extra, values.shape[2] - len(extra)):
+        if kind in (1, 2) and is_whole:
+            opacity = values[..., place] / np.float32(np.iinfo(values.dtype).max)
+            colours = np.delete(values, place, axis=2)
+            values = straight(colours, opacity) if kind == 1 else colours
+            break
+    count = values.shape[2]
+    chosen, taken = choose_bands(values, bands)
+    return Numbers(
+        chosen,
+        opacity,
+        stated=(0.0, 255.0) if page.dtype == np.uint8 else None,
+        negative=page.photometric == 0,
+        no_data=no_data(tags.get(42113)),
+        bands=taken,
+        band_count=count,
+        info={"icc_profile": page.iccprofile} if page.iccprofile else {},
+    )

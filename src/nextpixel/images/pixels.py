@@ -1,0 +1,403 @@
+"""Encoded pictures, PIL's and arrays -> RGB, as a viewer shows them."""
+
+import io
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nextpixel.config import Levels
+from nextpixel.images import dicom, multiband
+from nextpixel.images.multiband import choose_bands
+from nextpixel.images.numbers import Numbers, coloured
+from nextpixel.images.profiles import to_srgb
+from nextpixel.limits import check_picture
+
+Picture = Image.Image
+Content = str | bytes | Picture | np.ndarray  # a path, an encoded picture, or pixels
+
+PIXEL_LIMIT = 178_956_970  # half a GiB of RGB: where PIL itself refuses by default
+
+# Without EPS, which starts an outside program, and without formats that PIL knows by name only.
+FORMATS = "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP XBM".split()
+EXTENSIONS = frozenset(
+    "apng avif avifs bmp bw dds dib gif icns ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm "
+    "pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm".split()
+)
+PLUGINS = {  # kind -> extensions, the module that reads them, what pip calls it
+    "HEIC": (frozenset({"heic", "heics", "heif", "hif"}), "pillow_heif", "pillow-heif"),
+    "JPEG XL": (frozenset({"jxl"}), "pillow_jxl", "pillow-jxl-plugin"),
+    "DICOM": (frozenset({"dcm", "dicom"}), "pydicom", "pydicom"),
+}
+UPRIGHT = {  # EXIF orientation (tag 0x0112) -> what turns the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+WIDE = re.compile(r"(LA|RGB|RGBA|RGBa|RGBX);16([BLN])")  # raw modes of which PIL keeps the higher byte alone
+PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, GDAL_NODATA, BITS = 262, 277, 284, 338, 42113, 258  # TIFF tags
+
+
+class UnreadableImage(ValueError):
+    """One picture that cannot be decoded: `name` says which, `reason` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both as args, so that the exception survives pickling
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot read the image {self.name}: {self.reason}"
+
+
+def readable_extensions() -> frozenset[str]:
+    """EXTENSIONS, and those of the kinds in PLUGINS whose library is installed; none is imported."""
+    return EXTENSIONS.union(*(ends for ends, module, _ in PLUGINS.values() if find_spec(module)))
+
+
+def missing_plugin(extension: str) -> tuple[str, str] | None:
+    """(kind, what to install) where files of that extension need a library that is not installed."""
+    for kind, (ends, module, package) in PLUGINS.items():
+        if extension in ends and not find_spec(module):
+            return kind, package
+    return None
+
+
+def decode(
+    content: Content,
+    name: str,
+    *,
+    levels: Levels = Levels(),  # noqa: B008
+    pixel_limit: int = PIXEL_LIMIT,
+    formats: tuple[str, ...] | None = None,
+) -> Picture:
+    """A path, encoded bytes, a PIL picture or an array -> RGB, first frame, upright. Raises UnreadableImage only.
+
+    Of more pixels than the limit nothing but the header is read. `formats` are some of FORMATS; by default all.
+    """
+    pixels = read_pixels(content, name, bands=levels.bands, pixel_limit=pixel_limit, formats=formats)
+    return pixels if isinstance(pixels, Picture) else coloured(pixels, levels)
+
+
+def read_pixels(
+    content: Content,
+    name: str,
+    *,
+    bands: tuple[int, ...] | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+    formats: tuple[str, ...] | None = None,
+    peek: bool = False,
+) -> Picture | Numbers:
+    """The same, but numbers whose range the format does not state, or of more than three bands, stay as they are.
+
+    With `peek` only these are decoded; of any other file the header is read.
+    """
+    with _quiet_pil():
+        try:
+            if isinstance(content, np.ndarray):
+                return _of_array(content, bands)
+            if isinstance(content, Picture):
+                return _of_picture(content, bands, peek=peek)
+            check_picture(content)
+            if formats is None and dicom.is_dicom(content):
+                return dicom.read(content, pixel_limit)
+            try:
+                opened = _open(content, formats or _formats())
+            except Image.UnidentifiedImageError:
+                if formats is None and multiband.is_tiff(content):
+                    return multiband.read(content, bands, pixel_limit)
+                raise
+            with opened as picture:
+                if picture.width * picture.height > pixel_limit:
+                    raise ValueError(f"{picture.width} x {picture.height} is over {pixel_limit:,} pixels")
+                return _of_picture(picture, bands, content, peek)
+        except Exception as error:  # hostile bytes make PIL raise nearly anything: struct.error, SyntaxError, ...
+            missing = missing_plugin(name.rpartition(".")[2].lower())
+            reason = f"{missing[0]} needs {missing[1]}; type: pip install {missing[1]}" if missing else _reason(error)
+            raise UnreadableImage(name, reason) from error
+
+
+def to_rgb(picture: Picture, levels: Levels = Levels()) -> Picture:  # noqa: B008
+    """Any PIL picture -> RGB in sRGB, upright by its EXIF orientation, transparency laid over white.
+
+    Nothing but pixels is kept, so that doing it again changes nothing. Numbers of more than 8 bits are scaled by
+    `levels`. An animation gives the frame it is at: the first of a file just opened. A picture that is plain RGB
+    already is returned itself.
+    """
+    with _quiet_pil():
+        pixels = _of_picture(picture, levels.bands)
+        return pixels if isinstance(pixels, Picture) else coloured(pixels, levels)
+
+
+def from_array(pixels: np.ndarray) -> Picture:
+    """uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4: over white) -> RGB picture."""
+    return decode(pixels, "the array")
+
+
+def _open(file: str | bytes, formats: tuple[str, ...]) -> Picture:
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+
+
+def _of_array(array: np.ndarray, bands: tuple[int, ...] | None) -> Picture | Numbers:
+    values = array[..., None] if array.ndim == 2 else array
+    channels = values.shape[2]
+    if array.dtype == np.uint8 and (channels in (1, 3) or (channels == 4 and bands is None)):
+        return _of_picture(Image.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values)), None)
+    values, taken = choose_bands(values, bands)
+    stated = (0.0, 255.0) if array.dtype == np.uint8 else None
+    return Numbers(values, stated=stated, bands=taken, band_count=channels)
+
+
+def _of_picture(
+    picture: Picture, bands: tuple[int, ...] | None, file: str | bytes | None = None, peek: bool = False
+) -> Picture | Numbers:
+    tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
+    samples = int(tags.get(SAMPLES, 1))
+    wide = _wide(picture)
+    if wide or (bands and samples > 3):
+        file = file or _file_of(picture)
+        if (bands and samples > 3) or (wide and tags.get(PLANAR) == 2):
+            return multiband.read(file, bands, PIXEL_LIMIT)
+        if wide:
+            return _of_wide(file, str(picture.format), *wide, tags)
+    is_wide = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+    if peek and not is_wide and samples <= 3:
+        return picture
+    is_opaque = not _means_opacity(picture, tags)
+    picture.load()
+    info = _info(picture)
+    upright = _upright(picture)
+    if is_wide:
+        return _of_grey(upright, info, picture.format, tags)
+    if is_opaque:
+        info.pop("transparency", None)
+        upright = upright.convert("RGB") if upright.mode in ("RGBA", "RGBa", "P", "PA") else upright
+        upright = upright.convert("L") if upright.mode in ("LA", "La") else upright
+        upright.info.pop("transparency", None)
+    if samples > 3 and picture.mode in ("RGB", "RGBA") and is_opaque and tags.get(PHOTOMETRIC) in (1, 2):
+        return Numbers(np.asarray(upright), stated=(0.0, 255.0), bands=(1, 2, 3), band_count=samples, info=info)
+    return _plain(_over_white(upright, info), picture)
+
+
+def _info(picture: Picture) -> dict[str, Any]:
+    return {str(name): value for name, value in picture.info.items()}
+
+
+def _plain(rgb: Picture, original: Picture) -> Picture:
+    """Without what would be believed again: orientation, profile, gamma, transparent colour."""
+    if rgb is original and type(rgb) is Picture and not rgb.info and not rgb.getexif():
+        return rgb
+    rgb = rgb.copy()
+    rgb.info = {}
+    return rgb
+
+
+def _over_white(picture: Picture, info: dict[str, Any]) -> Picture:
+    """8 bits -> RGB in sRGB."""
+    if picture.mode in ("La", "RGBa"):  # premultiplied
+        picture = picture.convert(picture.mode.upper())
+    if not picture.has_transparency_data:
+        return to_srgb(picture, info)
+    rgba = picture.convert("RGBA")
+    if picture.mode == "LA":
+        colours = picture.getchannel("L")
+    else:
+        colours = rgba.convert("RGB")
+    pixels = to_srgb(colours, info).convert("RGBA")
+    pixels.putalpha(rgba.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+
+
+def _of_grey(picture: Picture, info: dict[str, Any], kind: str | None, tags: Any) -> Numbers:
+    """One channel of more than 8 bits."""
+    values = np.asarray(picture)[..., None]
+    stated, transparent = None, info.get("transparency")
+    if kind in ("PPM", "JPEG2000") and picture.mode != "F":  # PIL has brought them to 16 bits
+        stated = 0.0, 65535.0
+    elif tags.get(BITS) == (12,):
+        stated = 0.0, 4095.0
+    opacity = (values[..., 0] != transparent).astype(np.float32) if isinstance(transparent, int) else None
+    return Numbers(
+        values,
+        opacity,
+        stated,
+        negative=tags.get(PHOTOMETRIC) == 0,
+        no_data=multiband.no_data(tags.get(GDAL_NODATA)),
+        info=info,
+    )
+
+
+def _wide(picture: Picture) -> tuple[str, str] | None:
+    """("RGB", "B") or the like, channels and byte order, where the file has 16 bits a channel and PIL would take 8."""
+    tiles: Any = getattr(picture, "tile", None)
+    args = tiles[0][3] if tiles else None
+    match = WIDE.fullmatch(str(args[0] if isinstance(args, tuple) else args))
+    return (match[1], match[2]) if match else None
+
+
+def _file_of(picture: Picture) -> bytes:
+    """The encoded bytes of a picture that PIL has opened but not decoded."""
+    file: Any = picture.fp  # type: ignore[attr-defined]
+    file.seek(0)
+    return bytes(file.read())
+
+
+def _of_wide(file: str | bytes, kind: str, channels: str, order: str, tags: Any) -> Numbers:
+    """PIL unpacks one byte of each 16-bit number: it is asked twice, once for either byte."""
+    high = {"N": "L" if sys.byteorder == "little" else "B"}.get(order, order)
+    if channels == "LA":
+        both, info = _unpacked(file, kind, "RGBA", "RGBA")  # all four bytes at once
+        values = both[..., ::2].astype(np.uint16) * 256 + both[..., 1::2]
+    else:
+        mode = "RGB" if channels == "RGB" else "RGBA"
+        upper, info = _unpacked(file, kind, mode, f"{mode};16{high}")
+        lower, _ = _unpacked(file, kind, mode, f"{mode};16{'B' if high == 'L' else 'L'}")
+        values = upper.astype(np.uint16) * 256 + lower
+    values, fourth = values[..., :-1] if values.shape[2] in (2, 4) else values, values[..., -1]
+    opacity: np.ndarray | None = None
+    bands: tuple[int, ...] = ()
+    if channels in ("LA", "RGBA", "RGBa"):
+        if kind != "TIFF" or _is_opacity(tags):
+            opacity = fourth / np.float32(65535)
+        else:
+            bands = 1, 2, 3
+    if channels == "RGBX":
+        bands = 1, 2, 3
+    if channels == "RGBa" and opacity is not None:  # premultiplied
+        values = multiband.straight(values, opacity)
+    transparent = info.get("transparency")
+    if opacity is None and isinstance(transparent, tuple):
+        opacity = (values != np.array(transparent)).any(-1).astype(np.float32)
+    return Numbers(values, opacity, bands=bands, band_count=4 if bands else 0, info=info)
+
+
+def _unpacked(file: str | bytes, kind: str, mode: str, raw: str) -> tuple[np.ndarray, dict[str, Any]]:
+    with _open(file, (kind,)) as opened:
+        picture: Any = opened
+        picture._mode = mode
+        tiles = []
+        for tile in picture.tile:
+            args = (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw
+            tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))
+        picture.tile = tiles
+        picture.load()
+        return np.asarray(_upright(picture)), _info(picture)
+
+
+def _is_opacity(tags: Any) -> bool:
+    """Whether a TIFF's extra sample is declared to be opacity; 999 is Corel Draw's."""
+    return (tags.get(EXTRA_SAMPLES) or (0,))[0] in (1, 2, 999)
+
+
+def _means_opacity(picture: Picture, tags: Any) -> bool:
+    """Whether the fourth channel that PIL calls opacity is that by the picture's format. Called before loading."""
+    kind, file = picture.format, getattr(picture, "fp", None)
+    if picture.mode not in ("RGBA", "RGBa", "LA", "La", "PA"):
+        return True
+    if kind == "TIFF":
+        return _is_opacity(tags)
+    if kind == "TGA" and file is not None:
+        place = file.tell()
+        file.seek(17)
+        attribute_bits = file.read(1)[0] & 15
+        file.seek(place)
+        if attribute_bits == 0:
+            return False
+    if kind == "PSD" and file is not None:
+        return _has_psd_opacity(file)
+    if kind == "JPEG2000" and file is not None:
+        place = file.tell()
+        file.seek(0)
+        boxes = file.read(1 << 16).partition(b"jp2c")[0]
+        file.seek(place)
+        _, found, definition = boxes.partition(b"cdef")
+        count = int.from_bytes(definition[:2], "big")
+        kinds = [int.from_bytes(definition[4 + 6 * i : 6 + 6 * i], "big") for i in range(min(count, 8))]
+        return bool(found) and any(value in (1, 2) for value in kinds)
+    if kind in ("BMP", "DIB", "DDS", "ICO", "TGA") and picture.mode in ("RGBA", "LA"):
+        return picture.getchannel("A").getextrema() != (0, 0)  # an unused byte
+    return True
+
+
+def _has_psd_opacity(file: Any) -> bool:
+    """A negative number of layers says that the fourth channel is the picture's opacity; else it is a selection."""
+    place = file.tell()
+    try:
+        file.seek(26)
+        for _ in range(2):  # colour table, resources
+            file.seek(int.from_bytes(file.read(4), "big"), 1)
+        section, layers = (int.from_bytes(file.read(4), "big") for _ in range(2))
+        return section > 0 and layers > 0 and int.from_bytes(file.read(2), "big", signed=True) < 0
+    finally:
+        file.seek(place)
+
+
+def _upright(picture: Picture) -> Picture:
+    try:
+        # After load(): PIL turns a TIFF upright itself while loading and then drops the tag.
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception:  # broken metadata is no reason to refuse sound pixels
+        return picture
+    return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "its content is no known image format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it claims to have over {PIXEL_LIMIT:,} pixels"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return " ".join(f"{error or type(error).__name__}".split())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()  # fills Image.OPEN with what this build of PIL can read
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401  # registers itself
+    return tuple(name for name in (*FORMATS, "HEIF", "JXL") if name in Image.OPEN)
+
+
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+_quiet_outer: warnings.catch_warnings | None = None
+
+
+@contextmanager
+def _quiet_pil() -> Iterator[None]:
+    """Silences PIL's warnings (odd metadata, large pictures), which would be errors under `python -W error`.
+
+    Counted under a lock: warnings.catch_warnings saves and restores one global list, and threads that decode
+    at the same time would restore each other's.
+    """
+    global _quiet_depth, _quiet_outer
+    with _quiet_lock:
+        if _quiet_depth == 0:
+            _quiet_outer = warnings.catch_warnings()
+            _quiet_outer.__enter__()
+            warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)(\.|$)")
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0 and _quiet_outer is not None:
+                _quiet_outer.__exit__(None, None, None)
