@@ -48,7 +48,9 @@ def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: py
         "this model", "raw pixels", "k-means patches", "untrained model",
     ]  # fmt: skip
     assert all("AUC" in line and "nearest neighbours" in line for line in lines[1:5])
-    assert lines[-2].startswith("by class: bright:") and "by layer: 0:" in lines[-1]
+    assert lines[-3].startswith("by class: bright:") and "by layer: 0:" in lines[-1]
+    chosen = r"chosen: layer \d, strength [\d.e-]+ \(C\); probabilities calibrated on held-out images \(temperature "
+    assert re.match(chosen, lines[-2])
     assert main(["predict", "probe", "set.npz", "--split", "test", "--out", "found.csv"]) == 0
     rows = list(csv.DictReader((desk / "found.csv").read_text().splitlines()))
     assert len(rows) == 30 and set(rows[0]) == {"file", "class", "bright", "dark"}
@@ -178,7 +180,8 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     assert main(["probe", "set.npz", "--model", "model", "--no-baselines", *arguments]) == 2
     output = capsys.readouterr()
-    assert sentence in output.err and not output.out and output.err.count("\n") == 1
+    assert sentence in output.err and not output.out
+    assert output.err.count("nextpixel: ") == 1 and output.err.splitlines()[-1].startswith("nextpixel: ")
 
 
 def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, capsys: pytest.CaptureFixture) -> None:
@@ -284,6 +287,34 @@ def test_a_probe_tells_its_layers_classes_and_the_commonest_class_of_training(
     )
     [_, ours] = capsys.readouterr().out.splitlines()
     assert "+-" not in ours, "one draw of labels tells nothing of others"
+
+
+def test_24_pictures_that_are_easily_told_apart_get_high_probabilities(
+    desk: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def few(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 2
+        noise = np.random.default_rng(seed).integers(0, 40, (count, 8, 8, 3))
+        return (noise + 200 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    images, labels = few(24, 0)
+    new, truth = few(16, 1)
+    names = np.array(["dark", "bright"])
+    np.savez("few.npz", train_images=images, train_labels=labels, test_images=new, test_labels=truth, class_names=names)
+    assert main(["probe", "few.npz", "--model", "model", "--no-baselines", "--out", "probe", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["held_out_accuracy_by_layer"].values()) == {1.0}
+    assert (report["layers"], report["strength"]) == ([1], 1.0) and report["temperature"] > 0
+    assert main(["predict", "probe", "few.npz", "--split", "test", "--json"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)["predictions"]
+    assert [row["class"] for row in rows] == names[truth].tolist()
+    assert min(row[row["class"]] for row in rows) > 0.8 and "not calibrated" not in err
+    np.savez("one.npz", images=images[:2], labels=labels[:2], class_names=names)
+    assert main(["probe", "one.npz", "--test", "few.npz", "--model", "model", "--no-baselines", "--out", "one"]) == 0
+    assert "probabilities not calibrated: no class has a second image to hold out" in capsys.readouterr().out
+    assert main(["predict", "one", "few.npz", "--split", "test"]) == 0
+    assert "not calibrated" in capsys.readouterr().err
 
 
 def test_a_saved_probe_finds_its_model_from_anywhere_and_sees_pictures_as_it_was_fitted(

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ from nextpixel import probing as probing_module
 from nextpixel.config import Pooling
 from nextpixel.data import DecodedSet
 from nextpixel.labels import class_numbers, folds_of, labels_of_readable
-from nextpixel.metrics import score_of
+from nextpixel.metrics import middle_best, score_of
 from nextpixel.probing import LinearProbe
+from nextpixel.study.points import LayerScore, chosen
 from test_model import lively
 
 
@@ -71,8 +73,64 @@ def test_a_class_of_one_image_is_never_held_out_and_the_others_still_choose(coun
 def test_where_nothing_can_be_held_out_the_middle_layer_is_taken() -> None:
     features = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     probe = LinearProbe(None).fit_features(features, np.arange(4), layers=[0, 1, 2, 3, 4])
-    assert (probe.layers_, probe.sweep_, probe.trials_) == ([2], {}, [])
+    assert (probe.layers_, probe.sweep_, probe.trials_, probe.temperature_) == ([2], {}, [], None)
     assert probe.linear_.weight.shape == (4, 6)
+
+
+def two_classes(count: int, layers: int, distance: float, seed: int, width: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, layers, D) of two classes, which lie that far apart along 8 of D axes, in every layer alike."""
+    rng, labels = np.random.default_rng(seed), np.arange(count) % 2
+    apart = distance * labels[:, None, None] * (np.arange(width) < 8)
+    return (rng.normal(size=(count, layers, width)) + apart).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("layers", "middle"), [([0, 1, 2, 3, 4], 2), ([0, 1, 2, 3], 2), ([7], 7), ([2, 5, 9], 5)])
+def test_of_equal_candidates_the_middle_layer_and_the_weaker_penalty_win(layers: list[int], middle: int) -> None:
+    features, labels = two_classes(24, len(layers), 20, seed=0)
+    probe = LinearProbe(None).fit_features(features, labels, layers=layers)
+    assert set(probe.sweep_.values()) == {1.0}
+    assert {trial["held_out_accuracy"] for trial in probe.trials_ if trial["layers"] == [middle]} == {1.0}
+    assert (probe.layers_, probe.strength_) == ([middle], max(probing_module.STRENGTHS))
+    backwards = LinearProbe(None, strengths=probing_module.STRENGTHS[::-1]).fit_features(
+        features, labels, layers=layers
+    )
+    assert (backwards.layers_, backwards.strength_) == (probe.layers_, probe.strength_)
+
+
+def test_the_middle_is_taken_among_the_equal_ones_alone() -> None:
+    assert middle_best([0.5, 0.9, 0.2, 0.9, 0.9]) == 1  # 1 and 3 are as near to 2
+    assert middle_best([0.9, 0.2, 0.2, 0.2, 0.8]) == 0
+    layers = [LayerScore(layer, held_out, 0.0) for layer, held_out in enumerate([0.7, 0.9, 0.9, 0.9, 0.9, 0.9])]
+    assert chosen(layers).layer == 3
+
+
+def test_a_few_well_separated_pictures_are_named_with_confidence() -> None:
+    features, labels = two_classes(24, 3, 6, seed=0)
+    probe = LinearProbe(None).fit_features(features, labels)
+    for images, truth in ((features, labels), two_classes(200, 3, 6, seed=1)):
+        own = probe.proba_of(images[:, 1])[np.arange(len(truth)), truth]
+        assert own.min() > 0.5 and np.median(own) > 0.9 and own.max() < 1
+
+
+@pytest.mark.parametrize(
+    ("count", "distance", "width"), [(24, 3, 512), (60, 0.25, 200), (400, 0.5, 64), (2400, 0.5, 20), (100, 1, 300)]
+)
+def test_probabilities_are_as_high_as_they_are_right(count: int, distance: float, width: int) -> None:
+    """Few images of many features, where the classifier itself is far too sure; many, and classes that overlap."""
+    probe = LinearProbe(None, layer=0).fit_features(*two_classes(count, 1, distance, 0, width), layers=[0])
+    features, labels = two_classes(4000, 1, distance, 1, width)
+    chances = probe.proba_of(features[:, 0])
+    error = 2 * np.sqrt(0.25 / min(count, 240))  # of an accuracy on what is held out: of many images a tenth
+    assert chances.max(1).mean() == pytest.approx((chances.argmax(1) == labels).mean(), abs=error)
+    assert chances.mean(0) == pytest.approx([0.5, 0.5], abs=error)
+
+
+def test_three_classes_are_calibrated_too() -> None:
+    features, labels = blobs(45, 0)
+    probe = LinearProbe(None).fit_features(features.astype(np.float32), labels)
+    test, truth = blobs(3000, 1)
+    chances = probe.proba_of(test[:, 1].astype(np.float32))
+    assert chances.max(1).mean() == pytest.approx((chances.argmax(1) == truth).mean(), abs=0.04)
 
 
 def test_a_number_and_its_digits_are_one_class_whatever_their_order() -> None:
@@ -141,8 +199,13 @@ def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
     assert probe.predict(test).tolist() == np.array(["bright", "dark"])[probe.predict_proba(test).argmax(1)].tolist()
     probe.save(tmp_path / "probe", model_name="somewhere")
     again = LinearProbe.load(tmp_path / "probe", model)
-    assert again.pooling == pooling
+    assert again.pooling == pooling and again.temperature_ == probe.temperature_ is not None
     assert np.array_equal(again.predict_proba(test), probe.predict_proba(test))
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    del facts["temperature"]  # as probes were saved that nobody calibrated
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
+    older = LinearProbe.load(tmp_path / "probe", model)
+    assert older.temperature_ is None and np.array_equal(older.predict_proba(test), probe.predict_proba(test))
     other = lively(ImageGPTConfig(layers=2, width=8, heads=2, side=4, colors=8), torch.float32)
     other.palette = model.palette
     with pytest.raises(InputError, match="another model"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nextpixel.convnet import Fitted
 from nextpixel.few_labels import Result
 from nextpixel.files import new_file
-from nextpixel.metrics import accuracies, mean_interval
+from nextpixel.metrics import accuracies, mean_interval, middle_best
 
 if TYPE_CHECKING:
     from nextpixel.study import Point
@@ -22,7 +22,7 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
     """Held-out accuracy of each layer (as Chen et al. 2020, Figure 2)."""
     axes, figure = _axes("layer", "held-out accuracy")
     axes.plot(list(sweep), list(sweep.values()), marker="o", color="#3b6ea5")
-    best = max(sweep, key=lambda layer: sweep[layer])
+    best = list(sweep)[middle_best(list(sweep.values()))]
     axes.annotate(f"{sweep[best]:.3f}", (best, sweep[best]), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set_xticks(list(sweep))
     _save(figure, path)

@@ -18,6 +18,11 @@ def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k:
     return float((rivals < k).mean())
 
 
+def middle_best(values: Sequence[float]) -> int:
+    """Place of the highest value; of equal ones that nearest to the middle, and of two as near the first."""
+    return max(range(len(values)), key=lambda place: (values[place], -abs(place - len(values) // 2)))
+
+
 def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
     """Counts (C, C): row the true class, column the predicted one."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

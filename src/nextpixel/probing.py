@@ -6,7 +6,7 @@ Layer and strength are chosen on held-out training images; test images are never
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
 from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.labels import class_numbers, folds_of, given_labels
-from nextpixel.metrics import Score, majority, score_of
+from nextpixel.metrics import Score, majority, middle_best, score_of
 from nextpixel.model import ImageGPT
 from nextpixel.resnet import ResNet
 from nextpixel.sources import load_images, open_source, settle
@@ -39,6 +39,12 @@ class Linear:
     def logits(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         return ((features - self.mean) / self.scale @ self.weight.T + self.bias).astype(np.float32)
 
+    def calibrated(self, temperature: float, shift: NDArray[np.float32]) -> Linear:
+        """The same with logits / temperature + shift."""
+        return replace(
+            self, weight=self.weight / np.float32(temperature), bias=self.bias / np.float32(temperature) + shift
+        )
+
 
 class LinearProbe:
     """Logistic regression (L-BFGS) on standardised features of one layer, or several concatenated.
@@ -49,9 +55,11 @@ class LinearProbe:
     pooling     over the pixels: "mean", as in the paper, or "mean-std"
 
     After fit: `trials_` (what was tried, each with its held-out accuracy), `layers_` (list), `strength_`
-    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `linear_`. The final weights are fitted to all
-    training images. With one image of each class nothing can be held out: then the middle layer and strength are
-    taken, `sweep_` is empty and nothing is tried.
+    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `temperature_`, `linear_`. Of equally accurate
+    candidates the middle layer and the weaker penalty (the larger C) are taken. The final weights are fitted to all
+    training images; then logits are divided by `temperature_` and shifted by class, which calibrates the probabilities
+    on what was held out. With one image of each class nothing can be held out: then the middle layer and strength are
+    taken, `sweep_` is empty, nothing is tried, and `temperature_` is None: probabilities are not calibrated.
     """
 
     @check_keywords()
@@ -95,7 +103,7 @@ class LinearProbe:
             self.trials_ = [trial | {"layers": [layer]} for layer in layers for trial in tried[layer]]
             found = {layer: _choose(trials) for layer, trials in tried.items()}
             self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
-            best = max(self.sweep_, key=lambda layer: self.sweep_[layer])
+            best = layers[middle_best(list(self.sweep_.values()))]
             self.layers_, (_, self.strength_) = [best], found[best]
             chosen = features[:, layers.index(best)]
         else:
@@ -105,7 +113,10 @@ class LinearProbe:
             self.trials_ = [trial | {"layers": layers} for trial in trials]
             accuracy, self.strength_ = _choose(trials)
             self.sweep_ = {layer: accuracy for layer in layers[:1]} if len(layers) == 1 else {}
-        self.linear_ = fit_linear(chosen, numbers, self.strength_)
+        calibration = _calibration(chosen, numbers, folds, self.strength_) if folds else None
+        self.linear_, self.temperature_ = fit_linear(chosen, numbers, self.strength_), None
+        if calibration is not None:
+            self.linear_, self.temperature_ = self.linear_.calibrated(*calibration), calibration[0]
         return self
 
     @classmethod
@@ -121,7 +132,7 @@ class LinearProbe:
                 "`out=runs/clf`)"
             )
         probe, width = cls(model, model.config.layers), model.config.width
-        probe.layers_, probe.sweep_ = [model.config.layers], {}
+        probe.layers_, probe.sweep_, probe.temperature_ = [model.config.layers], {}, None
         probe.classes_ = np.array(model.config.classes)
         weight = model.class_head.weight.detach().float().cpu().numpy()
         zero, one = np.zeros(width, np.float32), np.ones(width, np.float32)
@@ -225,6 +236,7 @@ class LinearProbe:
                     "layers": self.layers_,
                     "pooling": self.pooling,
                     "strength": self.strength_,
+                    "temperature": self.temperature_,
                     "classes": self.classes_.tolist(),
                     "sweep": {str(layer): accuracy for layer, accuracy in self.sweep_.items()},
                     "seed": self.seed,
@@ -243,6 +255,7 @@ class LinearProbe:
             probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
             probe.levels = Levels.of(facts.get("range"), facts.get("bands"))
             probe.layers_, probe.strength_ = layers, facts["strength"]
+            probe.temperature_ = facts.get("temperature")  # older probes have none: they are not calibrated
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
             with np.load(Path(folder) / "probe.npz", allow_pickle=False) as arrays:
@@ -321,9 +334,40 @@ def _try(
 
 
 def _choose(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """(held-out accuracy, strength) of the best strength."""
-    best = max(trials, key=lambda trial: trial["held_out_accuracy"])
+    """(held-out accuracy, strength) of the best strength; of equal ones the weaker penalty."""
+    best = max(trials, key=lambda trial: (trial["held_out_accuracy"], trial["strength"]))
     return best["held_out_accuracy"], best["strength"]
+
+
+def _calibration(
+    features: NDArray[np.float32], labels: NDArray[np.integer], folds: Sequence[NDArray[np.bool_]], strength: float
+) -> tuple[float, NDArray[np.float32]]:
+    """(temperature, shift (C,)): logits / temperature + shift have the likeliest softmax on what is held out.
+
+    Bias-corrected temperature scaling (Alexandari et al. 2020), with a standard normal prior of the shift. Of n
+    held-out images one in n + 2 more than were seen is expected to be wrong (Laplace's rule), so that classes which
+    nothing confuses do not become certain.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    parts = [fit_linear(features[~held], labels[~held], strength).logits(features[held]) for held in folds]
+    logits = np.concatenate(parts).astype(np.float64)
+    count, classes = logits.shape
+    targets = np.full(logits.shape, 1 / (count + 2) / (classes - 1))
+    targets[np.arange(count), np.concatenate([labels[held] for held in folds])] = 1 - 1 / (count + 2)
+
+    def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        scale, shift = np.exp(values[0]), values[1:]
+        chances = log_softmax(scale * logits + shift, axis=1)
+        excess = np.exp(chances) - targets
+        slope = np.concatenate([[scale * (excess * logits).sum()], excess.sum(0) + shift])
+        return float(shift @ shift / 2 - (targets * chances).sum()), slope
+
+    found = minimize(
+        loss, np.zeros(1 + classes), jac=True, method="L-BFGS-B", bounds=[(-7, 7)] + [(None, None)] * classes
+    )
+    return float(np.exp(-found.x[0])), found.x[1:].astype(np.float32)
 
 
 def middle_strengths(count: int) -> list[float]:

@@ -92,7 +92,8 @@ def choose_ridge(
     for held in folds:
         several = fit_ridges(features[~held], labels[~held], int(labels.max()) + 1, penalties)
         right += [(linear.logits(features[held]).argmax(1) == labels[held]).sum() for linear in several]
-    chosen = penalties[int(right.argmax())] if folds else MIDDLE_PENALTY
+    weakest = max(zip(right, [-penalty for penalty in penalties], strict=True))  # of equal ones
+    chosen = -weakest[1] if folds else MIDDLE_PENALTY
     [linear] = fit_ridges(features, labels, int(labels.max()) + 1, [chosen])
     return linear
 

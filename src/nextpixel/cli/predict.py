@@ -54,6 +54,8 @@ def run(argv: Sequence[str]) -> None:
         | {str(c): round(float(p), 6) for c, p in zip(probe.classes_, row, strict=True)}
         for name, row, number in zip(images.names, chances, chosen, strict=True)
     ]
+    if probe.temperature_ is None:
+        say("These probabilities were not calibrated on held-out images: take them as an order, not as chances")
     if args.output.json:
         print_json({"predictions": rows, "unreadable": images.unreadable})
     else:

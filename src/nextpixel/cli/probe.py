@@ -252,6 +252,12 @@ def _print(
             print(f"{OURS}, top 5: {score.top_5:.1%}")
         each = per_class_accuracy(score.confusion)
         print("by class: " + " ".join(f"{name}:{a:.2f}" for name, a in zip(probe.classes_, each, strict=True)))
+    if probe is not None:
+        layers = f"layer{'s' if len(probe.layers_) > 1 else ''} {','.join(map(str, probe.layers_))}"
+        how = "not calibrated: no class has a second image to hold out"
+        if probe.temperature_ is not None:
+            how = f"calibrated on held-out images (temperature {probe.temperature_:.3g})"
+        print(f"chosen: {layers}, strength {probe.strength_:g} (C); probabilities {how}")
     if probe is not None and probe.sweep_:
         print("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
 
@@ -285,5 +291,6 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
         ],
     }
     if probe is not None:
-        report |= {"layers": probe.layers_, "strength": probe.strength_, "held_out_accuracy_by_layer": probe.sweep_}
+        report |= {"layers": probe.layers_, "strength": probe.strength_}
+        report |= {"temperature": probe.temperature_, "held_out_accuracy_by_layer": probe.sweep_}
     return report

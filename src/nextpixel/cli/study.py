@@ -76,6 +76,6 @@ def run(argv: Sequence[str]) -> None:
     else:
         print(text, end="")
     say(f"The figure: {args.out / 'loss_accuracy.png'}; all there is: {args.out}")
-    best = max(study.points, key=lambda point: point.best.held_out)
+    best = max(study.points, key=lambda point: (point.best.held_out, -point.nats))
     model = f"{best.run}/step_{best.step:07d}"
     say(f"The best of them beside its baselines: {command('probe', args.data, model=model)}")

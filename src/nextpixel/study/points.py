@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nextpixel.config import StudyConfig
+from nextpixel.metrics import middle_best
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,5 @@ class Study:
 
 
 def chosen(layers: Sequence[LayerScore]) -> LayerScore:
-    """The one with the highest held-out accuracy, the first of several; test accuracies have no say."""
-    return max(layers, key=lambda score: score.held_out)
+    """The one with the highest held-out accuracy, the middle one of several; test accuracies have no say."""
+    return layers[middle_best([score.held_out for score in layers])]
