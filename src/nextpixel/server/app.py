@@ -288,7 +288,7 @@ def create_app(
     @app.post("/v1/classify", openapi_extra=schema.described(schema.Picture), include_in_schema=classifier is not None)
     async def classify(request: Request) -> Response:
         if classifier is None or classifier.model is None:
-            raise HTTPException(404, "this server has no classifier; start it with --classifier PROBE")
+            raise HTTPException(404, "this server has no classifier; its option classifier names a probe")
         body, deadline = await read(request, schema.Picture)
         squares = await opened(request, body.image, classifier.model, deadline)
         chances, places = await within(request, deadline, calls.run(lambda: classifier.predictions(squares)))
