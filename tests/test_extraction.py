@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from torch import Tensor
 from transformers import ImageGPTModel
 
 import nextpixel
-from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette, extraction
 from nextpixel.config import ResNetConfig
 from nextpixel.data import masks
 from nextpixel.devices import can_compile
-from nextpixel.extraction import check_layers, described, features, pixel_features, pooled
+from nextpixel.extraction import check_layers, described, extract, features, pixel_features, pooled
+from nextpixel.images import save_png
 from nextpixel.resnet import ResNet
 from test_model import lively, some_tokens
 
@@ -161,3 +163,42 @@ def test_int8_features_are_refused_where_there_are_none() -> None:
         pooled(model, some_tokens(2, config), [1], dtype="int8")
     with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
         described(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")
+
+
+# ---- chunks
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten pictures, of which three that follow each other are a whole chunk that cannot be read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, picture in enumerate(np.random.default_rng(2).integers(0, 256, (10, 4, 4, 3), np.uint8)):
+        save_png(picture, folder / f"{i}.png")
+        if 3 <= i < 6:
+            (folder / f"{i}.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean-std"])
+def test_a_chunk_without_a_readable_picture(model: ImageGPT, pictures: Path, monkeypatch, pooling: Any) -> None:
+    monkeypatch.setattr(extraction, "CHUNK_IMAGES", 3)
+    parts = pictures.parent / "parts"
+    values, names, lost = extract(model, pictures, [1, 2], parts, pooling=pooling)
+    assert names == [f"{i}.png" for i in (0, 1, 2, 6, 7, 8, 9)] and len(lost) == 3
+    readable = [pictures / name for name in names]
+    assert np.allclose(values, features(model, list(map(str, readable)), [1, 2], pooling=pooling), atol=1e-6)
+    again, *_ = extract(model, pictures, [1, 2], parts, pooling=pooling)
+    assert np.array_equal(again, values)
+
+
+def test_a_short_chunk_is_made_again(model: ImageGPT, pictures: Path, monkeypatch) -> None:
+    monkeypatch.setattr(extraction, "CHUNK_IMAGES", 3)
+    parts = pictures.parent / "parts"
+    values, *_ = extract(model, pictures, [1], parts)
+    for number, chunk in enumerate(sorted(parts.iterdir())):
+        os.truncate(chunk, [0, 1, chunk.stat().st_size // 2, chunk.stat().st_size - 1][number])
+    again, *_ = extract(model, pictures, [1], parts)
+    assert np.array_equal(again, values)
+    monkeypatch.setattr(extraction, "described", pytest.fail)  # whole ones are not
+    assert np.array_equal(extract(model, pictures, [1], parts)[0], values)

@@ -349,9 +349,22 @@ def test_a_full_disk_while_merging_keeps_the_parts(folder, tmp_path, monkeypatch
     assert len(merge(tmp_path / "out")) == COUNT - 1
 
 
+@pytest.mark.parametrize("size", [0, 1, 300, -1])
+def test_a_short_chunk_is_made_again(folder, tmp_path, size):
+    prepare(folder, tmp_path / "out", side=SIDE, job=Job(1, 1))
+    chunk = tmp_path / "out.parts" / "000002.npz"
+    whole = chunk.read_bytes()
+    os.truncate(chunk, size % len(whole))
+    with pytest.raises(InputError, match=r"1 of them are not finished: 1/1"):
+        merge(tmp_path / "out")
+    prepare(folder, tmp_path / "out", side=SIDE, job=Job(1, 1))
+    assert chunk.read_bytes() == whole
+
+
 def test_a_damaged_chunk_is_named(folder, tmp_path):
     prepare(folder, tmp_path / "out", side=SIDE, job=Job(1, 1))
-    os.truncate(tmp_path / "out.parts" / "000002.npz", 300)
+    chunk = tmp_path / "out.parts" / "000002.npz"
+    chunk.write_bytes(chunk.read_bytes().replace(b"squares", b"squarex"))
     with pytest.raises(WorkError, match=r"000002.npz: .*remove that file and run its job again"):
         merge(tmp_path / "out")
 

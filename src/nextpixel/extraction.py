@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def extract_chunks(
     starts = range(0, len(source), CHUNK_IMAGES)
     paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
     own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
-    missing = [(start, path) for start, path in own if not path.is_file()]
+    missing = [(start, path) for start, path in own if not is_zipfile(path)]  # none, or one cut short
     images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
     compiled = isinstance(model, ImageGPT) and dtype != "int8" and _repays_compiling(model, layers, images)
 
@@ -168,11 +169,12 @@ def extract_chunks(
             squares, kept, lost = ahead.result()
             ahead = None if following is None else reader.submit(read, following[0])
             again = compiled and len(kept) >= BATCH_IMAGES  # the code is made once, for whole batches
-            values = np.empty((0, 0, 0), np.float32)
+            values = np.empty((0, len(layers) * pooled_width(model, pooling)), np.float32)
             if kept:
-                values = described(model, squares, layers, dtype=dtype, compiled=again, pooling=pooling)
+                found = described(model, squares, layers, dtype=dtype, compiled=again, pooling=pooling)
+                values = found.reshape(len(kept), -1)
             with new_file(path) as file:
-                np.savez(file, values=values.reshape(len(kept), -1), kept=np.array(kept, np.int64), lost=np.array(lost))
+                np.savez(file, values=values, kept=np.array(kept, np.int64), lost=np.array(lost, np.str_))
     return paths
 
 
@@ -201,7 +203,7 @@ def extract(
             unreadable += chunk["lost"].tolist()
     if not names:
         raise InputError(f"{source.source_name}: no picture can be read: {unreadable[0]}")
-    return np.concatenate([part for part in found if len(part)]), names, unreadable
+    return np.concatenate(found), names, unreadable
 
 
 def _readable(

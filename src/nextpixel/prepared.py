@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def missing_jobs(out: str | Path) -> list[int]:
     """Numbers of the jobs whose chunks are not all there."""
     parts = _parts(Path(out))
     plan = read_json(parts / PLAN)
-    there = [(parts / _name(chunk)).is_file() for chunk in range(_count(plan))]
+    there = [is_zipfile(parts / _name(chunk)) for chunk in range(_count(plan))]
     jobs = range(1, plan["jobs"] + 1)
     return [n for n in jobs if not all(there[chunk] for chunk in Job(n, plan["jobs"]).chunks(len(there)))]
 
@@ -160,7 +160,7 @@ def missing_jobs(out: str | Path) -> list[int]:
 def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: range, workers: int | None) -> None:
     images, side, step = plan["images"], plan["side"], plan["chunk_images"]
     levels = Levels.of(plan.get("range"), plan.get("bands"))
-    done = [chunk for chunk in chunks if (parts / _name(chunk)).is_file()]
+    done = [chunk for chunk in chunks if is_zipfile(parts / _name(chunk))]  # whole
     ranges = {chunk: range(chunk * step, min((chunk + 1) * step, images)) for chunk in chunks}
     before = sum(len(ranges[chunk]) for chunk in done)
     unreadable: list[str] = list(source.unreadable)
