@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nextpixel import InputError, WorkError, files
+from nextpixel.cli import main
 from nextpixel.files import (
     check_output,
     clipped,
@@ -24,6 +27,7 @@ from nextpixel.files import (
     write_sealed,
     write_text,
 )
+from nextpixel.images import save_png
 
 LONG = "é" * 127 + "x"  # 255 bytes
 
@@ -291,3 +295,76 @@ def test_an_output_folder_that_is_not_ones_own_is_refused_before_the_work(tmp_pa
     done = as_nobody(code, str(tmp_path / "read only" / "a.png"))
     assert f"InputError: out: the folder {tmp_path / 'read only'} cannot be written to" in done.stderr
     assert as_nobody(code, str(open_folder / "a.png")).returncode == 0
+
+
+OUTPUTS = [  # of every verb; its model or pictures are missing, too, which would be told later
+    "complete cat.png --model none --out {}/a.png",
+    "complete cat.png --model none --out a.png --each {}/a",
+    "sample --model none --out {}/a.png",
+    "sample --model none --out a.png --each {}/a",
+    "score none --model none --out {}/a.csv",
+    "score none --model none --report {}/a.html",
+    "score none --model none --heatmap {}/a",
+    "evaluate none --train none --samples 4 --model none --nearest {}/a.png",
+    "features none --model none --out {}/a.npz",
+    "features none --model none --out {}/a.parquet",
+    "probe none --model none --out {}/a",
+    "probe none --model none --figure {}/a.png",
+    "predict none none --out {}/a.csv",
+    "finetune none --model none --out {}/a",
+    "pretrain none --out {}/a",
+    "distill none --model none --out {}/a",
+    "study none --data none --out {}/a",
+    "palette none --out {}/a.npy",
+    "prepare none {}/a",
+    "convert none {}/a",
+    "convert none --to {}/a.onnx",
+    "info none --html {}/a.html",
+    "bench --model none --out {}/a.json",
+]
+
+
+@pytest.fixture(scope="module")
+def complaints(tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """The exit code and the sentence of each of OUTPUTS, into a folder that may not be written to."""
+    place = tmp_path_factory.mktemp("outputs")
+    for folder in (place, *place.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    place.chmod(0o555)
+    code = """if True:
+        import contextlib, io, json, shlex, sys
+        from nextpixel.cli import main
+        told = {}
+        for line in json.loads(sys.argv[1]):
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                told[line] = main(shlex.split(line.format(sys.argv[2]))), err.getvalue()
+        print(json.dumps(told))
+    """
+    done = as_nobody(code, json.dumps(OUTPUTS), str(place), cwd=place)
+    assert done.returncode == 0 and list(place.iterdir()) == [], done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("line", OUTPUTS)
+def test_every_verb_checks_its_outputs_before_the_work(complaints, line):
+    code, sentence = complaints[line]
+    assert code == 2 and "cannot be written to (expected for" in sentence and sentence.count("\n") == 1, sentence
+
+
+def test_no_output_fails_for_the_length_of_a_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    pictures = ["é" * 125 + "x.png", "é" * 125 + "y.png"]  # 255 bytes
+    for name in pictures:
+        save_png(rng.integers(0, 256, (6, 6, 3), np.uint8), name)
+    options = ["--model", str(folder)]
+    assert main(["complete", *pictures, *options, "-n", "2", "--each", "all", "--out", "c" * 251 + ".png"]) == 0
+    assert [len(name.encode()) for name in os.listdir("all")] == [254] * 4  # of whole letters
+    Path("photos").mkdir()
+    for name in pictures:
+        Path(name).rename(Path("photos", name))
+    assert main(["score", "photos", *options, "--heatmap", "maps", "--out", "s" * 251 + ".csv"]) == 0
+    assert len(list(Path("maps").iterdir())) == 2
+    assert main(["features", "photos", *options, "--out", "f" * 251 + ".npz"]) == 0
+    assert main(["prepare", "photos", "p" * 255, "--side", "4"]) == 0
+    assert [name for name in os.listdir() if name.endswith("parts")] == []

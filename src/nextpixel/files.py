@@ -134,6 +134,14 @@ def clipped(name: str, ending: str = "") -> str:
     return name + ending
 
 
+def parts_folder(path: Path, prefix: str = "") -> Path:
+    """Where the parts of a long work lie until `path` can be written: beside it, however long its name."""
+    name = f"{prefix}{path.name}.parts"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{prefix}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.parts"
+    return path.with_name(name)
+
+
 def _part_beside(path: Path) -> Path:
     return path.with_name(f".nextpixel-{secrets.token_hex(8)}.part")
 

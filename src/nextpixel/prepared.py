@@ -21,7 +21,7 @@ import numpy as np
 from nextpixel.config import Fit, Levels
 from nextpixel.data import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
-from nextpixel.files import check_output, new_file, new_folder, read_json
+from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json
 from nextpixel.progress import progress, say
 from nextpixel.sources import MapSource, Source, open_source, settle
 from nextpixel.sources.base import NO_LEVELS, READ_TOGETHER
@@ -80,7 +80,7 @@ def prepare(
     if workers is not None and workers < 1:
         raise InputError(f"expected at least 1, got {workers}", argument="workers")
     out = Path(out)
-    parts = _parts(out)
+    parts = parts_folder(out)
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     check_output(out, "OUT")
@@ -124,7 +124,7 @@ def merge(out: str | Path) -> MapSource:
     Raises InputError when jobs are missing, or more than one picture in ten could not be read.
     """
     out = Path(out)
-    parts = _parts(out)
+    parts = parts_folder(out)
     if not is_map(out):
         if not (parts / PLAN).is_file():
             raise InputError(
@@ -150,7 +150,7 @@ def merge(out: str | Path) -> MapSource:
 
 def missing_jobs(out: str | Path) -> list[int]:
     """Numbers of the jobs whose chunks are not all there."""
-    parts = _parts(Path(out))
+    parts = parts_folder(Path(out))
     plan = read_json(parts / PLAN)
     there = [is_zipfile(parts / _name(chunk)) for chunk in range(_count(plan))]
     jobs = range(1, plan["jobs"] + 1)
@@ -225,10 +225,6 @@ def _check_plan(there: dict[str, Any], plan: dict[str, Any], parts: Path) -> Non
                 f"{parts} was begun from {there.get('source')} with another {what}{values and ': expected' + values}; "
                 "go on with the same command as before, or remove that folder to begin again"
             )
-
-
-def _parts(out: Path) -> Path:
-    return out.with_name(f"{out.name}.parts")
 
 
 def _name(chunk: int) -> str:

@@ -132,11 +132,11 @@ def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[s
     """Every image as a PNG of that name in the new folder; returns the paths."""
     if folder is None:
         return []
-    from nextpixel.files import new_folder
+    from nextpixel.files import clipped, new_folder
     from nextpixel.images import save_png
 
     digits = len(str(len(images) - 1))
-    names = [f"{i:0{digits}d}_{stem}.png" for i, stem in enumerate(stems)]
+    names = [clipped(f"{i:0{digits}d}_{stem}", ".png") for i, stem in enumerate(stems)]
     with new_folder(folder) as part:
         for name, image in zip(names, images, strict=True):
             save_png(image, part / name)

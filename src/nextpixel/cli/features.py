@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     if args.out.suffix not in (".npz", ".parquet"):
         raise InputError(f"--out: expected a file name that ends in .npz or .parquet, got {str(args.out)!r}")
     wanted = None if args.layer is None else whole_numbers("layer", args.layer, 0)
-    from nextpixel.files import check_output
+    from nextpixel.files import check_output, parts_folder
 
     check_output(args.out)
     if args.out.exists():
@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
 
     check_dtype(model, args.model.dtype)
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
-    parts = args.out.with_name(f".{args.out.name}.parts")
+    parts = parts_folder(args.out, ".")
     source = open_source(args.images, args.split)
     try:
         part = distributed.number(), distributed.processes()

@@ -65,6 +65,7 @@ def run(argv: Sequence[str]) -> None:
     elif args.images is None or args.out is None:
         raise InputError("expected images and a new folder, as in: nextpixel prepare photos/ prepared/")
     from nextpixel.data import stored_side
+    from nextpixel.files import parts_folder
     from nextpixel.prepared import Job, merge, missing_jobs, prepare
 
     if args.merge is not None:
@@ -87,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped; whole chunks are kept in {args.out.rstrip('/')}.parts; go on with: {command('prepare', *argv)}"
+            f"stopped; whole chunks are kept in {parts_folder(Path(args.out))}; go on with: {command('prepare', *argv)}"
         ) from None
     if found is not None:
         _tell(found, Path(args.out), args.output.json)
