@@ -15,6 +15,7 @@ from nextpixel.images.canvas import (
     terminal_row,
     zoom_nearest,
 )
+from nextpixel.images.dicom import is_dicom
 from nextpixel.images.numbers import Numbers, coloured, find_range
 from nextpixel.images.pixels import (
     EXTENSIONS,
@@ -60,6 +61,7 @@ __all__ = [
     "from_array",
     "grid",
     "heatmap",
+    "is_dicom",
     "missing_plugin",
     "orient",
     "png_bytes",

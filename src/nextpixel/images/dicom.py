@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from nextpixel.images.numbers import Numbers
+from nextpixel.limits import open_file
 
 
 def is_dicom(file: str | bytes) -> bool:
@@ -15,9 +16,9 @@ def is_dicom(file: str | bytes) -> bool:
     if file.lower().endswith((".dcm", ".dicom")):
         return True
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             return opened.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -28,7 +29,7 @@ def read(file: str | bytes, pixel_limit: int) -> Numbers:
         from pydicom import pixels as processing
     except ImportError:
         raise ValueError("DICOM needs pydicom; type: pip install pydicom") from None
-    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file) as opened:
+    with open_file(file) if isinstance(file, str) else io.BytesIO(file) as opened:
         found: Any = pydicom.dcmread(opened)
     if "PixelData" not in found and "FloatPixelData" not in found and "DoubleFloatPixelData" not in found:
         raise ValueError("this DICOM file holds no picture")

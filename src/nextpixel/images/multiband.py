@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nextpixel.images.numbers import Numbers
+from nextpixel.limits import open_file
 
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TURNS: dict[
@@ -55,9 +56,9 @@ def is_tiff(file: str | bytes) -> bool:
     if isinstance(file, bytes):
         return file[:4] in MARKS
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             return opened.read(4) in MARKS
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

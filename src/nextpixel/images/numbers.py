@@ -11,6 +11,7 @@ from nextpixel.config import Levels
 from nextpixel.images.profiles import to_srgb
 
 OUTLIERS = 1000  # at most one value in so many is an outlier, at each end
+FEWEST_VALUES = 16  # of which one can be told to be an outlier
 SAMPLED_VALUES = 1 << 14  # of a picture
 ROWS_AT_ONCE = 1 << 20  # values
 WHOLE_RANGES = {  # what is common, by the kind of number
@@ -44,10 +45,13 @@ class Numbers:
     """What PIL tells of the colours, see profiles.to_srgb."""
 
     def sample(self) -> np.ndarray:
-        """Some of the finite values, float64 (N,), always the same."""
+        """Some of the finite values that are seen, float64 (N,), always the same."""
         height, width = self.values.shape[:2]
         step = max(1, int(np.ceil(np.sqrt(height * width / SAMPLED_VALUES))))
-        found = self.values[::step, ::step].astype(np.float64).ravel()
+        values = self.values[::step, ::step]
+        if self.opacity is not None:
+            values = values[self.opacity[::step, ::step] > 0]
+        found = values.astype(np.float64).ravel()
         return found[np.isfinite(found) & (found != self.no_data)]
 
 
@@ -108,7 +112,7 @@ def _robust(values: np.ndarray) -> tuple[float, float]:
     if len(values) == 0:
         return 0.0, 0.0
     trimmed = max(1, len(values) // OUTLIERS)
-    core = values[trimmed:-trimmed]
+    core = values[trimmed:-trimmed] if len(values) >= FEWEST_VALUES else values[:0]
     low, high = float(values[0]), float(values[-1])
     if len(core) and (span := float(core[-1] - core[0])) > 0:
         low = low if core[0] - low <= span / 2 else float(core[0])

@@ -1,6 +1,7 @@
 """Encoded pictures, PIL's and arrays -> RGB, as a viewer shows them."""
 
 import io
+import logging
 import re
 import sys
 import threading
@@ -166,12 +167,11 @@ def _of_picture(
     tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
     samples = int(tags.get(SAMPLES, 1))
     wide = _wide(picture)
-    if wide or (bands and samples > 3):
-        file = file or _file_of(picture)
-        if (bands and samples > 3) or (wide and tags.get(PLANAR) == 2):
-            return multiband.read(file, bands, PIXEL_LIMIT)
-        if wide:
-            return _of_wide(file, str(picture.format), *wide, tags)
+    in_planes = tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8  # which PIL takes for bytes
+    if in_planes or (bands and samples > 3):
+        return multiband.read(file or _file_of(picture), bands, PIXEL_LIMIT)
+    if wide:
+        return _of_wide(file or _file_of(picture), str(picture.format), *wide, tags)
     is_wide = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
     if peek and not is_wide and samples <= 3:
         return picture
@@ -186,7 +186,7 @@ def _of_picture(
         upright = upright.convert("RGB") if upright.mode in ("RGBA", "RGBa", "P", "PA") else upright
         upright = upright.convert("L") if upright.mode in ("LA", "La") else upright
         upright.info.pop("transparency", None)
-    if samples > 3 and picture.mode in ("RGB", "RGBA") and is_opaque and tags.get(PHOTOMETRIC) in (1, 2):
+    if samples > 3 and (is_opaque or picture.mode == "RGB") and tags.get(PHOTOMETRIC) == 2:
         return Numbers(np.asarray(upright), stated=(0.0, 255.0), bands=(1, 2, 3), band_count=samples, info=info)
     return _plain(_over_white(upright, info), picture)
 
@@ -365,6 +365,7 @@ def _reason(error: Exception) -> str:
 
 @cache
 def _formats() -> tuple[str, ...]:
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print what errors say as well
     Image.init()  # fills Image.OPEN with what this build of PIL can read
     with suppress(ImportError):
         import pillow_heif

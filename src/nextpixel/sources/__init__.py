@@ -11,7 +11,7 @@ import numpy as np
 
 from nextpixel.config import Fit, Levels
 from nextpixel.errors import InputError
-from nextpixel.images import Content, Picture, UnreadableImage, readable_extensions
+from nextpixel.images import Content, Picture, UnreadableImage, is_dicom, readable_extensions
 from nextpixel.progress import say_once
 from nextpixel.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
@@ -196,6 +196,10 @@ def _open_folder(folder: str, split: str | None) -> Source:
         refuse_split(split, folder)
         return MapSource(folder)
     found = Listing(folder, readable_extensions() | TABLES | SHARDS)
+    if not found.names:  # DICOM files often have no extension
+        others_there = [name for name, kind in found.passed_over if kind == "other file"]
+        found.names = [name for name in others_there if is_dicom(os.path.join(folder, name))]
+        found.passed_over = [entry for entry in found.passed_over if entry[0] not in set(found.names)]
     others = count_kinds(found.unreadable + found.passed_over)
     if not found.names:
         raise InputError(
