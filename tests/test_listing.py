@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextpixel import images
+import nextpixel
 from nextpixel.data import decode
 from nextpixel.errors import InputError
-from nextpixel.images import UnreadableImage
+from nextpixel.images import UnreadableImage, pixels
 from nextpixel.prepared import prepare
 from nextpixel.sources import load_images, open_source
 from nextpixel.sources.splits import NoSplits, canonical_split
@@ -186,9 +186,9 @@ def bare(monkeypatch):
     """No library for further formats is installed."""
     for module in ("pillow_heif", "pillow_jxl", "pydicom"):
         monkeypatch.setitem(sys.modules, module, None)
-    images._formats.cache_clear()
+    pixels._formats.cache_clear()
     yield
-    images._formats.cache_clear()
+    pixels._formats.cache_clear()
 
 
 KINDS = {
@@ -240,8 +240,6 @@ def test_folders_of_servers_and_systems_are_no_pictures(tmp_path, capsys):
 
 
 def test_the_list_of_a_run_names_everything_that_was_left_out(bare, tmp_path):
-    import nextpixel
-
     for number in range(24):
         picture(tmp_path / "set" / f"{number}.png", number)
     (tmp_path / "set" / "a.heic").write_bytes(b"x")
@@ -265,7 +263,7 @@ def test_only_what_cannot_be_read_is_an_error_that_says_what_there_is(bare, tmp_
 @pytest.mark.parametrize(("module", "name"), [("pillow_heif", "a.heic"), ("pillow_jxl", "a.jxl")])
 def test_further_formats_are_read_where_their_library_is_installed(tmp_path, module, name):
     pytest.importorskip(module)
-    images._formats()
+    pixels._formats()
     ramp = np.zeros((32, 32, 3), np.uint8)
     ramp[..., 0] = np.arange(32) * 8
     Image.fromarray(ramp).save(tmp_path / name, quality=95)

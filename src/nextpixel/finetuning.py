@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -30,7 +31,7 @@ from nextpixel.labels import (
     class_numbers,
     given_labels,
     held_out,
-    labels_of_readable,
+    labelled,
     refuse_overlap,
 )
 from nextpixel.model import ImageGPT
@@ -145,8 +146,8 @@ def _start(
     names = given_labels(source, labels)
     sets: tuple[DecodedSet, ...] = decode_sets(source, config, side, network.fit, levels, None)
     network.levels = sets[0].levels
-    names = labels_of_readable(names, source, sets[0])
-    classes, numbers = np.unique(names.astype(str), return_inverse=True)
+    _, names, rows = labelled(names, source, sets[0])
+    classes, numbers = np.unique(np.array([str(name) for name in names], object), return_inverse=True)
     if len(classes) < 2:
         raise InputError(f"{source.source_name}: expected images of at least two classes, got only {str(classes[0])!r}")
     chosen = choose_labels(names, config.labels_per_class, config.seed, 0)
@@ -156,7 +157,9 @@ def _start(
             f"{source.source_name}: expected two images of some class at least, to hold one out for validation, got "
             "one of each; add some, or raise `labels_per_class`"
         )
-    arrays = {"labels": numbers, "train": chosen[~held], "validation": chosen[held]}
+    labels_of_set = np.full(len(sets[0]), -1, np.int64)
+    labels_of_set[rows] = numbers
+    arrays = {"labels": labels_of_set, "train": rows[chosen[~held]], "validation": rows[chosen[held]]}
     data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
     data |= sets[0].levels.values()
     if test is not None:
@@ -164,7 +167,7 @@ def _start(
         refuse_overlap(source, test_source)
         test_names = given_labels(test_source, test_labels)
         sets += (decode(test_source, side, cache=config.cache, fit=network.fit, levels=network.levels),)
-        test_names = labels_of_readable(test_names, test_source, sets[2])
+        _, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
         data["test"] = named(test, test_source.split)
 
@@ -240,7 +243,7 @@ def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
         return accumulate(network, loss_of, len(tokens), decided)
 
     held_squares = begun.validation_set.squares[validation_numbers]
-    held_names = np.array(shape.classes)[labels[validation_numbers]]
+    held_names = np.array(shape.classes, object)[labels[validation_numbers]]
 
     def evaluate(step: int) -> dict[str, float]:
         with judging(model, run, step, decided.device) as judged:
@@ -271,7 +274,7 @@ def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
     best = load(run.path)
     if decided.test_key is not None:
         distributed.first_does(
-            lambda: _test(run, best, facts["data"]["test"], test, config, decided, arrays["test_labels"]), patient=True
+            lambda: _test(run, best, facts["data"]["test"], test, config, decided, arrays), patient=True
         )
     return best
 
@@ -305,7 +308,7 @@ def _test(
     images: Any,
     config: FinetuneConfig,
     decided: Decisions,
-    labels: NDArray[np.int64],
+    arrays: Mapping[str, NDArray[Any]],
 ) -> None:
     step = run.best()["step"]
     if test_score(run).get("step") == step:
@@ -318,7 +321,9 @@ def _test(
 
     (found,) = find_sets([str(decided.test_key)], config.cache, data, images, again)
     model.to(decided.device)
-    names = np.array(model.config.classes)[labels]
-    score = LinearProbe.of(model).evaluate_squares(found.squares, names, dtype=decided.dtype)
+    names = np.array(model.config.classes, object)[arrays["test_labels"]]
+    rows = arrays.get("test_rows")  # older runs took all of them
+    squares = found.squares if rows is None or len(rows) == len(found) else found.squares[rows]
+    score = LinearProbe.of(model).evaluate_squares(squares, names, dtype=decided.dtype)
     write_json(run.path / "test.json", {"step": step} | asdict(score) | {"confusion": score.confusion.tolist()})
     model.to("cpu")

@@ -17,7 +17,7 @@ from nextpixel.config import Levels, Pooling, check_keywords
 from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
 from nextpixel.files import new_folder, new_output, read_json, write_json
-from nextpixel.labels import class_numbers, folds_of, given_labels
+from nextpixel.labels import class_numbers, folds_of, given_labels, has_label
 from nextpixel.metrics import Score, majority, middle_best, score_of
 from nextpixel.model import ImageGPT
 from nextpixel.resnet import ResNet
@@ -184,7 +184,9 @@ class LinearProbe:
     def evaluate(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> Score:
         """Accuracy, top-5, AUC and confusion on test images."""
         source = open_source(images, split)
-        return self.evaluate_squares(self._squares(source, None), given_labels(source, labels))
+        names = given_labels(source, labels)
+        squares, known = self._squares(source, None), has_label(names)
+        return self.evaluate_squares(squares[known], names[known])
 
     def evaluate_squares(
         self, squares: NDArray[np.uint8], labels: ArrayLike, *, masks: int = 0, dtype: str = "fp32"
@@ -212,14 +214,15 @@ class LinearProbe:
         split: str | None = None,
         layers: Sequence[int] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[Any]]:
-        """Features (N, J, D) of `layers`, by default all that fit needs, and the labels."""
+        """Features (N, J, D) of `layers`, by default all that fit needs, and the labels; of
+        pictures that have one."""
         model = self._model()
         source = open_source(images, split)
         names = given_labels(source, labels)
         self.levels, _ = settle(source, model.levels)
-        squares = self._squares(source, None)
+        squares, known = self._squares(source, None), has_label(names)
         wanted = self._wanted() if layers is None else layers
-        return described(model, squares, wanted, pooling=self.pooling), names
+        return described(model, squares[known], wanted, pooling=self.pooling), names[known]
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
         """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` finds its model."""

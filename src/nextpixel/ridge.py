@@ -17,7 +17,7 @@ from nextpixel.config import Fit, Levels
 from nextpixel.errors import InputError
 from nextpixel.extraction import described
 from nextpixel.images import UnreadableImage
-from nextpixel.labels import folds_of, held_out, labels_of
+from nextpixel.labels import folds_of, has_label, held_out, labels_of
 from nextpixel.model import ImageGPT
 from nextpixel.probing import Linear, standard
 from nextpixel.sources import open_source, settle
@@ -37,7 +37,8 @@ def ridge_images(images: Any, side: int, fit: Fit, levels: Levels, count: int, s
     source = open_source(images)
     levels, _ = settle(source, levels)
     names = labels_of(source)
-    classes, numbers = np.unique(names.astype(str), return_inverse=True)
+    known = np.flatnonzero(has_label(names))
+    classes, numbers = np.unique(names[known].astype(str), return_inverse=True)
     if len(classes) < 2:
         raise InputError(
             f"expected images of at least two classes in {source.source_name}, got one", argument="probe_data"
@@ -53,7 +54,7 @@ def ridge_images(images: Any, side: int, fit: Fit, levels: Levels, count: int, s
         if len(kept) == count:
             break
         try:
-            squares.append(source.square(place, side, fit, levels))
+            squares.append(source.square(int(known[place]), side, fit, levels))
             kept.append(place)
         except UnreadableImage:
             continue

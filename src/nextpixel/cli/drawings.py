@@ -118,14 +118,29 @@ def check_folder(folder: Path | None, argument: str) -> None:
 
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV file, at once; one row at least. File names need not be text: what is none is written as escapes."""
+    """A CSV file, at once; one row at least. File names need not be text: what is none is written as escapes.
+
+    Text that a spreadsheet would run as a formula stands behind an apostrophe.
+    """
     from nextpixel.files import write_text
 
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text)
+    writer.writerow(map(_safe_cell, rows[0]))
+    writer.writerows(map(_safe_cell, row.values()) for row in rows)
     write_text(out, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _safe_cell(value: Any) -> Any:
+    from nextpixel.labels import FORMULA
+
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[str]) -> list[str]:

@@ -116,12 +116,13 @@ def run(argv: Sequence[str]) -> None:
 
 def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
     from nextpixel.data import decode
-    from nextpixel.labels import given_labels, labels_of_readable
+    from nextpixel.labels import given_labels, labelled
     from nextpixel.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.config.side, fit=model.fit, levels=model.levels)
-    return probe.evaluate_squares(images.squares, labels_of_readable(labels, source, images), masks=args.masks)
+    squares, names, _ = labelled(labels, source, images)
+    return probe.evaluate_squares(squares, names, masks=args.masks)
 
 
 def _check(args: Evaluate) -> None:

@@ -49,9 +49,10 @@ def run(argv: Sequence[str]) -> None:
     assert model is not None
     images = decode_for(model, args.images, args.split)
     chances, chosen = probe.predictions(images.squares, masks=args.masks)
+    columns = [f"class {c}" if str(c) in ("file", "class") else str(c) for c in probe.classes_]
     rows = [
         {"file": name, "class": str(probe.classes_[number])}
-        | {str(c): round(float(p), 6) for c, p in zip(probe.classes_, row, strict=True)}
+        | {name: round(float(p), 6) for name, p in zip(columns, row, strict=True)}
         for name, row, number in zip(images.names, chances, chosen, strict=True)
     ]
     if probe.temperature_ is None:

@@ -179,7 +179,7 @@ def run(argv: Sequence[str]) -> None:
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     from nextpixel.finetuning import open_test
-    from nextpixel.labels import given_labels, labels_of_readable, refuse_overlap
+    from nextpixel.labels import given_labels, labelled, refuse_overlap
     from nextpixel.sources import open_source
 
     if args.test is None:
@@ -195,8 +195,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     refuse_overlap(*sources)
     found = []
     for source, names in zip(sources, labels, strict=True):
-        decoded = decode_for(model, source)
-        found.append((decoded.squares, labels_of_readable(names, source, decoded)))
+        found.append(labelled(names, source, decode_for(model, source))[:2])
     return found
 
 

@@ -108,8 +108,10 @@ class JoinedSource(Source):
         self.passed_over = [line for part in parts for line in part.passed_over]
         self.split = ", ".join(sorted({part.split for part in parts if part.split})) or None
         labels = [part.labels for part in parts if part.labels is not None]
-        if len(labels) == len(parts) and all(part.classes == parts[0].classes for part in parts):
-            self.labels, self.classes = np.concatenate(labels), parts[0].classes
+        if len(labels) == len(parts) and all(part.classes is None for part in parts):
+            self.take_labels(np.concatenate(labels))
+        elif len(labels) == len(parts) and all(part.classes is not None for part in parts):
+            self.take_labels(np.concatenate([_class_names(part) for part in parts]))
 
     def content(self, index: int) -> Content:
         part, place = self.places.locate(index)
@@ -121,6 +123,13 @@ class JoinedSource(Source):
 
     def fingerprint(self) -> str:
         return sha256(part.fingerprint().encode() for part in self.parts)
+
+
+def _class_names(part: Source) -> np.ndarray:
+    """The class of each picture by its name, str objects (N,), "" for none."""
+    classes = np.array([*(part.classes or ()), ""], object)  # -1 is the last
+    assert part.labels is not None
+    return classes[np.where(part.labels < len(classes) - 1, part.labels, -1)]
 
 
 def _open_list(items: Sequence[Any], split: str | None) -> Source:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nextpixel.errors import InputError
 from nextpixel.images import Numbers, Picture, read_pixels
-from nextpixel.sources.base import Numbered, Source, checked_labels, identity, sha256
+from nextpixel.sources.base import Numbered, Source, identity, sha256
 from nextpixel.sources.splits import choose_split, refuse_split
 
 BANDS_AT_MOST = 256
@@ -113,14 +113,18 @@ def open_npz(path: str, split: str | None) -> Source:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             key, label_key, chosen = _npz_keys(list(arrays), split, path)
             images = batch(arrays[key], f"{key} in {path}", may_be_single=False)
-            labels = arrays.get(label_key)
+            try:
+                labels = arrays.get(label_key)
+            except ValueError:  # objects, which only a pickle could hold; an array of them has no numbers or names
+                labels = np.full(len(images), object())
             classes = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
     except InputError:
         raise
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a .npz file of plain arrays: {error}") from error
-    labels, classes = checked_labels(labels, classes, len(images), path)
-    source = ArraySource(path, images, labels, classes, stamp=identity(path, key))
+    source = ArraySource(path, images, stamp=identity(path, key))
+    if labels is not None:
+        source.take_labels(labels, classes)
     source.split = chosen
     return source
 

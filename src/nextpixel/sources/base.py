@@ -9,7 +9,6 @@ from typing import Any, overload
 import numpy as np
 
 from nextpixel.config import Fit, Levels
-from nextpixel.errors import InputError
 from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_square
 
 NO_LEVELS = Levels()
@@ -21,14 +20,16 @@ class Source(ABC):
 
     source_name  how messages call it
     names        one stable name for each picture: a relative POSIX path, or a zero-padded number
-    labels       int64 (N,), or None where the source knows none
+    labels       int64 (N,), -1 for a picture without one; None where the source knows none
     classes      the name of each label, or None
+    label_problem  what came instead of labels where there are some but none can be used
     split        which of several splits these are, or None
     unreadable   a line for each picture that is known not to be readable without looking into it; not in `names`
     passed_over  a line for each other file or folder that was found beside the pictures
     """
 
     split: str | None = None
+    label_problem: str | None = None
     unreadable: Sequence[str] = ()
     passed_over: Sequence[str] = ()
 
@@ -46,6 +47,21 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def take_labels(self, values: Any, classes: Sequence[str] | None = None) -> None:
+        """Labels as they were found, see label_array: what is wrong with them matters to those who ask for labels."""
+        try:
+            labels = label_array(values)
+            if len(labels) != len(self):
+                raise ValueError(f"{len(labels)} labels for {len(self)} images")
+        except ValueError as error:
+            self.label_problem = str(error)
+            return
+        if labels.dtype == object:
+            classes = [str(name) for name in np.unique(labels) if name]
+            number = {name: label for label, name in enumerate(classes)} | {"": -1}
+            labels = np.array([number[name] for name in labels], np.int64)
+        self.labels, self.classes = labels, None if classes is None else list(classes)
 
     @abstractmethod
     def content(self, index: int) -> Content:
@@ -111,21 +127,45 @@ def extension(name: str) -> str:
     return os.path.basename(name).rpartition(".")[2].lower()
 
 
-def checked_labels(
-    values: np.ndarray | None, classes: list[str] | None, count: int, source_name: str
-) -> tuple[np.ndarray | None, list[str] | None]:
-    """Integers (N,) or (N, 1), or names (N,) -> int64 (N,) and classes; several labels a picture -> none."""
-    if values is None or (values.ndim == 2 and values.shape[1] != 1):
-        return None, None
-    values = values.reshape(-1)
-    if len(values) != count:
-        raise InputError(f"{source_name} holds {count} images but {len(values)} labels; it must be one each")
-    if values.dtype.kind in "US" or (values.dtype.kind == "O" and all(isinstance(v, str) for v in values)):
-        found, numbers = np.unique(values.astype(str), return_inverse=True)
-        return numbers.astype(np.int64), [str(name) for name in found]
-    if values.dtype.kind not in "iub":
-        raise InputError(f"labels in {source_name} must be integers or names, got {values.dtype}")
-    return values.astype(np.int64), classes
+def label_array(values: Any) -> np.ndarray:
+    """Labels of any kind, (N,) or (N, 1) -> int64 (N,), -1 where there is none; or str objects (N,), "" where none is.
+
+    None, NaN and -1 are no label. Raises ValueError, whose text says what came instead of one label each.
+    """
+    try:
+        values = np.asarray(values)
+    except ValueError:
+        raise ValueError("lists of different lengths") from None
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise ValueError(f"several values for each picture, {values.shape}")
+    if (
+        values.dtype.kind == "f"
+        and (np.isnan(values) | (values == np.floor(values))).all()
+        and not np.isinf(values).any()
+    ):
+        values = np.where(np.isnan(values), -1, values)  # whole numbers with gaps, as pandas has them
+    elif values.dtype.kind in "US":
+        values = values.astype(str).astype(object)
+    elif values.dtype.kind == "O":
+        missing = np.array([value is None or value != value for value in values], bool)
+        kinds = {type(value) for value in values[~missing]}
+        if all(issubclass(kind, str) for kind in kinds) and kinds:
+            values = np.where(missing, "", values)
+        elif all(issubclass(kind, int | np.integer) for kind in kinds):
+            values = np.where(missing, -1, values).astype(np.int64)
+        elif all(issubclass(kind, int | float | np.number) for kind in kinds):
+            return label_array(np.where(missing, np.nan, values).astype(np.float64))
+        else:
+            raise ValueError(f"values of type {', '.join(sorted(kind.__name__ for kind in kinds))}")
+    elif values.dtype.kind not in "iub":
+        raise ValueError(f"{values.dtype} numbers" if values.dtype.kind in "fc" else f"values of type {values.dtype}")
+    if values.dtype != object:
+        if len(values) and (values.min() < -1 or values.max() > np.iinfo(np.int64).max):
+            raise ValueError(f"the number {values.min() if values.min() < -1 else values.max()}")
+        values = values.astype(np.int64)
+    return values
 
 
 def inside(folder: str, path: str, name: str) -> str:

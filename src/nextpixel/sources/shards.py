@@ -10,12 +10,10 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, readable_extensions
 from nextpixel.progress import say_once
-from nextpixel.sources.base import Source, checked_labels, extension, identity, sha256
+from nextpixel.sources.base import Source, extension, identity, sha256
 from nextpixel.sources.files import count_kinds, unread_kind
 
 CLASS = "cls"  # the file of a sample that holds its class, a number or a name
@@ -58,11 +56,9 @@ class ShardSource(Source):
         super().__init__(source_name, names)
         self.unreadable = [str(UnreadableImage(name, kind)) for name, kind in entries if kind != NO_PICTURE]
         self.passed_over = [f"{name}: {kind}" for name, kind in entries if kind == NO_PICTURE]
-        found = [kind for kind in classes if kind is not None]
-        if len(found) == len(names):
-            is_number = all(re.fullmatch(r"-?\d{1,18}", kind) for kind in found)
-            values = np.array([int(kind) for kind in found], np.int64) if is_number else np.array(found)
-            self.labels, self.classes = checked_labels(values, None, len(names), source_name)
+        if any(classes):
+            are_numbers = all(re.fullmatch(r"-?\d{1,18}", kind) for kind in classes if kind)
+            self.take_labels([int(kind) if kind and are_numbers else kind or None for kind in classes])
 
     def content(self, index: int) -> bytes:
         name, path = self.names[index], self.paths[self.shards[index]]

@@ -12,7 +12,7 @@ import numpy as np
 
 from nextpixel.errors import InputError, WorkError
 from nextpixel.images import EXTENSIONS, UnreadableImage
-from nextpixel.sources.base import READ_TOGETHER, Numbered, Source, checked_labels, extension, identity, inside, sha256
+from nextpixel.sources.base import READ_TOGETHER, Numbered, Source, extension, identity, inside, sha256
 from nextpixel.sources.splits import choose_split
 
 BATCH_BYTES = 32 * 2**20
@@ -40,7 +40,7 @@ class ParquetSource(Source):
                 self.files.append(parquet.ParquetFile(path, memory_map=True))
             except (OSError, ValueError) as error:  # what pyarrow raises for a foreign or damaged file
                 raise InputError(f"{path} is not a readable parquet file: {error}") from error
-        self.image_column, label_column, classes = _columns(self.files[0].schema_arrow, paths[0])
+        self.image_column, label_column = _columns(self.files[0].schema_arrow, paths[0])
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         prefixes = [os.path.relpath(path, folder).replace(os.sep, "/") + "/" for path in paths]
         self.places = Numbered(zip(prefixes, [file.metadata.num_rows for file in self.files], strict=True))
@@ -51,9 +51,7 @@ class ParquetSource(Source):
             if missing := {self.image_column, label_column} - {None, *file.schema_arrow.names}:
                 raise InputError(f"{path} lacks the column {missing.pop()!r} that {paths[0]} has; keep them apart")
         if label_column is not None:
-            tables = [file.read(columns=[label_column], use_threads=False) for file in self.files]
-            labels = np.concatenate([table.column(0).to_numpy() for table in tables])
-            self.labels, self.classes = checked_labels(labels, classes, len(self), source_name)
+            self.take_labels(*_labels(self.files, label_column))
         self._groups = [_group_starts(file.metadata) for file in self.files]
         self._kept: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
         self._stream: tuple[tuple[int, int], int, Iterator[Any]] | None = None  # group, next batch, batches
@@ -117,13 +115,43 @@ def _group_starts(metadata: Any) -> np.ndarray:
     return np.cumsum([0] + [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
 
 
-def _columns(schema: Any, path: str) -> tuple[str, str | None, list[str] | None]:
-    """Arrow schema -> column of images, of labels, class names: by the features noted in it, else by name."""
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """The features that `datasets` notes in an Arrow schema, by column."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        kinds = {name: features[name].get("_type") for name in schema.names if name in features}
+        return {name: features[name] for name in schema.names if isinstance(features.get(name), dict)}
     except (TypeError, KeyError, ValueError, AttributeError):
-        features, kinds = {}, {}
+        return {}
+
+
+def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
+    """The values of that column of all files, and class names; numbers of one name are one class in all of them."""
+    from pyarrow import types
+
+    values: list[np.ndarray] = []
+    classes: list[str] | None = None
+    for file in files:
+        cells = file.read(columns=[column], use_threads=False).column(0)
+        kind = cells.type.value_type if types.is_dictionary(cells.type) else cells.type
+        if not (types.is_integer(kind) or types.is_boolean(kind)):
+            values.append(np.fromiter(cells.to_pylist(), object, len(cells)))
+            continue
+        numbers = np.asarray(cells.cast("int64").fill_null(-1))
+        names = _features(file.schema_arrow).get(column, {}).get("names")
+        if names and classes is None:
+            classes = list(names)
+        elif names and classes is not None and names != classes[: len(names)]:
+            classes += [name for name in names if name not in classes]
+            place = np.array([classes.index(name) for name in names])
+            known = (numbers >= 0) & (numbers < len(names))
+            numbers = np.where(known, place[np.where(known, numbers, 0)], np.where(numbers < 0, numbers, len(classes)))
+        values.append(numbers)
+    return np.concatenate(values), classes
+
+
+def _columns(schema: Any, path: str) -> tuple[str, str | None]:
+    """Arrow schema -> column of images, of labels: by the features noted in it, else by name."""
+    kinds = {name: feature.get("_type") for name, feature in _features(schema).items()}
     noted = [name for name, kind in kinds.items() if kind == "Image"]
     named = [name for name in ("image", "img", "images", "bytes") if name in schema.names]
     structs = [name for name in schema.names if str(schema.field(name).type).startswith("struct<bytes: ")]
@@ -131,8 +159,7 @@ def _columns(schema: Any, path: str) -> tuple[str, str | None, list[str] | None]
         found = ", ".join(schema.names) or "none"
         raise InputError(f"{path} has no column of images: expected 'image' with encoded bytes, got {found}")
     labelled = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    label = label_column(schema.names, labelled)
-    return candidates[0], label, features[label].get("names") if label in labelled else None
+    return candidates[0], label_column(schema.names, labelled)
 
 
 def label_column(names: list[str], labelled: list[str]) -> str | None:
@@ -154,7 +181,7 @@ class HubSource(Source):
         label = label_column(list(rows.features), labelled)
         if label is not None:
             classes = rows.features[label].names if label in labelled else None
-            self.labels, self.classes = checked_labels(np.asarray(rows[label][:]), classes, len(rows), source_name)
+            self.take_labels(rows[label][:], classes)
         self.column = images[0]
         self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
         self._fingerprint = sha256(part.encode() for part in (source_name, split, rows._fingerprint))

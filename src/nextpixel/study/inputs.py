@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from nextpixel.checkpoints import Run
 from nextpixel.config import ImageGPTConfig, Levels, StudyConfig
-from nextpixel.data import DecodedSet, decode
+from nextpixel.data import decode
 from nextpixel.errors import InputError
-from nextpixel.labels import labels_of, refuse_overlap
+from nextpixel.labels import labelled, labels_of, refuse_overlap
 from nextpixel.progress import say_left_out
 from nextpixel.sources import open_source
 
@@ -101,8 +101,7 @@ def _comparable(member: Member) -> dict[str, Any]:
 
 def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Sequence[Member]) -> Images:
     sources = [open_source(data, split) for split in ("train", "test")]
-    for source in sources:
-        labels_of(source)  # refuses images without
+    names = [labels_of(source) for source in sources]
     trained_on = members[0].facts["data"]
     levels = Levels.of(trained_on.get("range"), trained_on.get("bands"))
     train = decode(sources[0], side, fit=fit, levels=levels)
@@ -116,8 +115,8 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
             raise InputError(f"{member.name}: this run was trained on the test images of `data`; expected others")
     refuse_overlap(*sources)
     images = Images(
-        *_some(train, config.train_images, config.seed),
-        *_some(test, config.test_images, config.seed),
+        *_some(*labelled(names[0], sources[0], train)[:2], config.train_images, config.seed),
+        *_some(*labelled(names[1], sources[1], test)[:2], config.test_images, config.seed),
         key=f"{train.key} {test.key}",
     )
     if np.unique(images.labels, return_counts=True)[1].max() < 2:
@@ -127,9 +126,11 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
     return images
 
 
-def _some(found: DecodedSet, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def _some(
+    squares: NDArray[np.uint8], names: NDArray[Any], count: int, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """At most `count` squares and the names of their classes, drawn at random."""
-    rows = np.arange(len(found))
-    if count < len(found):
-        rows = np.sort(np.random.default_rng([seed, 0x57D1]).choice(len(found), count, replace=False))
-    return found.squares[rows], labels_of(found)[rows]
+    rows = np.arange(len(names))
+    if count < len(rows):
+        rows = np.sort(np.random.default_rng([seed, 0x57D1]).choice(len(rows), count, replace=False))
+    return squares[rows], names[rows]
