@@ -45,9 +45,19 @@ class DecodedSet:
     """With the range that was found, where the set has one."""
     note: str | None = None
     """A line that says so."""
+    pixels: str | None = None
 
     def __len__(self) -> int:
         return len(self.squares)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the squares: what the pictures show, whatever their files are called."""
+        if self.pixels is not None:
+            return self.pixels
+        found = hashlib.sha256()
+        for start in range(0, len(self), READ_TOGETHER):
+            found.update(np.ascontiguousarray(self.squares[start : start + READ_TOGETHER]).data)
+        return found.hexdigest()
 
 
 def decode(
@@ -99,7 +109,7 @@ def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
 def shrunk(source: MapSource, side: int, fit: Fit) -> DecodedSet:
     """A prepared set at the smaller side that it serves, without a second copy on the disk."""
     found = _decoded(source, _key(source, side, fit, NO_LEVELS))
-    return replace(found, squares=cast(Any, Shrunk(source, side)))
+    return replace(found, squares=cast(Any, Shrunk(source, side)), pixels=f"{found.digest()} at {side}")
 
 
 class Shrunk:
@@ -126,9 +136,8 @@ def _key(source: Source, side: int, fit: Fit, levels: Levels) -> str:
 
 def _decoded(source: MapSource, key: str) -> DecodedSet:
     labels, classes, unreadable = source.labels, source.classes, list(source.unreadable)
-    return DecodedSet(
-        source.squares, source.names, labels, classes, unreadable, key, levels=source.levels, note=source.note
-    )
+    found = DecodedSet(source.squares, source.names, labels, classes, unreadable, key)
+    return replace(found, levels=source.levels, note=source.note, pixels=source.pixels)
 
 
 def _folder(key: str, cache: str | Path | None) -> Path:

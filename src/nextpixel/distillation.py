@@ -7,9 +7,10 @@ otherwise, and regresses the whitened features of the one it sees, through a lin
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,7 +29,7 @@ from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.extraction import check_layers, extract
 from nextpixel.files import new_file
-from nextpixel.preparation import absolute, create_run, find_sets, named, reading
+from nextpixel.preparation import absolute, create_run, find_sets, move_run, named, reading
 from nextpixel.progress import say
 from nextpixel.resnet import ResNet
 from nextpixel.tracking import check_tracker
@@ -44,6 +45,7 @@ def distill(
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    data: Any = None,
     split: str | None = None,
     model: str | Path | None = None,
     **settings: Unpack[DistillKeywords],
@@ -51,14 +53,15 @@ def distill(
     """Train a student on images without labels, or go on with a run; returns the best one on held-out images.
 
     `model` names the teacher, by default the embedded one; `settings` are the fields of DistillConfig. A run is
-    written to the new folder `out`. `resume` names one to go on with, and takes no settings. Raises as pretrain does,
+    written to the new folder `out`. `resume` names one to go on with, and takes no settings, but
+    perhaps `data`: the same images in another place. Raises as pretrain does,
     and InputError in one of several processes.
     """
     distributed.alone("distill")
     if resume is not None:
         if settings or not (out is split is model is None):
             raise InputError("takes the settings of its run; expected none beside it", argument="resume")
-        return go_on(Run.open(resume, KIND), images)
+        return go_on(moved(Run.open(resume, KIND), images if data is None else data), images)
     if images is None or out is None:
         raise InputError("distill needs images and a new folder (`out`), or a run to go on with (`resume`)")
     config = replace_checked(DistillConfig(), settings)
@@ -76,6 +79,7 @@ class Decisions:
     teacher: str | None
     fit: Fit
     train_key: str
+    pixels: Sequence[str] = ()
     levels: Mapping[str, Any] = field(default_factory=dict)
     """The range and bands that were asked for."""
 
@@ -102,6 +106,7 @@ def start_run(
         teacher=None if model is None else absolute(str(model)),
         fit=fit,
         train_key=decoded.key,
+        pixels=[decoded.digest()],
         levels=levels.values(),
     )
     return create_run(
@@ -114,6 +119,19 @@ def start_run(
         data=named(images, split) | {"train_images": len(rows), "validation_images": len(held)},
         sets=[decoded],
     )
+
+
+def moved(run: Run, images: Any) -> Run:
+    """The run, which takes its pictures from these images from now on, where there are any; see move_run."""
+    if images is not None:
+        move_run(run, images, lambda facts: _decode_again(facts, images))
+    return run
+
+
+def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
+    decided, cache = Decisions(**facts["decisions"]), facts["config"]["cache"]
+    asked, split = Levels.of(**decided.levels), facts["data"]["split"]
+    return (decode(images, facts["model"]["side"], split=split, cache=cache, fit=decided.fit, levels=asked),)
 
 
 def go_on(run: Run, images: Any = None) -> ResNet:
@@ -131,11 +149,8 @@ def _train(run: Run, images: Any) -> ResNet:
     choose_device(decided.device)  # still there?
     set_threads(decided.threads)
 
-    def decoded_again(found: Any) -> tuple[DecodedSet]:
-        asked = Levels.of(**decided.levels)
-        return (decode(found, shape.side, split=data["split"], cache=config.cache, fit=decided.fit, levels=asked),)
-
-    (decoded,) = find_sets((decided.train_key,), config.cache, data, images, decoded_again)
+    again = functools.partial(_decode_again, facts)
+    (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
         _look(run, decoded.squares, config, decided, teacher_file)

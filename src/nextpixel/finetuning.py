@@ -47,6 +47,7 @@ from nextpixel.preparation import (
     decode_sets,
     find_sets,
     judging,
+    moved,
     named,
     pixel_loss,
     reading,
@@ -76,6 +77,7 @@ def finetune(
     test: Any = None,
     test_labels: ArrayLike | str | Path | None = None,
     resume: str | Path | None = None,
+    data: Any = None,
     **settings: Unpack[FinetuneKeywords],
 ) -> ImageGPT:
     """Teach a model classes, or go on with a run; returns the one with the best validation accuracy.
@@ -83,6 +85,7 @@ def finetune(
     model     an ImageGPT, which stays as it is, or what load() takes; the embedded model for None
     labels    (N,) numbers or names, or a CSV file with the columns file and label; the source's own unless given
     out       the new run folder; `resume` names one to go on with, and takes no settings
+    data      with `resume`, the same images in another place
     test      labelled images that are looked at once, at the end: their figures go into the run's test.json
 
     `settings` are the fields of FinetuneConfig (epochs, learning_rate, labels_per_class, ...). Part of the training
@@ -94,7 +97,8 @@ def finetune(
     if resume is not None:
         if settings or not (out is model is split is labels is test_labels is None):
             raise InputError("takes the settings of its run; expected none beside it", argument="resume")
-        return go_on(Run.open(resume, KIND), images, test)
+        images = data if images is None else images
+        return go_on(moved(Run.open(resume, KIND), FinetuneConfig, images), images, test)
     if images is None or out is None:
         raise InputError("finetune needs labelled images and a new folder (`out`), or a run to go on with (`resume`)")
     config = replace_checked(FinetuneConfig(), settings)
@@ -319,7 +323,7 @@ def _test(
         side, levels = model.config.side, model.levels
         return (decode(source, side, cache=config.cache, fit=decided.fit, levels=levels),)
 
-    (found,) = find_sets([str(decided.test_key)], config.cache, data, images, again)
+    (found,) = find_sets([str(decided.test_key)], decided.pixels[2:], config.cache, data, images, again, "test")
     model.to(decided.device)
     names = np.array(model.config.classes, object)[arrays["test_labels"]]
     rows = arrays.get("test_rows")  # older runs took all of them

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, ResNetCo
 from nextpixel.data import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
 from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, machine, set_threads
 from nextpixel.errors import InputError
+from nextpixel.files import write_json
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.palette import Palette
 from nextpixel.progress import is_first, say
@@ -56,6 +57,8 @@ class Decisions:
     test_key: str | None = None
     steps: int = 0
     """In all; 0 in runs that were begun before this was recorded."""
+    pixels: Sequence[str] = ()
+    """DecodedSet.digest of the sets of training, validation and perhaps test; none in runs of earlier versions."""
     levels: Mapping[str, Any] = field(default_factory=dict)
     """The range and bands that were asked for; empty where the set's own range was to be looked for."""
 
@@ -151,6 +154,7 @@ def decide(
         validation_key=sets[1].key,
         test_key=sets[2].key if len(sets) > 2 else None,
         steps=steps,
+        pixels=[found.digest() for found in sets],
         levels=levels.values(),
     )
 
@@ -269,25 +273,93 @@ def decode_sets(
 
 
 def find_sets(
-    keys: Sequence[str], cache: str | None, data: Mapping[str, Any], images: Any, decode: Callable[[Any], Any]
+    keys: Sequence[str],
+    pixels: Sequence[str],
+    cache: str | None,
+    data: Mapping[str, Any],
+    images: Any,
+    decode: Callable[[Any], Any],
+    argument: str = "data",
 ) -> tuple[DecodedSet, ...]:
     """The sets a run began with: from the cache, else decoded again, and then they must be the same.
 
-    `decode` makes the sets of those keys from `images`, or, without them, from the path that `data` tells.
+    `decode` makes the sets of those keys from `images`, or, without them, from the path that `data` tells. `argument`
+    is what names another place for them.
     """
     try:
         return tuple(read_decoded(key, cache) for key in keys)
     except FileNotFoundError:
         pass
     if images is None and data["path"] is None:
-        raise InputError("this run was begun with images in memory, which are gone; pass them again as `images`")
+        raise InputError(f"this run was begun with images in memory, which are gone; pass them again as `{argument}`")
+    if images is None:
+        several = data["path"] if isinstance(data["path"], list) else [data["path"]]
+        if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
+            raise InputError(
+                f"{gone[0]}: the images the run began with are not there any more; if they were moved, name their new "
+                f"place with `{argument}`"
+            )
     sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
-    if [found.key for found in sets] != list(keys):
-        raise InputError(
-            f"{data['source']}: expected the images the run began with, got others (files were added, removed or "
-            "changed); restore them, or start a new run"
-        )
+    _check_same(sets, keys, pixels, cache, data["source"] if images is None else named(images, None)["source"])
     return sets
+
+
+def _check_same(
+    sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, source: str
+) -> None:
+    """Raises InputError unless these are the sets of those keys, or at least show the same pictures in that order."""
+    if [found.key for found in sets] == list(keys):
+        return
+    with suppress(FileNotFoundError):
+        if [found.digest() for found in sets] == [*(pixels or (read_decoded(key, cache).digest() for key in keys))]:
+            return
+    raise InputError(
+        f"{source}: expected the images the run began with, got others (files were added, removed or changed); "
+        "restore them, or start a new run"
+    )
+
+
+def moved(run: Run, settings: Callable[..., Any], images: Any) -> Run:
+    """The run, which takes its pictures from these images from now on, where there are any; see move_run."""
+    if images is not None:
+        with reading(run) as facts:
+            device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
+        distributed.join(choose_device(device), minutes)
+        distributed.first_does(
+            lambda: move_run(run, images, lambda facts: decode_again(facts, settings, images)), patient=True
+        )
+    return run
+
+
+def move_run(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]]) -> None:
+    """Record in run.json that the pictures are to be taken from these images, whose sets `decode(facts)` makes.
+
+    Raises InputError unless they are those that the run began with, pixel by pixel.
+    """
+    with run.locked():
+        facts = run.facts()
+        data, decisions = facts["data"], facts["decisions"]
+        names = [name for name in ("train_key", "validation_key") if name in decisions]
+        sets, place = decode(facts), named(images, data["split"])
+        pixels = decisions.get("pixels", [])[: len(sets)]
+        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], place["source"])
+        decisions |= dict(zip(names, (found.key for found in sets), strict=True))
+        data |= place
+        write_json(run.path / "run.json", facts)
+
+
+def decode_again(facts: dict[str, Any], settings: Callable[..., Any], images: Any) -> tuple[DecodedSet, DecodedSet]:
+    """The sets of training and validation that the facts of run.json make of these images."""
+    decided = Decisions(**facts["decisions"])
+    return decode_sets(
+        images,
+        settings(**facts["config"]),
+        facts["model"]["side"],
+        decided.fit,
+        decided.requested_levels,
+        facts["data"]["split"],
+        facts["config"].get("validation"),
+    )
 
 
 @dataclass(frozen=True)
@@ -315,7 +387,6 @@ def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
-        validation = facts["config"].get("validation")
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
     distributed.share(config.batch_images)
     set_threads(decided.threads)
@@ -324,12 +395,11 @@ def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun
         train_set, validation_set = distributed.in_turn(
             lambda: find_sets(
                 (decided.train_key, decided.validation_key),
+                decided.pixels[:2],
                 config.cache,
                 data,
                 images,
-                lambda found: decode_sets(
-                    found, config, shape.side, decided.fit, decided.requested_levels, data["split"], validation
-                ),
+                lambda found: decode_again(facts, settings, found),
             )
         )
         yield Begun(run, config, replace(decided, device=device), shape, data, train_set, validation_set)

@@ -47,6 +47,7 @@ from nextpixel.preparation import (
     decode_sets,
     judging,
     launch,
+    moved,
     named,
     palette_of,
     pixel_loss,
@@ -76,12 +77,14 @@ def pretrain(
     recipe: str | None = None,
     split: str | None = None,
     force: bool = False,
+    data: Any = None,
     **settings: Unpack[PretrainKeywords],
 ) -> ImageGPT:
     """Train an Image GPT on images, or go on with a run; returns the best model on validation.
 
     `settings` are the fields of PretrainConfig (size, side, steps, init, ...), over those of the recipe.
-    A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings. `branch` names a
+    A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings, but perhaps
+    `data`: the same images in another place. `branch` names a
     run with a linear schedule, whose constant phase the new one shares; its settings are `steps` and
     `cooldown_fraction`. `force` begins a run although its plan does not fit the memory.
     Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
@@ -90,7 +93,8 @@ def pretrain(
     if resume is not None:
         if settings or not (out is recipe is split is branch is None):
             raise InputError("takes the settings of its run; expected none beside it", argument="resume")
-        run = Run.open(resume, KIND)
+        images = data if images is None else images
+        run = moved(Run.open(resume, KIND), PretrainConfig, images)
     elif branch is not None:
         others = settings.keys() - {"steps", "cooldown_fraction"}
         if out is None or "steps" not in settings or others or not (recipe is split is None):

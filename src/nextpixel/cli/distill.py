@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,7 +29,9 @@ class Distill:
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
-    """Go on with this run; takes no other setting."""
+    """Go on with this run; takes no other setting but --data."""
+    data: tuple[str, ...] = ()
+    """With --resume, where the same images lie now; the run remembers it."""
     model: str | None = None
     """The teacher: a checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     split: str | None = None
@@ -41,18 +43,21 @@ class Distill:
 def run(argv: Sequence[str]) -> None:
     args = parse(Distill, "distill", argv)
     if args.resume is not None:
-        alone(argv, " ".join(args.images) or None, "--resume")
+        alone(argv, " ".join(args.images) or None, "--resume", None, "--data")
+    elif args.data:
+        raise InputError("--data: expected a run to go on with (--resume) beside it, got none")
     elif not args.images or args.out is None:
         raise InputError(
             "expected images and --out, as in: nextpixel distill photos/ --out runs/student "
             "(or --resume runs/student to go on with a run)"
         )
     from nextpixel.checkpoints import Run
-    from nextpixel.distillation import KIND, go_on, start_run
+    from nextpixel.distillation import KIND, go_on, moved, start_run
     from nextpixel.files import check_output
 
     if args.resume is not None:
-        found = Run.open(args.resume, KIND)
+        data: Any = args.data[0] if len(args.data) == 1 else list(args.data) or None
+        found = moved(Run.open(args.resume, KIND), data)
     else:
         assert args.out is not None
         check_output(args.out)

@@ -32,7 +32,9 @@ class Finetune:
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
-    """Go on with this run; takes no other setting."""
+    """Go on with this run; takes no other setting but --data."""
+    data: str | None = None
+    """With --resume, where the same images lie now; the run remembers it."""
     model: str | None = None
     """What to begin with: a checkpoint folder, a run folder or a hub name; the embedded model unless told."""
     labels: Path | None = None
@@ -48,7 +50,9 @@ class Finetune:
 def run(argv: Sequence[str]) -> None:
     args = parse(Finetune, "finetune", argv)
     if args.resume is not None:
-        alone(argv, args.train, "--resume", "--model")
+        alone(argv, args.train, "--resume", "--model", "--data", "--test")
+    elif args.data:
+        raise InputError("--data: expected a run to go on with (--resume) beside it, got none")
     elif args.train is None or args.out is None:
         raise InputError(
             "expected labelled images and --out, as in: nextpixel finetune labelled/ --out runs/clf "
@@ -58,11 +62,11 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("--test-labels: expected test images for them, got no --test")
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
-    from nextpixel.finetuning import KIND, go_on, start_run, test_score
+    from nextpixel.finetuning import KIND, go_on, moved, start_run, test_score
     from nextpixel.metrics import wilson_interval
 
     if args.resume is not None:
-        run = Run.open(args.resume, KIND)
+        run = moved(Run.open(args.resume, KIND), FinetuneConfig, args.data)
     else:
         assert args.train is not None and args.out is not None
         check_output(args.out)
@@ -78,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
         )
     again = command("finetune", "--resume", run.path)
     try:
-        go_on(run)
+        go_on(run, test=args.test if args.resume else None)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     if not is_first():

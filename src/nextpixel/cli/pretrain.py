@@ -29,7 +29,9 @@ class Pretrain:
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
-    """Go on with this run; takes no other setting."""
+    """Go on with this run; takes no other setting but --data."""
+    data: str | None = None
+    """With --resume, where the same images lie now; the run remembers it."""
     branch: Path | None = None
     """Begin the new run --out with the constant phase of this one, which has a linear schedule; end after --steps."""
     recipe: str | None = None
@@ -46,7 +48,9 @@ def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
     if args.resume is not None:
-        alone(argv, args.images, "--resume", "--init")
+        alone(argv, args.images, "--resume", "--init", "--data")
+    elif args.data:
+        raise InputError("--data: expected a run to go on with (--resume) beside it, got none")
     elif args.branch is not None:
         alone(argv, args.images, "--branch", "--init", "--out", "--steps", "--cooldown-fraction")
         if args.out is None or not any(a.partition("=")[0] == "--steps" for a in argv):
@@ -61,10 +65,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
-    from nextpixel.pretraining import KIND, branch_run, go_on, start_run
+    from nextpixel.pretraining import KIND, branch_run, go_on, moved, start_run
 
     if args.resume is not None:
-        run = Run.open(args.resume, KIND)
+        run = moved(Run.open(args.resume, KIND), PretrainConfig, args.data)
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)

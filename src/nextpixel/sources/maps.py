@@ -76,6 +76,7 @@ class MapSource(Source):
             self.unreadable = meta["unreadable"]
             self.levels, self.note = Levels.of(meta.get("range"), meta.get("bands")), meta.get("note")
             self.made_from, self.digest = str(meta["source"]), str(meta.get("content"))
+            self.pixels: str | None = meta.get("pixels")  # not in sets of earlier versions
             if "names" in meta:  # the user's cache may hold sets from before names had files of their own
                 names: Sequence[str] = meta["names"]
                 labels = None if meta["labels"] is None else np.array(meta["labels"], np.int64)
@@ -132,13 +133,20 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
     about pictures that were known not to be readable before. Raises InputError
     when more than one picture in ten cannot be read, or none can.
     """
-    digest, ends, labels, unreadable, count = hashlib.sha256(), array("q"), [], list(left_out), 0
+    digest, shown, ends, labels, unreadable, count = (
+        hashlib.sha256(),
+        hashlib.sha256(),
+        array("q"),
+        [],
+        list(left_out),
+        0,
+    )
     digest.update(f"{facts['side']} {facts['fit']} {facts['classes']}".encode())
     with (folder / SQUARES).open("wb") as squares, (folder / NAMES).open("wb") as names:
         for part in parts:
             pixels = np.ascontiguousarray(part.squares)
             squares.write(pixels.data)  # a plain write: a full disk is an error, not a bus fault
-            digest.update(pixels.data)
+            shown.update(pixels.data)
             for name in part.names:
                 text = name.encode("utf-8", "surrogatepass")  # a file name need not be text
                 names.write(text)
@@ -154,7 +162,9 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
     labelled = sum(map(len, labels)) == count
     if labelled:
         np.save(folder / LABELS, np.concatenate(labels))
-    made = {"images": count, "labelled": labelled, "unreadable": unreadable, "content": digest.hexdigest()}
+    digest.update(shown.digest())
+    made = {"images": count, "labelled": labelled, "unreadable": unreadable}
+    made |= {"content": digest.hexdigest(), "pixels": shown.hexdigest()}
     (folder / META).write_text(json.dumps(facts | made), encoding="utf-8")
 
 
