@@ -19,8 +19,8 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.cli import main
 from nextpixel.cli.score import By
-from nextpixel.metrics import conformal_p_values
-from nextpixel.oddness import COLUMNS, Oddness, local_nats, measure, odd_images, oriented, table
+from nextpixel.metrics import auroc, conformal_p_values
+from nextpixel.oddness import ADVISED, COLUMNS, Oddness, local_nats, measure, odd_images, oriented, table
 from nextpixel.oddness_page import page
 from test_model import lively
 from tiny_runs import COLORS, pictures
@@ -37,6 +37,63 @@ def model() -> ImageGPT:
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+
+
+def smooth(count: int, seed: int = 0) -> np.ndarray:
+    """Gradients of muted colours, of few nats whatever they show."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:SIDE, :SIDE][..., None] / SIDE
+    down, across = rng.uniform(-60, 60, (2, count, 1, 1, 3))
+    return (128 + down * y + across * x).astype(np.uint8)
+
+
+def stripes(count: int, seed: int = 0) -> np.ndarray:
+    """Columns of two colours, two pixels wide."""
+    colours = np.random.default_rng(seed).integers(0, 256, (count, 1, 2, 3))
+    return np.repeat(np.tile(colours, (1, SIDE, SIDE // 4, 1)), 2, 2).astype(np.uint8)
+
+
+# ---- which column comes first
+
+
+STRANGERS = {
+    "simple among busy": (noise, smooth),
+    "striped among busy": (noise, stripes),
+    "busy among simple": (smooth, noise),
+    "busy among striped": (stripes, noise),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_come_first_by_default_whatever_kind_they_are(model: ImageGPT, kind: str) -> None:
+    """18 normal pictures and 20 strangers: a fixed column fails on some kind, as likelihood does on simple ones."""
+    normal, strange = STRANGERS[kind]
+    images = np.concatenate([normal(18, 0), strange(20, 1)])
+    odd = odd_images(model, images, against=normal(60, 2))
+    strangers = np.arange(38) >= 18
+    areas = {name: auroc(oriented(name, values), strangers) for name, values in odd.values.items()}
+    assert areas[odd.clearest] > 0.95, areas
+    assert np.array_equal(odd.order(), odd.order(odd.clearest)) and strangers[odd.order()[:15]].all()
+    if kind == "simple among busy":
+        assert areas["nats_per_pixel"] < 0.5, "what would have misled"
+
+
+def test_without_a_clear_difference_the_advised_column_comes_first(model: ImageGPT) -> None:
+    alike = [odd_images(model, noise(30, seed), against=noise(60, seed + 100)).clearest for seed in range(5)]
+    assert alike == [ADVISED] * 5
+    alone = odd_images(model, noise(10))
+    assert alone.clearest == ADVISED and np.array_equal(alone.order(), alone.order(ADVISED))
+
+
+def test_the_clearest_column_depends_on_no_order() -> None:
+    rng = np.random.default_rng(0)
+    for column in COLUMNS:
+        calibration = {name: rng.normal(size=40) for name in COLUMNS}
+        values = {name: rng.normal(size=20) for name in COLUMNS}
+        values[column] = oriented(column, rng.normal(size=20) + 3)
+        for names in (list(COLUMNS), list(COLUMNS)[::-1]):
+            parts = ({name: part[name] for name in names} for part in (values, calibration))
+            shown, normal = parts
+            assert Oddness(["x"] * 20, shown, {}, normal, noise(20), []).clearest == column
 
 
 # ---- p-values
@@ -185,9 +242,11 @@ class Page(HTMLParser):
 
 def test_the_page_needs_nothing_else_and_shows_images_and_maps(model: ImageGPT) -> None:
     odd = odd_images(model, noise(30), against=noise(60, seed=1))
-    order = odd.order()
+    order = odd.order("peak_nats")
     maps = nextpixel.surprise(model, odd.squares[order[:3]])
-    text = page(odd, maps, source="<b>photos</b> \udce9", model="tiny", against="normal", false_alarms=0.1)
+    text = page(
+        odd, maps, source="<b>photos</b> \udce9", model="tiny", by="peak_nats", against="normal", false_alarms=0.1
+    )
     found = Page(text)
     assert re.findall(r"https?:|//[a-z]|url\(|@import|\$", re.sub(r"base64,[^\"]+", "", text)) == []
     assert [tag for tag, a in found.tags if tag in ("link", "iframe", "base") or "href" in a] == []
@@ -201,7 +260,11 @@ def test_the_page_needs_nothing_else_and_shows_images_and_maps(model: ImageGPT) 
     assert all(attributes.get("alt") for tag, attributes in found.tags if tag == "img")
     assert "<b>photos" not in text and "&lt;b&gt;photos" in text and r"\udce9" in text
     head, *rows = found.rows
-    assert head == ["file", *(column.title for column in COLUMNS.values())]
+    titles = [column.title for column in COLUMNS.values()]
+    titles.remove("hottest spot")
+    assert head == ["file", "hottest spot", *titles]  # the column that orders stands first
+    hot = sorted((float(value) for value in odd.values["peak_nats"]), reverse=True)
+    assert [float(row[1]) for row in rows] == pytest.approx(hot, abs=5e-4)
     assert len(rows) == 30 and rows[0][0] == odd.names[order[0]]
     assert [cell.startswith("p ") for cell in rows[0][2:13:2]] == [True] * 6
     assert "held-out images of normal" in text and "scores cannot see" in text and "false alarms" in text
@@ -254,7 +317,8 @@ def test_the_command_writes_the_same_columns_everywhere(desk: Path, capsys: pyte
 def test_the_command_without_normal_images(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "photos", "--model", "model", "--out", "odd.csv", "--heatmap", "hot"]) == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 12 and len(list(Path("hot").iterdir())) == 10
+    assert "ordered by feature distance; --by orders by another score" in out
+    assert len(out.splitlines()) == 13 and len(list(Path("hot").iterdir())) == 10
     assert "nextpixel score photos --against normal/ --report odd.html --model model" in err
     with open("odd.csv", newline="", encoding="utf-8") as file:
         assert next(csv.reader(file)) == ["file", *COLUMNS]
@@ -262,3 +326,24 @@ def test_the_command_without_normal_images(desk: Path, capsys: pytest.CaptureFix
 
 def test_by_names_every_column() -> None:
     assert typing.get_args(By) == tuple(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("options", "by"),
+    [
+        ([], "feature_distance"),
+        (["--against", "normal.npy", "--false-alarms", "0.1"], "feature_distance"),  # chosen before looking
+        (["--against", "strange.npy"], None),  # whichever is clearest
+        (["--against", "normal.npy", "--by", "png_bytes"], "png_bytes"),
+    ],
+)
+def test_the_column_that_orders_by_default(
+    desk: Path, capsys: pytest.CaptureFixture[str], options: list[str], by: str | None
+) -> None:
+    np.save(desk / "strange.npy", noise(60))
+    assert main(["score", "photos", "--model", "model", "--report", "odd.html", "--json", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    clearest = odd_images(nextpixel.load("model"), "photos", against="strange.npy").clearest
+    assert told["by"] == (by or clearest)
+    [head, *_] = Page(Path("odd.html").read_text(encoding="utf-8")).rows
+    assert head[1] == COLUMNS[told["by"]].title

@@ -37,7 +37,7 @@ def page(
     *,
     source: str,
     model: str,
-    by: str = "nats_per_pixel",
+    by: str,
     against: str | None = None,
     false_alarms: float | None = None,
 ) -> str:
@@ -69,7 +69,7 @@ def page(
         histogram=_histogram(odd, by, limits.get(by)),
         rows_told=text(_rows_told(len(odd), bool(odd.p_values))),
         head=_head(by),
-        rows="\n".join(_row(odd, row, beyond) for row in order[:ROWS_AT_MOST]),
+        rows="\n".join(_row(odd, row, by, beyond) for row in order[:ROWS_AT_MOST]),
         columns="\n".join(
             f"<dt>{text(f'{column.title} ({column.unit})')}</dt><dd>{text(column.meaning)}</dd>"
             for column in COLUMNS.values()
@@ -117,7 +117,8 @@ def _card(odd: Oddness, row: int, rank: int, by: str, heat: NDArray[np.uint8], b
 
 def _head(by: str) -> str:
     cells = ['<th scope="col" aria-sort="none"><button type="button">file</button></th>']
-    for name, column in COLUMNS.items():
+    for name in _columns(by):
+        column = COLUMNS[name]
         sort = ("ascending" if column.smaller_is_odder else "descending") if name == by else "none"
         title = text(f"{column.title}, {column.unit}")
         cells.append(
@@ -127,10 +128,16 @@ def _head(by: str) -> str:
     return "".join(cells)
 
 
-def _row(odd: Oddness, row: int, beyond: dict[str, NDArray[np.bool_]]) -> str:
+def _columns(by: str) -> list[str]:
+    """The one that orders the images, then the others."""
+    return [by, *(name for name in COLUMNS if name != by)]
+
+
+def _row(odd: Oddness, row: int, by: str, beyond: dict[str, NDArray[np.bool_]]) -> str:
     name = text(odd.names[row])
     cells = [f'<th scope="row" title="{name}">{name}</th>']
-    for column, values in odd.values.items():
+    for column in _columns(by):
+        values = odd.values[column]
         p = f"<small>p {_p(odd.p_values[column][row])}</small>" if odd.p_values else ""
         mark = ' class="beyond"' if beyond[column][row] else ""
         cells.append(f'<td{mark} data-value="{values[row]:.6g}">{format_value(column, values[row])}{p}</td>')

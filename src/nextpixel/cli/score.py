@@ -47,8 +47,10 @@ class Score:
     """Normal images: a random half is what distances are taken to, the other half gives each score a p-value."""
     false_alarms: float | None = None
     """With --against: list only the images beyond the threshold that this part of normal images passes, as in 0.01."""
-    by: By = "nats_per_pixel"
-    """The score that orders the images and that the threshold is about."""
+    by: By | None = None
+    """The score that orders the images and that the threshold is about. By default feature_distance; with --against and
+    no --false-alarms the score that sets the images furthest apart from the held-out normal ones, where one clearly
+    does: a choice made after looking, for which its p-values are somewhat too small."""
     seed: int = 0
     """Fixes which normal images go into which half."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -61,7 +63,7 @@ class Score:
             raise InputError("--false-alarms: expected --against with normal images beside it, got none")
         if self.false_alarms is not None and not 0 < self.false_alarms < 1:
             raise InputError(f"--false-alarms: expected a number between 0 and 1, got {self.false_alarms}")
-        if self.by != "nats_per_pixel" and not self.wants_table:
+        if self.by is not None and not self.wants_table:
             raise InputError(f"--by {self.by}: expected --report, --out or --against beside it, got none")
 
     @property
@@ -121,7 +123,7 @@ def _table(args: Score, model: ImageGPT) -> None:
     """Every score, the page and the CSV file."""
     from nextpixel.evaluation import mean_and_error, square_nats
     from nextpixel.files import write_text
-    from nextpixel.oddness import COLUMNS, odd_images
+    from nextpixel.oddness import ADVISED, COLUMNS, odd_images
     from nextpixel.oddness_page import CARDS_AT_MOST, format_value, page
 
     odd = odd_images(
@@ -129,7 +131,8 @@ def _table(args: Score, model: ImageGPT) -> None:
         dtype=args.model.dtype, seed=args.seed,
     )  # fmt: skip
     say_left_out(odd.unreadable)
-    order = odd.order(args.by)
+    by = args.by or (ADVISED if args.false_alarms is not None else odd.clearest)
+    order = odd.order(by)
     rows = [_row(odd, i) for i in order]
     files: list[str] = []
     shown = order if args.heatmap is not None else order[:CARDS_AT_MOST]
@@ -138,20 +141,20 @@ def _table(args: Score, model: ImageGPT) -> None:
         files = _heatmaps(args.heatmap, odd.squares[shown], maps, odd.names, shown)
     if args.report is not None:
         text = page(
-            odd, maps[:CARDS_AT_MOST], source=args.images, model=args.model.model or "embedded", by=args.by,
+            odd, maps[:CARDS_AT_MOST], source=args.images, model=args.model.model or "embedded", by=by,
             against=args.against, false_alarms=args.false_alarms,
         )  # fmt: skip
         write_text(args.report, text)
     if args.out is not None:
         write_rows(args.out, rows)
     mean, error = mean_and_error(odd.values["nats_per_pixel"])
-    alarms = _alarms(args, odd)
+    alarms = _alarms(args, odd, by)
     if args.output.json:
         print_json(
             {
                 "mean": mean,
                 "standard_error": error,
-                "by": args.by,
+                "by": by,
                 "images": rows,
                 **({"alarms": alarms} if alarms else {}),
                 "report": None if args.report is None else str(args.report),
@@ -162,16 +165,18 @@ def _table(args: Score, model: ImageGPT) -> None:
         )
     else:
         for i in order:
-            p = odd.p_values[args.by][i] if odd.p_values else None
+            p = odd.p_values[by][i] if odd.p_values else None
             if args.false_alarms is None or (p is not None and p <= args.false_alarms):
                 told = "" if p is None else f"  p {p:.2g}"
-                print(f"{format_value(args.by, odd.values[args.by][i])}{told}  {odd.names[i]}")
+                print(f"{format_value(by, odd.values[by][i])}{told}  {odd.names[i]}")
         if alarms:
             print(
-                f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[args.by].title} "
-                f"{format_value(args.by, alarms['thresholds'][args.by])}, where {100 * alarms['rate']:g} % of normal "
+                f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
+                f"{format_value(by, alarms['thresholds'][by])}, where {100 * alarms['rate']:g} % of normal "
                 f"images are; {alarms['rate'] * len(odd):.1f} were to be expected"
             )
+        if args.by is None:
+            print(f"ordered by {COLUMNS[by].title}; --by orders by another score")
         print(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(odd)} images")
         for path in (args.report, args.out):
             if path is not None:
@@ -197,13 +202,13 @@ def _row(odd: Oddness, i: int) -> dict[str, Any]:
     return row | {f"p_{name}": float(values[i]) for name, values in odd.p_values.items()}
 
 
-def _alarms(args: Score, odd: Oddness) -> dict[str, Any]:
+def _alarms(args: Score, odd: Oddness, by: str) -> dict[str, Any]:
     """The threshold of every score and the number of images beyond that of --by; nothing without --false-alarms."""
     if args.false_alarms is None:
         return {}
     return {
         "rate": args.false_alarms,
-        "images": int((odd.p_values[args.by] <= args.false_alarms).sum()),
+        "images": int((odd.p_values[by] <= args.false_alarms).sum()),
         "thresholds": {name: odd.threshold(args.false_alarms, name) for name in odd.values},
     }
 
