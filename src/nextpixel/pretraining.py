@@ -156,7 +156,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     arrays = None
     if config.probe_data:
         arrays = ridge_images(
-            config.probe_data, shape.side, model.fit, sets[0].levels, config.probe_images, config.seed
+            config.probe_data, shape.side, model.fit, config.probe_images, config.seed, sets[0].levels
         )
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(

@@ -21,13 +21,16 @@ from nextpixel.labels import folds_of, has_label, held_out, labels_of
 from nextpixel.model import ImageGPT
 from nextpixel.probing import Linear, standard
 from nextpixel.sources import open_source, settle
+from nextpixel.sources.base import NO_LEVELS
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the number of images, on standardised features
 MIDDLE_PENALTY = PENALTIES[2]
 SCORED = 0.25  # of the labelled images
 
 
-def ridge_images(images: Any, side: int, fit: Fit, levels: Levels, count: int, seed: int) -> dict[str, NDArray[Any]]:
+def ridge_images(
+    images: Any, side: int, fit: Fit, count: int, seed: int, levels: Levels = NO_LEVELS
+) -> dict[str, NDArray[Any]]:
     """Squares and labels of at most `count` labelled images, with which of them score: all that a run has to keep.
 
     {"probe_squares": uint8 (N, side, side, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,)}. Of each
