@@ -15,7 +15,8 @@ import pytest
 import nextpixel
 from nextpixel.cli import main
 from nextpixel.errors import InputError
-from nextpixel.labels import class_numbers, given_labels, has_label, labels_from_csv, labels_of
+from nextpixel.labels import class_numbers, given_labels, has_label, labels_from_csv, labels_of, seen_before
+from nextpixel.metrics import score_of
 from nextpixel.prepared import prepare
 from nextpixel.probing import LinearProbe
 from nextpixel.sources import load_images, open_source
@@ -256,3 +257,38 @@ def test_classes_of_any_name_spoil_no_output(tmp_path, monkeypatch, capsys, mode
     assert main(["finetune", "set", "--test", "set", "--model", "model", "--out", "clf", *few]) == 0
     assert nextpixel.load("clf").config.classes == tuple(sorted(NAMES))
     assert main(["evaluate", "set", "--model", "clf", "--accuracy"]) == 0
+
+
+# ---- test images that are training images
+
+
+@pytest.mark.parametrize("verb", ["probe", "finetune"])
+def test_training_images_among_the_test_images_are_told_and_left_out(tmp_path, monkeypatch, capsys, model, verb):
+    monkeypatch.chdir(tmp_path)
+    nextpixel.save(model, "model")
+    random = np.random.default_rng(0)
+    train = random.integers(0, 256, (24, 4, 4, 3), np.uint8)
+    test = random.integers(0, 256, (10, 4, 4, 3), np.uint8)
+    test[:3] = train[5:8]
+    labels = np.arange(24) % 2
+    np.savez("train.npz", images=train, labels=labels)
+    np.savez("test.npz", images=test, labels=labels[:10])
+    few = {"probe": ["--no-baselines", "--layer", "1"], "finetune": ["--epochs", "1", "--out", "run"]}[verb]
+    assert main([verb, "train.npz", "--test", "test.npz", "--model", "model", "--json", *few]) == 0
+    out, err = capsys.readouterr()
+    assert "test.npz: 3 of 10 test images are training images, pixel by pixel at side 4" in err
+    told = json.loads(out)
+    score = told["test"] if verb == "finetune" else told["results"][0]["scores"][0]
+    assert score["training_images"] == 3 and score["images"] == 10
+    assert (score["accuracy_without_them"] * 7) % 1 == pytest.approx(0, abs=1e-9)
+
+
+def test_figures_without_training_images_are_those_of_the_others():
+    chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]], np.float32)
+    seen = np.array([True, False, False, True])
+    score = score_of(chances, np.array([0, 1, 1, 1]), 2, seen=seen)
+    assert (score.accuracy, score.training_images, score.accuracy_without_them) == (0.75, 2, 0.5)
+    assert score_of(chances, np.array([0, 1, 1, 1]), 2, seen=~seen & seen).accuracy_without_them is None
+    train, test = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8)
+    test[1, 3, 3, 2] = 1
+    assert seen_before(train, test, "x").tolist() == [True, False, True]

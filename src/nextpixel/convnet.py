@@ -187,6 +187,7 @@ def compete(
     trials: int = 3,
     epochs: int | None = None,
     seed: int = 0,
+    seen: NDArray[np.bool_] | None = None,
     device: str = "cpu",
 ) -> list[Fitted]:
     """A ResNet on the same random subsets as few_labels.compare; test labels are looked at once, after the last fit.
@@ -231,6 +232,6 @@ def compete(
             result.image_passes.append(passes + math.prod(schedule(len(own), epochs)))
             result.trials.append(tried)
             result.chosen.append(TRIALS[best])
-            result.scores.append(score_of(predict_convnet(model, test_squares), truth, len(classes)))
+            result.scores.append(score_of(predict_convnet(model, test_squares), truth, len(classes), seen=seen))
         found.append(result)
     return found

@@ -81,6 +81,7 @@ def compare(
     labels_per_class: Sequence[int | None] = (None,),
     repeats: int = 5,
     seed: int = 0,
+    seen: NDArray[np.bool_] | None = None,
 ) -> list[Result]:
     """Every reading on the same random subsets (the few-label protocol of Chen et al. 2020, no augmentation).
 
@@ -101,7 +102,7 @@ def compare(
                 trials.append(probe.trials_)
                 place = reading.layers.index(probe.layers_[0])
                 train, test = reading.train[rows, place], reading.test[:, place]
-                scores.append(probe.evaluate_features(test, test_labels))
+                scores.append(probe.evaluate_features(test, test_labels, seen=seen))
                 neighbours.append(_neighbours(train, labels[rows], test, test_labels))
                 layers.append(probe.layers_)
             results.append(Result(reading.name, count, scores, neighbours, layers, seconds, images, trials))

@@ -33,6 +33,7 @@ from nextpixel.labels import (
     held_out,
     labelled,
     refuse_overlap,
+    seen_before,
 )
 from nextpixel.model import ImageGPT
 from nextpixel.preparation import (
@@ -163,7 +164,11 @@ def _start(
         )
     labels_of_set = np.full(len(sets[0]), -1, np.int64)
     labels_of_set[rows] = numbers
-    arrays = {"labels": labels_of_set, "train": rows[chosen[~held]], "validation": rows[chosen[held]]}
+    arrays: dict[str, NDArray[Any]] = {
+        "labels": labels_of_set,
+        "train": rows[chosen[~held]],
+        "validation": rows[chosen[held]],
+    }
     data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
     data |= sets[0].levels.values()
     if test is not None:
@@ -171,7 +176,9 @@ def _start(
         refuse_overlap(source, test_source)
         test_names = given_labels(test_source, test_labels)
         sets += (decode(test_source, side, cache=config.cache, fit=network.fit, levels=network.levels),)
-        _, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])
+        test_squares, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])
+        trained = (sets[1].squares[row] for row in rows[chosen])
+        arrays["test_seen"] = seen_before(trained, test_squares, test_source.source_name)
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
         data["test"] = named(test, test_source.split)
 
@@ -328,6 +335,6 @@ def _test(
     names = np.array(model.config.classes, object)[arrays["test_labels"]]
     rows = arrays.get("test_rows")  # older runs took all of them
     squares = found.squares if rows is None or len(rows) == len(found) else found.squares[rows]
-    score = LinearProbe.of(model).evaluate_squares(squares, names, dtype=decided.dtype)
+    score = LinearProbe.of(model).evaluate_squares(squares, names, dtype=decided.dtype, seen=arrays.get("test_seen"))
     write_json(run.path / "test.json", {"step": step} | asdict(score) | {"confusion": score.confusion.tolist()})
     model.to("cpu")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.data import DecodedSet
 from nextpixel.errors import InputError
-from nextpixel.progress import say_once
+from nextpixel.progress import say, say_once
 from nextpixel.sources.base import label_array
 
 FORMULA = tuple("=+-@\t\r'")  # what a cell begins with that a spreadsheet may run, and the mark against that
@@ -222,6 +223,22 @@ def refuse_overlap(train: Any, test: Any) -> None:
             f"{test.source_name}: expected test images other than the training images, got the same; keep some apart "
             "for `test`"
         )
+
+
+def seen_before(train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str) -> NDArray[np.bool_]:
+    """Which squares of `test` (N, S, S, 3) are also in `train`, pixel by pixel, (N,); says how many, if any."""
+
+    def digests(squares: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
+        return (hashlib.blake2b(square.tobytes(), digest_size=16).digest() for square in squares)
+
+    known = set(digests(train))
+    seen = np.fromiter((digest in known for digest in digests(test)), np.bool_, len(test))
+    if seen.any():
+        say(
+            f"{where}: {seen.sum():,} of {len(seen):,} test images are training images, pixel by pixel at side "
+            f"{test.shape[1]}; accuracy is given with and without them"
+        )
+    return seen
 
 
 def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat: int) -> NDArray[np.int64]:

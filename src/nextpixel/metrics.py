@@ -59,6 +59,10 @@ class Score:
     """Area under the ROC curve of the second class, where there are two and images of both."""
     confusion: NDArray[np.int64]
     """(C, C), row the true class."""
+    training_images: int = 0
+    """How many of the test images are training images, pixel by pixel."""
+    accuracy_without_them: float | None = None
+    """Where there are some, and others."""
 
 
 def score_of(
@@ -66,14 +70,24 @@ def score_of(
     numbers: NDArray[np.integer],
     classes: int,
     voted: NDArray[np.integer] | None = None,
+    seen: NDArray[np.bool_] | None = None,
 ) -> Score:
-    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest."""
+    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest.
+
+    `seen` (N,) are the test images that are training images.
+    """
+    without = None
+    if seen is not None and 0 < seen.sum() < len(seen):
+        rest = ~seen
+        without = score_of(chances[rest], numbers[rest], classes, None if voted is None else voted[rest]).accuracy
     return Score(
         len(numbers),
         top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
         top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
         auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
         confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
+        0 if seen is None else int(seen.sum()),
+        without,
     )
 
 

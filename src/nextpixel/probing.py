@@ -189,16 +189,25 @@ class LinearProbe:
         return self.evaluate_squares(squares[known], names[known])
 
     def evaluate_squares(
-        self, squares: NDArray[np.uint8], labels: ArrayLike, *, masks: int = 0, dtype: str = "fp32"
+        self,
+        squares: NDArray[np.uint8],
+        labels: ArrayLike,
+        *,
+        masks: int = 0,
+        dtype: str = "fp32",
+        seen: NDArray[np.bool_] | None = None,
     ) -> Score:
-        """The same from squares at the model's side; `masks` as in predictions."""
+        """The same from squares at the model's side; `masks` as in predictions, `seen` as in metrics.score_of."""
         numbers = class_numbers(labels, self.classes_)  # refuses before the long work
         chances, predicted = self.predictions(squares, masks=masks, dtype=dtype)
-        return score_of(chances, numbers, len(self.classes_), predicted if masks else None)
+        return score_of(chances, numbers, len(self.classes_), predicted if masks else None, seen)
 
-    def evaluate_features(self, features: NDArray[np.float32], labels: ArrayLike) -> Score:
+    def evaluate_features(
+        self, features: NDArray[np.float32], labels: ArrayLike, *, seen: NDArray[np.bool_] | None = None
+    ) -> Score:
         """The same from the features (N, D) that the probe reads."""
-        return score_of(self.proba_of(features), class_numbers(labels, self.classes_), len(self.classes_))
+        numbers = class_numbers(labels, self.classes_)
+        return score_of(self.proba_of(features), numbers, len(self.classes_), seen=seen)
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from the features (N, D) that the probe reads."""

@@ -97,4 +97,6 @@ def run(argv: Sequence[str]) -> None:
             low, high = wilson_interval(score["accuracy"], score["images"])
             auc = "" if score["auc"] is None else f", AUC {score['auc']:.3f}"
             print(f"test accuracy {score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%}){auc}")
+            if score.get("accuracy_without_them") is not None:
+                print(f"test accuracy without training images {score['accuracy_without_them']:.1%}")
     say(f"Classify new images: {command('predict', run.path, 'new/', '--out', 'predictions.csv')}")

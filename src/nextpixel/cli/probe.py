@@ -99,6 +99,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.checkpoints import EMBEDDED
     from nextpixel.extraction import check_layers
     from nextpixel.few_labels import Reading, compare, drawn_rows, layer_reading
+    from nextpixel.labels import seen_before
     from nextpixel.preparation import absolute
     from nextpixel.probing import LinearProbe
 
@@ -107,6 +108,7 @@ def run(argv: Sequence[str]) -> None:
     if joined is not None:
         check_layers(model, joined, "concatenate")
     (squares, labels), (test_squares, test_labels) = _read(args, model)
+    seen = seen_before(squares, test_squares, args.test or args.train)
     rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
     together = fixed is not None
@@ -135,7 +137,9 @@ def run(argv: Sequence[str]) -> None:
         readings.append(
             layer_reading(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials, rows=rows)
         )
-    results = compare(readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed)
+    results = compare(
+        readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed, seen=seen
+    )
     rivals = fit_rivals(
         args.against,
         students,
@@ -146,6 +150,7 @@ def run(argv: Sequence[str]) -> None:
         trials=args.trials,
         epochs=args.epochs,
         seed=args.seed,
+        seen=seen,
         device=str(model.device),
     )
     costs = (
@@ -236,6 +241,9 @@ def _print(
         if areas := [score.auc for score in result.scores if score.auc is not None]:
             area, areas_spread, _ = mean_interval(areas)
             auc = f"  AUC {area:.3f}" + (f" +- {areas_spread:.3f}" if len(areas) > 1 else "")
+        without = [s.accuracy_without_them for s in result.scores if s.accuracy_without_them is not None]
+        if without:
+            text += f"  without training images {mean_interval(without)[0]:.1%}"
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
