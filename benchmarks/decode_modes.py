@@ -5,7 +5,6 @@
     python benchmarks/decode_modes.py --model embedded --batch 8
 
 Random tokens stand behind three quarters of a picture and are followed by `--pixels` more, so all modes read the same.
-On a GPU this is the first test of the CUDA graphs: run it before choosing them in decoding.choose_mode.
 """
 
 from __future__ import annotations
@@ -21,22 +20,23 @@ from torch import Tensor
 
 import nextpixel
 from nextpixel.bench import floors, random_model
-from nextpixel.decoding import PLAIN, Decoder, Mode
+from nextpixel.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
 from nextpixel.devices import choose_device, set_threads
 
-MODES = {
-    "cpu": [PLAIN, Mode("fp32", "plain"), Mode("int8", "kernel")],
-    "cuda": [PLAIN, Mode("fp32", "graph"), Mode("bf16", "graph")],
-}
+MODES = {"cpu": [Decoder, RowDecoder, PackedDecoder, Int8Decoder], "cuda": [Decoder, RowDecoder]}
 
 
 @torch.inference_mode()
-def steps(model: nextpixel.ImageGPT, mode: Mode, tokens: Tensor, known: int) -> tuple[Tensor, list[float], float]:
+def steps(
+    model: nextpixel.ImageGPT, mode: type[Decoder], tokens: Tensor, known: int
+) -> tuple[Tensor, list[float], float]:
     """Logits (B, pixels, K), seconds of each step, and of making the decoder and reading the prompt."""
     now, wait = time.perf_counter, torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
     start = now()
-    decoder = Decoder(model, len(tokens), mode)
-    found = [decoder.start(tokens[:, :known]).clone()]
+    decoder, every = mode(model, len(tokens)), torch.arange(len(tokens), device=model.device)
+    logits, read = decoder.read(tokens[:, :known])
+    decoder.fill(every, read, every)
+    found = [logits]
     wait()
     begun, seconds = now() - start, []
     for t in range(known, tokens.shape[1]):
@@ -63,7 +63,7 @@ def main() -> None:
     model = random_model(args.size) if args.size else nextpixel.load(args.model)
     model = model.to(device).eval()
     limits = floors(torch.device(device), time.perf_counter)
-    known = model.config.pixels * 3 // 4
+    known = model.config.tokens * 3 // 4
     rows = []
     print("| batch | mode | pixels/s | ms a step (slowest) | ms to begin | largest difference of logits |")
     print("|---|---|---|---|---|---|")
@@ -76,10 +76,10 @@ def main() -> None:
             logits, seconds, begun = steps(model, mode, tokens, known)
             exact = logits if exact is None else exact
             median, off = statistics.median(seconds[2:]), (logits - exact).abs().max().item()
-            rows.append({"batch": batch, "mode": str(mode), "seconds": seconds, "begin": begun, "difference": off})
+            rows.append({"batch": batch, "mode": mode.__name__, "seconds": seconds, "begin": begun, "difference": off})
             print(
-                f"| {batch} | {mode} | {batch / median:,.0f} | {median * 1e3:.2f} ({max(seconds[2:]) * 1e3:.2f}) | "
-                f"{begun * 1e3:,.0f} | {off:.1e} |",
+                f"| {batch} | {mode.__name__} | {batch / median:,.0f} | "
+                f"{median * 1e3:.2f} ({max(seconds[2:]) * 1e3:.2f}) | {begun * 1e3:,.0f} | {off:.1e} |",
                 flush=True,
             )
     if args.out:

@@ -146,7 +146,7 @@ def continued(model: ImageGPT, name: str | None, source: Source, steps: int, see
     normal = np.flatnonzero(~np.isin(source.labels, PAIRS[0]))
     rows = np.sort(np.random.default_rng([seed, 3]).permutation(normal)[: steps * 16 + 32])
     with tempfile.TemporaryDirectory() as folder:
-        squares = np.stack([fit_square(source.read(int(i)), model.config.side) for i in rows])
+        squares = np.stack([fit_square(source.read(int(i)), model.side) for i in rows])
         np.save(Path(folder) / "normal.npy", squares)
         return pretrain(
             Path(folder) / "normal.npy", init=name or "embedded", steps=steps, batch_images=16, clip_norm=1.0,
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--images: expected at least 50, so that every class occurs, got {args.images}")
     start, n, seed = time.monotonic(), args.images, args.seed
     model = load(args.model)
-    side = model.config.side
+    side = model.side
     rng = np.random.default_rng(seed)
 
     def read(name: str, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:

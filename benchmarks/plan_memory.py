@@ -49,7 +49,7 @@ def train(config: ImageGPTConfig, batch: int, dtype: str, compiled: bool, optimi
         for block in model.blocks:
             block.compile()
     optimizers = getattr(optim, optimizer)(model)
-    tokens = torch.randint(0, config.colors, (batch, config.pixels))
+    tokens = torch.randint(0, config.colors, (batch, config.tokens))
     for _ in range(2):
         with autocast("cpu", dtype):
             logits = model(tokens)
@@ -87,7 +87,7 @@ def measure_run(shape: str, preset: str, dtype: str, compiled: bool, recompute: 
         before.append(held())
 
     pretraining.tell = tell
-    images = np.random.default_rng(0).integers(0, 256, (16 * batch, config.side, config.side, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (16 * batch, config.rows, config.columns, 3), dtype=np.uint8)
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("layers", "width", "heads", "side")}
     settings |= {"preset": preset, "dtype": dtype, "compile": "on" if compiled else "off", "device": "cpu"}
     settings |= {"steps": 3, "batch_images": batch, "micro_batch_images": batch, "validation_fraction": 0.5}

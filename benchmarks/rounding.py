@@ -17,20 +17,23 @@ import torch
 from torch import Tensor
 
 import nextpixel
-from nextpixel.decoding import Decoder, Mode
+from nextpixel.decoding import Decoder, Int8Decoder, PackedDecoder
 from nextpixel.evaluation import mean_and_error
 from nextpixel.progress import progress
 from nextpixel.sources import load_images
 
-MODES = {"int8": Mode("int8", "kernel"), "fp32": Mode("fp32", "plain")}
+MODES = {"int8": Int8Decoder, "fp32": PackedDecoder}
 ROWS = 32
 
 
 @torch.inference_mode()
-def differences(model: nextpixel.ImageGPT, tokens: Tensor, mode: Mode, known: int) -> tuple[Tensor, Tensor, Tensor]:
+def differences(
+    model: nextpixel.ImageGPT, tokens: Tensor, mode: type[Decoder], known: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Nats per pixel under fp32 and under the mode, and the mean divergence, each (B,)."""
-    exact, decoder = model(tokens), Decoder(model, len(tokens), mode)
-    logits = decoder.start(tokens[:, :known])
+    exact, decoder, every = model(tokens), mode(model, len(tokens)), torch.arange(len(tokens))
+    logits, read = decoder.read(tokens[:, :known])
+    decoder.fill(every, read, every)
     sums = torch.zeros(3, len(tokens), dtype=torch.float64)
     for t in range(known, tokens.shape[1]):
         plain, rounded = (x.double().log_softmax(-1) for x in (exact[:, t], logits))
@@ -56,7 +59,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    tokens = model.palette.encode(load_images(args.images, model.config.side, split=args.split)[: args.count])
+    tokens = model.palette.encode(load_images(args.images, model.side, split=args.split)[: args.count])
     found = {}
     for name in args.modes:
         parts = []

@@ -25,7 +25,7 @@ def differences(size: str, dtype: torch.dtype) -> dict[str, float]:
     model = nextpixel.ImageGPT(config, seed=1).eval()
     torch.nn.init.normal_(model.head.weight, std=0.05, generator=torch.Generator().manual_seed(2))
     model.palette = nextpixel.Palette.openai()
-    tokens = torch.randint(0, config.colors, (1, config.pixels), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(0, config.colors, (1, config.tokens), generator=torch.Generator().manual_seed(3))
     shifted = torch.cat([torch.full((1, 1), config.colors), tokens[:, :-1]], 1)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         ours, theirs = Path(folder) / "ours", Path(folder) / "theirs"

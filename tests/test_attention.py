@@ -32,7 +32,7 @@ def torchs(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 def test_in_bf16_without_gradients_it_is_torch_s_to_the_rounding(slots: int, causal: bool) -> None:
     q, k, v = some(slots, torch.bfloat16)
     with torch.no_grad():
-        found = attention(q, k, v, causal=causal)
+        found = attention(q, k, v, "causal" if causal else "all")
     wanted = torchs(q.float(), k.float(), v.float(), causal)
     assert found.dtype == torch.bfloat16 and found.shape == wanted.shape
     assert (found - wanted).norm() < 0.01 * wanted.norm()
@@ -43,10 +43,10 @@ def test_no_query_sees_a_later_key(slots: int) -> None:
     q, k, v = some(slots, torch.bfloat16)
     _, other_k, other_v = some(slots, torch.bfloat16, seed=1)
     with torch.no_grad():
-        found = attention(q, k, v, causal=True)
+        found = attention(q, k, v, "causal")
         for seen in range(1, slots):
             mixed = (torch.cat([a[:, :, :seen], b[:, :, seen:]], 2) for a, b in ((k, other_k), (v, other_v)))
-            assert torch.equal(attention(q, *mixed, causal=True)[:, :, :seen], found[:, :, :seen])
+            assert torch.equal(attention(q, *mixed, "causal")[:, :, :seen], found[:, :, :seen])
 
 
 @both
@@ -65,7 +65,7 @@ def test_gradients_in_fp32_are_torch_s(slots: int, causal: bool) -> None:
 @both
 def test_compiled_training_in_bf16_takes_the_blocks_and_gets_the_gradients(causal: bool) -> None:
     inputs, references = some(24, torch.bfloat16), some(24, torch.bfloat16)
-    compiled = torch.compile(lambda q, k, v: attention(q, k, v, causal=causal), backend="aot_eager")
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, "causal" if causal else "all"), backend="aot_eager")
     found = compiled(*inputs)
     assert torch.equal(found, _Blocked.apply(*some(24, torch.bfloat16), causal))
     found.float().square().sum().backward()
@@ -85,7 +85,9 @@ def test_compiled_training_keeps_no_scores(causal: bool) -> None:
         kept.append(tensor.shape)
         return tensor
 
-    compiled = torch.compile(lambda q, k, v: attention(q, k, v, causal=causal), backend="aot_eager_decomp_partition")
+    compiled = torch.compile(
+        lambda q, k, v: attention(q, k, v, "causal" if causal else "all"), backend="aot_eager_decomp_partition"
+    )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         compiled(*some(27, torch.bfloat16))
     assert len(kept) > 0
@@ -95,9 +97,9 @@ def test_compiled_training_keeps_no_scores(causal: bool) -> None:
 
 def test_elsewhere_it_is_torch_s_own() -> None:
     q, k, v = some(24)
-    assert torch.equal(attention(q, k, v, causal=True), torchs(q, k, v, True))
+    assert torch.equal(attention(q, k, v, "causal"), torchs(q, k, v, True))
     q, k, v = some(24, torch.bfloat16)  # trained without compiling
-    assert torch.equal(attention(q, k, v, causal=True), torchs(q, k, v, True))
+    assert torch.equal(attention(q, k, v, "causal"), torchs(q, k, v, True))
 
 
 @both
@@ -105,7 +107,7 @@ def test_mixed_types_follow_the_values(causal: bool) -> None:
     """Normalised queries and keys stay fp32 under autocast; torch's own attention would round them there."""
     q, k, v = some(24, torch.bfloat16)
     with torch.no_grad():
-        wide = attention(q.float(), k.float(), v, causal=causal)
+        wide = attention(q.float(), k.float(), v, "causal" if causal else "all")
     assert wide.dtype == torch.bfloat16
     with torch.no_grad():
-        assert torch.equal(wide, attention(q, k, v, causal=causal))
+        assert torch.equal(wide, attention(q, k, v, "causal" if causal else "all"))

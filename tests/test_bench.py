@@ -6,7 +6,7 @@ import pytest
 
 from nextpixel import ImageGPT, ImageGPTConfig, InputError
 from nextpixel.bench import WORKS, _drawing_floor, bench, table
-from nextpixel.decoding import PLAIN, Mode
+from nextpixel.decoding import Decoder, Int8Decoder
 from nextpixel.palette import Palette
 
 CONFIG = ImageGPTConfig(layers=2, width=64, heads=2, side=4, colors=512)
@@ -61,10 +61,10 @@ def test_both_draw_to_the_last_pixel(model: ImageGPT, monkeypatch: pytest.Monkey
 def test_the_floor_of_a_step_is_what_it_reads_or_multiplies() -> None:
     matrices = 2 * 12 * 64**2 + 512 * 64
     cache = 2 * 2 * 9.5 * 64  # keys and values of two layers, on average over slots 9 and 10
-    read = _drawing_floor(CONFIG, Mode("int8", "kernel"), 1, 8, 2, LIMITS | {"bf16_per_second": 1e15})
+    read = _drawing_floor(CONFIG, Int8Decoder, 1, 8, 2, LIMITS | {"bf16_per_second": 1e15})
     cache *= 1 + 4 / CONFIG.head_width  # a byte a number and an fp32 scale a head
     assert read == pytest.approx(2 * (matrices + cache) / 1e9)
-    multiplied = _drawing_floor(CONFIG, PLAIN, 1000, 8, 2, LIMITS | {"bytes_per_second": 1e15})
+    multiplied = _drawing_floor(CONFIG, Decoder, 1000, 8, 2, LIMITS | {"bytes_per_second": 1e15})
     assert multiplied == pytest.approx(2 * 2 * 1000 * matrices / 1e9)
 
 

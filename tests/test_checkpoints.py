@@ -110,7 +110,7 @@ def test_a_truncated_weight_file_is_named(folder: Path) -> None:
         nextpixel.load(folder)
 
 
-def test_a_model_without_a_palette_says_so(model: ImageGPT, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set model\.palette"):
+def test_a_model_without_a_tokenizer_says_so(model: ImageGPT, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set model\.tokenizer"):
         nextpixel.save(ImageGPT(model.config), tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -55,7 +55,7 @@ def test_flops_are_what_torch_counts(config: ResNetConfig) -> None:
 def test_flops_of_a_models_features_end_at_their_layer() -> None:
     config = ImageGPTConfig(layers=4, width=128, heads=4)
     one, two = (plan.feature_flops_per_image(config, layer) for layer in (1, 2))
-    head = 2 * config.pixels * config.colors * config.width
+    head = 2 * config.tokens * config.colors * config.width
     assert two == 2 * one and 3 * (2 * two + head) == plan.flops_per_image(config)
 
 

@@ -21,9 +21,12 @@ import torch
 from torch import Tensor
 
 from nextpixel import ImageGPT, ImageGPTConfig, Palette, kernels, optim, packing
+from nextpixel import caches as caches_module
 from nextpixel import decoding as decoding_module
+from nextpixel.caches import Int8Cache
 from nextpixel.config import Activation, SamplingConfig
-from nextpixel.decoding import PLAIN, Decoder, Mode, RowCache, choose_mode
+from nextpixel.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder, choose_decoder
+from nextpixel.drawing import Row, Table, token_noise
 from nextpixel.model import Norm, cross_entropy
 from nextpixel.packing import packed_network
 from nextpixel.sampling import draw
@@ -34,12 +37,7 @@ OPTIONS = dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_
 MODERN = ImageGPTConfig(layers=3, width=64, heads=2, side=6, colors=12, **OPTIONS)
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
-FAST = [
-    pytest.param(Mode("fp32", "plain"), 1e-4, id="fp32"),
-    pytest.param(Mode("fp32", "graph"), 1e-4, id="masked"),
-]
-INT8 = Mode("int8", "kernel")
-ROUNDED = [pytest.param(INT8, id="int8", marks=needs_compiler)]
+ROUNDED = [pytest.param(Int8Decoder, id="int8", marks=needs_compiler)]
 
 
 @pytest.fixture(params=[CLASSIC, MODERN], ids=["classic", "modern"])
@@ -59,55 +57,50 @@ def unlike(config: ImageGPTConfig) -> ImageGPT:
 
 
 @pytest.fixture(autouse=True)
-def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recorded graph is replaced by the step it would record; all else of that way is the same without a GPU."""
-
-    class Recorded:
-        def __init__(self, decoder: Decoder, end: int) -> None:
-            self.decoder, self.end, self.logits = decoder, end, torch.empty(decoder.rows, decoder.network.config.colors)
-
-        def replay(self) -> None:
-            cache, length = self.decoder.cache, self.decoder.cache.length
-            assert isinstance(cache, RowCache) and int(cache.positions.max()) < self.end
-            cache.length = self.end - 1  # what a graph of this length always looks at
-            self.logits.copy_(self.decoder.network.extend(self.decoder._tokens, cache)[:, -1])
-            cache.length = length
-
-    def record(decoder: Decoder, end: int) -> None:
-        graph = Recorded(decoder, end)
-        decoder._graphs[end] = graph, graph.logits  # type: ignore[assignment]
-
-    monkeypatch.setattr(Decoder, "_record", record)
-    monkeypatch.setattr(decoding_module, "BUCKET", 8)
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches_module, "BUCKET", 8)
 
 
-def decoded(model: ImageGPT, mode: Mode, tokens: Tensor, known: int) -> Tensor:
-    """Logits of all pixels behind the first `known` ones, one by one."""
-    decoder = Decoder(model, len(tokens), mode)
-    parts = [decoder.start(tokens[:, :known]).clone()]
+def start(decoder: Decoder, prompts: Tensor, of: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """Logits (b, K) of the next token of `rows`, by default all, which go on as prompts (M, P)[of]."""
+    of = torch.arange(len(prompts)) if of is None else of
+    logits, read = decoder.read(prompts)
+    decoder.fill(torch.arange(len(of)) if rows is None else rows, read, of)
+    return logits[of]
+
+
+def decoded(model: ImageGPT, kind: type[Decoder], tokens: Tensor, known: int) -> Tensor:
+    """Logits of all tokens behind the first `known` ones, one by one."""
+    decoder = kind(model, len(tokens))
+    parts = [start(decoder, tokens[:, :known]).clone()]
     parts += [decoder.step(tokens[:, t]).clone() for t in range(known, tokens.shape[1] - 1)]
     return torch.stack(parts, 1)
 
 
-@pytest.mark.parametrize(("mode", "bound"), FAST)
+@pytest.mark.parametrize("kind", [Decoder, RowDecoder, PackedDecoder])
 @pytest.mark.parametrize("known", [0, 1, 17])
-def test_fp32_logits_are_the_plain_ones_at_every_position(
-    model: ImageGPT, mode: Mode, bound: float, known: int
-) -> None:
+def test_fp32_logits_are_the_network_s_at_every_position(model: ImageGPT, kind: type[Decoder], known: int) -> None:
     tokens = some_tokens(3, model.config)
-    assert (decoded(model, mode, tokens, known) - model(tokens)[:, known:]).abs().max() < bound
+    assert (decoded(model, kind, tokens, known) - model(tokens)[:, known:]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("mode", "bound"), [pytest.param(PLAIN, 1e-6, id="plain"), *FAST])
+@pytest.mark.parametrize("kind", [Decoder, RowDecoder, PackedDecoder, *ROUNDED])
 def test_prompts_read_in_groups_are_those_read_at_once(
-    model: ImageGPT, mode: Mode, bound: float, monkeypatch: pytest.MonkeyPatch
+    model: ImageGPT, kind: type[Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens, of = some_tokens(5, model.config), torch.tensor([4, 0, 0, 3, 1, 2, 4])
+    tokens, of = some_tokens(5, model.config), [4, 0, 0, 3, 1, 2, 4]
 
-    def drawn() -> Tensor:
-        decoder = Decoder(model, len(of), mode)
-        first = decoder.start(tokens[:, :20], of)
-        return torch.stack([first.clone(), decoder.step(tokens[of, 20]).clone()])
+    def drawn() -> tuple[dict[int, list[int]], Tensor]:
+        table: Table[Row] = Table(kind(model, len(of)))
+        rows = [Row(token_noise(0, 0, i, 36), SamplingConfig(), 20) for i in range(len(of))]
+        table.begin(rows, tokens[:, :20], of)
+        found: dict[int, list[int]] = {i: [] for i in range(len(of))}
+        sums = torch.zeros(len(of))
+        for together, chosen, nats in table:
+            for row, token, cost in zip(together, chosen.tolist(), nats.tolist(), strict=True):
+                found[rows.index(row)].append(token)
+                sums[rows.index(row)] += cost
+        return found, sums
 
     at_once, extend, sizes = drawn(), ImageGPT.extend, []
 
@@ -117,39 +110,37 @@ def test_prompts_read_in_groups_are_those_read_at_once(
 
     monkeypatch.setattr(ImageGPT, "extend", watched)
     monkeypatch.setattr(packing, "READ_BYTES", 2 * 21 * 4 * 64 * 4)
-    assert (drawn() - at_once).abs().max() < bound
-    assert sizes == [2, 2, 1, 7]
+    tokens_in_groups, nats = drawn()
+    assert tokens_in_groups == at_once[0] and all(len(row) == 16 for row in tokens_in_groups.values())
+    assert (nats - at_once[1]).abs().max() < 1e-4
+    assert sizes == [2, 2, 1, *[7] * 15]  # nothing is read behind the last token
 
 
-@pytest.mark.parametrize(("mode", "bound"), FAST)
-def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT, mode: Mode, bound: float) -> None:
-    check_rows_apart(model, mode, bound)
-
-
-def test_plain_rows_apart_are_the_network_s_own(model: ImageGPT) -> None:
-    check_rows_apart(model.double(), PLAIN, 1e-12)
+def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT) -> None:
+    check_rows_apart(model, PackedDecoder, 1e-4)
+    check_rows_apart(model.double(), RowDecoder, 1e-12)
 
 
 @needs_compiler
 def test_int8_rows_apart_are_bit_for_bit_those_of_rows_alone(model: ImageGPT) -> None:
-    check_rows_apart(model, INT8, 1e-12)
+    check_rows_apart(model, Int8Decoder, 1e-12)
 
 
-def alone(model: ImageGPT, mode: Mode, tokens: Tensor) -> Tensor:
+def alone(model: ImageGPT, kind: type[Decoder], tokens: Tensor) -> Tensor:
     """What each row should give: in int8 what it gives by itself, else the network's own."""
-    if mode != INT8:
+    if kind is not Int8Decoder:
         return model(tokens)
-    return torch.cat([decoded(model, mode, row, 0) for row in tokens.split(1)])
+    return torch.cat([decoded(model, kind, row, 0) for row in tokens.split(1)])
 
 
-def check_rows_apart(model: ImageGPT, mode: Mode, bound: float) -> None:
+def check_rows_apart(model: ImageGPT, kind: type[RowDecoder], bound: float) -> None:
     tokens = some_tokens(4, model.config)
-    plain = alone(model, mode, tokens)
-    decoder = Decoder(model, 3, mode, apart=True)
+    plain = alone(model, kind, tokens)
+    decoder = kind(model, 3)
     at = {0: 5, 1: 0, 2: 30}  # picture in each row: how many pixels are known
     picture = {0: 0, 1: 1, 2: 2}
     for row, known in at.items():
-        logits = decoder.start(tokens[row : row + 1, :known], rows=torch.tensor([row]))
+        logits = start(decoder, tokens[row : row + 1, :known], torch.tensor([0]), torch.tensor([row]))
         assert (logits[0] - plain[row, known]).abs().max() < bound
 
     def steps(count: int) -> None:
@@ -163,26 +154,25 @@ def check_rows_apart(model: ImageGPT, mode: Mode, bound: float) -> None:
 
     steps(8)  # the third row passes its end and harms nobody
     picture[2], at[2] = 3, 12
-    decoder.start(tokens[3:, :12], rows=torch.tensor([2]))
+    start(decoder, tokens[3:, :12], torch.tensor([0]), torch.tensor([2]))
     steps(4)
-    decoder.reorder(torch.tensor([2, 0, 2]))
+    decoder.copy(0, 1)
+    decoder.copy(2, 0)
     picture = {0: picture[2], 1: picture[0], 2: picture[2]}
     at = {0: at[2], 1: at[0], 2: at[2]}
     steps(6)
 
 
-@pytest.mark.parametrize("mode", [PLAIN, Mode("fp32", "plain"), *ROUNDED])
-def test_the_first_rows_step_alone_and_a_row_takes_another_s_place(model: ImageGPT, mode: Mode) -> None:
+@pytest.mark.parametrize("kind", [RowDecoder, PackedDecoder, *ROUNDED])
+def test_the_first_rows_step_alone_and_a_row_takes_another_s_place(model: ImageGPT, kind: type[RowDecoder]) -> None:
     tokens = some_tokens(2, model.config)
-    plain = alone(model, mode, tokens)
-    decoder = Decoder(model, 3, mode, apart=True)
-    decoder.start(tokens[:1, :4], of=torch.zeros(2, dtype=torch.int64), rows=torch.tensor([0, 1]))
-    decoder.start(tokens[1:, :20], rows=torch.tensor([2]))
-    cache = decoder.cache
-    assert isinstance(cache, RowCache)
+    plain = alone(model, kind, tokens)
+    decoder = kind(model, 3)
+    start(decoder, tokens[:1, :4], torch.tensor([0, 0]), torch.tensor([0, 1]))
+    start(decoder, tokens[1:, :20], torch.tensor([0]), torch.tensor([2]))
     assert (decoder.step(tokens[:1, 4]) - plain[0, 5]).abs().max() < 1e-4
-    assert cache.positions.tolist() == [6, 5, 21]
-    cache.copy(2, 1)
+    assert decoder.cache.slot.tolist() == [6, 5, 21]
+    decoder.copy(2, 1)
     for t in range(5, 9):
         logits = decoder.step(torch.stack([tokens[0, t], tokens[1, t + 15]]))
         assert (logits - torch.stack([plain[0, t + 1], plain[1, t + 16]])).abs().max() < 1e-4
@@ -197,24 +187,22 @@ def divergence(exact: Tensor, rounded: Tensor) -> Tensor:
     return (logs.exp() * (logs - others)).sum(-1)
 
 
-@pytest.mark.parametrize("mode", ROUNDED)
-def test_rounded_weights_keep_distribution_and_nats(model: ImageGPT, mode: Mode) -> None:
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_rounded_weights_keep_distribution_and_nats(model: ImageGPT, kind: type[Decoder]) -> None:
     tokens = some_tokens(4, model.config)
-    exact, rounded = model(tokens), decoded(model, mode, tokens, 0)
+    exact, rounded = model(tokens), decoded(model, kind, tokens, 0)
     assert (exact - rounded).abs().max() > 1e-6, "nothing was rounded"
     assert divergence(exact, rounded).max() < 0.005
     change = cross_entropy(rounded, tokens) / cross_entropy(exact, tokens) - 1
     assert abs(change) < 0.005
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param(PLAIN, id="plain"), pytest.param(Mode("bf16", "graph"), id="masked"), *ROUNDED]
-)
-def test_drawn_frequencies_are_the_model_s_probabilities(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [Decoder, RowDecoder, PackedDecoder, *ROUNDED])
+def test_drawn_frequencies_are_the_model_s_probabilities(kind: type[Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
     """Chi-square over all 64 three-pixel beginnings of 20,000 draws."""
     small = lively(ImageGPTConfig(layers=1, width=64, heads=2, side=2, colors=4), torch.float32)
     small.palette = Palette(np.array([[-1.0, -1, -1], [-0.3, -0.3, -0.3], [0.3, 0.3, 0.3], [1, 1, 1]]))
-    monkeypatch.setattr("nextpixel.sampling.choose_mode", lambda *_: mode)
+    monkeypatch.setattr("nextpixel.sampling.choose_decoder", lambda *_: kind)
     tokens = torch.cat(
         [small.palette.encode(draw(small, None, n=10_000, sampling=SamplingConfig(seed=s)).images) for s in (0, 1)]
     )
@@ -232,37 +220,36 @@ def test_what_is_no_number_stays_none_in_int8(model: ImageGPT, where: str, value
     tokens = some_tokens(2, model.config)
     with torch.no_grad():
         model.get_parameter(where)[int(tokens[0, 0]) if where == "token_embedding" else 0] = value
-    assert not decoded(model, INT8, tokens, 20)[0].isfinite().any()
+    assert not decoded(model, Int8Decoder, tokens, 20)[0].isfinite().any()
 
 
 @needs_compiler
 def test_a_spoiled_picture_leaves_its_row_clean(model: ImageGPT) -> None:
     tokens = some_tokens(2, model.config)
-    decoder = Decoder(model, 1, INT8, apart=True)
-    before = decoder.start(tokens[:1, :5]).clone()
-    cache = decoder.cache
-    assert isinstance(cache, RowCache)
-    cache.scales[..., 6:] = float("inf")  # as a picture leaves it that came to infinite activations
-    assert torch.equal(decoder.start(tokens[:1, :5]), before)
-    assert torch.equal(decoder.step(tokens[:1, 5]), decoded(model, INT8, tokens[:1], 5)[:, 1])
+    decoder = Int8Decoder(model, 1)
+    before = start(decoder, tokens[:1, :5]).clone()
+    for scales in decoder.cache.parts[2:]:
+        scales[..., 6:] = float("inf")  # as a picture leaves it that came to infinite activations
+    assert torch.equal(start(decoder, tokens[:1, :5]), before)
+    assert torch.equal(decoder.step(tokens[:1, 5]), decoded(model, Int8Decoder, tokens[:1], 5)[:, 1])
 
 
 @needs_compiler
 def test_the_cache_s_scales_do_not_follow_torch_s_default_dtype(model: ImageGPT) -> None:
     tokens = some_tokens(2, model.config)
-    expected = decoded(model, INT8, tokens, 5)
+    expected = decoded(model, Int8Decoder, tokens, 5)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(decoded(model, INT8, tokens, 5), expected)
+        assert torch.equal(decoded(model, Int8Decoder, tokens, 5), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 @needs_compiler
 def test_in_int8_a_row_does_not_depend_on_the_others(model: ImageGPT) -> None:
-    tokens, mode = some_tokens(5, model.config), Mode("int8", "kernel")
-    together = decoded(model, mode, tokens, 7)
-    assert all(torch.equal(decoded(model, mode, tokens[i : i + 1], 7)[0], together[i]) for i in range(5))
+    tokens, kind = some_tokens(5, model.config), Int8Decoder
+    together = decoded(model, kind, tokens, 7)
+    assert all(torch.equal(decoded(model, kind, tokens[i : i + 1], 7)[0], together[i]) for i in range(5))
 
 
 @needs_compiler
@@ -271,7 +258,7 @@ def test_in_int8_a_row_does_not_depend_on_the_number_of_threads(model: ImageGPT)
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(decoded(model, INT8, tokens, 7))
+            found.append(decoded(model, Int8Decoder, tokens, 7))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -283,8 +270,8 @@ def test_a_copied_int8_network_has_weights_of_its_own(model: ImageGPT) -> None:
     network = packed_network(model, "int8")
     copied = copy.deepcopy(network)
     assert copied.blocks[0].table.tolist() != network.blocks[0].table.tolist()
-    expected = network.extend(tokens[:, :9], RowCache(network, 2, INT8))
-    assert torch.equal(copied.extend(tokens[:, :9], RowCache(copied, 2, INT8)), expected)
+    expected = network.extend(tokens[:, :9], Int8Cache(model.config, 2, 36))
+    assert torch.equal(copied.extend(tokens[:, :9], Int8Cache(model.config, 2, 36)), expected)
 
 
 @needs_compiler
@@ -302,25 +289,25 @@ def test_the_mode_is_chosen_once_for_the_whole_call(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(decoding_module, "FAST_FROM", 0)
     whole = draw(model, None, n=6)
     monkeypatch.setattr("nextpixel.sampling.ROWS_AT_MOST", 2)
-    assert draw(model, None, n=6).mode == whole.mode != draw(model, None, n=6, sampling=EXACT).mode == str(PLAIN)
+    assert draw(model, None, n=6).mode == whole.mode != draw(model, None, n=6, sampling=EXACT).mode == Decoder.name
 
 
 def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "load", lambda: object())
     large = lively(ImageGPTConfig(layers=4, width=512, heads=8, side=16, colors=512), torch.float32)
     odd = lively(ImageGPTConfig(layers=4, width=520, heads=8, side=16, colors=512), torch.float32)
-    assert choose_mode(lively(CLASSIC, torch.float32), 10, 36) == PLAIN  # too little work
-    assert choose_mode(lively(CLASSIC, torch.float64), 10**9, 36) == PLAIN
-    assert choose_mode(large, 4, 256) == choose_mode(large, 5_000, 256) == Mode("int8", "kernel")
-    assert choose_mode(large, 4, 256, "exact") == PLAIN
-    assert choose_mode(odd, 4, 256) == Mode("fp32", "plain")
+    assert choose_decoder(lively(CLASSIC, torch.float32), 10, 36) is Decoder  # too little work
+    assert choose_decoder(lively(CLASSIC, torch.float64), 10**9, 36, apart=True) is RowDecoder
+    assert choose_decoder(large, 4, 256) is choose_decoder(large, 5_000, 256, apart=True) is Int8Decoder
+    assert choose_decoder(large, 4, 256, "exact") is Decoder
+    assert choose_decoder(odd, 4, 256) is PackedDecoder
     monkeypatch.setattr(kernels, "load", lambda: None)
-    assert choose_mode(large, 4, 256) == Mode("fp32", "plain")
+    assert choose_decoder(large, 4, 256) is PackedDecoder
 
 
 def test_packed_weights_are_kept_and_made_again_when_the_weights_change() -> None:
     model = lively(CLASSIC, torch.float32)
-    mode = Mode("fp32", "plain")
+    kind = PackedDecoder
     first = packed_network(model, "fp32")
     assert packed_network(model, "fp32") is first
     names = list(model.state_dict())
@@ -328,7 +315,7 @@ def test_packed_weights_are_kept_and_made_again_when_the_weights_change() -> Non
         model.blocks[1].mlp.up.weight.mul_(1.5)
     tokens = some_tokens(2, CLASSIC)
     assert packed_network(model, "fp32") is not first
-    assert (decoded(model, mode, tokens, 3) - model(tokens)[:, 3:]).abs().max() < 1e-4
+    assert (decoded(model, kind, tokens, 3) - model(tokens)[:, 3:]).abs().max() < 1e-4
     assert list(model.state_dict()) == names
     assert torch.equal(copy.deepcopy(model)(tokens), model(tokens))
 
@@ -336,9 +323,9 @@ def test_packed_weights_are_kept_and_made_again_when_the_weights_change() -> Non
 @pytest.mark.parametrize("change", ["the fused Adam", ".data"])
 def test_changes_that_torch_does_not_count_are_seen(change: str) -> None:
     model = lively(CLASSIC, torch.float32).requires_grad_(True)
-    mode = Mode("fp32", "plain")
+    kind = PackedDecoder
     tokens = some_tokens(2, CLASSIC)
-    before = decoded(model, mode, tokens, 3)
+    before = decoded(model, kind, tokens, 3)
     if change == ".data":
         model.head.weight.data.mul_(1.5)
     else:
@@ -349,16 +336,17 @@ def test_changes_that_torch_does_not_count_are_seen(change: str) -> None:
     with torch.no_grad():
         plain = model(tokens)[:, 3:]
     assert (plain - before).abs().max() > 0.01
-    assert (decoded(model, mode, tokens, 3) - plain).abs().max() < 1e-4
+    assert (decoded(model, kind, tokens, 3) - plain).abs().max() < 1e-4
 
 
-def test_a_prompt_that_leaves_nothing_stays_on_the_last_slot() -> None:
+@pytest.mark.parametrize("kind", [RowDecoder, PackedDecoder, *ROUNDED])
+def test_a_prompt_that_leaves_one_token_stays_on_the_last_slot(kind: type[RowDecoder]) -> None:
     model = lively(CLASSIC, torch.float32)
-    decoder = Decoder(model, 1, PLAIN, apart=True)
-    decoder.start(some_tokens(1, CLASSIC)[:, :-1])  # the start vector and T - 1 pixels fill all slots
-    assert isinstance(decoder.cache, RowCache) and decoder.cache.positions.tolist() == [35]
+    decoder = kind(model, 1)
+    start(decoder, some_tokens(1, CLASSIC)[:, :-1])  # the start vector and T - 1 tokens fill all slots
+    assert decoder.cache.slot.tolist() == [35]
     decoder.step(torch.zeros(1, dtype=torch.int64))
-    assert decoder.cache.positions.tolist() == [35]
+    assert decoder.cache.slot.tolist() == [35]
 
 
 def test_quantised_rows_are_off_by_at_most_half_a_step() -> None:
@@ -491,7 +479,7 @@ def test_the_loops_of_other_processors_are_the_same_product(processor: str, monk
     test_the_attention_kernel_is_torch_s_attention(40)
     test_attention_survives_scores_of_any_size()
     for config in (CLASSIC, MODERN):
-        test_rounded_weights_keep_distribution_and_nats(unlike(config), INT8)
+        test_rounded_weights_keep_distribution_and_nats(unlike(config), Int8Decoder)
         test_in_int8_a_row_does_not_depend_on_the_others(unlike(config))
 
 

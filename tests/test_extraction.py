@@ -15,7 +15,7 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette, extraction
 from nextpixel.config import ResNetConfig
 from nextpixel.data import masks
 from nextpixel.devices import can_compile
-from nextpixel.extraction import check_layers, described, extract, features, pixel_features, pooled
+from nextpixel.extraction import check_layers, described, extract, features, pooled
 from nextpixel.images import save_png
 from nextpixel.resnet import ResNet
 from test_model import lively, some_tokens
@@ -107,13 +107,6 @@ def test_features_are_transformers_hidden_states_behind_each_norm(
         assert np.allclose(ours, state.mean(1), atol=1e-5)
 
 
-def test_pixel_features_average_to_the_pooled_ones(model: ImageGPT) -> None:
-    pictures = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    maps = pixel_features(model, pictures, 2)
-    assert maps.shape == (2, 4, 4, 24)
-    assert np.allclose(maps.mean((1, 2)), features(model, pictures, 2), atol=1e-6)
-
-
 @pytest.mark.slow  # the compiler takes its time
 @pytest.mark.skipif(not can_compile("cpu"), reason="needs g++")
 def test_deviations_over_the_pixels_stand_behind_the_means(model: ImageGPT) -> None:
@@ -121,7 +114,8 @@ def test_deviations_over_the_pixels_stand_behind_the_means(model: ImageGPT) -> N
     both = features(model, pictures, layer=[3, 1], pooling="mean-std")
     assert both.shape == (3, 96)
     for place, layer in enumerate((3, 1)):
-        pixels = pixel_features(model, pictures, layer).reshape(3, 16, 24)
+        [(_, hidden)] = model.hidden(model.tokenizer.encode(pictures), [layer])
+        pixels = hidden.detach().numpy()  # (3, 16, 24)
         expected = np.concatenate([pixels.mean(1), pixels.std(1)], 1)
         assert np.allclose(both[:, 48 * place : 48 * (place + 1)], expected, atol=1e-5)
     with pytest.raises(InputError, match="pooling: expected one of mean, mean-std, got 'max'"):

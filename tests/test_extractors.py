@@ -8,7 +8,7 @@ import pytest
 
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
-from nextpixel.comparison import choose_real, compare_feature_files, in_colours
+from nextpixel.comparison import choose_real, compare_feature_files, reconstructed
 from nextpixel.config import ResNetConfig
 from nextpixel.extractors import Extractor, onnx_extractor, open_extractor, pixel_extractor
 from nextpixel.resnet import ResNet
@@ -209,4 +209,4 @@ def test_colours_of_the_palette_stay() -> None:
     """A copy must keep distance 0 although both it and the original are put into the model's colours."""
     palette = Palette.openai()
     pictures = palette.rgb.reshape(2, 16, 16, 3)
-    assert np.array_equal(in_colours(palette, pictures), pictures)
+    assert np.array_equal(reconstructed(palette, pictures), pictures)

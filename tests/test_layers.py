@@ -22,10 +22,13 @@ LAYERS = {
     unit: number
     for number, units in enumerate(
         [
-            "model resnet palette images optim metrics sample_metrics plan distributed devices tracking".split(),
-            ["sources", "kernels"],
-            ["data", "checkpoints", "packing", "pages"],
+            "resnet palette images optim metrics sample_metrics plan distributed devices tracking".split(),
+            ["tokens"],
+            ["model", "sources", "kernels"],
+            ["caches", "data", "checkpoints", "pages"],
+            ["packing", "scoring"],
             ["decoding"],
+            ["drawing"],
             ["extraction", "labels", "prepared", "sampling", "training", "curves"],
             ["evaluation", "probing", "extractors", "preparation"],
             ["few_labels", "forecast", "ridge"],

@@ -45,7 +45,7 @@ def test_a_hidden_pixel_leaves_its_place_and_nothing_else() -> None:
     model, tokens = lively(CONFIG), some_tokens(1)
     h = model.token_embedding[tokens[0]] * (~pick(5)[0, :, None]) + model.position_embedding
     for block in model.blocks:
-        h = block(h[None], h[None])[0]
+        h = block(h[None], h[None], None, "all")[0]
     assert torch.equal(model.head(model.norm(h)), model(tokens, pick(5))[0])
     assert "start" not in dict(model.named_parameters())
     assert sum(p.numel() for p in model.parameters()) == CONFIG.parameters

@@ -19,7 +19,7 @@ def lively(config: ImageGPTConfig = CONFIG, dtype: torch.dtype = torch.float64) 
 
 
 def some_tokens(batch: int = 3, config: ImageGPTConfig = CONFIG) -> Tensor:
-    return torch.randint(0, config.colors, (batch, config.pixels), generator=torch.Generator().manual_seed(5))
+    return torch.randint(0, config.colors, (batch, config.tokens), generator=torch.Generator().manual_seed(5))
 
 
 def test_a_new_model_knows_nothing_its_first_loss_is_ln_k() -> None:
@@ -97,9 +97,9 @@ def test_selected_cache_rows_go_on_as_their_pictures() -> None:
 
 def test_more_pixels_than_the_model_has_are_refused() -> None:
     model = lively()
-    with pytest.raises(ValueError, match="at most 16 pixels"):
+    with pytest.raises(ValueError, match=r"at most 16 \(4 x 4\)"):
         model(torch.zeros(1, 18, dtype=torch.int64))
-    with pytest.raises(ValueError, match="at most 16 pixels"):
+    with pytest.raises(ValueError, match=r"at most 16 \(4 x 4\)"):
         model.extend(torch.zeros(1, 16, dtype=torch.int64), model.new_cache(1))
 
 

@@ -16,7 +16,7 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, load, save
 from nextpixel.checkpoints import Run
 from nextpixel.config import MODERN, PretrainConfig
-from nextpixel.model import cross_entropy, rotate, rotations
+from nextpixel.model import Positions, cross_entropy, raster, rotate
 from nextpixel.optim import linear_rate, muon, set_rate
 from nextpixel.palette import Palette
 from tiny_runs import figures, photos, settings
@@ -79,7 +79,8 @@ def test_a_new_modern_model_knows_nothing() -> None:
 
 def test_rotary_scores_depend_on_the_step_between_two_pixels_alone() -> None:
     config = dataclasses.replace(CLASSIC, positions="rotary", side=6)
-    turns = rotations(config, torch.device("cpu"))
+    turns = raster(config, torch.device("cpu")).turns
+    assert turns is not None
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(8, generator=generator), torch.randn(8, generator=generator)
 
@@ -137,11 +138,12 @@ def test_logits_of_a_modern_layer_equal_the_formulas_written_out() -> None:
 def test_rotations_first_made_while_drawing_serve_training_too() -> None:
     config = ImageGPTConfig(**MODERN, layers=1, width=20, heads=1, side=3, colors=7)
     model, tokens = ImageGPT(config), torch.zeros(1, 9, dtype=torch.int64)
-    rotations.cache_clear()
+    raster.cache_clear()
     with torch.inference_mode():
         model(tokens)
     cross_entropy(model(tokens), tokens).backward()
-    assert not rotations(config, torch.device("cpu")).is_inference()
+    turns = raster(config, torch.device("cpu")).turns
+    assert turns is not None and not turns.is_inference()
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest() -> None:
@@ -232,8 +234,8 @@ def test_rotations_need_no_float64_of_the_device() -> None:
     """mps has none; meta stands for it."""
     config = ImageGPTConfig(layers=1, width=16, heads=2, side=5, colors=4, **MODERN)
     with Wide() as wide:
-        turns = rotations.__wrapped__(config, torch.device("meta"))
-    assert wide.found == [] and turns.device.type == "meta" and turns.dtype == torch.float32
+        turns = Positions.of(config, torch.device("meta"), torch.arange(25)).turns
+    assert turns is not None and wide.found == [] and turns.device.type == "meta" and turns.dtype == torch.float32
 
 
 def test_a_branch_is_the_run_it_would_have_been(tmp_path: Path) -> None:

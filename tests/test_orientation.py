@@ -47,7 +47,7 @@ def test_each_row_of_the_start_table_acts_and_one_number_stands_for_all(model: I
     assert torch.allclose(logits[5], model(tokens[:1], orientation=5)[0], atol=1e-6)
     assert torch.allclose(logits[0], model(tokens[:1])[0], atol=1e-6)
     cache = model.new_cache(1)
-    parts = [model.extend(tokens[:1, :4], cache, 5), model.extend(tokens[:1, 4:15], cache)]
+    parts = [model.extend(tokens[:1, :4], cache, model.prefix(5)), model.extend(tokens[:1, 4:15], cache)]
     assert torch.allclose(torch.cat(parts, 1)[0], logits[5], atol=1e-5)
     assert sum(p.numel() for p in model.parameters()) == model.config.parameters
 

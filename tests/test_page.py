@@ -407,7 +407,7 @@ def test_a_token_is_asked_for_when_the_server_wants_one(browser: Any, address: s
     visit.close()
 
 
-PHOTOS = {"id": "runs/photos", "trained_on": None, "mode": "weights bf16, attention kernel"}
+PHOTOS = {"id": "runs/photos", "trained_on": None, "mode": "int8"}
 
 
 def test_one_of_several_models_is_chosen(browser: Any, address: str) -> None:

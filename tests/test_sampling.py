@@ -7,7 +7,8 @@ import torch
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette, complete, sample, stream
 from nextpixel import sampling as sampling_module
 from nextpixel.config import SamplingConfig
-from nextpixel.sampling import choose, draw
+from nextpixel.drawing import choose, token_noise
+from nextpixel.sampling import draw
 from test_model import lively
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=12)
@@ -63,7 +64,7 @@ def test_the_first_pixel_that_rounding_changes_is_a_near_tie(
     for row in different:
         t = int((tokens[row] != others[row]).nonzero()[0])
         below = model(tokens[row][None])[0, t].softmax(-1).cumsum(-1)
-        assert (below - sampling_module.pixel_noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
+        assert (below - token_noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
 
 
 def test_seed_picture_and_completion_each_change_the_draw(model: ImageGPT, pictures: np.ndarray) -> None:
@@ -137,7 +138,7 @@ def test_of_equally_likely_colours_the_first_k_stay() -> None:
 
 @pytest.mark.parametrize("wide", [torch.float64, torch.float32], ids=["cpu and cuda", "mps"])
 def test_a_colour_without_probability_is_never_drawn(wide: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "wide_type", lambda _: wide)
+    monkeypatch.setattr("nextpixel.drawing.wide_type", lambda _: wide)
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]]).repeat(2, 1)
     noise = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     for given in (noise, noise.to(wide)):  # as fp32 the second one is 1

@@ -500,7 +500,7 @@ class Asked:
         self.engine = engine
         prompt = torch.arange(keep * 6)[None] % 12 if prompt is None else prompt
         sampling = SamplingConfig(seed=seed, **manner)
-        self.ticket = Ticket(prompt, engine.model.config.side, n, sampling, seconds, self.tell)
+        self.ticket = Ticket(prompt, (6, 6), n, sampling, seconds, self.tell)
 
     def tell(self, event: Event) -> None:
         self.events.append(event)
@@ -532,13 +532,13 @@ def engine(model: ImageGPT) -> Iterator[Engine]:
 @pytest.fixture
 def held(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Each release lets the engine draw one pixel of every row."""
-    allowed, draw = threading.Semaphore(0), engine._draw
+    allowed, choose = threading.Semaphore(0), engine._table._choose
 
-    def draw_when_allowed() -> None:
+    def choose_when_allowed() -> Any:
         assert allowed.acquire(timeout=60)
-        draw()
+        return choose()
 
-    monkeypatch.setattr(engine, "_draw", draw_when_allowed)
+    monkeypatch.setattr(engine._table, "_choose", choose_when_allowed)
     return allowed
 
 
@@ -645,12 +645,12 @@ def test_one_who_leaves_while_his_picture_is_read_harms_nobody(
     engine.close()
 
 
-def test_a_worker_that_is_shut_down_ends_what_is_drawn(model: ImageGPT) -> None:
+def test_a_worker_that_is_shut_down_ends_what_is_drawn(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = ThreadPoolExecutor(1)
     engine = Engine(model, ServeConfig(slots=4), lambda what, value: None, worker)
     drawing, go = threading.Event(), threading.Event()
-    draw = engine._draw
-    engine._draw = lambda: (drawing.set(), go.wait(60), draw())  # type: ignore[method-assign, assignment, return-value]
+    draw = engine._table._choose
+    monkeypatch.setattr(engine._table, "_choose", lambda: (drawing.set(), go.wait(60), draw())[-1])
     asked = Asked(engine).submit()
     assert drawing.wait(60)
     worker.shutdown(wait=False)
@@ -716,11 +716,11 @@ def test_cancelled_rows_are_free_within_a_pixel(engine: Engine, held: threading.
     waiting = Asked(engine, n=1, seed=4).submit()
     for _ in range(4):
         held.release()
-    until(lambda: engine._places and engine._places[0].known == 4)
+    until(lambda: engine._table.rows and engine._table.rows[0].known == 4)
     assert (engine.used, engine.waiting) == (3, 1)
     engine.cancel(asked.ticket)
     held.release()
-    until(lambda: [place.ticket for place in engine._places] == [waiting.ticket])
+    until(lambda: [place.ticket for place in engine._table.rows] == [waiting.ticket])
     for _ in range(36):
         held.release()
     assert waiting.images.shape == (1, 6, 6, 3)
@@ -815,8 +815,8 @@ def slow(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
     config = ServeConfig(port=0, slots=2, queue=1)
     app = create_app({"tiny": model}, config)
     engine: Engine = app.state.engines["tiny"]
-    draw = engine._draw
-    monkeypatch.setattr(engine, "_draw", lambda: (time.sleep(0.05), draw()))
+    draw = engine._table._choose
+    monkeypatch.setattr(engine._table, "_choose", lambda: (time.sleep(0.05), draw())[1])
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11", ws="none"))
     opened = listen(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})

@@ -155,7 +155,7 @@ def change(run: Path, **parts: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("part", "values", "told"),
     [
-        ("palette", {"sha256": "cafe"}, "expected the palette of small"),
+        ("tokenizer", {"sha256": "cafe"}, "expected the palette of small"),
         ("model", {"side": 8}, "expected the side of small, 4, got 8"),
         ("model", {"objective": "masked"}, "expected the objective of small, autoregressive, got masked"),
         ("decisions", {"fit": "squash"}, "expected the fit of small, crop, got squash"),

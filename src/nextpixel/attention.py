@@ -1,4 +1,4 @@
-"""Attention, softmax(q k^T / sqrt(E)) v, each query seeing the keys up to its own slot.
+"""Attention, softmax(q k^T / sqrt(E)) v, each query seeing the keys that it is given.
 
 torch's own is used but for bf16 on a CPU: its fused one multiplies there at a seventh of the speed of matrix products.
 Blocks of queries against the keys they see, multiplied by oneDNN, take half the time: always without gradients, and
@@ -8,7 +8,7 @@ with them where torch.compile joins the steps between the products. Their scores
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +17,16 @@ from torch.nn import functional as F
 BLOCK = 256  # queries: a head's scores stay in the processor's cache; of 1,024 slots 3/8 of the products are left out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """(B, N, T, E) of queries, keys and values of that shape."""
+Seen = (
+    Literal["causal", "all"] | Tensor
+)  # keys up to the query's slot; all; or those where (..., queries, keys) is True
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, seen: Seen) -> Tensor:
+    """(B, N, queries, E) of queries (B, N, queries, E), keys and values (B, N, keys, E)."""
+    if isinstance(seen, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    causal = seen == "causal"
     blocked = v.device.type == "cpu" and v.dtype == torch.bfloat16 and q.shape[2] == k.shape[2]
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if not blocked or (trained and not torch.compiler.is_compiling()):

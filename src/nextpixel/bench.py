@@ -7,6 +7,7 @@ that whatever else the machine does meets all of them; medians are reported and 
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import platform
 import statistics
@@ -24,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel import optim, plan
+from nextpixel import drawing, optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
-from nextpixel.decoding import Decoder, Mode, choose_mode
+from nextpixel.decoding import Decoder, Int8Decoder, Read, choose_decoder
 from nextpixel.devices import autocast, can_compile, choose_dtype, machine
 from nextpixel.errors import InputError
 from nextpixel.extraction import pooled
@@ -35,12 +36,10 @@ from nextpixel.model import ImageGPT, cross_entropy
 from nextpixel.packing import can_round
 from nextpixel.palette import Palette
 from nextpixel.progress import say
-from nextpixel.sampling import choose
 
 WORKS = ("complete", "sample", "decode", "features", "score", "encode", "train")
 DRAWN = ("complete", "sample", "decode")
 COMPARED = (*DRAWN, "features", "train")
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 Clock = Literal["wall", "cpu"]
 
 
@@ -67,7 +66,7 @@ def random_model(size: str) -> ImageGPT:
     if size not in SIZES:
         raise InputError(f"expected one of {', '.join(SIZES)}, got {size!r}", argument="size")
     model = ImageGPT(SIZES[size]).eval()
-    model.palette = Palette.openai()
+    model.tokenizer = Palette.openai()
     return model
 
 
@@ -186,7 +185,7 @@ def _measure(
             del ready
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rivals = [median for name, median in medians.items() if name != "nextpixel"]
-    whole = config.pixels // 2 if work in ("complete", "decode") else config.pixels  # pixels that make an image
+    whole = config.tokens // 2 if work in ("complete", "decode") else config.tokens  # pixels that make an image
     return [
         Row(
             work,
@@ -205,8 +204,8 @@ def _measure(
 
 def _stretch(config: ImageGPTConfig, work: str, pixels: int | None) -> tuple[int, int]:
     """(pixels known before, pixels to draw)."""
-    known = {"complete": config.pixels // 2, "sample": 0, "decode": config.pixels * 3 // 4}[work]
-    return known, min(pixels or (32 if work == "decode" else config.pixels), config.pixels - known)
+    known = {"complete": config.tokens // 2, "sample": 0, "decode": config.tokens * 3 // 4}[work]
+    return known, min(pixels or (32 if work == "decode" else config.tokens), config.tokens - known)
 
 
 def _tokens(config: ImageGPTConfig, batch: int, length: int) -> Tensor:
@@ -218,40 +217,41 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
     dtype = choose_dtype("auto", str(device))
     if work in DRAWN:
         known, drawn = _stretch(config, work, pixels)
-        mode = choose_mode(model, batch, config.pixels - known, speed)
+        decoder = choose_decoder(model, batch, config.tokens - known, speed)
         prompts = _tokens(config, batch, known).to(device)
-        noise = torch.rand(batch, drawn, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
+        noise = np.random.default_rng(0).random((batch, config.tokens))
+        read: list[Read] = []  # one prefill for all repetitions
 
-        read: list[tuple[Decoder, Tensor]] = []
+        def begin() -> drawing.Table[drawing.Row]:
+            table: drawing.Table[drawing.Row] = drawing.Table(decoder(model, batch))
+            if work == "decode":
+                if not read:
+                    read.append(table.decoder.read(prompts))
+                table.add(rows(), read[0], range(batch))
+            return table
 
-        def begin() -> tuple[Decoder, Tensor | None]:
+        def rows() -> list[drawing.Row]:
+            return [drawing.Row(one, SamplingConfig(), known) for one in noise]
+
+        def draw(table: drawing.Table[drawing.Row]) -> None:
             if work != "decode":
-                return Decoder(model, batch, mode), None
-            if not read:  # one prefill for all repetitions: afterwards the cache is wound back
-                decoder = Decoder(model, batch, mode)
-                read.append((decoder, decoder.start(prompts).clone()))
-            read[0][0].cache.rewind(known + 1)
-            return read[0]
-
-        def draw(ready: tuple[Decoder, Tensor | None]) -> None:
-            decoder, logits = ready
-            logits = decoder.start(prompts) if logits is None else logits
-            for t in range(drawn):
-                tokens = choose(logits, noise[:, t], SamplingConfig())
-                cross_entropy(logits[:, None], tokens[:, None])
-                if t + 1 < drawn or (work == "decode" and known + drawn < config.pixels):
-                    logits = decoder.step(tokens)
+                table.begin(rows(), prompts, range(batch))
+            steps = drawn + (work == "decode")  # the first token needs no step of the network
+            for _ in itertools.islice(table, min(steps, config.tokens - known)):
+                pass
 
         return _Contender(
-            "nextpixel", str(mode), begin, draw, drawn, lambda f: _drawing_floor(config, mode, batch, known, drawn, f)
-        )
+            "nextpixel", decoder.name, begin, draw, drawn,
+            lambda f: _drawing_floor(config, decoder, batch, known, drawn, f),
+        )  # fmt: skip
     forward = plan.flops_per_image(config) / 3
     if work == "encode":
-        squares = np.random.default_rng(0).integers(0, 256, (batch, config.side, config.side, 3), np.uint8)
+        height, width = config.rows * model.tokenizer.patch[0], config.columns * model.tokenizer.patch[1]
+        squares = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
         return _Contender(
-            "nextpixel", "", lambda: squares, lambda ready: model.palette.encode(ready), config.pixels, None
+            "nextpixel", "", lambda: squares, lambda ready: model.tokenizer.encode(ready), config.tokens, None
         )
-    tokens = _tokens(config, batch, config.pixels)
+    tokens = _tokens(config, batch, config.tokens)
     if work == "features":
         layer, how = config.layers // 2, "int8" if speed == "auto" and can_round(model) else dtype
         return _Contender(
@@ -259,7 +259,7 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
             how,
             lambda: tokens,
             lambda ready: pooled(model, ready, [layer], dtype=how, compiled=how != "int8"),
-            config.pixels,
+            config.tokens,
             lambda f: batch * plan.feature_flops_per_image(config, layer) / f[f"{dtype}_per_second"],
         )
     tokens = tokens.to(device)
@@ -274,7 +274,7 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
             dtype,
             lambda: tokens,
             score,
-            config.pixels,
+            config.tokens,
             lambda f: batch * forward / f[f"{dtype}_per_second"],
         )
     trained = copy.deepcopy(model).train().requires_grad_(True)
@@ -293,7 +293,7 @@ def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Spe
         f"{dtype}, compiled" if compiled else dtype,
         lambda: tokens,
         _training_step(trained, loss),
-        config.pixels,
+        config.tokens,
         lambda f: 3 * batch * forward / f[f"{dtype}_per_second"],
     )
 
@@ -315,15 +315,15 @@ def _same(tokens: Tensor) -> Tensor:
 
 
 def _drawing_floor(
-    config: ImageGPTConfig, mode: Mode, batch: int, known: int, drawn: int, limits: dict[str, float]
+    config: ImageGPTConfig, decoder: type[Decoder], batch: int, known: int, drawn: int, limits: dict[str, float]
 ) -> float:
     """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
-    weights = "fp32" if mode.weights == "as they are" else mode.weights
-    cache = 4 if weights == "fp32" else 1 + 4 / config.head_width if mode.attention == "kernel" else 2
+    weight, cache, rate = 4.0, 4.0, limits["fp32_per_second"]  # bytes of each number
+    if decoder is Int8Decoder:
+        weight, cache, rate = 1.0, 1 + 4 / config.head_width, limits["bf16_per_second"]
     matrices = config.layers * config.block_matrix_parameters + config.colors * config.width
     mean = known + (drawn + 1) / 2
-    read = matrices * BYTES[weights] + batch * 2 * config.layers * mean * config.width * cache
-    rate = limits["bf16_per_second" if weights != "fp32" else "fp32_per_second"]
+    read = matrices * weight + batch * 2 * config.layers * mean * config.width * cache
     return drawn * max(read / limits["bytes_per_second"], 2 * batch * matrices / rate)
 
 
@@ -341,7 +341,7 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
     found = []
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         start = torch.full((batch, 1), config.colors)
-        tokens = torch.cat([start, _tokens(config, batch, config.pixels)[:, :-1]], 1).to(device)
+        tokens = torch.cat([start, _tokens(config, batch, config.tokens)[:, :-1]], 1).to(device)
         if work == "train":  # fp32 weights in both, as ours are
             trained = copy.deepcopy(loaded).train()
 
@@ -350,7 +350,7 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
                     return cast(Tensor, trained(ready, labels=ready).loss)
 
             step = _training_step(trained, loss)
-            found.append(_Contender(f"transformers {name}", name, partial(_same, tokens), step, config.pixels, None))
+            found.append(_Contender(f"transformers {name}", name, partial(_same, tokens), step, config.tokens, None))
             continue
         other = copy.deepcopy(loaded).to(dtype)
         if work == "features":
@@ -361,7 +361,7 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
                     return other.transformer(ready, output_hidden_states=True).hidden_states[layer].mean(1)
 
             found.append(
-                _Contender(f"transformers {name}", name, partial(_same, tokens), features, config.pixels, None)
+                _Contender(f"transformers {name}", name, partial(_same, tokens), features, config.tokens, None)
             )
             continue
         known, drawn = _stretch(config, work, pixels)
@@ -378,7 +378,7 @@ def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[
                 cache.crop(-extra)
             return read[0]
 
-        more = known + drawn < config.pixels  # nothing is scored behind the last pixel
+        more = known + drawn < config.tokens  # nothing is scored behind the last pixel
 
         def draw(
             ready: Any, other: Any = other, prompts: Tensor = prompts, drawn: int = drawn, more: bool = more

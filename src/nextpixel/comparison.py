@@ -20,9 +20,9 @@ from nextpixel.errors import InputError
 from nextpixel.evaluation import read_squares
 from nextpixel.extractors import PIXELS, Extractor, open_extractor, read_features
 from nextpixel.model import ImageGPT
-from nextpixel.palette import Palette
 from nextpixel.sample_metrics import density_coverage, frechet_distance, kernel_distance, nearest, precision_recall
 from nextpixel.sampling import draw
+from nextpixel.tokens import Tokenizer
 
 PICTURES_AT_LEAST = 20  # ten subsets of two, for the kernel distance's error
 METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
@@ -103,11 +103,11 @@ def compare_samples(
     real, _ = read_squares(model, images, split)
     if isinstance(pictures, int):
         choice = choose_real(len(real), pictures, references, sampling.seed)
-        drawn, palette = draw(model, None, n=pictures, sampling=sampling).images, model.palette
+        drawn, tokenizer = draw(model, None, n=pictures, sampling=sampling).images, model.tokenizer
     else:
-        drawn, palette = read_squares(model, pictures)[0], None
+        drawn, tokenizer = read_squares(model, pictures)[0], None
         choice = choose_real(len(real), len(drawn), references, sampling.seed)
-    return [compare_by(one, real, drawn, choice, palette, seed=sampling.seed) for one in opened]
+    return [compare_by(one, real, drawn, choice, tokenizer, seed=sampling.seed) for one in opened]
 
 
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:
@@ -135,20 +135,20 @@ def compare_by(
     real: NDArray[np.uint8],
     pictures: NDArray[np.uint8],
     choice: Choice,
-    palette: Palette | None,
+    tokenizer: Tokenizer | None,
     *,
     seed: int = 0,
 ) -> Comparison:
     """Squares uint8 (N, S, S, 3) against real ones (M, S, S, 3), by one extractor.
 
-    The palette is that of the model which drew them, None for pictures of unknown origin.
+    The tokenizer is that of the model which drew them, None for pictures of unknown origin.
     """
     reference, drawn = extractor(real[choice.reference]), extractor(pictures)
     one = reference if choice.floor[0] is choice.reference else extractor(real[choice.floor[0]])
     other = extractor(real[choice.floor[1]])
     coloured = None
-    if palette is not None:
-        coloured = compare_features(one, extractor(in_colours(palette, real[choice.floor[1]])), seed)
+    if tokenizer is not None:
+        coloured = compare_features(one, extractor(reconstructed(tokenizer, real[choice.floor[1]])), seed)
     return Comparison(
         extractor.name,
         drawn.shape[1],
@@ -220,7 +220,7 @@ def nearest_images(
     pictures: NDArray[np.uint8],
     real: NDArray[np.uint8],
     train: NDArray[np.uint8],
-    palette: Palette,
+    tokenizer: Tokenizer,
     *,
     k: int = 3,
 ) -> Nearness:
@@ -228,13 +228,13 @@ def nearest_images(
 
     All are put into the model's colours first: the model has seen no others, and a copy then has distance 0.
     """
-    described = [extractor(in_colours(palette, squares)) for squares in (pictures, real)]
-    blocks = extractor.chunks(train, lambda part: in_colours(palette, part))
+    described = [extractor(reconstructed(tokenizer, squares)) for squares in (pictures, real)]
+    blocks = extractor.chunks(train, lambda part: reconstructed(tokenizer, part))
     places, distances = nearest(np.concatenate(described), blocks, k)
     count = len(pictures)
     return Nearness(extractor.name, places[:count], distances[:count], distances[count:, 0])
 
 
-def in_colours(palette: Palette, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Squares uint8 (N, S, S, 3) with each pixel's colour replaced by the nearest of the palette."""
-    return palette.decode(palette.encode(np.ascontiguousarray(squares))).reshape(squares.shape)
+def reconstructed(tokenizer: Tokenizer, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Squares uint8 (N, S, S, 3) as their tokens give them back: in a palette's colours."""
+    return tokenizer.decode(tokenizer.encode(np.ascontiguousarray(squares)), squares.shape[2] // tokenizer.patch[1])

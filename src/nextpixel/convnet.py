@@ -90,7 +90,7 @@ def fit_convnet(
     peak = trial.learning_rate * (INIT_RATE if init is not None else 1.0)
     dtype = choose_dtype(dtype, device)
     optimizers = sgd(model, trial.weight_decay)
-    side, chosen = model.config.side, np.arange(len(squares))
+    side, chosen = model.side, np.arange(len(squares))
     batches = Batches(squares, chosen, side=side, batch_images=batch, augment="pad-flip", seed=seed)
     targets = torch.from_numpy(numbers.astype(np.int64))
     with progress("fitting", steps * batch, "images") as advance:
@@ -130,9 +130,9 @@ def _first(
         model = ResNet(replace(config or ResNetConfig(), side=side, classes=classes), seed=seed)
         model.set_scale(squares)
         return model
-    if init.config.side != side:
+    if init.side != side:
         raise InputError(
-            f"expected a student of side {side}, as the squares have, got side {init.config.side}", argument="init"
+            f"expected a student of side {side}, as the squares have, got side {init.side}", argument="init"
         )
     model = ResNet(replace(init.config, classes=classes), seed=seed)
     known = {name: value for name, value in init.state_dict().items() if not name.startswith("head.")}

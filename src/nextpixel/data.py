@@ -210,15 +210,15 @@ def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.in
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def masks(numbers: NDArray[np.int64], pixels: int, *, seed: int, epoch: int = 0) -> NDArray[np.bool_]:
-    """Which pixels of each image are hidden, (B, T): each with probability 0.15, by (seed, epoch, image number).
+def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0) -> NDArray[np.bool_]:
+    """Which tokens of each image are hidden, (B, T): each with probability 0.15, by (seed, epoch, image number).
 
     At least one always is: the paper's loss divides by their number.
     """
-    hidden = np.empty((len(numbers), pixels), bool)
+    hidden = np.empty((len(numbers), tokens), bool)
     for row, number in enumerate(numbers):
         entropy = np.random.SeedSequence([seed, 0xBE47, epoch, int(number)])
-        noise = np.random.Generator(np.random.Philox(entropy)).random(pixels)
+        noise = np.random.Generator(np.random.Philox(entropy)).random(tokens)
         hidden[row] = noise < max(MASKED_PART, np.nextafter(noise.min(), 1))
     return hidden
 
@@ -273,11 +273,9 @@ class Batches:
         turned = self.augment == "orient"
         return np.concatenate([_orientations(self._epoch(epoch)[1][rows]) * turned for epoch, rows in self._rows(step)])
 
-    def masks(self, step: int) -> NDArray[np.bool_]:
-        """Which pixels of that step's images a masked model is not shown, (batch_images / n, T)."""
-        parts = [
-            masks(self.chosen[rows], self.side**2, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)
-        ]
+    def masks(self, step: int, tokens: int) -> NDArray[np.bool_]:
+        """Which of the T tokens of that step's images a masked model is not shown, (batch_images / n, T)."""
+        parts = [masks(self.chosen[rows], tokens, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)]
         return np.concatenate(parts)
 
     def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -94,7 +94,7 @@ def start_run(
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)
     wanted = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
-    layers, side = check_layers(teacher, wanted), teacher.config.side
+    layers, side = check_layers(teacher, wanted), teacher.side
     fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
     decoded = decode(images, side, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
@@ -115,7 +115,7 @@ def start_run(
         config,
         decided,
         shape=ResNetConfig(config.blocks, config.factor, side, targets=len(layers) * teacher.config.width),
-        palette=None,
+        tokenizer=None,
         data=named(images, split) | {"train_images": len(rows), "validation_images": len(held)},
         sets=[decoded],
     )

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nextpixel.config import check_keywords
-from nextpixel.data import decode, masks
-from nextpixel.devices import autocast
+from nextpixel.data import decode
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
-from nextpixel.progress import progress
+from nextpixel.scoring import BATCH_IMAGES, batches, pixel_maps
 from nextpixel.sources import load_images
 
-BATCH_IMAGES = 16
 OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
 
@@ -30,13 +28,13 @@ Protocol = Literal["all", "openai"]
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
     needs_order(model)
-    return image_nats(model, load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels))
+    return image_nats(model, load_images(images, model.size, split=split, fit=model.fit, levels=model.levels))
 
 
 @check_keywords()
 def surprise(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """-ln p of every pixel given those before it, (N, H, W) nats."""
-    squares = load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
+    squares = load_images(images, model.size, split=split, fit=model.fit, levels=model.levels)
     return np.concatenate(list(square_nats(model, squares)))
 
 
@@ -91,9 +89,9 @@ def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tupl
     What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is.
     """
     if isinstance(images, str | os.PathLike):
-        found = decode(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
+        found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
         return found.squares, found.unreadable
-    return load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels), []
+    return load_images(images, model.size, split=split, fit=model.fit, levels=model.levels), []
 
 
 def image_nats(
@@ -126,24 +124,21 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-@torch.inference_mode()
 def square_nats(
     model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", batch_images: int = BATCH_IMAGES
 ) -> Iterator[NDArray[np.float32]]:
-    """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W)."""
+    """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W).
+
+    A token of several pixels counts as that many equal parts.
+    """
     needs_order(model)
-    palette, device, side = model.palette, str(model.device), model.config.side
-    with progress("scoring", len(squares), "images") as advance:
-        for start in range(0, len(squares), batch_images):
-            tokens = palette.encode(np.ascontiguousarray(squares[start : start + batch_images])).to(device)
-            with autocast(device, dtype):
-                logits = model(tokens)
-            nats = cross_entropy(logits, tokens, reduction="none")
-            yield nats.float().cpu().numpy().reshape(-1, side, side)
-            advance(len(tokens))
+
+    def nats(tokens: Tensor, _: Tensor | None) -> NDArray[np.float32]:
+        return pixel_maps(model, cross_entropy(model(tokens), tokens, reduction="none"))
+
+    return batches(model, squares, nats, dtype=dtype, batch_images=batch_images)
 
 
-@torch.inference_mode()
 def hidden_nats(
     model: ImageGPT,
     squares: NDArray[np.uint8],
@@ -153,13 +148,11 @@ def hidden_nats(
     batch_images: int = BATCH_IMAGES,
 ) -> Iterator[NDArray[np.float32]]:
     """-ln p of hidden pixels given the others, averaged over each image's, in parts (b,), by a masked model."""
-    device = str(model.device)
-    with progress("scoring", len(squares), "images") as advance:
-        for start in range(0, len(squares), batch_images):
-            tokens = model.palette.encode(np.ascontiguousarray(squares[start : start + batch_images])).to(device)
-            numbers = np.arange(start, start + len(tokens))
-            masked = torch.from_numpy(masks(numbers, model.config.pixels, seed=seed)).to(device)
-            with autocast(device, dtype):
-                logits = model(tokens, masked)
-            yield masked_cross_entropy(logits, tokens, masked).float().cpu().numpy()
-            advance(len(tokens))
+    pixels = math.prod(model.tokenizer.patch)  # of a token
+
+    def nats(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
+        assert masked is not None
+        losses = masked_cross_entropy(model(tokens, masked), tokens, masked)
+        return (losses.float().cpu().numpy() / pixels).astype(np.float32)
+
+    return batches(model, squares, nats, dtype=dtype, mask_seed=seed, batch_images=batch_images)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nextpixel import plan
 from nextpixel.config import Levels, Pooling, check_keywords
-from nextpixel.data import PREPROCESSING, masks
+from nextpixel.data import PREPROCESSING
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
@@ -30,10 +30,10 @@ from nextpixel.model import ImageGPT
 from nextpixel.packing import RoundedHidden, can_round
 from nextpixel.progress import progress, say
 from nextpixel.resnet import ResNet
+from nextpixel.scoring import BATCH_IMAGES, batches
 from nextpixel.sources import Source, load_images, open_source, settle
 from nextpixel.sources.maps import check_readable
 
-BATCH_IMAGES = 16
 BATCH_OF_SQUARES = 128  # of a ResNet
 CHUNK_IMAGES = 512
 COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
@@ -67,13 +67,12 @@ def features(
     Raises InputError for bad images, a layer the model does not have, or a mask for a model that was trained without.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
-    squares = load_images(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
+    squares = load_images(images, model.size, split=split, fit=model.fit, levels=model.levels)
     if isinstance(model, ResNet):
         if mask_seed is not None:
             raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
         return described(model, squares, layers, dtype=dtype, pooling=pooling).reshape(len(squares), -1)
-    tokens = model.palette.encode(squares)
-    found = pooled(model, tokens, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, pooling=pooling)
+    found = pooled(model, squares, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, pooling=pooling)
     return found.reshape(len(squares), -1)
 
 
@@ -96,27 +95,14 @@ def pooled_width(model: Backbone, pooling: Pooling = "mean") -> int:
     return model.config.width * (2 if pooling == "mean-std" else 1)
 
 
-@torch.inference_mode()
-def pixel_features(model: ImageGPT, images: Any, layer: int, *, split: str | None = None) -> NDArray[np.float32]:
-    """n^l at every pixel, float32 (N, H, W, D): what the model knew of the pixels before it when scoring that one."""
-    [layer] = check_layers(model, layer)
-    side = model.config.side
-    tokens = model.palette.encode(load_images(images, side, split=split, fit=model.fit, levels=model.levels))
-    parts = []
-    for batch in tokens.split(BATCH_IMAGES):
-        for _, hidden in model.hidden(batch.to(model.device), [layer]):
-            parts.append(hidden.float().cpu().numpy().reshape(len(batch), side, side, -1))
-    return np.concatenate(parts)
-
-
-def palette_hash(model: Backbone) -> str | None:
-    """Which colours the model sees; None where it sees them all."""
-    return model.palette.hash if isinstance(model, ImageGPT) else None
+def tokenizer_hash(model: Backbone) -> str | None:
+    """What the model's tokens are; None for one that reads pixels."""
+    return model.tokenizer.hash if isinstance(model, ImageGPT) else None
 
 
 def model_hash(model: Backbone) -> str:
     """Hex SHA-256 of what its features depend on: shape, objective, colours and weights."""
-    found = hashlib.sha256(f"{model.config} {palette_hash(model)}".encode())
+    found = hashlib.sha256(f"{model.config} {tokenizer_hash(model)}".encode())
     statistics = model.buffers() if isinstance(model, ResNet) else ()
     for tensor in (*model.parameters(), *statistics):
         if tensor.is_floating_point():  # the others count batches
@@ -213,7 +199,7 @@ def _readable(
     squares, kept, lost = [], [], []
     for number in numbers:
         try:
-            squares.append(source.square(number, model.config.side, model.fit, levels))
+            squares.append(source.square(number, model.side, model.fit, levels))
             kept.append(number)
         except UnreadableImage as error:
             lost.append(str(error))
@@ -245,8 +231,7 @@ def described(
     Pooled as "mean-std" they are 2 D numbers; InputError for a ResNet, whose features are means.
     """
     if isinstance(model, ImageGPT):
-        tokens = model.palette.encode(np.ascontiguousarray(squares))
-        return pooled(model, tokens, layers, dtype=dtype, compiled=compiled, pooling=pooling)
+        return pooled(model, squares, layers, dtype=dtype, compiled=compiled, pooling=pooling)
     check_dtype(model, dtype)
     if pooling != "mean":
         raise InputError(f"expected mean for a convolutional student, got {pooling}", argument="pooling")
@@ -262,10 +247,9 @@ def described(
     return parts
 
 
-@torch.inference_mode()
 def pooled(
     model: ImageGPT,
-    tokens: Tensor,
+    pictures: NDArray[np.uint8] | Tensor,
     layers: Sequence[int],
     *,
     dtype: str = "fp32",
@@ -274,10 +258,10 @@ def pooled(
     compiled: bool | None = None,
     pooling: Pooling = "mean",
 ) -> NDArray[np.float32]:
-    """Means over pixels (N, len(layers), D) of tokens (N, T), or means and standard deviations (N, len(layers), 2 D).
+    """Means over tokens (N, len(layers), D), or means and standard deviations (N, len(layers), 2 D).
 
-    `shifted=False` feeds pixel t into slot t, without the start token. `mask_seed` hides pixels from a masked model,
-    by (mask_seed, row of `tokens`), see data.masks; without it every pixel is shown. The mean is over all of them.
+    `pictures` are squares or their tokens, see scoring.batches. `shifted=False` feeds token t into slot t, without the
+    start vector. `mask_seed` hides tokens from a masked model; without it every one is shown. The mean is over all.
     `compiled` compiles the blocks for the time of this call; unless told, where that repays itself. `dtype` is that of
     the products, fp32, bf16 or int8, which needs what packing.can_round asks for.
     Raises InputError for the mask of a model that is not masked, and see check_dtype.
@@ -288,8 +272,7 @@ def pooled(
             "masked models were trained with hidden pixels"
         )
     shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
-    device = str(model.device)
-    parts = np.empty((len(tokens), len(layers), pooled_width(model, pooling)), np.float32)
+    every = np.empty((len(pictures), len(layers), pooled_width(model, pooling)), np.float32)
     hidden: Callable[..., Iterator[tuple[int, Tensor]]] = model.hidden
     at_once = BATCH_IMAGES
     check_dtype(model, dtype)
@@ -297,25 +280,27 @@ def pooled(
         hidden = rounded = RoundedHidden(model)
         compiled, dtype, at_once = False, "fp32", rounded.images
     if compiled is None:
-        compiled = _repays_compiling(model, layers, len(tokens))
-    around = _compiled(model) if compiled else contextlib.nullcontext()
-    with progress("features", len(tokens), "images") as advance, around:
-        for start in range(0, len(tokens), at_once):
-            batch = tokens[start : start + at_once].to(device)
-            masked = None
-            if mask_seed is not None:
-                numbers = np.arange(start, start + len(batch))
-                masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
-            rest = start > 0 and len(batch) < at_once  # not worth compiling again
-            with torch.compiler.set_stance("force_eager" if rest else "default"), autocast(device, dtype):
-                for layer, states in hidden(batch, set(layers), masked, shifted=shifted):
-                    found = states.float().mean(1)
-                    if pooling == "mean-std":
-                        found = torch.cat([found, states.float().std(1, correction=0)], dim=1)
-                    for place in (i for i, wanted in enumerate(layers) if wanted == layer):
-                        parts[start : start + len(batch), place] = found.cpu().numpy()
-            advance(len(batch))
-    return parts
+        compiled = _repays_compiling(model, layers, len(pictures))
+
+    def read(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
+        part = np.empty((len(tokens), *every.shape[1:]), np.float32)
+        rest = len(tokens) < min(at_once, len(pictures))  # not worth compiling again
+        with torch.compiler.set_stance("force_eager" if rest else "default"):
+            for layer, states in hidden(tokens, set(layers), masked, shifted=shifted):
+                found = states.float().mean(1)
+                if pooling == "mean-std":
+                    found = torch.cat([found, states.float().std(1, correction=0)], dim=1)
+                part[:, [i for i, wanted in enumerate(layers) if wanted == layer]] = found.cpu().numpy()[:, None]
+        return part
+
+    done = 0
+    with _compiled(model) if compiled else contextlib.nullcontext():
+        for part in batches(
+            model, pictures, read, dtype=dtype, mask_seed=mask_seed, batch_images=at_once, label="features"
+        ):
+            every[done : done + len(part)] = part
+            done += len(part)
+    return every
 
 
 def check_dtype(model: Backbone, dtype: str) -> None:

@@ -77,11 +77,11 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     if isinstance(what, Extractor):
         return what
     if what == PIXELS:
-        return pixel_extractor(judged.config.side)
+        return pixel_extractor(judged.side)
     if what == UNTRAINED:
         return model_extractor(untrained(judged), layer, kind=UNTRAINED)
     if what.endswith(".onnx"):
-        return onnx_extractor(what, judged.config.side)
+        return onnx_extractor(what, judged.side)
     if what.endswith(".npz"):
         raise InputError(
             f"{what} holds features and no network; compare two such files with: nextpixel evaluate "
@@ -105,7 +105,7 @@ def untrained(model: Backbone, seed: int = 0) -> Backbone:
     if isinstance(model, ResNet):
         return ResNet(model.config, seed=seed).to(model.device).eval()
     random = ImageGPT(model.config, seed=seed).to(model.device).eval()
-    random.palette = model.palette
+    random.tokenizer = model.tokenizer
     return random
 
 
@@ -126,7 +126,7 @@ def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | No
     def describe(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         return described(model, squares, layers)[:, 0]
 
-    return Extractor(features_name(model, layers, kind), model.config.side, describe)
+    return Extractor(features_name(model, layers, kind), model.side, describe)
 
 
 def onnx_extractor(path: str | Path, side: int) -> Extractor:

@@ -145,7 +145,7 @@ def _start(
     config = replace(config, cache=config.cache and os.path.abspath(config.cache))
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
     network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
-    side = network.config.side
+    side = network.side
 
     source = open_source(images, split)
     names = given_labels(source, labels)
@@ -206,7 +206,7 @@ def _start(
         config,
         decided,
         shape=network.config,
-        palette=network.palette,
+        tokenizer=network.tokenizer,
         data=data,
         sets=[sets[0], *sets[2:]],
         arrays=arrays,
@@ -327,7 +327,7 @@ def _test(
 
     def again(found: Any) -> tuple[DecodedSet]:
         source = open_test(found) if images is not None else open_source(found, data["split"])
-        side, levels = model.config.side, model.levels
+        side, levels = model.side, model.levels
         return (decode(source, side, cache=config.cache, fit=decided.fit, levels=levels),)
 
     (found,) = find_sets([str(decided.test_key)], decided.pixels[2:], config.cache, data, images, again, "test")

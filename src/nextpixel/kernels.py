@@ -205,7 +205,6 @@ def blocks(
     turns: Tensor | None,
     cache: Cache,
     positions: Tensor,
-    *,
     heads: int,
     qk_norm: bool,
     activation: Activation,

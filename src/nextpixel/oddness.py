@@ -9,22 +9,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import check_keywords
 from nextpixel.data import decode, split_indices
-from nextpixel.devices import autocast
 from nextpixel.errors import InputError
 from nextpixel.evaluation import needs_order
 from nextpixel.extraction import check_layers
 from nextpixel.images import png_bytes
 from nextpixel.metrics import conformal_p_values
 from nextpixel.model import ImageGPT, cross_entropy
-from nextpixel.progress import progress
+from nextpixel.scoring import batches, pixel_maps
 
-BATCH_IMAGES = 16
 NEIGHBOURS = 5
 REFERENCES_AT_MOST = 5_000
 CALIBRATION_PART = 0.5
@@ -176,7 +173,7 @@ def odd_images(
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
     """
     needs_order(model)
-    side, fit_as, levels = model.config.side, model.fit, model.levels
+    side, fit_as, levels = model.side, model.fit, model.levels
     normal_set = None
     if against is not None:
         normal_set = decode(against, side, fit=fit_as, levels=levels)
@@ -243,23 +240,21 @@ def measure(model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = Non
     return Measured(squares, np.concatenate(means), np.concatenate(peaks), np.concatenate(features), sizes)
 
 
-@torch.inference_mode()
 def passes(
     model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], Tensor]]:
     """Batch by batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
     needs_order(model)
     [layer] = check_layers(model, model.config.layers // 2 if layer is None else layer)
-    device, side = str(model.device), model.config.side
-    with progress("scoring", len(squares), "images") as advance:
-        for start in range(0, len(squares), BATCH_IMAGES):
-            tokens = model.palette.encode(np.ascontiguousarray(squares[start : start + BATCH_IMAGES])).to(device)
-            with autocast(device, dtype):
-                [(_, hidden)] = model.hidden(tokens, {layer})
-                logits = model(tokens)
-            nats = cross_entropy(logits, tokens, reduction="none").float().cpu().numpy()
-            yield nats.reshape(-1, side, side), hidden.float().mean(1).cpu().numpy(), logits
-            advance(len(tokens))
+
+    def read(tokens: Tensor, _: Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
+        for number, hidden in model.hidden(tokens, {layer, model.config.layers}):
+            if number == layer:
+                features = hidden.float().mean(1).cpu().numpy()
+        logits = model.logits(hidden)
+        return pixel_maps(model, cross_entropy(logits, tokens, reduction="none")), features, logits
+
+    return batches(model, squares, read, dtype=dtype)
 
 
 def local_nats(maps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,24 +6,23 @@ Everything else stays in model.py. `decoding` draws with it, `extraction` takes 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextpixel import kernels
+from nextpixel.caches import Int8Cache
 from nextpixel.model import Block, ImageGPT, Linear, Norm
-
-if TYPE_CHECKING:
-    from nextpixel.decoding import RowCache
 
 PACKED_FOR = 4  # rows of input that oneDNN is told to expect
 READ_BYTES = 1 << 23  # of the widest layer's numbers: more miss the processor's cache and take twice as long
 
-Weights = Literal["fp32", "bf16", "int8"]
+Weights = Literal["fp32", "int8"]
 
 
 def read_together(width: int, slots: int) -> int:
@@ -71,43 +70,23 @@ class Int8Blocks(nn.Module):
         super().__setstate__(state)
         self.table = kernels.pointers(self.parts)  # a copy has parts of its own
 
-    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: RowCache) -> Tensor:
-        return self._run(slice(None), h, first, turns, cache.bytes, cache.positions)
+    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache) -> Tensor:
+        return self._run(slice(None), h, first, turns, cache)
 
     def hidden(self, first: Tensor, layers: Collection[int], turns: Tensor | None) -> Iterator[tuple[int, Tensor]]:
         """Yield (l, h) with the stream h (B, T, D) before block l, or behind all, for each of `layers`, in order."""
         (rows, slots, _), c = first.shape, self.config
-        shape = 1, rows, c.heads, kernels.rounded(slots), kernels.rounded(c.head_width)  # one cache for all blocks
-        keys, values = torch.empty(2, *shape, dtype=torch.uint8)
-        cache = kernels.Cache(keys, values, *torch.empty(2, *shape[:-1]))
-        positions = torch.zeros(rows, dtype=torch.int64)
+        cache = Int8Cache(dataclasses.replace(c, layers=1), rows, slots)  # one for all blocks
         h, done = first, 0
         for layer in sorted(layers):
             if layer > done:
-                h, done = self._run(slice(done, layer), h, first, turns, cache, positions), layer
+                h, done = self._run(slice(done, layer), h, first, turns, cache), layer
             yield layer, h
 
-    def _run(
-        self,
-        which: slice,
-        h: Tensor,
-        first: Tensor,
-        turns: Tensor | None,
-        cache: kernels.Cache,
-        positions: Tensor,
-    ) -> Tensor:
+    def _run(self, which: slice, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache) -> Tensor:
         c = self.config
-        return kernels.blocks(
-            self.table[which],
-            h,
-            first,
-            turns,
-            cache,
-            positions,
-            heads=c.heads,
-            qk_norm=c.qk_norm,
-            activation=c.activation,
-        )
+        settings = (c.heads, c.qk_norm, c.activation)
+        return kernels.blocks(self.table[which], h, first, turns, cache.bytes, cache.slot, *settings)
 
 
 def _int8_parts(block: Block) -> list[Tensor | None]:
@@ -149,9 +128,7 @@ def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
 
 
 def _convert(model: ImageGPT, weights: Weights) -> ImageGPT:
-    memo: dict[int, object] = {id(model._palette): model._palette}  # deepcopy takes what it finds here, and copies not
-    if model.device.type == "cuda":
-        return copy.deepcopy(model, memo).to(torch.bfloat16 if weights == "bf16" else torch.float32)
+    memo: dict[int, object] = {id(model._tokenizer): model._tokenizer}  # deepcopy takes what it finds, and copies not
     if weights == "int8":
         memo[id(model.blocks)] = nn.ModuleList([Int8Blocks(model)])
         memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
@@ -166,12 +143,13 @@ class RoundedHidden:
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
         self.blocks = cast(Int8Blocks, packed_network(model, "int8").blocks[0])
-        self.images = read_together(model.config.width, model.config.pixels)
+        self.images = read_together(model.config.width, model.config.tokens)
         """So many at once the processor's cache can work on."""
 
     def __call__(
         self, tokens: Tensor, layers: Collection[int], masked: None = None, *, shifted: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        first = self.model.placed_inputs(tokens, shifted=shifted).float()
-        for layer, h in self.blocks.hidden(first, layers, self.model._turns(slice(0, first.shape[1]))):
+        first, turns, _ = self.model.inputs(tokens, shifted=shifted)
+        first = first.float()
+        for layer, h in self.blocks.hidden(first, layers, turns):
             yield layer, self.model.entering(layer, h, first)

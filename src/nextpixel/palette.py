@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import threading
 from importlib import resources
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,11 +26,14 @@ _FETCHING = threading.Lock()  # one for all palettes: a palette with its own cou
 
 
 class Palette:
-    """K colours (K, 3) float32 in [-1, 1]; a pixel's token is the number of the nearest one.
+    """A tokenizer of K colours (K, 3) float32 in [-1, 1]; a pixel's token is the number of the nearest one.
 
     Nearest means the smallest squared Euclidean distance in float64, the first on ties. Colours met once are
     kept in a table of all 2^24, which is saved in `cache` and shared by later processes.
     """
+
+    kind: ClassVar[str] = "palette"
+    patch = (1, 1)
 
     def __init__(self, colors: ArrayLike, cache: str | Path | None = None) -> None:
         array = np.asarray(colors)
@@ -69,6 +74,13 @@ class Palette:
             found = "no such file" if isinstance(error, FileNotFoundError) else f"something unreadable ({error})"
             raise InputError(f"{path}: expected a palette as .npy of shape (colours, 3), got {found}") from None
 
+    def values(self) -> dict[str, Any]:
+        return {"colors": self.colors.tolist()}
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Palette:
+        return cls(np.array(values["colors"], np.float32), cache)
+
     @property
     def hash(self) -> str:
         """sha256 of the colours: models and losses are comparable only where it agrees."""
@@ -88,13 +100,15 @@ class Palette:
         codes = _codes(array.reshape(len(array), -1, 3))  # (B, T)
         return torch.from_numpy(self._look_up(codes).astype(np.int64))
 
-    def decode(self, tokens: Tensor | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """uint8 images (B, H, W, 3) of tokens (B, T), T a square number."""
-        array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
-        side = round(array.shape[-1] ** 0.5)
-        if side * side != array.shape[-1]:
-            raise ValueError(f"tokens: expected a square number of pixels, got {array.shape[-1]}")
-        return self.rgb[array].reshape(-1, side, side, 3)
+    def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
+        """uint8 images (B, H, W, 3) of tokens (B, T), W being `columns`; without them T is a square number."""
+        array = np.atleast_2d(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
+        images, count = array.shape
+        rows = count // columns if columns else math.isqrt(count)
+        if rows * (columns or rows) != count:
+            expected = f"whole rows of {columns}" if columns else "a square number of"
+            raise ValueError(f"tokens: expected {expected} pixels, got {count}")
+        return self.rgb[array].reshape(images, rows, columns or rows, 3)
 
     def _encode_on_device(self, images: Tensor) -> Tensor:
         _check(tuple(images.shape), str(images.dtype).removeprefix("torch."))

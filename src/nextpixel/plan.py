@@ -46,21 +46,21 @@ def flops_per_image(config: ImageGPTConfig) -> int:
 
 def full_square_flops_per_image(config: ImageGPTConfig) -> int:
     """The same as a kernel does them that multiplies the whole T x T square of scores, masked or not."""
-    return 3 * _forward_flops(config, config.pixels)
+    return 3 * _forward_flops(config, config.tokens)
 
 
 def _forward_flops(config: ImageGPTConfig, seen: int) -> int:
-    return config.layers * _block_flops(config, seen) + 2 * config.pixels * config.colors * config.width
+    return config.layers * _block_flops(config, seen) + 2 * config.tokens * config.colors * config.width
 
 
 def _block_flops(config: ImageGPTConfig, seen: int) -> int:
     attention = 2 * seen * config.width  # two products with `seen` positions each
-    return 2 * config.pixels * (config.block_matrix_parameters + attention)
+    return 2 * config.tokens * (config.block_matrix_parameters + attention)
 
 
 def _seen(config: ImageGPTConfig) -> int:
     """Positions that attention needs for each pixel, on average."""
-    return config.pixels // 2 if config.objective == "autoregressive" else config.pixels
+    return config.tokens // 2 if config.objective == "autoregressive" else config.tokens
 
 
 def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
@@ -84,7 +84,7 @@ def activation_bytes_per_image(
     block, around, color = _SAVED[config.is_classic, dtype, compiled]
     kept = 4 * config.layers + block if checkpointed else block * config.layers
     around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
-    return config.pixels * (kept * config.width + around_blocks)
+    return config.tokens * (kept * config.width + around_blocks)
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
@@ -169,7 +169,7 @@ def memory(
     weights = 4 * config.parameters
     copies = 2 * config.layers * config.block_matrix_parameters if dtype == "bf16" else 0
     matrices = 4 * config.layers * config.block_matrix_parameters if optimizer == "muon" else 0
-    logits = micro_batch * config.pixels * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
+    logits = micro_batch * config.tokens * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
     logits *= config.colors
     image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
     gathered = copies if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two in bf16: one at work, one coming
@@ -245,7 +245,7 @@ def remedy(
         shape = replace(config, layers=size.layers, width=size.width, heads=size.heads)
         if shape.parameters < config.parameters and (micro := largest(shape, checkpointed, shards)):
             return said(micro, f"`size={name}`")
-    for side in range(config.side // 2, 3, -1):
+    for side in range(min(config.rows, config.columns) // 2, 3, -1):
         if micro := largest(replace(config, side=side), checkpointed, shards):
             return said(micro, f"`side={side}`")
     return None
@@ -351,12 +351,12 @@ def make_plan(
     )
     flops = flops_per_image(config) * steps * batch_images
     weights = drawing_bytes * config.parameters
-    cache = drawing_bytes * 2 * config.layers * config.width * config.pixels
+    cache = drawing_bytes * 2 * config.layers * config.width * config.tokens
     pixel = (weights + cache / 2) / hardware.bytes_per_second
     rows = max(1, int((usable_bytes(hardware.memory_bytes) - weights) / cache))
     batch_pixel = max(
         (weights + rows * cache / 2) / hardware.bytes_per_second,
-        rows * _forward_flops(config, config.pixels // 2) / config.pixels / drawing_peak,
+        rows * _forward_flops(config, config.tokens // 2) / config.tokens / drawing_peak,
     )
     return Plan(
         config.parameters,
@@ -369,8 +369,8 @@ def make_plan(
         dtype,
         utilisation,
         training_seconds(flops, peak * utilisation * devices, layout.checkpoint_activations),
-        pixel * config.pixels,
-        rows / (batch_pixel * config.pixels),
+        pixel * config.tokens,
+        rows / (batch_pixel * config.tokens),
     )
 
 

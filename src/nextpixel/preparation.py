@@ -27,9 +27,9 @@ from nextpixel.devices import can_compile, choose_device, choose_dtype, free_mem
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
-from nextpixel.palette import Palette
 from nextpixel.progress import is_first, say
 from nextpixel.sources import MapSource, open_source
+from nextpixel.tokens import Tokenizer, described, picture_size, read_tokenizer, square_side
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
 CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
@@ -166,7 +166,7 @@ def create_run(
     decided: Any,
     *,
     shape: ImageGPTConfig | ResNetConfig,
-    palette: Palette | None,
+    tokenizer: Tokenizer | None,
     data: Mapping[str, Any],
     sets: Sequence[DecodedSet],
     arrays: Mapping[str, Any] | None = None,
@@ -175,7 +175,7 @@ def create_run(
     """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create.
 
     What was left out of `sets` is listed in unreadable.txt.
-    `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no palette.
+    `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no tokenizer.
     """
     unreadable = [line for decoded in sets for line in decoded.unreadable]
     passed_over = [line for decoded in sets for line in decoded.passed_over]
@@ -184,7 +184,7 @@ def create_run(
         "config": asdict(config),
         "decisions": asdict(decided),
         "model": asdict(shape),
-        "palette": palette and {"sha256": palette.hash, "colors": palette.colors.tolist()},
+        "tokenizer": tokenizer and described(tokenizer),
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
         "machine": machine(decided.device),
@@ -224,11 +224,6 @@ def reading(run: Run) -> Iterator[dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:
         name = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}.get(run.kind, run.kind)
         raise InputError(f"{run.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
-
-
-def palette_of(facts: dict[str, Any], cache: str | None) -> Palette:
-    """The colours that run.json holds."""
-    return Palette(np.array(facts["palette"]["colors"], np.float32), cache)
 
 
 def named(images: Any, split: str | None) -> dict[str, Any]:
@@ -348,13 +343,18 @@ def move_run(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[
         write_json(run.path / "run.json", facts)
 
 
+def side_of(facts: dict[str, Any]) -> int:
+    """Pixels along each side of the pictures of a run."""
+    return square_side(picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"])))
+
+
 def decode_again(facts: dict[str, Any], settings: Callable[..., Any], images: Any) -> tuple[DecodedSet, DecodedSet]:
     """The sets of training and validation that the facts of run.json make of these images."""
     decided = Decisions(**facts["decisions"])
     return decode_sets(
         images,
         settings(**facts["config"]),
-        facts["model"]["side"],
+        side_of(facts),
         decided.fit,
         decided.requested_levels,
         facts["data"]["split"],
@@ -371,6 +371,9 @@ class Begun(Generic[Settings]):
     decided: Decisions
     """With the device of this process."""
     shape: ImageGPTConfig
+    tokenizer: Tokenizer
+    side: int
+    """Of its pictures, see ImageGPT.side."""
     data: dict[str, Any]
     train_set: DecodedSet
     validation_set: DecodedSet
@@ -386,6 +389,7 @@ def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun
         config = settings(**facts["config"])
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
+        tokenizer = read_tokenizer(facts["tokenizer"], config.cache)
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
     distributed.share(config.batch_images)
@@ -402,7 +406,8 @@ def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun
                 lambda found: decode_again(facts, settings, found),
             )
         )
-        yield Begun(run, config, replace(decided, device=device), shape, data, train_set, validation_set)
+        decided = replace(decided, device=device)
+        yield Begun(run, config, decided, shape, tokenizer, side_of(facts), data, train_set, validation_set)
 
 
 def batches_of(begun: Begun[Any], numbers: NDArray[np.int64]) -> Batches:
@@ -410,7 +415,7 @@ def batches_of(begun: Begun[Any], numbers: NDArray[np.int64]) -> Batches:
     return Batches(
         begun.train_set.squares,
         numbers,
-        side=begun.shape.side,
+        side=begun.side,
         batch_images=begun.config.batch_images,
         augment=begun.config.augment,
         seed=begun.config.seed,
@@ -444,7 +449,7 @@ def write_whole(model: ImageGPT, folder: Path) -> None:
             with torch.device("meta"):
                 whole = ImageGPT(model.config)
             whole.load_state_dict(state, assign=True)
-            whole.palette, whole.fit, whole.facts = model.palette, model.fit, model.facts
+            whole.tokenizer, whole.fit, whole.facts = model.tokenizer, model.fit, model.facts
             whole.levels = model.levels
     distributed.first_does(lambda: write_model(whole, folder))
 
@@ -466,20 +471,20 @@ def token_batches(
     """(batch_at, placed): a step's tokens, with masks or orientations where the model takes them; and the same on the
     device.
 
-    On a CPU colours become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
+    On a CPU pixels become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
     """
-    palette, encode_here, masked = model.palette, device == "cpu", model.config.objective == "masked"
+    tokenizer, encode_here, masked = model.tokenizer, device == "cpu", model.config.objective == "masked"
 
     def batch_at(step: int) -> TokenBatch:
         squares = batches(step)
-        hidden = torch.from_numpy(batches.masks(step)) if masked else None
+        hidden = torch.from_numpy(batches.masks(step, model.config.tokens)) if masked else None
         lie = torch.from_numpy(batches.orientations(step)) if model.config.orientations > 1 else None
-        return palette.encode(squares) if encode_here else torch.from_numpy(squares), hidden, lie
+        return tokenizer.encode(squares) if encode_here else torch.from_numpy(squares), hidden, lie
 
     def placed(batch: TokenBatch) -> TokenBatch:
         pixels, hidden, lie = (None if one is None else one.to(device) for one in batch)
         assert pixels is not None
-        return pixels if encode_here else palette.encode(pixels), hidden, lie
+        return pixels if encode_here else tokenizer.encode(pixels), hidden, lie
 
     return batch_at, placed
 

@@ -49,7 +49,6 @@ from nextpixel.preparation import (
     launch,
     moved,
     named,
-    palette_of,
     pixel_loss,
     place,
     reading,
@@ -142,8 +141,8 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     )
     model = _first_model(config)
     shape = model.config
-    if config.side and config.side != shape.side:
-        raise InputError(f"the model of `init` works at side {shape.side}, got {config.side}", argument="side")
+    if config.side and config.side != model.side:
+        raise InputError(f"the model of `init` works at side {model.side}, got {config.side}", argument="side")
     config = _continued(config, shape)
     if config.augment == "orient" and shape.orientations == 1:
         raise InputError(
@@ -152,11 +151,11 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
         refuse(forecast(config, shape, placed))
-    sets = decode_sets(images, config, shape.side, model.fit, model.levels, split, config.validation)
+    sets = decode_sets(images, config, model.side, model.fit, model.levels, split, config.validation)
     arrays = None
     if config.probe_data:
         arrays = ridge_images(
-            config.probe_data, shape.side, model.fit, config.probe_images, config.seed, sets[0].levels
+            config.probe_data, model.side, model.fit, config.probe_images, config.seed, sets[0].levels
         )
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
@@ -177,7 +176,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         config,
         decided,
         shape=shape,
-        palette=model.palette,
+        tokenizer=model.tokenizer,
         data=named(images, split)
         | {"train_images": len(train_indices), "validation_images": len(validation_indices)}
         | sets[0].levels.values(),
@@ -230,8 +229,6 @@ def go_on(run: Run, images: Any = None) -> ImageGPT:
 
 def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
     run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
-    with reading(run) as facts:
-        palette = palette_of(facts, config.cache)
     train_indices, validation_indices = _choose(begun.train_set, begun.validation_set, config)
     steps = distributed.first_does(run.steps)
     tell(config, shape, decided, done_steps=(steps or [0])[-1])
@@ -242,7 +239,7 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
         model = _first_model(config)
     else:
         model = ImageGPT(shape, seed=config.seed)
-    model.palette, model.fit, model.levels = palette, decided.fit, begun.train_set.levels
+    model.tokenizer, model.fit, model.levels = begun.tokenizer, decided.fit, begun.train_set.levels
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": begun.data["source"], "steps": config.steps, "seed": config.seed}
     if config.init and not steps:  # from here on the run needs that model no more
@@ -294,7 +291,7 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
                 columns = int(np.ceil(config.sample_images**0.5))
                 rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
                 path = run.path / "samples" / f"step_{step:07d}.png"
-                save_png(grid(rows, zoom=max(1, 96 // shape.side)), path)
+                save_png(grid(rows, zoom=max(1, 96 // drawing.images.shape[1])), path)
             if probe_due(step):
                 more = {"probe_accuracy": ridge_accuracy(judged, probed, dtype=decided.dtype, seed=config.seed)}
                 said = f", probe accuracy {more['probe_accuracy']:.1%} of {probed['probe_scored'].sum():,}"
@@ -348,5 +345,5 @@ def _first_model(config: PretrainConfig) -> ImageGPT:
     palette = Palette.read(config.palette, config.cache) if config.palette else Palette.openai(config.cache)
     with torch.device("meta"):
         model = ImageGPT(config.model(len(palette)))
-    model.palette, model.fit, model.levels = palette, config.fit or model.fit, config.levels
+    model.tokenizer, model.fit, model.levels = palette, config.fit or model.fit, config.levels
     return model

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.config import Levels, Pooling, check_keywords
 from nextpixel.errors import InputError
-from nextpixel.extraction import Backbone, check_layers, described, palette_hash, pooled, pooled_width
+from nextpixel.extraction import Backbone, check_layers, described, pooled, pooled_width, tokenizer_hash
 from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.labels import class_numbers, folds_of, given_labels, has_label
 from nextpixel.metrics import Score, majority, middle_best, score_of
@@ -167,7 +167,7 @@ class LinearProbe:
                 f"expected none for a {kind}, got {masks}; only masked models were trained with hidden pixels",
                 argument="masks",
             )
-        tokens = model.palette.encode(np.ascontiguousarray(squares))
+        tokens = model.tokenizer.encode(np.ascontiguousarray(squares))
 
         def proba(mask_seed: int) -> NDArray[np.float32]:
             features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed, pooling=self.pooling)
@@ -244,7 +244,7 @@ class LinearProbe:
                     "model": model_name,
                     "fit": self._model().fit,
                     **self.levels.over(self._model().levels).values(),
-                    "palette": palette_hash(self._model()),
+                    "palette": tokenizer_hash(self._model()),
                     "layers": self.layers_,
                     "pooling": self.pooling,
                     "strength": self.strength_,
@@ -275,14 +275,14 @@ class LinearProbe:
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
         width = len(layers) * pooled_width(model, probe.pooling)
-        if facts["palette"] != palette_hash(model) or probe.linear_.weight.shape[1] != width:
+        if facts["palette"] != tokenizer_hash(model) or probe.linear_.weight.shape[1] != width:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
         return probe
 
     def _squares(self, images: Any, split: str | None) -> NDArray[np.uint8]:
         model = self._model()
         levels = self.levels.over(model.levels)
-        return load_images(images, model.config.side, split=split, fit=model.fit, levels=levels)
+        return load_images(images, model.size, split=split, fit=model.fit, levels=levels)
 
     def _wanted(self) -> list[int]:
         model = self._model()

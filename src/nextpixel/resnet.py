@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel.config import Fit, Levels, ResNetConfig
+from nextpixel.config import Fit, Levels, ResNetConfig, Size
 
 CHANNELS = 16, 32, 64
 
@@ -88,6 +88,16 @@ class ResNet(nn.Module):
                 nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
             elif parameter.ndim == 2 or name.endswith("bias"):
                 parameter.zero_()
+
+    @property
+    def size(self) -> Size:
+        """Height and width of its pictures in pixels."""
+        return self.side, self.side
+
+    @property
+    def side(self) -> int:
+        """Pixels along each side of its pictures."""
+        return self.config.side
 
     @property
     def device(self) -> torch.device:

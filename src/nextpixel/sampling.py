@@ -1,12 +1,9 @@
-"""Drawing: pictures from nothing, and completions of pictures whose first rows are given.
-
-The noise of a pixel depends on (seed, picture, completion, pixel) only. It is one uniform number in [0, 1), and
-the token is where the cumulative distribution passes it: rounding can change a pixel only where that number all
-but touches the border between two tokens.
-"""
+"""Pictures from nothing, and completions of pictures whose first rows are given."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack
@@ -17,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, check_keywords
-from nextpixel.decoding import Decoder, Mode, choose_mode, row_bytes
+from nextpixel.decoding import Decoder, choose_decoder
 from nextpixel.devices import free_memory_bytes
+from nextpixel.drawing import Row, Table, token_noise
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, from_array, orient, upright
-from nextpixel.model import ImageGPT, cross_entropy
+from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
 from nextpixel.sources import load_images
 
@@ -35,7 +33,7 @@ class Drawing:
     """What was drawn: M pictures, n completions each, flat and picture by picture."""
 
     images: NDArray[np.uint8]
-    """(M * n, H, W, 3), kept pixels in the palette's colours."""
+    """(M * n, H, W, 3), kept pixels as their tokens give them back."""
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
     kept: NDArray[np.bool_]
@@ -76,7 +74,7 @@ def complete(
     exactly. Another `keep_side` takes a model that was trained with augment="orient": it reads the picture turned, and
     knows that it is. Raises InputError for bad images or settings.
     """
-    squares = load_images(images, model.config.side, fit=model.fit, levels=model.levels)
+    squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
     drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
     return [from_array(image) for image in drawing.images]
 
@@ -89,13 +87,14 @@ def stream(
 
     `images` may be None: then pictures are drawn from nothing.
     """
-    squares = None if images is None else load_images(images, model.config.side, fit=model.fit, levels=model.levels)
+    squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)
     plan = _plan(model, squares, keep, n, sampling.speed)
-    colours = model.palette.rgb
     for candidates in plan.batches:
-        for y, tokens, _ in _draw_rows(model, plan, candidates, sampling):
-            yield DrawnRow(candidates, y, colours[tokens.cpu().numpy()])
+        for row, tokens, _ in _draw_rows(model, plan, candidates, sampling):
+            pixels = model.tokenizer.decode(tokens, model.config.columns)
+            for y in range(pixels.shape[1]):
+                yield DrawnRow(candidates, row * pixels.shape[1] + y, pixels[:, y])
 
 
 def draw(
@@ -112,23 +111,23 @@ def draw(
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
     plan = _plan(model, squares, keep, n, sampling.speed)
-    side = model.config.side
-    tokens = plan.prompts.repeat_interleave(n, 0)  # (M * n, P)
-    images = np.empty((len(tokens), side, side, 3), np.uint8)
-    images[:, : plan.kept_rows] = model.palette.rgb[tokens.numpy()].reshape(len(tokens), -1, side, 3)
+    config, tokenizer = model.config, model.tokenizer
+    tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
+    tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
     nats = np.empty(len(tokens), np.float32)
-    drawn_pixels = len(tokens) * (model.config.pixels - tokens.shape[1])
-    with progress("drawing", drawn_pixels, "pixels") as advance:
+    with progress("drawing", tokens[:, plan.prompts.shape[1] :].numel(), "pixels") as advance:
         for candidates in plan.batches:
             rows = []
-            for y, drawn, row_nats in _draw_rows(model, plan, candidates, sampling, orientation):
-                images[candidates.start : candidates.stop, y] = model.palette.rgb[drawn.cpu().numpy()]
+            for row, drawn, row_nats in _draw_rows(model, plan, candidates, sampling, orientation):
+                tokens[candidates.start : candidates.stop, row * config.columns : (row + 1) * config.columns] = drawn
                 rows.append(row_nats)
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
-    kept = np.zeros((1, side, side), bool)
-    kept[:, : plan.kept_rows] = True
-    return Drawing(upright(images, orientation), nats, upright(kept, orientation)[0], str(plan.mode))
+    images = tokenizer.decode(tokens, config.columns)
+    kept = np.zeros((1, *images.shape[1:3]), bool)
+    kept[:, : plan.kept_rows * tokenizer.patch[0]] = True
+    nats /= math.prod(tokenizer.patch)
+    return Drawing(upright(images, orientation), nats, upright(kept, orientation)[0], plan.decoder.name)
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
@@ -149,21 +148,19 @@ class _Plan:
     completions: int
     kept_rows: int
     batches: list[range]  # places in the flat list that are drawn together
-    mode: Mode
+    decoder: type[Decoder]
 
 
 def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
-    side = model.config.side
     if n < 1:
         raise InputError(f"expected at least 1, got {n}", argument="n")
     prompts = prompt_tokens(model, squares, keep)
-    kept_rows = prompts.shape[1] // side
     count = len(prompts) * n
-    mode = choose_mode(model, count, model.config.pixels - prompts.shape[1], speed)
+    decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], speed)
     memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
-    size = min(ROWS_AT_MOST, max(1, int(memory / row_bytes(model, mode))))
+    size = min(ROWS_AT_MOST, max(1, int(memory / decoder.row_bytes(model))))
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
-    return _Plan(prompts, n, kept_rows, batches, mode)
+    return _Plan(prompts, n, prompts.shape[1] // model.config.columns, batches, decoder)
 
 
 def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
@@ -178,71 +175,30 @@ def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: floa
         )
     if squares is None:
         return torch.empty((1, 0), dtype=torch.int64)
-    side = model.config.side
-    if not 0 <= keep < 1 or round(keep * side) == side:
+    rows = model.config.rows
+    if not 0 <= keep < 1 or round(keep * rows) == rows:
         raise InputError(
             f"expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
-            f"{side} rows to draw, got {keep}",
+            f"{rows} rows to draw, got {keep}",
             argument="keep",
         )
-    return model.palette.encode(squares)[:, : round(keep * side) * side]
+    return model.tokenizer.encode(squares)[:, : round(keep * rows) * model.config.columns]
 
 
 @torch.inference_mode()
 def _draw_rows(
     model: ImageGPT, plan: _Plan, candidates: range, sampling: SamplingConfig, orientation: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (y, tokens (B, W), nats (B, W)) for each drawn row of these candidates."""
-    side = model.config.side
-    n = plan.completions
+    """Yield (row of the grid, tokens (B, W), nats (B, W)) for each row that is drawn of these candidates."""
+    n, config = plan.completions, model.config
     first, last = candidates.start // n, (candidates.stop - 1) // n
     prompts = plan.prompts[first : last + 1].to(model.device)
-    decoder = Decoder(model, len(candidates), plan.mode)
-    of = torch.tensor([c // n - first for c in candidates], device=model.device)
-    logits = decoder.start(prompts, of, orientation=orientation)  # one prefill for all completions of a picture
-    noise = torch.from_numpy(
-        np.stack([pixel_noise(sampling.seed, *divmod(c, n), model.config.pixels) for c in candidates])
-    )
-    noise = noise.to(model.device, wide_type(logits))
-    for y in range(plan.kept_rows, side):
-        tokens, nats = [], []
-        for t in range(y * side, (y + 1) * side):
-            chosen = choose(logits, noise[:, t], sampling)
-            tokens.append(chosen)
-            nats.append(cross_entropy(logits[:, None], chosen[:, None], reduction="none")[:, 0])
-            if t + 1 < model.config.pixels:
-                logits = decoder.step(chosen)
-        yield y, torch.stack(tokens, 1), torch.stack(nats, 1)
-
-
-def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1).
-
-    top_k and then top_p narrow the distribution; top_p as in Holtzman et al. 2020. Of equally likely tokens the
-    lower numbers stay.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.to(wide_type(logits))
-    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest may not become infinite
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        places = logits.sort(dim=-1, descending=True, stable=True).indices
-        logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))
-    chances = logits.softmax(-1)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, places = chances.sort(dim=-1, descending=True, stable=True)
-        spare = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest colour always stays
-        chances = chances.masked_fill(torch.zeros_like(spare).scatter(-1, places, spare), 0.0)
-    below = chances.cumsum(-1)
-    below_one = 1 - torch.finfo(below.dtype).eps / 2  # the number before 1, to which fp32 rounds some of the noise
-    target = noise[:, None].to(below.dtype).clamp_max(below_one) * below[:, -1:]
-    return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-
-def wide_type(logits: Tensor) -> torch.dtype:
-    return torch.float32 if logits.device.type == "mps" else torch.float64
-
-
-def pixel_noise(seed: int, picture: int, completion: int, pixels: int) -> NDArray[np.float64]:
-    """The noise (T,) in [0, 1) of one completion."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(pixels)
+    table: Table[Row] = Table(plan.decoder(model, len(candidates)))
+    rows = [
+        Row(token_noise(sampling.seed, *divmod(c, n), config.tokens), sampling, prompts.shape[1]) for c in candidates
+    ]
+    table.begin(rows, prompts, [c // n - first for c in candidates], model.prefix(orientation))
+    drawn = iter(table)
+    for row in range(plan.kept_rows, config.rows):
+        _, tokens, nats = zip(*itertools.islice(drawn, config.columns), strict=True)
+        yield row, torch.stack(tokens, 1), torch.stack(nats, 1)

@@ -19,7 +19,7 @@ An Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels"), {objectiv
 | | |
 |---|---|
 | shape | {layers} layers, width {width}, {heads} heads, {parameters:,} parameters |
-| pictures | {side} x {side}, {colors} colours (palette sha256 `{palette}`) |
+| pictures | {rows} x {columns}, {colors} {what} ({kind} sha256 `{hash}`) |
 {made}
 
 ```python
@@ -68,9 +68,12 @@ def model_card(model: ImageGPT, name: str) -> str:
         width=config.width,
         heads=config.heads,
         parameters=config.parameters,
-        side=config.side,
+        rows=config.rows,
+        columns=config.columns,
         colors=config.colors,
-        palette=model.palette.hash[:16],
+        what="colours" if model.tokenizer.patch == (1, 1) else "tokens",
+        kind=model.tokenizer.kind,
+        hash=model.tokenizer.hash[:16],
         made="\n".join(made) or "| made | not recorded |",
         use=use,
         other=other,

@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from nextpixel.files import new_folder, new_output, read_json, write_json, writi
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.resnet import ResNet
+from nextpixel.tokens import Tokenizer, described, read_tokenizer
 
 EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
@@ -29,7 +29,7 @@ FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
 
 @check_keywords()
 def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ImageGPT:
-    """A model in eval mode, its palette attached as `.palette` and what is known of its making as `.facts`.
+    """A model in eval mode, its tokenizer attached as `.tokenizer` and what is known of its making as `.facts`.
 
     `name` is a checkpoint folder, a run folder (its best checkpoint on validation), a hub name such as
     "openai/imagegpt-small", or nothing for the model that comes with the package. A folder is ours or transformers';
@@ -91,10 +91,10 @@ def save(
     """
     if for_transformers and isinstance(model, ResNet):
         raise InputError("a convolutional network cannot be saved for transformers: it is no Image GPT")
-    if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model.config):
+    if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model):
         masked = model.config.objective == "masked"
         kind = "of the masked objective" if masked else "that is not the paper's network"
-        why = "its causal mask is built in" if masked else "it knows none of the modern options"
+        why = "its causal mask is built in" if masked else "it knows square grids of colours and no modern options"
         raise InputError(
             f"a model {kind} cannot be saved for transformers, which would compute it wrongly: {why}; save it without "
             "for_transformers and load it with nextpixel"
@@ -114,17 +114,20 @@ def write_model(
     if isinstance(model, ResNet):
         resnet.write(model, folder)
         return
-    theirs = transformers.computes(model.config) and (for_transformers or not model.config.classes)
+    theirs = transformers.computes(model) and (for_transformers or not model.config.classes)
     layout = transformers if theirs else native
-    ours = {"fit": model.fit} | model.levels.values()
-    processor = transformers.processor_values(model.config, model.palette) | {"nextpixel": ours}
+    ours: dict[str, Any] = {"fit": model.fit} | model.levels.values()
+    if isinstance(model.tokenizer, Palette):
+        processor = transformers.processor_values(model.config, model.tokenizer)
+    else:
+        processor, ours["tokenizer"] = {}, described(model.tokenizer)
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
     write_json(folder / "config.json", config | {"nextpixel": model.facts})
     with writing(folder):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it comes readable by the owner alone
-    write_json(folder / "preprocessor_config.json", processor)
+    write_json(folder / "preprocessor_config.json", processor | {"nextpixel": ours})
 
 
 def find_model(name: str | Path | None) -> Path:
@@ -172,20 +175,22 @@ def _own(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
 def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     path = folder / "preprocessor_config.json"
     values = read_json(path)
-    model.palette = _read_palette(values, model.config, path)
-    ours = values.get("nextpixel")
-    ours = ours if isinstance(ours, dict) else {}
+    found = values.get("nextpixel")
+    ours = found if isinstance(found, dict) else {}
+    model.tokenizer = _read_tokenizer(values, ours, model.config, path)
     fit = ours.get("fit", model.fit)
     if fit not in get_args(Fit):
         raise InputError(f"{path}: fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}")
     model.fit, model.levels = fit, resnet.read_levels(ours, path)
 
 
-def _read_palette(values: dict[str, Any], config: ImageGPTConfig, path: Path) -> Palette:
+def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageGPTConfig, path: Path) -> Tokenizer:
+    """`clusters` are the colours of a palette, in transformers' folders and ours; other kinds stand among `ours`."""
+    kind = "tokenizer" if "tokenizer" in ours else "clusters"
     try:
-        palette = Palette(np.asarray(values.get("clusters"), np.float32))
-    except (InputError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: clusters: {error}") from None
-    if len(palette) != config.colors:
-        raise InputError(f"{path}: clusters: expected {config.colors} colours, got {len(palette)}")
-    return palette
+        tokenizer = read_tokenizer(ours[kind] if kind in ours else {"colors": values.get(kind)})
+    except (InputError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: {kind}: {error}") from None
+    if len(tokenizer) != config.colors:
+        raise InputError(f"{path}: {kind}: expected {config.colors} tokens, got {len(tokenizer)}")
+    return tokenizer

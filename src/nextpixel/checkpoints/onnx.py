@@ -39,7 +39,7 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
     except ImportError:
         raise InputError('writing an .onnx file needs: pip install "nextpixel[onnx]"', argument="to") from None
     names = ["features"] if model.head is None else ["features", "logits"]
-    side = model.config.side
+    side = model.side
     with new_file(path) as file, warnings.catch_warnings(action="ignore"), _quiet():
         program = torch.onnx.export(
             _Outputs(model.cpu().eval()),

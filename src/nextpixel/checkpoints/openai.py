@@ -81,7 +81,7 @@ def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str,
         return read(name, heads, config.head_width, width).view(width, width)
 
     yield "token_embedding", read("wte", config.colors, width)
-    yield "position_embedding", read("wpe", config.pixels, width)
+    yield "position_embedding", read("wpe", config.tokens, width)
     if config.objective == "autoregressive":
         yield "start", read("sos", width)[None]
     for i in range(config.layers):

@@ -109,7 +109,9 @@ class Run:
         return str(self.facts().get("kind", "pretrain"))
 
     def facts(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
+        """run.json; runs begun by earlier versions called the tokenizer `palette`."""
+        facts = read_json(self.path / "run.json")
+        return {"tokenizer" if name == "palette" else name: value for name, value in facts.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What Run.create was given as arrays."""

@@ -37,9 +37,10 @@ BLOCK_NAMES: dict[str, tuple[str, bool]] = {
 }
 
 
-def computes(config: ImageGPTConfig) -> bool:
-    """Whether transformers would compute this network rightly."""
-    return config.is_classic
+def computes(model: ImageGPT) -> bool:
+    """Whether transformers would compute this network rightly, and knows its tokens."""
+    square = model.config.rows == model.config.columns
+    return model.config.is_classic and square and isinstance(model.tokenizer, Palette)
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
@@ -83,7 +84,7 @@ def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, 
     embeddings = weights.read("transformer.wte.weight", config.colors + 1, width)
     yield "token_embedding", embeddings[:-1]
     yield "start", embeddings[-1:]
-    yield "position_embedding", weights.read("transformer.wpe.weight", config.pixels, width)
+    yield "position_embedding", weights.read("transformer.wpe.weight", config.tokens, width)
     shapes = {"qkv": (width, 3 * width), "up": (width, 4 * width), "down": (4 * width, width), "out": (width, width)}
     for i in range(config.layers):
         for ours, (theirs, is_matrix) in BLOCK_NAMES.items():
@@ -142,7 +143,7 @@ def config_values(config: ImageGPTConfig) -> dict[str, Any]:
         "n_head": config.heads,
         "n_inner": None,
         "n_layer": config.layers,
-        "n_positions": config.pixels,
+        "n_positions": config.tokens,
         "reorder_and_upcast_attn": False,
         "resid_pdrop": 0.0,
         "scale_attn_by_inverse_layer_idx": False,
@@ -165,5 +166,5 @@ def processor_values(config: ImageGPTConfig, palette: Palette) -> dict[str, Any]
         "image_std": [0.5, 0.5, 0.5],
         "resample": 2,
         "rescale_factor": 1 / 255,
-        "size": {"height": config.side, "width": config.side},
+        "size": {"height": config.rows, "width": config.columns},
     }

@@ -66,10 +66,9 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.sampling import draw
     from nextpixel.sources import load_images, open_source
 
-    side = model.config.side
     source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
     if len(source) == len(args.images):  # each picture was named: each must be readable
-        squares = load_images(source, side, fit=model.fit, levels=model.levels)
+        squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
         names, unreadable = list(source.names), []
     else:
         found = decode_for(model, source)
@@ -89,7 +88,9 @@ def run(argv: Sequence[str]) -> None:
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
     titles = ["given", *(str(k + 1) for k in range(columns)), "original"]
-    save_png(grid(rows, zoom=max(1, GRID_PIXELS // side), titles=titles, captions=captions), args.out)
+    save_png(
+        grid(rows, zoom=max(1, GRID_PIXELS // drawing.images.shape[1]), titles=titles, captions=captions), args.out
+    )
     files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
     if args.show:
         for row in rows:

@@ -88,5 +88,5 @@ def _write_onnx(args: Convert, to: Path) -> None:
     if args.output.json:
         print_json({"out": str(to), "outputs": outputs, "parameters": student.config.parameters})
     else:
-        side = student.config.side
+        side = student.side
         print(f"{to}: squares uint8 (batch, {side}, {side}, 3) to {' and '.join(outputs)}")

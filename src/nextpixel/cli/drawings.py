@@ -81,7 +81,7 @@ def decode_for(model: Backbone, images: Any, split: str | None = None) -> Decode
     """The images as the model's squares; says which are left out. What range they have, later ones have as well."""
     from nextpixel.data import decode
 
-    found = decode(images, model.config.side, split=split, fit=model.fit, levels=model.levels)
+    found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
     model.levels = found.levels
     say_left_out(found.unreadable)
     return found

@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
     masked = model.config.objective == "masked"
     if args.output.json:
         classified = None if score is None else asdict(score) | {"confusion": score.confusion.tolist()}
-        print_json(asdict(figures) | {"palette_sha256": model.palette.hash, "classification": classified})
+        print_json(asdict(figures) | {"palette_sha256": model.tokenizer.hash, "classification": classified})
     else:
         kind = "hidden pixel" if masked else "pixel"
         print(
@@ -120,7 +120,7 @@ def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
     from nextpixel.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
-    images = decode(source, model.config.side, fit=model.fit, levels=model.levels)
+    images = decode(source, model.side, fit=model.fit, levels=model.levels)
     squares, names, _ = labelled(labels, source, images)
     return probe.evaluate_squares(squares, names, masks=args.masks)
 

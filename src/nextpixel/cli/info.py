@@ -31,7 +31,7 @@ class Info:
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
     from nextpixel.checkpoints import Run, find_model, load_backbone
-    from nextpixel.extraction import palette_hash
+    from nextpixel.extraction import tokenizer_hash
     from nextpixel.files import read_json, write_text
     from nextpixel.model import ImageGPT
 
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
         "folder": str(find_model(args.model)),
         "shape": {name: value for name, value in asdict(model.config).items() if value != ()},
         "parameters": model.config.parameters,
-        "palette_sha256": palette_hash(model),
+        "palette_sha256": tokenizer_hash(model),
         "fit": model.fit,
         "made": model.facts,
     }

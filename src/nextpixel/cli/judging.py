@@ -58,16 +58,16 @@ def judge(args: Evaluate) -> None:
     train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
     if args.pictures is None:
         count = args.samples or 0
-        choice, palette = choose_real(len(real), count, args.references, seed), model.palette
+        choice, tokenizer = choose_real(len(real), count, args.references, seed), model.tokenizer
         pictures = draw(model, None, n=count, sampling=args.sampling).images
     else:
-        pictures, palette = _read(model, args.pictures), None
+        pictures, tokenizer = _read(model, args.pictures), None
         choice = choose_real(len(real), len(pictures), args.references, seed)
-    found = [compare_by(one, real, pictures, choice, palette, seed=seed) for one in extractors.values()]
+    found = [compare_by(one, real, pictures, choice, tokenizer, seed=seed) for one in extractors.values()]
     near = []
     if train is not None:
         by = {PIXELS: open_extractor(PIXELS, model)} | extractors
-        near = [nearest_images(one, pictures, real[choice.reference], train, model.palette) for one in by.values()]
+        near = [nearest_images(one, pictures, real[choice.reference], train, model.tokenizer) for one in by.values()]
     _tell(args, found, near)
     if args.nearest is not None and train is not None:
         _draw(args.nearest, pictures, train, near)

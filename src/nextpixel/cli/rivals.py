@@ -53,10 +53,8 @@ def load_students(against: str | None, model: Backbone) -> dict[str, ResNet]:
             raise InputError(
                 f"--against: expected {SCRATCH} or a student of nextpixel distill, got an Image GPT: {name}"
             )
-        if student.config.side != model.config.side:
-            raise InputError(
-                f"--against: expected a student of side {model.config.side}, as the model, got {student.config.side}"
-            )
+        if student.side != model.side:
+            raise InputError(f"--against: expected a student of side {model.side}, as the model, got {student.side}")
         found[name] = student
     return found
 
@@ -103,7 +101,7 @@ def costs_of(
     from nextpixel.plan import feature_flops_per_image
     from nextpixel.resnet import ResNet
 
-    side = model.config.side
+    side = model.side
     backbones: dict[str, tuple[Backbone, float]] = {"this model": (model, feature_seconds)}
     for name, student in students.items():
         backbones[f"{name}, probe"] = student, milliseconds(student) / 1e3
@@ -164,7 +162,7 @@ def milliseconds(model: Backbone, layer: int = 0) -> float:
 
     from nextpixel.extraction import described
 
-    squares = np.zeros((TIMED_IMAGES, model.config.side, model.config.side, 3), np.uint8)
+    squares = np.zeros((TIMED_IMAGES, model.side, model.side, 3), np.uint8)
     taken = []
     for _ in range(3):
         began = time.perf_counter()

@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     drawing = draw(model, None, n=args.n, sampling=args.sampling)
     columns = math.ceil(math.sqrt(shown))
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
-    save_png(grid(rows, zoom=max(1, CELL_PIXELS // model.config.side)), args.out)
+    save_png(grid(rows, zoom=max(1, CELL_PIXELS // drawing.images.shape[1])), args.out)
     files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
     if args.show:
         for row in rows:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from nextpixel.config.keywords import Settings
-from nextpixel.config.terms import Activation, Objective, Positions
+from nextpixel.config.terms import Activation, Objective, Positions, Size
 from nextpixel.errors import InputError
 
 
@@ -21,10 +20,10 @@ class ImageGPTConfig(Settings):
     """Width of the residual stream (D)."""
     heads: int = 8
     """Attention heads (N); each is width / heads wide."""
-    side: int = 32
-    """Pixels along each side of the picture; the sequence is side * side long."""
+    side: int | Size = 32
+    """Tokens along each side of the grid, or its rows and columns where it is not square."""
     colors: int = 512
-    """Colours in the palette (K)."""
+    """Vocabulary (K): the colours of a palette."""
     objective: Objective = "autoregressive"
     """Each pixel from those before it, or hidden pixels from all others (BERT)."""
     orientations: int = 1
@@ -55,20 +54,24 @@ class ImageGPTConfig(Settings):
         for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}", argument=name)
-        if self.orientations not in (1, 8) or (self.orientations == 8 and self.objective == "masked"):
+        turns = self.objective == "autoregressive" and not isinstance(self.side, tuple)
+        if self.orientations not in (1, 8) or (self.orientations == 8 and not turns):
             raise InputError(
-                f"orientations: expected 1, or 8 for an autoregressive model, got {self.orientations!r} "
-                f"({self.objective})"
+                "orientations: expected 1, or 8 for an autoregressive model with a square grid, got "
+                f"{self.orientations!r} ({self.objective}, side {self.side})"
             )
         for name in ("qk_norm", "zero_projections", "mix_input"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"expected true or false, got {getattr(self, name)!r}", argument=name)
         if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap < float("inf"):
             raise InputError(f"expected a number of 0 or more, got {self.logit_cap!r}", argument="logit_cap")
-        for field in dataclasses.fields(self)[:5]:
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"expected a whole number of at least 1, got {value!r}", argument=field.name)
+        grid = tuple(self.side) if isinstance(self.side, list | tuple) and len(self.side) == 2 else (self.side,) * 2
+        sizes = {"layers": [self.layers], "width": [self.width], "heads": [self.heads], "side": grid}
+        for name, values in (sizes | {"colors": [self.colors]}).items():
+            for value in values:
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise InputError(f"expected a whole number of at least 1, got {value!r}", argument=name)
+        object.__setattr__(self, "side", grid[0] if grid[0] == grid[1] else grid)
         if self.width % self.heads:
             raise InputError(
                 f"expected a multiple of heads {self.heads}, got {self.width}; "
@@ -82,9 +85,19 @@ class ImageGPTConfig(Settings):
             )
 
     @property
-    def pixels(self) -> int:
-        """Length of the sequence (T)."""
-        return self.side * self.side
+    def rows(self) -> int:
+        """Of the grid (H)."""
+        return self.side[0] if isinstance(self.side, tuple) else self.side
+
+    @property
+    def columns(self) -> int:
+        """Of the grid (W)."""
+        return self.side[1] if isinstance(self.side, tuple) else self.side
+
+    @property
+    def tokens(self) -> int:
+        """Of a picture (T)."""
+        return self.rows * self.columns
 
     @property
     def head_width(self) -> int:
@@ -100,7 +113,7 @@ class ImageGPTConfig(Settings):
         """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
         width, layers = self.width, self.layers
         start = width * self.orientations if self.objective == "autoregressive" else 0
-        positions = self.pixels * width if self.positions == "learned" else 0
+        positions = self.tokens * width if self.positions == "learned" else 0
         embeddings = positions + 2 * self.colors * width + start
         block = self.block_matrix_parameters + 2 * width + (2 if self.mix_input else 0)
         return embeddings + layers * block + width + len(self.classes) * width

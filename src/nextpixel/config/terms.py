@@ -19,6 +19,7 @@ Preset = Literal["classic", "modern"]
 Switch = Literal["on", "off"]
 Speed = Literal["auto", "exact"]
 Pooling = Literal["mean", "mean-std"]
+Size = tuple[int, int]  # height and width, or rows and columns
 
 
 @dataclass(frozen=True)

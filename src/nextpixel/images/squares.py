@@ -1,9 +1,9 @@
 """Squares: crops, resizes and turns."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from nextpixel.config import Fit
+from nextpixel.config import Fit, Size
 from nextpixel.errors import InputError
 from nextpixel.images.pixels import Picture, to_rgb
 
@@ -30,6 +30,20 @@ def upright(squares: np.ndarray, orientation: int) -> np.ndarray:
     """What `orient` made of squares, turned back."""
     turned = squares[:, :, ::-1] if orientation >= 4 else squares
     return np.ascontiguousarray(np.rot90(turned, -(orientation % 4), axes=(1, 2)))
+
+
+def fit_size(picture: Picture, size: Size, fit: Fit = "crop") -> np.ndarray:
+    """The picture at a height and width, uint8 (height, width, 3); a square as fit_square has it.
+
+    Else it is squashed, or cut to these proportions around its centre, in one resize.
+    """
+    height, width = size
+    if height == width:
+        return fit_square(picture, height, fit=fit)
+    picture = to_rgb(picture)
+    if fit == "squash":
+        return np.array(picture.resize((width, height), _filter("bilinear")))
+    return np.array(ImageOps.fit(picture, (width, height), _filter("bilinear")))
 
 
 def fit_square(picture: Picture, side: int, *, fit: Fit = "crop", filter: str = "bilinear") -> np.ndarray:

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nextpixel import __version__
-from nextpixel.config import ServeConfig
+from nextpixel.config import ServeConfig, Size
 from nextpixel.errors import InputError
 from nextpixel.evaluation import square_nats
 from nextpixel.extraction import Backbone, check_layers, pooled
@@ -139,7 +139,7 @@ def create_app(
     async def opened(request: Request, image: bytes, model: Backbone, deadline: float) -> NDArray[np.uint8]:
         """The picture as the model's square (1, S, S, 3)."""
         try:
-            square = decoders.square(image, model.config.side, model.fit, model.levels)
+            square = decoders.square(image, model.size, model.fit, model.levels)
             return (await within(request, deadline, square))[None]
         except UnreadableImage as error:
             raise HTTPException(
@@ -154,11 +154,11 @@ def create_app(
             raise InputError(f"expected at most {config.max_completions}, got {body.n}", argument="n")
         sampling = body.sampling()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        tell, side = _teller(events), model.config.side
+        tell, columns = _teller(events), model.config.columns
 
         def prepare() -> Ticket:
             given, prompt = seconds(body), prompt_tokens(model, squares, keep)
-            return Ticket(prompt, side, body.n, sampling, given, tell, deadline - given)
+            return Ticket(prompt, (model.config.rows, columns), body.n, sampling, given, tell, deadline - given)
 
         ticket = await asyncio.get_running_loop().run_in_executor(worker, prepare)
         engine = engines[name]
@@ -172,14 +172,14 @@ def create_app(
             raise HTTPException(429, message, {"Retry-After": str(wait)}) from None
         facts = {
             "model": name,
-            "mode": str(engine.mode),
+            "mode": engine.mode,
             "seed": body.seed,
-            "kept_rows": ticket.prompt.shape[1] // side,
+            "kept_rows": ticket.prompt.shape[1] // columns * model.tokenizer.patch[0],
         }
         accept = request.headers.get("accept", "")
         if body.stream or "text/event-stream" in accept:
             left = engine.seconds_left(ticket)
-            begin = facts | {"n": body.n, "side": side, "seconds_left": left}
+            begin = facts | {"n": body.n, "side": _side(model), "seconds_left": left}
             told = _told(events, begin, Waiting(ahead, left) if ahead else None, facts)
             return _Stream(told, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
         try:
@@ -189,10 +189,10 @@ def create_app(
         if isinstance(event, Failed):
             raise HTTPException(event.status, event.message)
         if _wants_png(body, accept):
-            columns = math.ceil(math.sqrt(body.n))
-            cells = [list(event.images[i : i + columns]) for i in range(0, body.n, columns)]
+            across = math.ceil(math.sqrt(body.n))
+            cells = [list(event.images[i : i + across]) for i in range(0, body.n, across)]
             headers = {"X-Seed": str(body.seed), "X-Nats": ",".join(f"{value:.6f}" for value in event.nats)}
-            return await _png(lambda: np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // side))), headers)
+            return await _png(lambda: np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // model.size[0]))), headers)
         return await _json(lambda: _done(event) | facts | {"seconds": event.seconds})
 
     # ---- pages and facts
@@ -257,11 +257,11 @@ def create_app(
         body, deadline = await read(request, schema.Picture)
         name, model = chosen(body)
         squares = await opened(request, body.image, model, deadline)
-        encoded = calls.run(lambda: model.palette.rgb[model.palette.encode(squares)[0].numpy()])
-        image = (await within(request, deadline, encoded)).reshape(squares.shape[1:])
+        encoded = calls.run(lambda: model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns))
+        [image] = await within(request, deadline, encoded)
         if _wants_png(body, request.headers.get("accept", "")):
             return await _png(lambda: image)
-        return await _json(lambda: {"model": name, "side": model.config.side, "image": _text(png_bytes(image))})
+        return await _json(lambda: {"model": name, "side": _side(model), "image": _text(png_bytes(image))})
 
     @app.post("/v1/score", openapi_extra=schema.described(schema.Picture, "image/png"))
     async def score(request: Request) -> Response:
@@ -281,7 +281,7 @@ def create_app(
         if len(set(layers)) < len(layers):
             raise InputError(f"expected each number once, got {schema.shortened(layers)}", argument="layer")
         squares = await opened(request, body.image, model, deadline)
-        pooled_layers = calls.run(lambda: pooled(model, model.palette.encode(squares), layers, compiled=False))
+        pooled_layers = calls.run(lambda: pooled(model, squares, layers, compiled=False))
         found = await within(request, deadline, pooled_layers)
         return await _json(lambda: {"model": name, "layers": layers, "features": found.reshape(-1).tolist()})
 
@@ -411,9 +411,16 @@ def _parse(kind: str, content: bytes, wanted: type[R]) -> R:
 
 def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
     shape = model.config
-    told = {key: getattr(shape, key) for key in "side colors parameters layers width heads objective".split()}
+    told = {"side": _side(model)} | {
+        key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()
+    }
     made = {key: model.facts.get(key) for key in ("trained_on", "steps")}
-    return {"id": name} | told | made | {"mode": None if engine is None else str(engine.mode), "facts": model.facts}
+    return {"id": name} | told | made | {"mode": None if engine is None else engine.mode, "facts": model.facts}
+
+
+def _side(model: ImageGPT) -> int | Size:
+    """Of its pictures; height and width where they are not square."""
+    return model.side if model.size[0] == model.size[1] else model.size
 
 
 def _done(event: Done) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,8 +16,8 @@ import numpy as np
 from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels
-from nextpixel.images import UnreadableImage, decode, fit_square
+from nextpixel.config import Fit, Levels, Size
+from nextpixel.images import UnreadableImage, decode, fit_size
 
 NO_LEVELS = Levels()
 PROCESSES = 2
@@ -38,12 +39,12 @@ class Decoders:
         self._limiter = CapacityLimiter(PROCESSES)
         self.close = weakref.finalize(self, _end, self._idle)
 
-    async def square(self, image: bytes, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
+    async def square(self, image: bytes, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
         """The picture as a square (S, S, 3). Raises UnreadableImage."""
         async with self._limiter:
             process = self._idle.pop() if self._idle else _start(*self._settings)
             try:
-                pixels = await to_thread.run_sync(_ask, process, image, side, fit, levels, abandon_on_cancel=True)
+                pixels = await to_thread.run_sync(_ask, process, image, size, fit, levels, abandon_on_cancel=True)
             except UnreadableImage:
                 if process.poll() is None:
                     self._idle.append(process)
@@ -70,11 +71,11 @@ def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _ask(
-    process: subprocess.Popen[bytes], image: bytes, side: int, fit: Fit, levels: Levels = NO_LEVELS
+    process: subprocess.Popen[bytes], image: bytes, size: Size, fit: Fit, levels: Levels = NO_LEVELS
 ) -> NDArray[np.uint8]:
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps([len(image), side, fit, levels.values()]).encode() + b"\n" + image)
+        process.stdin.write(json.dumps([len(image), size, fit, levels.values()]).encode() + b"\n" + image)
         process.stdin.flush()
     if not (line := process.stdout.readline()):
         _end([process])
@@ -83,7 +84,7 @@ def _ask(
         raise UnreadableImage("in the request", reason)
     if reason := json.loads(line):
         raise UnreadableImage("in the request", reason)
-    return np.frombuffer(process.stdout.read(side * side * 3), np.uint8).reshape(side, side, 3)
+    return np.frombuffer(process.stdout.read(math.prod(size) * 3), np.uint8).reshape(*size, 3)
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -105,14 +106,14 @@ def work(pixel_limit: int, formats: Sequence[str], cpu_seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asked, answer = sys.stdin.buffer, sys.stdout.buffer
     while line := asked.readline():
-        size, side, fit, levels = json.loads(line)
-        image = asked.read(size)
+        count, size, fit, levels = json.loads(line)
+        image = asked.read(count)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
         try:
             picture = decode(
                 image, "in the request", levels=Levels.of(**levels), pixel_limit=pixel_limit, formats=tuple(formats)
             )
-            reason, pixels = None, fit_square(picture, side, fit=fit).tobytes()
+            reason, pixels = None, fit_size(picture, size, fit).tobytes()
         except UnreadableImage as error:
             reason, pixels = error.reason, b""
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nextpixel import drawing
 from nextpixel.config import SamplingConfig, ServeConfig
-from nextpixel.decoding import Decoder, RowCache, choose_mode, row_bytes
+from nextpixel.decoding import Read, choose_decoder
 from nextpixel.devices import free_memory_bytes
+from nextpixel.drawing import token_noise
 from nextpixel.errors import InputError
-from nextpixel.model import ImageGPT, KVCache, cross_entropy
-from nextpixel.sampling import choose, pixel_noise, wide_type
+from nextpixel.model import ImageGPT
 
 MEMORY_SHARE = 0.5
 PACE_MEMORY = 0.9  # of the running mean of seconds a pixel
@@ -89,7 +91,7 @@ class Ticket:
     """A request for n pictures behind one prompt (1, P); `tell` is called in the engine's thread and must not wait."""
 
     prompt: Tensor
-    side: int
+    grid: tuple[int, int]
     n: int
     sampling: SamplingConfig
     seconds: float
@@ -98,30 +100,26 @@ class Ticket:
     placed: int = 0  # candidates that have a row, or had one
     finished: int = 0
     over: bool = False
-    read: tuple[Tensor, KVCache] | None = None  # the prompt's prefill, while candidates wait for rows
+    read: Read | None = None  # the prompt's prefill, while candidates wait for rows
     began: float = 0.0
     first_row: float = 0.0
 
     def __post_init__(self) -> None:
-        pixels = self.side**2
+        length = math.prod(self.grid)
         self.key = self.prompt.numpy().tobytes()
-        self.noise = np.stack([pixel_noise(self.sampling.seed, 0, i, pixels) for i in range(self.n)])
-        self.manner = replace(self.sampling, seed=0)
-        self.tokens = np.zeros((self.n, pixels), np.int64)
+        self.noise = [token_noise(self.sampling.seed, 0, i, length) for i in range(self.n)]
+        self.tokens = np.zeros((self.n, length), np.int64)
         self.tokens[:, : self.prompt.shape[1]] = self.prompt.numpy()
-        self.drawn = pixels - self.prompt.shape[1]
+        self.drawn = length - self.prompt.shape[1]
         self.nats = np.zeros(self.n)
-        self.shape = (self.n, self.side, self.side, 3)
 
 
-@dataclass(eq=False)
-class _Place:
-    """A row of the table: which candidate stands there, and how many of its pixels are known."""
+@dataclass(eq=False, kw_only=True)
+class _Candidate(drawing.Row):
+    """A row of the table: whose it is."""
 
     ticket: Ticket
-    candidate: int
-    known: int
-    token: int = 0
+    number: int
 
 
 class Engine:
@@ -136,15 +134,15 @@ class Engine:
         self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None], worker: ThreadPoolExecutor
     ) -> None:
         shape, slots = model.config, config.slots
-        self.mode = choose_mode(model, slots, shape.pixels, config.speed)
-        needed = slots * row_bytes(model, self.mode)
+        self._kind = choose_decoder(model, slots, shape.tokens, config.speed, apart=True)
+        self.mode = self._kind.name
+        needed = slots * self._kind.row_bytes(model)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
             raise InputError(f"{slots} slots need {needed / 1e9:.1f} GB of memory; take fewer", argument="slots")
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._places: list[_Place] = []
-        self._reads: dict[bytes, tuple[Tensor, KVCache]] = {}  # of the prompts used last, by their tokens
+        self._reads: dict[bytes, Read] = {}  # of the prompts used last, by their tokens
         self._kept = max(1, slots // KEPT_READS)
         self.closing = self._drawing = False
         self._left_at: float | None = None  # when the last turn ended, while drawing
@@ -153,18 +151,17 @@ class Engine:
 
     def _warm_up(self) -> None:
         """The first products are slow, and the first request shall be told its time."""
-        self._decoder = Decoder(self.model, self.slots, self.mode, apart=True)
-        assert isinstance(self._decoder.cache, RowCache)
-        self._cache = self._decoder.cache
+        decoder, half = self._kind(self.model, self.slots), self.model.config.tokens // 2
+        self._decoder, self._table = decoder, drawing.Table[_Candidate](decoder)
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
-        half = self.model.config.pixels // 2
         for _ in range(2):
             start = time.monotonic()
-            self._logits = self._decoder.start(every.new_zeros(1, half), every)
-            self.reading = (time.monotonic() - start) / (half + 1)  # seconds for each pixel of a prompt
+            _, read = decoder.read(every.new_zeros(1, half))
+            self.reading = (time.monotonic() - start) / (half + 1)  # seconds for each token of a prompt
+            decoder.fill(torch.arange(self.slots, device=every.device), read, every)
             start = time.monotonic()
             if half:
-                self._decoder.step(every)
+                decoder.step(every)
             self.pace = time.monotonic() - start
 
     # ---- for other threads
@@ -192,7 +189,7 @@ class Engine:
 
     @property
     def used(self) -> int:
-        return len(self._places)
+        return len(self._table.rows)
 
     @property
     def waiting(self) -> int:
@@ -218,7 +215,7 @@ class Engine:
     # ---- with the lock held
 
     def _tickets(self) -> set[Ticket]:
-        return {*self._waiting, *(place.ticket for place in self._places)}
+        return {*self._waiting, *(place.ticket for place in self._table.rows)}
 
     def _end(self, ticket: Ticket) -> None:
         ticket.over, ticket.read = True, None
@@ -232,15 +229,15 @@ class Engine:
 
     def _ahead(self, number: int) -> int:
         """Requests before that number of the queue; those being drawn are one where they take all slots."""
-        return number + (len(self._places) == self.slots)
+        return number + (len(self._table.rows) == self.slots)
 
     def _forecast(self) -> tuple[dict[Ticket, float], float]:
         """Seconds until each request is done, and until the first that waits has all its rows."""
-        pixels = self.model.config.pixels
-        ends = [0] * (self.slots - len(self._places)) + [pixels - place.known for place in self._places]
+        length = self.model.config.tokens
+        ends = [0] * self._table.free + [length - row.known for row in self._table.rows]
         left: dict[Ticket, float] = {}
-        for place in self._places:
-            left[place.ticket] = max(left.get(place.ticket, 0.0), (pixels - place.known) * self.pace)
+        for row in self._table.rows:
+            left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.known) * self.pace)
         heapq.heapify(ends)
         room, reading, read = 0.0, 0.0, set(self._reads)
         for number, ticket in enumerate(self._waiting):
@@ -266,11 +263,11 @@ class Engine:
             with self._changed:
                 for ticket in self._tickets():
                     self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
-                self._places.clear()
+                self._table.rows.clear()
         with self._changed:
             self._drawing, self._left_at = False, time.monotonic()
             self._changed.notify_all()
-            if self._waiting or self._places:
+            if self._waiting or self._table.rows:
                 try:
                     self._worker.submit(self._go)
                     self._drawing = True
@@ -288,38 +285,33 @@ class Engine:
                     self._fail(ticket, Failed(504, f"not done within {ticket.seconds:g} seconds; ask for fewer"))
             self._leave()
         self._admit()
-        if not self._places:
+        if not self._table.rows:
             return
-        start, count = time.monotonic(), len(self._places)
+        start, count = time.monotonic(), len(self._table.rows)
         self.observe("pixels", count)  # before anybody is told that they are drawn
-        self._draw()
+        rows, tokens, nats = next(iter(self._table))
+        for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
+            row.ticket.tokens[row.number, row.known - 1] = token
+            row.ticket.nats[row.number] += cost
+            if row.known % self.model.config.columns == 0 and not row.ticket.over:
+                self._tell_row(row.ticket, row)
         with self._changed:
             self._leave()
-        if self._places:
-            self._cache.length = max(place.known for place in self._places)
-            tokens = torch.tensor([place.token for place in self._places], device=self.model.device)
-            self._logits[: len(tokens)] = self._decoder.step(tokens)
+        self._table.step()
         seconds = time.monotonic() - start + others
         self.pace = PACE_MEMORY * self.pace + (1 - PACE_MEMORY) * seconds
         self.observe("pixels_per_second", count / self.pace)
 
     def _leave(self) -> None:
-        """Rows of finished candidates and ended requests are free; the last rows take their places."""
-        pixels = self.model.config.pixels
-        for number in reversed(range(len(self._places))):
-            place = self._places[number]
-            if place.ticket.over or place.known == pixels:
-                last = len(self._places) - 1
-                if number < last:
-                    self._cache.copy(last, number)
-                    self._logits[number] = self._logits[last]
-                    self._places[number] = self._places[last]
-                self._places.pop()
+        """Rows of finished candidates and ended requests are free."""
+        for row in self._table.rows:
+            row.over = row.ticket.over
+        self._table.leave()
 
     def _admit(self) -> None:
         """Free rows go to those that wait, in order; others wait for their pixel READ_SECONDS, or for one prompt."""
         end = time.monotonic() + READ_SECONDS
-        while len(self._places) < self.slots and time.monotonic() < end:
+        while self._table.free and time.monotonic() < end:
             with self._changed:
                 if not self._waiting:
                     return
@@ -329,7 +321,7 @@ class Engine:
                 if not ticket.over:
                     self._place(ticket, read)
 
-    def _read(self, ticket: Ticket) -> tuple[Tensor, KVCache]:
+    def _read(self, ticket: Ticket) -> Read:
         """A prefill; requests for the same picture share it, those that come a little later as well."""
         ticket.began = time.monotonic()
         self.observe("queue_seconds", ticket.began - ticket.arrived)
@@ -362,15 +354,12 @@ class Engine:
                 found.setdefault(other.key, other.prompt)
         return found
 
-    def _place(self, ticket: Ticket, read: tuple[Tensor, KVCache]) -> None:
+    def _place(self, ticket: Ticket, read: Read) -> None:
         """Put as many of its candidates as there is room for into the table."""
-        first, (logits, cache) = len(self._places), read
-        count = min(self.slots - first, ticket.n - ticket.placed)
-        rows = torch.arange(first, first + count, device=logits.device)
-        self._cache.fill(rows, cache, torch.zeros_like(rows))
-        self._logits[rows] = logits
-        known = ticket.prompt.shape[1]
-        self._places += [_Place(ticket, ticket.placed + i, known) for i in range(count)]
+        count = min(self._table.free, ticket.n - ticket.placed)
+        numbers, known = range(ticket.placed, ticket.placed + count), ticket.prompt.shape[1]
+        rows = [_Candidate(ticket.noise[i], ticket.sampling, known, ticket=ticket, number=i) for i in numbers]
+        self._table.add(rows, read, [0] * count)
         ticket.placed += count
         ticket.read = read if ticket.placed < ticket.n else None
         if ticket.read is None:
@@ -379,40 +368,20 @@ class Engine:
             for number, other in enumerate(self._waiting):
                 other.tell(Waiting(self._ahead(number), left[other]))
 
-    def _draw(self) -> None:
-        """Choose a token for every row, and tell what is complete with it."""
-        places = list(self._places)
-        logits = self._logits[: len(places)]
-        noise = torch.tensor(
-            [place.ticket.noise[place.candidate, place.known] for place in places], dtype=torch.float64
-        )
-        noise = noise.to(logits.device, wide_type(logits))
-        groups: dict[SamplingConfig, list[int]] = {}
-        for number, place in enumerate(places):
-            groups.setdefault(place.ticket.manner, []).append(number)
-        chosen = torch.empty(len(places), dtype=torch.int64, device=logits.device)
-        for manner, numbers in groups.items():
-            chosen[numbers] = choose(logits[numbers], noise[numbers], manner)
-        nats = cross_entropy(logits[:, None], chosen[:, None], reduction="none")[:, 0]
-        for place, token, cost in zip(places, chosen.tolist(), nats.tolist(), strict=True):
-            ticket = place.ticket
-            place.token = ticket.tokens[place.candidate, place.known] = token
-            ticket.nats[place.candidate] += cost
-            place.known += 1
-            if place.known % self.model.config.side == 0 and not ticket.over:
-                self._tell_row(ticket, place)
-
-    def _tell_row(self, ticket: Ticket, place: _Place) -> None:
-        side, now = self.model.config.side, time.monotonic()
+    def _tell_row(self, ticket: Ticket, row: _Candidate) -> None:
+        """Tell a row of the grid as the rows of pixels that it is, and with the last one all."""
+        config, tokenizer, now = self.model.config, self.model.tokenizer, time.monotonic()
         if not ticket.first_row:
             ticket.first_row = now
             self.observe("first_row_seconds", now - ticket.arrived)
-        colours = self.model.palette.rgb
-        pixels = colours[ticket.tokens[place.candidate, place.known - side : place.known]]
-        rest = min(other.known for other in self._places if other.ticket is ticket)
-        left = (self.model.config.pixels - rest) * self.pace if ticket.read is None else self.seconds_left(ticket)
-        ticket.tell(Row(place.candidate, place.known // side - 1, pixels, left))
-        ticket.finished += place.known == self.model.config.pixels
+        rest = min(other.known for other in self._table.rows if other.ticket is ticket)
+        left = (config.tokens - rest) * self.pace if ticket.read is None else self.seconds_left(ticket)
+        drawn = ticket.tokens[row.number, None, row.known - config.columns : row.known]
+        [pixels] = tokenizer.decode(drawn, config.columns)
+        first = (row.known // config.columns - 1) * len(pixels)
+        for y, line in enumerate(pixels, first):
+            ticket.tell(Row(row.number, y, line, left))
+        ticket.finished += row.known == config.tokens
         if ticket.finished == ticket.n:
             ticket.over = True
             seconds = {
@@ -420,6 +389,5 @@ class Engine:
                 "first_row": ticket.first_row - ticket.arrived,
                 "total": now - ticket.arrived,
             }
-            ticket.tell(
-                Done(colours[ticket.tokens].reshape(ticket.shape), (ticket.nats / ticket.drawn).tolist(), seconds)
-            )
+            nats = ticket.nats / (ticket.drawn * math.prod(tokenizer.patch))
+            ticket.tell(Done(tokenizer.decode(ticket.tokens, config.columns), nats.tolist(), seconds))

@@ -35,7 +35,7 @@ const state = {
 const $ = (id) => document.getElementById(id);
 const model = () => state.models[$("model").selectedIndex] ?? state.models[0];
 const side = () => model()?.side ?? 32;
-const isExact = () => !model().mode || model().mode.startsWith("weights as they are"); // as the server tells it
+const isExact = () => !model().mode || model().mode === "plain"; // as the server tells it
 const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 const said = (value) => value.toFixed(2);
 

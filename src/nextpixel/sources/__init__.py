@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nextpixel.config import Fit, Levels
+from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError
-from nextpixel.images import Content, Picture, UnreadableImage, is_dicom, readable_extensions
+from nextpixel.images import Content, Picture, UnreadableImage, fit_size, is_dicom, readable_extensions
 from nextpixel.progress import say_once
 from nextpixel.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
@@ -70,19 +70,23 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
 
 
 def load_images(
-    images: Any, side: int, split: str | None = None, *, fit: Fit = "crop", levels: Levels = NO_LEVELS
+    images: Any, size: int | Size, split: str | None = None, *, fit: Fit = "crop", levels: Levels = NO_LEVELS
 ) -> np.ndarray:
-    """Every picture of a small source as a square (see images.fit_square), in order: uint8 (B, side, side, 3).
+    """Every picture of a small source at that side, or height and width, in order: uint8 (B, H, W, 3), see images.
 
     Raises InputError, also for a single picture that cannot be read: each was asked for.
     """
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     levels, note = settle(source, levels)
-    squares = np.empty((len(source), side, side, 3), np.uint8)
+    height, width = (size, size) if isinstance(size, int) else size
+    squares = np.empty((len(source), height, width, 3), np.uint8)
     for index in range(len(source)):
         try:
-            squares[index] = source.square(index, side, fit, levels)
+            if height == width:
+                squares[index] = source.square(index, height, fit, levels)
+            else:
+                squares[index] = fit_size(source.read(index, levels), (height, width), fit)
         except UnreadableImage as error:
             raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
     if note:

@@ -92,7 +92,7 @@ def _comparable(member: Member) -> dict[str, Any]:
     return {
         "side": member.shape.side,
         "objective": member.shape.objective,
-        "palette": facts["palette"]["sha256"],
+        "palette": facts["tokenizer"]["sha256"],
         "fit": facts["decisions"]["fit"],
         "range": facts["data"].get("range"),
         "bands": facts["data"].get("bands"),

@@ -21,11 +21,12 @@ from nextpixel.extraction import pooled
 from nextpixel.extractors import raw_pixels
 from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.model import ImageGPT
-from nextpixel.palette import Palette
+from nextpixel.preparation import side_of
 from nextpixel.probing import LinearProbe
 from nextpixel.progress import say
 from nextpixel.study.inputs import Images, Member, read_images, read_runs
 from nextpixel.study.points import LayerScore, Point, Study, chosen
+from nextpixel.tokens import read_tokenizer
 
 SETTINGS = "settings.json"
 POINTS = "points"
@@ -45,9 +46,8 @@ def measure_runs(
         new_output(out)  # refuses before any work is done
     members = read_runs(runs)
     facts = members[0].facts
-    side, fit = members[0].shape.side, facts["decisions"]["fit"]
-    images = read_images(data, side, fit, config, members)
-    kept = _Kept(Path(out), config, images.key, facts["palette"]["sha256"])
+    images = read_images(data, side_of(facts), facts["decisions"]["fit"], config, members)
+    kept = _Kept(Path(out), config, images.key, facts["tokenizer"]["sha256"])
     total = sum(len(member.steps) for member in members)
     points: list[Point] = []
     for member in members:
@@ -63,7 +63,7 @@ def measure_runs(
         config,
         len(images.train),
         len(images.test),
-        facts["palette"]["sha256"],
+        facts["tokenizer"]["sha256"],
         points,
         _controls(members, images, config, kept, device),
     )
@@ -127,10 +127,7 @@ def _measure(checkpoint: Path, device: str, images: Images, config: StudyConfig)
 
 def _probed(model: ImageGPT, images: Images, config: StudyConfig) -> list[dict[str, Any]]:
     layers = range(model.config.layers + 1)
-    train, test = (
-        pooled(model, model.palette.encode(squares), layers, dtype=config.dtype)
-        for squares in (images.train, images.test)
-    )
+    train, test = (pooled(model, squares, layers, dtype=config.dtype) for squares in (images.train, images.test))
     return [asdict(s) for s in probe_layers(train, images.labels, test, images.test_labels, seed=config.seed)]
 
 
@@ -178,7 +175,7 @@ def _raw(images: Images, config: StudyConfig) -> dict[str, Any]:
 
 def _untrained(member: Member, device: str, images: Images, config: StudyConfig) -> dict[str, Any]:
     model = ImageGPT(member.shape, seed=config.seed).to(device).eval()
-    model.palette = Palette(np.array(member.facts["palette"]["colors"], np.float32))
+    model.tokenizer = read_tokenizer(member.facts["tokenizer"])
     return {"layers": _probed(model, images, config)}
 
 

@@ -1,0 +1,169 @@
+"""The loop that draws: a table of rows, one token of each at a time.
+
+The noise of a token depends on (seed, picture, completion, token) only. It is one uniform number in [0, 1), and the
+token is where the cumulative distribution passes it: rounding can change a token only where that number all but
+touches the border between two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import SamplingConfig
+from nextpixel.decoding import Decoder, Read, RowDecoder
+from nextpixel.model import cross_entropy
+
+
+@dataclass(eq=False)
+class Row:
+    """A picture that is being drawn."""
+
+    noise: NDArray[np.float64]
+    """(T,) see token_noise."""
+    sampling: SamplingConfig
+    known: int
+    """Tokens that are given or drawn; it is finished with the last of them."""
+    over: bool = False
+    """Nobody wants it any more."""
+
+
+R = TypeVar("R", bound=Row)
+
+
+class Table(Generic[R]):
+    """Rows that are drawn side by side by a decoder. Those in use are the first ones, so a step costs what they cost.
+
+    Iterating draws: each round yields the rows, the token of each (B,) on the model's device, and its -ln p at
+    temperature 1 (B,), until no row is left. Rows may be added, or marked as over, between two rounds.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        config, device = decoder.network.config, decoder.network.device
+        self.decoder, self.length = decoder, config.tokens
+        self.rows: list[R] = []
+        self._chosen = False  # tokens that the decoder has not read
+        self._groups: list[tuple[SamplingConfig, Any]] | None = None
+        self._known = torch.zeros(decoder.rows, dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(decoder.rows, dtype=torch.int64, device=device)
+        self._noise = torch.zeros(decoder.rows, self.length, dtype=wide_type(device), device=device)
+        self._logits = torch.zeros(0)
+
+    @property
+    def free(self) -> int:
+        return self.decoder.rows - len(self.rows)
+
+    def begin(self, rows: Sequence[R], prompts: Tensor, of: Sequence[int], prefix: Tensor | None = None) -> None:
+        """Read prompts (M, P), each once, and draw rows behind them, row i behind prompt of[i]."""
+        together = self.decoder.together(prompts.shape[1])
+        for first in range(0, len(prompts), together):
+            group = prompts[first : first + together]
+            own = [i for i, prompt in enumerate(of) if first <= prompt < first + len(group)]
+            self.add([rows[i] for i in own], self.decoder.read(group, prefix), [of[i] - first for i in own])
+
+    @torch.inference_mode()
+    def add(self, rows: Sequence[R], read: Read, of: Sequence[int]) -> None:
+        """Draw these rows too, at most as many as are free, row i behind prompt of[i] of those that were read."""
+        self.step()
+        (logits, cache), first = read, len(self.rows)
+        places, prompts = (
+            torch.tensor(numbers, device=logits.device) for numbers in (range(first, first + len(rows)), of)
+        )
+        self.decoder.fill(places, cache, prompts)
+        if not len(self._logits):
+            self._logits = logits.new_zeros(self.decoder.rows, logits.shape[1])
+        self._logits[places] = logits[prompts]
+        self._noise[places] = torch.from_numpy(np.stack([row.noise for row in rows])).to(self._noise)
+        self._known[places] = torch.tensor([row.known for row in rows], device=logits.device)
+        self.rows += rows
+        self._groups = None
+
+    def leave(self) -> None:
+        """Rows that are finished or over are free; the last ones take their places."""
+        for number in reversed(range(len(self.rows))):
+            if self.rows[number].over or self.rows[number].known == self.length:
+                last = self.rows.pop()
+                if number < len(self.rows):
+                    assert isinstance(self.decoder, RowDecoder)
+                    self.decoder.copy(len(self.rows), number)
+                    for tensor in (self._logits, self._noise, self._known, self._tokens):
+                        tensor[number] = tensor[len(self.rows)]
+                    self.rows[number] = last
+                self._groups = None
+
+    @torch.inference_mode()
+    def __iter__(self) -> Iterator[tuple[list[R], Tensor, Tensor]]:
+        while self.step():
+            yield self._choose()
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Let the decoder read the tokens chosen last, where it has not; whether rows are left."""
+        self.leave()
+        if self.rows and self._chosen:
+            if isinstance(self.decoder, RowDecoder):
+                self.decoder.shorten(max(row.known for row in self.rows))
+            self._logits[: len(self.rows)] = self.decoder.step(self._tokens[: len(self.rows)])
+        self._chosen = False
+        return bool(self.rows)
+
+    def _choose(self) -> tuple[list[R], Tensor, Tensor]:
+        count = len(self.rows)
+        logits, known, tokens = self._logits[:count], self._known[:count], self._tokens[:count]
+        noise = self._noise[:count].gather(1, known[:, None])[:, 0]
+        for sampling, numbers in self._by_sampling():
+            tokens[numbers] = choose(logits[numbers], noise[numbers], sampling)
+        nats = cross_entropy(logits[:, None], tokens[:, None], reduction="none")[:, 0]
+        known += 1
+        for row in self.rows:
+            row.known += 1
+        self._chosen = True
+        return list(self.rows), tokens.clone(), nats
+
+    def _by_sampling(self) -> list[tuple[SamplingConfig, Any]]:
+        """The numbers of the rows that are drawn alike; found again when rows have come or gone."""
+        if self._groups is None:
+            groups: dict[SamplingConfig, list[int]] = {}
+            for number, row in enumerate(self.rows):
+                groups.setdefault(replace(row.sampling, seed=0), []).append(number)
+            self._groups = list(groups.items()) if len(groups) > 1 else [(row.sampling, slice(None))]
+        return self._groups
+
+
+def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1).
+
+    top_k and then top_p narrow the distribution; top_p as in Holtzman et al. 2020. Of equally likely tokens the
+    lower numbers stay.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.to(wide_type(logits.device))
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest may not become infinite
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        places = logits.sort(dim=-1, descending=True, stable=True).indices
+        logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))
+    chances = logits.softmax(-1)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, places = chances.sort(dim=-1, descending=True, stable=True)
+        spare = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest colour always stays
+        chances = chances.masked_fill(torch.zeros_like(spare).scatter(-1, places, spare), 0.0)
+    below = chances.cumsum(-1)
+    below_one = 1 - torch.finfo(below.dtype).eps / 2  # the number before 1, to which fp32 rounds some of the noise
+    target = noise[:, None].to(below.dtype).clamp_max(below_one) * below[:, -1:]
+    return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+def token_noise(seed: int, picture: int, completion: int, tokens: int) -> NDArray[np.float64]:
+    """The noise (T,) in [0, 1) of one completion."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(tokens)
+
+
+def wide_type(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,76 @@
+"""The seam between pictures and tokens. The network, drawing and scoring know nothing else of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import ImageGPTConfig, Size
+from nextpixel.errors import InputError
+from nextpixel.palette import Palette
+
+
+class Tokenizer(Protocol):
+    """Pictures uint8 (B, H, W, 3) <-> tokens int64 (B, T) in raster order, numbers from 0 to its length K - 1.
+
+    A token stands for a patch of pixels, so a picture is a grid of H / patch height rows and W / patch width columns,
+    and T = rows * columns. `len` is the size of the vocabulary.
+    """
+
+    kind: ClassVar[str]
+    """Its name in files."""
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width, in pixels, of what a token stands for."""
+
+    @property
+    def hash(self) -> str:
+        """sha256 of all that decides which tokens a picture has: losses are comparable only where it agrees."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Tokens (B, T) of images (B, H, W, 3), on the device of the images."""
+
+    def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
+        """Images of tokens (B, T), or of any number of whole rows; `columns` of the grid, which is else a square."""
+
+    def values(self) -> dict[str, Any]:
+        """What `from_values` makes the same tokenizer of; JSON, written beside the weights and into run.json."""
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Tokenizer:
+        """Raises InputError, KeyError, TypeError or ValueError for values of anything else."""
+
+
+KINDS: dict[str, type[Tokenizer]] = {Palette.kind: Palette}
+
+
+def read_tokenizer(values: dict[str, Any], cache: str | Path | None = None) -> Tokenizer:
+    """The tokenizer that `values`, with its kind among them, describes. Raises as from_values does."""
+    kind = dict(values).get("kind", Palette.kind)
+    if kind not in KINDS:
+        raise InputError(f"tokenizer: expected {' or '.join(map(repr, KINDS))}, got {kind!r}")
+    return KINDS[kind].from_values(values, cache)
+
+
+def described(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `read_tokenizer` reads."""
+    return {"kind": tokenizer.kind, "sha256": tokenizer.hash, **tokenizer.values()}
+
+
+def picture_size(tokenizer: Tokenizer, shape: ImageGPTConfig) -> Size:
+    """Height and width, in pixels, of a model's pictures."""
+    return shape.rows * tokenizer.patch[0], shape.columns * tokenizer.patch[1]
+
+
+def square_side(size: Size) -> int:
+    """The side of pictures of that size. Raises InputError where they are not square."""
+    if size[0] != size[1]:
+        raise InputError(f"expected a model of square pictures, got one of {size[0]} x {size[1]} pixels")
+    return size[0]
