@@ -4,7 +4,7 @@
     python benchmarks/on_gpu.py --out gpu                    # on a GPU: S, M and L, some minutes
     python benchmarks/on_gpu.py --out try --quick            # anywhere: the same stages on a tiny model
 
-modes     whether the CUDA graphs draw what the plain network draws, and how fast (decode_modes.py): before all else
+modes     whether rows at slots of their own draw what the plain network draws, and how fast (decode_modes.py)
 train     steps of each size beside transformers' in the same run, and model FLOPs over the datasheet's bf16 peak
 decode    single pixels behind three quarters of a picture at batch 1, 8, 32 and 256, beside transformers
 sample    256 whole pictures of S in one batch
