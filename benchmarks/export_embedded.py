@@ -31,8 +31,8 @@ COUNT_MODELS = {"unigram": "unigram", "left": "left", "left_above": "left and ab
 CARD = """# The embedded model
 
 An Image GPT of the modern preset ({layers} layers, width {width}, {heads} heads, {parameters:,} parameters), 32 x 32,
-OpenAI's 512 colours. It comes with the package so that everything can be tried at once: small, trained briefly, and
-honest about it.
+OpenAI's 512 colours. It is small and briefly trained, so that everything
+can be tried at once.
 
 | | |
 |---|---|
@@ -54,15 +54,15 @@ Count models fitted on the same {train_images:,} images with the same colours, o
 | the pixels to the left and above | {left_above:.4f} |
 | **embedded model** | **{test:.4f}** |
 
-Completions of test images 0 to 7, with seeds 0 to 7, none left out (each row: given, four completions with their nats
+Completions of test images 0 to 7, with seeds 0 to 7, unselected (each row: prompt, four completions with their nats
 per pixel, original):
 
 ![completions](completions.png)
 
-What it cannot do: it has seen only CIFAR-10 (ten kinds of animals and vehicles, 32 x 32), so its completions are
-plausible in colour and outline rather than in detail, other kinds of pictures come out as such scenes do, and its
-likelihoods rank simple pictures as likely whatever they show. The photographs of CIFAR-10 were collected from the web
-(Krizhevsky 2009); no claim is made about them beyond research use.
+Limits: it was trained on CIFAR-10 only (ten classes of animals and vehicles, 32 x 32). Completions are plausible in
+colour and outline, not in detail; other kinds of pictures are completed as if they were such scenes; and simple
+pictures are rated likely whatever they show. CIFAR-10's photographs were collected from the web (Krizhevsky 2009); no
+claim is made about them beyond research use.
 """
 
 
