@@ -273,7 +273,7 @@ BAD = {
     "sample --model no-weights": ["no-weights", "expected a checkpoint with model.safetensors"],
     "sample --model cut-weights": ["cut-weights/model.safetensors", "expected a safetensors file", "damaged"],
     "sample --model no-norm": ["no-norm", "expected a tensor 'transformer.ln_f.weight'"],
-    "sample --model deep": ["deep", "expected a tensor 'transformer.h.1"],
+    "sample --model deep": ["deep", "layers: expected a whole number from 1 to 10,000"],
     "sample --model wide": ["wide", "expected shape (513, 32)", "got (513, 16)"],
     "sample --model biased": ["biased", "c_fc.bias", "expected a bias of zero"],
     "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 colours, got 5"],

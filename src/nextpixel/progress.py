@@ -17,6 +17,10 @@ Advance = Callable[..., None]
 SILENT_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
 LINES_AT_MOST = 10
+CONTROLS = {  # control characters, and those that turn the direction of writing or end a line
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
@@ -49,8 +53,7 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
         elif now - state["shown"] >= LINE_EVERY_SECONDS:
             state["shown"] = now
             notes = ", ".join(filter(None, (note, detail)))
-            sys.stderr.write(f"{label}: {int(state['done']):,} of {total:,} {unit}, {notes}\n")
-            sys.stderr.flush()
+            say(f"{label}: {int(state['done']):,} of {total:,} {unit}, {notes}")
 
     if live is None:
         yield advance
@@ -73,8 +76,13 @@ def say(line: str, everywhere: bool = False) -> None:
     """One line for whoever watches, on stderr, from the first process or `everywhere`."""
     if not (everywhere or is_first()):
         return
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(printable(line) + "\n")
     sys.stderr.flush()
+
+
+def printable(line: str) -> str:
+    """With escapes for what would steer a terminal: a name of a file or of a set may hold anything."""
+    return line.translate(CONTROLS)
 
 
 @cache
@@ -113,6 +121,7 @@ def capacity(count: float) -> str:
 def _rich_bar(label: str, total: int, unit: str, done: int):  # type: ignore[no-untyped-def]
     try:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     except ImportError:
         return None
@@ -124,5 +133,5 @@ def _rich_bar(label: str, total: int, unit: str, done: int):  # type: ignore[no-
         console=Console(stderr=True),
         transient=True,
     )
-    bar.add_task(label, total=total, completed=done, note="")
+    bar.add_task(escape(printable(label)), total=total, completed=done, note="")
     return bar

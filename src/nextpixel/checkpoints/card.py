@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
 from nextpixel.model import ImageGPT
 
+# The folders of a path within a sentence.
+ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[\\/](?:[^\\/\s]+[\\/])+(?=[^\\/\s])")
 CARD = """---
 library_name: {library}
 tags:
@@ -25,7 +32,7 @@ An Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels"), {objectiv
 ```python
 import nextpixel
 
-model = nextpixel.load("{name}")
+model = nextpixel.load({quoted})
 {use}
 ```
 
@@ -56,13 +63,15 @@ def model_card(model: ImageGPT, name: str) -> str:
     use = 'halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if draws else "model.config"
     if config.classes:
         use = 'names = nextpixel.LinearProbe.of(model).predict("photos/")'
-        classes = ", ".join(config.classes[:20]) + (", ..." if len(config.classes) > 20 else "")
+        classes = ", ".join(map(_markdown, config.classes[:20])) + (", ..." if len(config.classes) > 20 else "")
         other = CLASSIFIER.format(classes=classes, name=name, start=config.colors) if classic else ""
-    made = [f"| {key.replace('_', ' ')} | {value} |" for key, value in model.facts.items()]
+    facts = public(model.facts)
+    made = [f"| {_markdown(key.replace('_', ' '))} | {_markdown(value)} |" for key, value in facts.items()]
     return CARD.format(
         library="transformers" if classic and not config.classes else "nextpixel",
         task="image-classification" if config.classes else "unconditional-image-generation",
-        name=name,
+        name=_markdown(name),
+        quoted=json.dumps(name),
         objective=config.objective,
         layers=config.layers,
         width=config.width,
@@ -78,3 +87,22 @@ def model_card(model: ImageGPT, name: str) -> str:
         use=use,
         other=other,
     )
+
+
+def public(value: Any) -> Any:
+    """Facts without the folders of the machine that they come from: of an absolute path the last part is left."""
+    if isinstance(value, dict):
+        return {key: public(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (PurePosixPath, PureWindowsPath):
+        if value.startswith(("/", "~")) or (kind is PureWindowsPath and kind(value).is_absolute()):
+            return kind(value).name
+    return ABSOLUTE.sub("", value)
+
+
+def _markdown(value: object) -> str:
+    """Text that stays text, on one line, in Markdown and in a cell of a table."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!~&])", r"\\\1", " ".join(str(value).split()))

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nextpixel.checkpoints import native, resnet, transformers
+from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.runs import Run
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import Fit, ImageGPTConfig, check_keywords
@@ -40,7 +41,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     device = choose_device(str(device))  # before the weights are fetched
     folder = find_model(name)
     values = read_json(folder / "config.json")
-    layout = FORMATS.get(values.get("model_type", ""))
+    layout = FORMATS.get(str(values.get("model_type")))
     if values.get("model_type") == resnet.MODEL_TYPE:
         raise InputError(
             f"expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
@@ -123,7 +124,7 @@ def write_model(
         processor, ours["tokenizer"] = {}, described(model.tokenizer)
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
-    write_json(folder / "config.json", config | {"nextpixel": model.facts})
+    write_json(folder / "config.json", config | {"nextpixel": public(model.facts)})
     with writing(folder):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it comes readable by the owner alone
@@ -189,7 +190,7 @@ def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageG
     kind = "tokenizer" if "tokenizer" in ours else "clusters"
     try:
         tokenizer = read_tokenizer(ours[kind] if kind in ours else {"colors": values.get(kind)})
-    except (InputError, KeyError, ValueError, TypeError) as error:
+    except (InputError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: {kind}: {error}") from None
     if len(tokenizer) != config.colors:
         raise InputError(f"{path}: {kind}: expected {config.colors} tokens, got {len(tokenizer)}")

@@ -22,6 +22,8 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
     """The shape that a config.json tells."""
     try:
         return ImageGPTConfig(**values["shape"])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: expected the shape of an Image GPT, got a problem with {error}") from None
 

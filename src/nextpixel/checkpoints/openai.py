@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nextpixel.checkpoints.tensorflow import Bundle
+from nextpixel.checkpoints.weights import check_finite
 from nextpixel.config import ImageGPTConfig
 from nextpixel.errors import InputError
 from nextpixel.model import ImageGPT
@@ -75,7 +76,9 @@ def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str,
 
     def read(name: str, *shape: int) -> Tensor:
         used.add(f"model/{name}")
-        return torch.from_numpy(bundle.read(f"model/{name}", shape))
+        tensor = torch.from_numpy(bundle.read(f"model/{name}", shape))
+        check_finite(tensor, f"{bundle.index}: model/{name}")
+        return tensor
 
     def by_head(name: str) -> Tensor:
         return read(name, heads, config.head_width, width).view(width, width)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 
+from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import Fit, Levels, ResNetConfig
 from nextpixel.errors import InputError
@@ -23,6 +24,8 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     where = folder / "config.json"
     try:
         config = ResNetConfig(**values["shape"])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: expected the shape of a ResNet, got a problem with {error}") from None
     if values.get("fit") not in get_args(Fit):
@@ -56,7 +59,7 @@ def write(model: ResNet, folder: Path) -> None:
         folder / "config.json",
         {"model_type": MODEL_TYPE, "shape": asdict(model.config), "fit": model.fit}
         | model.levels.values()
-        | {"nextpixel": model.facts},
+        | {"nextpixel": public(model.facts)},
     )
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()

@@ -10,6 +10,7 @@ outputs), and holds the start vector as row K of its embedding table.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ def computes(model: ImageGPT) -> bool:
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
     """The shape that a config.json tells."""
-    if CLASSIFIER in (values.get("architectures") or ()):
+    if CLASSIFIER in str(values.get("architectures")):
         raise InputError(
             f"{where}: expected a model that scores pixels, got {CLASSIFIER}, which only classifies; load what "
             "it was exported from"
         )
     try:
-        side = round(values["n_positions"] ** 0.5)
+        side = isqrt(values["n_positions"])
         config = ImageGPTConfig(
             layers=values["n_layer"],
             width=values["n_embd"],
@@ -59,7 +60,9 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
             side=side,
             colors=values["vocab_size"] - 1,
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: expected the shape of an Image GPT, got a problem with {error}") from None
     if side * side != values["n_positions"]:
         raise InputError(f"{where}: n_positions: expected a square number, got {values['n_positions']}")

@@ -47,7 +47,18 @@ class Weights:
             raise InputError(f"{path}: {name}: expected shape {shape}, got {tuple(tensor.shape)}")
         if not tensor.dtype.is_floating_point:
             raise InputError(f"{path}: {name}: expected floating-point numbers, got {tensor.dtype}")
+        check_finite(tensor, f"{path}: {name}")
         return tensor
+
+
+def check_finite(tensor: Tensor, where: str) -> None:
+    """Raises InputError where a number is NaN or infinite: nothing that is computed from it would mean anything."""
+    if not tensor.isfinite().all():
+        count = int((~tensor.isfinite()).sum())
+        raise InputError(
+            f"{where}: expected finite numbers, got NaN or infinity in {count:,} of {tensor.numel():,} places; the "
+            "file is damaged, or its training diverged: take an earlier checkpoint"
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -191,6 +191,14 @@ def alone(argv: Sequence[str], images: Any, option: str, instead: str | None = N
         )
 
 
+def show(*lines: object) -> None:
+    """Lines on stdout, without control characters of names in them."""
+    from nextpixel.progress import printable
+
+    for line in lines:
+        sys.stdout.write(printable(str(line)) + "\n")
+
+
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout; a number that is not known (NaN) is null, which JSON can say."""
     from nextpixel.metrics import finite

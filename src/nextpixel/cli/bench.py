@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json(result)
     else:
-        print(table(result))
+        show(*table(result).splitlines())
     if args.against is None:
         say(f"Beside transformers: {command('bench', '--against', 'transformers', model=args.model.model)}")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file, check_folder, check_number, decode_for, load_model, write_each
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
@@ -94,7 +95,7 @@ def run(argv: Sequence[str]) -> None:
     files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
     if args.show:
         for row in rows:
-            (say if args.output.json else print)(terminal_row(row))
+            print(terminal_row(row), file=sys.stderr if args.output.json else sys.stdout)
     if args.output.json:
         print_json(
             {
@@ -115,8 +116,8 @@ def run(argv: Sequence[str]) -> None:
     else:
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
-            print(f"{name}: nats per pixel {nats}")
-        print(args.out)
+            show(f"{name}: nats per pixel {nats}")
+        show(args.out)
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")

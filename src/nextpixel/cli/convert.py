@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import first_use
 from nextpixel.config import Fit, OutputOptions
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json({"out": str(args.out), "shape": shape, "parameters": model.config.parameters})
     else:
-        print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in shape.items())}")
+        show(f"{args.out}: {', '.join(f'{name} {value}' for name, value in shape.items())}")
     if not (args.for_transformers and model.config.classes):  # which only transformers opens
         say(first_use(model, args.out))
 
@@ -89,4 +89,4 @@ def _write_onnx(args: Convert, to: Path) -> None:
         print_json({"out": str(to), "outputs": outputs, "parameters": student.config.parameters})
     else:
         side = student.side
-        print(f"{to}: squares uint8 (batch, {side}, {side}, 3) to {' and '.join(outputs)}")
+        show(f"{to}: squares uint8 (batch, {side}, {side}, 3) to {' and '.join(outputs)}")

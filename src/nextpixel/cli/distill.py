@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nextpixel.cli.arguments import alone, parse, print_json
+from nextpixel.cli.arguments import alone, parse, print_json, show
 from nextpixel.cli.hints import command
 from nextpixel.config import DistillConfig, OutputOptions
 from nextpixel.errors import InputError
@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json({"run": str(found.path), "best": best, "parameters": parameters, "config": found.facts()["config"]})
     else:
-        print(
+        show(
             f"{found.path}: {parameters:,} parameters, best distance to the teacher's features "
             f"{best['distance']:.4f} on held-out images at step {best['step']:,}"
         )

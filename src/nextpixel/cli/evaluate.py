@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.judging import judge, judge_features
@@ -102,14 +102,14 @@ def run(argv: Sequence[str]) -> None:
         print_json(asdict(figures) | {"palette_sha256": model.tokenizer.hash, "classification": classified})
     else:
         kind = "hidden pixel" if masked else "pixel"
-        print(
+        show(
             f"{figures.nats_per_pixel:.4f} +- {figures.standard_error:.4f} nats per {kind} "
             f"({figures.bits_per_pixel:.4f} bits) over {figures.images:,} images, "
             f"{figures.images_per_second:.1f} images/s"
         )
         if score is not None:
             auc = "" if score.auc is None else f", AUC {score.auc:.3f}"
-            print(f"accuracy {score.accuracy:.1%} of {score.images:,} images{auc}")
+            show(f"accuracy {score.accuracy:.1%} of {score.images:,} images{auc}")
     following = command("features" if masked else "score", args.images, split=args.split, model=args.model.model)
     say(f"{'What it makes of each image' if masked else 'Which images are the least likely'}: {following}")
 

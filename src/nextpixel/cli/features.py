@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
@@ -94,7 +94,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})
     else:
-        print(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
+        show(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
     labelled = args.images if source.labels is not None and source.split else "labelled/"  # with train and test in it
     say(f"What they know about labels: {command('probe', labelled, model=args.model.model)}")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import alone, parse, print_json
+from nextpixel.cli.arguments import alone, parse, print_json, show
 from nextpixel.cli.hints import command
 from nextpixel.config import FinetuneConfig, OutputOptions
 from nextpixel.errors import InputError
@@ -92,11 +92,11 @@ def run(argv: Sequence[str]) -> None:
         print_json({"run": str(run.path), "best": best, "test": score, "config": facts["config"]})
     else:
         count = facts["data"]["validation_images"]
-        print(f"{run.path}: best validation accuracy {best['accuracy']:.1%} of {count:,} at step {best['step']:,}")
+        show(f"{run.path}: best validation accuracy {best['accuracy']:.1%} of {count:,} at step {best['step']:,}")
         if score:
             low, high = wilson_interval(score["accuracy"], score["images"])
             auc = "" if score["auc"] is None else f", AUC {score['auc']:.3f}"
-            print(f"test accuracy {score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%}){auc}")
+            show(f"test accuracy {score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%}){auc}")
             if score.get("accuracy_without_them") is not None:
-                print(f"test accuracy without training images {score['accuracy_without_them']:.1%}")
+                show(f"test accuracy without training images {score['accuracy_without_them']:.1%}")
     say(f"Classify new images: {command('predict', run.path, 'new/', '--out', 'predictions.csv')}")

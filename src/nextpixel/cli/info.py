@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import command, first_use
 from nextpixel.config import OutputOptions
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
 def _print(values: dict[str, Any], indent: str = "") -> None:
     for name, value in values.items():
         if isinstance(value, dict):
-            print(f"{indent}{name}:")
+            show(f"{indent}{name}:")
             _print(value, indent + "  ")
         else:
-            print(f"{indent}{name}: {value:,}" if isinstance(value, int) else f"{indent}{name}: {value}")
+            show(f"{indent}{name}: {value:,}" if isinstance(value, int) else f"{indent}{name}: {value}")

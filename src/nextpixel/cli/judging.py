@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextpixel.cli.arguments import print_json
+from nextpixel.cli.arguments import print_json, show
 from nextpixel.cli.drawings import decode_for, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
@@ -126,29 +126,29 @@ def _tell(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness])
         _print(one)
     for by in near:
         closest = ", ".join(f"{distance:.3g}" for distance in by.distances[:SHOWN, 0])
-        print(
+        show(
             f"nearest training image [{by.extractor}]: median distance {by.median:.4g}, of real images "
             f"{by.real_median:.4g}, ratio {by.ratio:.3f}; the smallest {by.distances[:, 0].min():.4g}, of real images "
             f"{by.real_distances.min():.4g}; the first pictures: {closest}"
         )
     if near:
-        print("A ratio near 1 or above: no copies. Far below 1: copies, or blander pictures than real ones; look.")
+        show("A ratio near 1 or above: no copies. Far below 1: copies, or blander pictures than real ones; look.")
 
 
 def _print(one: Comparison) -> None:
     drawn, floor = one.drawn, one.floor
-    print(
+    show(
         f"{drawn.samples:,} pictures and {drawn.references:,} real images by {one.extractor}, {one.width:,} numbers "
         f"each; floor: {floor.samples:,} other real images and {floor.references:,}"
     )
     heads = ["pictures", "floor", *(["in the model's colours"] if one.palette else [])]
     width = max(len(name) for name in one.metrics()) + 2
-    print(" " * width + "".join(f"{head:<22}" for head in heads).rstrip())
+    show(" " * width + "".join(f"{head:<22}" for head in heads).rstrip())
     for name, values in one.metrics().items():
         cells = [f"{values[key]:.4g}" for key in ("value", "floor", "palette") if key in values]
         if "standard_error" in values:
             cells[0] += f" +- {values['standard_error']:.2g}"
-        print(f"{name:<{width}}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        show(f"{name:<{width}}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
     if min(drawn.samples, drawn.references) <= one.width:
         say(
             f"Fewer pictures than numbers each ({one.width:,}): much of frechet[{one.extractor}] is bias, which the "

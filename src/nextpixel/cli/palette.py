@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file
 from nextpixel.cli.hints import command
 from nextpixel.config import Levels, OutputOptions
@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json(figures)
     else:
-        print(
+        show(
             f"{args.out}: {args.colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}"
         )
         print(swatch)

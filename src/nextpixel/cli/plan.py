@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nextpixel.cli.arguments import parse, print_json, recipe_defaults
+from nextpixel.cli.arguments import parse, print_json, recipe_defaults, show
 from nextpixel.config import ImageGPTConfig, OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -96,26 +96,26 @@ def run(argv: Sequence[str]) -> None:
         return
     layout, need = plan.layout, plan.layout.memory
     gb = {name: value / 1e9 for name, value in asdict(need).items() if value}
-    print(f"parameters         {plan.parameters:,}")
-    print(
+    show(f"parameters         {plan.parameters:,}")
+    show(
         f"work               {plan.flops_per_image / 1e9:,.1f} GFLOP an image, {plan.images:,} images"
         + (f" ({epochs:,.1f} epochs)" if epochs is not None else "")
         + f": {plan.flops:.2e} FLOP"
     )
-    print(
+    show(
         f"layout             {args.count} x {hardware.name}, {layout.name}, "
         f"{layout.micro_batch_images} images at a time"
         + (", activations recomputed" if layout.checkpoint_activations else "")
     )
-    print(
+    show(
         f"memory a device    {need.total / 1e9:.1f} of {hardware.memory_bytes / 1e9:.0f} GB: "
         + ", ".join(f"{name} {value:.1f}" for name, value in gb.items())
     )
     share = f"{plan.utilisation:.0%} of the {plan.dtype} peak"
-    print(f"time               {_duration(plan.seconds)} at {share}; {hardware.source}")
+    show(f"time               {_duration(plan.seconds)} at {share}; {hardware.source}")
     if price is not None:
-        print(f"price              {price:,.0f} for {device_hours:,.0f} device hours at {args.hourly_rate:g}")
-    print(
+        show(f"price              {price:,.0f} for {device_hours:,.0f} device hours at {args.hourly_rate:g}")
+    show(
         f"drawing            at least {plan.drawing_seconds_at_least:.2g} s for one picture, at most "
         f"{plan.drawing_batch_images_per_second_at_most:,.0f} pictures/s in full batches"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file, decode_for, load_classifier, write_rows
 from nextpixel.config import ModelOptions, OutputOptions
 from nextpixel.errors import InputError
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
         print_json({"predictions": rows, "unreadable": images.unreadable})
     else:
         for row, chance, number in zip(rows, chances, chosen, strict=True):
-            print(f"{row['file']}  {row['class']}  {chance[number]:.3f}")
+            show(f"{row['file']}  {row['class']}  {chance[number]:.3f}")
     if args.out is not None:
         write_rows(args.out, rows)
         say(f"{len(rows):,} predictions: {args.out}")

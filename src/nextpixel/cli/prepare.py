@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.hints import command
 from nextpixel.config import Augment, Fit, Levels, OutputOptions
 from nextpixel.errors import InputError
@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json({"out": args.out, "job": args.job, "missing": missing})
     else:
-        print(f"{args.out}: job {args.job} is done")
+        show(f"{args.out}: job {args.job} is done")
     if missing:
         say(f"Still to be done: {', '.join(f'{number}/{job.jobs}' for number in missing)}")
     say(f"When all are done: {command('prepare', '--merge', args.out)}")
@@ -114,7 +114,7 @@ def _tell(found: MapSource, out: Path, json: bool) -> None:
         print_json(facts | {"labelled": found.labels is not None, "unreadable": found.unreadable})
     else:
         labelled = " with labels" if found.labels is not None else ""
-        print(f"{out}: {len(found):,} images at {found.side} x {found.side}{labelled}")
+        show(f"{out}: {len(found):,} images at {found.side} x {found.side}{labelled}")
     crops = ["--augment", "crop"] if found.side == 2 * found.serves else []
     other = ["--fit", found.fit] if found.fit != "crop" else []
     say(f"Train on it: {command('pretrain', out, '--side', found.serves, *other, *crops, '--out', 'run')}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import alone, parse, print_json, recipe_defaults
+from nextpixel.cli.arguments import alone, parse, print_json, recipe_defaults, show
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json({"run": str(run.path), "best": best, "config": run.facts()["config"]})
     else:
-        print(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
+        show(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
     if model.config.objective == "masked":
         data = run.facts()["data"]
         following = command("features", data["source"], split=data["split"], model=run.path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file, check_folder, decode_for, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.numbers import whole_numbers
@@ -225,7 +225,7 @@ def _print(
     from nextpixel.few_labels import Result
     from nextpixel.metrics import accuracies, mean_interval, per_class_accuracy, wilson_interval
 
-    print(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
+    show(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
     rows: list[Result | Fitted] = [*results, *rivals]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
@@ -247,26 +247,26 @@ def _print(
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
-        print(f"{result.reading:<{widest}}{text}{auc}{nearest}")
+        show(f"{result.reading:<{widest}}{text}{auc}{nearest}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
         means = {r.reading: mean_interval(accuracies(r.scores))[0] for r in rows if r.labels_per_class == count}
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
-            print(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
+            show(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
     if results[0].labels_per_class is None and probe is not None:
         score = results[0].scores[0]
         if score.top_5 is not None:
-            print(f"{OURS}, top 5: {score.top_5:.1%}")
+            show(f"{OURS}, top 5: {score.top_5:.1%}")
         each = per_class_accuracy(score.confusion)
-        print("by class: " + " ".join(f"{name}:{a:.2f}" for name, a in zip(probe.classes_, each, strict=True)))
+        show("by class: " + " ".join(f"{name}:{a:.2f}" for name, a in zip(probe.classes_, each, strict=True)))
     if probe is not None:
         layers = f"layer{'s' if len(probe.layers_) > 1 else ''} {','.join(map(str, probe.layers_))}"
         how = "not calibrated: no class has a second image to hold out"
         if probe.temperature_ is not None:
             how = f"calibrated on held-out images (temperature {probe.temperature_:.3g})"
-        print(f"chosen: {layers}, strength {probe.strength_:g} (C); probabilities {how}")
+        show(f"chosen: {layers}, strength {probe.strength_:g} (C); probabilities {how}")
     if probe is not None and probe.sweep_:
-        print("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
+        show("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:

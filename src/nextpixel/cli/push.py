@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError, WorkError
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
         write_model(model, folder)
         (folder / "README.md").write_text(model_card(model, args.name), encoding="utf-8")
         address = _upload(folder, args.name, args.private)
-    print_json({"url": address}) if args.output.json else print(address)
+    print_json({"url": address}) if args.output.json else show(address)
 
 
 def _upload(folder: Path, name: str, private: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from nextpixel.cli.arguments import show
 from nextpixel.errors import InputError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def print_costs(costs: Sequence[Mapping[str, Any]]) -> None:
     widest = max((len(str(row["reading"])) for row in costs), default=0) + 2
     for row in costs:
         count = "all labels" if row["labels_per_class"] is None else f"{row['labels_per_class']:>4} a class"
-        print(
+        show(
             f"{row['reading']:<{widest}}{count}  training {row['training_seconds']:.1f} s, "
             f"{row['training_image_passes']:,} images, {row['training_flops'] / 1e9:,.0f} GFLOP; inference "
             f"{row['inference_ms_per_image']:.2f} ms, {row['inference_flops_per_image'] / 1e6:,.0f} MFLOP an image"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, write_each
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
@@ -56,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
     if args.show:
         for row in rows:
-            (say if args.output.json else print)(terminal_row(row))
+            print(terminal_row(row), file=sys.stderr if args.output.json else sys.stdout)
     if args.output.json:
         print_json(
             {
@@ -68,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        print(args.out)
+        show(args.out)
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     say(f"Other draws: the same command with --seed {args.sampling.seed + 1}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import check_file, check_folder, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions
@@ -112,8 +112,8 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
         )
     else:
         for i in order:
-            print(f"{nats[i]:.4f}  {images.names[i]}")
-        print(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(nats)} images")
+            show(f"{nats[i]:.4f}  {images.names[i]}")
+        show(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(nats)} images")
     if args.heatmap is None:
         again = command("score", args.images, "--heatmap", "surprise/", split=args.split, model=args.model.model)
         say(f"Where each image surprises: {again}")
@@ -168,19 +168,19 @@ def _table(args: Score, model: ImageGPT) -> None:
             p = odd.p_values[by][i] if odd.p_values else None
             if args.false_alarms is None or (p is not None and p <= args.false_alarms):
                 told = "" if p is None else f"  p {p:.2g}"
-                print(f"{format_value(by, odd.values[by][i])}{told}  {odd.names[i]}")
+                show(f"{format_value(by, odd.values[by][i])}{told}  {odd.names[i]}")
         if alarms:
-            print(
+            show(
                 f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
                 f"{format_value(by, alarms['thresholds'][by])}, where {100 * alarms['rate']:g} % of normal "
                 f"images are; {alarms['rate'] * len(odd):.1f} were to be expected"
             )
         if args.by is None:
-            print(f"ordered by {COLUMNS[by].title}; --by orders by another score")
-        print(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(odd)} images")
+            show(f"ordered by {COLUMNS[by].title}; --by orders by another score")
+        show(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(odd)} images")
         for path in (args.report, args.out):
             if path is not None:
-                print(path)
+                show(path)
     if args.against is None:
         again = command(
             "score", args.images, "--against", "normal/", "--report", args.report or "odd.html",

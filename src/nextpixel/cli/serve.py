@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.drawings import load_classifier, load_model
 from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
 from nextpixel.errors import InputError
@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
         if args.output.json:
             print_json({"url": url, "models": list(models)})
         else:
-            print(url)
+            show(url)
         sys.stdout.flush()  # whoever started it may wait for this line
         for name, engine in app.state.engines.items():
             say(f"{name}: {engine.slots} slots, {engine.mode}")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json
+from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.hints import command
 from nextpixel.config import Device, OutputOptions, StudyConfig
 from nextpixel.errors import InputError
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json(values)
     else:
-        print(text, end="")
+        show(*text.splitlines())
     say(f"The figure: {args.out / 'loss_accuracy.png'}; all there is: {args.out}")
     best = max(study.points, key=lambda point: (point.best.held_out, -point.nats))
     model = f"{best.run}/step_{best.step:07d}"

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from nextpixel.config.keywords import Settings
 from nextpixel.config.terms import Activation, Objective, Positions, Size
 from nextpixel.errors import InputError
+from nextpixel.limits import shortened
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,20 @@ class ImageGPTConfig(Settings):
         for name in ("qk_norm", "zero_projections", "mix_input"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"expected true or false, got {getattr(self, name)!r}", argument=name)
-        if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap < float("inf"):
-            raise InputError(f"expected a number of 0 or more, got {self.logit_cap!r}", argument="logit_cap")
+        if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap <= 1e6:
+            raise InputError(
+                f"expected a number from 0 to 1,000,000, got {shortened(self.logit_cap)}", argument="logit_cap"
+            )
         grid = tuple(self.side) if isinstance(self.side, list | tuple) and len(self.side) == 2 else (self.side,) * 2
         sizes = {"layers": [self.layers], "width": [self.width], "heads": [self.heads], "side": grid}
         for name, values in (sizes | {"colors": [self.colors]}).items():
             for value in values:
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise InputError(f"expected a whole number of at least 1, got {value!r}", argument=name)
+                _check_whole(name, value, 1)
         object.__setattr__(self, "side", grid[0] if grid[0] == grid[1] else grid)
         if self.width % self.heads:
             raise InputError(
                 f"expected a multiple of heads {self.heads}, got {self.width}; "
-                f"try heads {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}",
+                f"try heads {next(h for h in range(min(self.heads, self.width), 0, -1) if self.width % h == 0)}",
                 argument="width",
             )
         if self.positions == "rotary" and self.head_width % 4:
@@ -142,9 +144,7 @@ class ResNetConfig(Settings):
 
     def __post_init__(self) -> None:
         for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"expected a whole number of at least {least}, got {value!r}", argument=name)
+            _check_whole(name, getattr(self, name), least)
 
     @property
     def width(self) -> int:
@@ -165,6 +165,17 @@ class ResNetConfig(Settings):
             before = channels
         heads = sum((self.width + 1) * outputs for outputs in (self.classes, self.targets))
         return total + heads
+
+
+# Far beyond what anybody trains: a file with more is damaged, and is not worth an attempt.
+AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": 4096, "colors": 1 << 24}
+AT_MOST |= {"blocks": 1000, "factor": 1000, "classes": 1 << 24, "targets": 1 << 24}
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= AT_MOST[name]:
+        expected = f"expected a whole number from {least} to {AT_MOST[name]:,}"
+        raise InputError(f"{expected}, got {shortened(value)}", argument=name)
 
 
 # Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never

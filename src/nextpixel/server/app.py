@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nextpixel import __version__
+from nextpixel.checkpoints.card import public
 from nextpixel.config import ServeConfig, Size
 from nextpixel.errors import InputError
 from nextpixel.evaluation import square_nats
@@ -414,8 +415,9 @@ def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
     told = {"side": _side(model)} | {
         key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()
     }
-    made = {key: model.facts.get(key) for key in ("trained_on", "steps")}
-    return {"id": name} | told | made | {"mode": None if engine is None else engine.mode, "facts": model.facts}
+    facts = public(model.facts)
+    made = {key: facts.get(key) for key in ("trained_on", "steps")}
+    return {"id": name} | told | made | {"mode": None if engine is None else engine.mode, "facts": facts}
 
 
 def _side(model: ImageGPT) -> int | Size:
