@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from nextpixel.checkpoints import load_backbone
 from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, features_name
 from nextpixel.images import crop_resize
+from nextpixel.limits import open_arrays
 from nextpixel.model import ImageGPT
 from nextpixel.progress import progress
 from nextpixel.resnet import ResNet
@@ -190,9 +190,9 @@ def holds_features(path: str | os.PathLike[str]) -> bool:
     if not os.fspath(path).endswith(".npz") or not os.path.isfile(path):
         return False
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             return "features" in arrays
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError):
         return False
 
 
@@ -204,10 +204,10 @@ def read_features(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], st
     if not holds_features(path):
         raise InputError(f"{path}: expected a .npz file with an array 'features', as nextpixel features writes it")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             values = arrays["features"]
             extractor = str(arrays["extractor"]) if "extractor" in arrays else None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a .npz file of plain arrays: {error}") from None
     if values.ndim != 2 or not values.size or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise InputError(

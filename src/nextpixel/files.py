@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from nextpixel.errors import InputError, WorkError
+from nextpixel.limits import read_bytes
 from nextpixel.progress import say
 
 PART = re.compile(r"\.nextpixel-[0-9a-f]{16}\.part")  # a file or folder that has not taken its name yet
@@ -178,10 +179,10 @@ def _idle(part: Path, seconds: float) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an InputError that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected it in a checkpoint or run folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON file, got something unreadable ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import BinaryIO
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
 
 PICTURE_BYTES = 2 << 30
+UNPACKED_BYTES = 1 << 30  # which compressed data may become in any case, and this many times its size:
+UNPACKED_TIMES = 100
 TEXT_BYTES = 64 << 20  # of a file of settings
 SCANS = 64  # of a JPEG: each is a pass over all its pixels; progressive ones have about ten
 SEGMENTS = 1000  # of a JPEG
@@ -30,6 +40,36 @@ def read_bytes(path: str | os.PathLike[str], at_most: int = TEXT_BYTES) -> bytes
     if len(content) > at_most:
         raise ValueError(f"it has over {at_most:,} bytes")
     return content
+
+
+def check_unpacked(packed: int, unpacked: int) -> None:
+    """Raises ValueError for compressed data that claims to be far more than pictures and numbers come to."""
+    if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * packed):
+        raise ValueError(f"its {packed:,} bytes would become {unpacked:,}")
+
+
+@contextmanager
+def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
+    """A .npz file of plain arrays. Raises OSError, and ValueError for whatever else is wrong, in the block as well."""
+    import numpy as np
+
+    try:
+        with open_file(path) as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is one array, a .npy file")
+            with arrays:
+                for member in arrays.zip.infolist():
+                    check_unpacked(member.compress_size, member.file_size)
+                yield arrays
+    except (OSError, ValueError):
+        raise
+    except MemoryError:
+        raise ValueError("it needs more memory than there is") from None
+    except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError) as error:
+        raise ValueError(f"{error}" or "it is cut off") from error
+    except (AttributeError, NotImplementedError, RuntimeError, SyntaxError, TypeError) as error:  # of a damaged header
+        raise ValueError(f"it is damaged: {error}") from error
 
 
 def check_picture(content: str | bytes) -> None:

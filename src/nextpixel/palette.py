@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import threading
 from importlib import resources
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import is_sealed, new_file, user_cache, write_sealed
+from nextpixel.limits import read_bytes
 
 COLOURS_OF_24_BITS = 1 << 24
 TABLE_FROM = 4_096  # pixels, of all calls, that make the table worth its 33 MB of memory
@@ -67,8 +69,8 @@ class Palette:
     def read(cls, path: str | Path, cache: str | Path | None = None) -> Palette:
         """A palette from a .npy file; OpenAI's kmeans_centers.npy is one."""
         try:
-            return cls(np.load(path, allow_pickle=False), cache)
-        except (OSError, ValueError, EOFError) as error:
+            return cls(np.load(io.BytesIO(read_bytes(path)), allow_pickle=False), cache)
+        except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
             if isinstance(error, InputError):
                 raise InputError(f"{path}: {error}") from None
             found = "no such file" if isinstance(error, FileNotFoundError) else f"something unreadable ({error})"

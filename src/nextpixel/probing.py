@@ -18,6 +18,7 @@ from nextpixel.errors import InputError
 from nextpixel.extraction import Backbone, check_layers, described, pooled, pooled_width, tokenizer_hash
 from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.labels import class_numbers, folds_of, given_labels, has_label
+from nextpixel.limits import open_arrays
 from nextpixel.metrics import Score, majority, middle_best, score_of
 from nextpixel.model import ImageGPT
 from nextpixel.resnet import ResNet
@@ -270,10 +271,13 @@ class LinearProbe:
             probe.temperature_ = facts.get("temperature")  # older probes have none: they are not calibrated
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
-            with np.load(Path(folder) / "probe.npz", allow_pickle=False) as arrays:
+            with open_arrays(Path(folder) / "probe.npz") as arrays:
                 probe.linear_ = Linear(**{name: arrays[name] for name in ("mean", "scale", "weight", "bias")})
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
+        for name, array in vars(probe.linear_).items():
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise InputError(f"{folder}: {name}: expected finite numbers, got {array.dtype} with others among them")
         width = len(layers) * pooled_width(model, probe.pooling)
         if facts["palette"] != tokenizer_hash(model) or probe.linear_.weight.shape[1] != width:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from nextpixel.files import (
     write_text,
     writing,
 )
+from nextpixel.limits import open_arrays
 
 ARRAYS = "arrays.npz"
 STEP = re.compile(r"step_(\d{7,})")
@@ -117,9 +117,9 @@ class Run:
         """What Run.create was given as arrays."""
         path = self.path / ARRAYS
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with open_arrays(path) as found:
                 return {name: found[name] for name in found}
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: expected the arrays of a run, got a problem with {error}") from None
 
     def steps(self) -> list[int]:
@@ -201,7 +201,7 @@ class Run:
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
                 entries.append(json.loads(line))
-            except ValueError:  # the last line of a killed process
+            except (ValueError, RecursionError):  # the last line of a killed process
                 continue
         return entries
 

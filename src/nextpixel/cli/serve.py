@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nextpixel.model import ImageGPT
     from nextpixel.probing import LinearProbe
 
-TOKEN_AT_LEAST = 16  # characters
+TOKEN_AT_LEAST, TOKEN_AT_MOST = 16, 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def run(argv: Sequence[str]) -> None:
 
 def _token(path: Path) -> str:
     try:
-        text = path.read_text(encoding="ascii").strip()
+        with path.open("rb") as file:  # a pipe will do
+            text = file.read(TOKEN_AT_MOST).decode("ascii").strip()
     except (OSError, ValueError) as error:
         raise InputError(f"--token-file: {path} cannot be read as a line of text ({error})") from None
     if len(text) < TOKEN_AT_LEAST or not text.isprintable() or " " in text:

@@ -12,6 +12,9 @@ from typing import Any, Literal, TypeVar
 from nextpixel.config.keywords import unknown_name
 from nextpixel.config.runs import PretrainConfig, RunConfig
 from nextpixel.errors import InputError
+from nextpixel.limits import read_bytes
+
+RECIPE_BYTES = 1 << 20
 
 
 def read_recipe(name_or_path: str) -> PretrainConfig:
@@ -29,8 +32,9 @@ def read_recipe(name_or_path: str) -> PretrainConfig:
             argument="recipe",
         )
     try:
-        values = tomllib.loads((path if is_file else shipped[name_or_path]).read_text(encoding="utf-8"))
-    except ValueError as error:  # no TOML, or no text at all
+        content = read_bytes(path, RECIPE_BYTES) if is_file else shipped[name_or_path].read_bytes()
+        values = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no TOML, or no text at all
         raise InputError(f"{name_or_path}: expected a TOML file, got a mistake: {error}") from None
     try:
         return replace_checked(PretrainConfig(), values)

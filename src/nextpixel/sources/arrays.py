@@ -2,13 +2,13 @@
 
 import os
 import re
-import zipfile
 from math import isqrt
 
 import numpy as np
 
 from nextpixel.errors import InputError
 from nextpixel.images import Numbers, Picture, read_pixels
+from nextpixel.limits import open_arrays
 from nextpixel.sources.base import Numbered, Source, identity, sha256
 from nextpixel.sources.splits import choose_split, refuse_split
 
@@ -88,7 +88,7 @@ def open_npy(path: str) -> Source:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it holds several arrays; rename it to .npz")
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, ArithmeticError, MemoryError, SyntaxError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     may_be_tokens = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size > 0
     if OPENAI_TOKENS.fullmatch(os.path.basename(path)) or (may_be_tokens and _are_tokens(array)):
@@ -110,7 +110,7 @@ def open_npz(path: str, split: str | None) -> Source:
     better kept as .npy.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             key, label_key, chosen = _npz_keys(list(arrays), split, path)
             images = batch(arrays[key], f"{key} in {path}", may_be_single=False)
             try:
@@ -120,7 +120,7 @@ def open_npz(path: str, split: str | None) -> Source:
             classes = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a .npz file of plain arrays: {error}") from error
     source = ArraySource(path, images, stamp=identity(path, key))
     if labels is not None:

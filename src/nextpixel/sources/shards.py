@@ -8,14 +8,17 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, readable_extensions
+from nextpixel.limits import PICTURE_BYTES, open_file
 from nextpixel.progress import say_once
 from nextpixel.sources.base import Source, extension, identity, sha256
 from nextpixel.sources.files import count_kinds, unread_kind
 
+HEADER_BYTES = 1 << 20  # of what a header goes on in: long names, and the like
+EXTENSIONS_OF_HEADERS = b"xgXLK"
 CLASS = "cls"  # the file of a sample that holds its class, a number or a name
 NO_PICTURE = "sample without a picture"
 
@@ -63,6 +66,8 @@ class ShardSource(Source):
     def content(self, index: int) -> bytes:
         name, path = self.names[index], self.paths[self.shards[index]]
         try:
+            if self.sizes[index] > PICTURE_BYTES:
+                raise UnreadableImage(name, f"it has over {PICTURE_BYTES:,} bytes")
             with open(path, "rb") as file:  # opened anew: there may be more shards than files that may be open
                 file.seek(self.offsets[index])
                 return file.read(self.sizes[index])
@@ -71,6 +76,15 @@ class ShardSource(Source):
 
     def fingerprint(self) -> str:
         return sha256(identity(path).encode() for path in self.paths)
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in EXTENSIONS_OF_HEADERS and header.size > HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")  # tarfile would read it whole
+        return header
 
 
 def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
@@ -88,9 +102,12 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
             yield sample["name"], -1, 0, sample.get("unread", NO_PICTURE)
 
     try:
-        with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as shard:
-            endings = readable_extensions()
+        with open_file(path) as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Header) as shard:
+            endings, before = readable_extensions(), -1
             while (member := shard.next()) is not None:
+                if member.size < 0 or shard.offset <= before:  # it would lead back, and round and round
+                    raise ValueError(f"a negative size of {member.name}")
+                before = shard.offset
                 shard.members = []  # type: ignore[attr-defined]  # it would keep them all
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
@@ -113,9 +130,9 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
                     raw.seek(place)
             yield from told()
             _check_end(raw, shard.offset, path)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # tarfile, on bytes that may be anything
         raise InputError(
             f"{path}: expected a plain .tar file, got a problem: {error}; repair it, or unpack it if it is compressed"
         ) from error

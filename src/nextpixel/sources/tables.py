@@ -12,6 +12,7 @@ import numpy as np
 
 from nextpixel.errors import InputError, WorkError
 from nextpixel.images import EXTENSIONS, UnreadableImage
+from nextpixel.limits import check_unpacked
 from nextpixel.sources.base import READ_TOGETHER, Numbered, Source, extension, identity, inside, sha256
 from nextpixel.sources.splits import choose_split
 
@@ -98,6 +99,7 @@ class ParquetSource(Source):
         self._stream = None  # an error below leaves no half-read stream behind
         if place != (file, group) or start > wanted:
             start = 0
+            _check_group(self.files[file].metadata.row_group(group), self.image_column)
             batches = self.files[file].iter_batches(
                 batch_size=rows, row_groups=[group], columns=[self.image_column], use_threads=False
             )
@@ -109,6 +111,14 @@ class ParquetSource(Source):
             left -= rows
         self._stream = (file, group), wanted + 1, batches
         return batch.column(0)
+
+
+def _check_group(group: Any, name: str) -> None:
+    """Raises ValueError where a column would become far more than its bytes."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema.partition(".")[0] == name:
+            check_unpacked(column.total_compressed_size, column.total_uncompressed_size)
 
 
 def _group_starts(metadata: Any) -> np.ndarray:

@@ -67,7 +67,7 @@ def _labels(path: str, count: int) -> NDArray[np.int64]:
 def _open(path: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, ArithmeticError, MemoryError, SyntaxError) as error:
         raise InputError(f"{path}: expected a .npy file of numbers, got a problem: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: expected a .npy file of one array, got an .npz file")
