@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -10,7 +11,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from tokenize import TokenError
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
@@ -36,16 +38,25 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 def read_bytes(path: str | os.PathLike[str], at_most: int = TEXT_BYTES) -> bytes:
     """All of a file. Raises as open_file does, and ValueError for one that is longer."""
     with open_file(path) as file:
-        content = file.read(at_most + 1)
-    if len(content) > at_most:
-        raise ValueError(f"it has over {at_most:,} bytes")
-    return content
+        if os.fstat(file.fileno()).st_size > at_most:
+            raise ValueError(f"it has over {at_most:,} bytes")
+        return file.read()
 
 
 def check_unpacked(packed: int, unpacked: int) -> None:
     """Raises ValueError for compressed data that claims to be far more than pictures and numbers come to."""
     if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * packed):
         raise ValueError(f"its {packed:,} bytes would become {unpacked:,}")
+
+
+def check_array(file: IO[bytes], size: int) -> None:
+    """Raises ValueError for a .npy file of that many bytes whose header claims more: numpy would make room for it."""
+    from numpy.lib import format as npy
+
+    read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    shape, _, kind = read_header(file)
+    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > size:
+        raise ValueError(f"its header claims the shape {shortened(shape)}, its {size:,} bytes hold less")
 
 
 @contextmanager
@@ -61,6 +72,8 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
             with arrays:
                 for member in arrays.zip.infolist():
                     check_unpacked(member.compress_size, member.file_size)
+                    with arrays.zip.open(member) as part:
+                        check_array(part, member.file_size)
                 yield arrays
     except (OSError, ValueError):
         raise
@@ -68,7 +81,14 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
         raise ValueError("it needs more memory than there is") from None
     except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError) as error:
         raise ValueError(f"{error}" or "it is cut off") from error
-    except (AttributeError, NotImplementedError, RuntimeError, SyntaxError, TypeError) as error:  # of a damaged header
+    except (
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+        SyntaxError,
+        TokenError,
+        TypeError,
+    ) as error:  # of a damaged header
         raise ValueError(f"it is damaged: {error}") from error
 
 

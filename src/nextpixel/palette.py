@@ -9,6 +9,7 @@ import math
 import threading
 from importlib import resources
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,7 +71,7 @@ class Palette:
         """A palette from a .npy file; OpenAI's kmeans_centers.npy is one."""
         try:
             return cls(np.load(io.BytesIO(read_bytes(path)), allow_pickle=False), cache)
-        except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError) as error:
             if isinstance(error, InputError):
                 raise InputError(f"{path}: {error}") from None
             found = "no such file" if isinstance(error, FileNotFoundError) else f"something unreadable ({error})"

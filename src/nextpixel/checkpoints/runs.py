@@ -198,7 +198,7 @@ class Run:
         """All whole lines of log.jsonl."""
         path = self.path / "log.jsonl"
         entries = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
             try:
                 entries.append(json.loads(line))
             except (ValueError, RecursionError):  # the last line of a killed process

@@ -54,17 +54,23 @@ class ImageGPTConfig(Settings):
             raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
         for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(kind):
-                raise InputError(f"expected {' or '.join(get_args(kind))}, got {getattr(self, name)!r}", argument=name)
+                raise InputError(
+                    f"expected {' or '.join(get_args(kind))}, got {shortened(getattr(self, name))}", argument=name
+                )
         turns = self.objective == "autoregressive" and not isinstance(self.side, tuple)
-        if self.orientations not in (1, 8) or (self.orientations == 8 and not turns):
+        if shortened(self.orientations) not in ("1", "8") or (self.orientations == 8 and not turns):
             raise InputError(
                 "orientations: expected 1, or 8 for an autoregressive model with a square grid, got "
-                f"{self.orientations!r} ({self.objective}, side {self.side})"
+                f"{shortened(self.orientations)} ({self.objective}, side {shortened(self.side)})"
             )
         for name in ("qk_norm", "zero_projections", "mix_input"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"expected true or false, got {getattr(self, name)!r}", argument=name)
-        if not isinstance(self.logit_cap, int | float) or not 0 <= self.logit_cap <= 1e6:
+                raise InputError(f"expected true or false, got {shortened(getattr(self, name))}", argument=name)
+        if (
+            not isinstance(self.logit_cap, int | float)
+            or isinstance(self.logit_cap, bool)
+            or not 0 <= self.logit_cap <= 1e6
+        ):
             raise InputError(
                 f"expected a number from 0 to 1,000,000, got {shortened(self.logit_cap)}", argument="logit_cap"
             )

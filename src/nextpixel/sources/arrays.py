@@ -3,6 +3,7 @@
 import os
 import re
 from math import isqrt
+from tokenize import TokenError
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def open_npy(path: str) -> Source:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it holds several arrays; rename it to .npz")
-    except (ValueError, OSError, EOFError, ArithmeticError, MemoryError, SyntaxError) as error:
+    except (ValueError, OSError, EOFError, ArithmeticError, MemoryError, SyntaxError, TokenError) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     may_be_tokens = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size > 0
     if OPENAI_TOKENS.fullmatch(os.path.basename(path)) or (may_be_tokens and _are_tokens(array)):

@@ -141,7 +141,10 @@ def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
     values: list[np.ndarray] = []
     classes: list[str] | None = None
     for file in files:
-        cells = file.read(columns=[column], use_threads=False).column(0)
+        try:
+            cells = file.read(columns=[column], use_threads=False).column(0)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the column {column!r} cannot be read: {error}; repair or leave out that table") from None
         kind = cells.type.value_type if types.is_dictionary(cells.type) else cells.type
         if not (types.is_integer(kind) or types.is_boolean(kind)):
             values.append(np.fromiter(cells.to_pylist(), object, len(cells)))

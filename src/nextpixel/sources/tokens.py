@@ -2,6 +2,7 @@
 
 import os
 from math import isqrt
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def _labels(path: str, count: int) -> NDArray[np.int64]:
 def _open(path: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, ArithmeticError, MemoryError, SyntaxError) as error:
+    except (OSError, ValueError, EOFError, ArithmeticError, MemoryError, SyntaxError, TokenError) as error:
         raise InputError(f"{path}: expected a .npy file of numbers, got a problem: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: expected a .npy file of one array, got an .npz file")
