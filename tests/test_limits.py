@@ -293,7 +293,7 @@ HUGE = [10**15, 10**400, -(10**15), 2**63, 1e300, float("nan"), "9", None, True,
 @pytest.mark.parametrize("key", ["n_head", "n_layer", "n_embd", "n_positions", "vocab_size"])
 def test_numbers_beyond_reason_are_refused_at_once(folder: Path, key: str, value: object) -> None:
     change(folder, "config.json", **{key: value})
-    with cheap(megabytes=20), pytest.raises(InputError, match="shape" if value is True else r"config\.json") as caught:
+    with cheap(megabytes=20), pytest.raises(InputError, match=r"config\.json|expected shape") as caught:
         nextpixel.load(folder)
     assert len(str(caught.value)) < 400
 

@@ -150,7 +150,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
     "a bias": (lambda t: t.update({"model/h0/mlp/c_fc/b": t["model/sos"]}), ["'model/h0/mlp/c_fc/b' besides"]),
     "transposed": (change("model/h0/mlp/c_fc/w", lambda w: w.T), ["model/h0/mlp/c_fc/w", "(8, 32)", "(32, 8)"]),
     "flat heads": (change("model/h0/attn/q_proj", lambda w: w.reshape(8, 8)), ["q_proj", "3 axes", "(8, 8)"]),
-    "three heads": (change("model/h0/attn/q_proj", lambda w: w[[0, 0, 1]]), ["width 8", "heads 3"]),
+    "three heads": (
+        change("model/h0/attn/q_proj", lambda w: w[[0, 0, 1]]),
+        ["width: expected a multiple of heads 3, got 8"],
+    ),
     "other heads": (change("model/h1/attn/q_proj", lambda w: w.reshape(4, 2, 8)), ["(2, 4, 8)", "(4, 2, 8)"]),
     "oblong": (change("model/wpe", lambda w: w[:8]), ["model/wpe", "square", "got 8"]),
     "no pixels": (change("model/wpe", lambda w: w[:0]), ["side", "got 0"]),
