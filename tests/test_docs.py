@@ -42,11 +42,22 @@ def python_blocks(text: str) -> list[tuple[int, str]]:
     return [(line, code) for line, language, code, before in fenced(text) if language == "python" and before != NOT_RUN]
 
 
-def links(text: str) -> list[str]:
-    """Targets within the repository, of links and pictures outside code."""
+def outside_code(text: str) -> str:
+    """A page without its fenced blocks and code spans."""
     for _, _, code, _ in fenced(text):
         text = text.replace(code, "")
-    text = re.sub(r"`[^`\n]*`", "", text)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links(text: str) -> list[str]:
+    """Targets within the repository, of links and pictures outside code."""
+    text = outside_code(text)
     targets = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"""(?:src|href)=["']([^"']+)""", text)
     return [target for target in targets if not re.match(r"[a-z]+:|#", target)]
 
@@ -91,6 +102,26 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_anchors_are_headings(page: Path) -> None:
+    text = outside_code(page.read_text(encoding="utf-8"))
+    anchors = [target.partition("#") for target in re.findall(r"\]\(([^)\s:]*#[^)\s]+)", text)]
+    missing = [
+        f"{file}#{anchor}"
+        for file, _, anchor in anchors
+        if anchor not in headings((page.parent / file if file else page).read_text(encoding="utf-8"))
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
+    text = outside_code(page.read_text(encoding="utf-8"))
+    tables = re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE)
+    counts = [{len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()} for table in tables]
+    assert [table for table, count in zip(tables, counts, strict=True) if len(count) > 1] == []
+
+
 def test_blocks_and_links_are_found() -> None:
     text = "\n".join(
         [
@@ -112,3 +143,4 @@ def test_blocks_and_links_are_found() -> None:
     )
     assert python_blocks(text) == [(2, "x = 1  # [f](g)"), (9, "```")]
     assert links(text) == ["docs/a.md", "b.png", "e.png"]
+    assert headings("# Drawing\n\n### Few labels: X-rays, by `probe`") == {"drawing", "few-labels-x-rays-by-probe"}
