@@ -122,6 +122,10 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
     assert [table for table, count in zip(tables, counts, strict=True) if len(count) > 1] == []
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120, "move detail into docs/"
+
+
 def test_blocks_and_links_are_found() -> None:
     text = "\n".join(
         [
