@@ -328,7 +328,7 @@ BAD = {
     "serve --model model --model model": ["--model", "two models are called 'model'"],
     "serve --model model --classifier model": ["knows no classes", "nextpixel probe"],
     "serve --model model --host nowhere.invalid --port 0": ["--host", "cannot listen on nowhere.invalid"],
-    "serve --model model --port 0 --slots 1000000000": ["--slots", "GB of memory", "fewer"],
+    "serve --model model --port 0 --speed exact --slots 1000000000": ["--slots", "GB of memory", "fewer"],
     "serve photo.png": ["photo.png", "nextpixel serve --help"],
     # prepared folders
     "prepare": ["expected images and a new folder", "as in: nextpixel prepare"],

@@ -277,13 +277,15 @@ def test_where_there_are_no_locks_nothing_is_locked(run, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("fcntl.flock", unsupported)
-        with Run(run).locked(), Run(run).locked():
+    with Run(run).locked():
+        with pytest.raises(InputError, match=BUSY), Run(run).locked():
             pass
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
-    with Run(run).locked(), Run(run).locked():
-        pass
+        with monkeypatch.context() as patch:
+            patch.setattr("fcntl.flock", unsupported)
+            nextpixel.pretrain(resume=run)
+        monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+        nextpixel.pretrain(resume=run)
+    assert Run(run).steps()[-1] == 12
 
 
 # ---- disks
