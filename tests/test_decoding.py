@@ -523,6 +523,7 @@ def test_three_threads_build_at_once_and_all_have_the_loops(tmp_path: Path, monk
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_build")
 def test_a_damaged_library_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, which a library that is mapped beyond its end would kill."""
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path / "cache"))

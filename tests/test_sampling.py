@@ -53,18 +53,18 @@ def test_batches_cut_by_memory_change_no_pixel(
 
 
 @pytest.mark.parametrize(("dtype", "tie"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_the_first_pixel_that_rounding_changes_is_a_near_tie(
+def test_rounding_changes_a_pixel_only_at_a_near_tie(
     model: ImageGPT, pictures: np.ndarray, dtype: torch.dtype, tie: float
 ) -> None:
-    rounding = copy.deepcopy(model).to(dtype)
-    exact, rounded = draw(model, pictures, n=8).images, draw(rounding, pictures, n=8).images
-    tokens, others = model.palette.encode(exact), model.palette.encode(rounded)
-    different = (tokens != others).any(1).nonzero()[:, 0].tolist()
-    assert different or dtype == torch.float32
-    for row in different:
-        t = int((tokens[row] != others[row]).nonzero()[0])
-        below = model(tokens[row][None])[0, t].softmax(-1).cumsum(-1)
-        assert (below - token_noise(0, row // 8, row % 8, 36)[t]).abs().min() < tie
+    """Given the pixels before it, each is one that exact numbers would draw with noise at most `tie` away."""
+    tokens = model.palette.encode(draw(copy.deepcopy(model).to(dtype), pictures, n=8).images)
+    noise = torch.stack([torch.from_numpy(token_noise(0, row // 8, row % 8, 36)) for row in range(24)])
+    probabilities = model(tokens).softmax(-1)
+    above, own = (x.gather(-1, tokens[..., None])[..., 0] for x in (probabilities.cumsum(-1), probabilities))
+    drawn = slice(18, None)  # the pixels behind the prompt
+    assert (above - own - tie <= noise)[:, drawn].all() and (noise <= above + tie)[:, drawn].all()
+    if dtype == torch.bfloat16:
+        assert not np.array_equal(draw(model, pictures, n=8).images, model.palette.decode(tokens)), "rounding counts"
 
 
 def test_seed_picture_and_completion_each_change_the_draw(model: ImageGPT, pictures: np.ndarray) -> None:
