@@ -46,7 +46,7 @@ test: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
-	$(BIN)/pytest -m browser
+	$(BIN)/pytest -n 2 -m browser
 	$(BIN)/pytest -m install
 
 format: setup
