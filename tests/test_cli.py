@@ -52,6 +52,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     np.save(home / "objects.npy", np.array([{"a": 1}], object), allow_pickle=True)
     np.save(home / "floats.npy", rng.random((2, 8, 8, 3)))
+    np.save(home / "complex.npy", np.zeros((2, 8, 8, 3), complex))
     np.savez(home / "labels.npz", labels=np.arange(2), more=np.arange(2))
     np.save(home / "flat.npy", np.zeros(9, np.float32))
     np.save(home / "many.npy", rng.integers(0, 256, (60, 8, 8, 3), np.uint8))
@@ -178,7 +179,7 @@ BAD = {
     "complete photo.png cut.png": ["cut.png", "repair it or leave it out"],
     "score text.png": ["text.png", "Remove or repair"],
     "score objects.npy": ["objects.npy", "not a .npy file of numbers"],
-    "score floats.npy": ["floats.npy", "uint8", "float64", "convert"],
+    "score complex.npy": ["complex.npy", "real numbers", "complex128"],
     "score labels.npz": ["labels.npz", "labels, more", "expected an array 'images'"],
     "score photos --split test": ["photos", "'test'", "leave it out"],
     "score some/set": ["some/set", "hub", "cannot be reached"],
@@ -276,7 +277,7 @@ BAD = {
     "sample --model deep": ["deep", "layers: expected a whole number from 1 to 10,000"],
     "sample --model wide": ["wide", "expected shape (513, 32)", "got (513, 16)"],
     "sample --model biased": ["biased", "c_fc.bias", "expected a bias of zero"],
-    "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 colours, got 5"],
+    "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 tokens, got 5"],
     "sample --model no-colours": ["no-colours/preprocessor_config.json", "clusters", "expected"],
     # drawn pictures against real ones
     "evaluate": ["IMAGES", "nextpixel evaluate --help"],

@@ -168,3 +168,15 @@ def test_gradients_are_the_same_every_time_on_two_threads(dtype: torch.dtype) ->
             assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "masked"])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_network_trains_after_it_was_used_for_inference(objective: str, positions: str) -> None:
+    config = ImageGPTConfig(layers=1, width=16, heads=2, side=3, colors=7, objective=objective, positions=positions)
+    tokens = torch.zeros(2, 9, dtype=torch.int64)
+    with torch.inference_mode():
+        ImageGPT(config, seed=1)(tokens)
+    model = ImageGPT(config, seed=1)
+    model(tokens).logsumexp(-1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

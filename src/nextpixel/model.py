@@ -152,7 +152,8 @@ class Positions:
 @functools.lru_cache(maxsize=8)
 def raster(config: ImageGPTConfig, device: torch.device, prefix_slots: int = 1) -> Positions:
     """From left to right and top to bottom, as in the paper."""
-    return Positions.of(config, device, torch.arange(config.tokens, device="cpu"), prefix_slots)
+    with torch.inference_mode(False):  # training may be next to use them
+        return Positions.of(config, device, torch.arange(config.tokens, device="cpu"), prefix_slots)
 
 
 def _angles(config: ImageGPTConfig) -> tuple[Tensor, Tensor]:
