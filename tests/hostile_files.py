@@ -25,7 +25,7 @@ from nextpixel import InputError, LinearProbe, Palette
 from nextpixel.checkpoints import load_openai
 from nextpixel.checkpoints.runs import Run
 from nextpixel.config import read_recipe
-from nextpixel.errors import WorkError
+from nextpixel.errors import MESSAGE_LETTERS, WorkError
 from nextpixel.extractors import read_features
 from nextpixel.images import UnreadableImage
 from nextpixel.labels import labels_from_csv
@@ -259,7 +259,7 @@ def main(seed: int, count: int, folder: Path) -> None:
             read(path)
             outcome = "read"
         except RIGHT as error:
-            outcome = "refused" if len(str(error)) < 2_000 else f"a message of {len(str(error))} letters"
+            outcome = "refused" if len(str(error)) <= MESSAGE_LETTERS else f"a message of {len(str(error))} letters"
         except Exception as error:
             outcome = f"{type(error).__name__}: {error}"[:300]
             shutil.copy(path, folder / f"kept-{number}-{path.name}")

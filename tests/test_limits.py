@@ -24,10 +24,12 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, LinearProbe, Palette
 from nextpixel.checkpoints.card import model_card, public
 from nextpixel.cli import main
 from nextpixel.config import ResNetConfig
+from nextpixel.errors import MESSAGE_LETTERS, WorkError, clipped, shortened
 from nextpixel.files import read_json
 from nextpixel.images import UnreadableImage, decode
-from nextpixel.limits import check_picture, open_arrays, read_bytes, shortened
-from nextpixel.progress import printable
+from nextpixel.labels import labels_from_csv
+from nextpixel.limits import check_picture, open_arrays, read_bytes
+from nextpixel.progress import printable, say
 from nextpixel.sources import open_source
 
 SMALL = Image.fromarray(np.random.default_rng(2).integers(0, 256, (8, 9, 3), np.uint8))
@@ -149,8 +151,9 @@ def pipe(tmp_path: Path) -> Path:
         lambda path: read_bytes(path),
         lambda path: Palette.read(path),
         lambda path: open_arrays(path).__enter__(),
+        lambda path: labels_from_csv(path, ["a.png"]),
     ],
-    ids="source list decode json bytes palette arrays".split(),
+    ids="source list decode json bytes palette arrays labels".split(),
 )
 def test_a_pipe_or_a_device_is_refused_at_once(
     what: str, read: Callable[[str], object], pipe: Path, tmp_path: Path
@@ -404,11 +407,41 @@ def test_what_is_saved_or_served_names_no_folder_of_its_maker(model: ImageGPT, t
 NAME = "\x1b]0;owned\x07\x1b[2Ja\u202eb\x9b31m\x85\r.png"
 
 
+@pytest.mark.parametrize("kind", [InputError, WorkError, lambda text: UnreadableImage("x", text)])
+def test_messages_stay_short_whatever_they_quote(kind: Callable[[str], Exception]) -> None:
+    message = str(kind(f"begin {'x' * 30_000} end"))
+    assert len(message) == MESSAGE_LETTERS and "begin xxx" in message and message.endswith("xxx end")
+    assert clipped("x" * 60, 60) == "x" * 60 and clipped("x" * 61, 60) == "x" * 35 + " ... " + "x" * 20
+    assert shortened(10**5000) == "a number of 16,610 bits"
+
+
+def test_lines_of_progress_stay_short(capsys: pytest.CaptureFixture[str]) -> None:
+    say("x" * 30_000)
+    assert len(capsys.readouterr().err) == MESSAGE_LETTERS + 1
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{0}\n", r"expected the columns file and label, got \['x+\.\.\.$"),
+        ("file,label\n{0},a\n{0},b\n", r"expected one label for 'x+\.\.\., got 'a' and 'b'; keep one row$"),
+        ("file,label\na,{0}\na,y\n", r"expected one label for 'a', got 'x+\.\.\. and 'y'; keep one row$"),
+        ("file,label\n{0},a\n", r"the column file holds 'x+\.\.\.; add rows"),
+        ("file,label\n{0}{0}{0}{0},a\n", "got something unreadable: field larger than field limit"),
+    ],
+)
+def test_a_table_with_long_cells(table: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(table.format("x" * 50_000))
+    with pytest.raises(InputError, match=message) as raised:
+        labels_from_csv(path, ["1.png"])
+    assert len(str(raised.value)) < 600
+
+
 def test_control_characters_are_written_as_escapes() -> None:
     shown = printable(NAME)
     assert shown == "\\x1b]0;owned\\x07\\x1b[2Ja\\u202eb\\x9b31m\\x85\\x0d.png" and shown.isprintable()
     assert printable("naïve 猫 ☃ ▀") == "naïve 猫 ☃ ▀"
-    assert shortened(10**5000) == "a number of 16,610 bits"
 
 
 def steering(text: str) -> set[str]:

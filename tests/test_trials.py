@@ -1,6 +1,6 @@
 """Trials: thousands of hostile files over every reader, and of the worst requests against a live server.
 
-pytest -m slow -s tests/test_trials.py
+pytest -m trial -s tests/test_trials.py
 """
 
 import base64
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.trial, pytest.mark.timeout(3600)]
 
 FILES, REQUESTS = 2_000, 5_000
 CPU_SECONDS, WALL_SECONDS = 2.0, 30.0  # of one: others may use the machine as well

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nextpixel.data import DecodedSet
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, clipped, shortened
+from nextpixel.limits import open_file
 from nextpixel.progress import say, say_once
 from nextpixel.sources.base import label_array
 
@@ -31,25 +33,26 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
     A file of the table is the picture of that path, or of the longest end of it that only one picture has, be it with
     the extension or without. Raises InputError for a picture without a row, or for rows that contradict each other.
     """
-    table: dict[tuple[str, ...], str] = {}
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # Excel begins its files with a mark
-            rows = csv.DictReader(file)
-            if not {"file", "label"} <= set(rows.fieldnames or ()):
-                raise InputError(f"{path}: expected the columns file and label, got {rows.fieldnames}")
-            for row in rows:
-                key, label = path_parts(plain_cell(row["file"] or "")), plain_cell(row["label"] or "")
-                if table.setdefault(key, label) != label:
-                    raise InputError(
-                        f"{path}: expected one label for {row['file']!r}, got {table[key]!r} and {label!r}; "
-                        "keep one row"
-                    )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:  # Excel begins its files with a mark
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: expected a CSV file of file,label, got something unreadable: {error}") from None
+    if not {"file", "label"} <= set(columns):
+        raise InputError(f"{path}: expected the columns file and label, got {shortened(columns, 200)}")
+    table: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        key, label = path_parts(plain_cell(row["file"] or "")), plain_cell(row["label"] or "")
+        if table.setdefault(key, label) != label:
+            raise InputError(
+                f"{path}: expected one label for {shortened(row['file'])}, got {shortened(table[key])} and "
+                f"{shortened(label)}; keep one row"
+            )
     found = _match([path_parts(name) for name in names], list(table))
     missing = [name for name, key in zip(names, found, strict=True) if key is None]
     if missing:
-        held = ", ".join(repr("/".join(key)) for key in list(table)[:3])
+        held = ", ".join(shortened("/".join(key)) for key in list(table)[:3])
         raise InputError(
             f"{path}: expected one row for each picture, got none or several for {len(missing):,} of "
             f"{len(names):,}: looked for {missing[0]!r}, the column file holds {held or 'nothing'}"
@@ -158,7 +161,7 @@ def _checked(names: NDArray[Any], where: str) -> NDArray[Any]:
                 say_once(f"{where}: {count:,} labels are {name!r}, taken as a class of that name; empty cells are none")
         for several in alike.values():
             if len(several) > 1:
-                shown = ", ".join(map(ascii, several))
+                shown = ", ".join(ascii(clipped(name, 60)) for name in several)
                 say_once(f"{where}: classes that differ in case, spaces or Unicode form alone, kept apart: {shown}")
     return names
 
@@ -211,8 +214,10 @@ def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels"
     stranger = next((name for name in names if name not in number), None)
     if stranger is not None:
         near = next((name for name in number if plain_name(name) == plain_name(stranger)), None)
-        hint = "" if near is None else f", which looks like {near!a}"
-        raise InputError(f"{what}: expected the classes of the training images, got {stranger!a} as well{hint}")
+        hint = "" if near is None else f", which looks like {clipped(near, 60)!a}"
+        raise InputError(
+            f"{what}: expected the classes of the training images, got {clipped(stranger, 60)!a} as well{hint}"
+        )
     return np.array([number[name] for name in names], np.int64)
 
 

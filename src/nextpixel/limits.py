@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, BinaryIO
 
+from nextpixel.errors import shortened
+
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
 
@@ -122,12 +124,3 @@ def _check_jpeg(content: bytes) -> None:
         if exif > EXIF_SEGMENTS:
             raise ValueError(f"it has over {EXIF_SEGMENTS} EXIF segments")
     raise ValueError(f"it has over {SEGMENTS:,} segments")
-
-
-def shortened(value: object, at_most: int = 60) -> str:
-    """A value in a sentence, however long it is: repr() of a whole number of 5,000 digits fails."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
-    return text if len(text) <= at_most else f"{text[: at_most - 3]}..."

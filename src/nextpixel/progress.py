@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
+from nextpixel.errors import clipped
+
 Advance = Callable[..., None]
 SILENT_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
@@ -76,7 +78,7 @@ def say(line: str, everywhere: bool = False) -> None:
     """One line for whoever watches, on stderr, from the first process or `everywhere`."""
     if not (everywhere or is_first()):
         return
-    sys.stderr.write(printable(line) + "\n")
+    sys.stderr.write(printable(clipped(line)) + "\n")
     sys.stderr.flush()
 
 

@@ -7,8 +7,7 @@ from typing import Any, get_args
 
 from nextpixel.config.keywords import Settings
 from nextpixel.config.terms import Activation, Objective, Positions, Size
-from nextpixel.errors import InputError
-from nextpixel.limits import shortened
+from nextpixel.errors import InputError, shortened
 
 
 @dataclass(frozen=True)

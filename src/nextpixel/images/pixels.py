@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from nextpixel.config import Levels
+from nextpixel.errors import clipped
 from nextpixel.images import dicom, multiband
 from nextpixel.images.multiband import choose_bands
 from nextpixel.images.numbers import Numbers, coloured
@@ -60,7 +61,7 @@ class UnreadableImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"cannot read the image {self.name}: {self.reason}"
+        return clipped(f"cannot read the image {self.name}: {self.reason}")
 
 
 def readable_extensions() -> frozenset[str]:
