@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,9 +105,9 @@ def test_prompts_read_in_groups_are_those_read_at_once(
 
     at_once, extend, sizes = drawn(), ImageGPT.extend, []
 
-    def watched(self: ImageGPT, tokens: Tensor, *rest: object) -> Tensor:
+    def watched(self: ImageGPT, tokens: Tensor, *rest: Any, **named: Any) -> Tensor:
         sizes.append(len(tokens))
-        return extend(self, tokens, *rest)  # type: ignore[arg-type]
+        return extend(self, tokens, *rest, **named)
 
     monkeypatch.setattr(ImageGPT, "extend", watched)
     monkeypatch.setattr(packing, "READ_BYTES", 2 * 21 * 4 * 64 * 4)
