@@ -119,7 +119,7 @@ def test_the_first_losses_are_those_by_hand(objective: str, tmp_path: Path) -> N
     for step in range(2):
         tokens = begun.palette.encode(batches(step))
         truth = torch.from_numpy((labels == "night")[batches.numbers(step)].astype(int))
-        hidden = torch.from_numpy(batches.masks(step)) if objective == "masked" else None
+        hidden = torch.from_numpy(batches.masks(step, 16)) if objective == "masked" else None
         pixels = mine(tokens, hidden)
         generative = (
             cross_entropy(pixels, tokens) if hidden is None else masked_cross_entropy(pixels, tokens, hidden).mean()

@@ -12,7 +12,7 @@ from torch import Tensor
 from nextpixel import kernels
 from nextpixel.caches import Int8Cache, RowCache
 from nextpixel.config import ImageGPTConfig, Speed
-from nextpixel.model import ImageGPT, KVCache, Positions
+from nextpixel.model import ImageGPT, KVCache, Positions, raster
 from nextpixel.packing import can_round, packed_network, read_together
 
 FAST_FROM = 3e8  # parameters times drawn tokens: a third of a second of plain drawing, where setting up begins to pay
@@ -28,7 +28,10 @@ class Decoder:
         """For so many rows, prefixes of so many vectors, and an order (T,) of the grid's places, see Positions."""
         self.network, self.rows, self.prefix_slots = self.network_of(model), rows, prefix_slots
         self.cache = self.new_cache(rows, prefix_slots - 1 + model.config.tokens)
-        self.positions = None if order is None else Positions.of(model.config, model.device, order, prefix_slots)
+        if order is None:
+            self.positions = raster(model.config, model.device, prefix_slots)
+        else:
+            self.positions = Positions.of(model.config, model.device, order, prefix_slots)
 
     @staticmethod
     def network_of(model: ImageGPT) -> ImageGPT:
@@ -54,7 +57,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (n, K) of the token behind these tokens (n,) of the first n rows; others stand still, if they can."""
-        return self.network.extend(tokens[:, None], self.cache, positions=self.positions)[:, -1]
+        return self.network.extend(tokens[:, None], self.cache, None, self.positions)[:, -1]
 
     def together(self, tokens: int) -> int:
         """How many prompts of so many tokens are read at once: on a CPU, as many as its cache can work on."""

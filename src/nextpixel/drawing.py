@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -45,15 +45,11 @@ class Table(Generic[R]):
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        config, device = decoder.network.config, decoder.network.device
-        self.decoder, self.length = decoder, config.tokens
+        self.decoder, self.length = decoder, decoder.network.config.tokens
         self.rows: list[R] = []
-        self._chosen = False  # tokens that the decoder has not read
-        self._groups: list[tuple[SamplingConfig, Any]] | None = None
-        self._known = torch.zeros(decoder.rows, dtype=torch.int64, device=device)
-        self._tokens = torch.zeros(decoder.rows, dtype=torch.int64, device=device)
-        self._noise = torch.zeros(decoder.rows, self.length, dtype=wide_type(device), device=device)
-        self._logits = torch.zeros(0)
+        self._logits, self._noise = torch.empty(0), torch.empty(0)  # of the rows, (B, K) and (B, T)
+        self._tokens: Tensor | None = None  # (B,), where the decoder has not read them
+        self._groups: list[tuple[SamplingConfig, list[int]]] | None = None
 
     @property
     def free(self) -> int:
@@ -67,7 +63,6 @@ class Table(Generic[R]):
             own = [i for i, prompt in enumerate(of) if first <= prompt < first + len(group)]
             self.add([rows[i] for i in own], self.decoder.read(group, prefix), [of[i] - first for i in own])
 
-    @torch.inference_mode()
     def add(self, rows: Sequence[R], read: Read, of: Sequence[int]) -> None:
         """Draw these rows too, at most as many as are free, row i behind prompt of[i] of those that were read."""
         self.step()
@@ -76,63 +71,69 @@ class Table(Generic[R]):
             torch.tensor(numbers, device=logits.device) for numbers in (range(first, first + len(rows)), of)
         )
         self.decoder.fill(places, cache, prompts)
-        if not len(self._logits):
-            self._logits = logits.new_zeros(self.decoder.rows, logits.shape[1])
-        self._logits[places] = logits[prompts]
-        self._noise[places] = torch.from_numpy(np.stack([row.noise for row in rows])).to(self._noise)
-        self._known[places] = torch.tensor([row.known for row in rows], device=logits.device)
+        logits, noise = logits[prompts], torch.from_numpy(np.stack([row.noise for row in rows]))
+        noise = noise.to(logits.device, wide_type(logits))
+        self._logits = torch.cat([self._logits, logits]) if first else logits
+        self._noise = torch.cat([self._noise, noise]) if first else noise
         self.rows += rows
         self._groups = None
 
     def leave(self) -> None:
         """Rows that are finished or over are free; the last ones take their places."""
+        kept = list(range(len(self.rows)))
         for number in reversed(range(len(self.rows))):
             if self.rows[number].over or self.rows[number].known == self.length:
-                last = self.rows.pop()
-                if number < len(self.rows):
+                last = kept.pop()
+                if number < len(kept):
                     assert isinstance(self.decoder, RowDecoder)
-                    self.decoder.copy(len(self.rows), number)
-                    for tensor in (self._logits, self._noise, self._known, self._tokens):
-                        tensor[number] = tensor[len(self.rows)]
-                    self.rows[number] = last
-                self._groups = None
+                    self.decoder.copy(len(kept), number)
+                    kept[number] = last
+        if len(kept) < len(self.rows):
+            self.rows[:] = [self.rows[number] for number in kept]
+            self._logits, self._noise = self._logits[kept], self._noise[kept]
+            self._tokens = None if self._tokens is None else self._tokens[kept]
+            self._groups = None
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[list[R], Tensor, Tensor]]:
         while self.step():
             yield self._choose()
 
-    @torch.inference_mode()
     def step(self) -> bool:
         """Let the decoder read the tokens chosen last, where it has not; whether rows are left."""
         self.leave()
-        if self.rows and self._chosen:
+        if self.rows and self._tokens is not None:
             if isinstance(self.decoder, RowDecoder):
                 self.decoder.shorten(max(row.known for row in self.rows))
-            self._logits[: len(self.rows)] = self.decoder.step(self._tokens[: len(self.rows)])
-        self._chosen = False
+            self._logits = self.decoder.step(self._tokens)
+        self._tokens = None
         return bool(self.rows)
 
     def _choose(self) -> tuple[list[R], Tensor, Tensor]:
-        count = len(self.rows)
-        logits, known, tokens = self._logits[:count], self._known[:count], self._tokens[:count]
-        noise = self._noise[:count].gather(1, known[:, None])[:, 0]
-        for sampling, numbers in self._by_sampling():
-            tokens[numbers] = choose(logits[numbers], noise[numbers], sampling)
-        nats = cross_entropy(logits[:, None], tokens[:, None], reduction="none")[:, 0]
-        known += 1
+        known = [row.known for row in self.rows]
+        if known.count(known[0]) == len(known):
+            noise = self._noise[:, known[0]]
+        else:
+            noise = self._noise.gather(1, torch.tensor(known, device=self._noise.device)[:, None])[:, 0]
+        groups = self._by_sampling()
+        if len(groups) == 1:
+            tokens = choose(self._logits, noise, groups[0][0])
+        else:
+            tokens = torch.empty(len(known), dtype=torch.int64, device=self._logits.device)
+            for sampling, numbers in groups:
+                tokens[numbers] = choose(self._logits[numbers], noise[numbers], sampling)
         for row in self.rows:
             row.known += 1
-        self._chosen = True
-        return list(self.rows), tokens.clone(), nats
+        self._tokens = tokens
+        return list(self.rows), tokens, cross_entropy(self._logits[:, None], tokens[:, None], reduction="none")[:, 0]
 
-    def _by_sampling(self) -> list[tuple[SamplingConfig, Any]]:
+    def _by_sampling(self) -> list[tuple[SamplingConfig, list[int]]]:
         """The numbers of the rows that are drawn alike; found again when rows have come or gone."""
         if self._groups is None:
             groups: dict[SamplingConfig, list[int]] = {}
             for number, row in enumerate(self.rows):
                 groups.setdefault(replace(row.sampling, seed=0), []).append(number)
-            self._groups = list(groups.items()) if len(groups) > 1 else [(row.sampling, slice(None))]
+            self._groups = list(groups.items())
         return self._groups
 
 
@@ -144,7 +145,7 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.to(wide_type(logits.device))
+    logits = logits.to(wide_type(logits))
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest may not become infinite
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         places = logits.sort(dim=-1, descending=True, stable=True).indices
@@ -165,5 +166,5 @@ def token_noise(seed: int, picture: int, completion: int, tokens: int) -> NDArra
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(tokens)
 
 
-def wide_type(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+def wide_type(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -469,7 +469,7 @@ class ImageGPT(nn.Module):
         for block in self.blocks:
             h = block(h, first, turns, cache)
         cache.advance(count)
-        return self.logits(self.norm(h[:, max(0, front - 1) :]))
+        return self.logits(self.norm(h if front < 2 else h[:, front - 1 :]))
 
     def _check_room(self, tokens: int) -> None:
         if tokens > self.config.tokens:
