@@ -73,7 +73,7 @@ def test_a_grid_is_its_rows_and_columns() -> None:
     assert ImageGPTConfig(side=(4, 4)) == ImageGPTConfig(side=4)
     assert CONFIG.parameters == sum(p.numel() for p in ImageGPT(CONFIG).parameters())
     for side in ((3, 0), (3, 2, 1), (3, True), "32", 2.0):
-        with pytest.raises(InputError, match="side: expected a whole number of at least 1"):
+        with pytest.raises(InputError, match="side: expected a whole number"):
             ImageGPTConfig(side=side)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"orientations: .* square grid"):
         ImageGPTConfig(side=(3, 2), orientations=8)
