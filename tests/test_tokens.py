@@ -11,13 +11,13 @@ import torch
 
 import nextpixel
 from averages import Averages
-from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette, kernels
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
 from nextpixel.drawing import Row, Table, token_noise
 from nextpixel.model import Positions, cross_entropy, raster
 from nextpixel.oddness import measure
-from nextpixel.packing import can_round
+from nextpixel.packing import RoundedHidden, can_round
 from nextpixel.sampling import draw
 from nextpixel.server.engine import Done, Engine, Event, Ticket
 from nextpixel.server.engine import Row as ToldRow
@@ -178,6 +178,19 @@ def test_the_mask_of_attention_is_an_argument(model: ImageGPT) -> None:
     every = model(tokens, seen="all")
     assert (every - model(tokens)).abs().max() > 1e-3
     assert torch.allclose(model(tokens, seen=torch.ones_like(causal)), every, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, MODERN])
+def test_the_int8_blocks_see_all_slots_where_the_network_does(options: dict[str, Any]) -> None:
+    model = lively(ImageGPTConfig(3, 64, 2, (5, 3), 8, objective="masked", **options), torch.float32)
+    if kernels.load() is None:
+        pytest.skip("needs a C compiler")
+    tokens = torch.randint(0, 8, (6, 15), generator=torch.Generator().manual_seed(0))
+    masked = torch.rand(6, 15, generator=torch.Generator().manual_seed(1)) < 0.3
+    exact, rounded = (dict(hidden(tokens, [1, 3], masked)) for hidden in (model.hidden, RoundedHidden(model)))
+    for layer in (1, 3):
+        assert (rounded[layer] - exact[layer]).norm() < 0.05 * exact[layer].norm()
+        assert not torch.equal(rounded[layer], exact[layer])
 
 
 def test_raster_order_and_one_start_vector_are_the_default(model: ImageGPT) -> None:

@@ -279,11 +279,11 @@ INLINE void dot(const int rows, const int columns, const numbers *x, const uint8
 }
 
 /* softmax(query K / sqrt(width)) V in place of `rows` queries, which lie `apart` from each other. The first looks at
-   `count` slots, each other one at one more than the one before. `scratch` is that of a thread. */
-INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t E, int64_t width,
-                   float *scratch) {
+   `count` slots, each other one at `more`, 1 or 0, more than the one before. `scratch` is that of a thread. */
+INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t more, int64_t E,
+                   int64_t width, float *scratch) {
     const int columns = rows > 1 ? 2 : 4;  // what the registers hold
-    int64_t room = (count + rows - 1 + LANES - 1) / LANES * LANES;
+    int64_t room = (count + (rows - 1) * more + LANES - 1) / LANES * LANES;
     float *padded[TOGETHER], *scores[TOGETHER], *space[TOGETHER], total[TOGETHER];
     numbers packed[TOGETHER];
     floats y[4][4];
@@ -301,7 +301,7 @@ INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t 
         }
     }
     for (int j = 0; j < rows; j++) {
-        total[j] = weigh(scores[j], from.value_scales, count + j, room);
+        total[j] = weigh(scores[j], from.value_scales, count + j * more, room);
         packed[j] = pack(scores[j], space[j], room);
     }
     for (int64_t e = 0; e < E;) {
@@ -390,7 +390,7 @@ typedef struct {
     const int64_t *positions;
     const float *turns;  // cos and sin for queries, cos and sin for keys: (4, 1 or B, Q, width / 2), or null
     int64_t turns_part, turns_row;
-    int qk_norm;
+    int qk_norm, causal;  // causal: queries see the slots up to their own, else all of them
 } heads;
 
 /* Slots first to end of B * Q: of qkv (slots, 3, N, width) the queries, turned, into their places in (B, Q, N, width),
@@ -413,7 +413,7 @@ static void enter(const float *qkv, float *queries, cache all, heads of, int64_t
     }
 }
 
-/* What the queries (B, Q, N, width) see, in their places: each the slots up to its own. */
+/* What the queries (B, Q, N, width) see, in their places: each the slots up to its own, or all of them. */
 static void attention(float *queries, cache all, heads of, team by) {
     int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, tiles = (Q + TOGETHER - 1) / TOGETHER;
     int64_t items = of.B * N * tiles, at_once = tiles > 1 ? 4 : (items + by.threads - 1) / by.threads;
@@ -423,10 +423,11 @@ static void attention(float *queries, cache all, heads of, team by) {
             int64_t end = i + TOGETHER < Q ? i + TOGETHER : Q;
             cache head = part(all, b * N + n, of.T, E);
             float *x = queries + ((b * Q + i) * N + n) * width;
-            int64_t seen = of.positions[b] + i + 1;
-            if (end - i == TOGETHER) answer(TOGETHER, head, x, N * width, seen, E, width, by.scratch);
+            int64_t seen = of.positions[b] + (of.causal ? i + 1 : Q);
+            if (end - i == TOGETHER) answer(TOGETHER, head, x, N * width, seen, of.causal, E, width, by.scratch);
             else
-                for (; i < end; i++, seen++, x += N * width) answer(1, head, x, 0, seen, E, width, by.scratch);
+                for (; i < end; i++, seen += of.causal, x += N * width)
+                    answer(1, head, x, 0, seen, 1, E, width, by.scratch);
         }
     }
 }
@@ -549,7 +550,7 @@ void multiply(const float *x, const float *gain, const uint8_t *weight, const fl
 void attend(const float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales,
             float *value_scales, const int64_t *positions, float *out, float *scratch, int64_t B, int64_t Q, int64_t N,
             int64_t width, int64_t T, int64_t E, int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
-    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
+    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm, 1};
     cache all = {keys, values, key_scales, value_scales};
     enter(qkv, out, all, of, 0, B * Q, (team){0, 1, scratch});
 #pragma omp parallel num_threads(threads)
@@ -567,9 +568,9 @@ typedef struct {
 void blocks(const block *layers, float *h, const float *first, const float *turns, uint8_t *keys, uint8_t *values,
             float *key_scales, float *value_scales, const int64_t *positions, float *room, float *scratch, int64_t L,
             int64_t one_cache, int64_t slots, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
-            int64_t turns_part, int64_t turns_row, int64_t qk_norm, int64_t activation, int threads) {
+            int64_t turns_part, int64_t turns_row, int64_t qk_norm, int64_t causal, int64_t activation, int threads) {
     int64_t M = B * Q, D = N * width;
-    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm};
+    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm, (int)causal};
 #pragma omp parallel num_threads(threads)
     {
         team all = this_team(scratch, scratch_room(T, E, D));

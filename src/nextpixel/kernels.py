@@ -73,7 +73,7 @@ def _load() -> ctypes.CDLL | None:
         (library.scratch_room, 3),
     ):
         function.argtypes, function.restype = [number] * arguments, number
-    for function, pointers, numbers in ((library.multiply, 8, 4), (library.attend, 9, 9), (library.blocks, 11, 13)):
+    for function, pointers, numbers in ((library.multiply, 8, 4), (library.attend, 9, 9), (library.blocks, 11, 14)):
         function.argtypes, function.restype = [*[pointer] * pointers, *[number] * numbers, threads], None
     return library
 
@@ -208,8 +208,9 @@ def blocks(
     heads: int,
     qk_norm: bool,
     activation: Activation,
+    causal: bool = True,
 ) -> Tensor:
-    """What all blocks of a network make of h (B, Q, D), `first` being its input; fp32.
+    """What all blocks of a network make of h (B, Q, D), `first` being its input; fp32. Not causal, all Q see all Q.
 
     See `attend` for the cache; one of a single block serves all of them where nothing is drawn afterwards.
     """
@@ -221,7 +222,7 @@ def blocks(
     tensors = (table, h, first, turns, *cache, positions, room, _scratch(width, cache))
     one_cache = len(cache.keys) == 1
     sizes = (len(table), one_cache, cache.keys.shape[1], batch, slots, heads, width // heads, *cache.keys.shape[3:])
-    _call(library.blocks, tensors, *sizes, *steps, qk_norm, ACTIVATIONS.index(activation))
+    _call(library.blocks, tensors, *sizes, *steps, qk_norm, causal, ACTIVATIONS.index(activation))
     return h
 
 

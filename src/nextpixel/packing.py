@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextpixel import kernels
+from nextpixel.attention import Seen
 from nextpixel.caches import Int8Cache
 from nextpixel.model import Block, ImageGPT, Linear, Norm
 
@@ -73,19 +74,24 @@ class Int8Blocks(nn.Module):
     def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache) -> Tensor:
         return self._run(slice(None), h, first, turns, cache)
 
-    def hidden(self, first: Tensor, layers: Collection[int], turns: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    def hidden(
+        self, first: Tensor, layers: Collection[int], turns: Tensor | None, seen: Seen
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield (l, h) with the stream h (B, T, D) before block l, or behind all, for each of `layers`, in order."""
+        assert not isinstance(seen, Tensor)
         (rows, slots, _), c = first.shape, self.config
         cache = Int8Cache(dataclasses.replace(c, layers=1), rows, slots)  # one for all blocks
         h, done = first, 0
         for layer in sorted(layers):
             if layer > done:
-                h, done = self._run(slice(done, layer), h, first, turns, cache), layer
+                h, done = self._run(slice(done, layer), h, first, turns, cache, seen == "causal"), layer
             yield layer, h
 
-    def _run(self, which: slice, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache) -> Tensor:
+    def _run(
+        self, which: slice, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache, causal: bool = True
+    ) -> Tensor:
         c = self.config
-        settings = (c.heads, c.qk_norm, c.activation)
+        settings = (c.heads, c.qk_norm, c.activation, causal)
         return kernels.blocks(self.table[which], h, first, turns, cache.bytes, cache.slot, *settings)
 
 
@@ -147,9 +153,9 @@ class RoundedHidden:
         """So many at once the processor's cache can work on."""
 
     def __call__(
-        self, tokens: Tensor, layers: Collection[int], masked: None = None, *, shifted: bool = True
+        self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        first, turns, _ = self.model.inputs(tokens, shifted=shifted)
+        first, turns, seen = self.model.inputs(tokens, masked, shifted=shifted)
         first = first.float()
-        for layer, h in self.blocks.hidden(first, layers, turns):
+        for layer, h in self.blocks.hidden(first, layers, turns, seen):
             yield layer, self.model.entering(layer, h, first)
