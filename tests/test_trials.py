@@ -6,6 +6,7 @@ pytest -m trial -s tests/test_trials.py
 import base64
 import collections
 import json
+import os
 import queue
 import random
 import socket
@@ -108,12 +109,12 @@ def test_the_worst_requests_are_answered_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1"]
     process, lines = lines_of(command)
     counts: collections.Counter[str] = collections.Counter()
-    slow, wrong, memory = (0.0, ""), [], []
+    slow, longest, wrong, memory = (0.0, ""), 0.0, [], []
     with process:
         try:
             port = int((lines.get(timeout=120) or "").rpartition(":")[2])
             for number, (path, kind, body) in enumerate(bodies()):
-                start, leaves = time.monotonic(), number % 10 == 9
+                start, cpu, leaves = time.monotonic(), cpu_seconds(process.pid), number % 10 == 9
                 with socket.create_connection(("127.0.0.1", port), timeout=WALL_SECONDS) as line:
                     head = f"POST /v1/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
                     head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -128,24 +129,40 @@ def test_the_worst_requests_are_answered_at_once(tmp_path: Path) -> None:
                     except (BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
                         counts["closed"] += 1
                         continue
-                seconds = time.monotonic() - start
-                slow = max(slow, (seconds, f"{path} {status} {body[:100]!r}"))
+                longest = max(longest, time.monotonic() - start)
+                slow = max(slow, (cpu_seconds(process.pid) - cpu, f"{path} {status} {body[:100]!r}"))
                 counts[str(status)] += 1
                 if status >= 500:
                     wrong.append(f"{path} {status} {said[:200]!r} {body[:100]!r}")
                 memory.append(sum(rss_mb(pid) for pid in (process.pid, *children(process.pid))))
         finally:
             process.kill()
-    print(f"\n{sum(counts.values()):,} requests: {dict(counts)}; the slowest {slow[0]:.2f} s: {slow[1]}")
+    print(
+        f"\n{sum(counts.values()):,} requests: {dict(counts)}; the longest {longest:.2f} s (load {os.getloadavg()[2]:.1f})"
+    )
+    print(f"the most work {slow[0]:.2f} s of CPU: {slow[1]}")
     early = max(memory[: int(len(memory) * WARM)])
     print(f"memory with decoders: {early:.0f} MB at most before {WARM:.0%}, {memory[-1]:.0f} MB at the end")
     assert wrong == [] and counts["200"] > 100
-    assert slow[0] < 2 * CPU_SECONDS
+    assert slow[0] < CPU_SECONDS
     assert memory[-1] < early + GROWTH_MB
 
 
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process, its living children and those that have ended."""
+
+    def ticks(pid: int, fields: slice) -> int:
+        try:
+            return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[fields]))
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+
+    own = ticks(pid, slice(11, 15)) + sum(ticks(child, slice(11, 13)) for child in children(pid))
+    return own / os.sysconf("SC_CLK_TCK")
 
 
 def rss_mb(pid: int) -> float:
