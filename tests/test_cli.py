@@ -290,7 +290,6 @@ BAD = {
     "evaluate many.npy --pictures photos": ["at least 20 pictures", "got 3"],
     "evaluate many.npy --pictures nope": ["nope", "no such file"],
     "evaluate many.npy --extractor untrained": ["--extractor", "expected --samples N or --pictures"],
-    "evaluate many.npy --train photos": ["--train", "expected --samples N or --pictures"],
     "evaluate many.npy --temperature 0.5": ["--temperature", "expected --samples N"],
     "evaluate many.npy --samples 20 --protocol openai": ["--protocol", "expected no --samples"],
     "evaluate many.npy --samples 20 --extractor nope": ["--extractor", "pixels, untrained, a .onnx file", "'nope'"],

@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused() -> None:
         fit_convnet(squares, ["a"] * 10)
     with pytest.raises(InputError, match="expected uint8 of shape"):
         fit_convnet(squares.astype(np.float32), labels)
-    with pytest.raises(InputError, match="blocks: expected a whole number of at least 1"):
+    with pytest.raises(InputError, match="blocks: expected a whole number from 1 to 1,000, got 0"):
         ResNetConfig(blocks=0)
 
 

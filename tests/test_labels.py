@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,17 @@ import numpy as np
 import pytest
 
 import nextpixel
+from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.errors import InputError
+from nextpixel.images import save_png
 from nextpixel.labels import class_numbers, given_labels, has_label, labels_from_csv, labels_of, seen_before
 from nextpixel.metrics import score_of
 from nextpixel.prepared import prepare
 from nextpixel.probing import LinearProbe
 from nextpixel.sources import load_images, open_source
 from test_listing import picture, png, shard
+from tiny_runs import photos, settings
 
 
 def table(path: Path, labels: Any, names: list[str] | None = None, colours: list[int] | None = None) -> Path:
@@ -239,8 +244,8 @@ def test_classes_of_any_name_spoil_no_output(tmp_path, monkeypatch, capsys, mode
     monkeypatch.chdir(tmp_path)
     nextpixel.save(model, "model")
     count = len(NAMES)
-    for split in ("train", "test"):
-        colours = [7 * number % 256 for number in range(count)] * 4
+    for shift, split in enumerate(("train", "test")):
+        colours = [(7 * number + shift) % 256 for number in range(count)] * 4
         table(Path("set") / f"{split}.parquet", [*range(count)] * 4, NAMES, colours)
     assert main(["probe", "set", "--model", "model", "--no-baselines", "--layer", "1", "--out", "probe"]) == 0
     capsys.readouterr()
@@ -283,11 +288,70 @@ def test_training_images_among_the_test_images_are_told_and_left_out(tmp_path, m
     assert (score["accuracy_without_them"] * 7) % 1 == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("form", ["copied with other times", "another format"])
+@pytest.mark.parametrize("verb", ["probe", "finetune"])
+def test_a_test_set_of_training_images_is_refused_by_what_it_shows(tmp_path, monkeypatch, capsys, model, verb, form):
+    monkeypatch.chdir(tmp_path)
+    nextpixel.save(model, "model")
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8)
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for i, image in enumerate(images):
+        save_png(image, tmp_path / "set" / "ab"[i % 2] / f"{i:02d}.png")
+    if form == "another format":
+        np.savez("copy.npz", images=images[::-1], labels=np.arange(12)[::-1] % 2, class_names=np.array(["a", "b"]))
+    else:
+        shutil.copytree("set", "copy.npz")
+        for path in tmp_path.glob("copy.npz/*/*"):
+            os.utime(path, (1_000_000, 1_000_000))
+    few = {"probe": ["--no-baselines", "--layer", "1"], "finetune": ["--epochs", "1", "--out", "run"]}[verb]
+    assert main([verb, "set", "--test", "copy.npz", "--model", "model", *few]) == 2
+    assert "copy.npz: expected test images other than the training images, got only such" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("known_by", ["its run", "a checkpoint", "train", "split"])
+def test_evaluate_tells_training_images_and_gives_figures_without_them(tmp_path, monkeypatch, capsys, known_by):
+    photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
+    np.savez("own.npz", images=images[:10])
+    np.savez("set.npz", train_images=images[:10], test_images=images[7:])
+    run = nextpixel.pretrain("own.npz", out="disk", **settings(tmp_path) | {"steps": 2})
+    nextpixel.save(run, "model")
+    options = {
+        "its run": ["--model", "disk"],
+        "a checkpoint": ["--model", str(Run("disk").best_checkpoint())],
+        "train": ["--model", "model", "--train", "own.npz"],
+        "split": ["--model", "model"],
+    }[known_by]
+    assert main(["evaluate", "set.npz", "--split", "test", "--json", *options]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    nats = nextpixel.nll(nextpixel.load("disk"), images[7:])
+    assert told["training_images"] == 3 and told["images"] == 13
+    assert told["nats_per_pixel"] == pytest.approx(nats.mean(), rel=1e-5)
+    assert told["nats_per_pixel_without_them"] == pytest.approx(nats[3:].mean(), rel=1e-5)
+    assert "3 of 13 test images are training images, pixel by pixel at side" in err
+
+
+def test_pretrain_tells_validation_images_that_are_training_images(tmp_path, capsys):
+    photos(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
+    np.save(tmp_path / "held.npy", images[8:14])
+    options = settings(tmp_path) | {"steps": 1, "validation": str(tmp_path / "held.npy")}
+    nextpixel.pretrain(images[:10], out=tmp_path / "run", **options)
+    assert "held.npy: 2 of 6 validation images are training images, pixel by pixel" in capsys.readouterr().err
+
+
 def test_figures_without_training_images_are_those_of_the_others():
     chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]], np.float32)
     seen = np.array([True, False, False, True])
     score = score_of(chances, np.array([0, 1, 1, 1]), 2, seen=seen)
     assert (score.accuracy, score.training_images, score.accuracy_without_them) == (0.75, 2, 0.5)
+    assert score.auc_without_them is None  # one class is left
+    other = score_of(chances, np.array([0, 1, 1, 0]), 2, seen=np.array([True, False, False, False]))
+    assert (other.auc, other.auc_without_them, other.accuracy_without_them) == (0.75, 0.5, 1 / 3)
     assert score_of(chances, np.array([0, 1, 1, 1]), 2, seen=~seen & seen).accuracy_without_them is None
     train, test = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8)
     test[1, 3, 3, 2] = 1

@@ -51,7 +51,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     nextpixel.pretrain(images, out=home / "large", **short(home, width=32))
     arrays: dict[str, np.ndarray] = {"class_names": np.array(["dull", "red"])}
     for number, (split, count) in enumerate((("train", 100), ("test", 50))):
-        arrays[f"{split}_images"] = pictures(count, seed=number + 1)
+        arrays[f"{split}_images"] = pictures(count, seed=2 * number + 2)  # none is in two sets
         reds = arrays[f"{split}_images"][:, 0, 0, 0]
         arrays[f"{split}_labels"] = (reds > np.median(COLORS[:, 0])).astype(np.int64)
     np.savez(home / "set.npz", **arrays)
@@ -194,6 +194,33 @@ def test_a_run_trained_on_the_test_images_is_refused(desk: Path, tmp_path: Path)
     nextpixel.pretrain("set.npz", split="test", out=tmp_path / "cheat", **(short(desk) | {"steps": 1}))
     with pytest.raises(InputError, match="trained on the test images"):
         measure_runs(["small", tmp_path / "cheat"], "set.npz", tmp_path / "study", CONFIG)
+
+
+def test_test_images_that_were_trained_on_are_told_and_figures_given_without_them(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load("set.npz") as arrays:
+        mixed = {name: arrays[name] for name in arrays.files}
+    random = np.random.default_rng(0)
+    for split, count in (("train", 100), ("test", 50)):
+        mixed[f"{split}_images"] = random.integers(0, 256, (count, 4, 4, 3), np.uint8)
+    mixed["test_images"][:2] = mixed["train_images"][:2]  # of the probes
+    np.save(tmp_path / "own.npy", mixed["test_images"][2:12])  # of one run
+    np.savez(tmp_path / "mixed.npz", **mixed)
+    nextpixel.pretrain(tmp_path / "own.npy", out=tmp_path / "own", **(short(desk) | {"steps": 1}))
+    runs, config = ["small", tmp_path / "own"], StudyConfig(train_images=1000, test_images=1000)
+    found = measure_runs(runs, str(tmp_path / "mixed.npz"), tmp_path / "study", config)
+    err = capsys.readouterr().err
+    assert "mixed.npz: 2 of 50 test images are" in err and "own: 10 of 50 test images are" in err
+    for point, first in ((found.points[0], 2), (found.points[-1], 12)):
+        model = nextpixel.load(Run(point.run).folder(point.step))
+        nats = image_nats(model, mixed["test_images"])
+        assert point.nats_without_them == pytest.approx(nats[first:].mean(), abs=1e-6)
+        assert (point.best.accuracy_without_them * (50 - first)) % 1 == pytest.approx(0, abs=1e-9)
+    mixed["test_images"] = mixed["train_images"][:50]
+    np.savez(tmp_path / "same.npz", **mixed)
+    with pytest.raises(InputError, match="expected test images other than the training images"):
+        measure_runs(runs, str(tmp_path / "same.npz"), tmp_path / "b", config)
 
 
 def test_test_labels_have_no_say_in_what_is_chosen(whole: tuple[Path, str], tmp_path: Path) -> None:

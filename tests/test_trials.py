@@ -137,10 +137,8 @@ def test_the_worst_requests_are_answered_at_once(tmp_path: Path) -> None:
                 memory.append(sum(rss_mb(pid) for pid in (process.pid, *children(process.pid))))
         finally:
             process.kill()
-    print(
-        f"\n{sum(counts.values()):,} requests: {dict(counts)}; the longest {longest:.2f} s (load {os.getloadavg()[2]:.1f})"
-    )
-    print(f"the most work {slow[0]:.2f} s of CPU: {slow[1]}")
+    print(f"\n{sum(counts.values()):,} requests: {dict(counts)}; load {os.getloadavg()[2]:.1f}")
+    print(f"the longest {longest:.2f} s, the most work {slow[0]:.2f} s of CPU: {slow[1]}")
     early = max(memory[: int(len(memory) * WARM)])
     print(f"memory with decoders: {early:.0f} MB at most before {WARM:.0%}, {memory[-1]:.0f} MB at the end")
     assert wrong == [] and counts["200"] > 100

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import check_keywords
-from nextpixel.data import decode
+from nextpixel.data import DecodedSet, decode
 from nextpixel.errors import InputError
+from nextpixel.labels import seen_before
 from nextpixel.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.scoring import BATCH_IMAGES, batches, pixel_maps
-from nextpixel.sources import load_images
+from nextpixel.sources import load_images, open_source
 
 OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
@@ -53,6 +54,10 @@ class Evaluation:
     protocol: Protocol
     unreadable: list[str]
     """A line for each file that could not be read and was left out."""
+    training_images: int | None = None
+    """How many of the images are training images, pixel by pixel; None where those are not known."""
+    nats_per_pixel_without_them: float | None = None
+    """Where there are some, and others."""
 
 
 def evaluate(
@@ -63,10 +68,12 @@ def evaluate(
     protocol: Protocol = "all",
     dtype: str = "fp32",
     seed: int = 0,
+    seen: NDArray[np.bool_] | None = None,
 ) -> Evaluation:
     """Nats per pixel of a set. "openai" leaves out the last partial batch of 64, as openai/image-gpt did.
 
     A masked model is scored on pixels hidden with probability 0.15, chosen by `seed` and the image's number.
+    `seen` (N,) tells which of the readable images are training images, see seen_in: the mean is also given without.
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
     squares, unreadable = read_squares(model, images, split)
@@ -80,7 +87,20 @@ def evaluate(
     nats = image_nats(model, squares, dtype=dtype, seed=seed)
     seconds = time.perf_counter() - start
     mean, error = mean_and_error(nats)
-    return Evaluation(len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable)
+    known, without = None, None
+    if seen is not None:
+        seen = seen[: len(nats)]
+        known, without = int(seen.sum()), float(nats[~seen].mean()) if 0 < seen.sum() < len(seen) else None
+    return Evaluation(
+        len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable, known, without
+    )
+
+
+def seen_in(train: DecodedSet, model: ImageGPT, images: Any, split: str | None = None) -> NDArray[np.bool_]:
+    """Which images of a source are training images, pixel by pixel, (N,); says how many."""
+    source = open_source(images, split)
+    found = decode(source, train.squares.shape[1], fit=model.fit, levels=model.levels)
+    return seen_before(train.squares, found.squares, source.source_name)
 
 
 def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tuple[NDArray[np.uint8], list[str]]:

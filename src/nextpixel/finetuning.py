@@ -173,12 +173,12 @@ def _start(
     data |= sets[0].levels.values()
     if test is not None:
         test_source = open_test(test)
-        refuse_overlap(source, test_source)
         test_names = given_labels(test_source, test_labels)
         sets += (decode(test_source, side, cache=config.cache, fit=network.fit, levels=network.levels),)
         test_squares, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])
         trained = (sets[1].squares[row] for row in rows[chosen])
         arrays["test_seen"] = seen_before(trained, test_squares, test_source.source_name)
+        refuse_overlap(arrays["test_seen"], test_source.source_name)
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
         data["test"] = named(test, test_source.split)
 

@@ -221,16 +221,17 @@ def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels"
     return np.array([number[name] for name in names], np.int64)
 
 
-def refuse_overlap(train: Any, test: Any) -> None:
-    """Raises InputError where test images are the training images: a figure from them would say nothing."""
-    if train.fingerprint() == test.fingerprint():
+def refuse_overlap(seen: NDArray[np.bool_], where: str) -> None:
+    """Raises InputError where all test images are training images, see seen_before: no figure would say anything."""
+    if seen.all():
         raise InputError(
-            f"{test.source_name}: expected test images other than the training images, got the same; keep some apart "
-            "for `test`"
+            f"{where}: expected test images other than the training images, got only such; keep some apart for `test`"
         )
 
 
-def seen_before(train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str) -> NDArray[np.bool_]:
+def seen_before(
+    train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str, what: str = "test images"
+) -> NDArray[np.bool_]:
     """Which squares of `test` (N, S, S, 3) are also in `train`, pixel by pixel, (N,); says how many, if any."""
 
     def digests(squares: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
@@ -240,8 +241,8 @@ def seen_before(train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], whe
     seen = np.fromiter((digest in known for digest in digests(test)), np.bool_, len(test))
     if seen.any():
         say(
-            f"{where}: {seen.sum():,} of {len(seen):,} test images are training images, pixel by pixel at side "
-            f"{test.shape[1]}; accuracy is given with and without them"
+            f"{where}: {seen.sum():,} of {len(seen):,} {what} are training images, pixel by pixel at side "
+            f"{test.shape[1]}{'; figures are given with and without them' * (what == 'test images')}"
         )
     return seen
 

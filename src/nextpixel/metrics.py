@@ -62,7 +62,9 @@ class Score:
     training_images: int = 0
     """How many of the test images are training images, pixel by pixel."""
     accuracy_without_them: float | None = None
-    """Where there are some, and others."""
+    """Where there are some, and others; so are those below."""
+    top_5_without_them: float | None = None
+    auc_without_them: float | None = None
 
 
 def score_of(
@@ -76,10 +78,11 @@ def score_of(
 
     `seen` (N,) are the test images that are training images.
     """
-    without = None
+    without: list[float | None] = []
     if seen is not None and 0 < seen.sum() < len(seen):
         rest = ~seen
-        without = score_of(chances[rest], numbers[rest], classes, None if voted is None else voted[rest]).accuracy
+        others = score_of(chances[rest], numbers[rest], classes, None if voted is None else voted[rest])
+        without = [others.accuracy, others.top_5, others.auc]
     return Score(
         len(numbers),
         top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
@@ -87,7 +90,7 @@ def score_of(
         auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
         confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
         0 if seen is None else int(seen.sum()),
-        without,
+        *without,
     )
 
 

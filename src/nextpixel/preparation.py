@@ -362,6 +362,28 @@ def decode_again(facts: dict[str, Any], settings: Callable[..., Any], images: An
     )
 
 
+def training_set(model: str | Path | None) -> DecodedSet | None:
+    """The training images, as they are augmented from, of a run that is named by its folder or a checkpoint of it.
+
+    None for other models, also for one from a folder that a run wrote its model to. Raises InputError where the images
+    are not there any more.
+    """
+    folders = [] if model is None else [Path(model), Path(model).parent]
+    run = next((Run(folder) for folder in folders if (folder / "run.json").is_file()), None)
+    if run is None or run.kind not in ("pretrain", "finetune"):
+        return None
+    with reading(run) as facts:
+        key, cache, data = facts["decisions"]["train_key"], facts["config"]["cache"], facts["data"]
+        side = stored_side(side_of(facts), facts["config"]["augment"])
+        fit, levels = facts["decisions"]["fit"], Levels.of(data.get("range"), data.get("bands"))
+    try:
+        return read_decoded(key, cache)
+    except FileNotFoundError:
+        if data["path"] is None:
+            raise InputError("these were in memory") from None
+        return decode(data["path"], side, split=data["split"], cache=cache, fit=fit, levels=levels)
+
+
 @dataclass(frozen=True)
 class Begun(Generic[Settings]):
     """A run of an Image GPT that was begun: what run.json tells, and its sets, found again."""

@@ -27,12 +27,13 @@ from nextpixel.config import (
     read_recipe,
     replace_checked,
 )
-from nextpixel.data import DecodedSet, split_indices
+from nextpixel.data import DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device
 from nextpixel.errors import InputError
 from nextpixel.evaluation import image_nats, mean_and_error
 from nextpixel.forecast import forecast, refuse, tell
 from nextpixel.images import grid, save_png
+from nextpixel.labels import seen_before
 from nextpixel.model import ImageGPT
 from nextpixel.palette import Palette
 from nextpixel.preparation import (
@@ -152,6 +153,10 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     if not force:
         refuse(forecast(config, shape, placed))
     sets = decode_sets(images, config, model.side, model.fit, model.levels, split, config.validation)
+    if config.validation:
+        side = sets[0].squares.shape[1]  # of squares that crops are taken from, perhaps not the model's
+        held = decode(config.validation, side, cache=config.cache, fit=model.fit, levels=sets[0].levels)
+        seen_before(sets[0].squares, held.squares, config.validation, "validation images")
     arrays = None
     if config.probe_data:
         arrays = ridge_images(

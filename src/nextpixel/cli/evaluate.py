@@ -19,6 +19,9 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nextpixel.metrics import Score
     from nextpixel.model import ImageGPT
     from nextpixel.sources import Source
@@ -62,7 +65,9 @@ class Evaluate:
     references: int | None = None
     """Real images to compare with, chosen by the seed; as many as pictures unless told."""
     train: str | None = None
-    """What the model was trained on: tells how near pictures come to it, and how near other real images do."""
+    """What the model was trained on; by default what its run tells, or the train split of IMAGES. Images that are
+    among it are counted, and figures given without them as well; of pictures it tells how near they come to it, and how
+    near other real images do."""
     nearest: Path | None = None
     """Draw the first pictures beside their nearest training images, a PNG file. Needs --train."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -85,16 +90,17 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.sources import open_source
 
     source = open_source(args.images, args.split)
+    seen = _seen(model, source, args)
     wanted = args.accuracy or args.labels is not None or args.masks > 0
     score = None
     if wanted or (model.config.classes and source.labels is not None):
         try:
-            score = _score(model, source, args)  # first: what is asked wrongly is said before the long work
+            score = _score(model, source, args, seen)  # first: what is asked wrongly is said before the long work
         except InputError as error:
             if wanted:
                 raise
             say(f"no accuracy: {error}")
-    figures = evaluate(model, args.images, split=args.split, protocol=args.protocol, seed=args.sampling.seed)
+    figures = evaluate(model, args.images, split=args.split, protocol=args.protocol, seed=args.sampling.seed, seen=seen)
     say_left_out(figures.unreadable)
     masked = model.config.objective == "masked"
     if args.output.json:
@@ -107,22 +113,56 @@ def run(argv: Sequence[str]) -> None:
             f"({figures.bits_per_pixel:.4f} bits) over {figures.images:,} images, "
             f"{figures.images_per_second:.1f} images/s"
         )
+        if figures.nats_per_pixel_without_them is not None:
+            show(
+                f"{figures.nats_per_pixel_without_them:.4f} without the {figures.training_images:,} that are training "
+                "images"
+            )
         if score is not None:
             auc = "" if score.auc is None else f", AUC {score.auc:.3f}"
             show(f"accuracy {score.accuracy:.1%} of {score.images:,} images{auc}")
+            if score.accuracy_without_them is not None:
+                area = score.auc_without_them
+                auc = "" if area is None else f", AUC {area:.3f}"
+                show(f"accuracy without training images {score.accuracy_without_them:.1%}{auc}")
     following = command("features" if masked else "score", args.images, split=args.split, model=args.model.model)
     say(f"{'What it makes of each image' if masked else 'Which images are the least likely'}: {following}")
 
 
-def _score(model: ImageGPT, source: Source, args: Evaluate) -> Score:
+def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] | None:
+    """Which images are training images: those of --train, else of the model's run, else of the train split of IMAGES.
+
+    None where those are not known.
+    """
+    from nextpixel.data import decode
+    from nextpixel.evaluation import seen_in
+    from nextpixel.preparation import training_set
+    from nextpixel.sources import open_source
+
+    try:
+        train = training_set(args.model.model) if args.train is None else None
+    except InputError as error:
+        say(f"the training images of {args.model.model} were not looked for among these: {error}")
+        return None
+    if train is None:
+        if args.train is None and source.split in (None, "train"):
+            return None
+        known = open_source(args.train or args.images)
+        if args.train is None and known.split != "train":
+            return None
+        train = decode(known, model.side, fit=model.fit, levels=model.levels)
+    return seen_in(train, model, args.images, args.split)
+
+
+def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.bool_] | None) -> Score:
     from nextpixel.data import decode
     from nextpixel.labels import given_labels, labelled
     from nextpixel.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.side, fit=model.fit, levels=model.levels)
-    squares, names, _ = labelled(labels, source, images)
-    return probe.evaluate_squares(squares, names, masks=args.masks)
+    squares, names, rows = labelled(labels, source, images)
+    return probe.evaluate_squares(squares, names, masks=args.masks, seen=None if seen is None else seen[rows])
 
 
 def _check(args: Evaluate) -> None:
@@ -130,7 +170,7 @@ def _check(args: Evaluate) -> None:
     if args.masks < 0:
         raise InputError(f"--masks: expected 0 or more, got {args.masks}")
     if args.samples is None and args.pictures is None:
-        for name in ("extractor", "layer", "references", "train", "nearest"):
+        for name in ("extractor", "layer", "references", "nearest"):
             if getattr(args, name) != getattr(Evaluate, name):
                 raise InputError(f"{flag(name)}: belongs to drawn pictures; expected --samples N or --pictures too")
         for name in ("temperature", "top_k", "top_p"):

@@ -98,5 +98,7 @@ def run(argv: Sequence[str]) -> None:
             auc = "" if score["auc"] is None else f", AUC {score['auc']:.3f}"
             show(f"test accuracy {score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%}){auc}")
             if score.get("accuracy_without_them") is not None:
-                show(f"test accuracy without training images {score['accuracy_without_them']:.1%}")
+                area = score.get("auc_without_them")
+                auc = "" if area is None else f", AUC {area:.3f}"
+                show(f"test accuracy without training images {score['accuracy_without_them']:.1%}{auc}")
     say(f"Classify new images: {command('predict', run.path, 'new/', '--out', 'predictions.csv')}")

@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.checkpoints import EMBEDDED
     from nextpixel.extraction import check_layers
     from nextpixel.few_labels import Reading, compare, drawn_rows, layer_reading
-    from nextpixel.labels import seen_before
+    from nextpixel.labels import refuse_overlap, seen_before
     from nextpixel.preparation import absolute
     from nextpixel.probing import LinearProbe
 
@@ -109,6 +109,7 @@ def run(argv: Sequence[str]) -> None:
         check_layers(model, joined, "concatenate")
     (squares, labels), (test_squares, test_labels) = _read(args, model)
     seen = seen_before(squares, test_squares, args.test or args.train)
+    refuse_overlap(seen, args.test or args.train)
     rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
     together = fixed is not None
@@ -184,7 +185,7 @@ def run(argv: Sequence[str]) -> None:
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
     from nextpixel.finetuning import open_test
-    from nextpixel.labels import given_labels, labelled, refuse_overlap
+    from nextpixel.labels import given_labels, labelled
     from nextpixel.sources import open_source
 
     if args.test is None:
@@ -197,7 +198,6 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     labels = [
         given_labels(source, table) for source, table in zip(sources, (args.labels, args.test_labels), strict=True)
     ]
-    refuse_overlap(*sources)
     found = []
     for source, names in zip(sources, labels, strict=True):
         found.append(labelled(names, source, decode_for(model, source))[:2])
@@ -243,7 +243,9 @@ def _print(
             auc = f"  AUC {area:.3f}" + (f" +- {areas_spread:.3f}" if len(areas) > 1 else "")
         without = [s.accuracy_without_them for s in result.scores if s.accuracy_without_them is not None]
         if without:
-            text += f"  without training images {mean_interval(without)[0]:.1%}"
+            auc += f"  without training images {mean_interval(without)[0]:.1%}"
+            if areas := [s.auc_without_them for s in result.scores if s.auc_without_them is not None]:
+                auc += f", AUC {mean_interval(areas)[0]:.3f}"
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
@@ -256,7 +258,9 @@ def _print(
     if results[0].labels_per_class is None and probe is not None:
         score = results[0].scores[0]
         if score.top_5 is not None:
-            show(f"{OURS}, top 5: {score.top_5:.1%}")
+            without_them = score.top_5_without_them
+            rest = "" if without_them is None else f", without training images {without_them:.1%}"
+            show(f"{OURS}, top 5: {score.top_5:.1%}{rest}")
         each = per_class_accuracy(score.confusion)
         show("by class: " + " ".join(f"{name}:{a:.2f}" for name, a in zip(probe.classes_, each, strict=True)))
     if probe is not None:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from nextpixel.checkpoints import Run
 from nextpixel.config import ImageGPTConfig, Levels, StudyConfig
-from nextpixel.data import decode
+from nextpixel.data import DecodedSet, decode
 from nextpixel.errors import InputError
-from nextpixel.labels import labelled, labels_of, refuse_overlap
-from nextpixel.progress import say_left_out
+from nextpixel.labels import labelled, labels_of, refuse_overlap, seen_before
+from nextpixel.preparation import training_set
+from nextpixel.progress import say, say_left_out
 from nextpixel.sources import open_source
 
 
@@ -40,6 +41,10 @@ class Images:
     labels: NDArray[Any]
     test: NDArray[np.uint8]
     test_labels: NDArray[Any]
+    seen: NDArray[np.bool_]
+    """Which test images are among the labelled training images, pixel by pixel."""
+    seen_by: dict[str, NDArray[np.bool_]]
+    """The same for each run, those among its own training images too."""
     key: str
 
 
@@ -111,12 +116,32 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
         keys = [member.facts["decisions"]["train_key"]]
         if member.facts["config"].get("validation") is None:  # then it shows the same pictures, at the model's side
             keys.append(member.facts["decisions"]["validation_key"])
-        if test.key in keys:
+        if test.key in keys or test.digest() in member.facts["decisions"].get("pixels", [])[: len(keys)]:
             raise InputError(f"{member.name}: this run was trained on the test images of `data`; expected others")
-    refuse_overlap(*sources)
+
+    def some_of(test: DecodedSet) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        return _some(*labelled(names[1], sources[1], test)[:2], config.test_images, config.seed)
+
+    test_squares, test_names = some_of(test)
+    seen = seen_before(train.squares, test_squares, str(data))
+    refuse_overlap(seen, str(data))
+    seen_by = {}
+    for member in members:
+        seen_by[member.name] = seen
+        try:
+            own = training_set(member.run.path)
+        except InputError as error:
+            say(f"the training images of {member.name} were not looked for among the test images: {error}")
+            continue
+        if own is not None:
+            squares, _ = some_of(decode(sources[1], own.squares.shape[1], fit=fit, levels=train.levels))
+            seen_by[member.name] = seen | seen_before(own.squares, squares, f"{data}, {member.name}")
     images = Images(
         *_some(*labelled(names[0], sources[0], train)[:2], config.train_images, config.seed),
-        *_some(*labelled(names[1], sources[1], test)[:2], config.test_images, config.seed),
+        test_squares,
+        test_names,
+        seen,
+        seen_by,
         key=f"{train.key} {test.key}",
     )
     if np.unique(images.labels, return_counts=True)[1].max() < 2:

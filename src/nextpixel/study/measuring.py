@@ -53,7 +53,9 @@ def measure_runs(
     for member in members:
         for step in member.steps:
             folder = member.run.folder(step)
-            measured = kept.get(_weights_hash(folder), _measure, folder, device, images, config)
+            measured = kept.get(
+                _weights_hash(folder), _measure, folder, device, images, images.seen_by[member.name], config
+            )
             points.append(_point(member, step, measured))
             say(
                 f"{len(points)} of {total}: {member.name}, step {step:,}: {points[-1].nats:.4f} nats per pixel, "
@@ -76,13 +78,17 @@ def probe_layers(
     test_labels: NDArray[Any],
     *,
     seed: int,
+    seen: NDArray[np.bool_] | None = None,
 ) -> list[LayerScore]:
-    """A probe of each layer of features (N, J, D), its strength chosen on held-out rows of `features`."""
+    """A probe of each layer of features (N, J, D), its strength chosen on held-out rows of `features`.
+
+    `seen` are the test images that are training images.
+    """
     scores = []
     for layer in range(features.shape[1]):
         probe = LinearProbe(None, layer, seed=seed).fit_features(features[:, [layer]], labels, layers=[layer])
-        score = probe.evaluate_features(test_features[:, layer], test_labels)
-        scores.append(LayerScore(layer, probe.sweep_[layer], score.accuracy))
+        score = probe.evaluate_features(test_features[:, layer], test_labels, seen=seen)
+        scores.append(LayerScore(layer, probe.sweep_[layer], score.accuracy, score.accuracy_without_them))
     return scores
 
 
@@ -119,16 +125,22 @@ def _weights_hash(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
-def _measure(checkpoint: Path, device: str, images: Images, config: StudyConfig) -> dict[str, Any]:
+def _measure(
+    checkpoint: Path, device: str, images: Images, seen: NDArray[np.bool_], config: StudyConfig
+) -> dict[str, Any]:
     model = load(checkpoint, device=device)
-    nats, error = mean_and_error(image_nats(model, images.test, dtype=config.dtype, seed=config.seed))
-    return {"nats": nats, "nats_error": error, "layers": _probed(model, images, config)}
+    values = image_nats(model, images.test, dtype=config.dtype, seed=config.seed)
+    nats, error = mean_and_error(values)
+    without = float(values[~seen].mean()) if 0 < seen.sum() < len(seen) else None
+    layers = _probed(model, images, seen, config)
+    return {"nats": nats, "nats_error": error, "nats_without_them": without, "layers": layers}
 
 
-def _probed(model: ImageGPT, images: Images, config: StudyConfig) -> list[dict[str, Any]]:
+def _probed(model: ImageGPT, images: Images, seen: NDArray[np.bool_], config: StudyConfig) -> list[dict[str, Any]]:
     layers = range(model.config.layers + 1)
     train, test = (pooled(model, squares, layers, dtype=config.dtype) for squares in (images.train, images.test))
-    return [asdict(s) for s in probe_layers(train, images.labels, test, images.test_labels, seed=config.seed)]
+    scores = probe_layers(train, images.labels, test, images.test_labels, seed=config.seed, seen=seen)
+    return [asdict(score) for score in scores]
 
 
 def _point(member: Member, step: int, measured: dict[str, Any]) -> Point:
@@ -144,6 +156,7 @@ def _point(member: Member, step: int, measured: dict[str, Any]) -> Point:
         nats=measured["nats"],
         nats_error=measured["nats_error"],
         layers=_scores(measured),
+        nats_without_them=measured.get("nats_without_them"),
     )
 
 
@@ -169,14 +182,14 @@ def _controls(
 
 def _raw(images: Images, config: StudyConfig) -> dict[str, Any]:
     train, test = (raw_pixels(squares)[:, None] for squares in (images.train, images.test))
-    found = probe_layers(train, images.labels, test, images.test_labels, seed=config.seed)
+    found = probe_layers(train, images.labels, test, images.test_labels, seed=config.seed, seen=images.seen)
     return {"layers": [asdict(score) for score in found]}
 
 
 def _untrained(member: Member, device: str, images: Images, config: StudyConfig) -> dict[str, Any]:
     model = ImageGPT(member.shape, seed=config.seed).to(device).eval()
     model.tokenizer = read_tokenizer(member.facts["tokenizer"])
-    return {"layers": _probed(model, images, config)}
+    return {"layers": _probed(model, images, images.seen, config)}
 
 
 def _scores(measured: dict[str, Any]) -> list[LayerScore]:

@@ -18,6 +18,8 @@ class LayerScore:
     """Accuracy on held-out training images: what layers are chosen by."""
     accuracy: float
     """Accuracy on the test images."""
+    accuracy_without_them: float | None = None
+    """On those that are no training images, where there are some and others."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Point:
     nats_error: float
     """Its standard error, over images."""
     layers: list[LayerScore]
+    nats_without_them: float | None = None
+    """On test images that are no training images, where there are some and others."""
 
     @property
     def best(self) -> LayerScore:

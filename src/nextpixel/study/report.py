@@ -70,6 +70,12 @@ def study_summary(study: Study, found: Statistics) -> str:
     ]
     if not found.equal_loss:
         lines[-3:-2] = ["- all runs have one shape"]
+    if without := [p for p in study.points if p.nats_without_them is not None]:
+        lines += ["", "Without the test images that are training images:"]
+        lines += [
+            f"- {p.run}, step {p.step:,}: {p.nats_without_them:.4f} nats, {p.best.accuracy_without_them:.1%}"
+            for p in without
+        ]
     if found.runs < 10:
         lines += [
             "",
