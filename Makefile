@@ -43,6 +43,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal

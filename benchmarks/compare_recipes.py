@@ -18,10 +18,10 @@ import numpy as np
 
 import nextpixel
 from nextpixel.config import MODERN, Preset
-from nextpixel.evaluation import image_nats
-from nextpixel.plan import flops_per_image
-from nextpixel.probing import LinearProbe
-from nextpixel.sources import load_images, open_source
+from nextpixel.evaluation.likelihood import image_nats
+from nextpixel.images.sources import load_images, open_source
+from nextpixel.network.cost import flops_per_image
+from nextpixel.representation.probing import LinearProbe
 
 RATES: dict[Preset, tuple[float, ...]] = {"classic": (0.0025, 0.005, 0.01), "modern": (0.01, 0.02, 0.04)}
 OFF = {"positions": "learned", "activation": "quick-gelu", "logit_cap": 0.0}

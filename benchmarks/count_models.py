@@ -145,7 +145,7 @@ def chunks(tokens: Tokens) -> Iterator[Tokens]:
 
 def tokenize(images: np.ndarray) -> tuple[Tokens, int]:
     """int32 tokens (B, H, W) of uint8 images (B, H, W, 3) in OpenAI's palette, and its number of colours."""
-    from nextpixel.palette import Palette
+    from nextpixel.tokens.palette import Palette
 
     palette = Palette.openai()
     encoded = [palette.encode(chunk).numpy().astype(np.int32) for chunk in chunks(images)]
@@ -154,8 +154,8 @@ def tokenize(images: np.ndarray) -> tuple[Tokens, int]:
 
 def read(args: argparse.Namespace) -> tuple[Tokens, Tokens, Tokens, int]:
     """Tokens for counting, for the weights and for the test, and the number of colours."""
-    from nextpixel.data import split_indices
-    from nextpixel.sources import load_images
+    from nextpixel.data.decoded import split_indices
+    from nextpixel.images.sources import load_images
 
     images = load_images(args.train, args.side)
     if not 0 < args.train_images < len(images):

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import nextpixel
 from nextpixel.bench import floors, random_model
-from nextpixel.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
 from nextpixel.devices import choose_device, set_threads
+from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
 
 MODES = {"cpu": [Decoder, RowDecoder, PackedDecoder, Int8Decoder], "cuda": [Decoder, RowDecoder]}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nextpixel import Palette
-from nextpixel.sources import load_images
+from nextpixel.images.sources import load_images
 
 
 def rate(work: Callable[[Any], object], images: Any) -> float:

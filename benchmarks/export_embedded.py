@@ -21,11 +21,11 @@ import torch
 import nextpixel
 from nextpixel.checkpoints import Run, write_model
 from nextpixel.config import SamplingConfig
-from nextpixel.evaluation import square_nats
+from nextpixel.drawing.sampling import draw
+from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.files import new_folder
 from nextpixel.images import grid, save_png
-from nextpixel.sampling import draw
-from nextpixel.sources import load_images
+from nextpixel.images.sources import load_images
 
 COUNT_MODELS = {"unigram": "unigram", "left": "left", "left_above": "left and above"}
 CARD = """# The embedded model

@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 
 from nextpixel import ImageGPT, load
+from nextpixel.evaluation.oddness import COLUMNS, Measured, local_nats, oriented, passes, png_bytes, table
 from nextpixel.images import fit_square
-from nextpixel.metrics import auroc
-from nextpixel.oddness import COLUMNS, Measured, local_nats, oriented, passes, png_bytes, table
-from nextpixel.sources import Source, open_source
+from nextpixel.images.sources import Source, open_source
+from nextpixel.stats import auroc
 
 PATCH = 8
 PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]

@@ -27,11 +27,12 @@ from typing import Any
 
 import torch
 
-from nextpixel import ImageGPT, ImageGPTConfig, plan
+from nextpixel import ImageGPT, ImageGPTConfig
 from nextpixel.bench import bench, random_model, table
 from nextpixel.devices import choose_device
 from nextpixel.hardware import hardware_called
-from nextpixel.palette import Palette
+from nextpixel.network import cost as plan
+from nextpixel.tokens.palette import Palette
 
 # Images a step beside transformers, which keeps all scores (2, 5 and 10 GB an image in fp32), and of ours alone.
 TRAINED_AT = {"s": (32, 128), "m": (16, 64), "l": (4, 32)}

@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nextpixel import ImageGPT, ImageGPTConfig, optim, pretrain, pretraining
+from nextpixel import ImageGPT, ImageGPTConfig, pretrain
 from nextpixel.config import MODERN
 from nextpixel.devices import autocast
-from nextpixel.model import cross_entropy
-from nextpixel.plan import memory
+from nextpixel.network.cost import memory
+from nextpixel.network.model import cross_entropy
+from nextpixel.training import optim, pretraining
 
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PRESETS = {"classic": ({}, "adam"), "modern": (MODERN, "muon")}

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import torch
 
-from nextpixel.convnet import fit_convnet, predict_convnet
-from nextpixel.data import decode
+from nextpixel.data.decoded import decode
+from nextpixel.training.convnet import fit_convnet, predict_convnet
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import nextpixel
-from nextpixel.decoding import Decoder, Int8Decoder, PackedDecoder
-from nextpixel.evaluation import mean_and_error
+from nextpixel.evaluation.likelihood import mean_and_error
+from nextpixel.images.sources import load_images
+from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder
 from nextpixel.progress import progress
-from nextpixel.sources import load_images
 
 MODES = {"int8": Int8Decoder, "fp32": PackedDecoder}
 ROWS = 32

@@ -27,9 +27,9 @@ from PIL import Image
 
 import nextpixel
 from nextpixel.config import SamplingConfig
+from nextpixel.drawing.sampling import draw
 from nextpixel.images import png_bytes
-from nextpixel.sampling import draw
-from nextpixel.sources import load_images
+from nextpixel.images.sources import load_images
 
 REQUESTS_AT_MOST = 2_000
 PICTURE = resources.files("nextpixel") / "assets" / "pictures" / "cat.jpg"

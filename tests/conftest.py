@@ -40,9 +40,9 @@ def model() -> ImageGPT:
     """2 x 24 at side 4, its 16 colours at random."""
     import numpy as np
     import torch
+    from models import lively
 
     from nextpixel import ImageGPTConfig, Palette
-    from test_model import lively
 
     model = lively(ImageGPTConfig(layers=2, width=24, heads=3, side=4, colors=16), torch.float32)
     model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))

@@ -6,8 +6,8 @@ import pytest
 
 from nextpixel import ImageGPT, ImageGPTConfig, InputError
 from nextpixel.bench import WORKS, _drawing_floor, bench, table
-from nextpixel.decoding import Decoder, Int8Decoder
-from nextpixel.palette import Palette
+from nextpixel.network.decoding import Decoder, Int8Decoder
+from nextpixel.tokens.palette import Palette
 
 CONFIG = ImageGPTConfig(layers=2, width=64, heads=2, side=4, colors=512)
 LIMITS = {"bytes_per_second": 1e9, "fp32_per_second": 1e9, "bf16_per_second": 4e9}
@@ -22,7 +22,7 @@ def model() -> ImageGPT:
 
 def test_every_work_is_timed_and_every_repetition_kept(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
-    monkeypatch.setattr("nextpixel.extraction._compiled", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr("nextpixel.representation.extraction._compiled", lambda model: contextlib.nullcontext())
     monkeypatch.setattr("nextpixel.bench.can_compile", lambda device: False)
     result = bench(model, list(WORKS), [1, 2], repeats=2)
     assert json.loads(json.dumps(result)) is not None
@@ -43,7 +43,7 @@ def test_pixels_and_images_per_second_agree(model: ImageGPT, monkeypatch: pytest
 def test_transformers_takes_its_turns(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
-    monkeypatch.setattr("nextpixel.extraction._compiled", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr("nextpixel.representation.extraction._compiled", lambda model: contextlib.nullcontext())
     monkeypatch.setattr("nextpixel.bench.can_compile", lambda device: False)
     rows = bench(model, ["complete", "decode", "features", "train"], [2], repeats=1, pixels=2, against=True)["rows"]
     assert [row["contender"] for row in rows[:3]] == ["nextpixel", "transformers fp32", "transformers bf16"]

@@ -24,13 +24,13 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, LinearProbe, Palette
 from nextpixel.checkpoints.card import model_card, public
 from nextpixel.cli import main
 from nextpixel.config import ResNetConfig
+from nextpixel.data.labels import labels_from_csv
 from nextpixel.errors import MESSAGE_LETTERS, WorkError, clipped, shortened
 from nextpixel.files import read_json
 from nextpixel.images import UnreadableImage, decode
-from nextpixel.labels import labels_from_csv
+from nextpixel.images.sources import open_source
 from nextpixel.limits import check_picture, open_arrays, read_bytes
 from nextpixel.progress import printable, say
-from nextpixel.sources import open_source
 
 SMALL = Image.fromarray(np.random.default_rng(2).integers(0, 256, (8, 9, 3), np.uint8))
 

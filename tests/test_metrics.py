@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextpixel.metrics import auroc, confusion, per_class_accuracy, top_k_accuracy, wilson_interval
+from nextpixel.stats import auroc, confusion, per_class_accuracy, top_k_accuracy, wilson_interval
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))

@@ -9,51 +9,51 @@ if TYPE_CHECKING:
     from nextpixel.checkpoints import load as load
     from nextpixel.checkpoints import load_backbone as load_backbone
     from nextpixel.checkpoints import save as save
-    from nextpixel.comparison import compare_samples as compare_samples
     from nextpixel.config import SIZES as SIZES
     from nextpixel.config import ImageGPTConfig as ImageGPTConfig
-    from nextpixel.convnet import fit_convnet as fit_convnet
-    from nextpixel.distillation import distill as distill
+    from nextpixel.drawing.sampling import complete as complete
+    from nextpixel.drawing.sampling import sample as sample
+    from nextpixel.drawing.sampling import stream as stream
     from nextpixel.errors import InputError as InputError
     from nextpixel.errors import WorkError as WorkError
-    from nextpixel.evaluation import nll as nll
-    from nextpixel.evaluation import surprise as surprise
-    from nextpixel.extraction import features as features
-    from nextpixel.finetuning import finetune as finetune
-    from nextpixel.model import ImageGPT as ImageGPT
-    from nextpixel.oddness import odd_images as odd_images
-    from nextpixel.palette import Palette as Palette
-    from nextpixel.pretraining import pretrain as pretrain
-    from nextpixel.probing import LinearProbe as LinearProbe
-    from nextpixel.sampling import complete as complete
-    from nextpixel.sampling import sample as sample
-    from nextpixel.sampling import stream as stream
+    from nextpixel.evaluation.comparison import compare_samples as compare_samples
+    from nextpixel.evaluation.likelihood import nll as nll
+    from nextpixel.evaluation.likelihood import surprise as surprise
+    from nextpixel.evaluation.oddness import odd_images as odd_images
+    from nextpixel.network.model import ImageGPT as ImageGPT
+    from nextpixel.representation.extraction import features as features
+    from nextpixel.representation.probing import LinearProbe as LinearProbe
+    from nextpixel.tokens.palette import Palette as Palette
+    from nextpixel.training.convnet import fit_convnet as fit_convnet
+    from nextpixel.training.distillation import distill as distill
+    from nextpixel.training.finetuning import finetune as finetune
+    from nextpixel.training.pretraining import pretrain as pretrain
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ImageGPT": "model",
+    "ImageGPT": "network.model",
     "ImageGPTConfig": "config",
     "InputError": "errors",
-    "LinearProbe": "probing",
-    "Palette": "palette",
+    "LinearProbe": "representation.probing",
+    "Palette": "tokens.palette",
     "SIZES": "config",
     "WorkError": "errors",
-    "compare_samples": "comparison",
-    "complete": "sampling",
-    "distill": "distillation",
-    "features": "extraction",
-    "finetune": "finetuning",
-    "fit_convnet": "convnet",
+    "compare_samples": "evaluation.comparison",
+    "complete": "drawing.sampling",
+    "distill": "training.distillation",
+    "features": "representation.extraction",
+    "finetune": "training.finetuning",
+    "fit_convnet": "training.convnet",
     "load": "checkpoints",
     "load_backbone": "checkpoints",
-    "nll": "evaluation",
-    "odd_images": "oddness",
-    "pretrain": "pretraining",
-    "sample": "sampling",
+    "nll": "evaluation.likelihood",
+    "odd_images": "evaluation.oddness",
+    "pretrain": "training.pretraining",
+    "sample": "drawing.sampling",
     "save": "checkpoints",
-    "stream": "sampling",
-    "surprise": "evaluation",
+    "stream": "drawing.sampling",
+    "surprise": "evaluation.likelihood",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -25,17 +25,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel import drawing, optim, plan
 from nextpixel.checkpoints import save
 from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
-from nextpixel.decoding import Decoder, Int8Decoder, Read, choose_decoder
 from nextpixel.devices import autocast, can_compile, choose_dtype, machine
+from nextpixel.drawing import loop as drawing
 from nextpixel.errors import InputError
-from nextpixel.extraction import pooled
-from nextpixel.model import ImageGPT, cross_entropy
-from nextpixel.packing import can_round
-from nextpixel.palette import Palette
+from nextpixel.network import cost as plan
+from nextpixel.network.decoding import Decoder, Int8Decoder, Read, choose_decoder
+from nextpixel.network.int8.packing import can_round
+from nextpixel.network.model import ImageGPT, cross_entropy
 from nextpixel.progress import say
+from nextpixel.representation.extraction import pooled
+from nextpixel.tokens.palette import Palette
+from nextpixel.training import optim
 
 WORKS = ("complete", "sample", "decode", "features", "score", "encode", "train")
 DRAWN = ("complete", "sample", "decode")

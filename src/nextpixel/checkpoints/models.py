@@ -19,10 +19,10 @@ from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, new_output, read_json, write_json, writing
-from nextpixel.model import ImageGPT
-from nextpixel.palette import Palette
-from nextpixel.resnet import ResNet
+from nextpixel.network.model import ImageGPT
+from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, described, read_tokenizer
+from nextpixel.tokens.palette import Palette
 
 EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}

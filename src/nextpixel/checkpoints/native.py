@@ -13,7 +13,7 @@ from torch import Tensor
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import ImageGPTConfig
 from nextpixel.errors import InputError
-from nextpixel.model import ImageGPT
+from nextpixel.network.model import ImageGPT
 
 MODEL_TYPE = "nextpixel"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nextpixel.errors import InputError
 from nextpixel.files import new_file, new_output
-from nextpixel.resnet import ResNet
+from nextpixel.network.resnet import ResNet
 
 
 class _Outputs(nn.Module):

@@ -18,8 +18,8 @@ from nextpixel.checkpoints.tensorflow import Bundle
 from nextpixel.checkpoints.weights import check_finite
 from nextpixel.config import ImageGPTConfig
 from nextpixel.errors import InputError
-from nextpixel.model import ImageGPT
-from nextpixel.palette import Palette
+from nextpixel.network.model import ImageGPT
+from nextpixel.tokens.palette import Palette
 
 
 def load_openai(

@@ -14,7 +14,7 @@ from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import Fit, Levels, ResNetConfig
 from nextpixel.errors import InputError
 from nextpixel.files import write_json, writing
-from nextpixel.resnet import ResNet
+from nextpixel.network.resnet import ResNet
 
 MODEL_TYPE = "nextpixel-convnet"
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from nextpixel.checkpoints.weights import Weights
 from nextpixel.config import ImageGPTConfig
 from nextpixel.errors import InputError
-from nextpixel.model import ImageGPT
-from nextpixel.palette import Palette
+from nextpixel.network.model import ImageGPT
+from nextpixel.tokens.palette import Palette
 
 MODEL_TYPE = "imagegpt"
 CLASSIFIER = "ImageGPTForImageClassification"

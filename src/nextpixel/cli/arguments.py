@@ -201,7 +201,7 @@ def show(*lines: object) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout; a number that is not known (NaN) is null, which JSON can say."""
-    from nextpixel.metrics import finite
+    from nextpixel.stats import finite
 
     json.dump(finite(value), sys.stdout, indent=2, allow_nan=False)  # ASCII: a file name need not be text
     sys.stdout.write("\n")

@@ -63,9 +63,9 @@ def run(argv: Sequence[str]) -> None:
     model = load_model(args.model)
     import numpy as np
 
+    from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png, terminal_row
-    from nextpixel.sampling import draw
-    from nextpixel.sources import load_images, open_source
+    from nextpixel.images.sources import load_images, open_source
 
     source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
     if len(source) == len(args.images):  # each picture was named: each must be readable

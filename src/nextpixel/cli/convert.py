@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     assert args.out is not None
     from nextpixel.checkpoints import load, load_openai, save
     from nextpixel.files import new_output
-    from nextpixel.palette import Palette
+    from nextpixel.tokens.palette import Palette
 
     new_output(args.out, "OUT")
     if any((Path(args.checkpoint) / name).is_file() for name in ("config.json", "run.json")):
@@ -79,7 +79,7 @@ def _write_onnx(args: Convert, to: Path) -> None:
     check_file(to, ".onnx", argument="to")
     from nextpixel.checkpoints import load_backbone
     from nextpixel.checkpoints.onnx import export_onnx
-    from nextpixel.resnet import ResNet
+    from nextpixel.network.resnet import ResNet
 
     student = load_backbone(args.checkpoint)
     if not isinstance(student, ResNet):

@@ -52,8 +52,8 @@ def run(argv: Sequence[str]) -> None:
             "(or --resume runs/student to go on with a run)"
         )
     from nextpixel.checkpoints import Run
-    from nextpixel.distillation import KIND, go_on, moved, start_run
     from nextpixel.files import check_output
+    from nextpixel.training.distillation import KIND, go_on, moved, start_run
 
     if args.resume is not None:
         data: Any = args.data[0] if len(args.data) == 1 else list(args.data) or None

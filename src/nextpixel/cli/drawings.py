@@ -17,10 +17,10 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say_left_out
 
 if TYPE_CHECKING:
-    from nextpixel.data import DecodedSet
-    from nextpixel.extraction import Backbone
-    from nextpixel.model import ImageGPT
-    from nextpixel.probing import LinearProbe
+    from nextpixel.data.decoded import DecodedSet
+    from nextpixel.network.model import ImageGPT
+    from nextpixel.representation.extraction import Backbone
+    from nextpixel.representation.probing import LinearProbe
 
 PICTURES_AT_MOST = 100_000
 
@@ -60,7 +60,7 @@ def load_features_model(options: ModelOptions) -> Backbone:
 def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
     """The probe of that folder, with its model; or the class head of a model."""
     from nextpixel.files import read_json
-    from nextpixel.probing import LinearProbe
+    from nextpixel.representation.probing import LinearProbe
 
     saved = Path(name) / "probe.json"
     if saved.is_file():
@@ -79,7 +79,7 @@ def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
 
 def decode_for(model: Backbone, images: Any, split: str | None = None) -> DecodedSet:
     """The images as the model's squares; says which are left out. What range they have, later ones have as well."""
-    from nextpixel.data import decode
+    from nextpixel.data.decoded import decode
 
     found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
     model.levels = found.levels
@@ -132,7 +132,7 @@ def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _safe_cell(value: Any) -> Any:
-    from nextpixel.labels import FORMULA
+    from nextpixel.data.labels import FORMULA
 
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nextpixel.metrics import Score
-    from nextpixel.model import ImageGPT
-    from nextpixel.sources import Source
+    from nextpixel.images.sources import Source
+    from nextpixel.network.model import ImageGPT
+    from nextpixel.stats import Score
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Evaluate, "evaluate", argv)
     _check(args)
     if args.pictures is not None and args.images.endswith(".npz"):
-        from nextpixel.extractors import holds_features
+        from nextpixel.representation.extractors import holds_features
 
         if holds_features(args.images):
             return judge_features(args, args.pictures)
     if args.samples is not None or args.pictures is not None:
         return judge(args)
     model = load_model(args.model)
-    from nextpixel.evaluation import evaluate
-    from nextpixel.sources import open_source
+    from nextpixel.evaluation.likelihood import evaluate
+    from nextpixel.images.sources import open_source
 
     source = open_source(args.images, args.split)
     seen = _seen(model, source, args)
@@ -134,10 +134,10 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
 
     None where those are not known.
     """
-    from nextpixel.data import decode
-    from nextpixel.evaluation import seen_in
-    from nextpixel.preparation import training_set
-    from nextpixel.sources import open_source
+    from nextpixel.data.decoded import decode
+    from nextpixel.evaluation.likelihood import seen_in
+    from nextpixel.images.sources import open_source
+    from nextpixel.training.setup import training_set
 
     try:
         train = training_set(args.model.model) if args.train is None else None
@@ -155,9 +155,9 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
 
 
 def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.bool_] | None) -> Score:
-    from nextpixel.data import decode
-    from nextpixel.labels import given_labels, labelled
-    from nextpixel.probing import LinearProbe
+    from nextpixel.data.decoded import decode
+    from nextpixel.data.labels import given_labels, labelled
+    from nextpixel.representation.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.side, fit=model.fit, levels=model.levels)

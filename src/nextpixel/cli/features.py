@@ -63,10 +63,10 @@ def run(argv: Sequence[str]) -> None:
     check_output(args.out)
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
-    from nextpixel import distributed
     from nextpixel.devices import choose_device
-    from nextpixel.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
-    from nextpixel.sources import open_source
+    from nextpixel.images.sources import open_source
+    from nextpixel.representation.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
+    from nextpixel.training import distributed
 
     device = distributed.join(choose_device(args.model.device), TIMEOUT_MINUTES)
     model = load_features_model(replace(args.model, device=device))  # type: ignore[arg-type]

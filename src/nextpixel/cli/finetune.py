@@ -62,8 +62,8 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("--test-labels: expected test images for them, got no --test")
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
-    from nextpixel.finetuning import KIND, go_on, moved, start_run, test_score
-    from nextpixel.metrics import wilson_interval
+    from nextpixel.stats import wilson_interval
+    from nextpixel.training.finetuning import KIND, go_on, moved, start_run, test_score
 
     if args.resume is not None:
         run = moved(Run.open(args.resume, KIND), FinetuneConfig, args.data)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nextpixel.model import ImageGPT
+    from nextpixel.network.model import ImageGPT
 
 
 def command(verb: str, *arguments: object, split: str | None = None, model: str | Path | None = None) -> str:

@@ -31,9 +31,9 @@ class Info:
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
     from nextpixel.checkpoints import Run, find_model, load_backbone
-    from nextpixel.extraction import tokenizer_hash
     from nextpixel.files import read_json, write_text
-    from nextpixel.model import ImageGPT
+    from nextpixel.network.model import ImageGPT
+    from nextpixel.representation.extraction import tokenizer_hash
 
     facts: dict[str, Any] = {"model": args.model}
     path = Path(args.model)
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
         if (path / "test.json").is_file():
             facts["run"]["test"] = {k: v for k, v in read_json(path / "test.json").items() if k != "confusion"}
         if args.html is not None:
-            from nextpixel.run_page import page
+            from nextpixel.reports.run_page import page
 
             write_text(args.html, page(run))
             facts["html"] = str(args.html)

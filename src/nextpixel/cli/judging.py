@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nextpixel.cli.evaluate import Evaluate
-    from nextpixel.comparison import Comparison, Nearness
-    from nextpixel.model import ImageGPT
+    from nextpixel.evaluation.comparison import Comparison, Nearness
+    from nextpixel.network.model import ImageGPT
 
 SHOWN = 12  # pictures in the grid of --nearest
 CELL_PIXELS = 64
 
 
 def judge_features(args: Evaluate, pictures: str) -> None:
-    from nextpixel.comparison import compare_feature_files
+    from nextpixel.evaluation.comparison import compare_feature_files
 
     if args.train is not None:
         raise InputError("--train: expected images to look for copies of, but IMAGES are features; give the pictures")
@@ -41,11 +41,11 @@ def judge_features(args: Evaluate, pictures: str) -> None:
 
 def judge(args: Evaluate) -> None:
     model = load_model(args.model)
-    from nextpixel.comparison import choose_real, compare_by, nearest_images
-    from nextpixel.extraction import model_hash
-    from nextpixel.extractors import PIXELS, open_extractor
-    from nextpixel.sampling import draw
-    from nextpixel.sources import open_source
+    from nextpixel.drawing.sampling import draw
+    from nextpixel.evaluation.comparison import choose_real, compare_by, nearest_images
+    from nextpixel.images.sources import open_source
+    from nextpixel.representation.extraction import model_hash
+    from nextpixel.representation.extractors import PIXELS, open_extractor
 
     wanted = list(dict.fromkeys(args.extractor.split(",")))
     extractors = {name: open_extractor(name, model, args.layer) for name in wanted}  # before anything is drawn
@@ -88,7 +88,7 @@ def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
 
 
 def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8]:
-    from nextpixel.sources import open_source
+    from nextpixel.images.sources import open_source
 
     source = open_source(images)
     if source.fingerprint() == compared:

@@ -58,9 +58,9 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--seed: expected 0 to {2**32 - 1}, got {args.seed}")
     import numpy as np
 
-    from nextpixel.data import decode
+    from nextpixel.data.decoded import decode
     from nextpixel.images import grid, save_png
-    from nextpixel.palette import Palette, psnr, save_palette
+    from nextpixel.tokens.palette import Palette, psnr, save_palette
 
     levels = Levels.of(args.range, args.bands)
     images = decode(args.images, args.side, split=args.split, cache=args.cache, levels=levels)

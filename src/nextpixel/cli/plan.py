@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(PlanRun, "plan", argv, None if recipe is None else PlanRun(config=recipe))
     from nextpixel.files import read_json
     from nextpixel.hardware import HARDWARE, measured_hardware
-    from nextpixel.plan import ASSUMED_UTILISATION, make_plan
+    from nextpixel.network.cost import ASSUMED_UTILISATION, make_plan
 
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:
@@ -128,7 +128,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _shape(config: PretrainConfig) -> ImageGPTConfig:
     if config.init is None:
-        from nextpixel.palette import Palette
+        from nextpixel.tokens.palette import Palette
 
         return config.model(len(Palette.read(config.palette)) if config.palette else ImageGPTConfig().colors)
     from nextpixel.checkpoints import load
@@ -146,7 +146,7 @@ def _count(text: str) -> int:
             raise InputError(
                 f"--images: expected a number such as 50000 or 1.28M, or a folder of images, got {text!r}"
             ) from None
-        from nextpixel.sources import open_source
+        from nextpixel.images.sources import open_source
 
         return len(open_source(text))
     if not 1 <= value < float("inf"):

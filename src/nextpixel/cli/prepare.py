@@ -16,7 +16,7 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
-    from nextpixel.sources import MapSource
+    from nextpixel.images.sources import MapSource
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def run(argv: Sequence[str]) -> None:
             raise InputError(f"--merge: expected nothing else, got {' '.join(others) or args.images}")
     elif args.images is None or args.out is None:
         raise InputError("expected images and a new folder, as in: nextpixel prepare photos/ prepared/")
-    from nextpixel.data import stored_side
+    from nextpixel.data.decoded import stored_side
+    from nextpixel.data.prepared import Job, merge, missing_jobs, prepare
     from nextpixel.files import parts_folder
-    from nextpixel.prepared import Job, merge, missing_jobs, prepare
 
     if args.merge is not None:
         _tell(merge(args.merge), args.merge, args.output.json)

@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
-    from nextpixel.pretraining import KIND, branch_run, go_on, moved, start_run
+    from nextpixel.training.pretraining import KIND, branch_run, go_on, moved, start_run
 
     if args.resume is not None:
         run = moved(Run.open(args.resume, KIND), PretrainConfig, args.data)

@@ -22,10 +22,10 @@ from nextpixel.progress import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from nextpixel.convnet import Fitted
-    from nextpixel.extraction import Backbone
-    from nextpixel.few_labels import Result
-    from nextpixel.probing import LinearProbe
+    from nextpixel.representation.extraction import Backbone
+    from nextpixel.representation.few_labels import Result
+    from nextpixel.representation.probing import LinearProbe
+    from nextpixel.training.convnet import Fitted
 
 OURS = "this model"
 
@@ -95,13 +95,13 @@ def run(argv: Sequence[str]) -> None:
     model = load_features_model(args.model)
     import numpy as np
 
-    from nextpixel.baselines import baseline_readings, commonest_class
     from nextpixel.checkpoints import EMBEDDED
-    from nextpixel.extraction import check_layers
-    from nextpixel.few_labels import Reading, compare, drawn_rows, layer_reading
-    from nextpixel.labels import refuse_overlap, seen_before
-    from nextpixel.preparation import absolute
-    from nextpixel.probing import LinearProbe
+    from nextpixel.data.labels import refuse_overlap, seen_before
+    from nextpixel.representation.baselines import baseline_readings, commonest_class
+    from nextpixel.representation.extraction import check_layers
+    from nextpixel.representation.few_labels import Reading, compare, drawn_rows, layer_reading
+    from nextpixel.representation.probing import LinearProbe
+    from nextpixel.training.setup import absolute
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
@@ -184,9 +184,9 @@ def run(argv: Sequence[str]) -> None:
 
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels, for training and for testing; unreadable pictures are left out."""
-    from nextpixel.finetuning import open_test
-    from nextpixel.labels import given_labels, labelled
-    from nextpixel.sources import open_source
+    from nextpixel.data.labels import given_labels, labelled
+    from nextpixel.images.sources import open_source
+    from nextpixel.training.finetuning import open_test
 
     if args.test is None:
         train = open_source(args.train)  # the train split, where there are several
@@ -205,7 +205,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _draw(path: Path, results: Sequence[Result | Fitted], probe: LinearProbe | None) -> None:
-    from nextpixel.figures import label_figure, layer_figure
+    from nextpixel.reports.figures import label_figure, layer_figure
 
     if results[0].labels_per_class is not None:
         label_figure(results, path)
@@ -222,8 +222,8 @@ def _print(
     images: int,
     test_images: int,
 ) -> None:
-    from nextpixel.few_labels import Result
-    from nextpixel.metrics import accuracies, mean_interval, per_class_accuracy, wilson_interval
+    from nextpixel.representation.few_labels import Result
+    from nextpixel.stats import accuracies, mean_interval, per_class_accuracy, wilson_interval
 
     show(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
     rows: list[Result | Fitted] = [*results, *rivals]
@@ -274,7 +274,7 @@ def _print(
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
-    from nextpixel.baselines import UNTRAINED
+    from nextpixel.representation.baselines import UNTRAINED
 
     fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
     joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)

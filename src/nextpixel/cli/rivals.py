@@ -13,10 +13,10 @@ from nextpixel.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from nextpixel.convnet import Fitted
-    from nextpixel.extraction import Backbone
-    from nextpixel.few_labels import Result
-    from nextpixel.resnet import ResNet
+    from nextpixel.network.resnet import ResNet
+    from nextpixel.representation.extraction import Backbone
+    from nextpixel.representation.few_labels import Result
+    from nextpixel.training.convnet import Fitted
 
 SCRATCH = "resnet20"
 TIMED_IMAGES = 64
@@ -40,7 +40,7 @@ def names(against: str | None) -> list[str]:
 def load_students(against: str | None, model: Backbone) -> dict[str, ResNet]:
     """The students among the rivals, each at the side of the model."""
     from nextpixel.checkpoints import load_backbone
-    from nextpixel.resnet import ResNet
+    from nextpixel.network.resnet import ResNet
 
     found = {}
     for name in names(against):
@@ -70,7 +70,7 @@ def fit_rivals(
     """Each rival on the same labels, see convnet.compete."""
     if against is None:
         return []
-    from nextpixel.convnet import compete
+    from nextpixel.training.convnet import compete
 
     found = []
     for name in names(against):
@@ -99,8 +99,8 @@ def costs_of(
     import numpy as np
 
     from nextpixel.config import ResNetConfig
-    from nextpixel.plan import feature_flops_per_image
-    from nextpixel.resnet import ResNet
+    from nextpixel.network.cost import feature_flops_per_image
+    from nextpixel.network.resnet import ResNet
 
     side = model.side
     backbones: dict[str, tuple[Backbone, float]] = {"this model": (model, feature_seconds)}
@@ -161,7 +161,7 @@ def milliseconds(model: Backbone, layer: int = 0) -> float:
     """Of one image's features, in a batch of black squares, the better of two after one that is not counted."""
     import numpy as np
 
-    from nextpixel.extraction import described
+    from nextpixel.representation.extraction import described
 
     squares = np.zeros((TIMED_IMAGES, model.side, model.side, 3), np.uint8)
     taken = []

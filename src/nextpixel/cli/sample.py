@@ -44,8 +44,8 @@ def run(argv: Sequence[str]) -> None:
     check_folder(args.each, "each")
     check_number(args.n)
     model = load_model(args.model)
+    from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png, terminal_row
-    from nextpixel.sampling import draw
 
     shown = min(args.n, GRID_AT_MOST)
     if shown < args.n:

@@ -18,8 +18,8 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
-    from nextpixel.model import ImageGPT
-    from nextpixel.oddness import Oddness
+    from nextpixel.evaluation.oddness import Oddness
+    from nextpixel.network.model import ImageGPT
 
 By = Literal["nats_per_pixel", "nats_corrected", "peak_nats", "feature_distance", "pixel_distance", "png_bytes"]
 
@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _likelihoods(args: Score, model: ImageGPT) -> None:
     """Nats per pixel alone."""
-    from nextpixel.evaluation import mean_and_error, square_nats
+    from nextpixel.evaluation.likelihood import mean_and_error, square_nats
 
     images = decode_for(model, args.images, args.split)
     if args.heatmap is None:
@@ -121,10 +121,10 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
 
 def _table(args: Score, model: ImageGPT) -> None:
     """Every score, the page and the CSV file."""
-    from nextpixel.evaluation import mean_and_error, square_nats
+    from nextpixel.evaluation.likelihood import mean_and_error, square_nats
+    from nextpixel.evaluation.oddness import ADVISED, COLUMNS, odd_images
     from nextpixel.files import write_text
-    from nextpixel.oddness import ADVISED, COLUMNS, odd_images
-    from nextpixel.oddness_page import CARDS_AT_MOST, format_value, page
+    from nextpixel.reports.oddness_page import CARDS_AT_MOST, format_value, page
 
     odd = odd_images(
         model, args.images, split=args.split, against=args.against, false_alarms=args.false_alarms,

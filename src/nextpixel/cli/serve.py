@@ -19,8 +19,8 @@ from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
-    from nextpixel.model import ImageGPT
-    from nextpixel.probing import LinearProbe
+    from nextpixel.network.model import ImageGPT
+    from nextpixel.representation.probing import LinearProbe
 
 TOKEN_AT_LEAST, TOKEN_AT_MOST = 16, 1000  # characters
 

@@ -50,8 +50,8 @@ class StudyRuns:
 def run(argv: Sequence[str]) -> None:
     args = parse(StudyRuns, "study", argv)
     from nextpixel.devices import choose_device, set_threads
-    from nextpixel.figures import layer_depth_figure, loss_accuracy_figure
     from nextpixel.files import write_json, write_text
+    from nextpixel.reports.figures import layer_depth_figure, loss_accuracy_figure
     from nextpixel.study import measure_runs, statistics
     from nextpixel.study.report import study_report, study_rows, study_summary, study_table
 

@@ -26,14 +26,14 @@ from starlette.types import Receive, Scope, Send
 from nextpixel import __version__
 from nextpixel.checkpoints.card import public
 from nextpixel.config import ServeConfig, Size
+from nextpixel.drawing.sampling import prompt_tokens
 from nextpixel.errors import InputError
-from nextpixel.evaluation import square_nats
-from nextpixel.extraction import Backbone, check_layers, pooled
+from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import UnreadableImage, grid, heatmap, png_bytes
-from nextpixel.model import ImageGPT
-from nextpixel.probing import LinearProbe
+from nextpixel.network.model import ImageGPT
 from nextpixel.progress import silent
-from nextpixel.sampling import prompt_tokens
+from nextpixel.representation.extraction import Backbone, check_layers, pooled
+from nextpixel.representation.probing import LinearProbe
 from nextpixel.server import schema
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting

@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel import drawing
 from nextpixel.config import SamplingConfig, ServeConfig
-from nextpixel.decoding import Read, choose_decoder
 from nextpixel.devices import free_memory_bytes
-from nextpixel.drawing import token_noise
+from nextpixel.drawing import loop as drawing
+from nextpixel.drawing.loop import token_noise
 from nextpixel.errors import InputError
-from nextpixel.model import ImageGPT
+from nextpixel.network.decoding import Read, choose_decoder
+from nextpixel.network.model import ImageGPT
 
 MEMORY_SHARE = 0.5
 PACE_MEMORY = 0.9  # of the running mean of seconds a pixel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.metrics import (
+from nextpixel.stats import (
     Difference,
     bootstrap_interval,
     difference_at_equal_x,

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from nextpixel.checkpoints import Run
 from nextpixel.config import ImageGPTConfig, Levels, StudyConfig
-from nextpixel.data import DecodedSet, decode
+from nextpixel.data.decoded import DecodedSet, decode
+from nextpixel.data.labels import labelled, labels_of, refuse_overlap, seen_before
 from nextpixel.errors import InputError
-from nextpixel.labels import labelled, labels_of, refuse_overlap, seen_before
-from nextpixel.preparation import training_set
+from nextpixel.images.sources import open_source
 from nextpixel.progress import say, say_left_out
-from nextpixel.sources import open_source
+from nextpixel.training.setup import training_set
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel import plan
-from nextpixel.baselines import commonest_class
 from nextpixel.checkpoints import load
 from nextpixel.config import ImageGPTConfig, StudyConfig
 from nextpixel.errors import InputError
-from nextpixel.evaluation import image_nats, mean_and_error
-from nextpixel.extraction import pooled
-from nextpixel.extractors import raw_pixels
+from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.files import new_folder, new_output, read_json, write_json
-from nextpixel.model import ImageGPT
-from nextpixel.preparation import side_of
-from nextpixel.probing import LinearProbe
+from nextpixel.network import cost as plan
+from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
+from nextpixel.representation.baselines import commonest_class
+from nextpixel.representation.extraction import pooled
+from nextpixel.representation.extractors import raw_pixels
+from nextpixel.representation.probing import LinearProbe
 from nextpixel.study.inputs import Images, Member, read_images, read_runs
 from nextpixel.study.points import LayerScore, Point, Study, chosen
 from nextpixel.tokens import read_tokenizer
+from nextpixel.training.setup import side_of
 
 SETTINGS = "settings.json"
 POINTS = "points"

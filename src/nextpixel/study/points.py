@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nextpixel.config import StudyConfig
-from nextpixel.metrics import middle_best
+from nextpixel.stats import middle_best
 
 
 @dataclass(frozen=True)

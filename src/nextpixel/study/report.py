@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from nextpixel.metrics import finite
+from nextpixel.stats import finite
 from nextpixel.study.correlations import Estimate, Gap, Statistics
 from nextpixel.study.points import Study
 

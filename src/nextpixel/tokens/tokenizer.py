@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nextpixel.config import ImageGPTConfig, Size
 from nextpixel.errors import InputError
-from nextpixel.palette import Palette
+from nextpixel.tokens.palette import Palette
 
 
 class Tokenizer(Protocol):

@@ -1,0 +1,333 @@
+"""The decoded set: every picture once as a uint8 square in a memory map, and the batches drawn from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.config import Augment, Fit, Levels
+from nextpixel.errors import InputError
+from nextpixel.files import new_folder, remove_folder, user_cache
+from nextpixel.images import UnreadableImage, crop_resize, orient
+from nextpixel.images.sources import MapSource, Source, open_source, settle
+from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
+from nextpixel.images.sources.maps import Part, check_readable, write_set
+from nextpixel.progress import Advance, progress, say_once
+
+PREPROCESSING = "bilinear; 3"  # changes with what images.decode and images.fit_square do
+FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
+MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """Squares uint8 (N, S, S, 3) in a memory map, in the order of the sorted names."""
+
+    squares: NDArray[np.uint8]
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None
+    classes: list[str] | None
+    unreadable: list[str]
+    """One line for each file that could not be read: its name and why."""
+    key: str
+    passed_over: Sequence[str] = ()
+    """One line for each other file or folder that lay beside the pictures."""
+    levels: Levels = NO_LEVELS
+    """With the range that was found, where the set has one."""
+    note: str | None = None
+    """A line that says so."""
+    pixels: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the squares: what the pictures show, whatever their files are called."""
+        if self.pixels is not None:
+            return self.pixels
+        found = hashlib.sha256()
+        for start in range(0, len(self), READ_TOGETHER):
+            found.update(np.ascontiguousarray(self.squares[start : start + READ_TOGETHER]).data)
+        return found.hexdigest()
+
+
+def decode(
+    images: Any,
+    side: int,
+    *,
+    split: str | None = None,
+    cache: str | Path | None = None,
+    fit: Fit = "crop",
+    levels: Levels = NO_LEVELS,
+) -> DecodedSet:
+    """The decoded set of any source at `side`, see images.fit_square; decoded once, then read from the cache.
+
+    A prepared folder is used where it lies. Without a range in `levels`, that of the set is looked for. Raises
+    InputError when more than one picture in ten cannot be read, or none can, or a prepared folder holds others than
+    these.
+    """
+    source = open_source(images, split)
+    if isinstance(source, MapSource):
+        source.check(side, fit)
+        settle(source, levels)  # refuses others
+    key = _key(source, side, fit, levels)
+    if isinstance(source, MapSource) and source.side == side:
+        return _decoded(source, key)
+    check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
+    try:
+        found = read_decoded(key, cache)
+    except FileNotFoundError:
+        _decode_into(_folder(key, cache), source, side, fit, levels)
+        found = read_decoded(key, cache)
+    if found.note:
+        say_once(found.note)
+    unreadable = [*source.unreadable, *found.unreadable]
+    check_readable(source.source_name, unreadable, len(found) + len(unreadable))
+    return replace(found, unreadable=unreadable, passed_over=source.passed_over)
+
+
+def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
+    """The decoded set of that key, from the cache; FileNotFoundError where it is not there, or was damaged."""
+    folder = _folder(key, cache)
+    try:
+        return _decoded(MapSource(folder), key)
+    except InputError as error:
+        with suppress(FileNotFoundError):  # another process was faster
+            remove_folder(folder)
+        raise FileNotFoundError(str(error)) from error
+
+
+def shrunk(source: MapSource, side: int, fit: Fit) -> DecodedSet:
+    """A prepared set at the smaller side that it serves, without a second copy on the disk."""
+    found = _decoded(source, _key(source, side, fit, NO_LEVELS))
+    return replace(found, squares=cast(Any, Shrunk(source, side)), pixels=f"{found.digest()} at {side}")
+
+
+class Shrunk:
+    """Squares at a smaller side, uint8 (N, side, side, 3), made when rows of them are asked for."""
+
+    def __init__(self, source: MapSource, side: int) -> None:
+        self.source, self.shape, self.dtype = source, (len(source), side, side, 3), np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        numbers = np.arange(len(self))[rows]
+        found = np.empty((numbers.size, *self.shape[1:]), np.uint8)
+        for place, number in enumerate(numbers.reshape(-1)):
+            found[place] = self.source.square(int(number), self.shape[1], self.source.fit)
+        return found.reshape(*numbers.shape, *self.shape[1:])
+
+
+def _key(source: Source, side: int, fit: Fit, levels: Levels) -> str:
+    asked = "" if isinstance(source, MapSource) or not levels else f" {levels}"
+    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}{asked}".encode()).hexdigest()[:32]
+
+
+def _decoded(source: MapSource, key: str) -> DecodedSet:
+    labels, classes, unreadable = source.labels, source.classes, list(source.unreadable)
+    found = DecodedSet(source.squares, source.names, labels, classes, unreadable, key)
+    return replace(found, levels=source.levels, note=source.note, pixels=source.pixels)
+
+
+def _folder(key: str, cache: str | Path | None) -> Path:
+    return user_cache("decoded", cache) / key
+
+
+def _decode_into(folder: Path, source: Source, side: int, fit: Fit, levels: Levels) -> None:
+    levels, note = settle(source, levels)
+    facts = {
+        "side": side,
+        "fit": fit,
+        "preprocessing": PREPROCESSING,
+        "source": source.source_name,
+        "classes": source.classes,
+        **levels.values(),
+        "note": note,
+    }
+    remedy = "Free some space, or name another folder with NEXTPIXEL_CACHE or `cache`"
+    with new_folder(folder, remedy, shared=True) as part, progress("decoding", len(source), "images") as advance:
+        write_set(part, read_parts(source, range(len(source)), side, fit, levels, advance=advance), facts)
+
+
+def read_parts(
+    source: Source,
+    numbers: range,
+    side: int,
+    fit: Fit,
+    levels: Levels = NO_LEVELS,
+    *,
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> Iterator[Part]:
+    """Those pictures of a source as squares, in order, in parts of READ_TOGETHER; the same for any number of threads.
+
+    `advance(count)` is told how many have been read.
+    """
+
+    def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
+        try:
+            return source.square(i, side, fit, levels)
+        except UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders let go of the interpreter
+        for start in range(numbers.start, numbers.stop, READ_TOGETHER):
+            rows = range(start, min(start + READ_TOGETHER, numbers.stop))
+            squares, kept, unreadable = [], [], []
+            for row, square in zip(rows, pool.map(one, rows), strict=True):
+                if isinstance(square, UnreadableImage):
+                    unreadable.append(str(square))
+                else:
+                    squares.append(square)
+                    kept.append(row)
+            labels = None if source.labels is None else source.labels[kept]
+            found = np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
+            yield Part(found, [source.names[row] for row in kept], labels, unreadable)
+            if advance is not None:
+                advance(len(rows))
+
+
+def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted numbers of the training and of the held-out images; at least one of each."""
+    if count < 2:
+        raise InputError(
+            f"expected at least 2 images, to hold one out for validation, got {count}; add some, or name others with "
+            "`validation`"
+        )
+    held = min(max(1, round(count * fraction)), count - 1)
+    order = np.random.default_rng([seed, 0x5EED]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0) -> NDArray[np.bool_]:
+    """Which tokens of each image are hidden, (B, T): each with probability 0.15, by (seed, epoch, image number).
+
+    At least one always is: the paper's loss divides by their number.
+    """
+    hidden = np.empty((len(numbers), tokens), bool)
+    for row, number in enumerate(numbers):
+        entropy = np.random.SeedSequence([seed, 0xBE47, epoch, int(number)])
+        noise = np.random.Generator(np.random.Philox(entropy)).random(tokens)
+        hidden[row] = noise < max(MASKED_PART, np.nextafter(noise.min(), 1))
+    return hidden
+
+
+def stored_side(side: int, augment: Augment) -> int:
+    """The side at which pictures are kept: random crops cut from a square twice as large."""
+    return 2 * side if augment == "crop" else side
+
+
+class Batches:
+    """Training batches: order, crops and flips are functions of (seed, epoch, image number) alone.
+
+    Every image comes once an epoch; a batch may reach over the end of one. `part` (i, n) gives the i-th of n
+    equal parts of each batch, which put together in order are the batch.
+    """
+
+    def __init__(
+        self,
+        squares: NDArray[np.uint8],
+        chosen: NDArray[np.int64],
+        *,
+        side: int,
+        batch_images: int,
+        augment: Augment,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.squares, self.chosen, self.side = squares, chosen, side
+        self.batch_images, self.augment, self.seed = batch_images, augment, seed
+        self.number, self.parts = part
+        self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+
+    def __call__(self, step: int) -> NDArray[np.uint8]:
+        """uint8 (batch_images / n, side, side, 3) of that step, counted from 0."""
+        parts = [
+            self._augmented(self.squares[self.chosen[rows]], self._epoch(epoch)[1][rows])
+            for epoch, rows in self._rows(step)
+        ]
+        return np.concatenate(parts)
+
+    def numbers(self, step: int) -> NDArray[np.int64]:
+        """Which images of the set these are, (batch_images / n,)."""
+        return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
+
+    def mirrored(self, step: int) -> NDArray[np.bool_]:
+        """Which of that step's images are mirrored, (batch_images / n,)."""
+        flips = self.augment in FLIPS
+        return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
+
+    def orientations(self, step: int) -> NDArray[np.int64]:
+        """How that step's images are turned and mirrored, (batch_images,), see images.orient."""
+        turned = self.augment == "orient"
+        return np.concatenate([_orientations(self._epoch(epoch)[1][rows]) * turned for epoch, rows in self._rows(step)])
+
+    def masks(self, step: int, tokens: int) -> NDArray[np.bool_]:
+        """Which of the T tokens of that step's images a masked model is not shown, (batch_images / n, T)."""
+        parts = [masks(self.chosen[rows], tokens, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)]
+        return np.concatenate(parts)
+
+    def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(epoch, places in `chosen`) of that step's images."""
+        images = self.batch_images // self.parts
+        start = step * self.batch_images + self.number * images
+        places = np.arange(start, start + images)
+        for epoch in range(places[0] // len(self.chosen), places[-1] // len(self.chosen) + 1):
+            yield epoch, self._epoch(epoch)[0][places[places // len(self.chosen) == epoch] % len(self.chosen)]
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if epoch not in self._epochs:
+            self._epochs = {e: v for e, v in self._epochs.items() if e == epoch - 1}
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(len(self.chosen))
+            self._epochs[epoch] = order, rng.random((len(order), 4), dtype=np.float32)
+        return self._epochs[epoch]
+
+    def _augmented(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+        if self.augment == "crop":
+            return np.stack([self._crop(square, *n) for square, n in zip(squares, noise, strict=True)])
+        if self.augment in ("pad", "pad-flip"):
+            squares = self._shift(squares, noise)
+        if self.augment in FLIPS:
+            mirrored = _mirrored(noise)
+            squares = squares.copy()
+            squares[mirrored] = squares[mirrored, :, ::-1]
+        if self.augment == "orient":
+            found, squares = _orientations(noise), squares.copy()
+            for orientation in np.unique(found):
+                squares[found == orientation] = orient(squares[found == orientation], orientation)
+        return squares
+
+    def _crop(self, square: NDArray[np.uint8], _: float, scale: float, x: float, y: float) -> NDArray[np.uint8]:
+        """Chen et al. 2020, section 3.1: shorter side between 256 and 384, a 224 x 224 crop, down to `side`."""
+        size = len(square) * 224 / (256 + 128 * scale)
+        left, top = (len(square) - size) * x, (len(square) - size) * y
+        return crop_resize(square, (left, top, left + size, top + size), self.side)
+
+    def _shift(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and cut a window anywhere."""
+        pad = max(1, self.side // 8)
+        padded = np.pad(squares, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        offsets = (noise[:, 1:3] * (2 * pad + 1)).astype(np.int64)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
+        picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
+        return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def _orientations(noise: NDArray[np.float32]) -> NDArray[np.int64]:
+    return (noise[:, 0] * 8).astype(np.int64)
+
+
+def _mirrored(noise: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return noise[:, 0] < 0.5

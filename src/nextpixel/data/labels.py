@@ -1,0 +1,297 @@
+"""Labels: where those of images come from, which class each one is, and parts of the images that have every class."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nextpixel.data.decoded import DecodedSet
+from nextpixel.errors import InputError, clipped, shortened
+from nextpixel.images.sources.base import label_array
+from nextpixel.limits import open_file
+from nextpixel.progress import say, say_once
+
+FORMULA = tuple("=+-@\t\r'")  # what a cell begins with that a spreadsheet may run, and the mark against that
+NO_NAMES = frozenset({"nan", "none", "null", "n/a"})  # what programs write where there was nothing
+HELD_OUT = 0.1
+FOLDS = 5
+FOLDS_BELOW = 2_000  # training images: one held-out tenth of fewer is too noisy to choose by
+
+
+def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
+    """The label of each name, by a CSV file with the columns file and label; "" where its cell is empty or -1.
+
+    A file of the table is the picture of that path, or of the longest end of it that only one picture has, be it with
+    the extension or without. Raises InputError for a picture without a row, or for rows that contradict each other.
+    """
+    try:
+        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:  # Excel begins its files with a mark
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: expected a CSV file of file,label, got something unreadable: {error}") from None
+    if not {"file", "label"} <= set(columns):
+        raise InputError(f"{path}: expected the columns file and label, got {shortened(columns, 200)}")
+    table: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        key, label = path_parts(plain_cell(row["file"] or "")), plain_cell(row["label"] or "")
+        if table.setdefault(key, label) != label:
+            raise InputError(
+                f"{path}: expected one label for {shortened(row['file'])}, got {shortened(table[key])} and "
+                f"{shortened(label)}; keep one row"
+            )
+    found = _match([path_parts(name) for name in names], list(table))
+    missing = [name for name, key in zip(names, found, strict=True) if key is None]
+    if missing:
+        held = ", ".join(shortened("/".join(key)) for key in list(table)[:3])
+        raise InputError(
+            f"{path}: expected one row for each picture, got none or several for {len(missing):,} of "
+            f"{len(names):,}: looked for {missing[0]!r}, the column file holds {held or 'nothing'}"
+            f"{', ...' if len(table) > 3 else ''}; add rows, or give the files paths that tell them apart"
+        )
+    labels = (table[key] for key in found if key is not None)
+    return np.array([label if label.strip() != "-1" else "" for label in labels], object)
+
+
+def plain_cell(text: str) -> str:
+    """A cell as it was before the mark that keeps a spreadsheet from running it as a formula."""
+    return text[1:] if text[:1] == "'" and text[1:2] in FORMULA else text
+
+
+def path_parts(path: str) -> tuple[str, ...]:
+    """A path of any system in parts, in the composed Unicode form."""
+    parts = unicodedata.normalize("NFC", path.replace("\\", "/")).split("/")
+    return tuple(part for part in parts if part not in ("", "."))
+
+
+def _match(names: Sequence[tuple[str, ...]], keys: Sequence[tuple[str, ...]]) -> list[tuple[str, ...] | None]:
+    """The key that each name means: itself, or the one of the longest common end; None where that is not one."""
+    exact, by_end, by_stem = set(keys), _ends(keys, stems=False), _ends(keys, stems=True)
+    found: list[tuple[str, ...] | None] = []
+    for name in names:
+        hits = [name] if name in exact else by_end.get(_longest(name, by_end), [])
+        if not hits:
+            hits = by_stem.get(_longest(_stem(name), by_stem), [])
+        found.append(hits[0] if len(hits) == 1 else None)
+    taken = Counter(key for key, name in zip(found, names, strict=True) if key is not None and key != name)
+    return [key if key is None or key == name or taken[key] == 1 else None for key, name in zip(found, names)]
+
+
+def _ends(keys: Sequence[tuple[str, ...]], *, stems: bool) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """Every end of every key, of its stem too where asked, and the keys that have it."""
+    ends: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for key in keys:
+        for form in {key, _stem(key)} if stems else {key}:
+            for start in range(len(form)):
+                ends.setdefault(form[start:], []).append(key)
+    return ends
+
+
+def _longest(name: tuple[str, ...], ends: dict[tuple[str, ...], Any]) -> tuple[str, ...]:
+    return next((name[start:] for start in range(len(name)) if name[start:] in ends), ())
+
+
+def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return (*parts[:-1], parts[-1].rpartition(".")[0] or parts[-1]) if parts else ()
+
+
+def labels_of(source: Any) -> NDArray[Any]:
+    """The labels of a source (N,), as class names where it has them: see has_label for those that are none.
+
+    Raises InputError where no picture has one, or one has a number without a name.
+    """
+    if source.labels is None:
+        got = f"labels that are none: {source.label_problem}" if source.label_problem else "images without labels"
+        raise InputError(
+            f"{source.source_name}: expected labelled images: a sub-folder for each class, a column of one number or "
+            f"name for each picture, or a CSV of file,label; got {got}"
+        )
+    names = source.labels
+    if source.classes is not None:
+        beyond = np.flatnonzero((source.labels >= len(source.classes)) | (source.labels < -1))
+        if len(beyond):
+            raise InputError(
+                f"{source.source_name}: expected labels 0 to {len(source.classes) - 1}, which have names, got "
+                f"{source.labels[beyond[0]]} for {source.names[beyond[0]]} ({len(beyond):,} in all); correct the "
+                "labels, or the names"
+            )
+        names = np.array([*source.classes, ""], object)[source.labels]  # -1 is the last
+    return _checked(names, source.source_name)
+
+
+def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[Any]:
+    """The label of each picture of a source: those given, or in a CSV file (see labels_from_csv), or its own."""
+    if labels is None:
+        return labels_of(source)
+    if isinstance(labels, str | Path):
+        return _checked(labels_from_csv(labels, source.names), str(labels))
+    try:
+        names = label_array(labels)
+    except ValueError as error:
+        raise InputError(f"expected one number or name for each image, got {error}", argument="labels") from None
+    if names.shape != (len(source),):
+        raise InputError(f"expected {len(source)}, one for each image, got {names.shape}", argument="labels")
+    return _checked(names, "labels")
+
+
+def has_label(names: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels are one: not the number -1, and not the empty name."""
+    return np.asarray(names != "" if names.dtype == object else names >= 0, bool)
+
+
+def _checked(names: NDArray[Any], where: str) -> NDArray[Any]:
+    """The labels themselves, some of which are one; what may be a slip in their names is said once."""
+    labelled = names[has_label(names)]
+    if not len(labelled):
+        raise InputError(f"{where}: expected labelled images, got none: all {len(names):,} labels are -1 or empty")
+    if names.dtype == object:
+        alike: dict[str, list[str]] = {}
+        for name, count in sorted(Counter(labelled).items()):
+            alike.setdefault(plain_name(name), []).append(name)
+            if plain_name(name) in NO_NAMES:
+                say_once(f"{where}: {count:,} labels are {name!r}, taken as a class of that name; empty cells are none")
+        for several in alike.values():
+            if len(several) > 1:
+                shown = ", ".join(ascii(clipped(name, 60)) for name in several)
+                say_once(f"{where}: classes that differ in case, spaces or Unicode form alone, kept apart: {shown}")
+    return names
+
+
+def plain_name(name: str) -> str:
+    """A name without what the eye may miss: case, spaces, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def labelled(
+    names: NDArray[Any], source: Any, decoded: DecodedSet
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]]:
+    """Squares (M, S, S, 3), labels (M,) and places (M,) in a decoded set of those that have a label.
+
+    Says how many have none. Raises InputError where no readable picture has one, and as labels_of_readable does.
+    """
+    names = labels_of_readable(names, source, decoded)
+    rows = np.flatnonzero(has_label(names))
+    if len(rows) == len(names):
+        return decoded.squares, names, rows
+    if not len(rows):
+        raise InputError(f"{source.source_name}: expected labelled images, got none that can be read")
+    say_once(f"{source.source_name}: {len(names) - len(rows):,} of {len(names):,} images have no label, left out")
+    return decoded.squares[rows], names[rows], rows
+
+
+def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:
+    """Those of the pictures of a source that could be decoded.
+
+    Raises InputError where their names do not tell which these are.
+    """
+    if len(decoded) == len(labels):
+        return labels
+    readable = np.isin(list(source.names), list(decoded.names))
+    if readable.sum() != len(decoded):
+        raise InputError(
+            f"{source.source_name}: some pictures cannot be read and have the names of others, so it is not known "
+            "which labels are theirs; remove or repair them"
+        )
+    return labels[readable]
+
+
+def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels") -> NDArray[np.int64]:
+    """The place in `classes` of each label, (N,); a number and its digits are the same class.
+
+    Raises InputError, which begins with `what`, for a label that is none of the classes.
+    """
+    number = {str(name): place for place, name in enumerate(classes)}
+    names = [str(name) for name in np.asarray(labels).tolist()]
+    stranger = next((name for name in names if name not in number), None)
+    if stranger is not None:
+        near = next((name for name in number if plain_name(name) == plain_name(stranger)), None)
+        hint = "" if near is None else f", which looks like {clipped(near, 60)!a}"
+        raise InputError(
+            f"{what}: expected the classes of the training images, got {clipped(stranger, 60)!a} as well{hint}"
+        )
+    return np.array([number[name] for name in names], np.int64)
+
+
+def refuse_overlap(seen: NDArray[np.bool_], where: str) -> None:
+    """Raises InputError where all test images are training images, see seen_before: no figure would say anything."""
+    if seen.all():
+        raise InputError(
+            f"{where}: expected test images other than the training images, got only such; keep some apart for `test`"
+        )
+
+
+def seen_before(
+    train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str, what: str = "test images"
+) -> NDArray[np.bool_]:
+    """Which squares of `test` (N, S, S, 3) are also in `train`, pixel by pixel, (N,); says how many, if any."""
+
+    def digests(squares: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
+        return (hashlib.blake2b(square.tobytes(), digest_size=16).digest() for square in squares)
+
+    known = set(digests(train))
+    seen = np.fromiter((digest in known for digest in digests(test)), np.bool_, len(test))
+    if seen.any():
+        say(
+            f"{where}: {seen.sum():,} of {len(seen):,} {what} are training images, pixel by pixel at side "
+            f"{test.shape[1]}{'; figures are given with and without them' * (what == 'test images')}"
+        )
+    return seen
+
+
+def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat: int) -> NDArray[np.int64]:
+    """Places of that many images of each class, in order; all of them for None."""
+    if per_class is None:
+        return np.arange(len(labels))
+    rng = np.random.default_rng([seed, 0xFE7, per_class, repeat])
+    chosen = []
+    for name in np.unique(labels):
+        members = np.flatnonzero(labels == name)
+        if len(members) < per_class:
+            raise InputError(
+                f"expected at most {len(members)}, all of class {name}, got {per_class}", argument="labels_per_class"
+            )
+        chosen.append(rng.choice(members, per_class, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
+    """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
+
+    Stratified: every class is on both sides, but for those of a single image, which is never held out. None where
+    all are of a single image.
+    """
+    counts = np.bincount(labels)
+    several = counts > 1
+    if not several.any():
+        return []
+    if len(labels) >= FOLDS_BELOW:
+        return [held_out(labels, HELD_OUT, seed)]
+    place = _places(labels, seed)
+    folds = min(FOLDS, int(counts[several].min()))
+    return [(place % folds == fold) & several[labels] for fold in range(folds)]
+
+
+def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """A stratified part (N,) of labels 0..C-1: that fraction of each class, at least one image but never all of it."""
+    counts = np.bincount(labels)
+    held = np.minimum(np.maximum(1, counts * fraction).astype(np.int64), counts - 1)
+    return np.asarray(_places(labels, seed) < held[labels])
+
+
+def _places(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
+    """0, 1, 2, ... within each class, in random order, (N,)."""
+    rng = np.random.default_rng([seed, 0xF01D])
+    place = np.empty(len(labels), np.int64)
+    for number in range(labels.max() + 1):
+        members = np.flatnonzero(labels == number)
+        place[members] = rng.permutation(len(members))
+    return place

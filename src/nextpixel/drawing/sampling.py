@@ -1,0 +1,204 @@
+"""Pictures from nothing, and completions of pictures whose first rows are given."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, check_keywords
+from nextpixel.devices import free_memory_bytes
+from nextpixel.drawing.loop import Row, Table, token_noise
+from nextpixel.errors import InputError
+from nextpixel.images import Picture, from_array, orient, upright
+from nextpixel.images.sources import load_images
+from nextpixel.network.decoding import Decoder, choose_decoder
+from nextpixel.network.model import ImageGPT
+from nextpixel.progress import progress
+
+ROWS_AT_MOST = 256
+TURNS: dict[KeepSide, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # orientation that brings it to the top
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What was drawn: M pictures, n completions each, flat and picture by picture."""
+
+    images: NDArray[np.uint8]
+    """(M * n, H, W, 3), kept pixels as their tokens give them back."""
+    nats: NDArray[np.float32]
+    """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
+    kept: NDArray[np.bool_]
+    """(H, W) which pixels were given."""
+    mode: str
+    """How the network was run: what `speed` came to."""
+
+
+class DrawnRow(NamedTuple):
+    """One row of pixels of several candidates, as soon as it is drawn."""
+
+    candidates: range
+    """Their places in the flat list, picture by picture."""
+    y: int
+    pixels: NDArray[np.uint8]
+    """(len(candidates), W, 3)"""
+
+
+@check_keywords(SamplingKeywords)
+def sample(model: ImageGPT, n: int = 1, **settings: Unpack[SamplingKeywords]) -> list[Picture]:
+    """Draw n pictures from nothing, as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...)."""
+    return [from_array(image) for image in draw(model, None, n=n, sampling=SamplingConfig(**settings)).images]
+
+
+@check_keywords(SamplingKeywords)
+def complete(
+    model: ImageGPT,
+    images: Any,
+    keep: float = 0.5,
+    n: int = 1,
+    *,
+    keep_side: KeepSide = "top",
+    **settings: Unpack[SamplingKeywords],
+) -> list[Picture]:
+    """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
+
+    One flat list of PIL images at the model's side, picture by picture. The kept pixels keep their tokens
+    exactly. Another `keep_side` takes a model that was trained with augment="orient": it reads the picture turned, and
+    knows that it is. Raises InputError for bad images or settings.
+    """
+    squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
+    drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
+    return [from_array(image) for image in drawing.images]
+
+
+@check_keywords(SamplingKeywords)
+def stream(
+    model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Unpack[SamplingKeywords]
+) -> Iterator[DrawnRow]:
+    """`complete`, row by row: yields each drawn row of all candidates that are drawn together.
+
+    `images` may be None: then pictures are drawn from nothing.
+    """
+    squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
+    sampling = SamplingConfig(**settings)
+    plan = _plan(model, squares, keep, n, sampling.speed)
+    for candidates in plan.batches:
+        for row, tokens, _ in _draw_rows(model, plan, candidates, sampling):
+            pixels = model.tokenizer.decode(tokens, model.config.columns)
+            for y in range(pixels.shape[1]):
+                yield DrawnRow(candidates, row * pixels.shape[1] + y, pixels[:, y])
+
+
+def draw(
+    model: ImageGPT,
+    squares: NDArray[np.uint8] | None,
+    *,
+    keep: float = 0.5,
+    n: int = 1,
+    sampling: SamplingConfig | None = None,
+    keep_side: KeepSide = "top",
+) -> Drawing:
+    """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw one picture's n candidates."""
+    sampling = sampling or SamplingConfig()
+    orientation = _orientation(model, keep_side)
+    squares = None if squares is None else orient(squares, orientation)
+    plan = _plan(model, squares, keep, n, sampling.speed)
+    config, tokenizer = model.config, model.tokenizer
+    tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
+    tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
+    nats = np.empty(len(tokens), np.float32)
+    with progress("drawing", tokens[:, plan.prompts.shape[1] :].numel(), "pixels") as advance:
+        for candidates in plan.batches:
+            rows = []
+            for row, drawn, row_nats in _draw_rows(model, plan, candidates, sampling, orientation):
+                tokens[candidates.start : candidates.stop, row * config.columns : (row + 1) * config.columns] = drawn
+                rows.append(row_nats)
+                advance(drawn.numel())
+            nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
+    images = tokenizer.decode(tokens, config.columns)
+    kept = np.zeros((1, *images.shape[1:3]), bool)
+    kept[:, : plan.kept_rows * tokenizer.patch[0]] = True
+    nats /= math.prod(tokenizer.patch)
+    return Drawing(upright(images, orientation), nats, upright(kept, orientation)[0], plan.decoder.name)
+
+
+def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
+    if keep_side not in TURNS:
+        raise InputError(f"expected one of {', '.join(TURNS)}, got {keep_side!r}", argument="keep_side")
+    if keep_side != "top" and model.config.orientations == 1:
+        raise InputError(
+            f"{keep_side} needs a model that was trained with `augment=orient`, got one that knows pictures from the "
+            "top alone",
+            argument="keep_side",
+        )
+    return TURNS[keep_side]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    prompts: Tensor  # (M, P) on the CPU
+    completions: int
+    kept_rows: int
+    batches: list[range]  # places in the flat list that are drawn together
+    decoder: type[Decoder]
+
+
+def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
+    if n < 1:
+        raise InputError(f"expected at least 1, got {n}", argument="n")
+    prompts = prompt_tokens(model, squares, keep)
+    count = len(prompts) * n
+    decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], speed)
+    memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
+    size = min(ROWS_AT_MOST, max(1, int(memory / decoder.row_bytes(model))))
+    batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
+    return _Plan(prompts, n, prompts.shape[1] // model.config.columns, batches, decoder)
+
+
+def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
+    """Tokens (M, P) of the rows of squares (M, H, W, 3) that are kept; (1, 0) for None, a picture from nothing.
+
+    Raises InputError for a masked model, or a fraction that leaves nothing to draw.
+    """
+    if model.config.objective == "masked":
+        raise InputError(
+            "a masked model has no order in which to draw pixels; draw with an autoregressive model, or use this one "
+            "for features"
+        )
+    if squares is None:
+        return torch.empty((1, 0), dtype=torch.int64)
+    rows = model.config.rows
+    if not 0 <= keep < 1 or round(keep * rows) == rows:
+        raise InputError(
+            f"expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
+            f"{rows} rows to draw, got {keep}",
+            argument="keep",
+        )
+    return model.tokenizer.encode(squares)[:, : round(keep * rows) * model.config.columns]
+
+
+@torch.inference_mode()
+def _draw_rows(
+    model: ImageGPT, plan: _Plan, candidates: range, sampling: SamplingConfig, orientation: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (row of the grid, tokens (B, W), nats (B, W)) for each row that is drawn of these candidates."""
+    n, config = plan.completions, model.config
+    first, last = candidates.start // n, (candidates.stop - 1) // n
+    prompts = plan.prompts[first : last + 1].to(model.device)
+    table: Table[Row] = Table(plan.decoder(model, len(candidates)))
+    rows = [
+        Row(token_noise(sampling.seed, *divmod(c, n), config.tokens), sampling, prompts.shape[1]) for c in candidates
+    ]
+    table.begin(rows, prompts, [c // n - first for c in candidates], model.prefix(orientation))
+    drawn = iter(table)
+    for row in range(plan.kept_rows, config.rows):
+        _, tokens, nats = zip(*itertools.islice(drawn, config.columns), strict=True)
+        yield row, torch.stack(tokens, 1), torch.stack(nats, 1)

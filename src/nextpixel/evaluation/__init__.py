@@ -1,0 +1,4 @@
+"""Likelihoods, metrics of samples, odd pictures.
+
+May use representation and drawing.
+"""

@@ -1,0 +1,178 @@
+"""Scores: nats per pixel and per-pixel surprise, as the paper defines them (all T pixels, start vector included)."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import check_keywords
+from nextpixel.data.decoded import DecodedSet, decode
+from nextpixel.data.labels import seen_before
+from nextpixel.errors import InputError
+from nextpixel.images.sources import load_images, open_source
+from nextpixel.network.model import ImageGPT, cross_entropy, masked_cross_entropy
+from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
+
+OPENAI_BATCH = 64
+Protocol = Literal["all", "openai"]
+
+
+@check_keywords()
+def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
+    """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
+    needs_order(model)
+    return image_nats(model, load_images(images, model.size, split=split, fit=model.fit, levels=model.levels))
+
+
+@check_keywords()
+def surprise(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
+    """-ln p of every pixel given those before it, (N, H, W) nats."""
+    squares = load_images(images, model.size, split=split, fit=model.fit, levels=model.levels)
+    return np.concatenate(list(square_nats(model, squares)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The paper's figures of a model on a set of images."""
+
+    images: int
+    nats_per_pixel: float
+    """Mean over images and all T pixels; of a masked model, the mean over hidden pixels of each image."""
+    standard_error: float
+    """Of that mean, over images."""
+    bits_per_pixel: float
+    """The same in bits for each pixel's token; not bits per dimension of the original colours."""
+    images_per_second: float
+    protocol: Protocol
+    unreadable: list[str]
+    """A line for each file that could not be read and was left out."""
+    training_images: int | None = None
+    """How many of the images are training images, pixel by pixel; None where those are not known."""
+    nats_per_pixel_without_them: float | None = None
+    """Where there are some, and others."""
+
+
+def evaluate(
+    model: ImageGPT,
+    images: Any,
+    *,
+    split: str | None = None,
+    protocol: Protocol = "all",
+    dtype: str = "fp32",
+    seed: int = 0,
+    seen: NDArray[np.bool_] | None = None,
+) -> Evaluation:
+    """Nats per pixel of a set. "openai" leaves out the last partial batch of 64, as openai/image-gpt did.
+
+    A masked model is scored on pixels hidden with probability 0.15, chosen by `seed` and the image's number.
+    `seen` (N,) tells which of the readable images are training images, see seen_in: the mean is also given without.
+    Raises InputError for bad images, or for fewer than 64 of them under "openai".
+    """
+    squares, unreadable = read_squares(model, images, split)
+    if protocol == "openai":
+        squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
+        if not len(squares):
+            raise InputError(
+                f"openai needs at least {OPENAI_BATCH} images, got fewer; expected all", argument="protocol"
+            )
+    start = time.perf_counter()
+    nats = image_nats(model, squares, dtype=dtype, seed=seed)
+    seconds = time.perf_counter() - start
+    mean, error = mean_and_error(nats)
+    known, without = None, None
+    if seen is not None:
+        seen = seen[: len(nats)]
+        known, without = int(seen.sum()), float(nats[~seen].mean()) if 0 < seen.sum() < len(seen) else None
+    return Evaluation(
+        len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable, known, without
+    )
+
+
+def seen_in(train: DecodedSet, model: ImageGPT, images: Any, split: str | None = None) -> NDArray[np.bool_]:
+    """Which images of a source are training images, pixel by pixel, (N,); says how many."""
+    source = open_source(images, split)
+    found = decode(source, train.squares.shape[1], fit=model.fit, levels=model.levels)
+    return seen_before(train.squares, found.squares, source.source_name)
+
+
+def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Squares at the model's side, and a line for each unreadable file.
+
+    What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is.
+    """
+    if isinstance(images, str | os.PathLike):
+        found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
+        return found.squares, found.unreadable
+    return load_images(images, model.size, split=split, fit=model.fit, levels=model.levels), []
+
+
+def image_nats(
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    *,
+    dtype: str = "fp32",
+    seed: int = 0,
+    batch_images: int = BATCH_IMAGES,
+) -> NDArray[np.float32]:
+    """Nats per pixel (N,) of squares at the model's side; of a masked model, per hidden pixel (see hidden_nats)."""
+    if model.config.objective == "masked":
+        return np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed, batch_images=batch_images)))
+    parts = square_nats(model, squares, dtype=dtype, batch_images=batch_images)
+    return np.concatenate([part.mean((1, 2)) for part in parts])
+
+
+def needs_order(model: ImageGPT) -> None:
+    """Raises InputError for a masked model."""
+    if model.config.objective == "masked":
+        raise InputError(
+            "a masked model gives no likelihood of a picture; nextpixel evaluate scores its hidden pixels, and an "
+            "autoregressive model scores pictures"
+        )
+
+
+def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
+    """The mean and its standard error, in float64; 0 for a single value."""
+    values = values.astype(np.float64)
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def square_nats(
+    model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", batch_images: int = BATCH_IMAGES
+) -> Iterator[NDArray[np.float32]]:
+    """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W).
+
+    A token of several pixels counts as that many equal parts.
+    """
+    needs_order(model)
+
+    def nats(tokens: Tensor, _: Tensor | None) -> NDArray[np.float32]:
+        return pixel_maps(model, cross_entropy(model(tokens), tokens, reduction="none"))
+
+    return batches(model, squares, nats, dtype=dtype, batch_images=batch_images)
+
+
+def hidden_nats(
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    *,
+    dtype: str = "fp32",
+    seed: int = 0,
+    batch_images: int = BATCH_IMAGES,
+) -> Iterator[NDArray[np.float32]]:
+    """-ln p of hidden pixels given the others, averaged over each image's, in parts (b,), by a masked model."""
+    pixels = math.prod(model.tokenizer.patch)  # of a token
+
+    def nats(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
+        assert masked is not None
+        losses = masked_cross_entropy(model(tokens, masked), tokens, masked)
+        return (losses.float().cpu().numpy() / pixels).astype(np.float32)
+
+    return batches(model, squares, nats, dtype=dtype, mask_seed=seed, batch_images=batch_images)

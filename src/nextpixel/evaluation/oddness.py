@@ -1,0 +1,316 @@
+"""Odd images of a set: likelihood, file size and distances side by side, and p-values against normal images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import check_keywords
+from nextpixel.data.decoded import decode, split_indices
+from nextpixel.errors import InputError
+from nextpixel.evaluation.likelihood import needs_order
+from nextpixel.images import png_bytes
+from nextpixel.network.model import ImageGPT, cross_entropy
+from nextpixel.representation.extraction import check_layers
+from nextpixel.representation.scoring import batches, pixel_maps
+from nextpixel.stats import conformal_p_values
+
+NEIGHBOURS = 5
+REFERENCES_AT_MOST = 5_000
+CALIBRATION_PART = 0.5
+ADVISED = "feature_distance"  # finds other kinds of pictures, which likelihood often does not: docs/guide/odd-images.md
+CLEAR = 0.01  # p of a separation, over all columns, from which it is no accident
+
+
+@dataclass(frozen=True)
+class Column:
+    """One score: how pages and tables call it, its unit, and which end of it is odd."""
+
+    title: str
+    unit: str
+    meaning: str
+    smaller_is_odder: bool = False
+
+
+COLUMNS = {
+    "nats_per_pixel": Column(
+        "nats per pixel", "nats", "How little the model expected the pixels: the mean of -ln p over all of them."
+    ),
+    "nats_corrected": Column(
+        "nats for its file size",
+        "nats",
+        "Nats per pixel above what a normal image with as large a PNG file has, by a straight line through the normal "
+        "images: simple pictures no longer pass as likely, busy ones no longer as odd. After Serra et al. 2020, who "
+        "subtract the compressed bits themselves; here those code 24-bit colours and the nats a palette's.",
+    ),
+    "peak_nats": Column(
+        "hottest spot",
+        "nats",
+        "The largest mean of nats over 3 x 3 pixels anywhere in the image: for flaws that are small.",
+    ),
+    "feature_distance": Column(
+        "feature distance",
+        "standard deviations",
+        f"Mean distance to the {NEIGHBOURS} nearest normal images in the features of the model's middle layer, each "
+        "feature measured in its standard deviations: root mean square over features.",
+    ),
+    "pixel_distance": Column(
+        "pixel distance",
+        "grey levels",
+        f"Mean distance to the {NEIGHBOURS} nearest normal images pixel by pixel: root mean square over pixels and "
+        "channels. Uses no model.",
+    ),
+    "png_bytes": Column(
+        "file size",
+        "bytes",
+        "The square as a PNG file; a small file counts as odd. Uses no model.",
+        smaller_is_odder=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the columns are made of, for N squares: uint8 (N, H, W, 3), and of each image one row."""
+
+    squares: NDArray[np.uint8]
+    nats_per_pixel: NDArray[np.float64]
+    peak_nats: NDArray[np.float64]
+    features: NDArray[np.float32]
+    png_bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Measured:
+        """The same of some of the images."""
+        return Measured(*(values[chosen] for values in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Oddness:
+    """The table: of each image its name and one number a column, in the order of the source."""
+
+    names: Sequence[str]
+    values: dict[str, NDArray[np.float64]]
+    """(N,) of each of COLUMNS, in its unit."""
+    p_values: dict[str, NDArray[np.float64]]
+    """(N,) of each of COLUMNS: the share of held-out normal images at least as odd; empty without normal images."""
+    calibration: dict[str, NDArray[np.float64]]
+    """(n,) of each of COLUMNS, of the held-out normal images; empty without them."""
+    squares: NDArray[np.uint8]
+    """uint8 (N, H, W, 3): the images as they were scored."""
+    unreadable: list[str]
+    """A line for each file that could not be read and was left out."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def clearest(self) -> str:
+        """The column that sets the images furthest apart from held-out normal ones, where it clearly does.
+
+        Mann & Whitney 1947, each column's p times their number. Else, and without normal images, ADVISED.
+        """
+        from scipy.stats import mannwhitneyu
+
+        if not self.calibration:
+            return ADVISED
+        chances = {
+            name: mannwhitneyu(oriented(name, self.values[name]), oriented(name, normal), alternative="greater").pvalue
+            for name, normal in self.calibration.items()
+        }
+        best = min(chances, key=lambda name: (chances[name], name != ADVISED))
+        return best if chances[best] * len(chances) < CLEAR else ADVISED
+
+    def order(self, by: str | None = None) -> NDArray[np.int64]:
+        """Row numbers, the oddest by that column first; by the clearest for None."""
+        by = by or self.clearest
+        return np.argsort(-oriented(by, self.values[by]), kind="stable")
+
+    def threshold(self, false_alarms: float, by: str = ADVISED) -> float:
+        """The value of that column beyond which p <= false_alarms. Raises InputError for too few normal images."""
+        normal = np.sort(oriented(by, self.calibration.get(by, np.empty(0))))
+        check_false_alarms(false_alarms, len(normal))
+        above = math.floor(false_alarms * (len(normal) + 1) + 1e-9) - 1  # so many of them may be odder still
+        return float(oriented(by, normal[len(normal) - 1 - above]))
+
+
+def oriented(column: str, values: Any) -> Any:
+    """Values of a column so that larger is odder; applied twice it gives them back."""
+    return -values if COLUMNS[column].smaller_is_odder else values
+
+
+@check_keywords()
+def odd_images(
+    model: ImageGPT,
+    images: Any,
+    *,
+    split: str | None = None,
+    against: Any = None,
+    layer: int | None = None,
+    false_alarms: float | None = None,
+    dtype: str = "fp32",
+    seed: int = 0,
+) -> Oddness:
+    """How odd each image is, by every one of COLUMNS; images are anything that open_source takes.
+
+    against  normal images. A random half (by `seed`, at most 5,000) is what distances are taken to; the other half
+             calibrates: an image's p-value is (1 + the number of those at least as odd) / (their number + 1), so at
+             most a part a of new normal images gets p <= a (conformal; Vovk, Gammerman & Shafer 2005). Without
+             them, distances are to the other images of the set itself, and there are no p-values
+    layer    of the features; the middle one unless told
+    false_alarms  a rate that Oddness.threshold will be asked for: whether enough normal images are there is checked
+             before the work
+
+    Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
+    """
+    needs_order(model)
+    side, fit_as, levels = model.side, model.fit, model.levels
+    normal_set = None
+    if against is not None:
+        normal_set = decode(against, side, fit=fit_as, levels=levels)
+        levels = normal_set.levels
+    found = decode(images, side, split=split, fit=fit_as, levels=levels)
+    squares, names, unreadable = found.squares, found.names, found.unreadable
+    if normal_set is None:
+        if len(squares) < 2:
+            raise InputError(
+                "expected at least 2 images, to compare each with the others, got 1; add some, or normal images with "
+                "`against`"
+            )
+        measured = measure(model, squares, layer, dtype=dtype)
+        return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
+    normal, lost = normal_set.squares, normal_set.unreadable
+    if len(normal) < 4:
+        raise InputError(f"expected at least 4 normal images, got {len(normal)}; add some", argument="against")
+    if normal_set.key == found.key:
+        raise InputError(
+            "expected other images than those to score, got the same; leave it out, or split", argument="against"
+        )
+    fit, held = split_indices(len(normal), CALIBRATION_PART, seed)
+    if false_alarms is not None:
+        check_false_alarms(false_alarms, len(held))
+    fit = fit[_some(len(fit), seed)]
+    measured = measure(model, squares, layer, dtype=dtype)
+    reference = measure(model, normal[np.concatenate([fit, held])], layer, dtype=dtype)
+    fitted, calibrating = reference.rows(np.arange(len(fit))), reference.rows(np.arange(len(fit), len(reference)))
+    values, calibration = (table(part, fitted, seed=seed) for part in (measured, calibrating))
+    p_values = {
+        name: conformal_p_values(oriented(name, values[name]), oriented(name, calibration[name])) for name in COLUMNS
+    }
+    return Oddness(names, values, p_values, calibration, squares, unreadable + lost)
+
+
+def check_false_alarms(false_alarms: float, calibrating: int) -> None:
+    """Raises InputError for no rate, or for one that so many normal images cannot tell."""
+    if not 0 < false_alarms < 1:
+        raise InputError(f"expected a rate between 0 and 1, got {false_alarms}", argument="false_alarms")
+    needed = math.ceil(1 / false_alarms - 1e-9) - 1
+    if calibrating < needed:
+        raise InputError(
+            f"{false_alarms:g} needs at least {needed} held-out normal images, got {calibrating} (half of `against`); "
+            "give more of them or a higher rate",
+            argument="false_alarms",
+        )
+
+
+def _some(count: int, seed: int) -> NDArray[np.int64]:
+    """At most REFERENCES_AT_MOST of the first `count` numbers, in order."""
+    if count <= REFERENCES_AT_MOST:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, 0x0DD]).choice(count, REFERENCES_AT_MOST, replace=False))
+
+
+def measure(model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32") -> Measured:
+    """What the columns are made of, from squares at the model's side."""
+    means, peaks, features = [], [], []
+    for maps, pooled, _ in passes(model, squares, layer, dtype=dtype):
+        means.append(maps.mean((1, 2), dtype=np.float64))
+        peaks.append(local_nats(maps).max((1, 2)).astype(np.float64))
+        features.append(pooled)
+    sizes = np.array([len(png_bytes(square)) for square in squares], np.int64)
+    return Measured(squares, np.concatenate(means), np.concatenate(peaks), np.concatenate(features), sizes)
+
+
+def passes(
+    model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], Tensor]]:
+    """Batch by batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
+    needs_order(model)
+    [layer] = check_layers(model, model.config.layers // 2 if layer is None else layer)
+
+    def read(tokens: Tensor, _: Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
+        for number, hidden in model.hidden(tokens, {layer, model.config.layers}):
+            if number == layer:
+                features = hidden.float().mean(1).cpu().numpy()
+        logits = model.logits(hidden)
+        return pixel_maps(model, cross_entropy(logits, tokens, reduction="none")), features, logits
+
+    return batches(model, squares, read, dtype=dtype)
+
+
+def local_nats(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Nats (N, H, W) averaged over the 3 x 3 pixels around each: flaws show better (docs/results.md)."""
+    from scipy.ndimage import uniform_filter
+
+    whole = uniform_filter(np.ones_like(maps[:1]), (1, 3, 3), mode="constant")  # at the border fewer pixels count
+    return uniform_filter(maps, (1, 3, 3), mode="constant") / whole
+
+
+def table(measured: Measured, normal: Measured | None, *, seed: int = 0) -> dict[str, NDArray[np.float64]]:
+    """Every one of COLUMNS (N,), with distances to `normal`; to the other images (at most 5,000) where it is None."""
+    reference = measured if normal is None else normal
+    own = _some(len(measured), seed) if normal is None else None
+    center, scale = reference.features.mean(0), np.maximum(reference.features.std(0), 1e-6)
+
+    def standard(part: Measured) -> NDArray[np.float32]:
+        return (part.features - center) / scale
+
+    def flat(part: Measured) -> NDArray[np.float32]:
+        return part.squares.reshape(len(part), -1).astype(np.float32)
+
+    return {
+        "nats_per_pixel": measured.nats_per_pixel,
+        "nats_corrected": measured.nats_per_pixel - _expected_nats(measured.png_bytes, reference),
+        "peak_nats": measured.peak_nats,
+        "feature_distance": _neighbour_distance(standard(measured), standard(reference), own),
+        "pixel_distance": _neighbour_distance(flat(measured), flat(reference), own),
+        "png_bytes": measured.png_bytes.astype(np.float64),
+    }
+
+
+def _expected_nats(png_bytes: NDArray[np.int64], normal: Measured) -> NDArray[np.float64]:
+    """Nats per pixel of a normal image with a file of that size, by least squares; their mean if all are as large."""
+    sizes = normal.png_bytes - normal.png_bytes.mean()
+    slope = float(sizes @ normal.nats_per_pixel) / max(float(sizes @ sizes), 1e-9)
+    return normal.nats_per_pixel.mean() + slope * (png_bytes - normal.png_bytes.mean())
+
+
+def _neighbour_distance(
+    points: NDArray[np.float32], references: NDArray[np.float32], own: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    """Mean distance (N,) to the nearest references, root mean square over coordinates.
+
+    `own` says which of the points are the references; each of those is left out of its own neighbours.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    if own is not None:
+        references = points[own]
+    count = min(NEIGHBOURS, len(references) - (own is not None))
+    nearest = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(references)
+    found = np.empty(len(points))
+    others = np.arange(len(points)) if own is None else np.setdiff1d(np.arange(len(points)), own)
+    if own is not None:
+        found[own] = nearest.kneighbors()[0].mean(1)
+    if len(others):
+        found[others] = nearest.kneighbors(points[others])[0].mean(1)
+    return found / math.sqrt(points.shape[1])

@@ -1,0 +1,247 @@
+"""Everything that `images` may mean, normalised in exactly one function: open_source().
+
+A source lists what it holds quickly and decodes one picture at a time.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nextpixel.config import Fit, Levels, Size
+from nextpixel.errors import InputError
+from nextpixel.images import Content, Picture, UnreadableImage, fit_size, is_dicom, readable_extensions
+from nextpixel.images.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
+from nextpixel.images.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
+from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image
+from nextpixel.images.sources.levels import settle
+from nextpixel.images.sources.maps import MapSource, check_readable, is_map
+from nextpixel.images.sources.shards import ShardSource, expand, is_pattern
+from nextpixel.images.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
+from nextpixel.images.sources.tables import ParquetSource, open_hub
+from nextpixel.progress import say_once
+
+__all__ = ["MapSource", "Source", "load_images", "open_source", "settle"]
+
+TABLES = frozenset({"parquet"})
+SHARDS = frozenset({"tar"})
+ARCHIVES = frozenset("7z bz2 gz rar tgz xz zip zst".split())
+
+
+def open_source(images: Any, split: str | None = None, *, stream: bool = False) -> Source:
+    """Opens whatever `images` is; names are listed, nothing is decoded.
+
+    images  a PIL picture;
+            an array or tensor (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W): uint8, where 1 or 4 channels (the
+            fourth is opacity, laid over white) do as well as 3, or other numbers and bands, see images.Numbers;
+            3 axes that end in 1, 3 or 4 are one image;
+            a list of these or of paths, sizes mixed at will;
+            an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
+            arrays such as cifar10_teX.npy; WebDataset shards, .tar, as a file or a folder of them;
+            a folder that nextpixel prepare made;
+            a pattern of such files, as in shards/{000..127}.tar or shards/*.tar;
+            a set on the hub: owner/name or owner/name:config
+    split   train, validation, test or another that the source has; None: train, where there are several
+    stream  a set on the hub is read from there in order, instead of being downloaded first
+
+    Sub-folders are classes if every image lies exactly one folder deep; images beside two or more of them have
+    no label. What is passed over, left out or taken together is said once, on stderr. Raises InputError.
+    """
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, str | os.PathLike):
+        return _open_path(os.fspath(images), split, stream)
+    if isinstance(images, Sequence):
+        return _open_list(images, split)
+    if isinstance(images, Picture):
+        refuse_split(split, "the picture")
+        return PictureSource(images)
+    if isinstance(images, np.ndarray):
+        refuse_split(split, "the array")
+        return ArraySource("the array", batch(images, "the array"))
+    if hasattr(images, "detach"):  # a torch tensor, told without importing torch
+        refuse_split(split, "the tensor")
+        return ArraySource("the tensor", batch(_numpy(images), "the tensor"))
+    raise InputError(
+        "images must be a PIL picture, an array or tensor, a list of these, a path or a dataset name; "
+        f"got {type(images).__name__}"
+    )
+
+
+def load_images(
+    images: Any, size: int | Size, split: str | None = None, *, fit: Fit = "crop", levels: Levels = NO_LEVELS
+) -> np.ndarray:
+    """Every picture of a small source at that side, or height and width, in order: uint8 (B, H, W, 3), see images.
+
+    Raises InputError, also for a single picture that cannot be read: each was asked for.
+    """
+    source = open_source(images, split)
+    check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
+    levels, note = settle(source, levels)
+    height, width = (size, size) if isinstance(size, int) else size
+    squares = np.empty((len(source), height, width, 3), np.uint8)
+    for index in range(len(source)):
+        try:
+            if height == width:
+                squares[index] = source.square(index, height, fit, levels)
+            else:
+                squares[index] = fit_size(source.read(index, levels), (height, width), fit)
+        except UnreadableImage as error:
+            raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
+    if note:
+        say_once(note)
+    return squares
+
+
+class JoinedSource(Source):
+    """A list: several sources one after the other. Files are named by their paths, the rest by number."""
+
+    def __init__(self, parts: list[Source]) -> None:
+        numbers = Numbered([("", len(parts))])
+        names: list[str] = []
+        for number, part in zip(numbers, parts, strict=True):
+            if isinstance(part, FileSource):
+                names += [os.path.join(part.folder, name) for name in part.names]
+            else:
+                names += [number] if len(part) == 1 else [f"{number}/{name}" for name in part.names]
+        super().__init__("the list", names)
+        self.parts = parts
+        self.places = Numbered([("", len(part)) for part in parts])
+        self.unreadable = [line for part in parts for line in part.unreadable]
+        self.passed_over = [line for part in parts for line in part.passed_over]
+        self.split = ", ".join(sorted({part.split for part in parts if part.split})) or None
+        labels = [part.labels for part in parts if part.labels is not None]
+        if len(labels) == len(parts) and all(part.classes is None for part in parts):
+            self.take_labels(np.concatenate(labels))
+        elif len(labels) == len(parts) and all(part.classes is not None for part in parts):
+            self.take_labels(np.concatenate([_class_names(part) for part in parts]))
+
+    def content(self, index: int) -> Content:
+        part, place = self.places.locate(index)
+        return self.parts[part].content(place)
+
+    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
+        part, place = self.places.locate(index)
+        return self.parts[part].square(place, side, fit, levels)
+
+    def fingerprint(self) -> str:
+        return sha256(part.fingerprint().encode() for part in self.parts)
+
+
+def _class_names(part: Source) -> np.ndarray:
+    """The class of each picture by its name, str objects (N,), "" for none."""
+    classes = np.array([*(part.classes or ()), ""], object)  # -1 is the last
+    assert part.labels is not None
+    return classes[np.where(part.labels < len(classes) - 1, part.labels, -1)]
+
+
+def _open_list(items: Sequence[Any], split: str | None) -> Source:
+    if len(items) == 0:
+        raise InputError("the list of images is empty; give at least one")
+    if all(isinstance(item, str | os.PathLike) for item in items):
+        paths = [os.fspath(item) for item in items]
+        if all(is_image(path) and os.path.isfile(path) for path in paths):
+            refuse_split(split, "a list of files")
+            return FileSource("the list", "", paths)
+    return JoinedSource([open_source(item, split) for item in items])
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    array: np.ndarray = tensor.detach().cpu().numpy()
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
+        raise InputError(
+            f"a tensor {array.shape} may be one image, channels first, or {array.shape[0]} grey images; "
+            "pass (H, W, 3), by x.permute(1, 2, 0), or (B, H, W, 1)"
+        )
+    return array
+
+
+def _open_path(path: str, split: str | None, stream: bool) -> Source:
+    if os.path.isdir(path):
+        return _open_folder(path, split)
+    if not os.path.exists(path):
+        if is_pattern(path):
+            refuse_split(split, path)
+            return _open_files(path, "", expand(path))
+        if os.path.isdir(parts := path.rstrip("/") + ".parts"):
+            raise InputError(
+                f"{path} is not finished: its parts lie in {parts}; go on with the command that began it, or, after "
+                f"all of its jobs, with: nextpixel prepare `merge={path}`"
+            )
+        return open_hub(path, split, stream=stream)
+    if not os.path.isfile(path):
+        raise InputError(f"{path} is neither a file nor a folder; give an image, a folder or a table of images")
+    kind = extension(path)
+    if kind in ARCHIVES:
+        raise InputError(
+            f"{path} is a compressed archive, in which no picture can be looked up; unpack it, or, where a .tar is in "
+            "it, unpack only to that"
+        )
+    if kind == "npz":
+        return open_npz(path, split)
+    refuse_split(split, path)
+    if kind == "npy":
+        return open_npy(path)
+    if kind in TABLES | SHARDS:
+        return _open_files(path, "", [path])
+    return FileSource(path, os.path.dirname(path), [os.path.basename(path)])
+
+
+def _open_files(source_name: str, folder: str, names: list[str], level: int | None = None) -> Source:
+    """Sorted files of one kind: tables, shards or images; see image_folder of `level`."""
+    kinds = {kind for name in names if (kind := extension(name)) in TABLES | SHARDS}
+    if any(extension(name) not in kinds for name in names):
+        kinds.add("image")
+    if len(kinds) > 1:
+        found = " and ".join("images" if kind == "image" else f".{kind} files" for kind in sorted(kinds))
+        raise InputError(f"{source_name} holds {found}; expected one kind: give them by themselves")
+    paths = [os.path.join(folder, name) for name in names]
+    if kinds <= TABLES:
+        return ParquetSource(source_name, paths)
+    if kinds <= SHARDS:
+        return ShardSource(source_name, paths)
+    return image_folder(folder, names, level) if folder == source_name else FileSource(source_name, folder, names)
+
+
+def _open_folder(folder: str, split: str | None) -> Source:
+    if is_map(folder):
+        refuse_split(split, folder)
+        return MapSource(folder)
+    found = Listing(folder, readable_extensions() | TABLES | SHARDS)
+    if not found.names:  # DICOM files often have no extension
+        others_there = [name for name, kind in found.passed_over if kind == "other file"]
+        found.names = [name for name in others_there if is_dicom(os.path.join(folder, name))]
+        found.passed_over = [entry for entry in found.passed_over if entry[0] not in set(found.names)]
+    others = count_kinds(found.unreadable + found.passed_over)
+    if not found.names:
+        raise InputError(
+            f"the folder {folder} holds no image: nothing in it or below ends in .png, .jpg, another image's "
+            f"extension, .parquet or .tar{others and '; it holds ' + others}"
+        )
+    if others:
+        say_once(f"{folder}: passed over {others}")
+    root, names, unreadable, chosen = folder, found.names, found.unreadable, None
+    level = folder_level(names, split, folder)
+    if level is not None:
+        parts = by_folder(names, level)
+        chosen = choose_split([name for name in parts if name], split, folder, beside=len(parts.get("", ())))
+        names, several = parts[chosen], len(parts) > 1
+        kept = set(by_folder([name for name, _ in unreadable], level).get(chosen, ()))
+        unreadable = [entry for entry in unreadable if entry[0] in kept]
+        above = {tuple(name.split("/")[: level + 1]) for name in names}
+        if len(above) == 1:
+            root = os.path.join(folder, *above.pop())
+            names, level = [name.split("/", level + 1)[-1] for name in names], None
+        chosen = chosen if several else None
+    elif parts := stem_splits(names, split) if {extension(name) for name in names} <= TABLES | SHARDS else {}:
+        chosen = choose_split(parts, split, folder)
+        names = parts[chosen]
+        chosen = chosen if len(parts) > 1 else None
+    else:
+        refuse_split(split, folder)
+    source = _open_files(root, root, names, level)
+    source.split = chosen
+    source.unreadable = [*source.unreadable, *(str(UnreadableImage(name, kind)) for name, kind in unreadable)]
+    source.passed_over = [*source.passed_over, *(f"{name}: {kind}" for name, kind in found.passed_over)]
+    return source

@@ -1,0 +1,146 @@
+"""Image files: single, in a list, or in a folder, with or without a folder for each class."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+
+import numpy as np
+
+from nextpixel.errors import InputError
+from nextpixel.images import missing_plugin, readable_extensions
+from nextpixel.images.sources.base import Source, extension
+
+SAMPLED_FILES = 8
+SAMPLED_BYTES = 65536
+UNREAD = {  # extension -> kind, of what holds pictures and is not read
+    end: kind
+    for kind, ends in {
+        "video": "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv",
+        "camera raw file": "3fr arw cr2 cr3 dng erf iiq kdc mrw nef nrw orf pef raf rw2 srf srw x3f",
+        "vector drawing": "ai emf eps ps svg svgz wmf",
+    }.items()
+    for end in ends.split()
+}
+SYSTEM = frozenset(  # entries that operating systems and file servers make, in lower case; names with a dot apart
+    ["@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db",
+     "lost+found", "network trash folder", "picasa.ini", "recycler", "system volume information",
+     "temporary items", "thumbs.db"]
+)  # fmt: skip
+
+
+class FileSource(Source):
+    """Image files: `folder` joined with a name is the path. No file is opened before read()."""
+
+    def __init__(
+        self,
+        source_name: str,
+        folder: str,
+        names: list[str],
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        super().__init__(source_name, names, labels, classes)
+        self.folder = folder
+
+    def content(self, index: int) -> str:
+        return os.path.join(self.folder, self.names[index])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        try:
+            for name in self.names:
+                stat = os.stat(os.path.join(self.folder, name))
+                digest.update(os.fsencode(name) + b"\0%d %d\0" % (stat.st_size, stat.st_mtime_ns))
+        except OSError as error:
+            raise InputError(f"{name} in {self.source_name} cannot be read: {error.strerror}") from error
+        # Frames or scans unpacked with fixed times have equal names, sizes and times and yet differ, so the
+        # beginnings of a few files count too.
+        for name in self.names[:: max(1, len(self.names) // SAMPLED_FILES)]:
+            with suppress(OSError), open(os.path.join(self.folder, name), "rb") as file:
+                digest.update(file.read(SAMPLED_BYTES))
+        return digest.hexdigest()
+
+
+def image_folder(folder: str, names: list[str], level: int | None = None) -> FileSource:
+    """Sorted names below a folder; if each lies exactly one folder deep, the sub-folders are the classes.
+
+    Pictures beside two or more such folders have no label. `level` is that of a folder in the names that tells a split.
+    """
+    classes = [_class_of(name, level) for name in names]
+    found = sorted({name for name in classes if name})
+    if None in classes or not found or ("" in classes and len(found) < 2):
+        return FileSource(folder, folder, names)
+    number = {name: label for label, name in enumerate(found)} | {"": -1}
+    return FileSource(folder, folder, names, np.array([number[name or ""] for name in classes], np.int64), found)
+
+
+def _class_of(name: str, level: int | None) -> str | None:
+    """Its folder, "" beside such folders, None deeper down."""
+    parents = name.split("/")[:-1]
+    if level is not None:
+        del parents[level]
+    return None if len(parents) > 1 else "".join(parents)
+
+
+def is_image(path: str) -> bool:
+    """Whether a name ends as images do; nothing is opened."""
+    return extension(path) in readable_extensions()
+
+
+class Listing:
+    """Relative POSIX paths below a folder: of files with some extensions, and, with their kinds, of everything else.
+
+    Links to files and folders are followed, wherever they lead, but never in a circle: whoever owns the folder made
+    them. No file is opened. Raises InputError.
+    """
+
+    def __init__(self, folder: str, extensions: frozenset[str]) -> None:
+        self.folder, self.extensions = folder, extensions
+        self.names: list[str] = []
+        self.unreadable: list[tuple[str, str]] = []
+        self.passed_over: list[tuple[str, str]] = []
+        self._walk(folder, "", ())
+        for found in (self.names, self.unreadable, self.passed_over):
+            found.sort()
+
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        try:
+            stat = os.stat(folder)
+            here = (stat.st_dev, stat.st_ino)
+            if here in above:
+                return
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name, end = prefix + entry.name, extension(entry.name)
+                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+                        self.passed_over.append((name, "hidden or system entry"))
+                    elif entry.is_dir():
+                        self._walk(entry.path, f"{name}/", (*above, here))
+                    elif kind := unread_kind(end):
+                        self.unreadable.append((name, kind))
+                    elif end not in self.extensions:
+                        self.passed_over.append((name, "other file"))
+                    elif entry.is_file():
+                        self.names.append(name)
+                    else:
+                        self.unreadable.append((name, "broken link, pipe or device"))
+        except OSError as error:
+            raise InputError(f"the folder {folder} cannot be listed: {error.strerror}") from error
+
+
+def unread_kind(end: str) -> str | None:
+    """What kind of picture cannot be read, by the extension, and what to do; None for others."""
+    if missing := missing_plugin(end):
+        return f"{missing[0]} (to read it: pip install {missing[1]})"
+    return UNREAD.get(end)
+
+
+def count_kinds(entries: Iterable[tuple[str, str]]) -> str:
+    """(name, kind) of each -> how many of each kind, the commonest first; "" for none."""
+    entries = list(entries)
+    ends = sorted({extension(name) for name, kind in entries if kind == "other file" and "." in name})
+    shown = f" ({', '.join(f'.{end}' for end in ends[:5])}{', ...' if len(ends) > 5 else ''})" if ends else ""
+    counts = Counter(kind for _, kind in entries).most_common()
+    return ", ".join(f"{count:,} x {kind}{shown if kind == 'other file' else ''}" for kind, count in counts)

@@ -1,0 +1,46 @@
+"""The range of a set whose formats do not state one: looked for over the set, and the same for all of its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nextpixel.config import Levels
+from nextpixel.errors import InputError
+from nextpixel.images import Numbers, UnreadableImage, find_range, read_pixels
+from nextpixel.images.sources.base import Source
+from nextpixel.images.sources.maps import MapSource
+
+PICTURES_SAMPLED = 64
+
+
+def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
+    """`levels` with the range of the set where it has one and none is given, and a line that says what was chosen.
+
+    A set of more than PICTURES_SAMPLED pictures is judged by as many, evenly spaced ones. Pictures of 8 bits have no
+    say and are left alone. Raises InputError for a prepared set that was made with another range or other bands.
+    """
+    if isinstance(source, MapSource):
+        for name in ("range", "bands"):
+            asked, made = getattr(levels, name), getattr(source.levels, name)
+            if asked and made and asked != made:
+                raise InputError(f"{source.source_name}: expected images prepared with {name} {asked}, got {made}")
+        return source.levels.over(levels), None
+    notes: list[str] = []
+
+    def numbers() -> Iterator[Numbers]:
+        for index in source.sampled(PICTURES_SAMPLED if levels.range is None else 1):
+            try:
+                pixels = read_pixels(source.content(index), source.names[index], bands=levels.bands, peek=True)
+            except UnreadableImage:
+                continue
+            if isinstance(pixels, Numbers):
+                if pixels.bands and not notes:
+                    shown = ", ".join(map(str, pixels.bands))
+                    notes.append(f"bands {shown} of {pixels.band_count} are shown (give bands to change that)")
+                yield pixels
+
+    found = find_range(numbers())
+    if levels.range is None and found is not None:
+        levels = Levels(found, levels.bands)
+        notes.append(f"{found[0]:g} is black and {found[1]:g} white (give a range to change that)")
+    return levels, f"{source.source_name}: {'; '.join(notes)}" if notes else None

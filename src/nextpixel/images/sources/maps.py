@@ -1,0 +1,178 @@
+"""Decoded sets on disk: a folder with squares in a memory map, and their names and labels beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.config import Fit, Levels
+from nextpixel.errors import InputError
+from nextpixel.images import fit_square, from_array
+from nextpixel.images.sources.base import NO_LEVELS, Names, Source
+
+SQUARES, META = "squares.u8", "meta.json"
+NAMES, NAME_ENDS, LABELS = "names.bin", "name_ends.npy", "labels.npy"
+UNREADABLE_AT_MOST = 0.1
+
+
+@dataclass
+class Part:
+    """Pictures that follow each other in a source, as far as they can be read."""
+
+    squares: NDArray[np.uint8]
+    names: Sequence[str]
+    labels: NDArray[np.int64] | None
+    unreadable: list[str]
+
+
+class StoredNames(Names):
+    """Names in a memory map: one after the other in one file, where each ends in another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ends = np.load(folder / NAME_ENDS, mmap_mode="r", allow_pickle=False)
+        path = folder / NAMES
+        self.text = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        if len(self.ends) and self.ends[-1] != len(self.text):
+            raise ValueError(f"{NAMES} has {len(self.text)} bytes instead of {self.ends[-1]}")
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def name(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class MapSource(Source):
+    """A folder that write_set made. `squares` uint8 (N, side, side, 3) is a memory map; nothing is held or copied.
+
+    `serves` is the smaller side that random crops of the squares are made for, or else their own. `levels` are those
+    they were made with, and `note` a line that says so.
+    Raises FileNotFoundError where there is no set, InputError for a damaged one.
+    """
+
+    def __init__(self, folder: str | Path, remedy: str = "prepare it again") -> None:
+        place = Path(folder)
+        text = (place / META).read_text(encoding="utf-8", errors="replace")
+        try:
+            meta = json.loads(text)
+            self.side, self.fit = int(meta["side"]), meta["fit"]
+            self.serves = int(meta.get("serves", self.side))
+            self.unreadable = meta["unreadable"]
+            self.levels, self.note = Levels.of(meta.get("range"), meta.get("bands")), meta.get("note")
+            self.made_from, self.digest = str(meta["source"]), str(meta.get("content"))
+            self.pixels: str | None = meta.get("pixels")  # not in sets of earlier versions
+            if "names" in meta:  # the user's cache may hold sets from before names had files of their own
+                names: Sequence[str] = meta["names"]
+                labels = None if meta["labels"] is None else np.array(meta["labels"], np.int64)
+            else:
+                names = StoredNames(place)
+                labels = np.load(place / LABELS, allow_pickle=False) if meta["labelled"] else None
+            shape = len(names), self.side, self.side, 3
+            size = (place / SQUARES).stat().st_size
+            if size != int(np.prod(shape)) or len(names) != meta.get("images", len(names)):
+                raise ValueError(f"{SQUARES} has {size:,} bytes instead of {int(np.prod(shape)):,}")
+            self.squares: NDArray[np.uint8] = np.memmap(place / SQUARES, np.uint8, "r", shape=shape)
+            classes = meta["classes"]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{place}: expected decoded images, got damaged files ({error}); {remedy}") from None
+        super().__init__(str(folder), names, labels, classes)
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def content(self, index: int) -> NDArray[np.uint8]:
+        return self.squares[index]
+
+    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
+        self.check(side, fit)
+        if side == self.side:
+            return np.array(self.squares[index])
+        return fit_square(from_array(self.squares[index]), side)  # proportions were settled when it was prepared
+
+    def check(self, side: int, fit: Fit, stored: int | None = None) -> None:
+        """Raises InputError unless squares of that side and fit can be had; with `stored`, lie here at that side."""
+        if fit == self.fit and side in (self.side, self.serves) and stored in (None, self.side):
+            return
+        again = f"nextpixel prepare {shlex.quote(self.made_from)} NEW `side={side}` `fit={fit}`"
+        if stored not in (None, side):
+            again += f" `store_side={stored}`"
+        raise InputError(
+            f"{self.source_name}: expected squares of side {stored or side} made with `fit={fit}`, got side "
+            f"{self.side} and `fit={self.fit}`; make the right ones with: {again}"
+        )
+
+    def fingerprint(self) -> str:
+        return self.digest
+
+
+def is_map(folder: str | Path) -> bool:
+    """Whether a folder holds a decoded set."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (META, SQUARES))
+
+
+def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_out: Sequence[str] = ()) -> None:
+    """Write the files of a decoded set into an existing folder, in one pass; the last of them is meta.json.
+
+    `facts` are source, side (of the squares), fit, classes and whatever else is to be recorded; `left_out` are lines
+    about pictures that were known not to be readable before. Raises InputError
+    when more than one picture in ten cannot be read, or none can.
+    """
+    digest, shown, ends, labels, unreadable, count = (
+        hashlib.sha256(),
+        hashlib.sha256(),
+        array("q"),
+        [],
+        list(left_out),
+        0,
+    )
+    digest.update(f"{facts['side']} {facts['fit']} {facts['classes']}".encode())
+    with (folder / SQUARES).open("wb") as squares, (folder / NAMES).open("wb") as names:
+        for part in parts:
+            pixels = np.ascontiguousarray(part.squares)
+            squares.write(pixels.data)  # a plain write: a full disk is an error, not a bus fault
+            shown.update(pixels.data)
+            for name in part.names:
+                text = name.encode("utf-8", "surrogatepass")  # a file name need not be text
+                names.write(text)
+                digest.update(text + b"\0")
+                ends.append((ends[-1] if ends else 0) + len(text))
+            if part.labels is not None:
+                labels.append(np.asarray(part.labels, np.int64))
+                digest.update(labels[-1].data)
+            unreadable += part.unreadable
+            count += len(part.names)
+        check_readable(facts["source"], unreadable, count + len(unreadable))
+    np.save(folder / NAME_ENDS, np.frombuffer(ends, np.int64))
+    labelled = sum(map(len, labels)) == count
+    if labelled:
+        np.save(folder / LABELS, np.concatenate(labels))
+    digest.update(shown.digest())
+    made = {"images": count, "labelled": labelled, "unreadable": unreadable}
+    made |= {"content": digest.hexdigest(), "pixels": shown.hexdigest()}
+    (folder / META).write_text(json.dumps(facts | made), encoding="utf-8")
+
+
+def check_readable(source_name: str, unreadable: Sequence[str], count: int) -> None:
+    """Raises InputError when more than one in ten of `count` pictures cannot be read, or none can."""
+    if len(unreadable) > UNREADABLE_AT_MOST * count or len(unreadable) == count:
+        shown = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+        raise InputError(
+            f"{source_name}: {len(unreadable)} of {count} pictures cannot be read, expected at most "
+            f"one in ten: {shown}. Remove or repair them"
+        )

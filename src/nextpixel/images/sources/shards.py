@@ -1,0 +1,191 @@
+"""WebDataset shards: .tar files in which the files of one sample follow each other and share a name up to a dot."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Self
+
+from nextpixel.errors import InputError
+from nextpixel.images import UnreadableImage, readable_extensions
+from nextpixel.images.sources.base import Source, extension, identity, sha256
+from nextpixel.images.sources.files import count_kinds, unread_kind
+from nextpixel.limits import PICTURE_BYTES, open_file
+from nextpixel.progress import say_once
+
+HEADER_BYTES = 1 << 20  # of what a header goes on in: long names, and the like
+EXTENSIONS_OF_HEADERS = b"xgXLK"
+CLASS = "cls"  # the file of a sample that holds its class, a number or a name
+NO_PICTURE = "sample without a picture"
+
+
+class ShardSource(Source):
+    """The pictures of plain .tar files, shard after shard, each in the order in which it was written.
+
+    Listing reads the headers alone; of the shards only the places of the pictures are held. A sample's picture is the
+    first of its files that is one; those named key.png come before key.mask.png. Raises InputError.
+    """
+
+    def __init__(self, source_name: str, paths: list[str]) -> None:
+        self.paths = paths
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        names: list[str] = []
+        classes: list[str | None] = []
+        entries: list[tuple[str, str]] = []
+        self.shards, self.offsets, self.sizes = array("i"), array("q"), array("q")
+        for shard, path in enumerate(paths):
+            prefix = os.path.relpath(path, folder).replace(os.sep, "/")
+            for name, offset, size, kind in _samples(path):
+                if offset < 0:
+                    entries.append((f"{prefix}/{name}", str(kind)))
+                    continue
+                names.append(f"{prefix}/{name}")
+                self.shards.append(shard)
+                self.offsets.append(offset)
+                self.sizes.append(size)
+                classes.append(kind)
+        others = count_kinds(entries)
+        if not names:
+            raise InputError(
+                f"{source_name} holds no image: no file in its shards ends in .jpg, .png or the like"
+                f"{others and '; they hold ' + others}"
+            )
+        if others:
+            say_once(f"{source_name}: passed over {others}")
+        super().__init__(source_name, names)
+        self.unreadable = [str(UnreadableImage(name, kind)) for name, kind in entries if kind != NO_PICTURE]
+        self.passed_over = [f"{name}: {kind}" for name, kind in entries if kind == NO_PICTURE]
+        if any(classes):
+            are_numbers = all(re.fullmatch(r"-?\d{1,18}", kind) for kind in classes if kind)
+            self.take_labels([int(kind) if kind and are_numbers else kind or None for kind in classes])
+
+    def content(self, index: int) -> bytes:
+        name, path = self.names[index], self.paths[self.shards[index]]
+        try:
+            if self.sizes[index] > PICTURE_BYTES:
+                raise UnreadableImage(name, f"it has over {PICTURE_BYTES:,} bytes")
+            with open(path, "rb") as file:  # opened anew: there may be more shards than files that may be open
+                file.seek(self.offsets[index])
+                return file.read(self.sizes[index])
+        except OSError as error:
+            raise UnreadableImage(name, f"{path} cannot be read: {error.strerror}") from error
+
+    def fingerprint(self) -> str:
+        return sha256(identity(path).encode() for path in self.paths)
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in EXTENSIONS_OF_HEADERS and header.size > HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")  # tarfile would read it whole
+        return header
+
+
+def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
+    """Of each sample its picture's name in the shard, where its bytes begin, how many, and its class.
+
+    Of one without a picture that can be read: a name, -1, 0 and the reason. Raises InputError, also for a shard that
+    has been cut short, wherever that was.
+    """
+    sample: dict[str, Any] = {}
+
+    def told() -> Iterator[tuple[str, int, int, str | None]]:
+        if "picture" in sample:
+            yield *sample["picture"], sample.get("class")
+        elif sample:
+            yield sample["name"], -1, 0, sample.get("unread", NO_PICTURE)
+
+    try:
+        with open_file(path) as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Header) as shard:
+            endings, before = readable_extensions(), -1
+            while (member := shard.next()) is not None:
+                if member.size < 0 or shard.offset <= before:  # it would lead back, and round and round
+                    raise ValueError(f"a negative size of {member.name}")
+                before = shard.offset
+                shard.members = []  # type: ignore[attr-defined]  # it would keep them all
+                folder, _, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                if not member.isfile() or not stem:
+                    continue
+                if (folder, stem) != sample.get("key"):
+                    yield from told()
+                    sample = {"key": (folder, stem), "name": member.name}
+                picture, end = sample.get("picture"), extension(base)
+                if end in endings and (
+                    picture is None or (ending.lower() in endings and picture[0].count(".") > member.name.count("."))
+                ):
+                    sample["picture"] = member.name, member.offset_data, member.size
+                elif kind := unread_kind(end):
+                    sample |= {"name": member.name, "unread": kind}
+                elif ending == CLASS and member.size < 1000:
+                    place = raw.tell()
+                    raw.seek(member.offset_data)
+                    sample["class"] = raw.read(member.size).decode("utf-8", "replace").strip()
+                    raw.seek(place)
+            yield from told()
+            _check_end(raw, shard.offset, path)
+    except InputError:
+        raise
+    except Exception as error:  # tarfile, on bytes that may be anything
+        raise InputError(
+            f"{path}: expected a plain .tar file, got a problem: {error}; repair it, or unpack it if it is compressed"
+        ) from error
+
+
+def _check_end(raw: BinaryIO, offset: int, path: str) -> None:
+    """Raises InputError unless a shard ends there: two empty blocks, and nothing but zeros behind them.
+
+    tarfile takes a header that is cut or damaged for the end, and would leave out what follows.
+    """
+    raw.seek(offset)
+    end = raw.read(2 * tarfile.BLOCKSIZE)
+    if len(end) < 2 * tarfile.BLOCKSIZE or any(end):
+        raise InputError(
+            f"{path}: expected the end mark of a .tar file behind {offset:,} bytes, got none: it was cut short or is "
+            "damaged; copy or make it again"
+        )
+    while more := raw.read(2**20):
+        if any(more):
+            raise InputError(
+                f"{path}: expected nothing behind the end mark of a .tar file, got more: several files in one; "
+                "give them by themselves"
+            )
+
+
+def is_pattern(path: str) -> bool:
+    """Whether it stands for several files, as in shards/{000..127}.tar or shards/*.tar."""
+    return any(mark in path for mark in "*?{[")
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a pattern means, sorted. Raises InputError where there are none, or a numbered one is missing."""
+    found: set[str] = set()
+    for name in _braces(pattern):
+        if any(mark in name for mark in "*?["):
+            found.update(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+        elif os.path.isfile(name):
+            found.add(name)
+        else:
+            raise InputError(f"{pattern}: no such file: {name}; expected all files of the pattern")
+    if not found:
+        raise InputError(f"{pattern}: no file has such a name; expected a pattern as in shards/{{000..127}}.tar")
+    return sorted(found)
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """The first {000..127} or {a,b} filled in, and so on."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last, words = match.groups()
+    if words is None:
+        words = ",".join(f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    for word in words.split(","):
+        yield from _braces(pattern[: match.start()] + word + pattern[match.end() :])

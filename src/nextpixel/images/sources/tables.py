@@ -1,0 +1,330 @@
+"""Tables of encoded images: parquet files in the Hugging Face layout, and sets on the Hugging Face hub."""
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nextpixel.errors import InputError, WorkError
+from nextpixel.images import EXTENSIONS, UnreadableImage
+from nextpixel.images.sources.base import READ_TOGETHER, Numbered, Source, extension, identity, inside, sha256
+from nextpixel.images.sources.splits import choose_split
+from nextpixel.limits import check_unpacked
+
+BATCH_BYTES = 32 * 2**20
+BATCH_ROWS = 16, 1000  # at least and at most
+SAMPLED_OF_STREAM = 16  # pictures, which are kept: they are read once more
+BATCHES_KEPT = 4  # threads that read in order are never further apart than this
+
+
+class ParquetSource(Source):
+    """Parquet files with a column of encoded images: bytes, or a struct of bytes and path.
+
+    Held are BATCHES_KEPT batches of about BATCH_BYTES. Reading in order is fast; jumping back within a row
+    group larger than a batch reads that group again from its start.
+    """
+
+    def __init__(self, source_name: str, paths: list[str]) -> None:
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise InputError(f"{source_name}: parquet files need pyarrow; type: pip install pyarrow") from error
+        self.paths = paths
+        self.files: list[Any] = []
+        for path in paths:
+            try:
+                self.files.append(parquet.ParquetFile(path, memory_map=True))
+            except (OSError, ValueError) as error:  # what pyarrow raises for a foreign or damaged file
+                raise InputError(f"{path} is not a readable parquet file: {error}") from error
+        self.image_column, label_column = _columns(self.files[0].schema_arrow, paths[0])
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        prefixes = [os.path.relpath(path, folder).replace(os.sep, "/") + "/" for path in paths]
+        self.places = Numbered(zip(prefixes, [file.metadata.num_rows for file in self.files], strict=True))
+        super().__init__(source_name, self.places)
+        if len(self) == 0:
+            raise InputError(f"{source_name} holds no image: its tables have no rows")
+        for path, file in zip(paths, self.files, strict=True):
+            if missing := {self.image_column, label_column} - {None, *file.schema_arrow.names}:
+                raise InputError(f"{path} lacks the column {missing.pop()!r} that {paths[0]} has; keep them apart")
+        if label_column is not None:
+            self.take_labels(*_labels(self.files, label_column))
+        self._groups = [_group_starts(file.metadata) for file in self.files]
+        self._kept: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
+        self._stream: tuple[tuple[int, int], int, Iterator[Any]] | None = None  # group, next batch, batches
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:  # open files cannot travel to another process: it opens them again
+        return ParquetSource, (self.source_name, self.paths)
+
+    def content(self, index: int) -> str | bytes:
+        file, row = self.places.locate(index)
+        name = self.names[index]
+        try:
+            with self._lock:
+                cell = self._cell(file, row)
+        except (OSError, ValueError, StopIteration) as error:
+            raise UnreadableImage(name, f"its row group is damaged: {error}") from error
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+        if data is None and path:
+            data = inside(os.path.dirname(self.paths[file]) or ".", path, name)
+        if not data:
+            raise UnreadableImage(name, "the table has neither its bytes nor its path")
+        return data
+
+    def fingerprint(self) -> str:
+        return sha256(identity(path).encode() for path in self.paths)
+
+    def _cell(self, file: int, row: int) -> Any:
+        group = int(np.searchsorted(self._groups[file], row, side="right")) - 1
+        row -= int(self._groups[file][group])
+        metadata = self.files[file].metadata.row_group(group)
+        rows = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+        rows = min(max(rows, BATCH_ROWS[0]), BATCH_ROWS[1])
+        key = file, group, row // rows
+        if key not in self._kept:
+            self._kept[key] = self._batch(file, group, row // rows, rows)
+            if len(self._kept) > BATCHES_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key][row % rows].as_py()
+
+    def _batch(self, file: int, group: int, wanted: int, rows: int) -> Any:
+        """Batch number `wanted` of a row group: further along the stream that is open, or from the start."""
+        place, start, batches = self._stream or (None, 0, iter(()))
+        self._stream = None  # an error below leaves no half-read stream behind
+        if place != (file, group) or start > wanted:
+            start = 0
+            _check_group(self.files[file].metadata.row_group(group), self.image_column)
+            batches = self.files[file].iter_batches(
+                batch_size=rows, row_groups=[group], columns=[self.image_column], use_threads=False
+            )
+        left = self.files[file].metadata.row_group(group).num_rows - start * rows
+        for _ in range(start, wanted + 1):
+            batch = next(batches)
+            if len(batch) != min(rows, left):  # rows would be taken for their neighbours
+                raise ValueError(f"a batch of {len(batch)} rows came instead of {min(rows, left)}")
+            left -= rows
+        self._stream = (file, group), wanted + 1, batches
+        return batch.column(0)
+
+
+def _check_group(group: Any, name: str) -> None:
+    """Raises ValueError where a column would become far more than its bytes."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema.partition(".")[0] == name:
+            check_unpacked(column.total_compressed_size, column.total_uncompressed_size)
+
+
+def _group_starts(metadata: Any) -> np.ndarray:
+    return np.cumsum([0] + [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """The features that `datasets` notes in an Arrow schema, by column."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: features[name] for name in schema.names if isinstance(features.get(name), dict)}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return {}
+
+
+def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
+    """The values of that column of all files, and class names; numbers of one name are one class in all of them."""
+    from pyarrow import types
+
+    values: list[np.ndarray] = []
+    classes: list[str] | None = None
+    for file in files:
+        try:
+            cells = file.read(columns=[column], use_threads=False).column(0)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the column {column!r} cannot be read: {error}; repair or leave out that table") from None
+        kind = cells.type.value_type if types.is_dictionary(cells.type) else cells.type
+        if not (types.is_integer(kind) or types.is_boolean(kind)):
+            values.append(np.fromiter(cells.to_pylist(), object, len(cells)))
+            continue
+        numbers = np.asarray(cells.cast("int64").fill_null(-1))
+        names = _features(file.schema_arrow).get(column, {}).get("names")
+        if names and classes is None:
+            classes = list(names)
+        elif names and classes is not None and names != classes[: len(names)]:
+            classes += [name for name in names if name not in classes]
+            place = np.array([classes.index(name) for name in names])
+            known = (numbers >= 0) & (numbers < len(names))
+            numbers = np.where(known, place[np.where(known, numbers, 0)], np.where(numbers < 0, numbers, len(classes)))
+        values.append(numbers)
+    return np.concatenate(values), classes
+
+
+def _columns(schema: Any, path: str) -> tuple[str, str | None]:
+    """Arrow schema -> column of images, of labels: by the features noted in it, else by name."""
+    kinds = {name: feature.get("_type") for name, feature in _features(schema).items()}
+    noted = [name for name, kind in kinds.items() if kind == "Image"]
+    named = [name for name in ("image", "img", "images", "bytes") if name in schema.names]
+    structs = [name for name in schema.names if str(schema.field(name).type).startswith("struct<bytes: ")]
+    if not (candidates := [*noted, *named, *structs]):
+        found = ", ".join(schema.names) or "none"
+        raise InputError(f"{path} has no column of images: expected 'image' with encoded bytes, got {found}")
+    labelled = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    return candidates[0], label_column(schema.names, labelled)
+
+
+def label_column(names: list[str], labelled: list[str]) -> str | None:
+    """`label` or `labels`, else the first column whose feature is a class."""
+    return next((name for name in ("label", "labels", *labelled) if name in names), None)
+
+
+class HubSource(Source):
+    """One split of a set loaded by `datasets`; it lies memory-mapped in that library's cache."""
+
+    def __init__(self, source_name: str, split: str, rows: Any) -> None:
+        from datasets import ClassLabel, Image
+
+        super().__init__(source_name, Numbered([(f"{split}/", len(rows))]))
+        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        if not images or len(rows) == 0:
+            raise InputError(f"{source_name} has no images; its columns are {', '.join(rows.features)}")
+        labelled = [name for name, kind in rows.features.items() if isinstance(kind, ClassLabel)]
+        label = label_column(list(rows.features), labelled)
+        if label is not None:
+            classes = rows.features[label].names if label in labelled else None
+            self.take_labels(rows[label][:], classes)
+        self.column = images[0]
+        self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
+        self._fingerprint = sha256(part.encode() for part in (source_name, split, rows._fingerprint))
+
+    def content(self, index: int) -> str | bytes:
+        return _encoded(self.rows[index][self.column] or {}, self.names[index])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def _encoded(cell: Mapping[str, Any], name: str) -> str | bytes:
+    """That of a cell with bytes, or with a path to where the hub's files are kept."""
+    data, path = cell.get("bytes"), cell.get("path")
+    if not data and path:
+        from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        caches = [os.path.realpath(cache) + os.sep for cache in (HF_CACHE_HOME, HF_DATASETS_CACHE, HF_HUB_CACHE)]
+        data = os.path.realpath(path)
+        if not data.startswith(tuple(caches)):
+            raise UnreadableImage(name, "its path leads out of the cache of hub files")
+    if not data:
+        raise UnreadableImage(name, "the set has neither its bytes nor its path")
+    return data
+
+
+class StreamSource(Source):
+    """One split of a set on the hub, read from there in order; threads may be READ_TOGETHER pictures apart.
+
+    Going back, or on by more, asks the hub for the stream again. Labels are known of pictures that have been read.
+    Raises WorkError when the hub stops answering.
+    """
+
+    def __init__(self, source_name: str, split: str, rows: Any, count: int, version: str) -> None:
+        from datasets import ClassLabel, Image
+
+        super().__init__(source_name, Numbered([(f"{split}/", count)]))
+        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        if not images:
+            raise InputError(f"{source_name} has no images; its columns are {', '.join(rows.features)}")
+        labelled = [name for name, kind in rows.features.items() if isinstance(kind, ClassLabel)]
+        self.label = label_column(labelled, labelled)
+        if self.label is not None:
+            self.labels, self.classes = np.full(count, -1, np.int64), rows.features[self.label].names
+        self.column = images[0]
+        columns = [self.column, *([] if self.label is None else [self.label])]
+        self.rows = rows.select_columns(columns).cast_column(self.column, Image(decode=False))
+        self._fingerprint = sha256(part.encode() for part in (source_name, split, version, str(count)))
+        self._lock = threading.Lock()
+        self._place: int | None = None  # of the row that the stream gives next
+        self._stream: Iterator[Any] = iter(())
+        self._kept: dict[int, Any] = {}
+
+    def content(self, index: int) -> str | bytes:
+        with self._lock:
+            if index not in self._kept:
+                self._go_to(index)
+            cell = self._kept[index] if index in self.sampled(READ_TOGETHER) else self._kept.pop(index)
+        return _encoded(cell, self.names[index])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def sampled(self, count: int) -> range:
+        return range(min(count, SAMPLED_OF_STREAM, READ_TOGETHER, len(self)))  # others would be asked for anew
+
+    def _go_to(self, index: int) -> None:
+        start = index - index % READ_TOGETHER
+        try:
+            if self._place is None or not start <= self._place <= index:
+                self._kept.clear()
+                self._place, self._stream = start, iter(self.rows.skip(start))
+            for row in self._stream:
+                self._kept[self._place] = row[self.column] or {}
+                if self.label is not None and self.labels is not None and row[self.label] is not None:
+                    self.labels[self._place] = row[self.label]
+                self._place += 1
+                if self._place > index:
+                    return
+        except Exception as error:  # whatever the network, the hub or a file in it says
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise WorkError(
+                f"{self.source_name}: the hub stopped answering ({reason}); type the command again"
+            ) from error
+        raise WorkError(
+            f"{self.source_name}: expected {len(self):,} pictures, as the hub told, but the stream ended after "
+            f"{self._place:,}; download it, and prepare the files"
+        )
+
+
+def _version(rows: Any) -> str:
+    """What changes with the content of a streamed set, as far as the hub tells."""
+    return str(sorted((rows.info.download_checksums or {}).items())) + str(rows.info.version)
+
+
+def open_hub(name: str, split: str | None, *, stream: bool = False) -> Source:
+    """A set on the hub, owner/name or owner/name:config. Raises InputError, also for a mistyped path.
+
+    With `stream` it is not downloaded first, where the hub tells how many pictures it holds.
+    """
+    repository, _, config = name.partition(":")
+    owner = repository.partition("/")[0]
+    # photos/cats where photos/ exists, or cats/1.png, is a mistyped path and not worth a call to the hub.
+    is_path = os.path.isdir(owner) or extension(repository) in EXTENSIONS | {"npy", "npz", "parquet"}
+    if is_path or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", repository):
+        raise InputError(f"no such file or folder: {name}; expected a path or a set on the hub as owner/name")
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"no such file or folder: {name}; if it is a set on the hub, type: pip install datasets"
+        ) from error
+    try:
+        if stream:
+            splits = datasets.load_dataset(repository, config or None, streaming=True)
+            chosen = choose_split(splits, split, name)
+            rows = splits[chosen]
+            count = rows.info.splits[chosen].num_examples if chosen in (rows.info.splits or {}) else None
+            if count and rows.features:
+                streamed = StreamSource(name, chosen, rows, count, version=_version(rows))
+                streamed.split = chosen if len(splits) > 1 else None
+                return streamed
+        splits = datasets.load_dataset(repository, config or None)
+    except InputError:
+        raise
+    except Exception as error:  # no network, no such set, a configuration to name: its own words say which
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"no such file or folder: {name}; as a set on the hub it does not load: {reason}") from error
+    chosen = choose_split(splits, split, name)
+    source = HubSource(name, chosen, splits[chosen])
+    source.split = chosen if len(splits) > 1 else None
+    return source

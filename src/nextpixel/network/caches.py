@@ -1,0 +1,88 @@
+"""Caches whose rows stand at slots of their own, so that pictures may join, leave and change places between two tokens.
+
+`slot` (B,) is the one that each row fills next; at the end it stays on the last, which makes a finished row harmless.
+`length` is at least the largest of them. A step moves the first `used` rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextpixel.config import ImageGPTConfig
+from nextpixel.network.int8 import kernels
+from nextpixel.network.model import KVCache
+
+BUCKET = 128  # slots: attention looks at a multiple of it
+
+
+class RowCache(KVCache):
+    """For torch's attention, with a mask."""
+
+    def __init__(
+        self, config: ImageGPTConfig, batch: int, slots: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__(config, batch, slots, dtype=dtype, device=device)
+        for part in self.parts:
+            part.zero_()  # attention with a mask multiplies what was never filled by zero
+        self.used = batch
+        self.slot = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.rows = torch.arange(batch, device=device)
+        self.numbers = torch.arange(slots, device=device)
+
+    def next_slots(self, count: int) -> slice | Tensor:
+        return self.slot[: self.used, None] if count == 1 else super().next_slots(count)
+
+    def advance(self, count: int) -> None:
+        self.slot[: self.used].add_(count).clamp_(max=self.slots - 1)
+        self.length = min(self.length + count, self.slots - 1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One slot a row."""
+        keys, values = (part[layer, : self.used] for part in self.parts)
+        rows, slot = self.rows[: self.used], self.slot[: self.used]
+        keys[rows, :, slot] = k[:, :, 0].to(keys.dtype)
+        values[rows, :, slot] = v[:, :, 0].to(keys.dtype)
+        end = min(-(-(self.length + 1) // BUCKET) * BUCKET, self.slots)
+        seen = (self.numbers[:end] <= slot[:, None])[:, None, None]  # (B, 1, 1, end)
+        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], attn_mask=seen)
+        return y.to(q.dtype)
+
+    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
+        before = self.length
+        super().fill(rows, read, of)
+        self.slot[rows] = min(read.length, self.slots - 1)
+        self.length = min(max(before, read.length), self.slots - 1)
+
+    def select(self, rows: Tensor) -> RowCache:
+        chosen = super().select(rows)
+        assert isinstance(chosen, RowCache)
+        chosen.slot, chosen.rows, chosen.used = self.slot[rows], self.rows[: len(rows)], len(rows)
+        return chosen
+
+    def copy(self, row: int, to: int) -> None:
+        """Row `to` goes on as row `row` was."""
+        for part in (*self.parts, self.slot[None]):
+            part[:, to] = part[:, row]
+
+
+class Int8Cache(RowCache):
+    """For the loops of kernels.py: bytes in an order of their own, and a scale for each slot of a head."""
+
+    def __init__(self, config: ImageGPTConfig, batch: int, slots: int) -> None:
+        super().__init__(config, 0, slots, dtype=torch.uint8, device="cpu")
+        room, width = kernels.rounded(slots), kernels.rounded(config.head_width)
+        shape = (config.layers, batch, config.heads, room)
+        self.parts = [torch.empty(*shape, width, dtype=torch.uint8) for _ in range(2)]
+        self.parts += [torch.ones(shape, dtype=torch.float32) for _ in range(2)]
+        self.used, self.slot, self.rows = batch, torch.zeros(batch, dtype=torch.int64), torch.arange(batch)
+
+    @property
+    def stored(self) -> int:
+        return kernels.rounded(self.length)
+
+    @property
+    def bytes(self) -> kernels.Cache:
+        """What the loops take."""
+        return kernels.Cache(*self.parts)

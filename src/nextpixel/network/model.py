@@ -1,0 +1,514 @@
+"""Image GPT: a GPT over pixels in raster order (Chen et al. 2020; code of openai/image-gpt).
+
+Legend, here and everywhere:
+    B  images in a batch                K  size of the vocabulary: colours of a palette
+    H  W  rows, columns of the grid     D  width of the residual stream
+    T  = H * W tokens                   L  transformer blocks
+    P  tokens given as prompt           N  attention heads, E = D / N wide each
+    F  vectors of the prefix            S  rows of the start table (one in a classic model)
+    C  classes, where it has a class head
+
+The network knows tokens, not what they stand for; with a palette a token is a pixel's colour. A sequence is a prefix,
+here a start vector, and the tokens in some order, here that of the rows. The prefix and the shift by one token live in
+here: input slot t carries token t - 1 (slot 0 the start vector), and its output scores token t. So `logits[:, t]`
+scores `tokens[:, t]`, and nobody outside ever shifts.
+
+The options of ImageGPTConfig beyond the paper are written out where they act; without them this is the paper's network.
+
+A masked model (the paper's BERT objective) has no start vector, no shift and no causal mask: slot t carries pixel t, or
+nothing where it is masked, and its output scores pixel t.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from nextpixel.config import Fit, ImageGPTConfig, Levels, Size
+from nextpixel.network.attention import Seen, attention
+from nextpixel.tokens.tokenizer import picture_size, square_side
+
+if TYPE_CHECKING:
+    from nextpixel.tokens import Tokenizer
+    from nextpixel.tokens.palette import Palette
+
+
+class Norm(nn.Module):
+    """x / rms(x) * gain: no mean is subtracted and there is no bias, as in the released code of 2020.
+
+    Computed in fp32 or better: the square of a half-precision activation overflows.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
+        return (y * self.gain).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, left empty: ImageGPT.initialise fills it from a seed, or a checkpoint does."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class KVCache:
+    """Keys and values of the input slots seen so far, of every block and row; allocated once, at full length.
+
+    All rows fill the same slots. `parts` are keys and values, (L, B, N, slots, E) each.
+    """
+
+    def __init__(
+        self, config: ImageGPTConfig, batch: int, slots: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        shape = (config.layers, batch, config.heads, slots, config.head_width)
+        self.parts = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
+        self.slots = slots
+        self.length = 0
+        self.prefix_slots = 1  # F
+
+    @property
+    def stored(self) -> int:
+        """Slots of `parts` that hold something."""
+        return self.length
+
+    def next_slots(self, count: int) -> slice | Tensor:
+        """The numbers of the next slots: a slice, the same for every row; a tensor (B, count) where rows differ."""
+        return slice(self.length, self.length + count)
+
+    def advance(self, count: int) -> None:
+        """Count slots that every block has stored."""
+        self.length += count
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (B, N, count, E) in the next slots; each query sees the slots up to its own."""
+        keys, values = (part[layer] for part in self.parts)
+        count, end = k.shape[2], self.length + k.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        seen: Seen = "causal" if count > 1 else "all"
+        if self.length and count > 1:
+            seen = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(self.length)
+        return attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], seen)
+
+    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
+        """Let `rows` go on as rows `of` of a cache that has read their prompts; all rows must have read as much."""
+        for part, other in zip(self.parts, read.parts, strict=True):
+            part[:, rows, :, : read.stored] = other[:, of, :, : read.stored].to(part.dtype)
+        self.length, self.prefix_slots = read.length, read.prefix_slots
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A cache of these rows, in this order; a row may be taken often."""
+        chosen = copy.copy(self)
+        chosen.parts = [part[:, rows] for part in self.parts]
+        return chosen
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the slots of a sequence stand on the grid; places are numbered in raster order, and T is none of them."""
+
+    carried: Tensor
+    """The place whose token a slot carries, (slots,)."""
+    predicted: Tensor
+    """The place whose token it predicts, (slots,)."""
+    turns: Tensor | None
+    """With rotary positions cos and sin for its query, which stands at the predicted place, and cos and sin for its
+    key, which stands at the carried one: (4, slots, E / 2)."""
+
+    @classmethod
+    @torch.inference_mode(False)  # made while drawing, they may serve training later
+    def of(cls, config: ImageGPTConfig, device: torch.device, order: Tensor, prefix_slots: int = 1) -> Positions:
+        """A prefix of so many slots, the last of which predicts the first token, and the places in this order (T,).
+
+        A masked model has no prefix, and predicts what it carries.
+        """
+        carried = predicted = order.cpu()
+        if config.objective == "autoregressive":
+            none = torch.full((prefix_slots,), config.tokens, device="cpu")
+            carried, predicted = torch.cat([none, carried[:-1]]), torch.cat([none[1:], carried])
+        turns = None
+        if config.positions == "rotary":
+            cos, sin = _angles(config)
+            turns = torch.stack([cos[predicted], sin[predicted], cos[carried], sin[carried]]).float().to(device)
+        return cls(carried.to(device), predicted.to(device), turns)
+
+
+@functools.lru_cache(maxsize=8)
+def raster(config: ImageGPTConfig, device: torch.device, prefix_slots: int = 1) -> Positions:
+    """From left to right and top to bottom, as in the paper."""
+    with torch.inference_mode(False):  # training may be next to use them
+        return Positions.of(config, device, torch.arange(config.tokens, device="cpu"), prefix_slots)
+
+
+def _angles(config: ImageGPTConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin, float64 (T + 1, E / 2), by which vectors at each place of the grid are turned; at none, not at all.
+
+    Rotary positions (Su et al. 2021) on two axes: half of the angles turn with the row, half with the column.
+    """
+    # On the CPU: mps knows no float64.
+    frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device="cpu")[:-1]
+    numbers = torch.arange(config.tokens, device="cpu")
+    grid = torch.stack([numbers // config.columns, numbers % config.columns], dim=1).to(torch.float64)  # (T, 2)
+    angles = F.pad((grid[:, :, None] * frequencies).flatten(1), (0, 0, 0, 1))
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of x (B, N, slots, E) by angles of (1 or B, 1, slots, E / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+def split_heads(qkv: Tensor, config: ImageGPTConfig, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, N, slots, E) each, of what a block's first matrix gives, (B, slots, 3 D)."""
+    batch, slots, width = qkv.shape
+    q, k, v = qkv.view(batch, slots, 3, config.heads, width // 3 // config.heads).permute(2, 0, 3, 1, 4)
+    if config.qk_norm:  # 1.2 on either side lets attention become sharper, as in nanochat
+        q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
+    if turns is not None:
+        q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
+    return q, k, v
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.config = layer, config
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, turns: Tensor | None, seen: Seen | KVCache) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), self.config, turns)
+        if isinstance(seen, KVCache):
+            y = seen.attend(self.layer, q, k, v)
+        else:
+            y = attention(q, k, v, seen)
+        y = y.transpose(1, 2).reshape(x.shape).to(x.dtype)
+        return self.out(y)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = Linear(config.width, 4 * config.width)
+        self.down = Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        if self.activation == "squared-relu":
+            return self.down(y.relu().square())
+        return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
+
+
+class Block(nn.Module):
+    def __init__(self, config: ImageGPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = Norm(config.width)
+        self.attention = Attention(config, layer)
+        self.norm_2 = Norm(config.width)
+        self.mlp = MLP(config)
+        self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.mix_input else None
+
+    def mixed(self, h: Tensor, first: Tensor) -> Tensor:
+        """What the block reads: the residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
+        return h if self.mix is None else self.mix[0] * h + self.mix[1] * first
+
+    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, seen: Seen | KVCache) -> Tensor:
+        """`turns` are those of the slots (4, 1 or B, 1, slots, E / 2); `seen` says what they see, or is their cache."""
+        h = self.mixed(h, first)
+        h = h + self.attention(self.norm_1(h), turns, seen)
+        return h + self.mlp(self.norm_2(h))
+
+
+class ImageGPT(nn.Module):
+    """Image GPT: tokens (B, T) in, logits (B, T, K) out; with a class head, class logits (B, C) as well.
+
+    `seed` fixes the random weights; on the meta device there are none to fix.
+    """
+
+    checkpoint_activations = False
+    fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
+    levels = Levels()  # and numbers colours
+    _tokenizer: Tokenizer | None = None
+
+    def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.facts: dict[str, Any] = {}  # of its making; they travel with the weights
+        if config.objective == "autoregressive":
+            self.start = nn.Parameter(torch.empty(config.orientations, config.width))  # (S, D)
+        self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
+        if config.positions == "learned":
+            self.position_embedding = nn.Parameter(torch.empty(config.tokens, config.width))  # (T, D)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = Norm(config.width)
+        self.head = Linear(config.width, config.colors)
+        self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
+        if not self.head.weight.is_meta:
+            self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Random weights as in openai/image-gpt; the head is zero, so the first loss is exactly ln K.
+
+        Only attention's output is scaled by depth: the paper says more, the released code does this.
+        """
+        generator = torch.Generator(self.head.weight.device).manual_seed(seed)
+        width, layers = self.config.width, self.config.layers
+
+        def normal(weight: Tensor, std: float) -> None:
+            weight.normal_(0.0, std, generator=generator)
+
+        if self.config.positions == "learned":
+            normal(self.position_embedding, 0.01)
+        normal(self.token_embedding, 0.02)
+        if self.config.objective == "autoregressive":
+            normal(self.start, 0.02)
+        for block in self.blocks:
+            normal(block.get_parameter("attention.qkv.weight"), width**-0.5)
+            normal(block.get_parameter("attention.out.weight"), (width * layers) ** -0.5)
+            normal(block.get_parameter("mlp.up.weight"), 0.02)
+            normal(block.get_parameter("mlp.down.weight"), 0.02)
+            if self.config.zero_projections:
+                block.get_parameter("attention.out.weight").zero_()
+                block.get_parameter("mlp.down.weight").zero_()
+        self.head.weight.zero_()
+        if self.class_head is not None:
+            self.class_head.weight.zero_()
+
+    def set_classes(self, classes: Sequence[str]) -> None:
+        """A new class head for these names, all zero, in place of any; without names, none."""
+        self.config = dataclasses.replace(self.config, classes=tuple(classes))
+        self.class_head = None
+        if classes:
+            self.class_head = Linear(self.config.width, len(classes)).to(self.head.weight)
+            nn.init.zeros_(self.class_head.weight)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What its tokens stand for; it travels with the weights."""
+        if self._tokenizer is None:
+            raise ValueError("the model has no tokenizer; set model.tokenizer, for instance to a nextpixel.Palette")
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        if len(tokenizer) != self.config.colors:
+            raise ValueError(f"tokenizer: expected a vocabulary of {self.config.colors}, got {len(tokenizer)}")
+        self._tokenizer = tokenizer
+
+    @property
+    def palette(self) -> Palette:
+        """The tokenizer of a model whose tokens are colours."""
+        return cast("Palette", self.tokenizer)
+
+    @palette.setter
+    def palette(self, palette: Palette) -> None:
+        self.tokenizer = palette
+
+    @property
+    def size(self) -> Size:
+        """Height and width of its pictures in pixels."""
+        return picture_size(self.tokenizer, self.config)
+
+    @property
+    def side(self) -> int:
+        """Pixels along each side of its pictures. Raises InputError where they are not square."""
+        return square_side(self.size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.device
+
+    def prefix(self, orientation: Tensor | int = 0) -> Tensor:
+        """The start vector (1 or B, 1, D) of pictures that lie so, one number or (B,), see images.orient."""
+        if self.config.objective != "autoregressive":
+            raise ValueError("a masked model has no order of tokens: it cannot draw them one by one")
+        return self.start[orientation].view(-1, 1, self.config.width)
+
+    def forward(
+        self, tokens: Tensor, masked: Tensor | None = None, orientation: Tensor | int = 0, **sequence: Any
+    ) -> Tensor:
+        """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
+
+        A masked model sees all t = T tokens but those where `masked` (B, T) is True, and scores every one.
+        `orientation`, one number or (B,), says how the picture lies; for other sequences see `inputs`.
+        """
+        return self.logits(self._last(tokens, masked, orientation, **sequence))
+
+    def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
+        last = self._last(tokens, masked)
+        return self.logits(last), self._classify(last)
+
+    def classify(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Class logits (B, C): the class head on the final norm's output, averaged over all slots."""
+        return self._classify(self._last(tokens, masked))
+
+    def _classify(self, last: Tensor) -> Tensor:
+        if self.class_head is None:
+            raise ValueError("this model has no class head; give it one with set_classes, and train it")
+        return self.class_head(last.mean(1))
+
+    def _last(self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0, **sequence: Any) -> Tensor:
+        """What the final norm gives in the slots that predict tokens (B, t, D)."""
+        h, turns, seen = self.inputs(tokens, masked, orientation, **sequence)
+        first = h
+        for block in self.blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                h = checkpoint(block, h, first, turns, seen, use_reentrant=False)
+            else:
+                h = block(h, first, turns, seen)
+        return self.norm(h[:, h.shape[1] - tokens.shape[1] :])
+
+    def hidden(
+        self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (l, n^l) with n^l (B, T, D) for each of `layers`, 0 <= l <= L, in order; stops at the deepest.
+
+        n^l is the residual stream before block l after that block's first norm; n^L comes after the final norm (Chen
+        et al. 2020, section 2.3). `shifted=False` puts token t in slot t without a start vector, as other programs feed
+        these weights; the network was not trained so.
+        """
+        h, turns, seen = self.inputs(tokens, masked, shifted=shifted)
+        first = h
+        for layer, block in enumerate(self.blocks):
+            if layer in layers:
+                yield layer, self.entering(layer, h, first)
+            if layer >= max(layers):
+                return
+            h = block(h, first, turns, seen)
+        yield len(self.blocks), self.norm(h)
+
+    def inputs(
+        self,
+        tokens: Tensor,
+        masked: Tensor | None = None,
+        orientation: Tensor | int = 0,
+        *,
+        prefix: Tensor | None = None,
+        positions: Positions | None = None,
+        seen: Seen | None = None,
+        shifted: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Seen]:
+        """What the blocks take to score tokens (B, t): vectors (B, slots, D), their turns, and what each slot sees.
+
+        prefix     (1 or B, F, D), before the tokens; the start vector of `orientation` by default
+        positions  of such a prefix and tokens; raster order by default
+        seen       by default the slots up to its own, or all of a masked model
+        """
+        causal, count = self.config.objective == "autoregressive", tokens.shape[1]
+        if causal and masked is not None:
+            raise ValueError("masked: expected none for an autoregressive model, got a mask")
+        if not causal and count != self.config.tokens:
+            raise ValueError(f"tokens: a masked model needs all {self.config.tokens} tokens, got {count}")
+        if causal and shifted:
+            prefix, tokens = self.prefix(orientation) if prefix is None else prefix, tokens[:, :-1]
+        front = 1 if prefix is None else prefix.shape[1]
+        self._check_room(count)
+        positions = positions or raster(self.config, self.device, front)
+        slots = slice(0, front - 1 + count)
+        h = F.embedding(tokens, self.token_embedding)
+        if masked is not None:
+            h = h * ~masked[:, :, None]
+        if seen is None:
+            seen = "causal" if causal else "all"
+        return self._placed(prefix, h, positions, slots), _turns(positions, slots), seen
+
+    def entering(self, layer: int, h: Tensor, first: Tensor) -> Tensor:
+        """n^l (B, T, D) of the stream h before block l, `first` being the network's input; of that behind all, n^L."""
+        if layer == len(self.blocks):
+            return self.norm(h)
+        block = cast(Block, self.blocks[layer])
+        return block.norm_1(block.mixed(h, first))
+
+    def new_cache(self, batch: int, slots: int | None = None) -> KVCache:
+        """An empty cache in the dtype of the weights, of T slots by default: for a prefix of one vector."""
+        return KVCache(
+            self.config, batch, slots or self.config.tokens, dtype=self.token_embedding.dtype, device=self.device
+        )
+
+    def extend(
+        self, tokens: Tensor, cache: KVCache, prefix: Tensor | None = None, positions: Positions | None = None
+    ) -> Tensor:
+        """Logits (B, t, K) of the tokens that the newly filled slots predict; the last row scores the next one.
+
+        With an empty cache, `prefix` (1 or B, F, D), by default the upright start vector, is put before tokens (B, P),
+        P >= 0, which fills F + P slots of the F - 1 + T that a picture needs; later calls take the tokens drawn since,
+        most often one. The same method serves prefill and decode. `positions` are as in `inputs`.
+        """
+        front = 0
+        if cache.length:
+            prefix = None
+        else:
+            prefix = self.prefix() if prefix is None else prefix.to(self.start.dtype)
+            front = cache.prefix_slots = prefix.shape[1]
+        count = front + tokens.shape[1]
+        self._check_room(cache.length + count - cache.prefix_slots + 1)
+        positions = positions or raster(self.config, self.device, cache.prefix_slots)
+        slots = cache.next_slots(count)
+        h = first = self._placed(prefix, F.embedding(tokens, self.token_embedding), positions, slots)
+        turns = _turns(positions, slots)
+        for block in self.blocks:
+            h = block(h, first, turns, cache)
+        cache.advance(count)
+        return self.logits(self.norm(h if front < 2 else h[:, front - 1 :]))
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.config.tokens:
+            raise ValueError(
+                f"tokens: expected at most {self.config.tokens} ({self.config.rows} x {self.config.columns}), "
+                f"got {tokens}; encode pictures at the model's side"
+            )
+
+    def _placed(self, prefix: Tensor | None, h: Tensor, positions: Positions, slots: slice | Tensor) -> Tensor:
+        """The network's input: prefix and tokens h (B, t, D) told where they are."""
+        if prefix is not None:
+            h = torch.cat([prefix.expand(len(h), -1, -1), h], dim=1)
+        if self.config.positions == "learned":
+            table: Tensor = self.position_embedding
+            if prefix is not None and prefix.shape[1] > 1:
+                table = F.pad(table, (0, 0, 0, 1))  # slots that predict nothing have no position
+            h = h + table[positions.predicted[slots]]
+        return F.rms_norm(h, h.shape[-1:]) if self.config.mix_input else h
+
+    def logits(self, last: Tensor) -> Tensor:
+        """Logits (B, t, K) of n^L (B, t, D), what the final norm gives."""
+        logits = self.head(last)
+        cap = self.config.logit_cap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _turns(positions: Positions, slots: slice | Tensor) -> Tensor | None:
+    """The turns of these slots, (4, 1, slots, E / 2), or (4, B, 1, slots, E / 2) where rows differ."""
+    return None if positions.turns is None else positions.turns[:, slots].unsqueeze(-3)
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean") -> Tensor:
+    """-ln softmax(logits)[tokens] in fp32 or better: logits (B, T, K), tokens (B, T); (B, T) or its mean."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction=reduction)
+    return loss.view(tokens.shape) if reduction == "none" else loss
+
+
+def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
+    """The loss of each image (B,): -ln p averaged over its pixels where `masked` (B, T) is True; 0 where none is."""
+    losses = cross_entropy(logits, tokens, reduction="none") * masked
+    return losses.sum(1) / masked.sum(1).clamp_min(1)

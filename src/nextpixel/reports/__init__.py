@@ -1,0 +1,4 @@
+"""Pages and figures of runs, studies and odd pictures.
+
+May use study and training.
+"""

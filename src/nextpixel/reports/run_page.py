@@ -1,0 +1,292 @@
+"""The page of `nextpixel info` of a run: a run in curves, pictures and tables, in one file that needs no other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from nextpixel.checkpoints import Run
+from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig
+from nextpixel.files import read_json
+from nextpixel.hardware import hardware_called
+from nextpixel.network import cost as plan
+from nextpixel.progress import capacity, duration
+from nextpixel.reports.curves import Line, Points, chart, per_cent
+from nextpixel.reports.pages import data_url, fill, text
+from nextpixel.training.setup import reading
+
+PICTURES_AT_MOST = 12
+SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
+VALIDATION = {  # what validation measures: its name, its unit, how a number of it is written
+    "validation_nats": ("validation", "nats per pixel", "{:.4f}"),
+    "validation_accuracy": ("validation accuracy", "", "{:.1%}"),
+    "validation_distance": ("validation distance", "", "{:.4f}"),
+}
+
+
+def page(run: Run) -> str:
+    """The HTML text. Raises InputError for a run folder that cannot be read."""
+    with reading(run) as facts:
+        log, best, steps = _finite(run.read_log()), run.best(), run.steps()
+        config, kind = facts["config"], run.kind
+        batch = config["batch_images"]
+        shape = (ResNetConfig if "blocks" in facts["model"] else ImageGPTConfig)(**facts["model"])
+        planned = facts["decisions"].get("steps") or config.get("steps") or 0
+        done = max([entry["step"] for entry in log] + steps, default=0)
+        said = f"nextpixel {kind}; {done:,} of {planned:,} steps of {batch:,} images; {shape.parameters:,} parameters"
+        spikes = _points(log, "spike")
+        return fill(
+            "run.html",
+            title=text(run.path.resolve().name),
+            facts=text(f"{said}; begun {facts.get('started', 'at an unknown time')[:16].replace('T', ' ')}."),
+            verdict=text(_verdict(run, best, done, planned)),
+            tiles="\n".join(_tiles(run, facts, log, best, shape, done, spikes)),
+            charts="\n".join(_charts(log, spikes)) or "<p>Nothing was logged yet.</p>",
+            samples=_samples(run, log),
+            checkpoints=_checkpoints(run, log, best, steps),
+            machine=_machine(facts, log, shape),
+            settings=_settings(facts, kind),
+        )
+
+
+def _finite(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines with a step, and of these what is a finite number."""
+    return [
+        {name: value for name, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
+        for entry in log
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int)
+    ]
+
+
+def _points(log: Sequence[dict[str, Any]], name: str) -> Points:
+    return [(entry["step"], float(entry[name])) for entry in log if name in entry]
+
+
+def _verdict(run: Run, best: dict[str, Any], done: int, planned: int) -> str:
+    if not best:
+        return "No evaluation yet." if done < planned else "It was never evaluated."
+    name = next(name for name in best if name != "step")
+    title, unit, form = VALIDATION.get(f"validation_{name}", (name, "", "{:.4g}"))
+    reached = f"Best {title} {form.format(best[name])} {unit}".rstrip() + f", at step {best['step']:,}."
+    path = run.path / "test.json"
+    if path.is_file():
+        score = read_json(path)
+        reached += f" On {score['images']:,} test images, looked at once: accuracy {score['accuracy']:.1%}."
+    return reached
+
+
+def _tiles(
+    run: Run,
+    facts: dict[str, Any],
+    log: list[dict[str, Any]],
+    best: dict[str, Any],
+    shape: ImageGPTConfig | ResNetConfig,
+    done: int,
+    spikes: Points,
+) -> list[str]:
+    """The numbers that one looks for first."""
+    batch, images = facts["config"]["batch_images"], facts["data"].get("train_images")
+    tiles = []
+    for name, (title, unit, form) in VALIDATION.items():
+        if found := _points(log, name):
+            tiles.append((form.format(found[-1][1]), f"{title} at the last evaluation" + (f", {unit}" if unit else "")))
+    if probes := _points(log, "probe_accuracy"):
+        tiles.append((f"{probes[-1][1]:.1%}", "probe accuracy at the last evaluation"))
+    if losses := _points(log, "loss"):
+        tiles.append((f"{losses[-1][1]:.3f}", "training loss at the end"))
+    epochs = f", {done * batch / images:,.3g} epochs" if images else ""
+    tiles.append((f"{done * batch:,}", f"images seen{epochs}"))
+    if speeds := _points(log, "images_per_second"):
+        told = f"of training at {np.median([speed for _, speed in speeds]):,.3g} images a second, without evaluations"
+        tiles.append((duration(_seconds(log, batch)), told))
+    if spikes or any("highest_loss" in entry for entry in log):  # older logs were never looked through
+        tiles.append((f"{len(spikes):,}", "loss spike" if len(spikes) == 1 else "loss spikes"))
+    return [f"<li><b>{text(value)}</b><span>{text(name)}</span></li>" for value, name in tiles]
+
+
+def _seconds(log: list[dict[str, Any]], batch: int) -> float:
+    """Of all logged steps, by their speeds."""
+    total, before = 0.0, 0
+    for entry in log:
+        if entry.get("images_per_second", 0) > 0:
+            total += (entry["step"] - before) * batch / entry["images_per_second"]
+            before = entry["step"]
+    return total
+
+
+# ---- curves
+
+
+def _charts(log: list[dict[str, Any]], spikes: Points) -> list[str]:
+    loss, nats = _points(log, "loss"), _points(log, "validation_nats")
+    charts = []
+    last = max((entry["step"] for entry in log), default=0)
+
+    def add(title: str, unit: str, lines: list[Line], form: Callable[[float], str], **options: Any) -> None:
+        lines = [line for line in lines if line.points]
+        if lines:
+            charts.append(chart(title, unit, lines, form, last, **options))
+
+    errors = _points(log, "validation_standard_error")
+    add(
+        "Loss",
+        "nats per pixel" if nats else "",
+        [Line("training", loss), Line("validation", nats, "held", errors)],
+        lambda value: f"{value:.3f}",
+        wide=True,
+        clipped=True,
+        spikes=spikes,
+    )
+    for name, (title, unit, _) in VALIDATION.items():
+        if name != "validation_nats":
+            form = per_cent if "accuracy" in name else lambda value: f"{value:.4f}"
+            add(title.capitalize(), unit, [Line("validation", _points(log, name), "held")], form)
+    add(
+        "Probe accuracy",
+        "ridge regression on the middle layer, held-out images",
+        [Line("probe", _points(log, "probe_accuracy"), "held")],
+        per_cent,
+    )
+    add(
+        "Learning rate", "", [Line("rate", _points(log, "rate"), "plain")], lambda value: f"{value:.3g}", from_zero=True
+    )
+    speeds = Line("images a second", _points(log, "images_per_second"))
+    add("Throughput", "images a second", [speeds], lambda value: f"{value:,.3g}", from_zero=True)
+    waiting = _points(log, "waiting")
+    if any(share > 0.01 for _, share in waiting):
+        add("Waiting for batches", "share of the time", [Line("waiting", waiting)], per_cent, from_zero=True)
+    return charts
+
+
+# ---- pictures and tables
+
+
+def _samples(run: Run, log: list[dict[str, Any]]) -> str:
+    """The pictures drawn while training, evenly spaced over the run where there are many."""
+    found = sorted((run.path / "samples").glob("step_*.png"))
+    found = [path for path in found if path.stem.removeprefix("step_").isdecimal()]
+    if not found:
+        return ""
+    shown = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(len(found), PICTURES_AT_MOST))})
+    nats = dict(_points(log, "validation_nats"))
+    cards = []
+    for path in (found[place] for place in shown):
+        step = int(path.stem.removeprefix("step_"))
+        score = f"{nats[step]:.4f} nats" if step in nats else ""
+        cards.append(
+            f'<li><img src="{data_url(path.read_bytes())}" alt="pictures drawn at step {step:,}">'
+            f"<b>step {step:,}</b><span>{score}</span></li>"
+        )
+    told = f"{len(shown)} of {len(found)} drawings. " if len(shown) < len(found) else ""
+    return (
+        '<section aria-labelledby="samples">\n<h2 id="samples">Samples over time</h2>\n'
+        f'<p class="soft">{told}The same seed each time, so a place shows what became of the same noise.</p>\n'
+        f'<ol class="samples">{"".join(cards)}</ol>\n</section>'
+    )
+
+
+def _checkpoints(run: Run, log: list[dict[str, Any]], best: dict[str, Any], steps: list[int]) -> str:
+    if not steps:
+        return "<p>No checkpoint yet.</p>"
+    scores = {name: dict(_points(log, name)) for name in (*VALIDATION, "probe_accuracy")}
+    forms = {name: form for name, (_, _, form) in VALIDATION.items()} | {"probe_accuracy": "{:.1%}"}
+    titles = {name: title for name, (title, _, _) in VALIDATION.items()} | {"probe_accuracy": "probe accuracy"}
+    shown = [name for name, found in scores.items() if found]
+    head = "".join(f'<th scope="col">{text(titles[name])}</th>' for name in shown)
+    rows, total = [], 0
+    for step in reversed(steps):
+        folder = run.folder(step)
+        model = (folder / "model.safetensors").stat().st_size if (folder / "model.safetensors").is_file() else 0
+        whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        total += whole
+        cells = "".join(
+            f"<td>{forms[name].format(scores[name][step]) if step in scores[name] else ''}</td>" for name in shown
+        )
+        mark = ' class="best"' if step == best.get("step") else ""
+        told = " <small>best</small>" if mark else ""
+        rows.append(
+            f'<tr{mark}><th scope="row">step {step:,}{told}</th>{cells}<td>{capacity(model)}</td>'
+            f"<td>{capacity(whole - model)}</td><td>{capacity(whole)}</td></tr>"
+        )
+    return (
+        '<div class="rows" role="region" aria-labelledby="checkpoints" tabindex="0"><table>\n<thead><tr>'
+        f'<th scope="col">checkpoint</th>{head}<th scope="col">model</th><th scope="col">trainer and rest</th>'
+        f'<th scope="col">together</th></tr></thead>\n<tbody>{"".join(rows)}</tbody>\n</table></div>\n'
+        f'<p class="soft">{len(steps)} checkpoints, {capacity(total)} in all.</p>'
+    )
+
+
+def _machine(facts: dict[str, Any], log: list[dict[str, Any]], shape: ImageGPTConfig | ResNetConfig) -> str:
+    decided, machine = facts["decisions"], facts.get("machine", {})
+    rows = {
+        "device": machine.get("gpu") or decided["device"],
+        "processor": machine.get("processor") and f"{machine['processor']}, {machine['cores']} cores",
+        "memory": machine.get("memory_bytes") and capacity(machine["memory_bytes"]),
+        "processes": facts.get("processes", 1),
+        "threads": decided.get("threads"),
+        "matrix products": f"{decided['dtype']}, {'compiled' if decided.get('compile') else 'not compiled'}",
+        "micro-batch": decided.get("micro_batch_images") and f"{decided['micro_batch_images']} images",
+    }
+    speeds = [speed for _, speed in _points(log, "images_per_second")]
+    if speeds:
+        low, middle, high = np.quantile(speeds, [0.1, 0.5, 0.9])
+        rows["throughput"] = f"{middle:,.3g} images/s (80 % of the log between {low:,.3g} and {high:,.3g})"
+        if isinstance(shape, ImageGPTConfig):
+            flops = plan.flops_per_image(shape) * float(middle)
+            rows["model FLOP/s"] = f"{flops / 1e12:,.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:,.3g} GFLOP/s"
+            hardware = hardware_called(machine.get("gpu") or "", machine.get("gpu_memory_bytes") or 0)
+            peak = hardware and (
+                hardware.bf16_flops_per_second if decided["dtype"] == "bf16" else hardware.fp32_flops_per_second
+            )
+            if hardware and peak:
+                share = flops / peak / facts.get("processes", 1)
+                rows["model FLOP/s"] += f", {share:.0%} of the {hardware.name}'s {decided['dtype']} peak"
+    if waiting := [share for _, share in _points(log, "waiting")]:
+        rows["waiting for batches"] = f"{np.mean(waiting):.1%} of the time"
+    rows |= {name: value[:12] for name, value in facts.get("versions", {}).items()}
+    return _pairs(rows)
+
+
+def _settings(facts: dict[str, Any], kind: str) -> str:
+    """What was chosen, first; then all of it."""
+    config, decided = facts["config"], facts["decisions"]
+    usual = {field.name: field.default for field in fields(SETTINGS[kind])} if kind in SETTINGS else {}
+    own = {name: value for name, value in config.items() if name not in usual or value != usual[name]}
+    data = {name: value for name, value in facts["data"].items() if name != "path"}
+    command = " ".join(["nextpixel", *map(str, facts.get("command", []))]) if facts.get("command") else ""
+    shape = {name: value for name, value in facts["model"].items() if value not in ((), [])}
+    groups = [
+        ("Chosen", own, True),
+        ("Images", data, True),
+        ("Network", shape, False),
+        ("Decided by the run", {name: value for name, value in decided.items() if not name.endswith("_key")}, False),
+        ("All settings", config, False),
+    ]
+    parts = [f"<pre><code>{text(command)}</code></pre>"] if command else []
+    parts += [
+        f"<details{' open' if shown else ''}><summary>{text(title)}</summary>{_pairs(values)}</details>"
+        for title, values, shown in groups
+        if values
+    ]
+    return "\n".join(parts)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<div><dt>{text(name.replace('_', ' '))}</dt><dd>{text(_said(value))}</dd></div>"
+        for name, value in values.items()
+        if value is not None
+    )
+    return f'<dl class="pairs">{rows}</dl>'
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

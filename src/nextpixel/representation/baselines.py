@@ -1,0 +1,112 @@
+"""What a probe has to beat: the commonest class, raw pixels, k-means patches, a model that was never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.config import Pooling
+from nextpixel.data.labels import class_numbers
+from nextpixel.representation.extraction import Backbone, described_rows
+from nextpixel.representation.extractors import raw_pixels, untrained
+from nextpixel.representation.few_labels import Reading, layer_reading
+
+CODES = 200
+PATCH = 6
+PATCHES = 100_000
+BATCH_IMAGES = 64
+UNTRAINED = "untrained model"
+
+
+class PatchCodes:
+    """k-means on whitened patches, pooled over quadrants (Coates, Ng & Lee 2011): (N, 4 * CODES).
+
+    Patches are normalised and ZCA-whitened; a patch's code is how much nearer than average each mean is ("triangle");
+    codes are summed over the four quadrants of the picture. Fitted to unlabelled training images.
+    """
+
+    def __init__(self, squares: NDArray[np.uint8], seed: int = 0) -> None:
+        from sklearn.cluster import MiniBatchKMeans
+
+        rng = np.random.default_rng([seed, 0xC0A7])
+        side = squares.shape[1]
+        count = min(PATCHES, len(squares) * 100)
+        which = rng.integers(0, len(squares), count)
+        ys, xs = rng.integers(0, side - PATCH + 1, (2, count))
+        windows = _windows(squares)
+        patches = _normalised(windows[which, ys, xs].reshape(count, -1))
+        self.mean = patches.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(patches - self.mean, rowvar=False))
+        self.whiten = (vectors / np.sqrt(values + 0.1) @ vectors.T).astype(np.float32)
+        means = MiniBatchKMeans(CODES, n_init=1, batch_size=4096, max_iter=50, random_state=seed)
+        self.codes = means.fit((patches - self.mean) @ self.whiten).cluster_centers_.astype(np.float32)
+
+    def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (N, 4 * CODES) of uint8 images (N, H, W, 3)."""
+        batches = (squares[i : i + BATCH_IMAGES] for i in range(0, len(squares), BATCH_IMAGES))
+        return np.concatenate([self._batch(batch) for batch in batches])
+
+    def _batch(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        windows = _windows(squares)
+        count, rows, columns = windows.shape[:3]
+        patches = (_normalised(windows.reshape(count * rows * columns, -1)) - self.mean) @ self.whiten
+        square = (patches**2).sum(1, keepdims=True) - 2 * patches @ self.codes.T + (self.codes**2).sum(1)
+        distances = np.sqrt(np.maximum(square, 0))
+        codes = np.maximum(0, distances.mean(1, keepdims=True) - distances).reshape(count, rows, columns, CODES)
+        halves = (
+            (slice(None, rows // 2), slice(rows // 2, None)),
+            (slice(None, columns // 2), slice(columns // 2, None)),
+        )
+        return np.concatenate([codes[:, y, x].sum((1, 2)) for y in halves[0] for x in halves[1]], 1)
+
+
+def _windows(squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Every patch, (N, rows, columns, 3, PATCH, PATCH), as a view."""
+    return np.lib.stride_tricks.sliding_window_view(squares, (PATCH, PATCH), axis=(1, 2))
+
+
+def _normalised(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Each row with mean 0 and variance 1, softened by 10 grey levels as in the paper."""
+    values = patches.astype(np.float32)
+    values -= values.mean(1, keepdims=True)
+    return values / np.sqrt(values.var(1, keepdims=True) + 10)
+
+
+def commonest_class(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
+    """Test accuracy of always answering the commonest class of the training labels."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return float((class_numbers(test_labels, classes) == counts.argmax()).mean())
+
+
+def baseline_readings(
+    model: Backbone,
+    train: NDArray[np.uint8],
+    test: NDArray[np.uint8],
+    layers: Sequence[int],
+    *,
+    together: bool = False,
+    seed: int = 0,
+    rows: NDArray[np.int64] | None = None,
+    pooling: Pooling = "mean",
+) -> list[Reading]:
+    """The same squares described in the ways that a probe of these layers of the model has to beat.
+
+    The untrained model has the same pooling and layers, to choose among or `together`, see few_labels.layer_reading.
+    With `rows`, features of these training squares alone (NaN elsewhere); patches are learned from all of them.
+    """
+    every = np.arange(len(train)) if rows is None else rows
+    describers: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
+        "raw pixels": raw_pixels,
+        "k-means patches": PatchCodes(train, seed),
+    }
+    readings = [
+        Reading(name, described_rows(describe, train, every)[:, None], describe(test)[:, None], [0])
+        for name, describe in describers.items()
+    ]
+    fresh = layer_reading(
+        UNTRAINED, untrained(model, seed), train, test, layers, together=together, rows=rows, pooling=pooling
+    )
+    return [*readings, fresh]

@@ -1,0 +1,216 @@
+"""What pictures are compared by: raw pixels, a model's hidden states, a network in an ONNX file, features from a file.
+
+An Extractor is a name and a function from squares to features, so anything that has features can be one. The name holds
+a hash of what the features depend on, because numbers compare only under one extractor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.checkpoints import load_backbone
+from nextpixel.errors import InputError
+from nextpixel.images import crop_resize
+from nextpixel.limits import open_arrays
+from nextpixel.network.model import ImageGPT
+from nextpixel.network.resnet import ResNet
+from nextpixel.progress import progress
+from nextpixel.representation.extraction import Backbone, check_layers, described, features_name
+
+PIXELS = "pixels"
+UNTRAINED = "untrained"
+CHUNK_IMAGES = 2_000
+BATCH_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """From squares to features."""
+
+    name: str
+    """What stands in a metric's name, as in frechet[pixels-32]."""
+    side: int
+    """The side of the squares it takes; others are resized first, bilinear and antialiased."""
+    describe: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    """uint8 (N, side, side, 3) to (N, D)."""
+
+    def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (N, D) of squares uint8 (N, S, S, 3)."""
+        return np.concatenate(list(self.chunks(squares)))
+
+    def chunks(
+        self, squares: NDArray[np.uint8], prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The same in parts (n, D), so that the features need not fit in memory; `prepare` changes squares before."""
+        with progress(f"describing by {self.name}", len(squares), "images") as advance:
+            for start in range(0, len(squares), CHUNK_IMAGES):
+                part = np.ascontiguousarray(squares[start : start + CHUNK_IMAGES])
+                part = part if prepare is None else prepare(part)
+                yield self.describe(self._resized(part))
+                advance(len(part))
+
+    def _resized(self, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        size = squares.shape[1]
+        if size == self.side:
+            return squares
+        return np.stack([crop_resize(square, (0, 0, size, size), self.side) for square in squares])
+
+
+def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = None) -> Extractor:
+    """The extractor of that name, for pictures of the `judged` model.
+
+    pixels     the pixels themselves, at the judged model's side
+    untrained  hidden states of a network of the judged model's shape with random weights (seed 0)
+    NAME.onnx  the first output of a network in an ONNX file, see onnx_extractor
+    otherwise  features of the model or student of that name (see checkpoints.load_backbone)
+
+    `layer` is the layer of hidden states, the middle one unless told. Raises InputError.
+    """
+    if isinstance(what, Extractor):
+        return what
+    if what == PIXELS:
+        return pixel_extractor(judged.side)
+    if what == UNTRAINED:
+        return model_extractor(untrained(judged), layer, kind=UNTRAINED)
+    if what.endswith(".onnx"):
+        return onnx_extractor(what, judged.side)
+    if what.endswith(".npz"):
+        raise InputError(
+            f"{what} holds features and no network; compare two such files with: nextpixel evaluate "
+            "real.npz `pictures=drawn.npz`",
+            argument="extractor",
+        )
+    try:
+        return model_extractor(load_backbone(what, device=str(judged.device)), layer)
+    except InputError as error:
+        if error.argument != "model":
+            raise
+        raise InputError(
+            f"expected {PIXELS}, {UNTRAINED}, a .onnx file, or a model (a folder, a run, a hub name), got "
+            f"{what!r}; {error.message}",
+            argument="extractor",
+        ) from None
+
+
+def untrained(model: Backbone, seed: int = 0) -> Backbone:
+    """A model of the same shape with random weights, for the same pictures."""
+    if isinstance(model, ResNet):
+        return ResNet(model.config, seed=seed).to(model.device).eval()
+    random = ImageGPT(model.config, seed=seed).to(model.device).eval()
+    random.tokenizer = model.tokenizer
+    return random
+
+
+def raw_pixels(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The pixels themselves, (N, H * W * 3) in [0, 1]."""
+    return squares.reshape(len(squares), -1).astype(np.float32) / np.float32(255)
+
+
+def pixel_extractor(side: int) -> Extractor:
+    """The pixels themselves: no network's opinion, and blind to all but colours and coarse layout."""
+    return Extractor(f"{PIXELS}-{side}", side, raw_pixels)
+
+
+def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | None = None) -> Extractor:
+    """Hidden states of one layer, averaged over pixels; of a ResNet, its pooled features."""
+    layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
+
+    def describe(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return described(model, squares, layers)[:, 0]
+
+    return Extractor(features_name(model, layers, kind), model.side, describe)
+
+
+def onnx_extractor(path: str | Path, side: int) -> Extractor:
+    """The first output (N, D) of a network in an ONNX file; axes of length 1 behind D are dropped.
+
+    Its only input is uint8 (N, H, W, 3), 0 to 255, or float32 (N, 3, H, W), -1 to 1, square; `side` is that of a file
+    that leaves the size open. A file with a fixed N is fed so many at a time. Runs on the CPU.
+    Raises InputError where onnxruntime is missing or the file is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a network in ONNX format", argument="extractor")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(f"{path} needs onnxruntime: pip install 'nextpixel[onnx]'", argument="extractor") from None
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a network in ONNX format: {reason}", argument="extractor") from None
+    inputs = session.get_inputs()
+    shape = list(inputs[0].shape) if len(inputs) == 1 else []
+    kind = inputs[0].type if len(inputs) == 1 else f"{len(inputs)} inputs"
+    bytes_last = kind == "tensor(uint8)" and len(shape) == 4 and shape[3] in (3, None)
+    floats_first = kind == "tensor(float)" and len(shape) == 4 and shape[1] in (3, None)
+    sizes = shape[1:3] if bytes_last else shape[2:4]
+    if not (bytes_last or floats_first) or (sizes[0] != sizes[1] and all(isinstance(size, int) for size in sizes)):
+        raise InputError(
+            f"{path}: expected one input, uint8 (N, H, W, 3) or float32 (N, 3, H, W) with H = W, got "
+            f"{kind} {tuple(shape)}",
+            argument="extractor",
+        )
+    fixed = [size for size in sizes if isinstance(size, int)]
+    batch = shape[0] if isinstance(shape[0], int) else None
+    name = inputs[0].name
+
+    def describe(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(squares), batch or BATCH_IMAGES):
+            rows = squares[start : start + (batch or BATCH_IMAGES)]
+            count = len(rows)
+            if batch is not None and count < batch:
+                rows = np.concatenate([rows, np.zeros((batch - count, *rows.shape[1:]), np.uint8)])
+            if floats_first:
+                values: Any = np.ascontiguousarray(rows.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - 1
+            else:
+                values = np.ascontiguousarray(rows)
+            found = np.asarray(session.run(None, {name: values})[0], np.float32)
+            if found.ndim < 2 or found.size != found.shape[0] * found.shape[1] or len(found) != len(rows):
+                raise InputError(f"{path}: expected an output (N, D), got {found.shape}", argument="extractor")
+            parts.append(found.reshape(len(found), -1)[:count])
+        return np.concatenate(parts)
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:6]
+    return Extractor(f"{path.stem}-{digest}", fixed[0] if fixed else side, describe)
+
+
+def holds_features(path: str | os.PathLike[str]) -> bool:
+    """Whether that is a .npz file with an array `features`, as `nextpixel features` writes it."""
+    if not os.fspath(path).endswith(".npz") or not os.path.isfile(path):
+        return False
+    try:
+        with open_arrays(path) as arrays:
+            return "features" in arrays
+    except (OSError, ValueError):
+        return False
+
+
+def read_features(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], str | None]:
+    """Features (N, D) of a .npz file and what extracted them, where a text `extractor` in it says so.
+
+    Raises InputError for any other file, or where `features` is no table of finite numbers.
+    """
+    if not holds_features(path):
+        raise InputError(f"{path}: expected a .npz file with an array 'features', as nextpixel features writes it")
+    try:
+        with open_arrays(path) as arrays:
+            values = arrays["features"]
+            extractor = str(arrays["extractor"]) if "extractor" in arrays else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a .npz file of plain arrays: {error}") from None
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise InputError(
+            f"{path}: features: expected a table (N, D) of finite numbers, got {values.dtype} {values.shape}"
+        )
+    return values.astype(np.float32), extractor

@@ -1,0 +1,57 @@
+"""The one pass over pictures that scores and features share: encode, cut into batches, run the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.data.decoded import masks
+from nextpixel.devices import autocast
+from nextpixel.network.model import ImageGPT
+from nextpixel.progress import progress
+
+BATCH_IMAGES = 16
+R = TypeVar("R")
+
+
+@torch.inference_mode()
+def batches(
+    model: ImageGPT,
+    pictures: NDArray[np.uint8] | Tensor,
+    read: Callable[[Tensor, Tensor | None], R],
+    *,
+    dtype: str = "fp32",
+    mask_seed: int | None = None,
+    batch_images: int = BATCH_IMAGES,
+    label: str = "scoring",
+) -> Iterator[R]:
+    """Yield read(tokens (b, T), masked (b, T) or None), which runs the network, for each batch of pictures.
+
+    `pictures` are uint8 (N, H, W, 3) at the model's side, or their tokens (N, T). With `mask_seed`, data.masks hides
+    tokens by that seed and the picture's place; `dtype` is that of the products within `read`.
+    """
+    device = str(model.device)
+    with progress(label, len(pictures), "images") as advance:
+        for start in range(0, len(pictures), batch_images):
+            part = pictures[start : start + batch_images]
+            tokens = part if isinstance(part, Tensor) else model.tokenizer.encode(np.ascontiguousarray(part))
+            masked = None
+            if mask_seed is not None:
+                numbers = np.arange(start, start + len(tokens))
+                masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
+            with autocast(device, dtype):
+                found = read(tokens.to(device), masked)
+            yield found
+            advance(len(tokens))
+
+
+def pixel_maps(model: ImageGPT, values: Tensor) -> NDArray[np.float32]:
+    """Values of tokens (b, T) shared out evenly to their pixels, (b, H, W): the sums stay."""
+    height, width = model.tokenizer.patch
+    grid = values.float().cpu().numpy().reshape(-1, model.config.rows, model.config.columns)
+    return (grid.repeat(height, 1).repeat(width, 2) / (height * width)).astype(np.float32)

@@ -1,0 +1,4 @@
+"""The training loop and the runs on it: pretraining, fine-tuning, distillation.
+
+May use evaluation.
+"""

@@ -1,0 +1,237 @@
+"""A small ResNet trained on labels, from scratch or from a distilled student, beside a probe of an Image GPT.
+
+Fits of few labels are seconds long and repeated a hundred times. They run in memory, in a plain loop, and are a
+function of their arguments; what takes hours goes through training.train.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.nn import functional as F
+
+from nextpixel.config import INIT_RATE, ResNetConfig, check_keywords
+from nextpixel.data.decoded import Batches
+from nextpixel.data.labels import choose_labels, class_numbers, folds_of
+from nextpixel.devices import autocast, choose_dtype
+from nextpixel.errors import InputError, WorkError
+from nextpixel.network.resnet import ResNet
+from nextpixel.progress import progress
+from nextpixel.representation.extraction import described
+from nextpixel.representation.probing import MIDDLE_STRENGTH, fit_linear
+from nextpixel.stats import Score, score_of
+from nextpixel.training.optim import cosine_rate, set_rate, sgd
+
+EPOCHS = 30
+PASSES_AT_LEAST = 8_000  # so that few images are seen often enough
+BATCH_IMAGES = 128
+BATCH_OF_FEW = 32  # below FEW images: more steps from as many passes
+FEW = 2_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to train, chosen among others on held-out training images."""
+
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+
+
+# In the order in which they are tried: the published rate first (He et al. 2016), then around it.
+TRIALS = (
+    Trial(0.1, 5e-4),
+    Trial(0.03, 5e-4),
+    Trial(0.1, 5e-3),
+    Trial(0.03, 5e-3),
+    Trial(0.3, 5e-4),
+)
+
+
+@check_keywords()
+def fit_convnet(
+    squares: NDArray[np.uint8],
+    labels: ArrayLike,
+    *,
+    init: ResNet | None = None,
+    config: ResNetConfig | None = None,
+    epochs: int | None = None,
+    trial: Trial = TRIALS[0],
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> ResNet:
+    """A ResNet trained on squares uint8 (N, S, S, 3) and their labels (N,); its classes are `facts["classes"]`.
+
+    From scratch with the shape of `config` (ResNet-20 unless told), or from `init`, a student, whose head starts as
+    the logistic regression on its features (Kumar et al. 2022) at a tenth of the rate. SGD with Nesterov momentum,
+    cosine rate, shifts and flips. 30 epochs unless told, and at least 8,000 images seen.
+    `dtype` is that of the products: auto takes bf16 where the hardware multiplies it natively.
+    Raises InputError for labels that do not fit, WorkError when the loss stops being finite.
+    """
+    names, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    if squares.ndim != 4 or squares.shape[1] != squares.shape[2] or squares.shape[3] != 3 or squares.dtype != np.uint8:
+        raise InputError(
+            f"squares: expected uint8 of shape (images, side, side, 3), got {squares.dtype} {squares.shape}"
+        )
+    if len(numbers) != len(squares):
+        raise InputError(f"expected {len(squares)}, one for each image, got {len(numbers)}", argument="labels")
+    if len(names) < 2:
+        raise InputError(f"expected at least two classes, got only {names[0]!r}", argument="labels")
+    model = _first(squares, numbers, len(names), init, config, seed).to(device).train()
+    model.facts |= {"classes": names.tolist(), "trained_images": len(squares), "seed": seed, **asdict(trial)}
+    batch, steps = schedule(len(squares), epochs)
+    peak = trial.learning_rate * (INIT_RATE if init is not None else 1.0)
+    dtype = choose_dtype(dtype, device)
+    optimizers = sgd(model, trial.weight_decay)
+    side, chosen = model.side, np.arange(len(squares))
+    batches = Batches(squares, chosen, side=side, batch_images=batch, augment="pad-flip", seed=seed)
+    targets = torch.from_numpy(numbers.astype(np.int64))
+    with progress("fitting", steps * batch, "images") as advance:
+        for step in range(steps):
+            set_rate(optimizers, cosine_rate(step, steps=steps, warmup_steps=max(1, steps // 20), peak=peak))
+            model.zero_grad(set_to_none=True)
+            with autocast(device, dtype):
+                logits = model(torch.from_numpy(batches(step)).to(device))
+            loss = F.cross_entropy(logits.float(), targets[batches.numbers(step)].to(device))
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            advance(batch, "")
+    if not torch.isfinite(loss):
+        raise WorkError(f"the loss of the ResNet stopped being finite at rate {peak:g}; try a lower one")
+    return model.eval()
+
+
+def schedule(images: int, epochs: int | None = None) -> tuple[int, int]:
+    """(images a batch, steps) of a fit to that many images."""
+    batch = BATCH_IMAGES if images >= FEW else BATCH_OF_FEW
+    passes = images * epochs if epochs else max(PASSES_AT_LEAST, images * EPOCHS)
+    return batch, max(1, passes // batch)
+
+
+def _first(
+    squares: NDArray[np.uint8],
+    numbers: NDArray[np.integer],
+    classes: int,
+    init: ResNet | None,
+    config: ResNetConfig | None,
+    seed: int,
+) -> ResNet:
+    """The network before its first step."""
+    side = squares.shape[1]
+    if init is None:
+        model = ResNet(replace(config or ResNetConfig(), side=side, classes=classes), seed=seed)
+        model.set_scale(squares)
+        return model
+    if init.side != side:
+        raise InputError(
+            f"expected a student of side {side}, as the squares have, got side {init.side}", argument="init"
+        )
+    model = ResNet(replace(init.config, classes=classes), seed=seed)
+    known = {name: value for name, value in init.state_dict().items() if not name.startswith("head.")}
+    model.load_state_dict(known, strict=False)
+    model.fit, model.levels, model.facts = init.fit, init.levels, dict(init.facts)
+    features = described(init, squares, [0])[:, 0]
+    linear = fit_linear(features, numbers, MIDDLE_STRENGTH)
+    assert model.head is not None
+    with torch.no_grad():
+        weight = torch.from_numpy(linear.weight / linear.scale)
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(torch.from_numpy(linear.bias) - weight @ torch.from_numpy(linear.mean))
+    return model
+
+
+@torch.inference_mode()
+def predict_convnet(model: ResNet, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probabilities (N, C) of squares uint8 (N, S, S, 3)."""
+    model.eval()
+    parts = [
+        model(torch.from_numpy(np.array(squares[start : start + 256])).to(model.device)).softmax(1).cpu().numpy()
+        for start in range(0, len(squares), 256)
+    ]
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a trained network reached with some labels per class (None: all), over repeats with other labels drawn."""
+
+    reading: str
+    labels_per_class: int | None
+    scores: list[Score]
+    trials: list[list[dict[str, Any]]]
+    """For each repeat what was tried: learning rate, weight decay, and accuracy on held-out training images (None
+    where there was nothing to choose)."""
+    chosen: list[Trial]
+    seconds: list[float]
+    """Of training, all trials and the last fit."""
+    image_passes: list[int]
+    """Images seen while training, all trials and the last fit."""
+
+
+def compete(
+    name: str,
+    train: tuple[NDArray[np.uint8], NDArray[Any]],
+    test: tuple[NDArray[np.uint8], NDArray[Any]],
+    *,
+    init: ResNet | None = None,
+    labels_per_class: Sequence[int | None] = (None,),
+    repeats: int = 5,
+    trials: int = 3,
+    epochs: int | None = None,
+    seed: int = 0,
+    seen: NDArray[np.bool_] | None = None,
+    device: str = "cpu",
+) -> list[Fitted]:
+    """A ResNet on the same random subsets as few_labels.compare; test labels are looked at once, after the last fit.
+
+    Each trial is fitted to the subset but for one of the folds by which a probe chooses, and judged on that; the best
+    is fitted again to the whole subset. A single trial is taken as it is.
+    """
+    if not 1 <= trials <= len(TRIALS):
+        raise InputError(f"expected 1 to {len(TRIALS)}, got {trials}", argument="trials")
+    (squares, labels), (test_squares, test_labels) = train, test
+    classes, numbers = np.unique(labels, return_inverse=True)
+    truth = class_numbers(test_labels, classes)
+    found = []
+    for count in labels_per_class:
+        result = Fitted(name, count, [], [], [], [], [])
+        for repeat in range(1 if count is None else repeats):
+            rows = choose_labels(labels, count, seed, repeat)
+            own, own_numbers = np.asarray(squares[rows]), numbers[rows]
+            began, passes, tried = time.perf_counter(), 0, []
+            folds = folds_of(own_numbers, seed) if trials > 1 else []
+            for trial in TRIALS[:trials]:
+                accuracy = None
+                if folds:
+                    held = folds[0]
+                    model = fit_convnet(
+                        own[~held],
+                        own_numbers[~held],
+                        init=init,
+                        epochs=epochs,
+                        trial=trial,
+                        seed=seed + repeat,
+                        device=device,
+                    )
+                    accuracy = float((predict_convnet(model, own[held]).argmax(1) == own_numbers[held]).mean())
+                    passes += math.prod(schedule(int((~held).sum()), epochs))
+                tried.append(asdict(trial) | {"held_out_accuracy": accuracy})
+            best = max(range(len(tried)), key=lambda i: tried[i]["held_out_accuracy"] or 0.0)
+            model = fit_convnet(
+                own, own_numbers, init=init, epochs=epochs, trial=TRIALS[best], seed=seed + repeat, device=device
+            )
+            result.seconds.append(time.perf_counter() - began)
+            result.image_passes.append(passes + math.prod(schedule(len(own), epochs)))
+            result.trials.append(tried)
+            result.chosen.append(TRIALS[best])
+            result.scores.append(score_of(predict_convnet(model, test_squares), truth, len(classes), seen=seen))
+        found.append(result)
+    return found

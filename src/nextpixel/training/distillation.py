@@ -1,0 +1,278 @@
+"""Distillation: a small ResNet learns to predict an Image GPT's pooled features of unlabelled images.
+
+The teacher looks at every image and at its mirror image once. The student sees shifted and mirrored images, unless told
+otherwise, and regresses the whitened features of the one it sees, through a linear projection. DreamTeacher (Li et al.
+2023) is the closest precedent.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
+from nextpixel.config import DistillConfig, DistillKeywords, Fit, Levels, ResNetConfig, check_keywords, replace_checked
+from nextpixel.data.decoded import FLIPS, Batches, DecodedSet, decode, split_indices
+from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
+from nextpixel.errors import InputError
+from nextpixel.files import new_file
+from nextpixel.network.resnet import ResNet
+from nextpixel.progress import say
+from nextpixel.representation.extraction import check_layers, extract
+from nextpixel.training import distributed, optim
+from nextpixel.training.loop import Cadence, train
+from nextpixel.training.setup import absolute, create_run, find_sets, move_run, named, reading
+from nextpixel.training.tracking import check_tracker
+
+KIND = "distill"
+BATCH_IMAGES = 256  # of an evaluation
+
+
+@check_keywords(DistillKeywords)
+def distill(
+    images: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    data: Any = None,
+    split: str | None = None,
+    model: str | Path | None = None,
+    **settings: Unpack[DistillKeywords],
+) -> ResNet:
+    """Train a student on images without labels, or go on with a run; returns the best one on held-out images.
+
+    `model` names the teacher, by default the embedded one; `settings` are the fields of DistillConfig. A run is
+    written to the new folder `out`. `resume` names one to go on with, and takes no settings, but
+    perhaps `data`: the same images in another place. Raises as pretrain does,
+    and InputError in one of several processes.
+    """
+    distributed.alone("distill")
+    if resume is not None:
+        if settings or not (out is split is model is None):
+            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
+        return go_on(moved(Run.open(resume, KIND), images if data is None else data), images)
+    if images is None or out is None:
+        raise InputError("distill needs images and a new folder (`out`), or a run to go on with (`resume`)")
+    config = replace_checked(DistillConfig(), settings)
+    return go_on(start_run(images, Path(out), config, model, split), images)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided when the run began."""
+
+    device: str
+    dtype: str
+    threads: int
+    layers: list[int]
+    teacher: str | None
+    fit: Fit
+    train_key: str
+    pixels: Sequence[str] = ()
+    levels: Mapping[str, Any] = field(default_factory=dict)
+    """The range and bands that were asked for."""
+
+
+def start_run(
+    images: Any, out: Path, config: DistillConfig, model: str | Path | None = None, split: str | None = None
+) -> Run:
+    """Decode the images, decide everything once, and create the run folder."""
+    Run.new_path(out)  # refuses before any work is done
+    check_tracker(config.tracker)
+    config = replace(config, cache=config.cache and os.path.abspath(config.cache))
+    threads, device = set_threads(config.threads), choose_device(config.device)
+    teacher = load(model)
+    wanted = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
+    layers, side = check_layers(teacher, wanted), teacher.side
+    fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
+    decoded = decode(images, side, split=split, cache=config.cache, fit=fit, levels=levels)
+    rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
+    decided = Decisions(
+        device=device,
+        dtype=choose_dtype(config.dtype, device),
+        threads=threads,
+        layers=layers,
+        teacher=None if model is None else absolute(str(model)),
+        fit=fit,
+        train_key=decoded.key,
+        pixels=[decoded.digest()],
+        levels=levels.values(),
+    )
+    return create_run(
+        out,
+        KIND,
+        config,
+        decided,
+        shape=ResNetConfig(config.blocks, config.factor, side, targets=len(layers) * teacher.config.width),
+        tokenizer=None,
+        data=named(images, split) | {"train_images": len(rows), "validation_images": len(held)},
+        sets=[decoded],
+    )
+
+
+def moved(run: Run, images: Any) -> Run:
+    """The run, which takes its pictures from these images from now on, where there are any; see move_run."""
+    if images is not None:
+        move_run(run, images, lambda facts: _decode_again(facts, images))
+    return run
+
+
+def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
+    decided, cache = Decisions(**facts["decisions"]), facts["config"]["cache"]
+    asked, split = Levels.of(**decided.levels), facts["data"]["split"]
+    return (decode(images, facts["model"]["side"], split=split, cache=cache, fit=decided.fit, levels=asked),)
+
+
+def go_on(run: Run, images: Any = None) -> ResNet:
+    """Look at the images with the teacher where that is not done, and train the student to its end."""
+    with run.locked():
+        return _train(run, images)
+
+
+def _train(run: Run, images: Any) -> ResNet:
+    with reading(run) as facts:
+        config = DistillConfig(**facts["config"])
+        decided = Decisions(**facts["decisions"])
+        shape = ResNetConfig(**facts["model"])
+        data = {name: facts["data"][name] for name in ("source", "path", "split")}
+    choose_device(decided.device)  # still there?
+    set_threads(decided.threads)
+
+    again = functools.partial(_decode_again, facts)
+    (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
+    teacher_file = run.path / "teacher.npy"
+    if not teacher_file.is_file():
+        _look(run, decoded.squares, config, decided, teacher_file)
+    seen = np.load(teacher_file, mmap_mode="r")  # (N, 1 or 2, D) of each image, and of its mirror image
+    rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
+
+    steps = run.steps()
+    if steps:
+        with run.reading(steps[-1]) as folder:
+            student = load_backbone(folder)
+        assert isinstance(student, ResNet)
+    else:
+        student = ResNet(shape, seed=config.seed)
+        student.set_scale(decoded.squares[rows])
+        mean, matrix = whitening(np.concatenate([*seen[rows].swapaxes(0, 1)]), config.shrinkage)
+        student.get_buffer("teacher_mean").copy_(torch.from_numpy(mean))
+        student.get_buffer("teacher_whiten").copy_(torch.from_numpy(matrix))
+        student.facts = {
+            "distilled_from": Path(decided.teacher or EMBEDDED).name,
+            "layers": decided.layers,
+            "images": data["source"],
+            "steps": config.steps,
+            "seed": config.seed,
+        }
+        student.fit, student.levels = decided.fit, decoded.levels
+    student.to(decided.device).train()
+    warmup_steps = max(1, config.steps // 20) if config.warmup_steps is None else config.warmup_steps
+    batches = Batches(
+        decoded.squares,
+        rows,
+        side=shape.side,
+        batch_images=config.batch_images,
+        augment=config.augment,
+        seed=config.seed,
+    )
+
+    def target_of(features: NDArray[np.float32]) -> Tensor:
+        values = torch.from_numpy(features).to(decided.device)
+        return (values - student.get_buffer("teacher_mean")) @ student.get_buffer("teacher_whiten")
+
+    def predicted(squares: Tensor) -> Tensor:
+        assert student.projection is not None
+        with autocast(decided.device, decided.dtype):
+            return student.projection(student.features(squares.to(decided.device))).float()
+
+    def batch_at(step: int) -> tuple[Tensor, NDArray[np.float32]]:
+        mirrored = batches.mirrored(step).astype(np.int64)
+        return torch.from_numpy(batches(step)), np.asarray(seen[batches.numbers(step), mirrored])
+
+    def step(batch: tuple[Tensor, NDArray[np.float32]]) -> Tensor:
+        loss = distance(predicted(batch[0]), target_of(batch[1]), config.loss).mean()
+        loss.backward()
+        return loss.detach()
+
+    @torch.inference_mode()
+    def evaluate(step: int) -> dict[str, float]:
+        student.eval()
+        parts = [
+            distance(
+                predicted(torch.from_numpy(np.array(decoded.squares[part]))),
+                target_of(np.asarray(seen[part, 0])),
+                config.loss,
+            )
+            for part in np.array_split(held, -(-len(held) // BATCH_IMAGES))
+        ]
+        student.train()
+        mean = float(torch.cat(parts).mean())
+        say(f"step {step:,}: {config.loss} distance to the teacher's features {mean:.4f} on held-out images")
+        return {"validation_distance": mean}
+
+    train(
+        run,
+        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
+        model=student,
+        optimizers=optim.sgd(student, config.weight_decay),
+        batch_at=batch_at,
+        step=step,
+        rate_at=lambda step: optim.cosine_rate(
+            step, steps=config.steps, warmup_steps=warmup_steps, peak=config.learning_rate
+        ),
+        evaluate=evaluate,
+        write_model=lambda folder: write_model(student, folder),
+        images_per_step=config.batch_images,
+        clip_norm=config.clip_norm,
+        figure="validation_distance",
+    )
+    best = load_backbone(run.path)
+    assert isinstance(best, ResNet)
+    return best
+
+
+def distance(predicted: Tensor, target: Tensor, loss: str) -> Tensor:
+    """How far predictions (B, D) lie from targets (B, D), each (B,): 1 - cosine, or the mean square over D."""
+    if loss == "cosine":
+        return 1 - F.cosine_similarity(predicted, target, dim=1)
+    return (predicted - target).square().mean(1)
+
+
+def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean (D,) and matrix (D, D): (x - mean) @ matrix has uncorrelated columns, of variance 1 but for the shrinkage.
+
+    PCA whitening of (1 - shrinkage) * covariance + shrinkage * mean variance * identity, the largest direction first:
+    directions that hardly vary are not blown up to the size of the others.
+    """
+    mean = features.mean(0, dtype=np.float64)
+    covariance = np.atleast_2d(np.cov(features, rowvar=False, dtype=np.float64))
+    size = max(float(covariance.trace()) / len(covariance), 1e-12)
+    values, vectors = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * size * np.eye(len(covariance)))
+    matrix = vectors[:, ::-1] / np.sqrt(values[::-1])
+    return mean.astype(np.float32), matrix.astype(np.float32)
+
+
+def _look(run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path) -> None:
+    """The teacher's features of every image, and of its mirror image, written to `path`; goes on where it was."""
+    dtype = "bf16" if config.dtype == "bf16" else "fp32"
+    teacher = load(decided.teacher, device=decided.device)
+    teacher.fit = "crop"  # these are squares already
+    views = [squares, squares[:, :, ::-1]] if config.augment in FLIPS else [squares]
+    mirrored = " and of their mirror images" if len(views) > 1 else ""
+    say(f"features of layers {decided.layers} of {len(squares):,} images{mirrored}")
+    parts = run.path / "teacher.parts"
+    both = [extract(teacher, view, decided.layers, parts, dtype=dtype)[0] for view in views]
+    with new_file(path) as file:
+        np.save(file, np.stack(both, 1).astype(np.float32))
+    shutil.rmtree(parts)

@@ -1,0 +1,340 @@
+"""Fine-tuning: an Image GPT learns classes from labelled images, and goes on learning pixels beside them.
+
+The loss is that of Chen et al. 2020, section 2.2: the generative loss plus the cross-entropy of a linear class head on
+the last layer's mean, with equal weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
+from nextpixel.config import INIT_RATE, FinetuneConfig, FinetuneKeywords, check_keywords, peak_rate, replace_checked
+from nextpixel.data.decoded import DecodedSet, decode
+from nextpixel.data.labels import (
+    choose_labels,
+    class_numbers,
+    given_labels,
+    held_out,
+    labelled,
+    refuse_overlap,
+    seen_before,
+)
+from nextpixel.devices import autocast, choose_device
+from nextpixel.errors import InputError
+from nextpixel.files import read_json, write_json
+from nextpixel.images.sources import Source, open_source
+from nextpixel.images.sources.splits import NoSplits
+from nextpixel.network.model import ImageGPT
+from nextpixel.progress import say, say_once
+from nextpixel.representation.probing import LinearProbe
+from nextpixel.training import distributed, optim
+from nextpixel.training.loop import Cadence, train
+from nextpixel.training.setup import (
+    Begun,
+    Decisions,
+    TokenBatch,
+    accumulate,
+    batches_of,
+    begun_before,
+    create_run,
+    decide,
+    decode_sets,
+    find_sets,
+    judging,
+    moved,
+    named,
+    pixel_loss,
+    reading,
+    ready,
+    taking_up,
+    token_batches,
+    write_whole,
+)
+from nextpixel.training.tracking import check_tracker
+
+KIND = "finetune"
+
+
+@check_keywords(FinetuneKeywords)
+def finetune(
+    model: ImageGPT | str | Path | None = None,
+    images: Any = None,
+    labels: ArrayLike | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    split: str | None = None,
+    test: Any = None,
+    test_labels: ArrayLike | str | Path | None = None,
+    resume: str | Path | None = None,
+    data: Any = None,
+    **settings: Unpack[FinetuneKeywords],
+) -> ImageGPT:
+    """Teach a model classes, or go on with a run; returns the one with the best validation accuracy.
+
+    model     an ImageGPT, which stays as it is, or what load() takes; the embedded model for None
+    labels    (N,) numbers or names, or a CSV file with the columns file and label; the source's own unless given
+    out       the new run folder; `resume` names one to go on with, and takes no settings
+    data      with `resume`, the same images in another place
+    test      labelled images that are looked at once, at the end: their figures go into the run's test.json
+
+    `settings` are the fields of FinetuneConfig (epochs, learning_rate, labels_per_class, ...). Part of the training
+    images is held out to validate on. The model that returns completes and samples as before, and classifies:
+    LinearProbe.of(model).predict(images).
+    Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
+    KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
+    """
+    if resume is not None:
+        if settings or not (out is model is split is labels is test_labels is None):
+            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
+        images = data if images is None else images
+        return go_on(moved(Run.open(resume, KIND), FinetuneConfig, images), images, test)
+    if images is None or out is None:
+        raise InputError("finetune needs labelled images and a new folder (`out`), or a run to go on with (`resume`)")
+    config = replace_checked(FinetuneConfig(), settings)
+    run = start_run(model, images, Path(out), config, labels, split=split, test=test, test_labels=test_labels)
+    return go_on(run, images, test)
+
+
+def start_run(
+    model: ImageGPT | str | Path | None,
+    images: Any,
+    out: Path,
+    config: FinetuneConfig,
+    labels: ArrayLike | str | Path | None = None,
+    *,
+    split: str | None = None,
+    test: Any = None,
+    test_labels: ArrayLike | str | Path | None = None,
+) -> Run:
+    """Decode the images, choose among them, decide everything once, and create the run folder with its checkpoint 0.
+
+    Of several processes the first one does; where torchrun started this command before, its run is returned.
+    """
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, config) or _start(model, images, out, config, labels, split, test, test_labels),
+        patient=True,
+    )
+
+
+def _start(
+    model: ImageGPT | str | Path | None,
+    images: Any,
+    out: Path,
+    config: FinetuneConfig,
+    labels: ArrayLike | str | Path | None,
+    split: str | None,
+    test: Any,
+    test_labels: ArrayLike | str | Path | None,
+) -> Run:
+    Run.new_path(out)  # refuses before any work is done
+    check_tracker(config.tracker)
+    distributed.share(config.batch_images)
+    config = replace(config, cache=config.cache and os.path.abspath(config.cache))
+    network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
+    network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
+    side = network.side
+
+    source = open_source(images, split)
+    names = given_labels(source, labels)
+    sets: tuple[DecodedSet, ...] = decode_sets(source, config, side, network.fit, levels, None)
+    network.levels = sets[0].levels
+    _, names, rows = labelled(names, source, sets[0])
+    classes, numbers = np.unique(np.array([str(name) for name in names], object), return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"{source.source_name}: expected images of at least two classes, got only {str(classes[0])!r}")
+    chosen = choose_labels(names, config.labels_per_class, config.seed, 0)
+    held = held_out(numbers[chosen], config.validation_fraction, config.seed)
+    if not held.any():
+        raise InputError(
+            f"{source.source_name}: expected two images of some class at least, to hold one out for validation, got "
+            "one of each; add some, or raise `labels_per_class`"
+        )
+    labels_of_set = np.full(len(sets[0]), -1, np.int64)
+    labels_of_set[rows] = numbers
+    arrays: dict[str, NDArray[Any]] = {
+        "labels": labels_of_set,
+        "train": rows[chosen[~held]],
+        "validation": rows[chosen[held]],
+    }
+    data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
+    data |= sets[0].levels.values()
+    if test is not None:
+        test_source = open_test(test)
+        test_names = given_labels(test_source, test_labels)
+        sets += (decode(test_source, side, cache=config.cache, fit=network.fit, levels=network.levels),)
+        test_squares, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])
+        trained = (sets[1].squares[row] for row in rows[chosen])
+        arrays["test_seen"] = seen_before(trained, test_squares, test_source.source_name)
+        refuse_overlap(arrays["test_seen"], test_source.source_name)
+        arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
+        data["test"] = named(test, test_source.split)
+
+    network.set_classes([str(name) for name in classes])
+    begun_from = "a model in memory" if isinstance(model, ImageGPT) else Path(str(model or EMBEDDED)).name
+    network.facts = network.facts | {
+        "finetuned_from": begun_from,
+        "finetuned_on": data["source"],
+        "labels_per_class": config.labels_per_class or "all",
+        "finetuning_seed": config.seed,
+    }
+    decided = decide(
+        config,
+        shape=network.config,
+        steps=config.epochs * epoch_steps(config, len(arrays["train"])),
+        images=len(arrays["train"]),
+        peak_rate=peak_rate(network.config.parameters) * INIT_RATE,
+        fit=network.fit,
+        levels=levels,
+        sets=sets,
+    )
+    return create_run(
+        out,
+        KIND,
+        config,
+        decided,
+        shape=network.config,
+        tokenizer=network.tokenizer,
+        data=data,
+        sets=[sets[0], *sets[2:]],
+        arrays=arrays,
+        write_model=lambda folder: write_model(network, folder),
+    )
+
+
+def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
+    """Train a run from its last checkpoint to its end, and then look at the test images; returns its best model."""
+    with taking_up(run, FinetuneConfig, images) as begun:
+        return _train(begun, test)
+
+
+def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
+    with reading(run) as facts:
+        arrays = run.arrays()
+        labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
+    steps = distributed.first_does(run.steps)
+    if not steps:
+        raise InputError(f"{run.path}: expected a checkpoint to go on from, got none; start a new run")
+    with run.reading(steps[-1]) as folder:
+        model = load(folder)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
+    # frozen, the generative loss would be a constant
+    network = ready(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
+    batches = batches_of(begun, train_numbers)
+    tokens_at, placed = token_batches(batches, model, decided.device)
+
+    def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
+        return tokens_at(step), torch.from_numpy(labels[batches.numbers(step)])
+
+    def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
+        (tokens, hidden, _), classes = placed(batch[0]), batch[1].to(decided.device)
+
+        def loss_of(rows: slice) -> Tensor:
+            part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
+            with autocast(decided.device, decided.dtype):
+                if config.freeze_trunk:
+                    return F.cross_entropy(network(part, hidden_part).float(), classes[rows])
+                logits, class_logits = network(part, hidden_part)
+            return pixel_loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
+
+        return accumulate(network, loss_of, len(tokens), decided)
+
+    held_squares = begun.validation_set.squares[validation_numbers]
+    held_names = np.array(shape.classes, object)[labels[validation_numbers]]
+
+    def evaluate(step: int) -> dict[str, float]:
+        with judging(model, run, step, decided.device) as judged:
+            score = LinearProbe.of(judged).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
+        say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
+        return {"validation_accuracy": score.accuracy}
+
+    train(
+        run,
+        Cadence.of(
+            config,
+            steps=decided.steps,
+            evaluate_every_steps=config.evaluate_every_epochs * epoch_steps(config, len(train_numbers)),
+        ),
+        model=model,
+        optimizers=optim.adam(model),
+        batch_at=batch_at,
+        step=step,
+        rate_at=lambda step: optim.constant_rate(step, warmup_steps=decided.warmup_steps, peak=decided.learning_rate),
+        evaluate=evaluate,
+        write_model=lambda folder: write_whole(model, folder),
+        images_per_step=config.batch_images,
+        clip_norm=config.clip_norm,
+        figure="validation_accuracy",
+        highest=True,
+        patience=config.patience,
+    )
+    best = load(run.path)
+    if decided.test_key is not None:
+        distributed.first_does(
+            lambda: _test(run, best, facts["data"]["test"], test, config, decided, arrays), patient=True
+        )
+    return best
+
+
+def epoch_steps(config: FinetuneConfig, images: int) -> int:
+    """Optimiser steps that see every training image at least once."""
+    return -(-images // config.batch_images)
+
+
+def open_test(images: Any) -> Source:
+    """Labelled test images: the test split of a source that has several."""
+    try:
+        source = open_source(images, "test")
+    except NoSplits:
+        return open_source(images)
+    if source.split:
+        say_once(f"{source.source_name}: {source.split} split")
+    return source
+
+
+def test_score(run: Run) -> dict[str, Any]:
+    """What the best model of a run reached on its test images; empty without any, or before the end."""
+    path = run.path / "test.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _test(
+    run: Run,
+    model: ImageGPT,
+    data: dict[str, Any],
+    images: Any,
+    config: FinetuneConfig,
+    decided: Decisions,
+    arrays: Mapping[str, NDArray[Any]],
+) -> None:
+    step = run.best()["step"]
+    if test_score(run).get("step") == step:
+        return
+
+    def again(found: Any) -> tuple[DecodedSet]:
+        source = open_test(found) if images is not None else open_source(found, data["split"])
+        side, levels = model.side, model.levels
+        return (decode(source, side, cache=config.cache, fit=decided.fit, levels=levels),)
+
+    (found,) = find_sets([str(decided.test_key)], decided.pixels[2:], config.cache, data, images, again, "test")
+    model.to(decided.device)
+    names = np.array(model.config.classes, object)[arrays["test_labels"]]
+    rows = arrays.get("test_rows")  # older runs took all of them
+    squares = found.squares if rows is None or len(rows) == len(found) else found.squares[rows]
+    score = LinearProbe.of(model).evaluate_squares(squares, names, dtype=decided.dtype, seen=arrays.get("test_seen"))
+    write_json(run.path / "test.json", {"step": step} | asdict(score) | {"confusion": score.confusion.tolist()})
+    model.to("cpu")

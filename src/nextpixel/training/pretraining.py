@@ -1,0 +1,354 @@
+"""Pretraining: from a source of images to a run folder and a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.checkpoints import Run, load, write_model
+from nextpixel.config import (
+    INIT_RATE,
+    MODERN,
+    MUON_RATE,
+    ImageGPTConfig,
+    PretrainConfig,
+    PretrainKeywords,
+    SamplingConfig,
+    check_keywords,
+    peak_rate,
+    read_recipe,
+    replace_checked,
+)
+from nextpixel.data.decoded import DecodedSet, decode, split_indices
+from nextpixel.data.labels import seen_before
+from nextpixel.devices import autocast, choose_device
+from nextpixel.drawing.sampling import draw
+from nextpixel.errors import InputError
+from nextpixel.evaluation.likelihood import image_nats, mean_and_error
+from nextpixel.images import grid, save_png
+from nextpixel.network.model import ImageGPT
+from nextpixel.progress import say
+from nextpixel.representation.ridge import ridge_accuracy, ridge_images
+from nextpixel.tokens.palette import Palette
+from nextpixel.training import distributed, optim
+from nextpixel.training.forecast import forecast, refuse, tell
+from nextpixel.training.loop import Cadence, train
+from nextpixel.training.setup import (
+    Begun,
+    TokenBatch,
+    absolute,
+    accumulate,
+    batches_of,
+    begun_before,
+    create_run,
+    decide,
+    decode_sets,
+    judging,
+    launch,
+    moved,
+    named,
+    pixel_loss,
+    place,
+    reading,
+    ready,
+    taking_up,
+    token_batches,
+    write_whole,
+)
+from nextpixel.training.tracking import check_tracker
+
+KIND = "pretrain"
+
+
+@check_keywords(PretrainKeywords)
+def pretrain(
+    images: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    branch: str | Path | None = None,
+    recipe: str | None = None,
+    split: str | None = None,
+    force: bool = False,
+    data: Any = None,
+    **settings: Unpack[PretrainKeywords],
+) -> ImageGPT:
+    """Train an Image GPT on images, or go on with a run; returns the best model on validation.
+
+    `settings` are the fields of PretrainConfig (size, side, steps, init, ...), over those of the recipe.
+    A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings, but perhaps
+    `data`: the same images in another place. `branch` names a
+    run with a linear schedule, whose constant phase the new one shares; its settings are `steps` and
+    `cooldown_fraction`. `force` begins a run although its plan does not fit the memory.
+    Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
+    KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
+    """
+    if resume is not None:
+        if settings or not (out is recipe is split is branch is None):
+            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
+        images = data if images is None else images
+        run = moved(Run.open(resume, KIND), PretrainConfig, images)
+    elif branch is not None:
+        others = settings.keys() - {"steps", "cooldown_fraction"}
+        if out is None or "steps" not in settings or others or not (recipe is split is None):
+            raise InputError(
+                "takes a new folder (`out`), `steps` and `cooldown_fraction`, and no recipe, split or other settings",
+                argument="branch",
+            )
+        run = branch_run(
+            Run.open(branch, KIND, "branch"),
+            Path(out),
+            steps=settings["steps"],
+            cooldown_fraction=settings.get("cooldown_fraction"),
+        )
+    else:
+        if images is None or out is None:
+            raise InputError("pretrain needs images and a new folder (`out`), or a run to go on with (`resume`)")
+        config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings)
+        run = start_run(images, Path(out), config, split, force=force)
+    return go_on(run, images)
+
+
+def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None, *, force: bool = False) -> Run:
+    """Decode the images, decide everything once, and create the run folder.
+
+    Of several processes the first one does; where torchrun started this command before, its run is returned. A run
+    whose plan does not fit the memory is an InputError before any of that, unless `force`.
+    """
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, config) or _start(images, out, config, split, force), patient=True
+    )
+
+
+def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
+    Run.new_path(out)  # refuses before any work is done
+    check_tracker(config.tracker)
+    distributed.share(config.batch_images)
+    config = replace(  # so that the run can go on from another folder
+        config,
+        init=absolute(config.init),
+        palette=absolute(config.palette),
+        validation=absolute(config.validation),
+        probe_data=absolute(config.probe_data),
+        cache=config.cache and os.path.abspath(config.cache),
+    )
+    model = _first_model(config)
+    shape = model.config
+    if config.side and config.side != model.side:
+        raise InputError(f"the model of `init` works at side {model.side}, got {config.side}", argument="side")
+    config = _continued(config, shape)
+    if config.augment == "orient" and shape.orientations == 1:
+        raise InputError(
+            "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
+        )
+    placed = place(config, shape, config.steps, config.chosen_optimizer)
+    if not force:
+        refuse(forecast(config, shape, placed))
+    sets = decode_sets(images, config, model.side, model.fit, model.levels, split, config.validation)
+    if config.validation:
+        side = sets[0].squares.shape[1]  # of squares that crops are taken from, perhaps not the model's
+        held = decode(config.validation, side, cache=config.cache, fit=model.fit, levels=sets[0].levels)
+        seen_before(sets[0].squares, held.squares, config.validation, "validation images")
+    arrays = None
+    if config.probe_data:
+        arrays = ridge_images(
+            config.probe_data, model.side, model.fit, config.probe_images, config.seed, sets[0].levels
+        )
+    train_indices, validation_indices = _choose(*sets, config)
+    decided = decide(
+        config,
+        shape=shape,
+        steps=config.steps,
+        images=len(train_indices),
+        peak_rate=(MUON_RATE if config.chosen_optimizer == "muon" else peak_rate(shape.parameters))
+        * (INIT_RATE if config.init else 1.0),
+        fit=model.fit,
+        levels=model.levels,
+        sets=sets,
+        placed=placed,
+    )
+    return create_run(
+        out,
+        KIND,
+        config,
+        decided,
+        shape=shape,
+        tokenizer=model.tokenizer,
+        data=named(images, split)
+        | {"train_images": len(train_indices), "validation_images": len(validation_indices)}
+        | sets[0].levels.values(),
+        sets=sets if config.validation else sets[:1],
+        arrays=arrays,
+    )
+
+
+def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float | None = None) -> Run:
+    """A new run that shares the constant phase of another and cools down by itself, to end after `steps`.
+
+    It begins with the last kept checkpoint at which both have their full rate: up to there they are one run.
+    Of several processes the first one begins it, see start_run.
+    """
+    with reading(source) as facts:
+        config = PretrainConfig(**facts["config"])
+    fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
+    changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction})
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.first_does(
+        lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
+    )
+
+
+def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
+    if config.chosen_schedule != "linear":
+        raise InputError(
+            f"{source.path} has a cosine schedule, whose rate is never constant; expected a linear schedule",
+            argument="branch",
+        )
+    latest = min(c.steps - optim.falling_steps(c.steps, c.cooldown_fraction) for c in (config, changed))
+    shared = [step for step in source.steps() if 0 < step <= latest]
+    if not shared:
+        raise InputError(
+            f"expected a checkpoint of {source.path} up to step {latest:,}, where both runs have their full "
+            f"rate, got those of steps {source.steps()}; ask for more `steps` or a smaller `cooldown_fraction`",
+            argument="branch",
+        )
+    branched_from = {"run": str(source.path.resolve()), "step": shared[-1]}
+    facts |= {"config": asdict(changed), "branched_from": branched_from} | launch()
+    facts["decisions"] |= {"steps": changed.steps}
+    return Run.branch(out, source, shared[-1], facts)
+
+
+def go_on(run: Run, images: Any = None) -> ImageGPT:
+    """Train a run from its last checkpoint, or its start, to its end; returns its best model."""
+    with taking_up(run, PretrainConfig, images) as begun:
+        return _train(begun)
+
+
+def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
+    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
+    train_indices, validation_indices = _choose(begun.train_set, begun.validation_set, config)
+    steps = distributed.first_does(run.steps)
+    tell(config, shape, decided, done_steps=(steps or [0])[-1])
+    if steps:
+        with run.reading(steps[-1]) as folder:
+            model = load(folder)
+    elif config.init:
+        model = _first_model(config)
+    else:
+        model = ImageGPT(shape, seed=config.seed)
+    model.tokenizer, model.fit, model.levels = begun.tokenizer, decided.fit, begun.train_set.levels
+    before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
+    model.facts = before | {"trained_on": begun.data["source"], "steps": config.steps, "seed": config.seed}
+    if config.init and not steps:  # from here on the run needs that model no more
+
+        def begin() -> None:
+            with run.new_checkpoint(0, config.steps) as part:
+                write_model(model, part)
+
+        distributed.first_does(begin)
+    network = ready(model, config, decided)
+    optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
+    batch_at, placed = token_batches(batches_of(begun, train_indices), model, decided.device)
+
+    def step(batch: TokenBatch) -> Tensor:
+        tokens, hidden, lie = placed(batch)
+
+        def loss_of(rows: slice) -> Tensor:
+            part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
+            with autocast(decided.device, decided.dtype):
+                logits = network(part, hidden_part, 0 if lie is None else lie[rows])
+            return pixel_loss(logits, part, hidden_part)
+
+        return accumulate(network, loss_of, len(tokens), decided)
+
+    def rate_at(step: int) -> float:
+        steps, warmup_steps, peak = config.steps, decided.warmup_steps, decided.learning_rate
+        if config.chosen_schedule == "cosine":
+            return optim.cosine_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak)
+        falling = config.cooldown_fraction
+        return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
+
+    held_out = begun.validation_set.squares[validation_indices]
+    probed = run.arrays() if config.probe_data else {}
+    masked = shape.objective == "masked"
+
+    def probe_due(step: int) -> bool:
+        every = config.evaluate_every_steps * config.probe_every_evaluations
+        return bool(probed) and (step % every == 0 or step == config.steps)
+
+    def evaluate(step: int) -> dict[str, float]:
+        more, said = {}, ""
+        with judging(model, run, step, decided.device) as judged:
+            # no more than in a step, so that it takes no more memory
+            at_once = min(decided.micro_batch_images, distributed.share(config.batch_images))
+            mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype, batch_images=at_once))
+            if config.sample_images and not masked:
+                with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
+                    drawing = draw(judged, None, n=config.sample_images, sampling=SamplingConfig(speed="exact"))
+                columns = int(np.ceil(config.sample_images**0.5))
+                rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
+                path = run.path / "samples" / f"step_{step:07d}.png"
+                save_png(grid(rows, zoom=max(1, 96 // drawing.images.shape[1])), path)
+            if probe_due(step):
+                more = {"probe_accuracy": ridge_accuracy(judged, probed, dtype=decided.dtype, seed=config.seed)}
+                said = f", probe accuracy {more['probe_accuracy']:.1%} of {probed['probe_scored'].sum():,}"
+        say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel{said}")
+        return {"validation_nats": mean, "validation_standard_error": error} | more
+
+    train(
+        run,
+        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
+        model=model,
+        optimizers=optimizers,
+        batch_at=batch_at,
+        step=step,
+        rate_at=rate_at,
+        evaluate=evaluate,
+        write_model=lambda folder: write_whole(model, folder),
+        images_per_step=config.batch_images,
+        clip_norm=config.clip_norm,
+    )
+    return load(run.path)
+
+
+def _choose(
+    train_set: DecodedSet, held: DecodedSet, config: PretrainConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the images to train on, in the first set, and to validate on, in the second."""
+    if config.validation:
+        chosen, validation = np.arange(len(train_set)), np.arange(len(held))
+    else:
+        chosen, validation = split_indices(len(train_set), config.validation_fraction, config.seed)
+    if len(validation) > config.validation_images:
+        rng = np.random.default_rng([config.seed, 0xE7A1])
+        validation = np.sort(rng.choice(validation, config.validation_images, replace=False))
+    return chosen, validation
+
+
+def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
+    """With `init` the preset, unless told, is that which made such a network."""
+    if config.preset is not None or config.init is None:
+        return config
+    modern = any(getattr(shape, name) != getattr(ImageGPTConfig, name) for name in MODERN)
+    return replace(config, preset="modern" if modern else "classic")
+
+
+def _first_model(config: PretrainConfig) -> ImageGPT:
+    if config.init:
+        model = load(config.init)
+        model.set_classes(())
+        model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
+        return model
+    palette = Palette.read(config.palette, config.cache) if config.palette else Palette.openai(config.cache)
+    with torch.device("meta"):
+        model = ImageGPT(config.model(len(palette)))
+    model.tokenizer, model.fit, model.levels = palette, config.fit or model.fit, config.levels
+    return model

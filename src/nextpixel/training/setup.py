@@ -1,0 +1,555 @@
+"""What every kind of training run decides and records before its first step, and finds again when it goes on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nextpixel.checkpoints import Run, load, write_model
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, ResNetConfig, RunConfig
+from nextpixel.data.decoded import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
+from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, machine, set_threads
+from nextpixel.errors import InputError
+from nextpixel.files import write_json
+from nextpixel.images.sources import MapSource, open_source
+from nextpixel.network import cost as plan
+from nextpixel.network.model import ImageGPT, cross_entropy, masked_cross_entropy
+from nextpixel.progress import is_first, say
+from nextpixel.tokens import Tokenizer, described, picture_size, read_tokenizer, square_side
+from nextpixel.training import distributed, optim
+
+COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
+CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
+PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings that are recorded as absolute paths
+
+# tokens (B, T), or squares to encode; which are hidden (B, T); how each picture lies (B,)
+TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
+Settings = TypeVar("Settings", bound=GPTRunConfig)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What "auto" came to; decided once, so that a resumed run goes on as it began."""
+
+    device: str
+    dtype: str
+    compile: bool
+    threads: int
+    micro_batch_images: int
+    learning_rate: float
+    warmup_steps: int
+    fit: Fit
+    train_key: str
+    validation_key: str
+    test_key: str | None = None
+    steps: int = 0
+    """In all; 0 in runs that were begun before this was recorded."""
+    pixels: Sequence[str] = ()
+    """DecodedSet.digest of the sets of training, validation and perhaps test; none in runs of earlier versions."""
+    levels: Mapping[str, Any] = field(default_factory=dict)
+    """The range and bands that were asked for; empty where the set's own range was to be looked for."""
+
+    @property
+    def requested_levels(self) -> Levels:
+        return Levels.of(**self.levels)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run works, how, and with how much memory for each of its processes."""
+
+    device: str
+    dtype: str
+    compile: bool
+    micro_batch_images: int
+    free_bytes: float
+
+
+def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: str = "adam") -> Placement:
+    """What "auto" comes to on this machine, for a run of that many steps."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    batch, free = config.batch_images, free_bytes(device)
+    seconds = steps * batch * plan.flops_per_image(shape) / CPU_FLOPS_PER_SECOND
+    compiled = config.compile == "on" or (
+        config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS
+    )
+    if config.micro_batch_images:
+        return Placement(device, dtype, compiled, config.micro_batch_images, free)
+    image_bytes = plan.activation_bytes_per_image(
+        shape, dtype=dtype, checkpointed=config.checkpoint_activations, compiled=compiled
+    )
+    own = distributed.share(batch)
+    chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
+    for parts in range(-(-own // chosen), own + 1):  # smaller, where weights and optimiser leave less than the half
+        placed = Placement(device, dtype, compiled, -(-own // parts), free)
+        if expected_memory(config, shape, placed, optimizer).total <= plan.usable_bytes(free):
+            return placed
+    return Placement(device, dtype, compiled, chosen, free)
+
+
+def expected_memory(config: GPTRunConfig, shape: ImageGPTConfig, placed: Placement, optimizer: str) -> plan.Memory:
+    """The peak of one process there, by part."""
+    return plan.memory(
+        shape,
+        placed.micro_batch_images,
+        dtype=placed.dtype,
+        optimizer=optimizer,
+        compiled=placed.compile,
+        checkpointed=config.checkpoint_activations,
+        shards=distributed.processes() if config.shard else 1,
+        on_cpu=placed.device == "cpu",
+        accumulating=placed.micro_batch_images < config.batch_images or distributed.processes() > 1,
+    )
+
+
+def free_bytes(device: str) -> float:
+    """Memory that one process can have now; those of a machine share its main memory."""
+    return free_memory_bytes(device) / (1 if device.startswith("cuda") else distributed.on_this_node())
+
+
+def decide(
+    config: GPTRunConfig,
+    *,
+    shape: ImageGPTConfig,
+    steps: int,
+    images: int,
+    peak_rate: float,
+    fit: Fit,
+    levels: Levels,
+    sets: Sequence[DecodedSet],
+    placed: Placement | None = None,
+) -> Decisions:
+    """Decide for a run of that many steps over that many training images.
+
+    `peak_rate` holds unless the settings name one; `sets` are those of training, validation and perhaps test. `placed`
+    is where the run works, if that has been decided.
+    """
+    placed = placed or place(config, shape, steps)
+    return Decisions(
+        device=placed.device,
+        dtype=placed.dtype,
+        compile=placed.compile,
+        threads=set_threads(config.threads),
+        micro_batch_images=placed.micro_batch_images,
+        learning_rate=config.learning_rate or peak_rate,
+        warmup_steps=optim.default_warmup_steps(steps, images, config.batch_images)
+        if config.warmup_steps is None
+        else config.warmup_steps,
+        fit=fit,
+        train_key=sets[0].key,
+        validation_key=sets[1].key,
+        test_key=sets[2].key if len(sets) > 2 else None,
+        steps=steps,
+        pixels=[found.digest() for found in sets],
+        levels=levels.values(),
+    )
+
+
+def create_run(
+    out: Path,
+    kind: str,
+    config: RunConfig,
+    decided: Any,
+    *,
+    shape: ImageGPTConfig | ResNetConfig,
+    tokenizer: Tokenizer | None,
+    data: Mapping[str, Any],
+    sets: Sequence[DecodedSet],
+    arrays: Mapping[str, Any] | None = None,
+    write_model: Callable[[Path], None] | None = None,
+) -> Run:
+    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create.
+
+    What was left out of `sets` is listed in unreadable.txt.
+    `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no tokenizer.
+    """
+    unreadable = [line for decoded in sets for line in decoded.unreadable]
+    passed_over = [line for decoded in sets for line in decoded.passed_over]
+    facts = {
+        "kind": kind,
+        "config": asdict(config),
+        "decisions": asdict(decided),
+        "model": asdict(shape),
+        "tokenizer": tokenizer and described(tokenizer),
+        "data": {**data, "unreadable": len(unreadable)},
+        "versions": _versions(),
+        "machine": machine(decided.device),
+        **launch(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    run = Run.create(out, facts, unreadable + passed_over, arrays, write_model)
+    if unreadable:
+        say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
+    return run
+
+
+def launch() -> dict[str, Any]:
+    """What was typed to begin a run, and how many processes began it, for run.json."""
+    return {"command": sys.argv[1:], "processes": distributed.processes()}
+
+
+def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
+    """The run that this very command began under torchrun, which starts it again after a failure (max-restarts)."""
+    if not distributed.launched() or not (out / "run.json").is_file():
+        return None
+    run = Run(out)
+    facts = run.facts()
+    asked = {name: value for name, value in asdict(config).items() if name not in PATHS}
+    if run.kind != kind or facts.get("command") != sys.argv[1:] or not asked.items() <= facts["config"].items():
+        return None
+    say(f"{out}: going on from step {(run.steps() or [0])[-1]:,}")
+    return run
+
+
+@contextmanager
+def reading(run: Run) -> Iterator[dict[str, Any]]:
+    """The facts of run.json; what is wrong with them becomes an InputError that names the file."""
+    facts = run.facts()
+    try:
+        yield facts
+    except (KeyError, TypeError, ValueError) as error:
+        name = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}.get(run.kind, run.kind)
+        raise InputError(f"{run.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
+
+
+def named(images: Any, split: str | None) -> dict[str, Any]:
+    """Where images come from, for run.json."""
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    path: Any = None
+    if several and all(isinstance(item, str | os.PathLike) for item in several):
+        path = [absolute(str(item)) for item in several]
+    return {
+        "source": ", ".join(map(str, several)) if path else type(images).__name__,
+        "path": path[0] if path and several[0] is images else path,
+        "split": split,
+    }
+
+
+def decode_sets(
+    images: Any,
+    config: GPTRunConfig,
+    side: int,
+    fit: Fit,
+    levels: Levels,
+    split: str | None,
+    validation: Any = None,
+) -> tuple[DecodedSet, DecodedSet]:
+    """The training set as it is augmented from, and squares at the model's side to validate on.
+
+    Without `validation` images the second shows the same pictures as the first; with them, in its range.
+    A prepared folder is read in place. Raises InputError for one of another side or fit.
+    """
+    stored = stored_side(side, config.augment)
+    source = open_source(images, split)
+    if isinstance(source, MapSource):
+        source.check(side, fit, stored)
+    train = decode(source, stored, cache=config.cache, fit=fit, levels=levels)
+    if validation is not None:
+        return train, decode(validation, side, cache=config.cache, fit=fit, levels=train.levels)
+    if stored == side:
+        return train, train
+    if isinstance(source, MapSource):
+        return train, shrunk(source, side, fit)
+    return train, decode(source, side, cache=config.cache, fit=fit, levels=train.levels)
+
+
+def find_sets(
+    keys: Sequence[str],
+    pixels: Sequence[str],
+    cache: str | None,
+    data: Mapping[str, Any],
+    images: Any,
+    decode: Callable[[Any], Any],
+    argument: str = "data",
+) -> tuple[DecodedSet, ...]:
+    """The sets a run began with: from the cache, else decoded again, and then they must be the same.
+
+    `decode` makes the sets of those keys from `images`, or, without them, from the path that `data` tells. `argument`
+    is what names another place for them.
+    """
+    try:
+        return tuple(read_decoded(key, cache) for key in keys)
+    except FileNotFoundError:
+        pass
+    if images is None and data["path"] is None:
+        raise InputError(f"this run was begun with images in memory, which are gone; pass them again as `{argument}`")
+    if images is None:
+        several = data["path"] if isinstance(data["path"], list) else [data["path"]]
+        if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
+            raise InputError(
+                f"{gone[0]}: the images the run began with are not there any more; if they were moved, name their new "
+                f"place with `{argument}`"
+            )
+    sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
+    _check_same(sets, keys, pixels, cache, data["source"] if images is None else named(images, None)["source"])
+    return sets
+
+
+def _check_same(
+    sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, source: str
+) -> None:
+    """Raises InputError unless these are the sets of those keys, or at least show the same pictures in that order."""
+    if [found.key for found in sets] == list(keys):
+        return
+    with suppress(FileNotFoundError):
+        if [found.digest() for found in sets] == [*(pixels or (read_decoded(key, cache).digest() for key in keys))]:
+            return
+    raise InputError(
+        f"{source}: expected the images the run began with, got others (files were added, removed or changed); "
+        "restore them, or start a new run"
+    )
+
+
+def moved(run: Run, settings: Callable[..., Any], images: Any) -> Run:
+    """The run, which takes its pictures from these images from now on, where there are any; see move_run."""
+    if images is not None:
+        with reading(run) as facts:
+            device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
+        distributed.join(choose_device(device), minutes)
+        distributed.first_does(
+            lambda: move_run(run, images, lambda facts: decode_again(facts, settings, images)), patient=True
+        )
+    return run
+
+
+def move_run(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]]) -> None:
+    """Record in run.json that the pictures are to be taken from these images, whose sets `decode(facts)` makes.
+
+    Raises InputError unless they are those that the run began with, pixel by pixel.
+    """
+    with run.locked():
+        facts = run.facts()
+        data, decisions = facts["data"], facts["decisions"]
+        names = [name for name in ("train_key", "validation_key") if name in decisions]
+        sets, place = decode(facts), named(images, data["split"])
+        pixels = decisions.get("pixels", [])[: len(sets)]
+        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], place["source"])
+        decisions |= dict(zip(names, (found.key for found in sets), strict=True))
+        data |= place
+        write_json(run.path / "run.json", facts)
+
+
+def side_of(facts: dict[str, Any]) -> int:
+    """Pixels along each side of the pictures of a run."""
+    return square_side(picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"])))
+
+
+def decode_again(facts: dict[str, Any], settings: Callable[..., Any], images: Any) -> tuple[DecodedSet, DecodedSet]:
+    """The sets of training and validation that the facts of run.json make of these images."""
+    decided = Decisions(**facts["decisions"])
+    return decode_sets(
+        images,
+        settings(**facts["config"]),
+        side_of(facts),
+        decided.fit,
+        decided.requested_levels,
+        facts["data"]["split"],
+        facts["config"].get("validation"),
+    )
+
+
+def training_set(model: str | Path | None) -> DecodedSet | None:
+    """The training images, as they are augmented from, of a run that is named by its folder or a checkpoint of it.
+
+    None for other models, also for one from a folder that a run wrote its model to. Raises InputError where the images
+    are not there any more.
+    """
+    folders = [] if model is None else [Path(model), Path(model).parent]
+    run = next((Run(folder) for folder in folders if (folder / "run.json").is_file()), None)
+    if run is None or run.kind not in ("pretrain", "finetune"):
+        return None
+    with reading(run) as facts:
+        key, cache, data = facts["decisions"]["train_key"], facts["config"]["cache"], facts["data"]
+        side = stored_side(side_of(facts), facts["config"]["augment"])
+        fit, levels = facts["decisions"]["fit"], Levels.of(data.get("range"), data.get("bands"))
+    try:
+        return read_decoded(key, cache)
+    except FileNotFoundError:
+        if data["path"] is None:
+            raise InputError("these were in memory") from None
+        return decode(data["path"], side, split=data["split"], cache=cache, fit=fit, levels=levels)
+
+
+@dataclass(frozen=True)
+class Begun(Generic[Settings]):
+    """A run of an Image GPT that was begun: what run.json tells, and its sets, found again."""
+
+    run: Run
+    config: Settings
+    decided: Decisions
+    """With the device of this process."""
+    shape: ImageGPTConfig
+    tokenizer: Tokenizer
+    side: int
+    """Of its pictures, see ImageGPT.side."""
+    data: dict[str, Any]
+    train_set: DecodedSet
+    validation_set: DecodedSet
+
+
+@contextmanager
+def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun[Settings]]:
+    """Meet the other processes, set this one up as was decided when the run began, and find the run's sets.
+
+    Raises InputError where somebody else is at work on the run, which is locked for as long as this lasts.
+    """
+    with reading(run) as facts:
+        config = settings(**facts["config"])
+        decided = Decisions(**facts["decisions"])
+        shape = ImageGPTConfig(**facts["model"])
+        tokenizer = read_tokenizer(facts["tokenizer"], config.cache)
+        data = {name: facts["data"][name] for name in ("source", "path", "split")}
+    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
+    distributed.share(config.batch_images)
+    set_threads(decided.threads)
+    with ExitStack() as held:
+        distributed.first_does(lambda: held.enter_context(run.locked()))
+        train_set, validation_set = distributed.in_turn(
+            lambda: find_sets(
+                (decided.train_key, decided.validation_key),
+                decided.pixels[:2],
+                config.cache,
+                data,
+                images,
+                lambda found: decode_again(facts, settings, found),
+            )
+        )
+        decided = replace(decided, device=device)
+        yield Begun(run, config, decided, shape, tokenizer, side_of(facts), data, train_set, validation_set)
+
+
+def batches_of(begun: Begun[Any], numbers: NDArray[np.int64]) -> Batches:
+    """This process's part of the batches of those training images."""
+    return Batches(
+        begun.train_set.squares,
+        numbers,
+        side=begun.side,
+        batch_images=begun.config.batch_images,
+        augment=begun.config.augment,
+        seed=begun.config.seed,
+        part=(distributed.number(), distributed.processes()),
+    )
+
+
+def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
+    """Put the model where it is trained, in train mode, compiled block by block where that was decided.
+
+    Returns what trains it by that method, in this process or in several; see distributed.spread.
+    """
+    if not config.shard:  # a large model comes to its device block by block, as shards
+        model.to(decided.device)
+    model.train()
+    model.checkpoint_activations = config.checkpoint_activations
+    if decided.compile:
+        for block in model.blocks:
+            block.compile()
+    blocks = list(model.blocks) if config.shard else None
+    network = distributed.spread(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
+    return network.to(decided.device)
+
+
+def write_whole(model: ImageGPT, folder: Path) -> None:
+    """write_model for a model that may lie in shards; all processes call this, the first one writes."""
+    whole = model
+    if distributed.in_shards(model):
+        state = distributed.whole_state(model)
+        if is_first():
+            with torch.device("meta"):
+                whole = ImageGPT(model.config)
+            whole.load_state_dict(state, assign=True)
+            whole.tokenizer, whole.fit, whole.facts = model.tokenizer, model.fit, model.facts
+            whole.levels = model.levels
+    distributed.first_does(lambda: write_model(whole, folder))
+
+
+@contextmanager
+def judging(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
+    """The model as it is evaluated in one process: itself, or, where it lies in shards, its checkpoint of that step."""
+    if distributed.in_shards(model):
+        yield load(run.folder(step), device=device)
+        return
+    model.eval()
+    yield model
+    model.train()
+
+
+def token_batches(
+    batches: Batches, model: ImageGPT, device: str
+) -> tuple[Callable[[int], TokenBatch], Callable[[TokenBatch], TokenBatch]]:
+    """(batch_at, placed): a step's tokens, with masks or orientations where the model takes them; and the same on the
+    device.
+
+    On a CPU pixels become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
+    """
+    tokenizer, encode_here, masked = model.tokenizer, device == "cpu", model.config.objective == "masked"
+
+    def batch_at(step: int) -> TokenBatch:
+        squares = batches(step)
+        hidden = torch.from_numpy(batches.masks(step, model.config.tokens)) if masked else None
+        lie = torch.from_numpy(batches.orientations(step)) if model.config.orientations > 1 else None
+        return tokenizer.encode(squares) if encode_here else torch.from_numpy(squares), hidden, lie
+
+    def placed(batch: TokenBatch) -> TokenBatch:
+        pixels, hidden, lie = (None if one is None else one.to(device) for one in batch)
+        assert pixels is not None
+        return pixels if encode_here else tokenizer.encode(pixels), hidden, lie
+
+    return batch_at, placed
+
+
+def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+    """The mean generative loss: over all pixels, or, of a masked model, over each image's hidden ones."""
+    if hidden is None:
+        return cross_entropy(logits, tokens)
+    return masked_cross_entropy(logits, tokens, hidden).mean()
+
+
+def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
+    """Backward of a batch's mean loss, in parts that fit the memory; returns it, detached.
+
+    `loss_of(rows)` is the mean loss of those rows of the batch, by `network`, whose gradients are summed over processes
+    in the last part alone.
+    """
+    total = torch.zeros((), device=decided.device)
+    for start in range(0, images, decided.micro_batch_images):
+        rows = slice(start, min(start + decided.micro_batch_images, images))
+        with distributed.synchronising(network, rows.stop == images):
+            loss = loss_of(rows) * ((rows.stop - rows.start) / images)
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def absolute(path: str | None) -> str | None:
+    """Where that file or folder lies, from wherever; a name that is none stays as it is."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        found["nextpixel"] = version("nextpixel")
+    except PackageNotFoundError:
+        found["nextpixel"] = "not installed"
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return found
+    return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})

@@ -1,0 +1,116 @@
+"""Checkpoint folders against transformers' ImageGPT, in both directions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import some_tokens
+from safetensors.torch import load_file, save_file
+from transformers import ImageGPTConfig as TheirConfig
+from transformers import ImageGPTForCausalImageModeling
+
+import nextpixel
+from nextpixel import ImageGPT, InputError
+
+
+def shifted(tokens: torch.Tensor) -> torch.Tensor:
+    """What transformers must be fed: the start token, then all pixels but the last."""
+    return torch.cat([torch.full((len(tokens), 1), 16), tokens[:, :-1]], 1)
+
+
+def test_transformers_opens_what_we_save_with_the_same_logits(model: ImageGPT, folder: Path) -> None:
+    theirs, loading = ImageGPTForCausalImageModeling.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
+    tokens = some_tokens(2, model.config)
+    with torch.no_grad():
+        logits = theirs.eval()(shifted(tokens)).logits
+    assert (logits - model(tokens)).abs().max() < 1e-5
+
+
+def test_we_open_what_transformers_saves_with_the_same_logits(model: ImageGPT, folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = ImageGPTForCausalImageModeling(
+        TheirConfig(n_layer=2, n_embd=24, n_head=3, n_positions=16, vocab_size=17, initializer_range=0.3)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
+    ours = nextpixel.load(tmp_path / "theirs")
+    tokens = some_tokens(2, model.config)
+    with torch.no_grad():
+        difference = theirs(shifted(tokens)).logits - ours(tokens)
+    assert difference.abs().max() < 1e-4
+
+
+def test_saved_and_loaded_is_the_same_model(model: ImageGPT, folder: Path) -> None:
+    again = nextpixel.load(folder)
+    assert again.config == model.config and not again.training
+    assert np.array_equal(again.palette.colors, model.palette.colors)
+    for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_half_precision_weights_load_as_fp32_or_as_asked(model: ImageGPT, tmp_path: Path) -> None:
+    nextpixel.save(model, tmp_path / "half", dtype=torch.bfloat16)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert nextpixel.load(tmp_path / "half").head.weight.dtype == torch.float32
+    assert nextpixel.load(tmp_path / "half", dtype=torch.bfloat16).head.weight.dtype == torch.bfloat16
+
+
+def test_an_existing_folder_is_not_touched(model: ImageGPT, folder: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        nextpixel.save(model, folder)
+
+
+def test_the_device_is_chosen_and_one_that_is_not_there_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert nextpixel.load(folder, device="auto").device.type == "cpu"
+    for absent in ("cuda", "mps", "cuda:1", "abacus"):
+        with pytest.raises(InputError, match=f"{absent} is not available here, expected one of cpu"):
+            nextpixel.load(folder, device=absent)
+
+
+def test_a_trained_bias_is_refused_not_dropped(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["transformer.h.1.mlp.c_fc.bias"][3] = 0.5
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=r"h\.1\.mlp\.c_fc\.bias: expected a bias of zero"):
+        nextpixel.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"n_positions": 17}, "n_positions"),
+        ({"n_embd": "wide"}, "width"),
+        ({"n_inner": 7}, "n_inner"),
+        ({"activation_function": "gelu"}, "activation_function"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"n_layer": 3}, "expected a tensor"),
+        ({"n_embd": 48}, "expected shape"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(folder: Path, change: dict, sentence: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=sentence):
+        nextpixel.load(folder)
+
+
+def test_a_truncated_weight_file_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        nextpixel.load(folder)
+
+
+def test_a_model_without_a_tokenizer_says_so(model: ImageGPT, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set model\.tokenizer"):
+        nextpixel.save(ImageGPT(model.config), tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,351 @@
+"""The decoded set and the batches drawn from it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from nextpixel import InputError, WorkError, files
+from nextpixel.data import decoded as data
+from nextpixel.data.decoded import Batches, decode, read_decoded, split_indices, stored_side
+from nextpixel.images import save_png
+from nextpixel.images.sources.arrays import ArraySource
+from nextpixel.images.sources.files import FileSource
+
+SIDE = 8
+
+
+def noise(count: int, side: int = SIDE) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve pictures in two classes."""
+    for number, picture in enumerate(noise(12)):
+        place = tmp_path / "photos" / ("cats" if number % 2 else "dogs")
+        place.mkdir(parents=True, exist_ok=True)
+        save_png(picture, place / f"{number:02d}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of all files that are decoded, as they are."""
+    names: list[str] = []
+    original = FileSource.read
+    monkeypatch.setattr(
+        FileSource, "read", lambda self, i, *levels: (names.append(self.names[i]), original(self, i, *levels))[1]
+    )
+    return names
+
+
+# ---- decoding
+
+
+def test_pictures_are_decoded_once(folder, reads, cache):
+    first = decode(folder, SIDE)
+    assert sorted(reads) == sorted(first.names) and len(reads) == 12
+    second = decode(str(folder), SIDE)
+    assert len(reads) == 12
+    assert np.array_equal(first.squares, second.squares) and first.key == second.key
+    assert [path.name for path in (cache / "decoded").iterdir()] == [first.key]
+    assert list(folder.rglob("*.png")) and not list(folder.rglob("*.u8"))  # the cache is elsewhere
+
+
+def test_the_set_holds_pixels_names_and_labels_in_the_order_of_the_names(folder):
+    decoded = decode(folder, SIDE)
+    assert decoded.names == sorted(decoded.names)
+    assert decoded.classes == ["cats", "dogs"]
+    for square, name, label in zip(decoded.squares, decoded.names, decoded.labels, strict=True):
+        kind, number = name.removesuffix(".png").split("/")
+        assert np.array_equal(square, noise(12)[int(number)])
+        assert decoded.classes[label] == kind
+
+
+def test_the_set_is_a_memory_map_that_cannot_be_changed(folder):
+    squares = decode(folder, SIDE).squares
+    assert isinstance(squares, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        squares[0] = 0
+
+
+def test_a_cache_of_ones_own(folder, tmp_path, cache):
+    decoded = decode(folder, SIDE, cache=tmp_path / "mine")
+    assert (tmp_path / "mine" / "decoded" / decoded.key / "meta.json").is_file()
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def touch(folder: Path) -> None:
+    os.utime(folder / "cats" / "01.png", ns=(1, 1))
+
+
+def repaint(folder: Path) -> None:
+    save_png(noise(1)[0], folder / "cats" / "01.png")
+
+
+def add(folder: Path) -> None:
+    save_png(noise(1)[0], folder / "cats" / "99.png")
+
+
+def rename(folder: Path) -> None:
+    (folder / "cats" / "01.png").rename(folder / "cats" / "98.png")
+
+
+@pytest.mark.parametrize("change", [touch, repaint, add, rename, lambda folder: (folder / "cats" / "01.png").unlink()])
+def test_a_change_of_a_file_is_noticed(folder, reads, change):
+    before = decode(folder, SIDE)
+    change(folder)
+    after = decode(folder, SIDE)
+    assert after.key != before.key
+    assert len(reads) == len(before) + len(after)
+
+
+def test_another_side_is_another_set(folder):
+    assert decode(folder, SIDE).key != decode(folder, SIDE // 2).key
+    assert decode(folder, SIDE // 2).squares.shape == (12, SIDE // 2, SIDE // 2, 3)
+
+
+# ---- unreadable pictures
+
+
+def test_few_unreadable_pictures_are_left_out_and_listed(folder):
+    (folder / "cats" / "03.png").write_bytes(b"no picture")
+    decoded = decode(folder, SIDE)
+    assert len(decoded) == 11 and "cats/03.png" not in decoded.names
+    assert [decoded.classes[label] for label in decoded.labels] == [name.split("/")[0] for name in decoded.names]
+    (line,) = decoded.unreadable
+    assert "cats/03.png" in line and "no known image format" in line
+    assert read_decoded(decoded.key).unreadable == decoded.unreadable
+
+
+@pytest.mark.parametrize("broken", [2, 12])
+def test_many_or_only_unreadable_pictures_are_bad_input(folder, cache, broken):
+    paths = sorted(folder.rglob("*.png"))[:broken]
+    for path in paths:
+        path.write_bytes(b"")
+    sentence = f"{broken} of 12 pictures cannot be read, expected at most one in ten"
+    with pytest.raises(InputError, match=sentence) as raised:
+        decode(folder, SIDE)
+    assert all(path.name in str(raised.value) for path in paths[:5])
+    assert str(folder) in str(raised.value)
+    assert list((cache / "decoded").iterdir()) == []
+
+
+def test_one_in_ten_may_be_unreadable(folder):
+    for number in (10, 11):
+        next(folder.rglob(f"{number}.png")).unlink()
+    (folder / "cats" / "03.png").write_bytes(b"")
+    assert len(decode(folder, SIDE)) == 9
+
+
+# ---- the cache
+
+
+def test_a_full_disk_leaves_no_half_set(folder, cache, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(WorkError, match=r"cannot be written \(No space left on device\).*NEXTPIXEL_CACHE"):
+            decode(folder, SIDE)
+    assert list((cache / "decoded").iterdir()) == []
+    assert len(decode(folder, SIDE)) == 12
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(folder, cache):
+    key = decode(folder, SIDE).key
+    old, new = cache / "decoded" / f"{key}.part-123", cache / "decoded" / ".nextpixel-0123456789abcdef.part"
+    shutil.copytree(cache / "decoded" / key, old)
+    (cache / "decoded" / key).rename(new)
+    for path in (new, *new.iterdir()):
+        os.utime(path, (0, 0))
+    files._swept.clear()
+    assert len(decode(folder, SIDE)) == 12
+    assert {path.name for path in (cache / "decoded").iterdir()} == {key, old.name}  # which may be at work
+
+
+def test_two_processes_that_decode_the_same_set_do_not_mind(folder, cache, monkeypatch):
+    rename = os.rename
+
+    def beaten(part, place):  # the other one has just finished
+        shutil.copytree(part, place)
+        rename(part, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", beaten)
+        assert len(decode(folder, SIDE)) == 12
+    assert len(list((cache / "decoded").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["squares.u8", "meta.json", "names.bin", "name_ends.npy", "labels.npy"])
+@pytest.mark.parametrize("size", [0, 1, 50, 100])
+def test_a_damaged_set_is_made_again(folder, cache, name, size):
+    before = decode(folder, SIDE)
+    squares, names = np.array(before.squares), list(before.names)
+    place = cache / "decoded" / before.key
+    os.truncate(place / name, min(size, (place / name).stat().st_size - 1))
+    again = decode(folder, SIDE)
+    assert np.array_equal(again.squares, squares) and list(again.names) == names
+    assert [path.name for path in (cache / "decoded").iterdir()] == [before.key]
+
+
+def test_a_large_set_keeps_its_order(monkeypatch):
+    images = noise(600, 2)
+    assert np.array_equal(decode(images, 2).squares, images)
+    monkeypatch.setattr(ArraySource, "read", lambda *_: pytest.fail("decoded again"))
+    assert np.array_equal(decode(images.copy(), 2).squares, images)
+
+
+# ---- the split
+
+
+@examples(max_examples=50, deadline=None)
+@given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_the_split_is_disjoint_and_complete(count, fraction, seed):
+    train, held = split_indices(count, fraction, seed)
+    assert sorted([*train, *held]) == list(range(count))
+    assert len(train) and len(held)
+    assert len(held) == pytest.approx(count * fraction, abs=1)
+    assert all(np.array_equal(a, b) for a, b in zip((train, held), split_indices(count, fraction, seed), strict=True))
+
+
+def test_the_split_depends_on_the_seed():
+    assert not np.array_equal(split_indices(100, 0.1, 0)[1], split_indices(100, 0.1, 1)[1])
+
+
+def test_one_picture_cannot_be_split():
+    with pytest.raises(InputError, match="at least 2 images"):
+        split_indices(1, 0.1, 0)
+
+
+# ---- batches
+
+AUGMENTATIONS = ["none", "flip", "crop", "pad", "pad-flip"]
+
+
+def batches(augment="none", count=10, batch_images=4, seed=0, squares=None) -> Batches:
+    squares = noise(count + 3, stored_side(SIDE, augment)) if squares is None else squares
+    chosen = np.arange(len(squares))[3:]  # the first three are held out
+    return Batches(squares, chosen, side=SIDE, batch_images=batch_images, augment=augment, seed=seed)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_a_batch_is_a_function_of_seed_and_step_alone(augment):
+    steps = [7, 0, 3, 3, 2, 30, 0]
+    asked = batches(augment)
+    in_order = batches(augment)
+    expected = {step: in_order(step) for step in range(31)}
+    for step in steps:
+        assert np.array_equal(asked(step), expected[step])
+        assert np.array_equal(batches(augment)(step), expected[step])
+    assert not np.array_equal(batches(augment, seed=1)(0), expected[0])
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_batches_have_the_side_of_the_model(augment):
+    for step in range(6):
+        images = batches(augment)(step)
+        assert images.shape == (4, SIDE, SIDE, 3) and images.dtype == np.uint8
+
+
+@pytest.mark.parametrize("batch_images", [1, 4, 10, 25])
+def test_every_training_image_comes_once_an_epoch_and_in_another_order(batch_images):
+    squares = np.broadcast_to(np.arange(13, dtype=np.uint8)[:, None, None, None], (13, SIDE, SIDE, 3))
+    asked = batches(batch_images=batch_images, squares=squares)
+    shown = np.concatenate([asked(step)[:, 0, 0, 0] for step in range(100 // batch_images)])
+    epochs = shown.reshape(-1, 10)
+    assert all(sorted(epoch) == list(range(3, 13)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_the_size_of_a_batch_changes_neither_order_nor_flips():
+    small, large = batches("flip", batch_images=2), batches("flip", batch_images=6)
+    in_small = np.concatenate([small(step) for step in range(9)])
+    assert np.array_equal(in_small, np.concatenate([large(step) for step in range(3)]))
+
+
+def test_augmentation_leaves_the_stored_squares_alone():
+    squares = noise(13)
+    squares.setflags(write=False)
+    for augment in ("flip", "pad-flip"):
+        for step in range(5):
+            batches(augment, squares=squares)(step)
+    assert np.array_equal(squares, noise(13))
+
+
+def originals(augment: str, steps: int = 50) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(augmented, as it was) of many images."""
+    plain, changed = batches("none"), batches(augment, squares=noise(13))
+    return [pair for step in range(steps) for pair in zip(changed(step), plain(step), strict=True)]
+
+
+def test_about_half_of_the_images_are_mirrored():
+    pairs = originals("flip")
+    mirrored = [np.array_equal(image, square[:, ::-1]) for image, square in pairs]
+    assert all(flip or np.array_equal(image, square) for flip, (image, square) in zip(mirrored, pairs, strict=True))
+    assert 0.35 < np.mean(mirrored) < 0.65
+
+
+def test_the_same_image_is_mirrored_in_some_epochs_only():
+    asked = batches("flip", batch_images=10, squares=noise(13))
+    mean_left = [asked(epoch)[:, :, :4].mean((1, 2, 3)).round(3) for epoch in range(20)]
+    assert len({value for values in mean_left for value in values}) == 20  # two for each of ten images
+
+
+@pytest.mark.parametrize(("augment", "flips"), [("pad", (False,)), ("pad-flip", (False, True))])
+def test_padding_shows_every_window_of_the_reflected_image(augment, flips):
+    pad = SIDE // 8
+    windows = set()
+    for image, square in originals(augment, steps=100):
+        padded = np.pad(square, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        found = [
+            (top, left, flip)
+            for top in range(2 * pad + 1)
+            for left in range(2 * pad + 1)
+            for flip in flips
+            if np.array_equal(image[:, ::-1] if flip else image, padded[top : top + SIDE, left : left + SIDE])
+        ]
+        assert len(found) == 1
+        windows |= set(found)
+    assert len(windows) == len(flips) * (2 * pad + 1) ** 2
+
+
+def crop_boxes(monkeypatch, extreme: bool) -> tuple[list[tuple[float, ...]], int]:
+    boxes: list[tuple[float, ...]] = []
+    original = data.crop_resize
+    monkeypatch.setattr(data, "crop_resize", lambda square, box, side: boxes.append(box) or original(square, box, side))
+    asked = batches("crop", batch_images=10)
+    if extreme:
+        least, most = np.float32(0), np.nextafter(np.float32(1), np.float32(0))
+        corners = np.array([[least, s, x, y] for s in (least, most) for x in (least, most) for y in (least, most)])
+        asked._epochs = {step: (np.arange(10), corners[np.arange(10) % 8]) for step in range(2)}
+        asked._epoch = lambda epoch: asked._epochs[epoch % 2]
+    for step in range(2 if extreme else 50):
+        asked(step)
+    return boxes, stored_side(SIDE, "crop")
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+def test_crops_lie_within_the_image_and_are_those_of_the_paper(monkeypatch, extreme):
+    boxes, stored = crop_boxes(monkeypatch, extreme)
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= stored and 0 <= top < bottom <= stored
+        assert right - left == pytest.approx(bottom - top, abs=1e-4)
+        assert 224 / 384 - 1e-5 <= (right - left) / stored <= 224 / 256 + 1e-5
+    sizes = [right - left for left, _, right, _ in boxes]
+    assert min(sizes) < 0.62 * stored and max(sizes) > 0.84 * stored
+
+
+def test_a_crop_shows_that_part_of_the_image():
+    ramp = np.broadcast_to(np.linspace(0, 255, 2 * SIDE).astype(np.uint8)[:, None], (13, 2 * SIDE, 2 * SIDE))
+    images = batches("crop", squares=np.stack([ramp, ramp.transpose(0, 2, 1), ramp], -1))(0).astype(int)
+    assert (np.diff(images[..., 0], axis=2) >= 0).all() or (np.diff(images[..., 0], axis=1) >= 0).all()
+    spans = np.ptp(images[..., 0], axis=(1, 2)) / 255
+    assert ((spans > 0.4) & (spans < 0.95)).all()

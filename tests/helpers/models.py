@@ -1,0 +1,29 @@
+"""Small random models and tokens for tests."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextpixel import ImageGPT, ImageGPTConfig
+
+CONFIG = ImageGPTConfig(layers=3, width=32, heads=4, side=4, colors=10)
+
+
+def lively(config: ImageGPTConfig = CONFIG, dtype: torch.dtype = torch.float64) -> ImageGPT:
+    """A random model whose head is not zero, so that its logits tell inputs apart."""
+    model = ImageGPT(config, seed=3).to(dtype).eval()
+    with torch.no_grad():
+        model.head.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(4))
+    return model.requires_grad_(False)
+
+
+def some_tokens(batch: int = 3, config: ImageGPTConfig = CONFIG) -> Tensor:
+    return torch.randint(0, config.colors, (batch, config.tokens), generator=torch.Generator().manual_seed(5))
+
+
+def dark_and_bright(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Dark and bright noise."""
+    rng = np.random.default_rng(count)
+    labels = np.array(["dark", "bright"])[rng.integers(0, 2, count)]
+    low = np.where(labels == "dark", 0, 128)[:, None, None, None]
+    return (rng.integers(0, 128, (count, 4, 4, 3)) + low).astype(np.uint8), labels

@@ -1,0 +1,199 @@
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import lively, some_tokens
+from torch import Tensor
+from transformers import ImageGPTModel
+
+import nextpixel
+from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel.config import ResNetConfig
+from nextpixel.data.decoded import masks
+from nextpixel.devices import can_compile
+from nextpixel.images import save_png
+from nextpixel.network.resnet import ResNet
+from nextpixel.representation import extraction
+from nextpixel.representation.extraction import check_layers, described, extract, features, pooled
+
+CONFIG = ImageGPTConfig(layers=4, width=24, heads=3, side=4, colors=16)
+
+
+@pytest.fixture
+def model() -> ImageGPT:
+    model = lively(CONFIG, torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+    return model
+
+
+def test_features_are_the_pooled_states_behind_each_first_norm(model: ImageGPT) -> None:
+    seen: dict[int, Tensor] = {}
+    norms = [*(block.norm_1 for block in model.blocks), model.norm]
+    hooks = [
+        norm.register_forward_hook(lambda _m, _i, output, layer=layer: seen.update({layer: output}))
+        for layer, norm in enumerate(norms)
+    ]
+    tokens = some_tokens(5, CONFIG)
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.stack([seen[layer].mean(1) for layer in range(5)], 1)
+    assert np.allclose(pooled(model, tokens, range(5)), expected, atol=1e-6)
+
+
+def test_the_early_stop_gives_identical_features_and_runs_no_deeper_block(model: ImageGPT) -> None:
+    tokens = some_tokens(3, CONFIG)
+    every = pooled(model, tokens, range(5))
+    model.blocks[2].forward = lambda *_: pytest.fail("a block behind the deepest layer was run")
+    assert np.array_equal(pooled(model, tokens, [2])[:, 0], every[:, 2])
+
+
+def test_layers_are_concatenated_in_the_order_given(model: ImageGPT) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    both = features(model, pictures, layer=[3, 1])
+    assert both.shape == (3, 48) and both.dtype == np.float32
+    assert np.array_equal(both, np.concatenate([features(model, pictures, 3), features(model, pictures, 1)], 1))
+    assert features(model, pictures).shape == (3, 24)
+
+
+@pytest.mark.parametrize("layer", [5, -1, [], [1, 9], "best", True, [1, False], 2.0, np.float32(2)])
+def test_a_layer_the_model_has_not_is_refused(model: ImageGPT, layer: object) -> None:
+    with pytest.raises(InputError, match="from 0 to 4"):
+        features(model, np.zeros((4, 4, 3), np.uint8), layer=layer)
+
+
+@pytest.mark.parametrize("layer", [np.int64(2), [np.uint8(2)], np.array([2]), range(2, 3)])
+def test_any_whole_number_names_a_layer(model: ImageGPT, layer: object) -> None:
+    assert check_layers(model, layer) == [2]
+
+
+def test_a_masked_model_s_features_can_be_those_of_hidden_pixels() -> None:
+    masked_model = lively(dataclasses.replace(CONFIG, objective="masked"), torch.float32)
+    masked_model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+    pictures = np.random.default_rng(4).integers(0, 256, (20, 4, 4, 3), np.uint8)  # more than one batch
+    hidden = torch.from_numpy(masks(np.arange(20), 16, seed=3))
+    [(_, states)] = masked_model.hidden(masked_model.palette.encode(pictures), [2], hidden)
+    found = features(masked_model, pictures, 2, mask_seed=3)
+    assert np.allclose(found, states.detach().mean(1), atol=1e-6)
+    assert np.array_equal(features(masked_model, pictures, 2, mask_seed=3, start_token=False), found)
+    for other in (None, 4):
+        assert not np.allclose(features(masked_model, pictures, 2, mask_seed=other), found, atol=1e-3)
+
+
+def test_an_autoregressive_model_has_no_masks(model: ImageGPT) -> None:
+    with pytest.raises(InputError, match="mask_seed: expected None"):
+        features(model, np.zeros((4, 4, 3), np.uint8), mask_seed=0)
+
+
+@pytest.mark.parametrize("start_token", [True, False])
+def test_features_are_transformers_hidden_states_behind_each_norm(
+    model: ImageGPT, tmp_path: Path, start_token: bool
+) -> None:
+    """Its hidden states are taken before each block's first norm, but after the last one."""
+    nextpixel.save(model, tmp_path / "model")
+    theirs = ImageGPTModel.from_pretrained(tmp_path / "model").eval()
+    pictures = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    tokens = model.palette.encode(pictures)
+    fed = torch.cat([torch.full((3, 1), 16), tokens[:, :-1]], 1) if start_token else tokens
+    with torch.no_grad():
+        states = theirs(fed, output_hidden_states=True).hidden_states
+        normed = [block.ln_1(state) for block, state in zip(theirs.h, states, strict=False)] + [states[-1]]
+    for layer, state in enumerate(normed):
+        ours = features(model, pictures, layer, start_token=start_token)
+        assert np.allclose(ours, state.mean(1), atol=1e-5)
+
+
+@pytest.mark.slow  # the compiler takes its time
+@pytest.mark.skipif(not can_compile("cpu"), reason="needs g++")
+def test_deviations_over_the_pixels_stand_behind_the_means(model: ImageGPT) -> None:
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    both = features(model, pictures, layer=[3, 1], pooling="mean-std")
+    assert both.shape == (3, 96)
+    for place, layer in enumerate((3, 1)):
+        [(_, hidden)] = model.hidden(model.tokenizer.encode(pictures), [layer])
+        pixels = hidden.detach().numpy()  # (3, 16, 24)
+        expected = np.concatenate([pixels.mean(1), pixels.std(1)], 1)
+        assert np.allclose(both[:, 48 * place : 48 * (place + 1)], expected, atol=1e-5)
+    with pytest.raises(InputError, match="pooling: expected one of mean, mean-std, got 'max'"):
+        features(model, pictures, pooling="max")
+
+
+def test_compiled_blocks_give_the_same_features_and_leave_no_trace() -> None:
+    model = ImageGPT(ImageGPTConfig(layers=4, width=64, heads=2, side=8, colors=16), seed=1).eval()
+    tokens = torch.randint(0, 16, (20, 64), generator=torch.Generator().manual_seed(0))
+    plain = pooled(model, tokens, [1, 3], compiled=False)
+    assert np.allclose(pooled(model, tokens, [1, 3], compiled=True), plain, atol=1e-4)
+    assert all(block._compiled_call_impl is None for block in model.blocks)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+@pytest.mark.parametrize("modern", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_int8_features_are_close_to_the_plain_ones(modern: bool, shifted: bool) -> None:
+    options: dict[str, Any] = (
+        dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True) if modern else {}
+    )
+    config = ImageGPTConfig(layers=4, width=64, heads=2, side=10, colors=16, **options)
+    model, layers = lively(config, torch.float32), [4, 0, 2, 2]
+    tokens = some_tokens(20, config)
+    plain, rounded = (
+        pooled(model, tokens, layers, dtype=dtype, shifted=shifted, pooling="mean-std") for dtype in ("fp32", "int8")
+    )
+    assert np.allclose(rounded[:, 1], plain[:, 1], atol=1e-6)  # in front of all blocks
+    off = np.linalg.norm(rounded - plain, axis=2) / np.linalg.norm(plain, axis=2)
+    assert 0 < off[:, [0, 2, 3]].max() < 0.03
+    few = pooled(model, tokens[:3], [2], dtype="int8", shifted=shifted, pooling="mean-std")
+    assert np.array_equal(few[:, 0], rounded[:3, 2])
+
+
+def test_int8_features_are_refused_where_there_are_none() -> None:
+    config = ImageGPTConfig(layers=1, width=48, heads=3, side=4, colors=16, objective="masked")
+    model = lively(config, torch.float32)
+    with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
+        pooled(model, some_tokens(2, config), [1], dtype="int8")
+    with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
+        described(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")
+
+
+# ---- chunks
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Ten pictures, of which three that follow each other are a whole chunk that cannot be read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, picture in enumerate(np.random.default_rng(2).integers(0, 256, (10, 4, 4, 3), np.uint8)):
+        save_png(picture, folder / f"{i}.png")
+        if 3 <= i < 6:
+            (folder / f"{i}.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean-std"])
+def test_a_chunk_without_a_readable_picture(model: ImageGPT, pictures: Path, monkeypatch, pooling: Any) -> None:
+    monkeypatch.setattr(extraction, "CHUNK_IMAGES", 3)
+    parts = pictures.parent / "parts"
+    values, names, lost = extract(model, pictures, [1, 2], parts, pooling=pooling)
+    assert names == [f"{i}.png" for i in (0, 1, 2, 6, 7, 8, 9)] and len(lost) == 3
+    readable = [pictures / name for name in names]
+    assert np.allclose(values, features(model, list(map(str, readable)), [1, 2], pooling=pooling), atol=1e-6)
+    again, *_ = extract(model, pictures, [1, 2], parts, pooling=pooling)
+    assert np.array_equal(again, values)
+
+
+def test_a_short_chunk_is_made_again(model: ImageGPT, pictures: Path, monkeypatch) -> None:
+    monkeypatch.setattr(extraction, "CHUNK_IMAGES", 3)
+    parts = pictures.parent / "parts"
+    values, *_ = extract(model, pictures, [1], parts)
+    for number, chunk in enumerate(sorted(parts.iterdir())):
+        os.truncate(chunk, [0, 1, chunk.stat().st_size // 2, chunk.stat().st_size - 1][number])
+    again, *_ = extract(model, pictures, [1], parts)
+    assert np.array_equal(again, values)
+    monkeypatch.setattr(extraction, "described", pytest.fail)  # whole ones are not
+    assert np.array_equal(extract(model, pictures, [1], parts)[0], values)

@@ -1,0 +1,232 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from models import dark_and_bright, lively
+
+from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel.config import Pooling
+from nextpixel.data.decoded import DecodedSet
+from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
+from nextpixel.representation import probing as probing_module
+from nextpixel.representation.probing import LinearProbe
+from nextpixel.stats import middle_best, score_of
+from nextpixel.study.points import LayerScore, chosen
+
+
+def blobs(count: int, seed: int, layers: int = 3, useful: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, layers, 6) of which one layer tells three classes apart and the others nothing."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    features = rng.normal(size=(count, layers, 6)).astype(np.float32)
+    features[np.arange(count), useful, labels] += 5
+    return features * [1, 100, 0.01, 1, 1, 1] + 3, labels  # standardising must undo this
+
+
+def test_the_useful_layer_is_found_and_separable_classes_are_told_apart() -> None:
+    features, labels = blobs(300, 0)
+    probe = LinearProbe(None).fit_features(features.astype(np.float32), labels)
+    assert probe.layers_ == [1]
+    assert probe.sweep_[1] > 0.95 > 0.6 > max(probe.sweep_[0], probe.sweep_[2])
+    test, truth = blobs(500, 1)
+    scored = probe.evaluate_features(test[:, 1].astype(np.float32), truth)
+    assert scored.accuracy > 0.95
+    assert scored.confusion.sum() == 500 and scored.top_5 is None and scored.auc is None
+
+
+def test_two_classes_give_an_auc_and_calibrated_chances() -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 4000)
+    features = (rng.normal(size=(4000, 1, 2)) + labels[:, None, None] * [1.0, 0.0]).astype(np.float32)
+    probe = LinearProbe(None).fit_features(features[:2000], labels[:2000])
+    scored = probe.evaluate_features(features[2000:, 0], labels[2000:])
+    assert scored.auc == pytest.approx(0.760, abs=0.02)  # Phi(1 / sqrt 2): two normals one standard deviation apart
+    chances = probe.proba_of(features[2000:, 0])[:, 1]
+    assert chances.mean() == pytest.approx(labels[2000:].mean(), abs=0.03)
+
+
+@pytest.mark.parametrize("count", [60, 3000])
+def test_what_is_held_out_has_every_class_on_both_sides(count: int) -> None:
+    labels = np.arange(count) % 3
+    folds = folds_of(labels, seed=0)
+    assert len(folds) == (5 if count < 2000 else 1)
+    for held in folds:
+        assert set(labels[held]) == set(labels[~held]) == {0, 1, 2}
+    if count < 2000:
+        assert np.sum(folds, axis=0).tolist() == [1] * count
+    assert folds_of(np.arange(5), seed=0) == []
+
+
+@pytest.mark.parametrize("count", [60, 3000])
+def test_a_class_of_one_image_is_never_held_out_and_the_others_still_choose(count: int) -> None:
+    labels = np.append(np.arange(count) % 3, 3)
+    folds = folds_of(labels, seed=0)
+    assert folds and all(set(labels[~held]) == {0, 1, 2, 3} and set(labels[held]) == {0, 1, 2} for held in folds)
+    features, names = blobs(90, 0)
+    features, names = np.append(features, features[:1] + 40, 0), np.append(names, 3)
+    assert LinearProbe(None).fit_features(features.astype(np.float32), names).layers_ == [1]
+
+
+def test_where_nothing_can_be_held_out_the_middle_layer_is_taken() -> None:
+    features = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    probe = LinearProbe(None).fit_features(features, np.arange(4), layers=[0, 1, 2, 3, 4])
+    assert (probe.layers_, probe.sweep_, probe.trials_, probe.temperature_) == ([2], {}, [], None)
+    assert probe.linear_.weight.shape == (4, 6)
+
+
+def two_classes(count: int, layers: int, distance: float, seed: int, width: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, layers, D) of two classes, which lie that far apart along 8 of D axes, in every layer alike."""
+    rng, labels = np.random.default_rng(seed), np.arange(count) % 2
+    apart = distance * labels[:, None, None] * (np.arange(width) < 8)
+    return (rng.normal(size=(count, layers, width)) + apart).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("layers", "middle"), [([0, 1, 2, 3, 4], 2), ([0, 1, 2, 3], 2), ([7], 7), ([2, 5, 9], 5)])
+def test_of_equal_candidates_the_middle_layer_and_the_weaker_penalty_win(layers: list[int], middle: int) -> None:
+    features, labels = two_classes(24, len(layers), 20, seed=0)
+    probe = LinearProbe(None).fit_features(features, labels, layers=layers)
+    assert set(probe.sweep_.values()) == {1.0}
+    assert {trial["held_out_accuracy"] for trial in probe.trials_ if trial["layers"] == [middle]} == {1.0}
+    assert (probe.layers_, probe.strength_) == ([middle], max(probing_module.STRENGTHS))
+    backwards = LinearProbe(None, strengths=probing_module.STRENGTHS[::-1]).fit_features(
+        features, labels, layers=layers
+    )
+    assert (backwards.layers_, backwards.strength_) == (probe.layers_, probe.strength_)
+
+
+def test_the_middle_is_taken_among_the_equal_ones_alone() -> None:
+    assert middle_best([0.5, 0.9, 0.2, 0.9, 0.9]) == 1  # 1 and 3 are as near to 2
+    assert middle_best([0.9, 0.2, 0.2, 0.2, 0.8]) == 0
+    layers = [LayerScore(layer, held_out, 0.0) for layer, held_out in enumerate([0.7, 0.9, 0.9, 0.9, 0.9, 0.9])]
+    assert chosen(layers).layer == 3
+
+
+def test_a_few_well_separated_pictures_are_named_with_confidence() -> None:
+    features, labels = two_classes(24, 3, 6, seed=0)
+    probe = LinearProbe(None).fit_features(features, labels)
+    for images, truth in ((features, labels), two_classes(200, 3, 6, seed=1)):
+        own = probe.proba_of(images[:, 1])[np.arange(len(truth)), truth]
+        assert own.min() > 0.5 and np.median(own) > 0.9 and own.max() < 1
+
+
+@pytest.mark.parametrize(
+    ("count", "distance", "width"), [(24, 3, 512), (60, 0.25, 200), (400, 0.5, 64), (2400, 0.5, 20), (100, 1, 300)]
+)
+def test_probabilities_are_as_high_as_they_are_right(count: int, distance: float, width: int) -> None:
+    """Few images of many features, where the classifier itself is far too sure; many, and classes that overlap."""
+    probe = LinearProbe(None, layer=0).fit_features(*two_classes(count, 1, distance, 0, width), layers=[0])
+    features, labels = two_classes(4000, 1, distance, 1, width)
+    chances = probe.proba_of(features[:, 0])
+    error = 2 * np.sqrt(0.25 / min(count, 240))  # of an accuracy on what is held out: of many images a tenth
+    assert chances.max(1).mean() == pytest.approx((chances.argmax(1) == labels).mean(), abs=error)
+    assert chances.mean(0) == pytest.approx([0.5, 0.5], abs=error)
+
+
+def test_three_classes_are_calibrated_too() -> None:
+    features, labels = blobs(45, 0)
+    probe = LinearProbe(None).fit_features(features.astype(np.float32), labels)
+    test, truth = blobs(3000, 1)
+    chances = probe.proba_of(test[:, 1].astype(np.float32))
+    assert chances.max(1).mean() == pytest.approx((chances.argmax(1) == truth).mean(), abs=0.04)
+
+
+def test_a_number_and_its_digits_are_one_class_whatever_their_order() -> None:
+    classes = np.arange(12)
+    numbers = class_numbers(["10", "2", "0"], classes)
+    assert numbers.tolist() == [10, 2, 0]
+    assert class_numbers(classes, classes.astype(str)).tolist() == classes.tolist()
+    with pytest.raises(InputError, match="'12'"):
+        class_numbers([12], classes)
+
+
+def test_pictures_of_one_name_are_not_given_each_other_s_labels() -> None:
+    source = SimpleNamespace(names=["a", "b", "a"], source_name="both")
+    labels = np.array([0, 1, 2])
+    left = DecodedSet(np.zeros((2, 4, 4, 3), np.uint8), ["b", "a"], None, None, ["a"], "")
+    with pytest.raises(InputError, match=r"both: .* names of others"):
+        labels_of_readable(labels, source, left)
+    one = DecodedSet(np.zeros((2, 4, 4, 3), np.uint8), ["a", "a"], None, None, ["b"], "")
+    assert labels_of_readable(labels, source, one).tolist() == [0, 2]
+
+
+def test_one_kind_of_test_image_has_no_area_under_a_curve() -> None:
+    chances = np.array([[0.3, 0.7], [0.6, 0.4]], np.float32)
+    assert score_of(chances, np.array([1, 1]), 2).auc is None
+    assert score_of(chances, np.array([1, 0]), 2).auc == 1
+
+
+def test_test_images_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is fitted while choosing comes from the training images, and leaves out what is held out."""
+    features, labels = blobs(100, 3)
+    seen, fit = [], probing_module.fit_linears
+    monkeypatch.setattr(probing_module, "fit_linears", lambda x, y, c: (seen.append(x), fit(x, y, c))[1])
+    probe = LinearProbe(None).fit_features(features.astype(np.float32), labels)
+    rows = {row.tobytes() for layer in range(3) for row in features[:, layer].astype(np.float32)}
+    assert all(row.tobytes() in rows for x in seen for row in x)
+    assert all(75 < len(x) < 85 for x in seen[:-1]) and len(seen[-1]) == 100
+    before = len(seen)
+    probe.evaluate_features(blobs(50, 4)[0][:, 1].astype(np.float32), blobs(50, 4)[1])
+    assert len(seen) == before
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageGPT:
+    model = lively(ImageGPTConfig(layers=2, width=16, heads=2, side=4, colors=8), torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)))
+    return model
+
+
+@pytest.mark.parametrize(("layer", "pooling"), [("best", "mean"), (1, "mean"), ([0, 2], "mean"), ("best", "mean-std")])
+def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
+    model: ImageGPT, tmp_path: Path, layer: object, pooling: Pooling
+) -> None:
+    images, labels = dark_and_bright(80)
+    probe = LinearProbe(model, layer=layer, pooling=pooling)
+    assert probe.fit(images, labels) is probe
+    test, truth = dark_and_bright(50)
+    assert probe.score(test, truth) > 0.9
+    assert probe.predict(test).tolist() == np.array(["bright", "dark"])[probe.predict_proba(test).argmax(1)].tolist()
+    probe.save(tmp_path / "probe", model_name="somewhere")
+    again = LinearProbe.load(tmp_path / "probe", model)
+    assert again.pooling == pooling and again.temperature_ == probe.temperature_ is not None
+    assert np.array_equal(again.predict_proba(test), probe.predict_proba(test))
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    del facts["temperature"]  # as probes were saved that nobody calibrated
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
+    older = LinearProbe.load(tmp_path / "probe", model)
+    assert older.temperature_ is None and np.array_equal(older.predict_proba(test), probe.predict_proba(test))
+    other = lively(ImageGPTConfig(layers=2, width=8, heads=2, side=4, colors=8), torch.float32)
+    other.palette = model.palette
+    with pytest.raises(InputError, match="another model"):
+        LinearProbe.load(tmp_path / "probe", other)
+
+
+def test_labels_that_do_not_fit_are_refused(model: ImageGPT) -> None:
+    images, labels = dark_and_bright(10)
+    with pytest.raises(InputError, match="expected 10"):
+        LinearProbe(model, 1).fit(images, labels[:9])
+    with pytest.raises(InputError, match="two classes"):
+        LinearProbe(model, 1).fit(images, ["a"] * 10)
+    with pytest.raises(InputError, match="labelled images"):
+        LinearProbe(model, 1).fit(images)
+    probe = LinearProbe(model, 1).fit(images, labels)
+    with pytest.raises(InputError, match="'green'"):
+        probe.score(images, ["green"] * 10)
+
+
+def test_fewer_images_than_features_are_solved_in_their_span_with_the_same_result() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(5)
+    features, labels = rng.normal(size=(30, 200)).astype(np.float32), np.arange(30) % 3
+    ours = probing_module.fit_linear(features, labels, 0.01)
+    scaled = (features - features.mean(0)) / features.std(0)
+    direct = LogisticRegression(C=0.01, max_iter=1000, tol=1e-6).fit(scaled, labels)
+    test = rng.normal(size=(50, 200)).astype(np.float32)
+    expected = direct.predict_proba((test - features.mean(0)) / features.std(0))
+    probe = LinearProbe(None, 0)
+    probe.linear_ = ours
+    assert np.allclose(probe.proba_of(test), expected, atol=2e-3)

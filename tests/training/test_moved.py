@@ -1,0 +1,153 @@
+"""A run whose pictures were moved goes on as if they had not been, and with no others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import assert_same, flags, photos, pictures, settings
+
+import nextpixel
+from nextpixel import InputError
+from nextpixel.checkpoints import Run
+from nextpixel.cli import main
+from nextpixel.images import save_png
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder of twenty pictures, and beside it palette.npy."""
+    photos(tmp_path)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(pictures(20)):
+        save_png(picture, folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def cut(place: Path, tmp_path: Path, cache: Path) -> Path:
+    """A run of those pictures that stopped half way; its pictures and the cache are gone, moved/ has the same ones."""
+    nextpixel.pretrain(place, out=tmp_path / "run", **settings(tmp_path))
+    nextpixel.pretrain(place, out=tmp_path / "whole", **settings(tmp_path))
+    for step in (10, 12):
+        shutil.rmtree(tmp_path / "run" / f"step_{step:07d}")
+    copy_elsewhere(place, tmp_path / "moved")
+    shutil.rmtree(place)
+    shutil.rmtree(cache / "decoded")
+    return tmp_path / "run"
+
+
+def copy_elsewhere(folder: Path, new: Path) -> None:
+    """As other programs copy: with other times."""
+    shutil.copytree(folder, new)
+    for path in new.iterdir():
+        os.utime(path, (1_000_000, 1_000_000))
+
+
+def test_a_moved_source_is_named_with_the_remedy(cut: Path, place: Path, capsys) -> None:
+    assert main(["pretrain", "--resume", str(cut)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{place}: the images the run began with are not there any more" in said
+    assert said.endswith("name their new place with --data")
+
+
+def test_the_same_pictures_from_elsewhere_go_on_bit_by_bit(cut: Path, tmp_path: Path, cache: Path) -> None:
+    assert main(["pretrain", "--resume", str(cut), "--data", str(tmp_path / "moved")]) == 0
+    assert_same(cut, tmp_path / "whole")
+    data = Run(cut).facts()["data"]
+    assert data["source"] == data["path"] == str(tmp_path / "moved") and data["split"] is None
+    shutil.rmtree(cut / "step_0000012")
+    shutil.rmtree(cache / "decoded")
+    assert main(["pretrain", "--resume", str(cut)]) == 0  # which remembers the place
+    assert_same(cut, tmp_path / "whole")
+
+
+def test_the_same_pictures_in_another_form_will_do(cut: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", pictures(20))
+    nextpixel.pretrain(resume=cut, data=tmp_path / "array.npy")
+    assert_same(cut, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["one pixel", "one more", "one less", "another order"])
+def test_other_pictures_are_refused_and_nothing_is_recorded(cut: Path, tmp_path: Path, change: str, capsys) -> None:
+    new = tmp_path / "moved"
+    if change == "one pixel":
+        picture = pictures(20)[3].copy()
+        picture[0, 0, 0] ^= 1
+        save_png(picture, new / "03.png")
+    elif change == "one more":
+        save_png(pictures(1, seed=9)[0], new / "20.png")
+    elif change == "one less":
+        (new / "19.png").unlink()
+    else:
+        (new / "00.png").rename(new / "99.png")
+    before = (cut / "run.json").read_bytes()
+    assert main(["pretrain", "--resume", str(cut), "--data", str(new)]) == 2
+    assert f"{new}: expected the images the run began with, got others" in capsys.readouterr().err
+    assert (cut / "run.json").read_bytes() == before and Run(cut).steps()[-1] < 10
+
+
+def test_a_run_of_an_earlier_version_is_compared_with_the_decoded_set(place: Path, tmp_path: Path, cache: Path) -> None:
+    nextpixel.pretrain(place, out=tmp_path / "run", **settings(tmp_path))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    del facts["decisions"]["pixels"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    copy_elsewhere(place, tmp_path / "moved")
+    nextpixel.pretrain(resume=tmp_path / "run", data=tmp_path / "moved")
+    assert Run(tmp_path / "run").facts()["data"]["path"] == str(tmp_path / "moved")
+    shutil.rmtree(cache / "decoded")
+    (tmp_path / "moved" / "00.png").unlink()
+    with pytest.raises(InputError, match="expected the images the run began with"):
+        nextpixel.pretrain(resume=tmp_path / "run", data=tmp_path / "moved")
+
+
+def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> None:
+    out = str(tmp_path / "run")
+    assert main(["pretrain", str(place), "--out", out, "--data", str(place), *flags(settings(tmp_path))]) == 2
+    assert "--data: expected a run to go on with (--resume) beside it" in capsys.readouterr().err
+
+
+def test_a_moved_distillation(folder: Path, place: Path, tmp_path: Path, cache: Path) -> None:
+    options = dict(
+        model=folder, steps=8, batch_images=4, checkpoint_every_steps=4, evaluate_every_steps=4, device="cpu"
+    )
+    nextpixel.distill(place, out=tmp_path / "run", **options)
+    nextpixel.distill(place, out=tmp_path / "whole", **options)
+    shutil.rmtree(tmp_path / "run" / "step_0000008")
+    (tmp_path / "run" / "teacher.npy").unlink()
+    copy_elsewhere(place, tmp_path / "moved")
+    shutil.rmtree(place)
+    shutil.rmtree(cache / "decoded")
+    with pytest.raises(InputError, match=r"not there any more.*`data`"):
+        nextpixel.distill(resume=tmp_path / "run")
+    assert main(["distill", "--resume", str(tmp_path / "run"), "--data", str(tmp_path / "moved")]) == 0
+    names = [tmp_path / run / "step_0000008" / "model.safetensors" for run in ("run", "whole")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_a_moved_finetuning_and_its_test(folder: Path, tmp_path: Path, cache: Path) -> None:
+    for part, seed in (("train", 0), ("test", 1)):
+        for i, picture in enumerate(pictures(16, seed=seed)):
+            (tmp_path / part / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            save_png(picture, tmp_path / part / "ab"[i % 2] / f"{i:02d}.png")
+    options = dict(
+        epochs=2, batch_images=4, checkpoint_every_steps=4, log_every_steps=1, device="cpu", dtype="fp32", compile="off"
+    )
+    for out in ("run", "whole"):
+        nextpixel.finetune(folder, tmp_path / "train", out=tmp_path / out, test=tmp_path / "test", **options)
+    run = Run(tmp_path / "run")
+    shutil.rmtree(run.folder(run.steps()[-1]))
+    (run.path / "test.json").unlink()
+    for part in ("train", "test"):
+        shutil.copytree(tmp_path / part, tmp_path / f"new {part}")
+        shutil.rmtree(tmp_path / part)
+    shutil.rmtree(cache / "decoded")
+    command = ["finetune", "--resume", str(run.path), "--data", str(tmp_path / "new train")]
+    assert main([*command, "--test", str(tmp_path / "new test")]) == 0
+    assert_same(run.path, tmp_path / "whole")
+    assert (run.path / "test.json").read_bytes() == (tmp_path / "whole" / "test.json").read_bytes()
