@@ -126,6 +126,11 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120, "move detail into docs/"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_page_holds_both_sides_of_a_merge(page: Path) -> None:
+    assert not re.findall(r"^(?:<<<<<<<|>>>>>>>) .*", page.read_text(encoding="utf-8"), re.M)
+
+
 def test_blocks_and_links_are_found() -> None:
     text = "\n".join(
         [
