@@ -188,8 +188,10 @@ def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, 
     np.save("plain.npy", np.zeros((3, 8, 8, 3), np.uint8))
     assert main(["probe", "plain.npy", "--test", "plain.npy", "--model", "model"]) == 2
     assert main(["predict", "model", "plain.npy"]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    assert main(["predict", "nowhere", "plain.npy"]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
     assert "labelled images" in first and "knows no classes; fit a probe" in second
+    assert "PROBE: expected the folder of a probe, or a fine-tuned model or run, got 'nowhere'" in third
 
 
 def test_unreadable_pictures_are_left_out_with_their_labels(desk: Path, capsys: pytest.CaptureFixture) -> None:

@@ -210,10 +210,11 @@ def test_rows_that_contradict_each_other(tmp_path):
 
 
 def test_empty_cells_and_minus_one_are_no_label(tmp_path, capsys):
-    for name in "1234":
+    for name in "12345":
         picture(tmp_path / "set" / f"{name}.png")
-    path = write(tmp_path / "labels.csv", [("1.png", ""), ("2.png", "-1"), ("3.png", "nan"), ("4.png", "cat")])
-    assert given_labels(open_source(tmp_path / "set"), path).tolist() == ["", "", "nan", "cat"]
+    rows = [("1.png", ""), ("2.png", "-1"), ("3.png", "nan"), ("4.png", "cat"), ("5.png", "-1.0")]
+    path = write(tmp_path / "labels.csv", rows)
+    assert given_labels(open_source(tmp_path / "set"), path).tolist() == ["", "", "nan", "cat", ""]
     assert "labels.csv: 1 labels are 'nan', taken as a class of that name" in capsys.readouterr().err
 
 

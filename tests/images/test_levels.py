@@ -2,6 +2,9 @@
 
 import io
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +146,17 @@ def test_a_range_that_is_given_holds(tmp_path, capsys):
     assert "--range: expected LOW,HIGH" in capsys.readouterr().err
 
 
+def test_a_range_that_is_not_the_sets_is_told(tmp_path, capsys):
+    model_range = Levels.of("0,4095")
+    decode(folder_of(tmp_path / "ct", ramp(-1000, 700, np.int16)), SIDE, levels=model_range)
+    assert "0 is black and 4095 white, but the numbers run from -1000 to 700" in capsys.readouterr().err
+    decode(folder_of(tmp_path / "unit", ramp(0, 1, np.float32)), SIDE, levels=model_range)
+    assert "0 is black and 4095 white, but the numbers run from 0 to 1 " in capsys.readouterr().err
+    for name, values in (("dark", ramp(0, 1500)), ("wide", ramp(-1000, 2000, np.int16)), ("own", ramp(0, 4095))):
+        decode(folder_of(tmp_path / name, values), SIDE, levels=model_range)
+        assert "is black" not in capsys.readouterr().err
+
+
 def test_jobs_agree_on_the_range(tmp_path):
     place = folder_of(tmp_path / "set", ramp(0, 300), ramp(0, 2500))
     for number in (2, 1):
@@ -207,6 +221,15 @@ def test_bands_of_tiff_files(layout, tmp_path):
     tifffile.imwrite(tmp_path / "y.tif", four, photometric="rgb", extrasamples=[0])
     assert (load_images(str(tmp_path / "y.tif"), SIDE) == four[..., :3]).all()
     assert (load_images(str(tmp_path / "y.tif"), SIDE, levels=Levels.of(None, "4,2,1")) == four[..., [3, 1, 0]]).all()
+
+
+def test_what_tifffile_logs_is_not_printed(tmp_path):
+    (tmp_path / "x.tif").write_bytes(
+        b"II*\0\x08\0\0\0" + struct.pack("<HHHIIi", 1, 256, 4, 1, 8, 8)
+    )  # no strips, a loop
+    code = f"from nextpixel.images import decode; decode({str(tmp_path / 'x.tif')!r}, 'x.tif')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "cannot read the image x.tif" in run.stderr.splitlines()[-1] and "TiffPage" not in run.stderr
 
 
 def test_without_tifffile_the_pip_line_is_said(tmp_path, monkeypatch):

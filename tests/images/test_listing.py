@@ -84,6 +84,29 @@ def test_splits_are_found_beside_strays_and_the_rest_is_told(tmp_path, capsys, t
     assert load_images(other, 8).max() == 20 and " split; " not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("around", ["train", "seg_train", "images/v2"])
+def test_folders_around_all_classes_do_not_count(tmp_path, around):
+    for name in ("cat", "dog"):
+        picture(tmp_path / "train" / around / name / "1.png")
+        picture(tmp_path / "test" / around / name / "2.png")
+    for split, number in (("train", 1), ("test", 2)):
+        source = open_source(tmp_path, split)
+        assert list(source.names) == [f"{around}/cat/{number}.png", f"{around}/dog/{number}.png"]
+        assert source.classes == ["cat", "dog"] and source.labels.tolist() == [0, 1]
+
+
+def test_links_that_lead_to_themselves_are_counted(tmp_path):
+    for number in range(20):
+        picture(tmp_path / f"{number}.png")
+    (tmp_path / "x.png").symlink_to("x.png")
+    (tmp_path / "y").symlink_to("z")
+    (tmp_path / "z").symlink_to("y")
+    source = open_source(tmp_path)
+    assert len(source) == 20
+    reasons = [f"cannot read the image {name}: broken link, pipe or device" for name in ("x.png", "y", "z")]
+    assert list(source.unreadable) == reasons
+
+
 def test_a_split_below_each_class(tmp_path):
     for name in ("cat/train/1.png", "cat/test/2.png", "dog/train/1.png", "dog/train/3.png", "dog/test/2.png"):
         picture(tmp_path / name)

@@ -57,8 +57,8 @@ def load_features_model(options: ModelOptions) -> Backbone:
     return model
 
 
-def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
-    """The probe of that folder, with its model; or the class head of a model."""
+def load_classifier(name: str, options: ModelOptions, argument: str) -> LinearProbe:
+    """The probe of that folder, with its model; or the class head of a model. Errors name the argument."""
     from nextpixel.files import read_json
     from nextpixel.representation.probing import LinearProbe
 
@@ -74,7 +74,9 @@ def load_classifier(name: str, options: ModelOptions) -> LinearProbe:
             f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
             "other beside it"
         )
-    return LinearProbe.of(load_model(replace(options, model=name)))
+    if Path(name).is_dir() or name.count("/") == 1:
+        return LinearProbe.of(load_model(replace(options, model=name)))
+    raise InputError(f"expected the folder of a probe, or a fine-tuned model or run, got {name!r}", argument=argument)
 
 
 def decode_for(model: Backbone, images: Any, split: str | None = None) -> DecodedSet:

@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
             if shown in models:
                 raise InputError(f"--model: two models are called {shown!r}; rename a folder")
             models[shown] = model
-        return models, None if args.classifier is None else load_classifier(args.classifier, options)
+        return models, None if args.classifier is None else load_classifier(args.classifier, options, "classifier")
 
     worker = ThreadPoolExecutor(1, "nextpixel")
     try:

@@ -21,6 +21,7 @@ from nextpixel.limits import open_file
 from nextpixel.progress import say, say_once
 
 FORMULA = tuple("=+-@\t\r'")  # what a cell begins with that a spreadsheet may run, and the mark against that
+UNLABELLED = ("-1", "-1.0")  # the second where pandas made floats of a column with empty cells
 NO_NAMES = frozenset({"nan", "none", "null", "n/a"})  # what programs write where there was nothing
 HELD_OUT = 0.1
 FOLDS = 5
@@ -59,7 +60,7 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
             f"{', ...' if len(table) > 3 else ''}; add rows, or give the files paths that tell them apart"
         )
     labels = (table[key] for key in found if key is not None)
-    return np.array([label if label.strip() != "-1" else "" for label in labels], object)
+    return np.array([label if label.strip() not in UNLABELLED else "" for label in labels], object)
 
 
 def plain_cell(text: str) -> str:

@@ -366,7 +366,8 @@ def _reason(error: Exception) -> str:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print what errors say as well
+    for library in ("PIL", "tifffile", "pydicom"):  # or they would print what errors say as well
+        logging.getLogger(library).addHandler(logging.NullHandler())
     Image.init()  # fills Image.OPEN with what this build of PIL can read
     with suppress(ImportError):
         import pillow_heif

@@ -1,10 +1,12 @@
 """Image files: single, in a list, or in a folder, with or without a folder for each class."""
 
+import errno
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import takewhile
 
 import numpy as np
 
@@ -67,8 +69,12 @@ def image_folder(folder: str, names: list[str], level: int | None = None) -> Fil
     """Sorted names below a folder; if each lies exactly one folder deep, the sub-folders are the classes.
 
     Pictures beside two or more such folders have no label. `level` is that of a folder in the names that tells a split.
+    Folders around everything do not count, as in train/train/cat/1.png.
     """
-    classes = [_class_of(name, level) for name in names]
+    folders = [_folders(name, level) for name in names]
+    around = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))))
+    deepest = max(map(len, folders), default=0)
+    classes = [_class_of(parents[min(around, deepest - 1) :]) for parents in folders] if deepest else []
     found = sorted({name for name in classes if name})
     if None in classes or not found or ("" in classes and len(found) < 2):
         return FileSource(folder, folder, names)
@@ -76,11 +82,15 @@ def image_folder(folder: str, names: list[str], level: int | None = None) -> Fil
     return FileSource(folder, folder, names, np.array([number[name or ""] for name in classes], np.int64), found)
 
 
-def _class_of(name: str, level: int | None) -> str | None:
-    """Its folder, "" beside such folders, None deeper down."""
+def _folders(name: str, level: int | None) -> list[str]:
     parents = name.split("/")[:-1]
     if level is not None:
         del parents[level]
+    return parents
+
+
+def _class_of(parents: list[str]) -> str | None:
+    """Its folder, "" beside such folders, None deeper down."""
     return None if len(parents) > 1 else "".join(parents)
 
 
@@ -116,6 +126,8 @@ class Listing:
                     name, end = prefix + entry.name, extension(entry.name)
                     if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
                         self.passed_over.append((name, "hidden or system entry"))
+                    elif entry.is_symlink() and _is_circle(entry):
+                        self.unreadable.append((name, "broken link, pipe or device"))
                     elif entry.is_dir():
                         self._walk(entry.path, f"{name}/", (*above, here))
                     elif kind := unread_kind(end):
@@ -128,6 +140,15 @@ class Listing:
                         self.unreadable.append((name, "broken link, pipe or device"))
         except OSError as error:
             raise InputError(f"the folder {folder} cannot be listed: {error.strerror}") from error
+
+
+def _is_circle(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link that leads to itself."""
+    try:
+        entry.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def unread_kind(end: str) -> str | None:

@@ -11,11 +11,14 @@ from nextpixel.images.sources.base import Source
 from nextpixel.images.sources.maps import MapSource
 
 PICTURES_SAMPLED = 64
+PICTURES_CHECKED = 8  # against a range that is given
+SHADES_USED = 0.25  # a set that fills less of the range would come out nearly black or white
 
 
 def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
     """`levels` with the range of the set where it has one and none is given, and a line that says what was chosen.
 
+    The line also tells of a range, such as a model's, that is not this set's.
     A set of more than PICTURES_SAMPLED pictures is judged by as many, evenly spaced ones. Pictures of 8 bits have no
     say and are left alone. Raises InputError for a prepared set that was made with another range or other bands.
     """
@@ -28,7 +31,7 @@ def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
     notes: list[str] = []
 
     def numbers() -> Iterator[Numbers]:
-        for index in source.sampled(PICTURES_SAMPLED if levels.range is None else 1):
+        for index in source.sampled(PICTURES_SAMPLED if levels.range is None else PICTURES_CHECKED):
             try:
                 pixels = read_pixels(source.content(index), source.names[index], bands=levels.bands, peek=True)
             except UnreadableImage:
@@ -43,4 +46,11 @@ def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
     if levels.range is None and found is not None:
         levels = Levels(found, levels.bands)
         notes.append(f"{found[0]:g} is black and {found[1]:g} white (give a range to change that)")
+    elif levels.range is not None and found is not None:
+        (low, high), (lowest, highest) = levels.range, found
+        if min(high, highest) - max(low, lowest) < SHADES_USED * (high - low):
+            notes.append(
+                f"{low:g} is black and {high:g} white, but the numbers run from {lowest:g} to {highest:g} "
+                "(give another range to change that)"
+            )
     return levels, f"{source.source_name}: {'; '.join(notes)}" if notes else None
