@@ -57,7 +57,7 @@ def load_features_model(options: ModelOptions) -> Backbone:
     return model
 
 
-def load_classifier(name: str, options: ModelOptions, argument: str) -> LinearProbe:
+def load_classifier(name: str, options: ModelOptions, argument: str = "probe") -> LinearProbe:
     """The probe of that folder, with its model; or the class head of a model. Errors name the argument."""
     from nextpixel.files import read_json
     from nextpixel.representation.probing import LinearProbe

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
         check_file(args.out, ".csv", [args.images])
     if args.masks < 0:
         raise InputError(f"--masks: expected 0 or more, got {args.masks}")
-    probe = load_classifier(args.probe, args.model, "probe")
+    probe = load_classifier(args.probe, args.model)
     model = probe.model
     assert model is not None
     images = decode_for(model, args.images, args.split)
