@@ -18,6 +18,12 @@ def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k:
     return float((rivals < k).mean())
 
 
+def likeliest(chances: NDArray[np.floating], seed: int = 0) -> NDArray[np.int64]:
+    """Place of the highest in each row of chances (N, C), (N,); ties fall at random, by the seed and the row."""
+    ties = chances == chances.max(1, keepdims=True)
+    return (ties * (1 + np.random.default_rng([seed, 0x71E5]).random(chances.shape))).argmax(1)
+
+
 def middle_best(values: Sequence[float]) -> int:
     """Place of the highest value; of equal ones that nearest to the middle, and of two as near the first."""
     return max(range(len(values)), key=lambda place: (values[place], -abs(place - len(values) // 2)))
@@ -76,19 +82,20 @@ def score_of(
 ) -> Score:
     """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest.
 
-    `seen` (N,) are the test images that are training images.
+    Of equally likely classes one is taken at random. `seen` (N,) are the test images that are training images.
     """
+    predicted = likeliest(chances) if voted is None else voted
     without: list[float | None] = []
     if seen is not None and 0 < seen.sum() < len(seen):
         rest = ~seen
-        others = score_of(chances[rest], numbers[rest], classes, None if voted is None else voted[rest])
+        others = score_of(chances[rest], numbers[rest], classes, predicted[rest])
         without = [others.accuracy, others.top_5, others.auc]
     return Score(
         len(numbers),
-        top_k_accuracy(chances, numbers) if voted is None else float((voted == numbers).mean()),
+        float((predicted == numbers).mean()),
         top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
         auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
-        confusion(chances.argmax(1) if voted is None else voted, numbers, classes),
+        confusion(predicted, numbers, classes),
         0 if seen is None else int(seen.sum()),
         *without,
     )

@@ -288,6 +288,26 @@ def test_dicom_files_are_read_by_slope_and_window(tmp_path):
     assert (load_images(str(tmp_path / "frames.dcm"), SIDE)[0] == scaled(stored, 0, 3000)).all()
 
 
+@pytest.mark.parametrize("name", ["IM0001", "1.2.840.10008.1"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_dicom_files_without_an_extension_count_beside_other_pictures(
+    name: str, installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    (folder / name).write_bytes(dicom(ramp(0, 100)))
+    (folder / "README").write_text("of the set")
+    if not installed:
+        monkeypatch.setattr("nextpixel.images.pixels.find_spec", lambda module: None)
+    source = open_source(folder)
+    assert list(source.names) == (sorted([name, "a.png"]) if installed else ["a.png"])
+    assert source.passed_over == ["README: other file"]
+    err = capsys.readouterr().err
+    assert "1 x other file" in err and ("1 x DICOM (to read it: pip install pydicom)" in err) == (not installed)
+    assert len(source.unreadable) == (not installed)
+
+
 @pytest.mark.parametrize("name", ["scan.dcm", "scan"])
 def test_without_pydicom_the_pip_line_is_said(name, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(dicom(ramp(0, 100)))

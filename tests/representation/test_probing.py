@@ -12,8 +12,8 @@ from nextpixel.config import Pooling
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
 from nextpixel.representation import probing as probing_module
-from nextpixel.representation.probing import LinearProbe
-from nextpixel.stats import middle_best, score_of
+from nextpixel.representation.probing import LinearProbe, fit_linear
+from nextpixel.stats import likeliest, middle_best, score_of
 from nextpixel.study.points import LayerScore, chosen
 
 
@@ -123,6 +123,17 @@ def test_probabilities_are_as_high_as_they_are_right(count: int, distance: float
     error = 2 * np.sqrt(0.25 / min(count, 240))  # of an accuracy on what is held out: of many images a tenth
     assert chances.max(1).mean() == pytest.approx((chances.argmax(1) == labels).mean(), abs=error)
     assert chances.mean(0) == pytest.approx([0.5, 0.5], abs=error)
+
+
+def test_what_is_predicted_is_what_is_scored_and_calibration_costs_no_accuracy() -> None:
+    for count, distance, width in ((60, 0.25, 200), (400, 0.5, 64), (100, 1, 300)):
+        train, labels = two_classes(count, 1, distance, 0, width)
+        probe = LinearProbe(None, layer=0).fit_features(train, labels, layers=[0])
+        features, truth = two_classes(4000, 1, distance, 1, width)
+        score = probe.evaluate_features(features[:, 0], truth)
+        assert score.accuracy == (likeliest(probe.proba_of(features[:, 0])) == truth).mean()
+        plain = fit_linear(train[:, 0], labels, probe.strength_).logits(features[:, 0]).argmax(1)
+        assert score.accuracy >= (plain == truth).mean() - 2 * np.sqrt(0.5 / 4000)
 
 
 def test_three_classes_are_calibrated_too() -> None:

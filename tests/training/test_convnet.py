@@ -17,7 +17,7 @@ from nextpixel.config import ResNetConfig
 from nextpixel.network import cost as plan
 from nextpixel.network.resnet import ResNet
 from nextpixel.training import convnet
-from nextpixel.training.convnet import Trial, compete, predict_convnet
+from nextpixel.training.convnet import Trial, best_trial, compete, predict_convnet
 
 TINY = ResNetConfig(blocks=1, side=8)
 
@@ -129,6 +129,20 @@ def test_test_labels_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> 
     assert result.chosen[0].learning_rate == best["learning_rate"]
     [alone] = compete("r", train, (test, truth), labels_per_class=[10], repeats=1, trials=1)
     assert alone.trials[0][0]["held_out_accuracy"] is None and alone.image_passes == [640]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ([0.5] * 5, 0),
+        ([0.1, 0.2, 0.2, 0.2, 0.1], 1),  # the weaker penalty
+        ([0.1, 0.1, 0.2, 0.1, 0.2], 4),
+        ([0.1, 0.1, 0.2, 0.2, 0.1], 2),  # the rate nearest to the published one
+        ([0.1, 0.1, 0.2, 0.3, 0.1], 3),
+    ],
+)
+def test_of_equal_trials_the_weaker_penalty_and_the_middle_rate_win(accuracies: list[float], best: int) -> None:
+    assert best_trial(accuracies) == best
 
 
 def test_what_does_not_fit_is_refused() -> None:

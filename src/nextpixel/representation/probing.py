@@ -22,7 +22,7 @@ from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.representation.extraction import Backbone, check_layers, described, pooled, pooled_width, tokenizer_hash
-from nextpixel.stats import Score, majority, middle_best, score_of
+from nextpixel.stats import Score, likeliest, majority, middle_best, score_of
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
 MIDDLE_STRENGTH = STRENGTHS[2]
@@ -153,15 +153,16 @@ class LinearProbe:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(probabilities (N, C), places in `classes_` (N,)) of squares at the model's side.
 
-        A masked model may look `masks` times, each time with other pixels hidden: the probabilities are then means and
-        the class is the one it names most often, ties at random (Chen et al. 2020 take five). Masks and ties follow
-        from `seed` and the place among the images. Raises InputError for masks with a model that is not masked.
+        The class is the likeliest by the calibrated probabilities, which is also what is scored. A masked model may
+        look `masks` times, each time with other pixels hidden: the probabilities are then means and the class is the
+        one it names most often (Chen et al. 2020 take five). Ties fall at random; they and the masks follow from `seed`
+        and the place among the images. Raises InputError for masks with a model that is not masked.
         """
         model = self._model()
         if not masks:
             features = described(model, squares, self.layers_, dtype=dtype, pooling=self.pooling)
             chances = self.proba_of(features.reshape(len(squares), -1))
-            return chances, chances.argmax(1)
+            return chances, likeliest(chances, self.seed)
         if isinstance(model, ResNet) or model.config.objective != "masked":
             kind = "student" if isinstance(model, ResNet) else f"model of the {model.config.objective} objective"
             raise InputError(
@@ -201,14 +202,15 @@ class LinearProbe:
         """The same from squares at the model's side; `masks` as in predictions, `seen` as in metrics.score_of."""
         numbers = class_numbers(labels, self.classes_)  # refuses before the long work
         chances, predicted = self.predictions(squares, masks=masks, dtype=dtype)
-        return score_of(chances, numbers, len(self.classes_), predicted if masks else None, seen)
+        return score_of(chances, numbers, len(self.classes_), predicted, seen)
 
     def evaluate_features(
         self, features: NDArray[np.float32], labels: ArrayLike, *, seen: NDArray[np.bool_] | None = None
     ) -> Score:
         """The same from the features (N, D) that the probe reads."""
         numbers = class_numbers(labels, self.classes_)
-        return score_of(self.proba_of(features), numbers, len(self.classes_), seen=seen)
+        chances = self.proba_of(features)
+        return score_of(chances, numbers, len(self.classes_), likeliest(chances, self.seed), seen)
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from the features (N, D) that the probe reads."""

@@ -54,6 +54,16 @@ TRIALS = (
 )
 
 
+def best_trial(accuracies: Sequence[float]) -> int:
+    """Place in TRIALS of the highest held-out accuracy; of equal ones the weaker penalty, then the rate nearest 0.1."""
+
+    def rank(place: int) -> tuple[float, float, float]:
+        trial = TRIALS[place]
+        return accuracies[place], -trial.weight_decay, -abs(math.log(trial.learning_rate / TRIALS[0].learning_rate))
+
+    return max(range(len(accuracies)), key=rank)
+
+
 @check_keywords()
 def fit_convnet(
     squares: NDArray[np.uint8],
@@ -192,8 +202,8 @@ def compete(
 ) -> list[Fitted]:
     """A ResNet on the same random subsets as few_labels.compare; test labels are looked at once, after the last fit.
 
-    Each trial is fitted to the subset but for one of the folds by which a probe chooses, and judged on that; the best
-    is fitted again to the whole subset. A single trial is taken as it is.
+    Each trial is fitted to the subset but for one of the folds by which a probe chooses, and judged on that; the best,
+    see best_trial, is fitted again to the whole subset. A single trial is taken as it is.
     """
     if not 1 <= trials <= len(TRIALS):
         raise InputError(f"expected 1 to {len(TRIALS)}, got {trials}", argument="trials")
@@ -224,7 +234,7 @@ def compete(
                     accuracy = float((predict_convnet(model, own[held]).argmax(1) == own_numbers[held]).mean())
                     passes += math.prod(schedule(int((~held).sum()), epochs))
                 tried.append(asdict(trial) | {"held_out_accuracy": accuracy})
-            best = max(range(len(tried)), key=lambda i: tried[i]["held_out_accuracy"] or 0.0)
+            best = best_trial([one["held_out_accuracy"] or 0.0 for one in tried])
             model = fit_convnet(
                 own, own_numbers, init=init, epochs=epochs, trial=TRIALS[best], seed=seed + repeat, device=device
             )

@@ -14,7 +14,7 @@ from nextpixel.errors import InputError
 from nextpixel.images import Content, Picture, UnreadableImage, fit_size, is_dicom, readable_extensions
 from nextpixel.images.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.images.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
-from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image
+from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image, unread_kind
 from nextpixel.images.sources.levels import settle
 from nextpixel.images.sources.maps import MapSource, check_readable, is_map
 from nextpixel.images.sources.shards import ShardSource, expand, is_pattern
@@ -204,15 +204,28 @@ def _open_files(source_name: str, folder: str, names: list[str], level: int | No
     return image_folder(folder, names, level) if folder == source_name else FileSource(source_name, folder, names)
 
 
+def _find_dicom(found: Listing) -> None:
+    """DICOM files often have no extension, or, alone in a folder, any: they are pictures, or of a kind not readable."""
+
+    def bare(name: str) -> bool:  # also a UID, which ends in a number
+        return "." not in os.path.basename(name) or extension(name).isdigit()
+
+    others = [name for name, kind in found.passed_over if kind == "other file" and (not found.names or bare(name))]
+    dicom = [name for name in others if is_dicom(os.path.join(found.folder, name))]
+    if kind := unread_kind("dcm"):
+        found.unreadable = sorted([*found.unreadable, *((name, kind) for name in dicom)])
+    else:
+        found.names = sorted([*found.names, *dicom])
+    found.passed_over = [entry for entry in found.passed_over if entry[0] not in set(dicom)]
+
+
 def _open_folder(folder: str, split: str | None) -> Source:
     if is_map(folder):
         refuse_split(split, folder)
         return MapSource(folder)
     found = Listing(folder, readable_extensions() | TABLES | SHARDS)
-    if not found.names:  # DICOM files often have no extension
-        others_there = [name for name, kind in found.passed_over if kind == "other file"]
-        found.names = [name for name in others_there if is_dicom(os.path.join(folder, name))]
-        found.passed_over = [entry for entry in found.passed_over if entry[0] not in set(found.names)]
+    if not any(extension(name) in TABLES | SHARDS for name in found.names):
+        _find_dicom(found)
     others = count_kinds(found.unreadable + found.passed_over)
     if not found.names:
         raise InputError(
