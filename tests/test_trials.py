@@ -22,6 +22,7 @@ import pytest
 
 pytestmark = [pytest.mark.trial, pytest.mark.timeout(3600)]
 
+TESTS = Path(__file__).parent
 FILES, REQUESTS = 2_000, 5_000
 CPU_SECONDS, WALL_SECONDS = 2.0, 30.0  # of one: others may use the machine as well
 GROWTH_MB = 48
@@ -29,7 +30,10 @@ WARM = 0.3  # of a trial, after which memory is compared
 
 
 def lines_of(command: list[str]) -> tuple[subprocess.Popen[str], "queue.Queue[str | None]"]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    paths = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
     lines: queue.Queue[str | None] = queue.Queue()
 
     def listen() -> None:
@@ -43,7 +47,7 @@ def lines_of(command: list[str]) -> tuple[subprocess.Popen[str], "queue.Queue[st
 
 
 def test_hostile_files_are_read_or_refused(tmp_path: Path) -> None:
-    program = str(Path(__file__).with_name("hostile_files.py"))
+    program = str(TESTS / "helpers" / "hostile_files.py")
     process, lines = lines_of([sys.executable, program, "0", str(FILES), str(tmp_path)])
     with process:
         try:
@@ -104,8 +108,9 @@ def as_form(image: bytes) -> tuple[str, bytes]:
     return "multipart/form-data; boundary=bound", head + image + b"\r\n--bound--\r\n"
 
 
-def test_the_worst_requests_are_answered_at_once(tmp_path: Path) -> None:
+def test_the_worst_requests_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi")
+    monkeypatch.syspath_prepend(TESTS / "server")  # of whose tests some bodies are
     command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1"]
     process, lines = lines_of(command)
     counts: collections.Counter[str] = collections.Counter()

@@ -1,6 +1,6 @@
 """Reads hostile files, one line of JSON each: a program for tests/test_trials.py, which watches it.
 
-python tests/hostile_files.py SEED COUNT FOLDER
+PYTHONPATH=tests python tests/helpers/hostile_files.py SEED COUNT FOLDER
 """
 
 import io
@@ -171,7 +171,7 @@ def kinds(folder: Path) -> list[tuple[str, bytes, Path, Callable[[Path], object]
         for path in sorted((folder / name).iterdir()):
             if path.is_file():
                 found.append((f"{name}/{path.name}", path.read_bytes(), path, read))
-    for path in sorted(Path(__file__).with_name("golden").glob("openai-autoregressive.[id]*")):
+    for path in sorted((Path(__file__).parents[1] / "golden").glob("openai-autoregressive.[id]*")):
         add(path.name, path.read_bytes(), lambda path: load_openai(path, palette=six_colors()))
     return found
 
