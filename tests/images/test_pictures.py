@@ -96,7 +96,7 @@ def test_orientation_is_applied_once_to_bytes_and_uploads(fit):
     async def served(data: bytes) -> np.ndarray:
         decoders = Decoders(10**6, ("JPEG", "PNG", "WEBP"))
         try:
-            return await decoders.square(data, 32, fit)
+            return await decoders.square(data, (32, 32), fit)
         finally:
             decoders.close()
 

@@ -491,7 +491,7 @@ def test_the_loops_on_an_emulated_arm(processor: str, tmp_path: Path) -> None:
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
         pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
-    source, program = resources.files("nextpixel") / "kernels.c", str(tmp_path / "loops")
+    source, program = resources.files("nextpixel.network.int8") / "kernels.c", str(tmp_path / "loops")
     flags = ["-O3", f"-march={processor}", "-static", "-Wno-psabi", "-include", str(source)]
     subprocess.run([compiler, *flags, str(Path(__file__).with_name("loops.c")), "-o", program, "-lm"], check=True)
     done = subprocess.run([emulator, "-cpu", "max", program], capture_output=True, text=True, check=False)
@@ -604,7 +604,7 @@ def test_a_compiler_that_takes_too_long_is_waited_for_once(
 @needs_compiler
 def test_no_stack_grows_with_the_picture(tmp_path: Path) -> None:
     flags = [*kernels.FLAGS, "-Wvla", "-Walloca", "-Wframe-larger-than=16384", "-Werror"]
-    source = str(resources.files("nextpixel") / "kernels.c")
+    source = str(resources.files("nextpixel.network.int8") / "kernels.c")
     subprocess.run(["cc", *flags, source, "-o", str(tmp_path / "loops.so"), "-lm"], check=True)
 
 

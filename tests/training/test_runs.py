@@ -498,15 +498,15 @@ def change(*keys: str, to: object = None):
 @pytest.mark.parametrize(
     "damage",
     [
-        *(change(key) for key in ("config", "decisions", "model", "palette", "data")),
+        *(change(key) for key in ("config", "decisions", "model", "tokenizer", "data")),
         change("data", "source"),
         change("decisions", "train_key"),
         change("config", "steps", to="many"),
         change("config", "steps", to=-1),
         change("config", "unknown", to=1),
         change("model", "heads", to=3),
-        change("palette", "colors", to=[[0, 0, 0], [1]]),
-        change("palette", to="none"),
+        change("tokenizer", "colors", to=[[0, 0, 0], [1]]),
+        change("tokenizer", to="none"),
         lambda facts: [facts],
         lambda facts: "{",
         lambda facts: None,

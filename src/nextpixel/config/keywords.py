@@ -73,6 +73,8 @@ class RunKeywords(TypedDict, total=False):
     warmup_steps: int | None
     clip_norm: float
     fit: Fit | None
+    range: str | None
+    bands: str | None
     seed: int
     validation_fraction: float
     checkpoint_every_steps: int
