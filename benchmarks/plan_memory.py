@@ -81,13 +81,13 @@ def measure(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool
 def measure_run(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool) -> int:
     """Bytes of a whole run, in this process."""
     config, batch = config_of(shape, preset)
-    told, before = pretraining.tell, []
+    told, before = pretraining.report_plan, []
 
     def tell(*args: Any, **named: Any) -> None:
         told(*args, **named)
         before.append(held())
 
-    pretraining.tell = tell
+    pretraining.report_plan = tell
     images = np.random.default_rng(0).integers(0, 256, (16 * batch, config.rows, config.columns, 3), dtype=np.uint8)
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("layers", "width", "heads", "side")}
     settings |= {"preset": preset, "dtype": dtype, "compile": "on" if compiled else "off", "device": "cpu"}

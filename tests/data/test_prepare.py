@@ -414,7 +414,7 @@ def test_it_is_used_where_it_lies(folder, tmp_path, cache):
 def test_it_serves_a_smaller_side_only_where_it_was_made_for_it(folder, tmp_path):
     out = tmp_path / "out"
     found = prepare(folder, out, side=4, store_side=SIDE)
-    small = data.shrunk(found, 4, "crop")
+    small = data.resized(found, 4, "crop")
     assert small.squares.shape == (COUNT - 1, 4, 4, 3)
     assert np.array_equal(small.squares[[2, 0]], decode(out, 4).squares[[2, 0]])
     assert np.array_equal(small.squares[1:3], decode(out, 4).squares[1:3])

@@ -17,7 +17,7 @@ from nextpixel.config import ResNetConfig
 from nextpixel.network import cost as plan
 from nextpixel.network.resnet import ResNet
 from nextpixel.training import convnet
-from nextpixel.training.convnet import Trial, best_trial, compete, predict_convnet
+from nextpixel.training.convnet import Trial, best_trial, evaluate_convnet, predict_convnet
 
 TINY = ResNetConfig(blocks=1, side=8)
 
@@ -119,15 +119,15 @@ def test_test_labels_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(convnet, "fit_convnet", noted)
     monkeypatch.setattr(convnet, "ResNetConfig", lambda: TINY)
     how = {"labels_per_class": [10], "repeats": 2, "trials": 2}
-    [result] = compete("r", train, (test, truth), **how)
+    [result] = evaluate_convnet("r", train, (test, truth), **how)
     assert [len(squares) for squares in seen] == [16, 16, 20] * 2  # two trials without a fifth, then all
     assert {square.tobytes() for squares in seen for square in squares} <= {s.tobytes() for s in train[0]}
-    [swapped] = compete("r", train, (test, truth[::-1]), **how)
+    [swapped] = evaluate_convnet("r", train, (test, truth[::-1]), **how)
     assert swapped.trials == result.trials and swapped.chosen == result.chosen
     assert result.image_passes == [3 * 640] * 2 and len(result.trials[0]) == 2
     best = max(result.trials[0], key=lambda trial: trial["held_out_accuracy"])
     assert result.chosen[0].learning_rate == best["learning_rate"]
-    [alone] = compete("r", train, (test, truth), labels_per_class=[10], repeats=1, trials=1)
+    [alone] = evaluate_convnet("r", train, (test, truth), labels_per_class=[10], repeats=1, trials=1)
     assert alone.trials[0][0]["held_out_accuracy"] is None and alone.image_passes == [640]
 
 

@@ -210,9 +210,9 @@ def third_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_that_does_not_divide(third_of_three):
-    assert distributed.share(12) == 4
+    assert distributed.local_batch_images(12) == 4
     with pytest.raises(InputError, match="batch_images: expected a multiple of the 3 processes, got 128"):
-        distributed.share(128)
+        distributed.local_batch_images(128)
 
 
 def test_only_the_first_process_speaks(third_of_three, monkeypatch, capsys):
@@ -240,10 +240,10 @@ def test_more_processes_than_gpus(third_of_three, monkeypatch):
 
 
 def test_a_lost_process_is_told(third_of_three, capsys):
-    with pytest.raises(WorkError, match="another process died, or did not answer"), distributed.watched():
+    with pytest.raises(WorkError, match="another process died, or did not answer"), distributed.lost_process_errors():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     assert "process 2: another process died" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="something else"), distributed.watched():
+    with pytest.raises(RuntimeError, match="something else"), distributed.lost_process_errors():
         raise RuntimeError("something else")
 
 

@@ -24,7 +24,7 @@ from nextpixel.network.cost import (
     usable_bytes,
 )
 from nextpixel.training import setup as preparation
-from nextpixel.training.forecast import forecast, refuse
+from nextpixel.training.forecast import check_fits, forecast
 from nextpixel.training.setup import Placement
 
 S = SIZES["s"]
@@ -38,7 +38,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_pretrain_tells_its_plan_before_its_first_step(images, tmp_path, capsys, monkeypatch):
     seen = []
-    on_call(monkeypatch, "nextpixel.training.pretraining.ready", 1, lambda: seen.append(capsys.readouterr().err))
+    on_call(monkeypatch, "nextpixel.training.pretraining.place_model", 1, lambda: seen.append(capsys.readouterr().err))
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 0
     shape = ImageGPTConfig(1, 16, 2, 4, 8)
     [told] = seen
@@ -99,7 +99,7 @@ def test_a_micro_batch_of_its_own_choice_leaves_room_for_the_weights(monkeypatch
     monkeypatch.setattr(preparation, "free_memory_bytes", lambda device: free)
     place = preparation.place(config, S, config.steps)
     assert place.micro_batch_images == 2
-    refuse(forecast(config, S, place))
+    check_fits(forecast(config, S, place))
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_a_run_that_goes_on_from_a_model_is_not_told_to_shrink_it():
     config = PretrainConfig(init="embedded", batch_images=8)
     place = Placement("cpu", "fp32", False, 8, 1.2e9)
     with pytest.raises(InputError, match=r"no setting makes it fit: take a device with more memory, or .* `force`"):
-        refuse(forecast(config, S, place))
+        check_fits(forecast(config, S, place))
     with pytest.raises(InputError, match="it fits with `size"):
-        refuse(forecast(replace(config, init=None), S, place))
+        check_fits(forecast(replace(config, init=None), S, place))
 
 
 def test_plan_knows_the_micro_batch_and_eager_activations(capsys):

@@ -57,7 +57,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
         )
     config = layout.read_config(values, folder / "config.json")
     state = {
-        ours: _own(tensor, device, dtype) for ours, tensor in layout.read_state(Weights(folder), config)
+        ours: _copied(tensor, device, dtype) for ours, tensor in layout.read_state(Weights(folder), config)
     }  # before the model: it finds out whether the shape is true
     with torch.device("meta"):
         model = ImageGPT(config)
@@ -169,7 +169,7 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def _own(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+def _copied(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
     return tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 

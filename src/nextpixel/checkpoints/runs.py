@@ -162,7 +162,7 @@ class Run:
             yield
 
     @contextmanager
-    def reading(self, step: int) -> Iterator[Path]:
+    def checkpoint(self, step: int) -> Iterator[Path]:
         """The folder of that checkpoint; an InputError of reading it also says what to do about it."""
         try:
             yield self.folder(step)

@@ -53,11 +53,11 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
-    from nextpixel.training.distillation import KIND, go_on, moved, start_run
+    from nextpixel.training.distillation import KIND, relocate_run, start_run, train_run
 
     if args.resume is not None:
         data: Any = args.data[0] if len(args.data) == 1 else list(args.data) or None
-        found = moved(Run.open(args.resume, KIND), data)
+        found = relocate_run(Run.open(args.resume, KIND), data)
     else:
         assert args.out is not None
         check_output(args.out)
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         found = start_run(images, args.out, args.config, args.model, args.split)
     again = command("distill", "--resume", found.path)
     try:
-        student = go_on(found)
+        student = train_run(found)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     best, parameters = found.best(), student.config.parameters

@@ -76,8 +76,8 @@ def run(argv: Sequence[str]) -> None:
     parts = parts_folder(args.out, ".")
     source = open_source(args.images, args.split)
     try:
-        part = distributed.number(), distributed.processes()
-        distributed.together(
+        part = distributed.rank(), distributed.world_size()
+        distributed.on_all_ranks(
             lambda: extract_chunks(
                 model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling, part=part
             ),

@@ -63,10 +63,10 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
     from nextpixel.stats import wilson_interval
-    from nextpixel.training.finetuning import KIND, go_on, moved, start_run, test_score
+    from nextpixel.training.finetuning import KIND, relocate_run, start_run, test_score, train_run
 
     if args.resume is not None:
-        run = moved(Run.open(args.resume, KIND), FinetuneConfig, args.data)
+        run = relocate_run(Run.open(args.resume, KIND), FinetuneConfig, args.data)
     else:
         assert args.train is not None and args.out is not None
         check_output(args.out)
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
         )
     again = command("finetune", "--resume", run.path)
     try:
-        go_on(run, test=args.test if args.resume else None)
+        train_run(run, test=args.test if args.resume else None)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     if not is_first():

@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
         _tell(merge(args.merge), args.merge, args.output.json)
         return
     assert args.images is not None and args.out is not None
-    job = None if args.job is None else Job.read(args.job)
+    job = None if args.job is None else Job.parse(args.job)
     store_side = args.store_side if args.store_side is not None else stored_side(args.side, args.augment)
     try:
         found = prepare(

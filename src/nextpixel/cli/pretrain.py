@@ -65,10 +65,10 @@ def run(argv: Sequence[str]) -> None:
         )
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
-    from nextpixel.training.pretraining import KIND, branch_run, go_on, moved, start_run
+    from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
 
     if args.resume is not None:
-        run = moved(Run.open(args.resume, KIND), PretrainConfig, args.data)
+        run = relocate_run(Run.open(args.resume, KIND), PretrainConfig, args.data)
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
         run = start_run(args.images, args.out, args.config, args.split, force=args.force)
     again = command("pretrain", "--resume", run.path)
     try:
-        model = go_on(run)
+        model = train_run(run)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     if not is_first():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nextpixel.representation.extraction import Backbone
     from nextpixel.representation.few_labels import Result
     from nextpixel.representation.probing import LinearProbe
-    from nextpixel.training.convnet import Fitted
+    from nextpixel.training.convnet import TrainedResult
 
 OURS = "this model"
 
@@ -204,7 +204,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def _draw(path: Path, results: Sequence[Result | Fitted], probe: LinearProbe | None) -> None:
+def _draw(path: Path, results: Sequence[Result | TrainedResult], probe: LinearProbe | None) -> None:
     from nextpixel.reports.figures import label_figure, layer_figure
 
     if results[0].labels_per_class is not None:
@@ -216,7 +216,7 @@ def _draw(path: Path, results: Sequence[Result | Fitted], probe: LinearProbe | N
 
 def _print(
     results: Sequence[Result],
-    rivals: Sequence[Fitted],
+    rivals: Sequence[TrainedResult],
     probe: LinearProbe | None,
     commonest: float,
     images: int,
@@ -226,7 +226,7 @@ def _print(
     from nextpixel.stats import accuracies, mean_interval, per_class_accuracy, wilson_interval
 
     show(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
-    rows: list[Result | Fitted] = [*results, *rivals]
+    rows: list[Result | TrainedResult] = [*results, *rivals]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
         mean, spread, half = mean_interval(accuracies(result.scores))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nextpixel.network.resnet import ResNet
     from nextpixel.representation.extraction import Backbone
     from nextpixel.representation.few_labels import Result
-    from nextpixel.training.convnet import Fitted
+    from nextpixel.training.convnet import TrainedResult
 
 SCRATCH = "resnet20"
 TIMED_IMAGES = 64
@@ -66,17 +66,17 @@ def fit_rivals(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     **how: Any,
-) -> list[Fitted]:
-    """Each rival on the same labels, see convnet.compete."""
+) -> list[TrainedResult]:
+    """Each rival on the same labels, see convnet.evaluate_convnet."""
     if against is None:
         return []
-    from nextpixel.training.convnet import compete
+    from nextpixel.training.convnet import evaluate_convnet
 
     found = []
     for name in names(against):
         student = students.get(name)
         title = f"{SCRATCH}, from scratch" if student is None else f"{name}, fine-tuned"
-        found += compete(title, train, test, init=student, **how)
+        found += evaluate_convnet(title, train, test, init=student, **how)
     return found
 
 
@@ -86,7 +86,7 @@ def costs_of(
     deepest: int,
     searched: bool,
     results: Sequence[Result],
-    rivals: Sequence[Fitted],
+    rivals: Sequence[TrainedResult],
     students: Mapping[str, ResNet],
 ) -> list[dict[str, Any]]:
     """Of the model's probe, the students' probes and each trained network: training and inference, means of repeats.
@@ -144,7 +144,13 @@ def costs_of(
 
 
 def _cost(
-    result: Result | Fitted, *, seconds: float, passes: int, flops: int, inference_flops: int, inference_ms: float
+    result: Result | TrainedResult,
+    *,
+    seconds: float,
+    passes: int,
+    flops: int,
+    inference_flops: int,
+    inference_ms: float,
 ) -> dict[str, Any]:
     return {
         "reading": result.reading,
@@ -172,7 +178,7 @@ def milliseconds(model: Backbone, layer: int = 0) -> float:
     return 1e3 * min(taken[1:]) / TIMED_IMAGES
 
 
-def rivals_report(rivals: Sequence[Fitted], costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def rivals_report(rivals: Sequence[TrainedResult], costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What --json tells of them; nothing where there are none."""
     if not rivals:
         return {}

@@ -106,13 +106,13 @@ def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
         raise FileNotFoundError(str(error)) from error
 
 
-def shrunk(source: MapSource, side: int, fit: Fit) -> DecodedSet:
+def resized(source: MapSource, side: int, fit: Fit) -> DecodedSet:
     """A prepared set at the smaller side that it serves, without a second copy on the disk."""
     found = _decoded(source, _key(source, side, fit, NO_LEVELS))
-    return replace(found, squares=cast(Any, Shrunk(source, side)), pixels=f"{found.digest()} at {side}")
+    return replace(found, squares=cast(Any, ResizedSquares(source, side)), pixels=f"{found.digest()} at {side}")
 
 
-class Shrunk:
+class ResizedSquares:
     """Squares at a smaller side, uint8 (N, side, side, 3), made when rows of them are asked for."""
 
     def __init__(self, source: MapSource, side: int) -> None:

@@ -40,7 +40,7 @@ class Job:
     jobs: int = 1
 
     @classmethod
-    def read(cls, text: str) -> Job:
+    def parse(cls, text: str) -> Job:
         """The job that 3/16 means. Raises InputError."""
         first, slash, second = text.partition("/")
         if slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nextpixel.files import new_file
 from nextpixel.representation.few_labels import Result
 from nextpixel.stats import accuracies, mean_interval, middle_best
-from nextpixel.training.convnet import Fitted
+from nextpixel.training.convnet import TrainedResult
 
 if TYPE_CHECKING:
     from nextpixel.study import Point
@@ -28,7 +28,7 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
     _save(figure, path)
 
 
-def label_figure(results: Sequence[Result | Fitted], path: Path) -> None:
+def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
     """Test accuracy against labels per class, one line a reading, with 95 % intervals of the mean."""
     axes, figure = _axes("labels per class", "test accuracy")
     for name in dict.fromkeys(result.reading for result in results):

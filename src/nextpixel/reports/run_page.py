@@ -17,7 +17,7 @@ from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration
 from nextpixel.reports.curves import Line, Points, chart, per_cent
 from nextpixel.reports.pages import data_url, fill, text
-from nextpixel.training.setup import reading
+from nextpixel.training.setup import run_facts
 
 PICTURES_AT_MOST = 12
 SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
@@ -30,7 +30,7 @@ VALIDATION = {  # what validation measures: its name, its unit, how a number of 
 
 def page(run: Run) -> str:
     """The HTML text. Raises InputError for a run folder that cannot be read."""
-    with reading(run) as facts:
+    with run_facts(run) as facts:
         log, best, steps = _finite(run.read_log()), run.best(), run.steps()
         config, kind = facts["config"], run.kind
         batch = config["batch_images"]

@@ -170,7 +170,7 @@ def predict_convnet(model: ResNet, squares: NDArray[np.uint8]) -> NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainedResult:
     """What a trained network reached with some labels per class (None: all), over repeats with other labels drawn."""
 
     reading: str
@@ -186,7 +186,7 @@ class Fitted:
     """Images seen while training, all trials and the last fit."""
 
 
-def compete(
+def evaluate_convnet(
     name: str,
     train: tuple[NDArray[np.uint8], NDArray[Any]],
     test: tuple[NDArray[np.uint8], NDArray[Any]],
@@ -199,7 +199,7 @@ def compete(
     seed: int = 0,
     seen: NDArray[np.bool_] | None = None,
     device: str = "cpu",
-) -> list[Fitted]:
+) -> list[TrainedResult]:
     """A ResNet on the same random subsets as few_labels.compare; test labels are looked at once, after the last fit.
 
     Each trial is fitted to the subset but for one of the folds by which a probe chooses, and judged on that; the best,
@@ -212,7 +212,7 @@ def compete(
     truth = class_numbers(test_labels, classes)
     found = []
     for count in labels_per_class:
-        result = Fitted(name, count, [], [], [], [], [])
+        result = TrainedResult(name, count, [], [], [], [], [])
         for repeat in range(1 if count is None else repeats):
             rows = choose_labels(labels, count, seed, repeat)
             own, own_numbers = np.asarray(squares[rows]), numbers[rows]

@@ -32,7 +32,7 @@ from nextpixel.progress import say
 from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
 from nextpixel.training.loop import Cadence, train
-from nextpixel.training.setup import absolute, create_run, find_sets, move_run, named, reading
+from nextpixel.training.setup import absolute, create_run, find_sets, relocate_images, run_facts, source_facts
 from nextpixel.training.tracking import check_tracker
 
 KIND = "distill"
@@ -57,15 +57,15 @@ def distill(
     perhaps `data`: the same images in another place. Raises as pretrain does,
     and InputError in one of several processes.
     """
-    distributed.alone("distill")
+    distributed.require_one_process("distill")
     if resume is not None:
         if settings or not (out is split is model is None):
             raise InputError("takes the settings of its run; expected none beside it", argument="resume")
-        return go_on(moved(Run.open(resume, KIND), images if data is None else data), images)
+        return train_run(relocate_run(Run.open(resume, KIND), images if data is None else data), images)
     if images is None or out is None:
         raise InputError("distill needs images and a new folder (`out`), or a run to go on with (`resume`)")
     config = replace_checked(DistillConfig(), settings)
-    return go_on(start_run(images, Path(out), config, model, split), images)
+    return train_run(start_run(images, Path(out), config, model, split), images)
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def start_run(
         decided,
         shape=ResNetConfig(config.blocks, config.factor, side, targets=len(layers) * teacher.config.width),
         tokenizer=None,
-        data=named(images, split) | {"train_images": len(rows), "validation_images": len(held)},
+        data=source_facts(images, split) | {"train_images": len(rows), "validation_images": len(held)},
         sets=[decoded],
     )
 
 
-def moved(run: Run, images: Any) -> Run:
-    """The run, which takes its pictures from these images from now on, where there are any; see move_run."""
+def relocate_run(run: Run, images: Any) -> Run:
+    """The run, which takes its pictures from these images from now on, where there are any; see relocate_images."""
     if images is not None:
-        move_run(run, images, lambda facts: _decode_again(facts, images))
+        relocate_images(run, images, lambda facts: _decode_again(facts, images))
     return run
 
 
@@ -134,14 +134,14 @@ def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
     return (decode(images, facts["model"]["side"], split=split, cache=cache, fit=decided.fit, levels=asked),)
 
 
-def go_on(run: Run, images: Any = None) -> ResNet:
+def train_run(run: Run, images: Any = None) -> ResNet:
     """Look at the images with the teacher where that is not done, and train the student to its end."""
     with run.locked():
         return _train(run, images)
 
 
 def _train(run: Run, images: Any) -> ResNet:
-    with reading(run) as facts:
+    with run_facts(run) as facts:
         config = DistillConfig(**facts["config"])
         decided = Decisions(**facts["decisions"])
         shape = ResNetConfig(**facts["model"])
@@ -153,13 +153,13 @@ def _train(run: Run, images: Any) -> ResNet:
     (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
-        _look(run, decoded.squares, config, decided, teacher_file)
+        _cache_teacher_features(run, decoded.squares, config, decided, teacher_file)
     seen = np.load(teacher_file, mmap_mode="r")  # (N, 1 or 2, D) of each image, and of its mirror image
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
 
     steps = run.steps()
     if steps:
-        with run.reading(steps[-1]) as folder:
+        with run.checkpoint(steps[-1]) as folder:
             student = load_backbone(folder)
         assert isinstance(student, ResNet)
     else:
@@ -263,7 +263,9 @@ def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[
     return mean.astype(np.float32), matrix.astype(np.float32)
 
 
-def _look(run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path) -> None:
+def _cache_teacher_features(
+    run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path
+) -> None:
     """The teacher's features of every image, and of its mirror image, written to `path`; goes on where it was."""
     dtype = "bf16" if config.dtype == "bf16" else "fp32"
     teacher = load(decided.teacher, device=decided.device)

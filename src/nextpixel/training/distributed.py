@@ -49,30 +49,30 @@ class _Groups:
 _groups: _Groups | None = None  # torch.distributed has one world a process, and so have we
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many torchrun started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
-def number() -> int:
+def rank() -> int:
     """Of this process, from 0; number 0 writes and speaks (progress.is_first)."""
-    return int(os.environ["RANK"]) if processes() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def on_this_node() -> int:
+def local_world_size() -> int:
     """How many of the processes share this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if processes() > 1 else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
-def launched() -> bool:
+def under_torchrun() -> bool:
     """Whether torchrun started this process, be it the only one."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def alone(verb: str) -> None:
+def require_one_process(verb: str) -> None:
     """Raises InputError in one of several processes, for work that they cannot share."""
-    if processes() > 1:
-        raise InputError(f"{verb} works in one process, expected no torchrun, got {processes()} processes")
+    if world_size() > 1:
+        raise InputError(f"{verb} works in one process, expected no torchrun, got {world_size()} processes")
 
 
 def join(device: str, timeout_minutes: float) -> str:
@@ -81,35 +81,35 @@ def join(device: str, timeout_minutes: float) -> str:
     Raises InputError where there are more processes than devices, or devices that cannot work together.
     """
     global _groups
-    if processes() == 1:
+    if world_size() == 1:
         return device
     kind = device.split(":")[0]
     if kind == "mps":
         raise InputError("mps works alone, expected cpu or cuda for several processes", argument="device")
     if kind == "cuda":
-        if on_this_node() > torch.cuda.device_count():
+        if local_world_size() > torch.cuda.device_count():
             raise InputError(
                 f"nproc-per-node of torchrun: expected at most the {torch.cuda.device_count()} GPUs of this machine, "
-                f"got {on_this_node()}"
+                f"got {local_world_size()}"
             )
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     if _groups is None:
         timeout = timedelta(minutes=timeout_minutes)
-        with watched():
+        with lost_process_errors():
             if not dist.is_initialized():
                 store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
-                store = dist.PrefixStore(_round(store, timeout), store)
+                store = dist.PrefixStore(_rendezvous_name(store, timeout), store)
                 backend = "nccl" if kind == "cuda" else "gloo"
                 dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-                atexit.register(_part)
+                atexit.register(_leave)
             control = dist.new_group(backend="gloo", timeout=timeout)
             dist.barrier(control)  # who is missing is missed here, and not waited for as patiently as below
             _groups = _Groups(control, dist.new_group(backend="gloo", timeout=PATIENCE), timeout_minutes)
     return device
 
 
-def _part() -> None:
+def _leave() -> None:
     """End the groups, and with them their threads, while Python still runs.
 
     A thread of gloo that lets go of a tensor while Python ends is ended by force, which aborts the process. A group
@@ -123,7 +123,7 @@ def _part() -> None:
     gc.collect()
 
 
-def _round(store: Any, timeout: timedelta) -> str:
+def _rendezvous_name(store: Any, timeout: timedelta) -> str:
     """A name for this meeting that all its processes agree on, and no earlier one had.
 
     torchrun's store outlives the processes that it restarts, with the addresses of the dead ones (pytorch issue
@@ -131,33 +131,33 @@ def _round(store: Any, timeout: timedelta) -> str:
     first one offers what names it finds, until everybody has found its own among them.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
-    store.set(f"name-{number()}", own)
+    store.set(f"name-{rank()}", own)
     while time.monotonic() < end:
         if is_first():
-            store.set("offer", ",".join(store.get(f"name-{i}").decode() for i in range(processes())))
-            if all(store.check([f"{own}-{i}"]) for i in range(1, processes())):
+            store.set("offer", ",".join(store.get(f"name-{i}").decode() for i in range(world_size())))
+            if all(store.check([f"{own}-{i}"]) for i in range(1, world_size())):
                 return own
         else:
             names = store.get("offer").decode().split(",")
-            if names[number() : number() + 1] == [own]:
-                store.set(f"{names[0]}-{number()}", "found")
+            if names[rank() : rank() + 1] == [own]:
+                store.set(f"{names[0]}-{rank()}", "found")
                 return names[0]
         time.sleep(0.05)
     raise dist.DistStoreError("not all processes came")
 
 
-def share(batch_images: int) -> int:
+def local_batch_images(batch_images: int) -> int:
     """This process's part of a batch. Raises InputError for a batch that does not divide."""
-    if batch_images % processes():
+    if batch_images % world_size():
         raise InputError(
-            f"expected a multiple of the {processes()} processes, got {batch_images}; change it, or "
+            f"expected a multiple of the {world_size()} processes, got {batch_images}; change it, or "
             "how many torchrun starts",
             argument="batch_images",
         )
-    return batch_images // processes()
+    return batch_images // world_size()
 
 
-def together(work: Callable[[], T], *, patient: bool = False) -> T:
+def on_all_ranks(work: Callable[[], T], *, patient: bool = False) -> T:
     """Have every process do this, and wait for all. Where it fails in one, it fails in all, and that one says why."""
     if _groups is None:
         return work()
@@ -166,53 +166,53 @@ def together(work: Callable[[], T], *, patient: bool = False) -> T:
         result = work()
     except Exception as error:
         failure = error
-    failed: list[Any] = [None] * processes()
-    with watched():
+    failed: list[Any] = [None] * world_size()
+    with lost_process_errors():
         dist.all_gather_object(failed, failure is not None, group=_groups.patient if patient else _groups.control)
     if not any(failed):
         return result
-    if failure is not None and failed.index(True) == number():
+    if failure is not None and failed.index(True) == rank():
         if not is_first():
-            say(f"process {number()}: {str(failure) or type(failure).__name__}", everywhere=True)
+            say(f"process {rank()}: {str(failure) or type(failure).__name__}", everywhere=True)
         raise failure
     raise WorkError(f"process {failed.index(True)} failed, so all end; the line above or below says why") from failure
 
 
-def first_does(work: Callable[[], T], *, patient: bool = False) -> T:
+def on_first_rank(work: Callable[[], T], *, patient: bool = False) -> T:
     """Have the first process alone do this; all wait for it and get what it returns, or fail with it."""
     if _groups is None:
         return work()
-    result = [together(lambda: work() if is_first() else None, patient=patient)]
-    with watched():
+    result = [on_all_ranks(lambda: work() if is_first() else None, patient=patient)]
+    with lost_process_errors():
         dist.broadcast_object_list(result, src=0, group=_groups.control)
     return cast(T, result[0])
 
 
-def in_turn(work: Callable[[], T]) -> T:
+def node_by_node(work: Callable[[], T]) -> T:
     """The first process, then the first of every other machine, then the rest: what one writes, the next ones find."""
-    turn = 0 if number() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
-    results = [together(lambda now=now: work() if now == turn else None, patient=True) for now in range(3)]  # type: ignore[misc]
+    turn = 0 if rank() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    results = [on_all_ranks(lambda now=now: work() if now == turn else None, patient=True) for now in range(3)]  # type: ignore[misc]
     return cast(T, results[turn])
 
 
-def any_says(*flags: bool) -> list[bool]:
+def any_true(*flags: bool) -> list[bool]:
     """For each of these whether it is true in any process. Takes no device, and so waits for none."""
     if _groups is None:
         return list(flags)
     said = torch.tensor(flags, dtype=torch.int32)
-    with watched():
+    with lost_process_errors():
         dist.all_reduce(said, dist.ReduceOp.MAX, group=_groups.control)
     return [bool(flag) for flag in said.tolist()]
 
 
-def means(values: Sequence[float]) -> list[float]:
+def mean_over_ranks(values: Sequence[float]) -> list[float]:
     """The mean of each of these over the processes."""
     if _groups is None:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
-    with watched():
+    with lost_process_errors():
         dist.all_reduce(total, group=_groups.control)
-    return (total / processes()).tolist()
+    return (total / world_size()).tolist()
 
 
 class Network(nn.Module):
@@ -226,7 +226,7 @@ class Network(nn.Module):
         return getattr(self.model, self.method)(*inputs)
 
 
-def spread(
+def wrap(
     model: nn.Module,
     method: str = "__call__",
     *,
@@ -242,11 +242,11 @@ def spread(
     """
     if _groups is None:
         return Network(model, method)
-    with watched():
+    with lost_process_errors():
         if shard is None:
             # gradients live in the buckets that are sent, not beside them
             return DistributedDataParallel(Network(model, method), gradient_as_bucket_view=True)
-        mesh = init_device_mesh(device.split(":")[0], (processes(),))
+        mesh = init_device_mesh(device.split(":")[0], (world_size(),))
         weights = torch.bfloat16 if dtype == "bf16" else torch.float32
         # inputs stay as they are: the residual stream is fp32 and autocast chooses, as in a process alone
         policy = MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -258,7 +258,7 @@ def spread(
 
 
 @contextmanager
-def synchronising(network: nn.Module, wanted: bool) -> Iterator[None]:
+def gradient_sync(network: nn.Module, wanted: bool) -> Iterator[None]:
     """Forward and backward within: gradients are summed over the processes, or only added up in each."""
     inner = getattr(network, "model", None)
     if isinstance(inner, FSDPModule):
@@ -267,11 +267,11 @@ def synchronising(network: nn.Module, wanted: bool) -> Iterator[None]:
         yield
 
 
-def in_shards(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a model in shards, whole, on the CPU of the first process; others get none, but must call."""
     options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast(dict[str, Tensor], dcp_state.get_model_state_dict(model, options=options))
@@ -280,7 +280,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 def is_finite(parameters: Sequence[Tensor]) -> bool:
     """Whether all numbers of these are, in every process."""
     own = [p.to_local() if isinstance(p, DTensor) else p for p in (p.detach() for p in parameters)]
-    return not any_says(not all(torch.isfinite(norm) for norm in torch._foreach_norm([p for p in own if p.numel()])))[0]
+    return not any_true(not all(torch.isfinite(norm) for norm in torch._foreach_norm([p for p in own if p.numel()])))[0]
 
 
 def save_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -326,7 +326,7 @@ def _plain_errors() -> Iterator[None]:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
+def lost_process_errors() -> Iterator[None]:
     """What comes of a process that died or hangs becomes a WorkError that says so."""
     try:
         yield
@@ -334,7 +334,7 @@ def watched() -> Iterator[None]:
         raise
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Gloo"))
-        if processes() == 1 or not lost:
+        if world_size() == 1 or not lost:
             raise
         minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
         reason = " ".join(str(error).split())
@@ -343,5 +343,5 @@ def watched() -> Iterator[None]:
             f"checkpoint with `resume`, or by itself where torchrun has max-restarts ({reason})"
         )
         if not is_first():
-            say(f"process {number()}: {sentence}", everywhere=True)
+            say(f"process {rank()}: {sentence}", everywhere=True)
         raise WorkError(sentence) from error

@@ -42,25 +42,25 @@ from nextpixel.representation.probing import LinearProbe
 from nextpixel.training import distributed, optim
 from nextpixel.training.loop import Cadence, train
 from nextpixel.training.setup import (
-    Begun,
     Decisions,
+    OpenRun,
     TokenBatch,
     accumulate,
-    batches_of,
-    begun_before,
     create_run,
     decide,
     decode_sets,
+    evaluated_model,
+    find_restarted_run,
     find_sets,
-    judging,
-    moved,
-    named,
+    open_run,
     pixel_loss,
-    reading,
-    ready,
-    taking_up,
+    place_model,
+    relocate_run,
+    run_facts,
+    source_facts,
     token_batches,
-    write_whole,
+    training_batches,
+    write_full_model,
 )
 from nextpixel.training.tracking import check_tracker
 
@@ -99,12 +99,12 @@ def finetune(
         if settings or not (out is model is split is labels is test_labels is None):
             raise InputError("takes the settings of its run; expected none beside it", argument="resume")
         images = data if images is None else images
-        return go_on(moved(Run.open(resume, KIND), FinetuneConfig, images), images, test)
+        return train_run(relocate_run(Run.open(resume, KIND), FinetuneConfig, images), images, test)
     if images is None or out is None:
         raise InputError("finetune needs labelled images and a new folder (`out`), or a run to go on with (`resume`)")
     config = replace_checked(FinetuneConfig(), settings)
     run = start_run(model, images, Path(out), config, labels, split=split, test=test, test_labels=test_labels)
-    return go_on(run, images, test)
+    return train_run(run, images, test)
 
 
 def start_run(
@@ -123,8 +123,11 @@ def start_run(
     Of several processes the first one does; where torchrun started this command before, its run is returned.
     """
     distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.first_does(
-        lambda: begun_before(out, KIND, config) or _start(model, images, out, config, labels, split, test, test_labels),
+    return distributed.on_first_rank(
+        lambda: (
+            find_restarted_run(out, KIND, config)
+            or _start(model, images, out, config, labels, split, test, test_labels)
+        ),
         patient=True,
     )
 
@@ -141,7 +144,7 @@ def _start(
 ) -> Run:
     Run.new_path(out)  # refuses before any work is done
     check_tracker(config.tracker)
-    distributed.share(config.batch_images)
+    distributed.local_batch_images(config.batch_images)
     config = replace(config, cache=config.cache and os.path.abspath(config.cache))
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
     network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
@@ -169,7 +172,7 @@ def _start(
         "train": rows[chosen[~held]],
         "validation": rows[chosen[held]],
     }
-    data = named(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
+    data = source_facts(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
     data |= sets[0].levels.values()
     if test is not None:
         test_source = open_test(test)
@@ -180,7 +183,7 @@ def _start(
         arrays["test_seen"] = seen_before(trained, test_squares, test_source.source_name)
         refuse_overlap(arrays["test_seen"], test_source.source_name)
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
-        data["test"] = named(test, test_source.split)
+        data["test"] = source_facts(test, test_source.split)
 
     network.set_classes([str(name) for name in classes])
     begun_from = "a model in memory" if isinstance(model, ImageGPT) else Path(str(model or EMBEDDED)).name
@@ -214,27 +217,27 @@ def _start(
     )
 
 
-def go_on(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
+def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint to its end, and then look at the test images; returns its best model."""
-    with taking_up(run, FinetuneConfig, images) as begun:
-        return _train(begun, test)
+    with open_run(run, FinetuneConfig, images) as opened:
+        return _train(opened, test)
 
 
-def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
-    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
-    with reading(run) as facts:
+def _train(opened: OpenRun[FinetuneConfig], test: Any) -> ImageGPT:
+    run, config, decided, shape = opened.run, opened.config, opened.decided, opened.shape
+    with run_facts(run) as facts:
         arrays = run.arrays()
         labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
-    steps = distributed.first_does(run.steps)
+    steps = distributed.on_first_rank(run.steps)
     if not steps:
         raise InputError(f"{run.path}: expected a checkpoint to go on from, got none; start a new run")
-    with run.reading(steps[-1]) as folder:
+    with run.checkpoint(steps[-1]) as folder:
         model = load(folder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
     # frozen, the generative loss would be a constant
-    network = ready(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
-    batches = batches_of(begun, train_numbers)
+    network = place_model(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
+    batches = training_batches(opened, train_numbers)
     tokens_at, placed = token_batches(batches, model, decided.device)
 
     def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
@@ -253,11 +256,11 @@ def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
 
         return accumulate(network, loss_of, len(tokens), decided)
 
-    held_squares = begun.validation_set.squares[validation_numbers]
+    held_squares = opened.validation_set.squares[validation_numbers]
     held_names = np.array(shape.classes, object)[labels[validation_numbers]]
 
     def evaluate(step: int) -> dict[str, float]:
-        with judging(model, run, step, decided.device) as judged:
+        with evaluated_model(model, run, step, decided.device) as judged:
             score = LinearProbe.of(judged).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
         say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
         return {"validation_accuracy": score.accuracy}
@@ -275,7 +278,7 @@ def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
         step=step,
         rate_at=lambda step: optim.constant_rate(step, warmup_steps=decided.warmup_steps, peak=decided.learning_rate),
         evaluate=evaluate,
-        write_model=lambda folder: write_whole(model, folder),
+        write_model=lambda folder: write_full_model(model, folder),
         images_per_step=config.batch_images,
         clip_norm=config.clip_norm,
         figure="validation_accuracy",
@@ -284,7 +287,7 @@ def _train(begun: Begun[FinetuneConfig], test: Any) -> ImageGPT:
     )
     best = load(run.path)
     if decided.test_key is not None:
-        distributed.first_does(
+        distributed.on_first_rank(
             lambda: _test(run, best, facts["data"]["test"], test, config, decided, arrays), patient=True
         )
     return best

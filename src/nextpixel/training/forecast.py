@@ -37,10 +37,10 @@ def forecast(config: PretrainConfig, shape: ImageGPTConfig, place: Placement, do
     return Forecast(config, shape, place, need, max(0, config.steps - done_steps) * config.batch_images)
 
 
-def tell(config: PretrainConfig, shape: ImageGPTConfig, decided: Decisions, done_steps: int) -> None:
+def report_plan(config: PretrainConfig, shape: ImageGPTConfig, decided: Decisions, done_steps: int) -> None:
     """Say on stderr what is left of a run: parameters, FLOPs, memory by part beside what is free, the time if known.
 
-    A run that has begun keeps its settings, so one that may not fit is only warned of.
+    A run that was started keeps its settings, so one that may not fit is only warned of.
     """
     device = decided.device
     place = Placement(device, decided.dtype, decided.compile, decided.micro_batch_images, free_bytes(device))
@@ -56,7 +56,7 @@ def tell(config: PretrainConfig, shape: ImageGPTConfig, decided: Decisions, done
     parts = ", ".join(f"{name} {capacity(value)}" for name, value in asdict(need).items() if value)
     how = [_at_once(place), place.dtype, "compiled" if place.compile else "not compiled"]
     how += ["activations recomputed"] if found.config.checkpoint_activations else []
-    processes = distributed.processes()
+    processes = distributed.world_size()
     where = place.device if processes == 1 else f"each of {processes} processes"
     say(
         f"Plan: {capacity(need.total)} of memory, {capacity(place.free_bytes)} free on {where}: {parts} "
@@ -68,11 +68,11 @@ def tell(config: PretrainConfig, shape: ImageGPTConfig, decided: Decisions, done
         say(f"It may not fit: {_shortage(found)}")
 
 
-def refuse(found: Forecast) -> None:
+def check_fits(found: Forecast) -> None:
     """Raises InputError for a run that does not fit, naming the settings with which it would."""
     if found.fits:
         return
-    config, place, shards = found.config, found.place, distributed.processes()
+    config, place, shards = found.config, found.place, distributed.world_size()
     would = plan.remedy(
         found.shape,
         place.micro_batch_images,
@@ -119,7 +119,7 @@ def _time(found: Forecast) -> str:
         return ""
     seconds = plan.training_seconds(
         plan.flops_per_image(found.shape) * found.images,
-        peak * plan.ASSUMED_UTILISATION * distributed.processes(),
+        peak * plan.ASSUMED_UTILISATION * distributed.world_size(),
         found.config.checkpoint_activations,
     )
     return (

@@ -107,15 +107,15 @@ def train(
 
     Raises Interrupted after a signal, WorkError on a non-finite loss or a failed write.
     """
-    start = distributed.first_does(lambda: (run.steps() or [0])[-1])
+    start = distributed.on_first_rank(lambda: (run.steps() or [0])[-1])
 
     def restore() -> None:
-        with run.reading(start) as folder:
+        with run.checkpoint(start) as folder:
             load_trainer_state(folder / TRAINER, model, optimizers)
 
     if start:
-        distributed.together(restore)
-    distributed.first_does(lambda: run.forget_after(start))
+        distributed.on_all_ranks(restore)
+    distributed.on_first_rank(lambda: run.forget_after(start))
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def save(done: int) -> None:
@@ -127,13 +127,13 @@ def train(
             save_trainer_state(part / TRAINER, model, optimizers)
 
         with contextlib.ExitStack() as folder:  # opened and closed in the first process, filled by all
-            part = distributed.first_does(lambda: folder.enter_context(run.new_checkpoint(done, cadence.steps)))
-            distributed.together(write)
-            distributed.first_does(folder.close)
+            part = distributed.on_first_rank(lambda: folder.enter_context(run.new_checkpoint(done, cadence.steps)))
+            distributed.on_all_ranks(write)
+            distributed.on_first_rank(folder.close)
 
     def evaluate_now(done: int) -> None:
         with signals.at_once():
-            distributed.first_does(lambda: judge(done))
+            distributed.on_first_rank(lambda: judge(done))
 
     def judge(done: int) -> None:
         figures = evaluate(done)
@@ -145,20 +145,20 @@ def train(
         board(done, figures)
 
     def enough() -> bool:
-        return distributed.first_does(has_enough)
+        return distributed.on_first_rank(has_enough)
 
     def has_enough() -> bool:
         since = sum(figure in entry and entry["step"] > run.best().get("step", 0) for entry in run.read_log())
         return patience is not None and since >= patience
 
     with (
-        distributed.watched(),
+        distributed.lost_process_errors(),
         _signals() as signals,
         boards(run.path, run.facts(), start) as board,
         ThreadPoolExecutor(1) as ahead,
         progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
     ):
-        if distributed.first_does(lambda: cadence.evaluation_due(start) and not _evaluated(run, start, figure)):
+        if distributed.on_first_rank(lambda: cadence.evaluation_due(start) and not _evaluated(run, start, figure)):
             evaluate_now(start)  # it was killed between checkpoint and figures
         if enough():
             return
@@ -188,16 +188,16 @@ def train(
 
             log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
             due = cadence.checkpoint_due(done, time.monotonic() - saved_at)  # clocks differ, and signals may miss some
-            stop, due = distributed.any_says(signals.came, due)  # asked once: a signal after this waits for the next
+            stop, due = distributed.any_true(signals.came, due)  # asked once: a signal after this waits for the next
             save_due = stop or due
             if log_due or save_due:
-                loss = distributed.means([total.item()])[0] / counted
+                loss = distributed.mean_over_ranks([total.item()])[0] / counted
                 if not math.isfinite(loss):
                     raise _non_finite(run, done)
             if log_due:
                 now = time.monotonic()
                 speed = counted * images_per_step / (now - logged_at)
-                peak = max(distributed.means(torch.stack(losses).tolist()))
+                peak = max(distributed.mean_over_ranks(torch.stack(losses).tolist()))
                 figures = {
                     "loss": loss,
                     "highest_loss": peak,

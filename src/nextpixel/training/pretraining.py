@@ -38,29 +38,29 @@ from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens.palette import Palette
 from nextpixel.training import distributed, optim
-from nextpixel.training.forecast import forecast, refuse, tell
+from nextpixel.training.forecast import check_fits, forecast, report_plan
 from nextpixel.training.loop import Cadence, train
 from nextpixel.training.setup import (
-    Begun,
+    OpenRun,
     TokenBatch,
     absolute,
     accumulate,
-    batches_of,
-    begun_before,
     create_run,
     decide,
     decode_sets,
-    judging,
-    launch,
-    moved,
-    named,
+    evaluated_model,
+    find_restarted_run,
+    launch_facts,
+    open_run,
     pixel_loss,
     place,
-    reading,
-    ready,
-    taking_up,
+    place_model,
+    relocate_run,
+    run_facts,
+    source_facts,
     token_batches,
-    write_whole,
+    training_batches,
+    write_full_model,
 )
 from nextpixel.training.tracking import check_tracker
 
@@ -94,7 +94,7 @@ def pretrain(
         if settings or not (out is recipe is split is branch is None):
             raise InputError("takes the settings of its run; expected none beside it", argument="resume")
         images = data if images is None else images
-        run = moved(Run.open(resume, KIND), PretrainConfig, images)
+        run = relocate_run(Run.open(resume, KIND), PretrainConfig, images)
     elif branch is not None:
         others = settings.keys() - {"steps", "cooldown_fraction"}
         if out is None or "steps" not in settings or others or not (recipe is split is None):
@@ -113,7 +113,7 @@ def pretrain(
             raise InputError("pretrain needs images and a new folder (`out`), or a run to go on with (`resume`)")
         config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings)
         run = start_run(images, Path(out), config, split, force=force)
-    return go_on(run, images)
+    return train_run(run, images)
 
 
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None, *, force: bool = False) -> Run:
@@ -123,15 +123,15 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
     whose plan does not fit the memory is an InputError before any of that, unless `force`.
     """
     distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.first_does(
-        lambda: begun_before(out, KIND, config) or _start(images, out, config, split, force), patient=True
+    return distributed.on_first_rank(
+        lambda: find_restarted_run(out, KIND, config) or _start(images, out, config, split, force), patient=True
     )
 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     Run.new_path(out)  # refuses before any work is done
     check_tracker(config.tracker)
-    distributed.share(config.batch_images)
+    distributed.local_batch_images(config.batch_images)
     config = replace(  # so that the run can go on from another folder
         config,
         init=absolute(config.init),
@@ -151,7 +151,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         )
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
-        refuse(forecast(config, shape, placed))
+        check_fits(forecast(config, shape, placed))
     sets = decode_sets(images, config, model.side, model.fit, model.levels, split, config.validation)
     if config.validation:
         side = sets[0].squares.shape[1]  # of squares that crops are taken from, perhaps not the model's
@@ -182,7 +182,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         decided,
         shape=shape,
         tokenizer=model.tokenizer,
-        data=named(images, split)
+        data=source_facts(images, split)
         | {"train_images": len(train_indices), "validation_images": len(validation_indices)}
         | sets[0].levels.values(),
         sets=sets if config.validation else sets[:1],
@@ -196,13 +196,13 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
     It begins with the last kept checkpoint at which both have their full rate: up to there they are one run.
     Of several processes the first one begins it, see start_run.
     """
-    with reading(source) as facts:
+    with run_facts(source) as facts:
         config = PretrainConfig(**facts["config"])
     fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
     changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction})
     distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.first_does(
-        lambda: begun_before(out, KIND, changed) or _branch(source, out, facts, config, changed)
+    return distributed.on_first_rank(
+        lambda: find_restarted_run(out, KIND, changed) or _branch(source, out, facts, config, changed)
     )
 
 
@@ -221,42 +221,42 @@ def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfi
             argument="branch",
         )
     branched_from = {"run": str(source.path.resolve()), "step": shared[-1]}
-    facts |= {"config": asdict(changed), "branched_from": branched_from} | launch()
+    facts |= {"config": asdict(changed), "branched_from": branched_from} | launch_facts()
     facts["decisions"] |= {"steps": changed.steps}
     return Run.branch(out, source, shared[-1], facts)
 
 
-def go_on(run: Run, images: Any = None) -> ImageGPT:
+def train_run(run: Run, images: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint, or its start, to its end; returns its best model."""
-    with taking_up(run, PretrainConfig, images) as begun:
-        return _train(begun)
+    with open_run(run, PretrainConfig, images) as opened:
+        return _train(opened)
 
 
-def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
-    run, config, decided, shape = begun.run, begun.config, begun.decided, begun.shape
-    train_indices, validation_indices = _choose(begun.train_set, begun.validation_set, config)
-    steps = distributed.first_does(run.steps)
-    tell(config, shape, decided, done_steps=(steps or [0])[-1])
+def _train(opened: OpenRun[PretrainConfig]) -> ImageGPT:
+    run, config, decided, shape = opened.run, opened.config, opened.decided, opened.shape
+    train_indices, validation_indices = _choose(opened.train_set, opened.validation_set, config)
+    steps = distributed.on_first_rank(run.steps)
+    report_plan(config, shape, decided, done_steps=(steps or [0])[-1])
     if steps:
-        with run.reading(steps[-1]) as folder:
+        with run.checkpoint(steps[-1]) as folder:
             model = load(folder)
     elif config.init:
         model = _first_model(config)
     else:
         model = ImageGPT(shape, seed=config.seed)
-    model.tokenizer, model.fit, model.levels = begun.tokenizer, decided.fit, begun.train_set.levels
+    model.tokenizer, model.fit, model.levels = opened.tokenizer, decided.fit, opened.train_set.levels
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
-    model.facts = before | {"trained_on": begun.data["source"], "steps": config.steps, "seed": config.seed}
+    model.facts = before | {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
     if config.init and not steps:  # from here on the run needs that model no more
 
         def begin() -> None:
             with run.new_checkpoint(0, config.steps) as part:
                 write_model(model, part)
 
-        distributed.first_does(begin)
-    network = ready(model, config, decided)
+        distributed.on_first_rank(begin)
+    network = place_model(model, config, decided)
     optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
-    batch_at, placed = token_batches(batches_of(begun, train_indices), model, decided.device)
+    batch_at, placed = token_batches(training_batches(opened, train_indices), model, decided.device)
 
     def step(batch: TokenBatch) -> Tensor:
         tokens, hidden, lie = placed(batch)
@@ -276,7 +276,7 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
         falling = config.cooldown_fraction
         return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
 
-    held_out = begun.validation_set.squares[validation_indices]
+    held_out = opened.validation_set.squares[validation_indices]
     probed = run.arrays() if config.probe_data else {}
     masked = shape.objective == "masked"
 
@@ -286,9 +286,9 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
 
     def evaluate(step: int) -> dict[str, float]:
         more, said = {}, ""
-        with judging(model, run, step, decided.device) as judged:
+        with evaluated_model(model, run, step, decided.device) as judged:
             # no more than in a step, so that it takes no more memory
-            at_once = min(decided.micro_batch_images, distributed.share(config.batch_images))
+            at_once = min(decided.micro_batch_images, distributed.local_batch_images(config.batch_images))
             mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype, batch_images=at_once))
             if config.sample_images and not masked:
                 with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
@@ -312,7 +312,7 @@ def _train(begun: Begun[PretrainConfig]) -> ImageGPT:
         step=step,
         rate_at=rate_at,
         evaluate=evaluate,
-        write_model=lambda folder: write_whole(model, folder),
+        write_model=lambda folder: write_full_model(model, folder),
         images_per_step=config.batch_images,
         clip_norm=config.clip_norm,
     )

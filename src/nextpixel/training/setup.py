@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, ResNetConfig, RunConfig
-from nextpixel.data.decoded import Batches, DecodedSet, decode, read_decoded, shrunk, stored_side
+from nextpixel.data.decoded import Batches, DecodedSet, decode, read_decoded, resized, stored_side
 from nextpixel.devices import can_compile, choose_device, choose_dtype, free_memory_bytes, machine, set_threads
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
@@ -57,7 +57,7 @@ class Decisions:
     validation_key: str
     test_key: str | None = None
     steps: int = 0
-    """In all; 0 in runs that were begun before this was recorded."""
+    """In all; 0 in runs started before this was recorded."""
     pixels: Sequence[str] = ()
     """DecodedSet.digest of the sets of training, validation and perhaps test; none in runs of earlier versions."""
     levels: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
     image_bytes = plan.activation_bytes_per_image(
         shape, dtype=dtype, checkpointed=config.checkpoint_activations, compiled=compiled
     )
-    own = distributed.share(batch)
+    own = distributed.local_batch_images(batch)
     chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
     for parts in range(-(-own // chosen), own + 1):  # smaller, where weights and optimiser leave less than the half
         placed = Placement(device, dtype, compiled, -(-own // parts), free)
@@ -111,15 +111,15 @@ def expected_memory(config: GPTRunConfig, shape: ImageGPTConfig, placed: Placeme
         optimizer=optimizer,
         compiled=placed.compile,
         checkpointed=config.checkpoint_activations,
-        shards=distributed.processes() if config.shard else 1,
+        shards=distributed.world_size() if config.shard else 1,
         on_cpu=placed.device == "cpu",
-        accumulating=placed.micro_batch_images < config.batch_images or distributed.processes() > 1,
+        accumulating=placed.micro_batch_images < config.batch_images or distributed.world_size() > 1,
     )
 
 
 def free_bytes(device: str) -> float:
     """Memory that one process can have now; those of a machine share its main memory."""
-    return free_memory_bytes(device) / (1 if device.startswith("cuda") else distributed.on_this_node())
+    return free_memory_bytes(device) / (1 if device.startswith("cuda") else distributed.local_world_size())
 
 
 def decide(
@@ -189,7 +189,7 @@ def create_run(
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
         "machine": machine(decided.device),
-        **launch(),
+        **launch_facts(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     run = Run.create(out, facts, unreadable + passed_over, arrays, write_model)
@@ -198,14 +198,14 @@ def create_run(
     return run
 
 
-def launch() -> dict[str, Any]:
+def launch_facts() -> dict[str, Any]:
     """What was typed to begin a run, and how many processes began it, for run.json."""
-    return {"command": sys.argv[1:], "processes": distributed.processes()}
+    return {"command": sys.argv[1:], "processes": distributed.world_size()}
 
 
-def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
+def find_restarted_run(out: Path, kind: str, config: RunConfig) -> Run | None:
     """The run that this very command began under torchrun, which starts it again after a failure (max-restarts)."""
-    if not distributed.launched() or not (out / "run.json").is_file():
+    if not distributed.under_torchrun() or not (out / "run.json").is_file():
         return None
     run = Run(out)
     facts = run.facts()
@@ -217,7 +217,7 @@ def begun_before(out: Path, kind: str, config: RunConfig) -> Run | None:
 
 
 @contextmanager
-def reading(run: Run) -> Iterator[dict[str, Any]]:
+def run_facts(run: Run) -> Iterator[dict[str, Any]]:
     """The facts of run.json; what is wrong with them becomes an InputError that names the file."""
     facts = run.facts()
     try:
@@ -227,7 +227,7 @@ def reading(run: Run) -> Iterator[dict[str, Any]]:
         raise InputError(f"{run.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
 
 
-def named(images: Any, split: str | None) -> dict[str, Any]:
+def source_facts(images: Any, split: str | None) -> dict[str, Any]:
     """Where images come from, for run.json."""
     several = list(images) if isinstance(images, list | tuple) else [images]
     path: Any = None
@@ -264,7 +264,7 @@ def decode_sets(
     if stored == side:
         return train, train
     if isinstance(source, MapSource):
-        return train, shrunk(source, side, fit)
+        return train, resized(source, side, fit)
     return train, decode(source, side, cache=config.cache, fit=fit, levels=train.levels)
 
 
@@ -287,7 +287,7 @@ def find_sets(
     except FileNotFoundError:
         pass
     if images is None and data["path"] is None:
-        raise InputError(f"this run was begun with images in memory, which are gone; pass them again as `{argument}`")
+        raise InputError(f"this run was started with images in memory, which are gone; pass them again as `{argument}`")
     if images is None:
         several = data["path"] if isinstance(data["path"], list) else [data["path"]]
         if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
@@ -296,7 +296,7 @@ def find_sets(
                 f"place with `{argument}`"
             )
     sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
-    _check_same(sets, keys, pixels, cache, data["source"] if images is None else named(images, None)["source"])
+    _check_same(sets, keys, pixels, cache, data["source"] if images is None else source_facts(images, None)["source"])
     return sets
 
 
@@ -315,19 +315,19 @@ def _check_same(
     )
 
 
-def moved(run: Run, settings: Callable[..., Any], images: Any) -> Run:
-    """The run, which takes its pictures from these images from now on, where there are any; see move_run."""
+def relocate_run(run: Run, settings: Callable[..., Any], images: Any) -> Run:
+    """The run, which takes its pictures from these images from now on, where there are any; see relocate_images."""
     if images is not None:
-        with reading(run) as facts:
+        with run_facts(run) as facts:
             device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
         distributed.join(choose_device(device), minutes)
-        distributed.first_does(
-            lambda: move_run(run, images, lambda facts: decode_again(facts, settings, images)), patient=True
+        distributed.on_first_rank(
+            lambda: relocate_images(run, images, lambda facts: decode_run_images(facts, settings, images)), patient=True
         )
     return run
 
 
-def move_run(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]]) -> None:
+def relocate_images(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]]) -> None:
     """Record in run.json that the pictures are to be taken from these images, whose sets `decode(facts)` makes.
 
     Raises InputError unless they are those that the run began with, pixel by pixel.
@@ -336,7 +336,7 @@ def move_run(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[
         facts = run.facts()
         data, decisions = facts["data"], facts["decisions"]
         names = [name for name in ("train_key", "validation_key") if name in decisions]
-        sets, place = decode(facts), named(images, data["split"])
+        sets, place = decode(facts), source_facts(images, data["split"])
         pixels = decisions.get("pixels", [])[: len(sets)]
         _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], place["source"])
         decisions |= dict(zip(names, (found.key for found in sets), strict=True))
@@ -349,7 +349,9 @@ def side_of(facts: dict[str, Any]) -> int:
     return square_side(picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"])))
 
 
-def decode_again(facts: dict[str, Any], settings: Callable[..., Any], images: Any) -> tuple[DecodedSet, DecodedSet]:
+def decode_run_images(
+    facts: dict[str, Any], settings: Callable[..., Any], images: Any
+) -> tuple[DecodedSet, DecodedSet]:
     """The sets of training and validation that the facts of run.json make of these images."""
     decided = Decisions(**facts["decisions"])
     return decode_sets(
@@ -373,7 +375,7 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
     run = next((Run(folder) for folder in folders if (folder / "run.json").is_file()), None)
     if run is None or run.kind not in ("pretrain", "finetune"):
         return None
-    with reading(run) as facts:
+    with run_facts(run) as facts:
         key, cache, data = facts["decisions"]["train_key"], facts["config"]["cache"], facts["data"]
         side = stored_side(side_of(facts), facts["config"]["augment"])
         fit, levels = facts["decisions"]["fit"], Levels.of(data.get("range"), data.get("bands"))
@@ -386,8 +388,8 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
 
 
 @dataclass(frozen=True)
-class Begun(Generic[Settings]):
-    """A run of an Image GPT that was begun: what run.json tells, and its sets, found again."""
+class OpenRun(Generic[Settings]):
+    """A run of an Image GPT that was started: what run.json tells, and its sets, found again."""
 
     run: Run
     config: Settings
@@ -403,53 +405,53 @@ class Begun(Generic[Settings]):
 
 
 @contextmanager
-def taking_up(run: Run, settings: type[Settings], images: Any) -> Iterator[Begun[Settings]]:
+def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRun[Settings]]:
     """Meet the other processes, set this one up as was decided when the run began, and find the run's sets.
 
     Raises InputError where somebody else is at work on the run, which is locked for as long as this lasts.
     """
-    with reading(run) as facts:
+    with run_facts(run) as facts:
         config = settings(**facts["config"])
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
         tokenizer = read_tokenizer(facts["tokenizer"], config.cache)
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
-    distributed.share(config.batch_images)
+    distributed.local_batch_images(config.batch_images)
     set_threads(decided.threads)
     with ExitStack() as held:
-        distributed.first_does(lambda: held.enter_context(run.locked()))
-        train_set, validation_set = distributed.in_turn(
+        distributed.on_first_rank(lambda: held.enter_context(run.locked()))
+        train_set, validation_set = distributed.node_by_node(
             lambda: find_sets(
                 (decided.train_key, decided.validation_key),
                 decided.pixels[:2],
                 config.cache,
                 data,
                 images,
-                lambda found: decode_again(facts, settings, found),
+                lambda found: decode_run_images(facts, settings, found),
             )
         )
         decided = replace(decided, device=device)
-        yield Begun(run, config, decided, shape, tokenizer, side_of(facts), data, train_set, validation_set)
+        yield OpenRun(run, config, decided, shape, tokenizer, side_of(facts), data, train_set, validation_set)
 
 
-def batches_of(begun: Begun[Any], numbers: NDArray[np.int64]) -> Batches:
+def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batches:
     """This process's part of the batches of those training images."""
     return Batches(
-        begun.train_set.squares,
+        opened.train_set.squares,
         numbers,
-        side=begun.side,
-        batch_images=begun.config.batch_images,
-        augment=begun.config.augment,
-        seed=begun.config.seed,
-        part=(distributed.number(), distributed.processes()),
+        side=opened.side,
+        batch_images=opened.config.batch_images,
+        augment=opened.config.augment,
+        seed=opened.config.seed,
+        part=(distributed.rank(), distributed.world_size()),
     )
 
 
-def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
+def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
     """Put the model where it is trained, in train mode, compiled block by block where that was decided.
 
-    Returns what trains it by that method, in this process or in several; see distributed.spread.
+    Returns what trains it by that method, in this process or in several; see distributed.wrap.
     """
     if not config.shard:  # a large model comes to its device block by block, as shards
         model.to(decided.device)
@@ -459,28 +461,28 @@ def ready(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str
         for block in model.blocks:
             block.compile()
     blocks = list(model.blocks) if config.shard else None
-    network = distributed.spread(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
+    network = distributed.wrap(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
     return network.to(decided.device)
 
 
-def write_whole(model: ImageGPT, folder: Path) -> None:
+def write_full_model(model: ImageGPT, folder: Path) -> None:
     """write_model for a model that may lie in shards; all processes call this, the first one writes."""
     whole = model
-    if distributed.in_shards(model):
-        state = distributed.whole_state(model)
+    if distributed.is_sharded(model):
+        state = distributed.full_state_dict(model)
         if is_first():
             with torch.device("meta"):
                 whole = ImageGPT(model.config)
             whole.load_state_dict(state, assign=True)
             whole.tokenizer, whole.fit, whole.facts = model.tokenizer, model.fit, model.facts
             whole.levels = model.levels
-    distributed.first_does(lambda: write_model(whole, folder))
+    distributed.on_first_rank(lambda: write_model(whole, folder))
 
 
 @contextmanager
-def judging(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
+def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
     """The model as it is evaluated in one process: itself, or, where it lies in shards, its checkpoint of that step."""
-    if distributed.in_shards(model):
+    if distributed.is_sharded(model):
         yield load(run.folder(step), device=device)
         return
     model.eval()
@@ -528,7 +530,7 @@ def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: i
     total = torch.zeros((), device=decided.device)
     for start in range(0, images, decided.micro_batch_images):
         rows = slice(start, min(start + decided.micro_batch_images, images))
-        with distributed.synchronising(network, rows.stop == images):
+        with distributed.gradient_sync(network, rows.stop == images):
             loss = loss_of(rows) * ((rows.stop - rows.start) / images)
             loss.backward()
         total += loss.detach()
