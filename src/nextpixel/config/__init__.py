@@ -1,6 +1,6 @@
-"""What a model and a run are made of: frozen dataclasses, check_keywords sizes, defaults and help texts. No torch.
+"""Settings of networks, runs, drawing and serving: frozen dataclasses, named sizes, recipes. Uses no torch.
 
-The text under a field is its help on the command line; defaults live here and nowhere else.
+The docstring under a field is its help text on the command line. Defaults are defined only here.
 """
 
 from nextpixel.config.keywords import (
@@ -10,17 +10,8 @@ from nextpixel.config.keywords import (
     SamplingKeywords,
     check_keywords,
 )
-from nextpixel.config.options import (
-    ModelOptions,
-    OutputOptions,
-    SamplingConfig,
-    ServeConfig,
-    StudyConfig,
-)
-from nextpixel.config.recipes import (
-    read_recipe,
-    replace_checked,
-)
+from nextpixel.config.options import ModelOptions, OutputOptions, SamplingConfig, ServeConfig, StudyConfig
+from nextpixel.config.recipes import read_recipe, replace_checked
 from nextpixel.config.runs import (
     INIT_RATE,
     LEARNING_RATES,
@@ -32,12 +23,7 @@ from nextpixel.config.runs import (
     RunConfig,
     peak_rate,
 )
-from nextpixel.config.shapes import (
-    MODERN,
-    SIZES,
-    ImageGPTConfig,
-    ResNetConfig,
-)
+from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, ResNetConfig
 from nextpixel.config.terms import (
     Activation,
     Augment,

@@ -1,7 +1,6 @@
-"""Settings by name: what functions take as keywords, and what a name gets that nobody knows.
+"""Keyword arguments of functions: their types, for editors and type checkers, and the error for an unknown one.
 
-Each TypedDict lists the fields of the dataclass that checks them, so that editors complete them and type checkers see
-them; defaults and help texts stand in the dataclass alone.
+Each TypedDict lists the fields of the dataclass that validates them; defaults and help texts are only in the dataclass.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ R = TypeVar("R")
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
-    """The sentence about a name that is none of the known ones."""
+    """The message for an unknown argument: suggests the closest match, or lists the known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
@@ -28,7 +27,7 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
 
 
 class Settings:
-    """Base of the dataclasses: an unknown name is a TypeError that says the nearest known one."""
+    """Base class of the dataclasses: an unknown keyword raises a TypeError that suggests the closest field."""
 
     def __new__(cls, *args: Any, **values: Any) -> Self:
         _check(cls, values, [field.name for field in dataclasses.fields(cls)])  # type: ignore[arg-type]
@@ -36,7 +35,7 @@ class Settings:
 
 
 def check_keywords(*settings: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The same for a function, which takes its parameters and the keys of these TypedDicts."""
+    """Decorate a function whose keywords are its parameters and the keys of these TypedDicts; reject others alike."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

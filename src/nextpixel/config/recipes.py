@@ -1,4 +1,4 @@
-"""Recipes: runs as flat TOML files; and settings taken by name, each checked."""
+"""Recipes: pretraining settings in flat TOML files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from nextpixel.config.keywords import unknown_name
 from nextpixel.config.runs import PretrainConfig, RunConfig
@@ -18,7 +18,7 @@ RECIPE_BYTES = 1 << 20
 
 
 def read_recipe(name_or_path: str) -> PretrainConfig:
-    """The run a recipe describes: the name of a shipped one, or the path of a flat TOML file."""
+    """The settings of a recipe, given by the name of a shipped one or the path of a flat TOML file."""
     path = Path(name_or_path)
     shipped = {
         file.name.removesuffix(".toml"): file
@@ -34,12 +34,12 @@ def read_recipe(name_or_path: str) -> PretrainConfig:
     try:
         content = read_bytes(path, RECIPE_BYTES) if is_file else shipped[name_or_path].read_bytes()
         values = tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # no TOML, or no text at all
-        raise InputError(f"{name_or_path}: expected a TOML file, got a mistake: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name_or_path}: expected a valid TOML file: {error}") from None
     try:
         return replace_checked(PretrainConfig(), values)
     except InputError as error:
-        sentence = str(error).replace("`", "")  # in the file these are keys, and no arguments
+        sentence = str(error).replace("`", "")  # the file has keys, not options
         raise InputError(f"{name_or_path}: {sentence}") from None
 
 
@@ -47,10 +47,8 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def replace_checked(config: C, values: Mapping[str, Any]) -> C:
-    """A copy with these values, each of a known name and the right type."""
-    import typing
-
-    kinds = typing.get_type_hints(type(config))
+    """A copy with these values. Raises InputError for an unknown name or a value of the wrong type."""
+    kinds = get_type_hints(type(config))
     for name, value in values.items():
         if name not in kinds:
             raise InputError(unknown_name(name, kinds))
@@ -60,10 +58,8 @@ def replace_checked(config: C, values: Mapping[str, Any]) -> C:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    import typing
-
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
         return value in options
     if options:
         return any(_fits(value, option) for option in options)
@@ -75,10 +71,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _spell(kind: Any) -> str:
-    import typing
-
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, options))
     if options:
         return " or ".join(_spell(option) for option in options if option is not type(None))

@@ -1,4 +1,4 @@
-"""What decides a training run; each kind records its own in run.json."""
+"""Settings of training runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nextpixel.config.terms import (
 )
 from nextpixel.errors import InputError
 
-MUON_RATE = 0.02  # of the modern preset's matrices; the rest of its parameters take a quarter of it
+MUON_RATE = 0.02  # for the matrices of the modern preset; its other parameters use a quarter of it
 
 # Peak rates at batch 128. l and xl: Chen et al. 2020, Table 5; s: karpathy/minGPT's note of the same table.
 # m is not confirmed by a primary source; xs and xxs follow s.
@@ -36,106 +36,98 @@ LEARNING_RATES: dict[str, float] = {
 }
 
 
-INIT_RATE = 0.1  # continuing takes about a tenth of the rate of pretraining (Chen et al. 2020, section 3.4)
+INIT_RATE = 0.1  # of the pretraining rate, for continued training (Chen et al. 2020, section 3.4)
 
 
 def peak_rate(parameters: int) -> float:
-    """The published rate of the named size nearest in parameters."""
+    """The published learning rate of the named size closest in number of parameters."""
     name = min(SIZES, key=lambda size: abs(math.log(SIZES[size].parameters / parameters)))
     return LEARNING_RATES[name]
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """What every kind of training run has; each records its own in run.json."""
+    """Settings of every training run; recorded in its run.json."""
 
     batch_images: int = 128
-    """Images per optimiser step."""
+    """Images per optimiser step, over all processes."""
     learning_rate: float | None = None
-    """Peak rate; by the size of the network unless told."""
+    """Peak learning rate; default: by the size of the network."""
     warmup_steps: int | None = None
-    """Linear warm-up; one epoch, but at most 5 % of the steps, unless told."""
+    """Steps of linear warm-up; default: one epoch, at most 5 % of all steps."""
     clip_norm: float = 0.0
-    """Scale gradients down to this global norm; 0 leaves them alone, as in the paper."""
+    """Maximum global norm of the gradient; 0: no clipping, as in the paper."""
     fit: Fit | None = None
-    """How pictures become squares. crop: shorter side to the side, then the centre; imagenet: the same at 224 and then
-    down, the paper's evaluation; squash: no regard for proportions, as transformers does. The first, unless told or
-    the model that it begins with brings another; kept with the model."""
+    """How pictures are made square; saved with the model. crop: resize the shorter side, then crop the centre;
+    imagenet: the same at 224 pixels, then downsample, as the paper evaluates; squash: resize without keeping the
+    proportions, as transformers does. Default: that of the initial model, or crop."""
     range: str | None = None
-    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
-    without a window); by default looked for over the images, and kept with the model."""
+    """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
+    DICOM without a window); default: the range of the images. Saved with the model."""
     bands: str | None = None
-    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
+    """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
     seed: int = 0
-    """Fixes weights, order, crops, flips and what is held out."""
+    """Random seed of weights, order, crops, flips and the held-out images."""
 
     validation_fraction: float = 0.1
-    """Part of the training images held out to validate on."""
+    """Fraction of the training images held out for validation."""
     checkpoint_every_steps: int = 1_000
-    """Write a checkpoint this often."""
+    """Steps between checkpoints."""
     checkpoint_every_minutes: float = 15.0
-    """And at least this often; 0 leaves only the steps."""
+    """Minutes after which a checkpoint is also written; 0: only by steps."""
     log_every_steps: int = 10
-    """Steps between two lines of log.jsonl."""
+    """Steps between lines of log.jsonl."""
 
     device: Device = "auto"
-    """auto takes cuda, then mps, then cpu."""
+    """auto: cuda if available, else mps, else cpu."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast type of the matrix products; auto takes bf16 where the hardware has it. Weights stay fp32."""
+    """Autocast type of matrix products; auto: bf16 where the hardware supports it. Weights stay fp32."""
     threads: int | None = None
-    """CPU threads; torch's choice unless told."""
+    """CPU threads; default: torch's choice."""
     cache: str | None = None
-    """Folder for decoded images and colour tables; the user's cache directory unless told."""
+    """Folder for decoded images and colour tables; default: the user's cache folder."""
     tracker: Literal["wandb"] | None = None
-    """Send the figures of log.jsonl there too (pip install wandb; WANDB_MODE=offline keeps them in the run folder).
-    TensorBoard gets them where it is installed."""
+    """Also log to Weights & Biases (pip install wandb; WANDB_MODE=offline logs to the run folder). TensorBoard logs are
+    written if it is installed."""
 
     def __post_init__(self) -> None:
         check_numbers(
             self,
             at_least_one="batch_images checkpoint_every_steps log_every_steps threads",
             at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
+            above_zero="learning_rate",
+            fraction="validation_fraction",
         )
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"expected a number above 0, got {self.learning_rate}", argument="learning_rate")
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(
-                f"expected a number between 0 and 1, got {self.validation_fraction}", argument="validation_fraction"
-            )
         Levels.of(self.range, self.bands)
 
     @property
     def levels(self) -> Levels:
-        """What range and bands give."""
+        """`range` and `bands`, parsed."""
         return Levels.of(self.range, self.bands)
 
 
 @dataclass(frozen=True)
 class GPTRunConfig(RunConfig):
-    """What every training run of an Image GPT has besides."""
+    """Settings of every training run of an Image GPT."""
 
-    batch_images: int = 128
-    """Images per optimiser step, over all processes."""
     micro_batch_images: int | None = None
-    """Images per forward pass; chosen by memory unless told. Gradients add up to the full batch."""
+    """Images per forward pass; gradients are accumulated over the batch. Default: as many as fit into memory."""
     augment: Augment = "flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip: both;
-    orient: turn and mirror in all eight ways, and tell the network which."""
+    """flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip: both;
+    orient: rotate and mirror in all eight ways, with the orientation as an input of the network."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the network block by block; auto does where it repays itself."""
+    """Compile the network block by block; auto: where the run is long enough to gain from it."""
     checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, a third more work."""
+    """Recompute activations in the backward pass: less memory, a third more computation."""
     shard: bool = False
-    """Of several processes (torchrun): keep a part of weights, gradients and optimiser in each (FSDP) instead of a copy
-    of all in every one."""
+    """With torchrun: shard weights, gradients and optimiser state over the processes (FSDP) instead of replicating
+    them (DDP)."""
     timeout_minutes: float = 30.0
-    """End all of several processes when one has not answered for this long; an evaluation must fit in."""
+    """With torchrun: stop all processes when one has not answered for this long; must exceed an evaluation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one="micro_batch_images")
-        if not 0 < self.timeout_minutes < float("inf"):
-            raise InputError(f"expected a number above 0, got {self.timeout_minutes}", argument="timeout_minutes")
+        check_numbers(self, at_least_one="micro_batch_images", above_zero="timeout_minutes")
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"expected a divisor of `batch_images={self.batch_images}`, got {self.micro_batch_images}",
@@ -145,69 +137,69 @@ class GPTRunConfig(RunConfig):
 
 @dataclass(frozen=True)
 class PretrainConfig(GPTRunConfig):
-    """Everything that decides a pretraining run; recorded in its run.json."""
+    """Settings of a pretraining run; recorded in its run.json."""
 
     size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
-    """Named size, xs unless told; the three below change single dimensions of it."""
+    """Named size (default: xs); the next three options override its dimensions."""
     layers: int | None = None
-    """Transformer blocks, instead of the size's."""
+    """Number of transformer blocks."""
     width: int | None = None
-    """Width of the residual stream, instead of the size's."""
+    """Width of the residual stream."""
     heads: int | None = None
-    """Attention heads, instead of the size's."""
+    """Number of attention heads."""
     side: int | None = None
-    """Pixels along each side; 32 unless told (with `init`: the model's own)."""
+    """Pixels along each side; default: 32, or with `init` that of the model."""
     palette: str | None = None
-    """A palette.npy of your own; OpenAI's 512 colours unless told."""
+    """A palette.npy file; default: OpenAI's 512 colours."""
     preset: Preset | None = None
-    """classic, the default: the paper's network and recipe. modern: rotary positions on two axes, normalised queries
-    and keys, squared ReLU, zero-initialised projections, capped logits, Muon, and a constant rate with a linear
-    cool-down. With `init` that of the model."""
+    """classic: the paper's network and recipe. modern: 2D rotary positions, normalised queries and keys, squared ReLU,
+    zero-initialised projections, capped logits, Muon, and a constant learning rate with a linear cool-down. Default:
+    classic, or with `init` that of the model."""
     positions: Positions | None = None
-    """learned or rotary, instead of the preset's; so are the six below."""
+    """Position encoding; this option and the next five override the preset."""
     activation: Activation | None = None
-    """quick-gelu or squared-relu."""
+    """Activation of the MLP."""
     qk_norm: Switch | None = None
     """Normalise queries and keys."""
     zero_projections: Switch | None = None
-    """Begin with matrices of zeros where a block writes into the residual stream."""
+    """Initialise the matrices that write into the residual stream with zeros."""
     mix_input: Switch | None = None
-    """Give each block a learned mix of the residual stream and the input."""
+    """Feed each block a learned mix of the residual stream and the network's input."""
     logit_cap: float | None = None
-    """Keep logits within this of 0; 0 leaves them alone."""
+    """Soft cap of the logits' absolute value; 0: none."""
     init: str | None = None
-    """Continue from this model (a folder, a run, a hub name, or "embedded") instead of random weights."""
+    """Initial model (a folder, a run, a hub name, or "embedded") instead of random weights."""
 
     steps: int = 10_000
-    """Optimiser steps in all."""
+    """Total number of optimiser steps."""
     optimizer: Literal["adam", "muon"] | None = None
-    """adam, or muon: Muon for the blocks' matrices, Adam at a quarter of its rate for the rest. The preset's, unless
-    told."""
+    """adam, or muon: Muon for the matrices of the blocks, Adam at a quarter of its rate for the rest; default: that of
+    the preset."""
     learning_rate: float | None = None
-    """Peak rate; the size's own from Chen et al. 2020 unless told (muon: 0.02), and with `init` a tenth of that."""
+    """Peak learning rate; default: by size from Chen et al. 2020 (muon: 0.02), with `init` a tenth of that."""
     schedule: Literal["cosine", "linear"] | None = None
-    """After the warm-up: a cosine to zero, or constant and then linearly to zero; the preset's unless told."""
+    """After the warm-up: cosine decay, or constant with a linear decay at the end; default: that of the preset."""
     cooldown_fraction: float = 0.5
-    """Part of the steps over which a linear schedule falls to zero."""
+    """Fraction of the steps over which a linear schedule decays."""
     objective: Objective | None = None
-    """autoregressive: each pixel from those before it; masked: hidden pixels from all others (BERT). The first, unless
-    told or `init` brings the other."""
+    """autoregressive: predict each pixel from those before it; masked: predict hidden pixels from the others (BERT).
+    Default: autoregressive, or with `init` that of the model."""
 
     validation: str | None = None
-    """Images to validate on; a held-out part of the training images unless told."""
+    """Validation images; default: a held-out part of the training images."""
     validation_images: int = 1_000
-    """At most this many of them are scored at each evaluation."""
+    """Maximum number of images scored at each evaluation."""
     evaluate_every_steps: int = 1_000
-    """Score the validation images and draw samples this often (a checkpoint is written first)."""
+    """Steps between evaluations, which score the validation images and draw samples; a checkpoint is written first."""
     sample_images: int = 16
-    """Pictures drawn at each evaluation; 0 draws none."""
+    """Pictures drawn at each evaluation; 0: none."""
     probe_data: str | None = None
-    """Labelled images to probe with at evaluations: ridge regression on the middle layer's features, scored on a
-    quarter of them that is held out. Give training images; test images are for the end."""
+    """Labelled images for a probe at evaluations: ridge regression on the middle layer's features, scored on a
+    held-out quarter. Use training images; keep test images for the end."""
     probe_images: int = 2_000
-    """At most this many of them, the same number of each class; kept in the run folder."""
+    """Maximum number of probe images, equally many per class; copied into the run folder."""
     probe_every_evaluations: int = 1
-    """Probe at one of so many evaluations, and at the last."""
+    """Evaluations between probes; the last evaluation always probes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,30 +208,28 @@ class PretrainConfig(GPTRunConfig):
             at_least_one="layers width heads side steps validation_images evaluate_every_steps probe_images "
             "probe_every_evaluations",
             at_least_zero="sample_images",
+            share="cooldown_fraction",
         )
-        if not 0 < self.cooldown_fraction <= 1:
+        fixed = "size layers width heads palette objective".split() + list(MODERN)
+        given = [name for name in fixed if getattr(self, name) is not None]
+        if self.init and given:
             raise InputError(
-                f"expected a number above 0 and at most 1, got {self.cooldown_fraction}", argument="cooldown_fraction"
-            )
-        own = "size layers width heads palette objective".split() + list(MODERN)
-        brought = [name for name in own if getattr(self, name) is not None]
-        if self.init and brought:
-            raise InputError(
-                f"brings its own shape, palette and objective; expected no `{brought[0]}` beside it", argument="init"
+                f"cannot be combined with `{given[0]}`: the model has its own shape, palette and objective",
+                argument="init",
             )
 
     @property
     def chosen_optimizer(self) -> str:
-        """The optimiser asked for, else the preset's."""
+        """`optimizer`, or that of the preset."""
         return self.optimizer or ("muon" if self.preset == "modern" else "adam")
 
     @property
     def chosen_schedule(self) -> str:
-        """The schedule asked for, else the preset's."""
+        """`schedule`, or that of the preset."""
         return self.schedule or ("linear" if self.preset == "modern" else "cosine")
 
     def model(self, colors: int) -> ImageGPTConfig:
-        """The network of this run, for a palette of that many colours."""
+        """The network of this run, for a palette with this many colours."""
         shape = SIZES[self.size or "xs"]
         switches = {"on": True, "off": False}
         given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
@@ -258,78 +248,79 @@ class PretrainConfig(GPTRunConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(GPTRunConfig):
-    """Everything that decides a fine-tuning run; recorded in its run.json."""
+    """Settings of a fine-tuning run; recorded in its run.json."""
 
     epochs: int = 30
-    """At most this many times through the training images."""
+    """Maximum passes over the training images."""
     patience: int = 5
-    """Stop after this many evaluations without a better validation accuracy."""
+    """Stop after this many evaluations without an improvement of the validation accuracy."""
     evaluate_every_epochs: int = 1
-    """Validate this often (a checkpoint is written first)."""
+    """Epochs between evaluations; a checkpoint is written first."""
     learning_rate: float | None = None
-    """Rate, constant after the warm-up; a tenth of the size's own for pretraining unless told. Few images want more."""
+    """Learning rate, constant after the warm-up; default: a tenth of the size's pretraining rate. Small datasets
+    profit from more."""
     augment: Augment = "pad-flip"
-    """none; flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip:
-    both."""
+    """flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip: both."""
     batch_images: int = 32
     """Images per optimiser step, over all processes."""
     labels_per_class: int | None = None
-    """Use only this many training images of each class, drawn by the seed as probe draws its first subset."""
+    """Use only this many training images per class: with the same seed, the first subset of nextpixel probe."""
     freeze_trunk: bool = False
-    """Train the class head alone, without the generative loss."""
+    """Train only the class head, without the generative loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.augment == "orient":
-            raise InputError(
-                "expected none, flip, crop, pad or pad-flip to learn classes by, got orient", argument="augment"
-            )
+            raise InputError("expected none, flip, crop, pad or pad-flip, got orient", argument="augment")
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 
 @dataclass(frozen=True)
 class DistillConfig(RunConfig):
-    """Everything that decides a distillation; recorded in its run.json."""
+    """Settings of a distillation; recorded in its run.json."""
 
     layer: str = "middle"
-    """Whose features the student learns: middle, a number, or numbers with commas to concatenate. A probe's sweep tells
-    the best one, which needs labels."""
+    """Teacher layer whose features the student predicts: middle, a number, or comma-separated numbers to concatenate.
+    With labels, nextpixel probe finds the best layer."""
     loss: Literal["cosine", "squared"] = "cosine"
-    """Of the angle between predicted and whitened features, or of their squared difference."""
+    """Cosine or squared distance between predicted and whitened features."""
     shrinkage: float = 0.1
-    """Part of their mean variance mixed into the features' covariance before it is whitened."""
+    """Shrinkage of the features' covariance toward its mean variance, before whitening."""
     blocks: int = 3
-    """Blocks of each of the student's three stages; 3 make a ResNet-20."""
+    """Blocks in each of the student's three stages; 3 make a ResNet-20."""
     factor: int = 1
-    """Times 16, 32 and 64 channels."""
+    """Width multiplier; 1 means 16, 32 and 64 channels."""
     augment: Literal["none", "flip", "pad", "pad-flip"] = "pad-flip"
-    """flip: mirror half of the images; pad: reflect-pad and shift; pad-flip: both. The teacher looks at mirrored images
-    only where the student does."""
+    """flip: mirror half of the images; pad: reflect-pad and shift; pad-flip: both. The teacher sees mirrored images
+    only if the student does."""
     steps: int = 2_000
-    """Optimiser steps in all."""
+    """Total number of optimiser steps."""
     learning_rate: float = 0.1
-    """Peak rate; after the warm-up a cosine falls to zero."""
+    """Peak learning rate; cosine decay after the warm-up."""
     warmup_steps: int | None = None
-    """Linear warm-up; a twentieth of the steps unless told."""
+    """Steps of linear warm-up; default: a twentieth of all steps."""
     weight_decay: float = 5e-4
-    """Of weights; gains, biases and norms do not decay."""
+    """Weight decay; not applied to gains, biases and norms."""
     validation_fraction: float = 0.05
-    """Part of the images held out to tell how well the features are predicted."""
+    """Fraction of the images held out to measure how well the features are predicted."""
     evaluate_every_steps: int = 500
-    """Score the held-out images this often (a checkpoint is written first)."""
+    """Steps between evaluations on the held-out images; a checkpoint is written first."""
     checkpoint_every_steps: int = 500
-    """Write a checkpoint this often."""
+    """Steps between checkpoints."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast type of the student's matrix products; auto takes bf16 where the hardware has it. The teacher looks in
-    fp32, unless bf16 is told."""
+    """Autocast type of the student's matrix products; auto: bf16 where the hardware supports it. The teacher runs in
+    fp32 except with bf16."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, at_least_one="blocks factor steps evaluate_every_steps", at_least_zero="weight_decay")
-        if not 0 < self.shrinkage <= 1:
-            raise InputError(f"expected a number above 0 and at most 1, got {self.shrinkage}", argument="shrinkage")
+        check_numbers(
+            self,
+            at_least_one="blocks factor steps evaluate_every_steps",
+            at_least_zero="weight_decay",
+            share="shrinkage",
+        )
         words = self.layer.split(",")
         if self.layer != "middle" and not all(word.strip().isdecimal() for word in words):
             raise InputError(
-                f"expected middle, a number, or numbers with commas between, got {self.layer!r}", argument="layer"
+                f"expected middle, a number, or comma-separated numbers, got {self.layer!r}", argument="layer"
             )

@@ -1,4 +1,4 @@
-"""What networks are made of: their dimensions, named sizes, and the parts of the modern preset."""
+"""Shapes of networks, named sizes, and the modern preset."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ class ImageGPTConfig(Settings):
     width: int = 512
     """Width of the residual stream (D)."""
     heads: int = 8
-    """Attention heads (N); each is width / heads wide."""
+    """Attention heads (N), each of width D / N."""
     side: int | Size = 32
-    """Tokens along each side of the grid, or its rows and columns where it is not square."""
+    """Tokens along each side of the grid, or (rows, columns) if it is not square."""
     colors: int = 512
-    """Vocabulary (K): the colours of a palette."""
+    """Vocabulary size (K), such as the colours of a palette."""
     objective: Objective = "autoregressive"
-    """Each pixel from those before it, or hidden pixels from all others (BERT)."""
+    """Predict each token from those before it, or hidden tokens from the others (BERT)."""
     orientations: int = 1
-    """Rows of the start table: 1, or 8, one for each way to turn and mirror the square, which tells the network how the
-    picture lies."""
+    """Rows of the start table: 1, or 8, one per rotation and reflection of the square."""
     classes: tuple[str, ...] = ()
-    """Names that a class head tells apart; none without such a head."""
+    """Class names of the class head; empty without one."""
 
-    # What follows is not in the paper; as it stands here, it is the paper's network.
+    # Options beyond the paper; the defaults are the paper's network.
     positions: Positions = "learned"
     """A learned vector added per position, or queries and keys rotated by row and column."""
     activation: Activation = "quick-gelu"
-    """Between the two matrices of the MLP."""
+    """Activation of the MLP."""
     qk_norm: bool = False
-    """Queries and keys are normalised head by head."""
+    """Normalise queries and keys per head."""
     zero_projections: bool = False
-    """The matrices that write into the residual stream begin at zero."""
+    """Initialise the matrices that write into the residual stream with zeros."""
     mix_input: bool = False
-    """Each block reads a learned mix of the residual stream and the network's normalised input."""
+    """Feed each block a learned mix of the residual stream and the network's normalised input."""
     logit_cap: float = 0.0
-    """Logits are bent to stay within this of 0; 0 leaves them alone."""
+    """Soft cap of the logits' absolute value; 0: none."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))  # JSON knows lists alone
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list if read from JSON
         names = set(self.classes)
         if len(names) != len(self.classes) or len(names) == 1 or not all(isinstance(name, str) for name in names):
             raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
@@ -56,8 +55,8 @@ class ImageGPTConfig(Settings):
                 raise InputError(
                     f"expected {' or '.join(get_args(kind))}, got {shortened(getattr(self, name))}", argument=name
                 )
-        turns = self.objective == "autoregressive" and not isinstance(self.side, tuple)
-        if shortened(self.orientations) not in ("1", "8") or (self.orientations == 8 and not turns):
+        can_orient = self.objective == "autoregressive" and not isinstance(self.side, tuple)
+        if shortened(self.orientations) not in ("1", "8") or (self.orientations == 8 and not can_orient):
             raise InputError(
                 "orientations: expected 1, or 8 for an autoregressive model with a square grid, got "
                 f"{shortened(self.orientations)} ({self.objective}, side {shortened(self.side)})"
@@ -93,17 +92,17 @@ class ImageGPTConfig(Settings):
 
     @property
     def rows(self) -> int:
-        """Of the grid (H)."""
+        """Rows of the grid (H)."""
         return self.side[0] if isinstance(self.side, tuple) else self.side
 
     @property
     def columns(self) -> int:
-        """Of the grid (W)."""
+        """Columns of the grid (W)."""
         return self.side[1] if isinstance(self.side, tuple) else self.side
 
     @property
     def tokens(self) -> int:
-        """Of a picture (T)."""
+        """Tokens per picture (T)."""
         return self.rows * self.columns
 
     @property
@@ -112,12 +111,12 @@ class ImageGPTConfig(Settings):
 
     @property
     def block_matrix_parameters(self) -> int:
-        """Of a block's matrices: queries, keys and values, the projection, and the MLP, four times as wide."""
+        """Parameters of a block's matrices: QKV and output projections, and an MLP of four times the width."""
         return 12 * self.width**2
 
     @property
     def parameters(self) -> int:
-        """Exact number of parameters; Chen et al. 2020 count their sizes the same way at 32 x 32."""
+        """Exact number of parameters, counted as in Chen et al. 2020."""
         width, layers = self.width, self.layers
         start = width * self.orientations if self.objective == "autoregressive" else 0
         positions = self.tokens * width if self.positions == "learned" else 0
@@ -127,25 +126,25 @@ class ImageGPTConfig(Settings):
 
     @property
     def is_classic(self) -> bool:
-        """Whether this is the autoregressive network of the paper, with a class head or without one."""
+        """Whether this is the paper's autoregressive network, with or without a class head."""
         paper = ImageGPTConfig(self.layers, self.width, self.heads, self.side, self.colors, classes=self.classes)
         return self == paper
 
 
 @dataclass(frozen=True)
 class ResNetConfig(Settings):
-    """The shape of a small residual network (He et al. 2016, section 4.2); ResNet-20 unless told."""
+    """The shape of a small residual network (He et al. 2016, section 4.2); default: ResNet-20."""
 
     blocks: int = 3
-    """Blocks of each of the three stages (n); 6 n + 2 weighted layers."""
+    """Blocks in each of the three stages (n); 6 n + 2 layers."""
     factor: int = 1
-    """Times 16, 32 and 64 channels."""
+    """Width multiplier; 1 means 16, 32 and 64 channels."""
     side: int = 32
     """Pixels along each side of the picture."""
     classes: int = 0
-    """Outputs of its head (C); 0 for none."""
+    """Outputs of the class head (C); 0 without one."""
     targets: int = 0
-    """Features of a teacher that it was trained to predict; 0 for none."""
+    """Outputs of the head that predicts a teacher's features; 0 without one."""
 
     def __post_init__(self) -> None:
         for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
@@ -153,12 +152,12 @@ class ResNetConfig(Settings):
 
     @property
     def width(self) -> int:
-        """Pooled features (D)."""
+        """Number of pooled features (D)."""
         return 64 * self.factor
 
     @property
     def layers(self) -> int:
-        """The number of the last layer that can be probed; there is one, the pooled features, and it is layer 0."""
+        """Index of the last layer that can be probed; the only one, 0, is the pooled features."""
         return 0
 
     @property
@@ -172,7 +171,7 @@ class ResNetConfig(Settings):
         return total + heads
 
 
-# Far beyond what anybody trains: a file with more is damaged, and is not worth an attempt.
+# Upper bounds, far beyond real networks: larger values come from damaged files.
 AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": 4096, "colors": 1 << 24}
 AT_MOST |= {"blocks": 1000, "factor": 1000, "classes": 1 << 24, "targets": 1 << 24}
 
@@ -183,8 +182,8 @@ def _check_whole(name: str, value: object, least: int) -> None:
         raise InputError(f"{expected}, got {shortened(value)}", argument=name)
 
 
-# Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL were never
-# published: 24 of width 128 are our choice. xs and xxs are ours, for laptops.
+# Chen et al. 2020, section 3.3; heads from the commands of openai/image-gpt. The heads of XL are unpublished;
+# 24 of width 128 are our choice. xs and xxs are ours, for laptops.
 SIZES: dict[str, ImageGPTConfig] = {
     "xxs": ImageGPTConfig(layers=6, width=192, heads=6),
     "xs": ImageGPTConfig(layers=8, width=256, heads=8),
@@ -194,7 +193,7 @@ SIZES: dict[str, ImageGPTConfig] = {
     "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
 }
 
-# The network of the modern preset; each part is weighed in docs/results.md.
+# The modern preset; docs/results.md has an ablation.
 MODERN: dict[str, Any] = {
     "positions": "rotary",  # Su et al. 2021, on two axes as in vision transformers
     "activation": "squared-relu",  # So et al. 2021

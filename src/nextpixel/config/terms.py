@@ -1,8 +1,9 @@
-"""The choices that several settings share, and how settings are checked."""
+"""Types shared by several settings, and validation of numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,25 +25,25 @@ Size = tuple[int, int]  # height and width, or rows and columns
 
 @dataclass(frozen=True)
 class Levels:
-    """Which numbers become which colours, for pictures whose format does not state it; see images.coloured."""
+    """How values become colours, for pictures whose format does not define it; see images.coloured."""
 
     range: tuple[float, float] | None = None
-    """What is black and what is white; None: looked for over the set."""
+    """The values shown as black and white; None: the range of the images."""
     bands: tuple[int, ...] | None = None
-    """Of more than three bands, which are red, green and blue (or one, grey), counted from 1; None: the first."""
+    """The bands used as red, green and blue (or one, as grey), counted from 1; None: the first three."""
 
     def __bool__(self) -> bool:
         return self.range is not None or self.bands is not None
 
     @classmethod
     def of(cls, range: Any = None, bands: Any = None) -> Levels:
-        """From texts such as "0,4095" and "3,2,1", or from sequences of numbers. Raises InputError."""
+        """Parse strings such as "0,4095" and "3,2,1", or sequences of numbers. Raises InputError."""
         low_high, numbers = _numbers(range, float), _numbers(bands, int)
         if low_high is not None and not (
             len(low_high) == 2 and all(map(math.isfinite, low_high)) and low_high[0] < low_high[1]
         ):
             raise InputError(
-                f"expected LOW,HIGH, two numbers in rising order such as 0,4095, got {range!r}", argument="range"
+                f"expected LOW,HIGH, two increasing numbers such as 0,4095, got {range!r}", argument="range"
             )
         if numbers is not None and not (len(numbers) in (1, 3) and min(numbers) > 0):
             raise InputError(
@@ -51,16 +52,16 @@ class Levels:
         return cls(low_high, numbers)
 
     def values(self) -> dict[str, list[float] | list[int]]:
-        """What is given, for JSON."""
+        """The fields that are set, for JSON."""
         return {name: list(value) for name, value in vars(self).items() if value is not None}
 
     def over(self, other: Levels) -> Levels:
-        """These, and where they leave something open, the other ones."""
+        """These levels, with unset fields taken from `other`."""
         return Levels(self.range or other.range, self.bands or other.bands)
 
 
 def _numbers(value: Any, kind: type) -> tuple[Any, ...] | None:
-    """Numbers from a text or a sequence; () for what is neither."""
+    """Numbers from a string or a sequence; () if it is invalid."""
     if value is None:
         return None
     try:
@@ -69,13 +70,21 @@ def _numbers(value: Any, kind: type) -> tuple[Any, ...] | None:
         return ()
 
 
-def check_numbers(config: Any, at_least_one: str, at_least_zero: str = "") -> None:
-    """Raises InputError for a field among these names that is set and too small."""
-    for name in at_least_one.split():
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"expected at least 1, got {value}", argument=name)
-    for name in at_least_zero.split():
-        value = getattr(config, name)
-        if value is not None and not value >= 0:
-            raise InputError(f"expected 0 or more, got {value}", argument=name)
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "at_least_one": ("at least 1", lambda value: value >= 1),
+    "at_least_zero": ("0 or more", lambda value: value >= 0),
+    "finite": ("a number of 0 or more", lambda value: 0 <= value < math.inf),
+    "above_zero": ("a number above 0", lambda value: 0 < value < math.inf),
+    "fraction": ("a number between 0 and 1", lambda value: 0 < value < 1),
+    "share": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+}
+
+
+def check_numbers(config: Any, **fields: str) -> None:
+    """Raise InputError for a field outside its range, as in at_least_one="steps layers". None is always allowed."""
+    for kind, names in fields.items():
+        expected, allowed = RANGES[kind]
+        for name in names.split():
+            value = getattr(config, name)
+            if value is not None and not allowed(value):
+                raise InputError(f"expected {expected}, got {value}", argument=name)
