@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from nextpixel import ImageGPT, load
-from nextpixel.evaluation.oddness import COLUMNS, Measured, local_nats, oriented, passes, png_bytes, table
+from nextpixel.evaluation.oddness import COLUMNS, Measurements, local_nats, oriented, png_bytes, score_batches, table
 from nextpixel.images import fit_square
 from nextpixel.images.sources import Source, open_source
 from nextpixel.stats import auroc
@@ -45,12 +45,12 @@ BINS = 1000
 class Scored:
     """Images with what the columns are made of, the nats and the expected nats (entropy) of each pixel, and labels."""
 
-    measured: Measured
+    measured: Measurements
     nats: np.ndarray
     entropy: np.ndarray
     labels: np.ndarray
 
-    def rows(self, chosen: np.ndarray) -> Measured:
+    def rows(self, chosen: np.ndarray) -> Measurements:
         return self.measured.rows(chosen)
 
 
@@ -63,7 +63,7 @@ def draw(source: Source, count: int, side: int, rng: np.random.Generator) -> tup
 
 def score(model: ImageGPT, squares: np.ndarray, labels: np.ndarray, dtype: str) -> Scored:
     nats, features, entropy = [], [], []
-    for part, pooled, logits in passes(model, squares, dtype=dtype):
+    for part, pooled, logits in score_batches(model, squares, dtype=dtype):
         nats.append(part)
         features.append(pooled)
         logs = logits.float().log_softmax(-1)
@@ -72,7 +72,7 @@ def score(model: ImageGPT, squares: np.ndarray, labels: np.ndarray, dtype: str) 
     sizes = np.array([len(png_bytes(square)) for square in squares])
     means, peaks = maps.mean((1, 2), dtype=np.float64), local_nats(maps).max((1, 2)).astype(np.float64)
     return Scored(
-        Measured(squares, means, peaks, np.concatenate(features), sizes), maps, np.concatenate(entropy), labels
+        Measurements(squares, means, peaks, np.concatenate(features), sizes), maps, np.concatenate(entropy), labels
     )
 
 
@@ -121,7 +121,7 @@ def pixel_auroc(maps: np.ndarray, where: np.ndarray, rng: np.random.Generator) -
     return [once(every), *np.quantile(again, [0.025, 0.975]).tolist()]
 
 
-def columns(normal: Measured, odd: Measured, reference: Measured, seed: int) -> dict[str, list[float]]:
+def columns(normal: Measurements, odd: Measurements, reference: Measurements, seed: int) -> dict[str, list[float]]:
     """Image AUROC of every column with its interval."""
     rng = np.random.default_rng([seed, 2])
     ours, theirs = table(normal, reference), table(odd, reference)
@@ -132,7 +132,7 @@ def columns(normal: Measured, odd: Measured, reference: Measured, seed: int) -> 
     return found | {"nats less PNG's": image_auroc(less_png(normal), less_png(odd), rng)}
 
 
-def less_png(measured: Measured) -> np.ndarray:
+def less_png(measured: Measurements) -> np.ndarray:
     """Nats per pixel less those of the PNG file, as they stand (Serra et al. 2020)."""
     pixels = measured.squares.shape[1] * measured.squares.shape[2]
     return measured.nats_per_pixel - measured.png_bytes * 8 * math.log(2) / pixels

@@ -151,7 +151,7 @@ def partial_correlation(x: NDArray[np.floating], y: NDArray[np.floating], given:
     return pearson(*left)
 
 
-def less_group_means(values: NDArray[np.floating], groups: NDArray[Any]) -> NDArray[np.float64]:
+def subtract_group_means(values: NDArray[np.floating], groups: NDArray[Any]) -> NDArray[np.float64]:
     """Each of values (N,) less the mean of its group; groups (N,) are any names."""
     _, places = np.unique(groups, return_inverse=True)
     return values - (np.bincount(places, values) / np.bincount(places))[places]

@@ -20,7 +20,7 @@ from nextpixel.config import ModelOptions
 from nextpixel.images import from_array, save_png
 from nextpixel.images.sources import load_images
 from nextpixel.representation import extraction, few_labels
-from nextpixel.representation.few_labels import Reading, compare
+from nextpixel.representation.few_labels import FeatureSet, compare
 from nextpixel.representation.probing import LinearProbe
 
 
@@ -95,13 +95,13 @@ def test_only_the_images_that_are_drawn_are_looked_at(
     with np.load("features.npz", allow_pickle=False) as arrays:
         everything = arrays["features"].reshape(60, 3, 16)
     looked = []
-    described = few_labels.described
+    features_of = few_labels.features_of
 
     def spy(model, squares, layers, **how):
         looked.append(len(squares))
-        return described(model, squares, layers, **how)
+        return features_of(model, squares, layers, **how)
 
-    monkeypatch.setattr(few_labels, "described", spy)
+    monkeypatch.setattr(few_labels, "features_of", spy)
     capsys.readouterr()
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
@@ -111,7 +111,7 @@ def test_only_the_images_that_are_drawn_are_looked_at(
         test = nextpixel.features(nextpixel.load("model"), arrays["test_images"], [0, 1, 2]).reshape(30, 3, 16)
         test_labels = arrays["class_names"][arrays["test_labels"]]
     [few, _] = compare(
-        [Reading("all", everything, test, [0, 1, 2])], labels, test_labels, labels_per_class=[2, 3], repeats=2
+        [FeatureSet("all", everything, test, [0, 1, 2])], labels, test_labels, labels_per_class=[2, 3], repeats=2
     )
     [ours] = [r for r in report["results"] if r["reading"] == "this model" and r["labels_per_class"] == 2]
     assert [score["accuracy"] for score in ours["scores"]] == [s.accuracy for s in few.scores] and ours[

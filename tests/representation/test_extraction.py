@@ -19,7 +19,7 @@ from nextpixel.devices import can_compile
 from nextpixel.images import save_png
 from nextpixel.network.resnet import ResNet
 from nextpixel.representation import extraction
-from nextpixel.representation.extraction import check_layers, described, extract, features, pooled
+from nextpixel.representation.extraction import check_layers, extract, features, features_of, pooled
 
 CONFIG = ImageGPTConfig(layers=4, width=24, heads=3, side=4, colors=16)
 
@@ -157,7 +157,7 @@ def test_int8_features_are_refused_where_there_are_none() -> None:
     with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
         pooled(model, some_tokens(2, config), [1], dtype="int8")
     with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
-        described(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")
+        features_of(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")
 
 
 # ---- chunks
@@ -195,5 +195,5 @@ def test_a_short_chunk_is_made_again(model: ImageGPT, pictures: Path, monkeypatc
         os.truncate(chunk, [0, 1, chunk.stat().st_size // 2, chunk.stat().st_size - 1][number])
     again, *_ = extract(model, pictures, [1], parts)
     assert np.array_equal(again, values)
-    monkeypatch.setattr(extraction, "described", pytest.fail)  # whole ones are not
+    monkeypatch.setattr(extraction, "features_of", pytest.fail)  # whole ones are not
     assert np.array_equal(extract(model, pictures, [1], parts)[0], values)

@@ -27,10 +27,10 @@ from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import (
     bootstrap_interval,
     difference_at_equal_x,
-    less_group_means,
     partial_correlation,
     pearson,
     spearman,
+    subtract_group_means,
 )
 from nextpixel.study import LayerScore, Point, measure_runs, measuring, statistics
 
@@ -254,7 +254,7 @@ def test_correlations_by_hand() -> None:
     assert spearman(x, y) == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert pearson(x, -2 * x) == pytest.approx(-1)
     assert math.isnan(pearson(x, np.ones(4))) and math.isnan(spearman(x[:2], y[:2]))
-    assert less_group_means(y, np.array(["a", "b", "a", "b"])).tolist() == [-0.5, -0.5, 0.5, 0.5]
+    assert subtract_group_means(y, np.array(["a", "b", "a", "b"])).tolist() == [-0.5, -0.5, 0.5, 0.5]
 
 
 def test_the_interval_over_runs_is_wider_than_over_checkpoints() -> None:

@@ -123,13 +123,13 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # while the teacher looks at the mirror images
-        on_call(patch, "nextpixel.representation.extraction.described", 2, stop)
+        on_call(patch, "nextpixel.representation.extraction.features_of", 2, stop)
         assert main([*command, "--out", "stopped"]) == 130
     assert "go on with: nextpixel distill --resume stopped" in capsys.readouterr().err
     looked = []
     with monkeypatch.context() as patch:  # in the middle of step 5, after the checkpoint of step 4
-        original = extraction.described
-        patch.setattr(extraction, "described", lambda *a, **k: (looked.append(1), original(*a, **k))[1])
+        original = extraction.features_of
+        patch.setattr(extraction, "features_of", lambda *a, **k: (looked.append(1), original(*a, **k))[1])
         on_call(patch, "nextpixel.training.distillation.distance", 6, stop)
         assert main(["distill", "--resume", "stopped"]) == 130
     assert len(looked) == 1  # the first part was kept

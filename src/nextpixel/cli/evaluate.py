@@ -135,7 +135,7 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
     None where those are not known.
     """
     from nextpixel.data.decoded import decode
-    from nextpixel.evaluation.likelihood import seen_in
+    from nextpixel.evaluation.likelihood import find_training_images
     from nextpixel.images.sources import open_source
     from nextpixel.training.setup import training_set
 
@@ -151,7 +151,7 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
         if args.train is None and known.split != "train":
             return None
         train = decode(known, model.side, fit=model.fit, levels=model.levels)
-    return seen_in(train, model, args.images, args.split)
+    return find_training_images(train, model, args.images, args.split)
 
 
 def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.bool_] | None) -> Score:

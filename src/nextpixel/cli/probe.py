@@ -97,9 +97,9 @@ def run(argv: Sequence[str]) -> None:
 
     from nextpixel.checkpoints import EMBEDDED
     from nextpixel.data.labels import refuse_overlap, seen_before
-    from nextpixel.representation.baselines import baseline_readings, commonest_class
+    from nextpixel.representation.baselines import baseline_features, majority_accuracy
     from nextpixel.representation.extraction import check_layers
-    from nextpixel.representation.few_labels import Reading, compare, drawn_rows, layer_reading
+    from nextpixel.representation.few_labels import FeatureSet, compare, layer_features, sampled_rows
     from nextpixel.representation.probing import LinearProbe
     from nextpixel.training.setup import absolute
 
@@ -110,23 +110,32 @@ def run(argv: Sequence[str]) -> None:
     (squares, labels), (test_squares, test_labels) = _read(args, model)
     seen = seen_before(squares, test_squares, args.test or args.train)
     refuse_overlap(seen, args.test or args.train)
-    rows = drawn_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
+    rows = sampled_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     began = time.perf_counter()
-    together = fixed is not None
-    ours = layer_reading(OURS, model, squares, test_squares, layers, together=together, rows=rows, pooling=args.pooling)
+    concatenate = fixed is not None
+    ours = layer_features(
+        OURS, model, squares, test_squares, layers, concatenate=concatenate, rows=rows, pooling=args.pooling
+    )
     feature_seconds = (time.perf_counter() - began) / (len(rows) + len(test_squares))
-    readings = [ours]
+    feature_sets = [ours]
     if joined is not None:
         both = [f[:, joined].reshape(len(f), 1, -1) for f in (ours.train, ours.test)]
-        readings.append(Reading(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined[:1]))
+        feature_sets.append(FeatureSet(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined[:1]))
     if args.baselines:
-        readings += baseline_readings(
-            model, squares, test_squares, layers, together=together, seed=args.seed, rows=rows, pooling=args.pooling
+        feature_sets += baseline_features(
+            model,
+            squares,
+            test_squares,
+            layers,
+            concatenate=concatenate,
+            seed=args.seed,
+            rows=rows,
+            pooling=args.pooling,
         )
     if args.against:
         middle = len(ours.layers) // 2
-        readings.append(
-            Reading(
+        feature_sets.append(
+            FeatureSet(
                 f"{OURS}, {args.trials} trial{'s' if args.trials > 1 else ''}",
                 ours.train[:, [middle]],
                 ours.test[:, [middle]],
@@ -135,11 +144,11 @@ def run(argv: Sequence[str]) -> None:
             )
         )
     for name, student in students.items():
-        readings.append(
-            layer_reading(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials, rows=rows)
+        feature_sets.append(
+            layer_features(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials, rows=rows)
         )
     results = compare(
-        readings, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed, seen=seen
+        feature_sets, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed, seen=seen
     )
     rivals = fit_rivals(
         args.against,
@@ -157,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
     costs = (
         costs_of(model, feature_seconds, max(layers), fixed is None, results, rivals, students) if args.against else []
     )
-    commonest = commonest_class(labels, test_labels)
+    majority = majority_accuracy(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
         probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed, pooling=args.pooling)
@@ -167,10 +176,10 @@ def run(argv: Sequence[str]) -> None:
     if args.figure is not None:
         _draw(args.figure, [*results, *rivals], probe)
     if args.output.json:
-        report = _report(args, results, probe, commonest)
+        report = _report(args, results, probe, majority)
         print_json(report | {"classes": np.unique(labels).tolist()} | rivals_report(rivals, costs))
     else:
-        _print(results, rivals, probe, commonest, len(labels), len(test_labels))
+        _print(results, rivals, probe, majority, len(labels), len(test_labels))
         print_costs(costs)
     if args.out is not None:
         following = command("predict", args.out, "new/", "--out", "predictions.csv", model=args.model.model)
@@ -218,14 +227,14 @@ def _print(
     results: Sequence[Result],
     rivals: Sequence[TrainedResult],
     probe: LinearProbe | None,
-    commonest: float,
+    majority: float,
     images: int,
     test_images: int,
 ) -> None:
     from nextpixel.representation.few_labels import Result
     from nextpixel.stats import accuracies, mean_interval, per_class_accuracy, wilson_interval
 
-    show(f"{images:,} training and {test_images:,} test images; always the commonest class: {commonest:.1%}")
+    show(f"{images:,} training and {test_images:,} test images; always the commonest class: {majority:.1%}")
     rows: list[Result | TrainedResult] = [*results, *rivals]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
@@ -273,14 +282,14 @@ def _print(
         show("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
 
 
-def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, commonest: float) -> dict[str, Any]:
+def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, majority: float) -> dict[str, Any]:
     from nextpixel.representation.baselines import UNTRAINED
 
     fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
     joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
 
     def layers_of(result: Result) -> list[list[int]]:
-        """A reading of concatenated layers knows only the first of them."""
+        """A feature set of concatenated layers only holds the first of them."""
         several = joined if joined and result.reading.startswith(f"{OURS}, layers") else fixed
         own = result.reading.startswith((OURS, UNTRAINED))
         return [several] * len(result.layers) if several and own else result.layers
@@ -288,7 +297,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, c
     report: dict[str, Any] = {
         "seed": args.seed,
         "pooling": args.pooling,
-        "commonest_class": commonest,
+        "commonest_class": majority,
         "results": [
             {
                 "reading": result.reading,

@@ -167,13 +167,13 @@ def milliseconds(model: Backbone, layer: int = 0) -> float:
     """Of one image's features, in a batch of black squares, the better of two after one that is not counted."""
     import numpy as np
 
-    from nextpixel.representation.extraction import described
+    from nextpixel.representation.extraction import features_of
 
     squares = np.zeros((TIMED_IMAGES, model.side, model.side, 3), np.uint8)
     taken = []
     for _ in range(3):
         began = time.perf_counter()
-        described(model, squares, [layer])
+        features_of(model, squares, [layer])
         taken.append(time.perf_counter() - began)
     return 1e3 * min(taken[1:]) / TIMED_IMAGES
 

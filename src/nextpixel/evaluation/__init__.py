@@ -1,4 +1,4 @@
-"""Likelihoods, metrics of samples, odd pictures.
+"""Likelihoods, metrics of samples, odd images.
 
 May use representation and drawing.
 """

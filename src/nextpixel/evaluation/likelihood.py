@@ -1,4 +1,4 @@
-"""Scores: nats per pixel and per-pixel surprise, as the paper defines them (all T pixels, start vector included)."""
+"""Nats per pixel and per-pixel surprise as in the paper: over all T pixels, the first given the start vector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Protocol = Literal["all", "openai"]
 @check_keywords()
 def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
     """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
-    needs_order(model)
+    require_autoregressive(model)
     return image_nats(model, load_images(images, model.size, split=split, fit=model.fit, levels=model.levels))
 
 
@@ -41,23 +41,23 @@ def surprise(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArr
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The paper's figures of a model on a set of images."""
+    """The paper's metrics of a model on a set of images."""
 
     images: int
     nats_per_pixel: float
-    """Mean over images and all T pixels; of a masked model, the mean over hidden pixels of each image."""
+    """Mean over images and all T pixels; of a masked model, over the hidden pixels of each image."""
     standard_error: float
-    """Of that mean, over images."""
+    """Of the mean over images."""
     bits_per_pixel: float
-    """The same in bits for each pixel's token; not bits per dimension of the original colours."""
+    """nats_per_pixel / ln 2: bits per pixel of the tokens, not bits per dimension of the original colours."""
     images_per_second: float
     protocol: Protocol
     unreadable: list[str]
-    """A line for each file that could not be read and was left out."""
+    """A line for each file that was skipped because it cannot be read."""
     training_images: int | None = None
-    """How many of the images are training images, pixel by pixel; None where those are not known."""
+    """Number of images that equal a training image in every pixel; None where those are unknown."""
     nats_per_pixel_without_them: float | None = None
-    """Where there are some, and others."""
+    """The mean without them; None where there are none, or no others."""
 
 
 def evaluate(
@@ -70,10 +70,12 @@ def evaluate(
     seed: int = 0,
     seen: NDArray[np.bool_] | None = None,
 ) -> Evaluation:
-    """Nats per pixel of a set. "openai" leaves out the last partial batch of 64, as openai/image-gpt did.
+    """Nats per pixel of a set of images.
 
-    A masked model is scored on pixels hidden with probability 0.15, chosen by `seed` and the image's number.
-    `seen` (N,) tells which of the readable images are training images, see seen_in: the mean is also given without.
+    protocol  "openai" drops the last partial batch of 64, as openai/image-gpt does
+    seed      chooses, with the image's number, the pixels that are hidden from a masked model (probability 0.15)
+    seen      (N,) the readable images that are training images, see find_training_images
+
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
     squares, unreadable = read_squares(model, images, split)
@@ -96,8 +98,10 @@ def evaluate(
     )
 
 
-def seen_in(train: DecodedSet, model: ImageGPT, images: Any, split: str | None = None) -> NDArray[np.bool_]:
-    """Which images of a source are training images, pixel by pixel, (N,); says how many."""
+def find_training_images(
+    train: DecodedSet, model: ImageGPT, images: Any, split: str | None = None
+) -> NDArray[np.bool_]:
+    """Which images of a source equal a training image in every pixel, (N,); reports how many."""
     source = open_source(images, split)
     found = decode(source, train.squares.shape[1], fit=model.fit, levels=model.levels)
     return seen_before(train.squares, found.squares, source.source_name)
@@ -106,7 +110,7 @@ def seen_in(train: DecodedSet, model: ImageGPT, images: Any, split: str | None =
 def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tuple[NDArray[np.uint8], list[str]]:
     """Squares at the model's side, and a line for each unreadable file.
 
-    What is on disk is decoded once and kept, unreadable files left out; what is in memory is taken as it is.
+    Files are decoded once and cached, unreadable ones skipped; images in memory are used directly.
     """
     if isinstance(images, str | os.PathLike):
         found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
@@ -129,7 +133,7 @@ def image_nats(
     return np.concatenate([part.mean((1, 2)) for part in parts])
 
 
-def needs_order(model: ImageGPT) -> None:
+def require_autoregressive(model: ImageGPT) -> None:
     """Raises InputError for a masked model."""
     if model.config.objective == "masked":
         raise InputError(
@@ -147,11 +151,11 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 def square_nats(
     model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", batch_images: int = BATCH_IMAGES
 ) -> Iterator[NDArray[np.float32]]:
-    """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in parts (b, H, W).
+    """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in batches (b, H, W).
 
-    A token of several pixels counts as that many equal parts.
+    The nats of a token are spread evenly over its pixels.
     """
-    needs_order(model)
+    require_autoregressive(model)
 
     def nats(tokens: Tensor, _: Tensor | None) -> NDArray[np.float32]:
         return pixel_maps(model, cross_entropy(model(tokens), tokens, reduction="none"))
@@ -167,7 +171,7 @@ def hidden_nats(
     seed: int = 0,
     batch_images: int = BATCH_IMAGES,
 ) -> Iterator[NDArray[np.float32]]:
-    """-ln p of hidden pixels given the others, averaged over each image's, in parts (b,), by a masked model."""
+    """Mean -ln p of each image's hidden pixels given the others, in batches (b,), by a masked model."""
     pixels = math.prod(model.tokenizer.patch)  # of a token
 
     def nats(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:

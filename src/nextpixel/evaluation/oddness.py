@@ -15,7 +15,7 @@ from torch import Tensor
 from nextpixel.config import check_keywords
 from nextpixel.data.decoded import decode, split_indices
 from nextpixel.errors import InputError
-from nextpixel.evaluation.likelihood import needs_order
+from nextpixel.evaluation.likelihood import require_autoregressive
 from nextpixel.images import png_bytes
 from nextpixel.network.model import ImageGPT, cross_entropy
 from nextpixel.representation.extraction import check_layers
@@ -77,7 +77,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What the columns are made of, for N squares: uint8 (N, H, W, 3), and of each image one row."""
 
     squares: NDArray[np.uint8]
@@ -89,9 +89,9 @@ class Measured:
     def __len__(self) -> int:
         return len(self.squares)
 
-    def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Measured:
+    def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Measurements:
         """The same of some of the images."""
-        return Measured(*(values[chosen] for values in vars(self).values()))
+        return Measurements(*(values[chosen] for values in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def odd_images(
 
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
     """
-    needs_order(model)
+    require_autoregressive(model)
     side, fit_as, levels = model.side, model.fit, model.levels
     normal_set = None
     if against is not None:
@@ -229,22 +229,24 @@ def _some(count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng([seed, 0x0DD]).choice(count, REFERENCES_AT_MOST, replace=False))
 
 
-def measure(model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32") -> Measured:
+def measure(
+    model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
+) -> Measurements:
     """What the columns are made of, from squares at the model's side."""
     means, peaks, features = [], [], []
-    for maps, pooled, _ in passes(model, squares, layer, dtype=dtype):
+    for maps, pooled, _ in score_batches(model, squares, layer, dtype=dtype):
         means.append(maps.mean((1, 2), dtype=np.float64))
         peaks.append(local_nats(maps).max((1, 2)).astype(np.float64))
         features.append(pooled)
     sizes = np.array([len(png_bytes(square)) for square in squares], np.int64)
-    return Measured(squares, np.concatenate(means), np.concatenate(peaks), np.concatenate(features), sizes)
+    return Measurements(squares, np.concatenate(means), np.concatenate(peaks), np.concatenate(features), sizes)
 
 
-def passes(
+def score_batches(
     model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], Tensor]]:
     """Batch by batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
-    needs_order(model)
+    require_autoregressive(model)
     [layer] = check_layers(model, model.config.layers // 2 if layer is None else layer)
 
     def read(tokens: Tensor, _: Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
@@ -265,16 +267,16 @@ def local_nats(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     return uniform_filter(maps, (1, 3, 3), mode="constant") / whole
 
 
-def table(measured: Measured, normal: Measured | None, *, seed: int = 0) -> dict[str, NDArray[np.float64]]:
+def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0) -> dict[str, NDArray[np.float64]]:
     """Every one of COLUMNS (N,), with distances to `normal`; to the other images (at most 5,000) where it is None."""
     reference = measured if normal is None else normal
     own = _some(len(measured), seed) if normal is None else None
     center, scale = reference.features.mean(0), np.maximum(reference.features.std(0), 1e-6)
 
-    def standard(part: Measured) -> NDArray[np.float32]:
+    def standard(part: Measurements) -> NDArray[np.float32]:
         return (part.features - center) / scale
 
-    def flat(part: Measured) -> NDArray[np.float32]:
+    def flat(part: Measurements) -> NDArray[np.float32]:
         return part.squares.reshape(len(part), -1).astype(np.float32)
 
     return {
@@ -287,7 +289,7 @@ def table(measured: Measured, normal: Measured | None, *, seed: int = 0) -> dict
     }
 
 
-def _expected_nats(png_bytes: NDArray[np.int64], normal: Measured) -> NDArray[np.float64]:
+def _expected_nats(png_bytes: NDArray[np.int64], normal: Measurements) -> NDArray[np.float64]:
     """Nats per pixel of a normal image with a file of that size, by least squares; their mean if all are as large."""
     sizes = normal.png_bytes - normal.png_bytes.mean()
     slope = float(sizes @ normal.nats_per_pixel) / max(float(sizes @ sizes), 1e-9)

@@ -1,4 +1,4 @@
-"""Features of pictures and what is fitted on them: probes, ridge regression, baselines.
+"""Features of images and what is fitted to them: probes, ridge regression, baselines.
 
 May use checkpoints, data and network.
 """

@@ -1,4 +1,4 @@
-"""What a probe has to beat: the commonest class, raw pixels, k-means patches, a model that was never trained."""
+"""Baselines of a probe: the most common class, raw pixels, k-means patches, an untrained model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Pooling
 from nextpixel.data.labels import class_numbers
-from nextpixel.representation.extraction import Backbone, described_rows
+from nextpixel.representation.extraction import Backbone, features_of_rows
 from nextpixel.representation.extractors import raw_pixels, untrained
-from nextpixel.representation.few_labels import Reading, layer_reading
+from nextpixel.representation.few_labels import FeatureSet, layer_features
 
 CODES = 200
 PATCH = 6
@@ -24,8 +24,8 @@ UNTRAINED = "untrained model"
 class PatchCodes:
     """k-means on whitened patches, pooled over quadrants (Coates, Ng & Lee 2011): (N, 4 * CODES).
 
-    Patches are normalised and ZCA-whitened; a patch's code is how much nearer than average each mean is ("triangle");
-    codes are summed over the four quadrants of the picture. Fitted to unlabelled training images.
+    Patches are normalised and ZCA-whitened, encoded by the paper's "triangle" activation (how much closer than average
+    each mean is), and summed over the four quadrants of the image. Fitted to unlabelled training images.
     """
 
     def __init__(self, squares: NDArray[np.uint8], seed: int = 0) -> None:
@@ -34,10 +34,10 @@ class PatchCodes:
         rng = np.random.default_rng([seed, 0xC0A7])
         side = squares.shape[1]
         count = min(PATCHES, len(squares) * 100)
-        which = rng.integers(0, len(squares), count)
+        images = rng.integers(0, len(squares), count)
         ys, xs = rng.integers(0, side - PATCH + 1, (2, count))
         windows = _windows(squares)
-        patches = _normalised(windows[which, ys, xs].reshape(count, -1))
+        patches = _normalised(windows[images, ys, xs].reshape(count, -1))
         self.mean = patches.mean(0)
         values, vectors = np.linalg.eigh(np.cov(patches - self.mean, rowvar=False))
         self.whiten = (vectors / np.sqrt(values + 0.1) @ vectors.T).astype(np.float32)
@@ -56,11 +56,8 @@ class PatchCodes:
         square = (patches**2).sum(1, keepdims=True) - 2 * patches @ self.codes.T + (self.codes**2).sum(1)
         distances = np.sqrt(np.maximum(square, 0))
         codes = np.maximum(0, distances.mean(1, keepdims=True) - distances).reshape(count, rows, columns, CODES)
-        halves = (
-            (slice(None, rows // 2), slice(rows // 2, None)),
-            (slice(None, columns // 2), slice(columns // 2, None)),
-        )
-        return np.concatenate([codes[:, y, x].sum((1, 2)) for y in halves[0] for x in halves[1]], 1)
+        quadrants = [part for half in np.split(codes, [rows // 2], 1) for part in np.split(half, [columns // 2], 2)]
+        return np.concatenate([quadrant.sum((1, 2)) for quadrant in quadrants], 1)
 
 
 def _windows(squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -69,44 +66,45 @@ def _windows(squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _normalised(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Each row with mean 0 and variance 1, softened by 10 grey levels as in the paper."""
+    """Each row with mean 0 and variance 1; 10 is added to the variance, as in the paper."""
     values = patches.astype(np.float32)
     values -= values.mean(1, keepdims=True)
     return values / np.sqrt(values.var(1, keepdims=True) + 10)
 
 
-def commonest_class(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
-    """Test accuracy of always answering the commonest class of the training labels."""
+def majority_accuracy(labels: NDArray[Any], test_labels: NDArray[Any]) -> float:
+    """Test accuracy of always predicting the most common training class."""
     classes, counts = np.unique(labels, return_counts=True)
     return float((class_numbers(test_labels, classes) == counts.argmax()).mean())
 
 
-def baseline_readings(
+def baseline_features(
     model: Backbone,
     train: NDArray[np.uint8],
     test: NDArray[np.uint8],
     layers: Sequence[int],
     *,
-    together: bool = False,
+    concatenate: bool = False,
     seed: int = 0,
     rows: NDArray[np.int64] | None = None,
     pooling: Pooling = "mean",
-) -> list[Reading]:
-    """The same squares described in the ways that a probe of these layers of the model has to beat.
+) -> list[FeatureSet]:
+    """Baseline features of the same squares: raw pixels, k-means patches, an untrained model.
 
-    The untrained model has the same pooling and layers, to choose among or `together`, see few_labels.layer_reading.
-    With `rows`, features of these training squares alone (NaN elsewhere); patches are learned from all of them.
+    The untrained model uses the same pooling and layers, see few_labels.layer_features. With `rows`, only these
+    training squares get features (NaN elsewhere); patches are learned from all of them.
     """
-    every = np.arange(len(train)) if rows is None else rows
-    describers: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
+    rows = np.arange(len(train)) if rows is None else rows
+    extractors: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
         "raw pixels": raw_pixels,
         "k-means patches": PatchCodes(train, seed),
     }
-    readings = [
-        Reading(name, described_rows(describe, train, every)[:, None], describe(test)[:, None], [0])
-        for name, describe in describers.items()
+    return [
+        *(
+            FeatureSet(name, features_of_rows(extract, train, rows)[:, None], extract(test)[:, None], [0])
+            for name, extract in extractors.items()
+        ),
+        layer_features(
+            UNTRAINED, untrained(model, seed), train, test, layers, concatenate=concatenate, rows=rows, pooling=pooling
+        ),
     ]
-    fresh = layer_reading(
-        UNTRAINED, untrained(model, seed), train, test, layers, together=together, rows=rows, pooling=pooling
-    )
-    return [*readings, fresh]

@@ -1,6 +1,6 @@
-"""Features: hidden states of any layers, averaged over pixels, as the paper's linear probes take them.
+"""Features: hidden states of any layers, averaged over pixels, as in the paper's linear probes.
 
-Pooled as "mean-std", each mean has the standard deviation over the pixels beside it: what a texture is made of.
+"mean-std" pooling adds the standard deviations over pixels, which capture texture.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress, say
 from nextpixel.representation.scoring import BATCH_IMAGES, batches
 
-BATCH_OF_SQUARES = 128  # of a ResNet
+RESNET_BATCH_IMAGES = 128
 CHUNK_IMAGES = 512
-COMPILE_FROM = 6e12  # floating-point operations, about a minute of one core in fp32: compiling takes ten seconds
+MIN_FLOPS_TO_COMPILE = 6e12  # about a minute of one core in fp32; compiling takes ten seconds
 
 Backbone = ImageGPT | ResNet
 
@@ -55,29 +55,30 @@ def features(
 ) -> NDArray[np.float32]:
     """Features (N, D) of each image: the mean over its pixels of n^l, the paper's hidden state.
 
-    n^l is the stream before block l after that block's first norm, 0 <= l < L, and n^L what the final norm gives
-    (Chen et al. 2020, section 2.3). Several layers are concatenated, (N, len(layer) * D), in the order given. Nothing
-    behind the deepest of them is computed. Without `layer` the middle one is taken: the best tend to lie there.
-    `start_token=False` gives the features of programs that feed pixels alone (transformers' image processor does): for
-    comparison only, since the network was trained with the start token and every pixel one place further on.
-    A masked model is shown every pixel unless `mask_seed` is given: then 15 % of them are hidden, as in training and in
-    the paper's evaluation, chosen by (mask_seed, place of the image among these). `pooling="mean-std"` puts the
-    standard deviations over the pixels behind the means of each layer, 2 D numbers. `dtype` "bf16" and "int8" round the
-    products: several times as fast on a CPU (int8 on nothing else, docs/performance.md).
-    Raises InputError for bad images, a layer the model does not have, or a mask for a model that was trained without.
+    n^l is the residual stream before block l after that block's first norm, 0 <= l < L; for l = L, the output of the
+    final norm (Chen et al. 2020, section 2.3). Several layers are concatenated in the order given, (N, len(layer) * D).
+    Blocks behind the deepest layer are not computed. Default: the middle layer, where the best features tend to be.
+    `start_token=False` omits the start token, as transformers' image processor does; use it for comparison only, since
+    the network was trained with the start token and every pixel one position further on.
+    A masked model sees every pixel by default; with `mask_seed` 15 % of them are hidden, as in training and in the
+    paper's evaluation, chosen by (mask_seed, index of the image). `pooling="mean-std"` appends the standard deviations
+    over pixels to each layer's means, 2 D numbers. `dtype` "bf16" and "int8" round the matrix products, which is
+    several times as fast on a CPU (int8 runs only there, see docs/performance.md).
+    Raises InputError for bad images, a layer the model does not have, or a mask for a model trained without masks.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
     squares = load_images(images, model.size, split=split, fit=model.fit, levels=model.levels)
     if isinstance(model, ResNet):
         if mask_seed is not None:
             raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
-        return described(model, squares, layers, dtype=dtype, pooling=pooling).reshape(len(squares), -1)
-    found = pooled(model, squares, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, pooling=pooling)
-    return found.reshape(len(squares), -1)
+        values = features_of(model, squares, layers, dtype=dtype, pooling=pooling)
+    else:
+        values = pooled(model, squares, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, pooling=pooling)
+    return values.reshape(len(squares), -1)
 
 
 def check_layers(model: Backbone, layer: int | Sequence[int], argument: str = "layer") -> list[int]:
-    """The layers as a list, each of them one the model has; `argument` is what a complaint names."""
+    """The layers as a list. Raises InputError, naming `argument`, for a layer the model does not have."""
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
         layers = [operator.index(number) for number in given if not isinstance(number, bool)]
@@ -89,34 +90,32 @@ def check_layers(model: Backbone, layer: int | Sequence[int], argument: str = "l
 
 
 def pooled_width(model: Backbone, pooling: Pooling = "mean") -> int:
-    """Numbers of one layer. Raises InputError for a pooling that there is not."""
+    """Features per layer. Raises InputError for an unknown pooling."""
     if pooling not in get_args(Pooling):
         raise InputError(f"expected one of {', '.join(get_args(Pooling))}, got {pooling!r}", argument="pooling")
     return model.config.width * (2 if pooling == "mean-std" else 1)
 
 
 def tokenizer_hash(model: Backbone) -> str | None:
-    """What the model's tokens are; None for one that reads pixels."""
+    """The hash of the model's tokenizer; None for a model that takes pixels."""
     return model.tokenizer.hash if isinstance(model, ImageGPT) else None
 
 
 def model_hash(model: Backbone) -> str:
-    """Hex SHA-256 of what its features depend on: shape, objective, colours and weights."""
-    found = hashlib.sha256(f"{model.config} {tokenizer_hash(model)}".encode())
+    """Hex SHA-256 of everything its features depend on: shape, objective, colours and weights."""
+    digest = hashlib.sha256(f"{model.config} {tokenizer_hash(model)}".encode())
     statistics = model.buffers() if isinstance(model, ResNet) else ()
     for tensor in (*model.parameters(), *statistics):
         if tensor.is_floating_point():  # the others count batches
-            found.update(tensor.detach().float().cpu().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def features_name(model: Backbone, layers: Sequence[int], kind: str | None = None, pooling: Pooling = "mean") -> str:
-    """What these features are called beside numbers made of them, as in "igpt-3f2a9c layer 3"."""
+    """The name of these features in reports, as in "igpt-3f2a9c layer 3"."""
     kind = kind or ("igpt" if isinstance(model, ImageGPT) else "resnet")
-    numbers = ",".join(map(str, layers))
-    return f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {numbers}" + (
-        f" {pooling}" if pooling != "mean" else ""
-    )
+    name = f"{kind}-{model_hash(model)[:6]} layer{'s' if len(layers) > 1 else ''} {','.join(map(str, layers))}"
+    return name if pooling == "mean" else f"{name} {pooling}"
 
 
 def extract_chunks(
@@ -129,7 +128,7 @@ def extract_chunks(
     pooling: Pooling = "mean",
     part: tuple[int, int] = (0, 1),
 ) -> list[Path]:
-    """Write the chunks that `parts` does not hold yet, or of those the i-th of every n, `part` (i, n); see extract."""
+    """Write the chunks missing in the folder `parts`, see extract; with `part` (i, n), every n-th from the i-th."""
     facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {pooling} {model_hash(model)}"
     facts += f" {PREPROCESSING} {model.levels}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -137,27 +136,27 @@ def extract_chunks(
     starts = range(0, len(source), CHUNK_IMAGES)
     paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
     own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
-    missing = [(start, path) for start, path in own if not is_zipfile(path)]  # none, or one cut short
+    missing = [(start, path) for start, path in own if not is_zipfile(path)]  # absent or truncated
     images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
-    compiled = isinstance(model, ImageGPT) and dtype != "int8" and _repays_compiling(model, layers, images)
+    compiled = isinstance(model, ImageGPT) and dtype != "int8" and _worth_compiling(model, layers, images)
 
     levels, note = settle(source, model.levels)
     if note:
         say(note)
 
     def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-        return _readable(source, range(start, min(start + CHUNK_IMAGES, len(source))), model, levels)
+        return _read_squares(source, range(start, min(start + CHUNK_IMAGES, len(source))), model, levels)
 
-    with ThreadPoolExecutor(1) as reader:  # the next chunk is read while this one is computed
+    with ThreadPoolExecutor(1) as reader:  # reads the next chunk while this one is computed
         ahead = reader.submit(read, missing[0][0]) if missing else None
         for (_, path), following in zip(missing, [*missing[1:], None]):
             assert ahead is not None
             squares, kept, lost = ahead.result()
             ahead = None if following is None else reader.submit(read, following[0])
-            again = compiled and len(kept) >= BATCH_IMAGES  # the code is made once, for whole batches
+            compile_blocks = compiled and len(kept) >= BATCH_IMAGES  # compiled once, for whole batches
             values = np.empty((0, len(layers) * pooled_width(model, pooling)), np.float32)
             if kept:
-                found = described(model, squares, layers, dtype=dtype, compiled=again, pooling=pooling)
+                found = features_of(model, squares, layers, dtype=dtype, compiled=compile_blocks, pooling=pooling)
                 values = found.reshape(len(kept), -1)
             with new_file(path) as file:
                 np.savez(file, values=values, kept=np.array(kept, np.int64), lost=np.array(lost, np.str_))
@@ -176,8 +175,8 @@ def extract(
 ) -> tuple[NDArray[np.float32], list[str], list[str]]:
     """Features (N, len(layers) * D), or 2 D, of any number of images, their names, and a line for each unreadable one.
 
-    Finished chunks are kept in the folder `parts`, so that a stopped extraction goes on where it was; the caller
-    removes it once the result is safe. Chunks of other images, layers or weights are not taken for these.
+    Finished chunks are kept in the folder `parts`, so a stopped extraction resumes; the caller removes the folder once
+    the result is saved. Chunks of other images, layers or weights are ignored.
     """
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
@@ -192,10 +191,10 @@ def extract(
     return np.concatenate(found), names, unreadable
 
 
-def _readable(
+def _read_squares(
     source: Source, numbers: range, model: Backbone, levels: Levels
 ) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-    """The squares of those that can be read, their numbers, and what is wrong with the others."""
+    """Squares of the readable images, their numbers, and an error message for each unreadable one."""
     squares, kept, lost = [], [], []
     for number in numbers:
         try:
@@ -206,18 +205,18 @@ def _readable(
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
 
 
-def described_rows(
-    describe: Callable[[NDArray[np.uint8]], NDArray[np.float32]], squares: NDArray[np.uint8], rows: NDArray[np.int64]
+def features_of_rows(
+    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]], squares: NDArray[np.uint8], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Features of these rows of squares alone, each in its place, and NaN in the others."""
-    values = describe(np.asarray(squares[rows]))
+    """Features of these rows of squares; NaN in the other rows."""
+    values = extract(np.asarray(squares[rows]))
     found = np.full((len(squares), *values.shape[1:]), np.nan, np.float32)
     found[rows] = values
     return found
 
 
 @torch.inference_mode()
-def described(
+def features_of(
     model: Backbone,
     squares: NDArray[np.uint8],
     layers: Sequence[int],
@@ -226,9 +225,9 @@ def described(
     compiled: bool | None = None,
     pooling: Pooling = "mean",
 ) -> NDArray[np.float32]:
-    """Features (N, len(layers), D) of squares uint8 (N, S, S, 3): of an Image GPT, or a ResNet's pooled ones.
+    """Features (N, len(layers), D), or 2 D for "mean-std", of squares uint8 (N, S, S, 3).
 
-    Pooled as "mean-std" they are 2 D numbers; InputError for a ResNet, whose features are means.
+    Of a ResNet they are its pooled ones. Raises InputError for a ResNet with "mean-std", see also check_dtype.
     """
     if isinstance(model, ImageGPT):
         return pooled(model, squares, layers, dtype=dtype, compiled=compiled, pooling=pooling)
@@ -237,14 +236,14 @@ def described(
         raise InputError(f"expected mean for a convolutional student, got {pooling}", argument="pooling")
     model.eval()
     device = str(model.device)
-    parts = np.empty((len(squares), len(layers), model.config.width), np.float32)
+    values = np.empty((len(squares), len(layers), model.config.width), np.float32)
     with progress("features", len(squares), "images") as advance:
-        for start in range(0, len(squares), BATCH_OF_SQUARES):
-            batch = torch.from_numpy(np.array(squares[start : start + BATCH_OF_SQUARES])).to(device)
+        for start in range(0, len(squares), RESNET_BATCH_IMAGES):
+            batch = torch.from_numpy(np.array(squares[start : start + RESNET_BATCH_IMAGES])).to(device)
             with autocast(device, dtype):
-                parts[start : start + len(batch)] = model.features(batch).float().cpu().numpy()[:, None]
+                values[start : start + len(batch)] = model.features(batch).float().cpu().numpy()[:, None]
             advance(len(batch))
-    return parts
+    return values
 
 
 def pooled(
@@ -261,31 +260,31 @@ def pooled(
     """Means over tokens (N, len(layers), D), or means and standard deviations (N, len(layers), 2 D).
 
     `pictures` are squares or their tokens, see scoring.batches. `shifted=False` feeds token t into slot t, without the
-    start vector. `mask_seed` hides tokens from a masked model; without it every one is shown. The mean is over all.
-    `compiled` compiles the blocks for the time of this call; unless told, where that repays itself. `dtype` is that of
-    the products, fp32, bf16 or int8, which needs what packing.can_round asks for.
-    Raises InputError for the mask of a model that is not masked, and see check_dtype.
+    start vector. `mask_seed` hides tokens from a masked model; without it all are shown. The mean is over all tokens.
+    `compiled` compiles the blocks for this call; by default where that saves time. `dtype` is that of the matrix
+    products: fp32, bf16 or int8 (see packing.can_round).
+    Raises InputError for a mask with a model that is not masked, see also check_dtype.
     """
     if mask_seed is not None and model.config.objective != "masked":
         raise InputError(
             f"mask_seed: expected None for a model of the {model.config.objective} objective, got {mask_seed}; only "
             "masked models were trained with hidden pixels"
         )
-    shifted = shifted or model.config.objective == "masked"  # which has no start token to leave out
-    every = np.empty((len(pictures), len(layers), pooled_width(model, pooling)), np.float32)
+    shifted = shifted or model.config.objective == "masked"  # which has no start token to omit
+    values = np.empty((len(pictures), len(layers), pooled_width(model, pooling)), np.float32)
     hidden: Callable[..., Iterator[tuple[int, Tensor]]] = model.hidden
-    at_once = BATCH_IMAGES
+    batch_images = BATCH_IMAGES
     check_dtype(model, dtype)
     if dtype == "int8":
         hidden = rounded = RoundedHidden(model)
-        compiled, dtype, at_once = False, "fp32", rounded.images
+        compiled, dtype, batch_images = False, "fp32", rounded.images
     if compiled is None:
-        compiled = _repays_compiling(model, layers, len(pictures))
+        compiled = _worth_compiling(model, layers, len(pictures))
 
-    def read(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
-        part = np.empty((len(tokens), *every.shape[1:]), np.float32)
-        rest = len(tokens) < min(at_once, len(pictures))  # not worth compiling again
-        with torch.compiler.set_stance("force_eager" if rest else "default"):
+    def pool(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
+        part = np.empty((len(tokens), *values.shape[1:]), np.float32)
+        partial_batch = len(tokens) < min(batch_images, len(pictures))  # not worth compiling for
+        with torch.compiler.set_stance("force_eager" if partial_batch else "default"):
             for layer, states in hidden(tokens, set(layers), masked, shifted=shifted):
                 found = states.float().mean(1)
                 if pooling == "mean-std":
@@ -296,15 +295,15 @@ def pooled(
     done = 0
     with _compiled(model) if compiled else contextlib.nullcontext():
         for part in batches(
-            model, pictures, read, dtype=dtype, mask_seed=mask_seed, batch_images=at_once, label="features"
+            model, pictures, pool, dtype=dtype, mask_seed=mask_seed, batch_images=batch_images, label="features"
         ):
-            every[done : done + len(part)] = part
+            values[done : done + len(part)] = part
             done += len(part)
-    return every
+    return values
 
 
 def check_dtype(model: Backbone, dtype: str) -> None:
-    """Raises InputError for a type that there is not, and for int8 where this model has no such features here."""
+    """Raises InputError for an unknown dtype, and for int8 where this model or machine does not support it."""
     if dtype not in ("fp32", "bf16", "int8"):
         raise InputError(f"expected fp32, bf16 or int8, got {dtype!r}", argument="dtype")
     if dtype == "int8" and not (isinstance(model, ImageGPT) and can_round(model)):
@@ -315,14 +314,14 @@ def check_dtype(model: Backbone, dtype: str) -> None:
         )
 
 
-def _repays_compiling(model: ImageGPT, layers: Sequence[int], images: int) -> bool:
-    work = images * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
-    return work > COMPILE_FROM and can_compile(str(model.device))
+def _worth_compiling(model: ImageGPT, layers: Sequence[int], images: int) -> bool:
+    flops = images * plan.flops_per_image(model.config) / 3 * max(layers) / model.config.layers
+    return flops > MIN_FLOPS_TO_COMPILE and can_compile(str(model.device))
 
 
 @contextlib.contextmanager
 def _compiled(model: ImageGPT) -> Iterator[None]:
-    """The blocks compiled, all into the same code, for as long as this lasts."""
+    """Compile the blocks, all into the same code, within this context."""
     before = [block._compiled_call_impl for block in model.blocks]
     try:
         for block in model.blocks:

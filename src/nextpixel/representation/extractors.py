@@ -1,7 +1,7 @@
-"""What pictures are compared by: raw pixels, a model's hidden states, a network in an ONNX file, features from a file.
+"""Feature extractors for comparing pictures: raw pixels, a model's hidden states, an ONNX network, features in a file.
 
-An Extractor is a name and a function from squares to features, so anything that has features can be one. The name holds
-a hash of what the features depend on, because numbers compare only under one extractor.
+An Extractor is a name and a function from squares to features. The name holds a hash of what the features depend on,
+because metrics are comparable only under the same extractor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress
-from nextpixel.representation.extraction import Backbone, check_layers, described, features_name
+from nextpixel.representation.extraction import Backbone, check_layers, features_name, features_of
 
 PIXELS = "pixels"
 UNTRAINED = "untrained"
@@ -33,13 +33,13 @@ BATCH_IMAGES = 64
 
 @dataclass(frozen=True)
 class Extractor:
-    """From squares to features."""
+    """A named function from squares to features."""
 
     name: str
-    """What stands in a metric's name, as in frechet[pixels-32]."""
+    """Part of a metric's name, as in frechet[pixels-32]."""
     side: int
-    """The side of the squares it takes; others are resized first, bilinear and antialiased."""
-    describe: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    """Side of its input squares; others are resized first, bilinear and antialiased."""
+    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     """uint8 (N, side, side, 3) to (N, D)."""
 
     def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -49,12 +49,12 @@ class Extractor:
     def chunks(
         self, squares: NDArray[np.uint8], prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """The same in parts (n, D), so that the features need not fit in memory; `prepare` changes squares before."""
-        with progress(f"describing by {self.name}", len(squares), "images") as advance:
+        """The same in parts (n, D), so that they need not fit in memory; `prepare` transforms the squares first."""
+        with progress(f"features of {self.name}", len(squares), "images") as advance:
             for start in range(0, len(squares), CHUNK_IMAGES):
                 part = np.ascontiguousarray(squares[start : start + CHUNK_IMAGES])
                 part = part if prepare is None else prepare(part)
-                yield self.describe(self._resized(part))
+                yield self.extract(self._resized(part))
                 advance(len(part))
 
     def _resized(self, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -72,7 +72,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     NAME.onnx  the first output of a network in an ONNX file, see onnx_extractor
     otherwise  features of the model or student of that name (see checkpoints.load_backbone)
 
-    `layer` is the layer of hidden states, the middle one unless told. Raises InputError.
+    `layer` is the layer of hidden states, by default the middle one. Raises InputError for any other name.
     """
     if isinstance(what, Extractor):
         return what
@@ -101,7 +101,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
 
 
 def untrained(model: Backbone, seed: int = 0) -> Backbone:
-    """A model of the same shape with random weights, for the same pictures."""
+    """A model of the same shape and tokenizer with random weights."""
     if isinstance(model, ResNet):
         return ResNet(model.config, seed=seed).to(model.device).eval()
     random = ImageGPT(model.config, seed=seed).to(model.device).eval()
@@ -115,7 +115,7 @@ def raw_pixels(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def pixel_extractor(side: int) -> Extractor:
-    """The pixels themselves: no network's opinion, and blind to all but colours and coarse layout."""
+    """The pixels themselves: no network involved, sensitive only to colours and coarse layout."""
     return Extractor(f"{PIXELS}-{side}", side, raw_pixels)
 
 
@@ -123,18 +123,18 @@ def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | No
     """Hidden states of one layer, averaged over pixels; of a ResNet, its pooled features."""
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
 
-    def describe(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return described(model, squares, layers)[:, 0]
+    def extract(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return features_of(model, squares, layers)[:, 0]
 
-    return Extractor(features_name(model, layers, kind), model.side, describe)
+    return Extractor(features_name(model, layers, kind), model.side, extract)
 
 
 def onnx_extractor(path: str | Path, side: int) -> Extractor:
     """The first output (N, D) of a network in an ONNX file; axes of length 1 behind D are dropped.
 
     Its only input is uint8 (N, H, W, 3), 0 to 255, or float32 (N, 3, H, W), -1 to 1, square; `side` is that of a file
-    that leaves the size open. A file with a fixed N is fed so many at a time. Runs on the CPU.
-    Raises InputError where onnxruntime is missing or the file is something else.
+    that leaves the size open. A fixed N is the batch size. Runs on the CPU.
+    Raises InputError where onnxruntime is missing or the file does not hold such a network.
     """
     path = Path(path)
     if not path.is_file():
@@ -164,7 +164,7 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
     batch = shape[0] if isinstance(shape[0], int) else None
     name = inputs[0].name
 
-    def describe(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def extract(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         parts = []
         for start in range(0, len(squares), batch or BATCH_IMAGES):
             rows = squares[start : start + (batch or BATCH_IMAGES)]
@@ -182,11 +182,11 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
         return np.concatenate(parts)
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:6]
-    return Extractor(f"{path.stem}-{digest}", fixed[0] if fixed else side, describe)
+    return Extractor(f"{path.stem}-{digest}", fixed[0] if fixed else side, extract)
 
 
 def holds_features(path: str | os.PathLike[str]) -> bool:
-    """Whether that is a .npz file with an array `features`, as `nextpixel features` writes it."""
+    """Whether the path is a .npz file with an array `features`, as `nextpixel features` writes."""
     if not os.fspath(path).endswith(".npz") or not os.path.isfile(path):
         return False
     try:
@@ -197,9 +197,9 @@ def holds_features(path: str | os.PathLike[str]) -> bool:
 
 
 def read_features(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], str | None]:
-    """Features (N, D) of a .npz file and what extracted them, where a text `extractor` in it says so.
+    """Features (N, D) of a .npz file and the name of their extractor, where the file has one.
 
-    Raises InputError for any other file, or where `features` is no table of finite numbers.
+    Raises InputError for any other file, or where `features` is not a table of finite numbers.
     """
     if not holds_features(path):
         raise InputError(f"{path}: expected a .npz file with an array 'features', as nextpixel features writes it")

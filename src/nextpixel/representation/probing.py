@@ -1,6 +1,6 @@
-"""Linear probes: what a layer's pooled features know about labels, by logistic regression.
+"""Linear probes: logistic regression on a layer's pooled features.
 
-Layer and strength are chosen on held-out training images; test images are never looked at before the end.
+Layer and regularisation strength are chosen on held-out training images, never on test images.
 """
 
 from __future__ import annotations
@@ -21,16 +21,23 @@ from nextpixel.images.sources import load_images, open_source, settle
 from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
-from nextpixel.representation.extraction import Backbone, check_layers, described, pooled, pooled_width, tokenizer_hash
+from nextpixel.representation.extraction import (
+    Backbone,
+    check_layers,
+    features_of,
+    pooled,
+    pooled_width,
+    tokenizer_hash,
+)
 from nextpixel.stats import Score, likeliest, majority, middle_best, score_of
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C; on standardised features the best lies within
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C; covers the best on standardised features
 MIDDLE_STRENGTH = STRENGTHS[2]
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Standardise, multiply, add: features (N, D) to logits (N, C)."""
+    """A linear classifier on standardised features (N, D) that returns logits (N, C)."""
 
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
@@ -41,7 +48,7 @@ class Linear:
         return ((features - self.mean) / self.scale @ self.weight.T + self.bias).astype(np.float32)
 
     def calibrated(self, temperature: float, shift: NDArray[np.float32]) -> Linear:
-        """The same with logits / temperature + shift."""
+        """The classifier whose logits are logits / temperature + shift."""
         return replace(
             self, weight=self.weight / np.float32(temperature), bias=self.bias / np.float32(temperature) + shift
         )
@@ -50,17 +57,17 @@ class Linear:
 class LinearProbe:
     """Logistic regression (L-BFGS) on standardised features of one layer, or several concatenated.
 
-    layer   "best": the one layer with the highest held-out accuracy; a number; or numbers to concatenate
-    seed    fixes what is held out
-    strengths   of scikit-learn's C, to choose among
+    layer       "best": the layer with the highest held-out accuracy; a number; or numbers to concatenate
+    seed        chooses the held-out images
+    strengths   values of scikit-learn's C to try
     pooling     over the pixels: "mean", as in the paper, or "mean-std"
 
-    After fit: `trials_` (what was tried, each with its held-out accuracy), `layers_` (list), `strength_`
-    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy}, `temperature_`, `linear_`. Of equally accurate
-    candidates the middle layer and the weaker penalty (the larger C) are taken. The final weights are fitted to all
-    training images; then logits are divided by `temperature_` and shifted by class, which calibrates the probabilities
-    on what was held out. With one image of each class nothing can be held out: then the middle layer and strength are
-    taken, `sweep_` is empty, nothing is tried, and `temperature_` is None: probabilities are not calibrated.
+    After fit: `trials_` (each setting tried with its held-out accuracy), `layers_` (list), `strength_` (scikit-learn's
+    C), `classes_`, `sweep_` {layer: held-out accuracy}, `temperature_`, `linear_`. Ties go to the middle layer and the
+    weaker penalty (the larger C). The final weights are fitted to all training images; logits are then divided by
+    `temperature_` and shifted by class, which calibrates the probabilities on the held-out images. With one image of
+    each class nothing can be held out: the middle layer and strength are used, `trials_` and `sweep_` are empty, and
+    `temperature_` is None because probabilities are not calibrated.
     """
 
     @check_keywords()
@@ -74,17 +81,17 @@ class LinearProbe:
         pooling: Pooling = "mean",
     ) -> None:
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
-        self.levels = Levels()  # of the images it was fitted to
+        self.levels = Levels()  # of the training images
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
-        """Images as everywhere; labels (N,) numbers or names, or those that the source has. Returns itself."""
+        """Fit to images and labels (N,), numbers or names; default: the labels of the source. Returns self."""
         features, names = self.read(images, labels, split=split)
-        return self.fit_features(features, names, layers=self._wanted())
+        return self.fit_features(features, names, layers=self._layers_to_fit())
 
     def fit_features(
         self, features: NDArray[np.float32], labels: ArrayLike, *, layers: Sequence[int] | None = None
     ) -> LinearProbe:
-        """The same from features (N, J, D) of `layers` (J,), which `layer="best"` chooses among."""
+        """Fit to features (N, J, D) of `layers` (J,), from which `layer="best"` chooses. Returns self."""
         self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
         if len(features) != len(numbers):
             raise InputError(f"expected {len(features)}, one for each image, got {len(numbers)}", argument="labels")
@@ -92,43 +99,33 @@ class LinearProbe:
             raise InputError(f"expected at least two classes, got only {self.classes_[0]!r}", argument="labels")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
         folds = folds_of(numbers, self.seed)
-        if not folds:
-            self.trials_, self.sweep_, self.strength_ = [], {}, MIDDLE_STRENGTH
-            place = len(layers) // 2
-            self.layers_ = [layers[place]] if self.layer == "best" else layers
-            chosen = features[:, place] if self.layer == "best" else features.reshape(len(features), -1)
-        elif self.layer == "best":
-            tried = {
-                layer: _try(features[:, place], numbers, folds, self.strengths) for place, layer in enumerate(layers)
-            }
-            self.trials_ = [trial | {"layers": [layer]} for layer in layers for trial in tried[layer]]
-            found = {layer: _choose(trials) for layer, trials in tried.items()}
-            self.sweep_ = {layer: accuracy for layer, (accuracy, _) in found.items()}
-            best = layers[middle_best(list(self.sweep_.values()))]
-            self.layers_, (_, self.strength_) = [best], found[best]
-            chosen = features[:, layers.index(best)]
-        else:
-            self.layers_ = layers
-            chosen = features.reshape(len(features), -1)
-            trials = _try(chosen, numbers, folds, self.strengths)
-            self.trials_ = [trial | {"layers": layers} for trial in trials]
-            accuracy, self.strength_ = _choose(trials)
-            self.sweep_ = {layer: accuracy for layer in layers[:1]} if len(layers) == 1 else {}
-        calibration = _calibration(chosen, numbers, folds, self.strength_) if folds else None
-        self.linear_, self.temperature_ = fit_linear(chosen, numbers, self.strength_), None
-        if calibration is not None:
-            self.linear_, self.temperature_ = self.linear_.calibrated(*calibration), calibration[0]
+        candidates: dict[tuple[int, ...], NDArray[np.float32]]
+        candidates = {(layer,): features[:, i] for i, layer in enumerate(layers)}
+        if self.layer != "best":
+            candidates = {tuple(layers): features.reshape(len(features), -1)}
+        trials = {key: _cross_validate(values, numbers, folds, self.strengths) for key, values in candidates.items()}
+        self.trials_ = [trial | {"layers": list(key)} for key, several in trials.items() for trial in several]
+        best = [_best_trial(several) for several in trials.values() if several]
+        chosen = middle_best([accuracy for accuracy, _ in best]) if best else len(candidates) // 2
+        self.layers_ = list(list(candidates)[chosen])
+        self.strength_ = best[chosen][1] if best else MIDDLE_STRENGTH
+        self.sweep_ = {key[0]: accuracy for key, (accuracy, _) in zip(candidates, best) if len(key) == 1}
+        values = candidates[tuple(self.layers_)]
+        self.linear_, self.temperature_ = fit_linear(values, numbers, self.strength_), None
+        if folds:
+            self.temperature_, shift = _calibration(values, numbers, folds, self.strength_)
+            self.linear_ = self.linear_.calibrated(self.temperature_, shift)
         return self
 
     @classmethod
     def of(cls, model: ImageGPT) -> LinearProbe:
-        """The class head of a fine-tuned model as what it is, a linear probe of the last layer.
+        """The class head of a fine-tuned model as a linear probe of the last layer.
 
         Raises InputError for a model without a class head.
         """
         if model.class_head is None:
             raise InputError(
-                "this model was trained on pictures alone and knows no classes; fit a probe to labelled images "
+                "this model was trained without labels and has no classes; fit a probe to labelled images "
                 "(nextpixel probe LABELLED `out=probe`) or fine-tune it on them (nextpixel finetune LABELLED "
                 "`out=runs/clf`)"
             )
@@ -141,28 +138,28 @@ class LinearProbe:
         return probe
 
     def predict_proba(self, images: Any, *, split: str | None = None, masks: int = 0) -> NDArray[np.float32]:
-        """Probabilities (N, C), columns in the order of `classes_`; with `masks`, their mean, see predictions."""
+        """Probabilities (N, C), columns in the order of `classes_`; with `masks`, means, see predictions."""
         return self.predictions(self._squares(images, split), masks=masks)[0]
 
     def predict(self, images: Any, *, split: str | None = None, masks: int = 0) -> NDArray[Any]:
-        """The likeliest class of each image, (N,); with `masks`, the one with most votes."""
+        """The most probable class of each image, (N,); with `masks`, the majority vote."""
         return self.classes_[self.predictions(self._squares(images, split), masks=masks)[1]]
 
     def predictions(
         self, squares: NDArray[np.uint8], *, masks: int = 0, dtype: str = "fp32"
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(probabilities (N, C), places in `classes_` (N,)) of squares at the model's side.
+        """(probabilities (N, C), indices into `classes_` (N,)) of squares at the model's side.
 
-        The class is the likeliest by the calibrated probabilities, which is also what is scored. A masked model may
-        look `masks` times, each time with other pixels hidden: the probabilities are then means and the class is the
-        one it names most often (Chen et al. 2020 take five). Ties fall at random; they and the masks follow from `seed`
-        and the place among the images. Raises InputError for masks with a model that is not masked.
+        The class is the most probable one after calibration, which is also what is scored. A masked model can be
+        evaluated `masks` times with different pixels hidden: probabilities are then means, the class is the majority
+        vote (Chen et al. 2020 use five masks). Ties are broken at random; they and the masks depend on `seed` and the
+        image's index. Raises InputError for masks with a model that is not masked.
         """
         model = self._model()
         if not masks:
-            features = described(model, squares, self.layers_, dtype=dtype, pooling=self.pooling)
-            chances = self.proba_of(features.reshape(len(squares), -1))
-            return chances, likeliest(chances, self.seed)
+            features = features_of(model, squares, self.layers_, dtype=dtype, pooling=self.pooling)
+            probabilities = self.proba_of(features.reshape(len(squares), -1))
+            return probabilities, likeliest(probabilities, self.seed)
         if isinstance(model, ResNet) or model.config.objective != "masked":
             kind = "student" if isinstance(model, ResNet) else f"model of the {model.config.objective} objective"
             raise InputError(
@@ -176,11 +173,11 @@ class LinearProbe:
             return self.proba_of(features.reshape(len(squares), -1))
 
         seeds = np.random.SeedSequence([self.seed, 0x3A5C]).generate_state(masks)
-        several = np.stack([proba(int(seed)) for seed in seeds])  # (masks, N, C)
-        return several.mean(0), majority(several.argmax(2), len(self.classes_), self.seed)
+        stacked = np.stack([proba(int(seed)) for seed in seeds])  # (masks, N, C)
+        return stacked.mean(0), majority(stacked.argmax(2), len(self.classes_), self.seed)
 
     def score(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> float:
-        """Accuracy, as scikit-learn's classifiers give it."""
+        """Accuracy, as of scikit-learn's classifiers."""
         return self.evaluate(images, labels, split=split).accuracy
 
     def evaluate(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> Score:
@@ -199,21 +196,21 @@ class LinearProbe:
         dtype: str = "fp32",
         seen: NDArray[np.bool_] | None = None,
     ) -> Score:
-        """The same from squares at the model's side; `masks` as in predictions, `seen` as in metrics.score_of."""
-        numbers = class_numbers(labels, self.classes_)  # refuses before the long work
-        chances, predicted = self.predictions(squares, masks=masks, dtype=dtype)
-        return score_of(chances, numbers, len(self.classes_), predicted, seen)
+        """evaluate for squares at the model's side; `masks` as in predictions, `seen` as in stats.score_of."""
+        numbers = class_numbers(labels, self.classes_)  # refuses bad labels before the long work
+        probabilities, predicted = self.predictions(squares, masks=masks, dtype=dtype)
+        return score_of(probabilities, numbers, len(self.classes_), predicted, seen)
 
     def evaluate_features(
         self, features: NDArray[np.float32], labels: ArrayLike, *, seen: NDArray[np.bool_] | None = None
     ) -> Score:
-        """The same from the features (N, D) that the probe reads."""
+        """evaluate for features (N, D) of `layers_`."""
         numbers = class_numbers(labels, self.classes_)
-        chances = self.proba_of(features)
-        return score_of(chances, numbers, len(self.classes_), likeliest(chances, self.seed), seen)
+        probabilities = self.proba_of(features)
+        return score_of(probabilities, numbers, len(self.classes_), likeliest(probabilities, self.seed), seen)
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities (N, C) from the features (N, D) that the probe reads."""
+        """Probabilities (N, C) from features (N, D) of `layers_`."""
         logits = self.linear_.logits(features)
         powers = np.exp(logits - logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
@@ -226,18 +223,17 @@ class LinearProbe:
         split: str | None = None,
         layers: Sequence[int] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[Any]]:
-        """Features (N, J, D) of `layers`, by default all that fit needs, and the labels; of
-        pictures that have one."""
+        """Features (N, J, D) of `layers`, by default those that fit needs, and labels (N,) of the labelled images."""
         model = self._model()
         source = open_source(images, split)
         names = given_labels(source, labels)
         self.levels, _ = settle(source, model.levels)
         squares, known = self._squares(source, None), has_label(names)
-        wanted = self._wanted() if layers is None else layers
-        return described(model, squares[known], wanted, pooling=self.pooling), names[known]
+        layers = self._layers_to_fit() if layers is None else layers
+        return features_of(model, squares[known], layers, pooling=self.pooling), names[known]
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
-        """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` finds its model."""
+        """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` loads its model."""
         with new_folder(new_output(folder, "folder")) as part:
             with (part / "probe.npz").open("wb") as file:
                 np.savez(file, **vars(self.linear_))
@@ -260,7 +256,10 @@ class LinearProbe:
 
     @classmethod
     def load(cls, folder: str | Path, model: Backbone) -> LinearProbe:
-        """A saved probe, for the model it was fitted with."""
+        """Read a saved probe, given the model it was fitted with.
+
+        Raises InputError for a folder without a probe, or for another model.
+        """
         facts = read_json(Path(folder) / "probe.json")
         try:
             layers = check_layers(model, facts["layers"])
@@ -270,7 +269,7 @@ class LinearProbe:
             probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
             probe.levels = Levels.of(facts.get("range"), facts.get("bands"))
             probe.layers_, probe.strength_ = layers, facts["strength"]
-            probe.temperature_ = facts.get("temperature")  # older probes have none: they are not calibrated
+            probe.temperature_ = facts.get("temperature")  # older probes are not calibrated
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
             with open_arrays(Path(folder) / "probe.npz") as arrays:
@@ -290,7 +289,7 @@ class LinearProbe:
         levels = self.levels.over(model.levels)
         return load_images(images, model.size, split=split, fit=model.fit, levels=levels)
 
-    def _wanted(self) -> list[int]:
+    def _layers_to_fit(self) -> list[int]:
         model = self._model()
         return list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
 
@@ -307,12 +306,12 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
 
 
 def fit_linears(features: NDArray[np.float32], labels: NDArray[np.integer], strengths: Sequence[float]) -> list[Linear]:
-    """The same for several strengths."""
+    """fit_linear for several strengths."""
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = standard(features)
     points, basis = (features - mean) / scale, None
-    if points.shape[0] < points.shape[1]:  # the weights lie in the span of the points: solve it there, exactly
+    if points.shape[0] < points.shape[1]:  # the weights lie in the span of the points: solve there, exactly
         left, size, basis = np.linalg.svd(points, full_matrices=False)
         points = left * size
     found = []
@@ -328,31 +327,32 @@ def fit_linears(features: NDArray[np.float32], labels: NDArray[np.integer], stre
 
 
 def standard(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and scale (D,) of features (N, D), to standardise by; the scale of one that never changes is 1."""
+    """Mean and scale (D,) to standardise features (N, D) by; the scale of a constant feature is 1."""
     mean, scale = features.mean(0), features.std(0)
     scale[scale < 1e-6] = 1.0
     return mean, scale
 
 
-def _try(
+def _cross_validate(
     features: NDArray[np.float32],
     labels: NDArray[np.integer],
     folds: Sequence[NDArray[np.bool_]],
     strengths: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Each strength with its accuracy on what is held out."""
-    right: list[list[NDArray[np.bool_]]] = [[] for _ in strengths]
+    """Each strength with its held-out accuracy; empty without folds."""
+    correct: list[list[NDArray[np.bool_]]] = [[] for _ in strengths]
     for held in folds:
-        for hits, linear in zip(right, fit_linears(features[~held], labels[~held], strengths), strict=True):
+        for hits, linear in zip(correct, fit_linears(features[~held], labels[~held], strengths), strict=True):
             hits.append(linear.logits(features[held]).argmax(1) == labels[held])
     return [
         {"strength": strength, "held_out_accuracy": float(np.concatenate(hits).mean())}
-        for strength, hits in zip(strengths, right, strict=True)
+        for strength, hits in zip(strengths, correct, strict=True)
+        if hits
     ]
 
 
-def _choose(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """(held-out accuracy, strength) of the best strength; of equal ones the weaker penalty."""
+def _best_trial(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """(held-out accuracy, strength) of the best strength; ties go to the weaker penalty."""
     best = max(trials, key=lambda trial: (trial["held_out_accuracy"], trial["strength"]))
     return best["held_out_accuracy"], best["strength"]
 
@@ -360,11 +360,10 @@ def _choose(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
 def _calibration(
     features: NDArray[np.float32], labels: NDArray[np.integer], folds: Sequence[NDArray[np.bool_]], strength: float
 ) -> tuple[float, NDArray[np.float32]]:
-    """(temperature, shift (C,)): logits / temperature + shift have the likeliest softmax on what is held out.
+    """(temperature, shift (C,)) that maximise the likelihood of logits / temperature + shift on held-out images.
 
-    Bias-corrected temperature scaling (Alexandari et al. 2020), with a standard normal prior of the shift. Of n
-    held-out images one in n + 2 more than were seen is expected to be wrong (Laplace's rule), so that classes which
-    nothing confuses do not become certain.
+    Bias-corrected temperature scaling (Alexandari et al. 2020), with a standard normal prior of the shift. Targets are
+    smoothed by 1 / (n + 2) for n held-out images (Laplace's rule), so that separable classes do not become certain.
     """
     from scipy.optimize import minimize
     from scipy.special import log_softmax
@@ -377,10 +376,10 @@ def _calibration(
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         scale, shift = np.exp(values[0]), values[1:]
-        chances = log_softmax(scale * logits + shift, axis=1)
-        excess = np.exp(chances) - targets
-        slope = np.concatenate([[scale * (excess * logits).sum()], excess.sum(0) + shift])
-        return float(shift @ shift / 2 - (targets * chances).sum()), slope
+        log_probabilities = log_softmax(scale * logits + shift, axis=1)
+        excess = np.exp(log_probabilities) - targets
+        gradient = np.concatenate([[scale * (excess * logits).sum()], excess.sum(0) + shift])
+        return float(shift @ shift / 2 - (targets * log_probabilities).sum()), gradient
 
     found = minimize(
         loss, np.zeros(1 + classes), jac=True, method="L-BFGS-B", bounds=[(-7, 7)] + [(None, None)] * classes
@@ -389,5 +388,5 @@ def _calibration(
 
 
 def middle_strengths(count: int) -> list[float]:
-    """That many strengths, from the middle outwards; all of them at most."""
+    """The first `count` of STRENGTHS, from the middle outwards."""
     return sorted(STRENGTHS, key=lambda strength: abs(np.log(strength / MIDDLE_STRENGTH)))[:count]

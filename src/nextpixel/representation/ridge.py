@@ -1,7 +1,7 @@
-"""The probe that watches a pretraining run: ridge regression on the pooled features of its middle layer.
+"""The probe that monitors a pretraining run: ridge regression on the pooled features of its middle layer.
 
-It is solved in closed form, in seconds where logistic regression takes minutes, and its accuracies lie a little below
-those of nextpixel probe. Test images are never looked at: what scores it is held out of the labelled images given.
+The closed form takes seconds where logistic regression takes minutes; accuracies are slightly below those of nextpixel
+probe. It is scored on part of the labelled images given, never on test images.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from nextpixel.images import UnreadableImage
 from nextpixel.images.sources import open_source, settle
 from nextpixel.images.sources.base import NO_LEVELS
 from nextpixel.network.model import ImageGPT
-from nextpixel.representation.extraction import described
+from nextpixel.representation.extraction import features_of
 from nextpixel.representation.probing import Linear, standard
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the number of images, on standardised features
 MIDDLE_PENALTY = PENALTIES[2]
-SCORED = 0.25  # of the labelled images
+SCORED = 0.25  # share of the labelled images
 
 
 def ridge_images(
     images: Any, side: int, fit: Fit, count: int, seed: int, levels: Levels = NO_LEVELS
 ) -> dict[str, NDArray[Any]]:
-    """Squares and labels of at most `count` labelled images, with which of them score: all that a run has to keep.
+    """The arrays a run keeps for its probe, from at most `count` labelled images.
 
-    {"probe_squares": uint8 (N, side, side, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,)}. Of each
-    class the same number is drawn, as far as it has them. Raises InputError for images without labels, of fewer than
-    two classes, or with a single image of each.
+    {"probe_squares": uint8 (N, side, side, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,), the
+    images to score on}. Classes are sampled equally as far as they have images. Raises InputError for images without
+    labels, of fewer than two classes, or with a single image of each.
     """
     source = open_source(images)
     levels, _ = settle(source, levels)
@@ -48,17 +48,17 @@ def ridge_images(
         )
     rng = np.random.default_rng([seed, 0x41D6E])
     order = rng.permutation(len(numbers))
-    turns = np.empty(len(numbers), np.int64)  # each image's turn within its class
+    ranks = np.empty(len(numbers), np.int64)  # of each image within its class
     for number in range(len(classes)):
-        turns[order[numbers[order] == number]] = np.arange((numbers == number).sum())
+        ranks[order[numbers[order] == number]] = np.arange((numbers == number).sum())
     squares: list[NDArray[np.uint8]] = []
     kept: list[int] = []
-    for place in order[np.argsort(turns[order], kind="stable")].tolist():
+    for i in order[np.argsort(ranks[order], kind="stable")].tolist():
         if len(kept) == count:
             break
         try:
-            squares.append(source.square(int(known[place]), side, fit, levels))
-            kept.append(place)
+            squares.append(source.square(int(known[i]), side, fit, levels))
+            kept.append(i)
         except UnreadableImage:
             continue
     labels = np.unique(numbers[kept], return_inverse=True)[1]
@@ -73,11 +73,10 @@ def ridge_images(
 
 
 def ridge_accuracy(model: ImageGPT, arrays: dict[str, NDArray[Any]], *, dtype: str = "fp32", seed: int = 0) -> float:
-    """Accuracy of the probe on the images of ridge_images that score; nothing random is drawn from torch."""
+    """Accuracy of the probe on the scored images of ridge_images; leaves torch's random state alone."""
     with torch.compiler.set_stance("eager_on_recompile"):  # the blocks may be compiled for training
-        features = described(model, arrays["probe_squares"], [model.config.layers // 2], dtype=dtype, compiled=False)[
-            :, 0
-        ]
+        layers = [model.config.layers // 2]
+        features = features_of(model, arrays["probe_squares"], layers, dtype=dtype, compiled=False)[:, 0]
     labels, scored = arrays["probe_labels"], arrays["probe_scored"]
     linear = choose_ridge(features[~scored], labels[~scored], seed=seed)
     return float((linear.logits(features[scored]).argmax(1) == labels[scored]).mean())
@@ -90,22 +89,25 @@ def choose_ridge(
     seed: int = 0,
     penalties: Sequence[float] = PENALTIES,
 ) -> Linear:
-    """The ridge regression of features (N, D) whose penalty names most of what is held out, fitted to all."""
-    right = np.zeros(len(penalties))
+    """Ridge regression of features (N, D) with the penalty of the highest held-out accuracy, fitted to all rows.
+
+    Of equally accurate penalties the weakest is taken.
+    """
+    correct = np.zeros(len(penalties))
     folds = folds_of(labels, seed)
+    classes = int(labels.max()) + 1
     for held in folds:
-        several = fit_ridges(features[~held], labels[~held], int(labels.max()) + 1, penalties)
-        right += [(linear.logits(features[held]).argmax(1) == labels[held]).sum() for linear in several]
-    weakest = max(zip(right, [-penalty for penalty in penalties], strict=True))  # of equal ones
-    chosen = -weakest[1] if folds else MIDDLE_PENALTY
-    [linear] = fit_ridges(features, labels, int(labels.max()) + 1, [chosen])
+        candidates = fit_ridges(features[~held], labels[~held], classes, penalties)
+        correct += [(linear.logits(features[held]).argmax(1) == labels[held]).sum() for linear in candidates]
+    best = min(penalty for penalty, hits in zip(penalties, correct, strict=True) if hits == correct.max())
+    [linear] = fit_ridges(features, labels, classes, [best if folds else MIDDLE_PENALTY])
     return linear
 
 
 def fit_ridges(
     features: NDArray[np.float32], labels: NDArray[np.integer], classes: int, penalties: Sequence[float]
 ) -> list[Linear]:
-    """Least squares of one-hot labels on standardised features, one solution a penalty, by one eigendecomposition.
+    """Ridge regression of one-hot labels on standardised features, for each penalty, by one eigendecomposition.
 
     With X the standardised features and Y the centred labels, W = (X'X + N penalty I)^-1 X'Y (Hoerl & Kennard 1970).
     """
@@ -113,14 +115,10 @@ def fit_ridges(
     points = ((features - mean) / scale).astype(np.float64)
     targets = np.eye(classes)[labels]
     bias = targets.mean(0)
-    sizes, axes = np.linalg.eigh(points.T @ points)
-    along = axes.T @ (points.T @ (targets - bias))  # (D, C)
-    return [
-        Linear(
-            mean,
-            scale,
-            (axes @ (along / (np.maximum(sizes, 0) + len(points) * penalty)[:, None])).T.astype(np.float32),
-            bias.astype(np.float32),
-        )
-        for penalty in penalties
-    ]
+    values, vectors = np.linalg.eigh(points.T @ points)
+    projected = vectors.T @ (points.T @ (targets - bias))  # (D, C)
+    found = []
+    for penalty in penalties:
+        weight = vectors @ (projected / (np.maximum(values, 0) + len(points) * penalty)[:, None])
+        found.append(Linear(mean, scale, weight.T.astype(np.float32), bias.astype(np.float32)))
+    return found

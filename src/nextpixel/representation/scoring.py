@@ -1,4 +1,4 @@
-"""The one pass over pictures that scores and features share: encode, cut into batches, run the network."""
+"""The loop that scores and features share: encode images, cut them into batches, run the network."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ R = TypeVar("R")
 def batches(
     model: ImageGPT,
     pictures: NDArray[np.uint8] | Tensor,
-    read: Callable[[Tensor, Tensor | None], R],
+    score: Callable[[Tensor, Tensor | None], R],
     *,
     dtype: str = "fp32",
     mask_seed: int | None = None,
     batch_images: int = BATCH_IMAGES,
     label: str = "scoring",
 ) -> Iterator[R]:
-    """Yield read(tokens (b, T), masked (b, T) or None), which runs the network, for each batch of pictures.
+    """Yield score(tokens (b, T), masked (b, T) or None), which runs the network, for each batch of pictures.
 
-    `pictures` are uint8 (N, H, W, 3) at the model's side, or their tokens (N, T). With `mask_seed`, data.masks hides
-    tokens by that seed and the picture's place; `dtype` is that of the products within `read`.
+    `pictures` are uint8 (N, H, W, 3) at the model's side, or their tokens (N, T). With `mask_seed`, decoded.masks hides
+    tokens by that seed and the picture's index; `dtype` is that of the matrix products within `score`.
     """
     device = str(model.device)
     with progress(label, len(pictures), "images") as advance:
@@ -42,16 +42,16 @@ def batches(
             tokens = part if isinstance(part, Tensor) else model.tokenizer.encode(np.ascontiguousarray(part))
             masked = None
             if mask_seed is not None:
-                numbers = np.arange(start, start + len(tokens))
-                masked = torch.from_numpy(masks(numbers, tokens.shape[1], seed=mask_seed)).to(device)
+                indices = np.arange(start, start + len(tokens))
+                masked = torch.from_numpy(masks(indices, tokens.shape[1], seed=mask_seed)).to(device)
             with autocast(device, dtype):
-                found = read(tokens.to(device), masked)
-            yield found
+                result = score(tokens.to(device), masked)
+            yield result
             advance(len(tokens))
 
 
 def pixel_maps(model: ImageGPT, values: Tensor) -> NDArray[np.float32]:
-    """Values of tokens (b, T) shared out evenly to their pixels, (b, H, W): the sums stay."""
+    """Values of tokens (b, T) spread evenly over their pixels, (b, H, W); sums are preserved."""
     height, width = model.tokenizer.patch
     grid = values.float().cpu().numpy().reshape(-1, model.config.rows, model.config.columns)
     return (grid.repeat(height, 1).repeat(width, 2) / (height * width)).astype(np.float32)

@@ -13,10 +13,10 @@ from nextpixel.stats import (
     Difference,
     bootstrap_interval,
     difference_at_equal_x,
-    less_group_means,
     partial_correlation,
     pearson,
     spearman,
+    subtract_group_means,
 )
 from nextpixel.study.points import Point
 
@@ -80,7 +80,7 @@ def statistics(points: Sequence[Point], *, seed: int = 0) -> Statistics:
         return Estimate(statistic(np.concatenate(rows)), *bootstrap_interval(statistic, rows, seed=seed))
 
     def same_step(rows: NDArray[np.float64]) -> float:
-        return pearson(*(less_group_means(rows[:, column], rows[:, 3]) for column in (0, 1)))
+        return pearson(*(subtract_group_means(rows[:, column], rows[:, 3]) for column in (0, 1)))
 
     return Statistics(
         runs=len(groups),

@@ -21,7 +21,7 @@ from nextpixel.training.setup import training_set
 
 
 @dataclass(frozen=True)
-class Member:
+class StudyRun:
     """A run of the study."""
 
     name: str
@@ -48,11 +48,11 @@ class Images:
     key: str
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[Member]:
+def read_runs(paths: Sequence[str | Path]) -> list[StudyRun]:
     """The runs, once it is sure that their losses can be compared."""
     if len(paths) < 2:
         raise InputError(f"RUNS: expected at least two run folders to compare, got {len(paths)}")
-    members: list[Member] = []
+    members: list[StudyRun] = []
     for path in paths:
         if not (Path(path) / "run.json").is_file():
             raise InputError(
@@ -62,7 +62,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Member]:
         facts = run.facts()
         try:
             shape, settings = ImageGPTConfig(**facts["model"]), facts["config"]
-            member = Member(
+            member = StudyRun(
                 str(path).rstrip("/"), run, shape, settings["seed"], settings["batch_images"],
                 [step for step in run.steps() if step], facts,
             )  # fmt: skip
@@ -91,7 +91,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Member]:
     return members
 
 
-def _comparable(member: Member) -> dict[str, Any]:
+def _comparable(member: StudyRun) -> dict[str, Any]:
     """What must be the same for losses per pixel to mean the same."""
     facts = member.facts
     return {
@@ -104,7 +104,7 @@ def _comparable(member: Member) -> dict[str, Any]:
     }
 
 
-def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Sequence[Member]) -> Images:
+def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Sequence[StudyRun]) -> Images:
     sources = [open_source(data, split) for split in ("train", "test")]
     names = [labels_of(source) for source in sources]
     trained_on = members[0].facts["data"]

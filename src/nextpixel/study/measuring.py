@@ -19,11 +19,11 @@ from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.network import cost as plan
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
-from nextpixel.representation.baselines import commonest_class
+from nextpixel.representation.baselines import majority_accuracy
 from nextpixel.representation.extraction import pooled
 from nextpixel.representation.extractors import raw_pixels
 from nextpixel.representation.probing import LinearProbe
-from nextpixel.study.inputs import Images, Member, read_images, read_runs
+from nextpixel.study.inputs import Images, StudyRun, read_images, read_runs
 from nextpixel.study.points import LayerScore, Point, Study, chosen
 from nextpixel.tokens import read_tokenizer
 from nextpixel.training.setup import side_of
@@ -143,7 +143,7 @@ def _probed(model: ImageGPT, images: Images, seen: NDArray[np.bool_], config: St
     return [asdict(score) for score in scores]
 
 
-def _point(member: Member, step: int, measured: dict[str, Any]) -> Point:
+def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
     shape, images = member.shape, step * member.batch_images
     return Point(
         run=member.name,
@@ -168,10 +168,10 @@ def _shape_name(shape: ImageGPTConfig) -> str:
 
 
 def _controls(
-    members: Sequence[Member], images: Images, config: StudyConfig, kept: _Kept, device: str
+    members: Sequence[StudyRun], images: Images, config: StudyConfig, kept: _Kept, device: str
 ) -> dict[str, float]:
     """Test accuracies of the commonest class, raw pixels, and an untrained model of each shape."""
-    controls = {"commonest class": commonest_class(images.labels, images.test_labels)}
+    controls = {"commonest class": majority_accuracy(images.labels, images.test_labels)}
     found = {"raw pixels": kept.get("raw-pixels", _raw, images, config)}
     for member in members:
         shape = _shape_name(member.shape)
@@ -186,7 +186,7 @@ def _raw(images: Images, config: StudyConfig) -> dict[str, Any]:
     return {"layers": [asdict(score) for score in found]}
 
 
-def _untrained(member: Member, device: str, images: Images, config: StudyConfig) -> dict[str, Any]:
+def _untrained(member: StudyRun, device: str, images: Images, config: StudyConfig) -> dict[str, Any]:
     model = ImageGPT(member.shape, seed=config.seed).to(device).eval()
     model.tokenizer = read_tokenizer(member.facts["tokenizer"])
     return {"layers": _probed(model, images, images.seen, config)}

@@ -24,7 +24,7 @@ from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError, WorkError
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress
-from nextpixel.representation.extraction import described
+from nextpixel.representation.extraction import features_of
 from nextpixel.representation.probing import MIDDLE_STRENGTH, fit_linear
 from nextpixel.stats import Score, score_of
 from nextpixel.training.optim import cosine_rate, set_rate, sgd
@@ -148,7 +148,7 @@ def _first(
     known = {name: value for name, value in init.state_dict().items() if not name.startswith("head.")}
     model.load_state_dict(known, strict=False)
     model.fit, model.levels, model.facts = init.fit, init.levels, dict(init.facts)
-    features = described(init, squares, [0])[:, 0]
+    features = features_of(init, squares, [0])[:, 0]
     linear = fit_linear(features, numbers, MIDDLE_STRENGTH)
     assert model.head is not None
     with torch.no_grad():
