@@ -111,9 +111,9 @@ class LinearProbe:
         self.strength_ = best[chosen][1] if best else MIDDLE_STRENGTH
         self.sweep_ = {key[0]: accuracy for key, (accuracy, _) in zip(candidates, best) if len(key) == 1}
         values = candidates[tuple(self.layers_)]
-        self.linear_, self.temperature_ = fit_linear(values, numbers, self.strength_), None
-        if folds:
-            self.temperature_, shift = _calibration(values, numbers, folds, self.strength_)
+        self.temperature_, shift = _calibration(values, numbers, folds, self.strength_) if folds else (None, None)
+        self.linear_ = fit_linear(values, numbers, self.strength_)
+        if self.temperature_ is not None and shift is not None:
             self.linear_ = self.linear_.calibrated(self.temperature_, shift)
         return self
 
