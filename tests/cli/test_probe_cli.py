@@ -190,7 +190,7 @@ def test_images_without_labels_and_a_probe_that_is_none_are_refused(desk: Path, 
     assert main(["predict", "model", "plain.npy"]) == 2
     assert main(["predict", "nowhere", "plain.npy"]) == 2
     first, second, third = capsys.readouterr().err.splitlines()
-    assert "labelled images" in first and "knows no classes; fit a probe" in second
+    assert "labelled images" in first and "has no classes; fit a probe" in second
     assert "PROBE: expected the folder of a probe, or a fine-tuned model or run, got 'nowhere'" in third
 
 

@@ -100,8 +100,9 @@ class LinearProbe:
         layers = list(range(features.shape[1])) if layers is None else list(layers)
         folds = folds_of(numbers, self.seed)
         candidates: dict[tuple[int, ...], NDArray[np.float32]]
-        candidates = {(layer,): features[:, i] for i, layer in enumerate(layers)}
-        if self.layer != "best":
+        if self.layer == "best":
+            candidates = {(layer,): features[:, i] for i, layer in enumerate(layers)}
+        else:
             candidates = {tuple(layers): features.reshape(len(features), -1)}
         trials = {key: _cross_validate(values, numbers, folds, self.strengths) for key, values in candidates.items()}
         self.trials_ = [trial | {"layers": list(key)} for key, several in trials.items() for trial in several]
@@ -111,10 +112,10 @@ class LinearProbe:
         self.strength_ = best[chosen][1] if best else MIDDLE_STRENGTH
         self.sweep_ = {key[0]: accuracy for key, (accuracy, _) in zip(candidates, best) if len(key) == 1}
         values = candidates[tuple(self.layers_)]
-        self.temperature_, shift = _calibration(values, numbers, folds, self.strength_) if folds else (None, None)
-        self.linear_ = fit_linear(values, numbers, self.strength_)
-        if self.temperature_ is not None and shift is not None:
-            self.linear_ = self.linear_.calibrated(self.temperature_, shift)
+        calibration = _calibration(values, numbers, folds, self.strength_) if folds else None
+        self.linear_, self.temperature_ = fit_linear(values, numbers, self.strength_), None
+        if calibration is not None:
+            self.linear_, self.temperature_ = self.linear_.calibrated(*calibration), calibration[0]
         return self
 
     @classmethod
