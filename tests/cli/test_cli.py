@@ -326,7 +326,7 @@ BAD = {
     "serve --token-file text.png": ["--token-file", "at least 16 characters", "openssl"],
     "serve --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
     "serve --model model --model model": ["--model", "two models are called 'model'"],
-    "serve --model model --classifier model": ["knows no classes", "nextpixel probe"],
+    "serve --model model --classifier model": ["has no classes", "nextpixel probe"],
     "serve --model model --host nowhere.invalid --port 0": ["--host", "cannot listen on nowhere.invalid"],
     "serve --model model --port 0 --speed exact --slots 1000000000": ["--slots", "GB of memory", "fewer"],
     "serve photo.png": ["photo.png", "nextpixel serve --help"],

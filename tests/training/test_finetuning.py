@@ -494,12 +494,12 @@ BAD = {
     "evaluate train --samples 20 --accuracy --model model": ["--accuracy", "expected no --samples"],
     "finetune lone --out clf": ["lone", "at least two classes", "'day'"],
     "finetune train --out clf --model nope": ["--model", "'nope'"],
-    "predict model train": ["knows no classes", "nextpixel probe", "nextpixel finetune"],
+    "predict model train": ["has no classes", "nextpixel probe", "nextpixel finetune"],
     "predict nope train": ["'nope'", "expected"],
     "predict model train --model model": ["--model", "not the folder of a probe", "probe.json"],
     "predict model train --masks -1": ["--masks", "0 or more", "-1"],
-    "evaluate train --accuracy --model model": ["knows no classes", "nextpixel finetune"],
-    "evaluate train --masks 5 --model model": ["knows no classes"],
+    "evaluate train --accuracy --model model": ["has no classes", "nextpixel finetune"],
+    "evaluate train --masks 5 --model model": ["has no classes"],
     "convert model out --palette x.npy": ["--palette", "brings its own colours"],
 }
 
