@@ -134,12 +134,52 @@ def test_classes_are_not_taken_for_splits(tmp_path, folders):
     assert source.classes == sorted(folders) and source.split is None
 
 
-def test_what_looks_like_a_split_is_not_joined_in_silence(tmp_path, capsys):
-    for name in ("cat/1.png", "dog/1.png", "test/cat/2.png"):
+@pytest.mark.parametrize("test", ["flat/1.png", "1.png", "bird/1.png"])
+def test_what_looks_like_a_split_is_not_joined_in_silence(tmp_path, capsys, test):
+    for name in ("cat/1.png", "dog/1.png", f"test/{test}"):
         picture(tmp_path / name)
     assert len(open_source(tmp_path)) == 3
     assert f"{tmp_path}: all folders together, also test, which looks like a split" in capsys.readouterr().err
+    assert list(open_source(tmp_path, "test").names) == [test]
+
+
+@pytest.mark.parametrize(
+    ("others", "left_out"),
+    [
+        (["test/cat/3.png", "test/dog/3.png"], "test"),
+        (["Val/dog/3.png"], "Val"),
+        (["test_set/cat/3.png", "val2017/cat/3.png", "val2017/dog/3.png"], "test_set, val2017"),
+        (["holdout/bird/3.png", "holdout/cat/3.png"], "holdout"),
+        (["unlabeled/cat/3.png"], "unlabeled"),
+    ],
+)
+@pytest.mark.parametrize("around", ["", "animals/"])
+def test_classes_beside_a_split_that_repeats_them_are_train(tmp_path, capsys, others, left_out, around):
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", *others):
+        picture(tmp_path / around / name)
+    for split in (None, "train"):
+        train = open_source(tmp_path, split)
+        assert [name.removeprefix(around) for name in train.names] == ["cat/1.png", "cat/2.png", "dog/1.png"]
+        assert train.split == "train" and train.classes == ["cat", "dog"] and train.labels.tolist() == [0, 0, 1]
+    assert capsys.readouterr().err == f"{tmp_path}: train split; not used: {left_out}\n"
+    for part in left_out.split(", "):
+        held = open_source(tmp_path, part)
+        assert [f"{part}/{name}" for name in held.names] == [name for name in others if name.startswith(part)]
+        assert held.classes == sorted({name.split("/")[1] for name in others if name.startswith(part)})
+
+
+def test_one_class_beside_its_test_is_train(tmp_path):
+    for name in ("cover.png", "cat/1.png", "test/cat/2.png"):
+        picture(tmp_path / name)
+    assert list(open_source(tmp_path).names) == ["cat/1.png", "cover.png"]
     assert list(open_source(tmp_path, "test").names) == ["cat/2.png"]
+
+
+def test_train_beside_classes_of_the_same_names_is_taken_with_them(tmp_path, capsys):
+    for name in ("cat/1.png", "dog/1.png", "train/cat/2.png"):
+        picture(tmp_path / name)
+    assert len(open_source(tmp_path)) == 3
+    assert "also train, which looks like a split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from models import lively, some_tokens
+from picture_files import png, shard
 from torch import Tensor
 from transformers import ImageGPTModel
 
@@ -165,13 +167,13 @@ def test_int8_features_are_refused_where_there_are_none() -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Ten pictures, of which three that follow each other are a whole chunk that cannot be read."""
+    """30 pictures, of which three that follow each other are a whole chunk that cannot be read."""
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for i, picture in enumerate(np.random.default_rng(2).integers(0, 256, (10, 4, 4, 3), np.uint8)):
-        save_png(picture, folder / f"{i}.png")
+    for i, picture in enumerate(np.random.default_rng(2).integers(0, 256, (30, 4, 4, 3), np.uint8)):
+        save_png(picture, folder / f"{i:02}.png")
         if 3 <= i < 6:
-            (folder / f"{i}.png").write_bytes(b"no picture")
+            (folder / f"{i:02}.png").write_bytes(b"no picture")
     return folder
 
 
@@ -180,7 +182,7 @@ def test_a_chunk_without_a_readable_picture(model: ImageGPT, pictures: Path, mon
     monkeypatch.setattr(extraction, "CHUNK_IMAGES", 3)
     parts = pictures.parent / "parts"
     values, names, lost = extract(model, pictures, [1, 2], parts, pooling=pooling)
-    assert names == [f"{i}.png" for i in (0, 1, 2, 6, 7, 8, 9)] and len(lost) == 3
+    assert names == [f"{i:02}.png" for i in (0, 1, 2, *range(6, 30))] and len(lost) == 3
     readable = [pictures / name for name in names]
     assert np.allclose(values, features(model, list(map(str, readable)), [1, 2], pooling=pooling), atol=1e-6)
     again, *_ = extract(model, pictures, [1, 2], parts, pooling=pooling)
@@ -192,8 +194,24 @@ def test_a_short_chunk_is_made_again(model: ImageGPT, pictures: Path, monkeypatc
     parts = pictures.parent / "parts"
     values, *_ = extract(model, pictures, [1], parts)
     for number, chunk in enumerate(sorted(parts.iterdir())):
-        os.truncate(chunk, [0, 1, chunk.stat().st_size // 2, chunk.stat().st_size - 1][number])
+        os.truncate(chunk, [0, 1, chunk.stat().st_size // 2, chunk.stat().st_size - 1][number % 4])
     again, *_ = extract(model, pictures, [1], parts)
     assert np.array_equal(again, values)
     monkeypatch.setattr(extraction, "features_of", pytest.fail)  # whole ones are not
     assert np.array_equal(extract(model, pictures, [1], parts)[0], values)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "folder"])
+def test_over_one_in_ten_unreadable_pictures_are_bad_input(model: ImageGPT, tmp_path: Path, kind: str) -> None:
+    cells = [png(), b"no picture", b""]
+    images = tmp_path / f"pictures.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"image": cells}), images)
+    elif kind == "tar":
+        shard(images, [(f"{i}.png", cell) for i, cell in enumerate(cells)])
+    else:
+        images.mkdir()
+        for i, cell in enumerate(cells):
+            (images / f"{i}.png").write_bytes(cell)
+    with pytest.raises(InputError, match="2 of 3 pictures cannot be read, expected at most one in ten"):
+        extract(model, images, [1], tmp_path / "parts")

@@ -176,7 +176,8 @@ def extract(
     """Features (N, len(layers) * D), or 2 D, of any number of images, their names, and a line for each unreadable one.
 
     Finished chunks are kept in the folder `parts`, so a stopped extraction resumes; the caller removes the folder once
-    the result is saved. Chunks of other images, layers or weights are ignored.
+    the result is saved. Chunks of other images, layers or weights are ignored. Raises InputError when more than one
+    image in ten cannot be read.
     """
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
@@ -186,8 +187,7 @@ def extract(
             found.append(chunk["values"].astype(np.float32))
             names += [source.names[i] for i in chunk["kept"].tolist()]
             unreadable += chunk["lost"].tolist()
-    if not names:
-        raise InputError(f"{source.source_name}: no picture can be read: {unreadable[0]}")
+    check_readable(source.source_name, unreadable, len(names) + len(unreadable))
     return np.concatenate(found), names, unreadable
 
 

@@ -235,15 +235,17 @@ def _open_folder(folder: str, split: str | None) -> Source:
     if others:
         say_once(f"{folder}: passed over {others}")
     root, names, unreadable, chosen = folder, found.names, found.unreadable, None
-    level = folder_level(names, split, folder)
+    level, rest_is_train = folder_level(names, split, folder)
     if level is not None:
-        parts = by_folder(names, level)
+        parts = by_folder(names, level, rest_is_train)
         chosen = choose_split([name for name in parts if name], split, folder, beside=len(parts.get("", ())))
         names, several = parts[chosen], len(parts) > 1
-        kept = set(by_folder([name for name, _ in unreadable], level).get(chosen, ()))
+        kept = set(by_folder([name for name, _ in unreadable], level, rest_is_train).get(chosen, ()))
         unreadable = [entry for entry in unreadable if entry[0] in kept]
         above = {tuple(name.split("/")[: level + 1]) for name in names}
-        if len(above) == 1:
+        if rest_is_train and chosen == "train":
+            level = None
+        elif len(above) == 1:
             root = os.path.join(folder, *above.pop())
             names, level = [name.split("/", level + 1)[-1] for name in names], None
         chosen = chosen if several else None

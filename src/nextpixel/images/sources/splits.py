@@ -87,33 +87,44 @@ def refuse_split(split: str | None, source_name: str) -> None:
         raise NoSplits(f"{source_name} has no splits, but split {split!r} was asked for; leave it out")
 
 
-def folder_level(names: Sequence[str], split: str | None, source_name: str) -> int | None:
-    """How deep the folders that are splits lie in paths, 0 for train/cat/1.png; None where no folders are.
+def folder_level(names: Sequence[str], split: str | None, source_name: str) -> tuple[int | None, bool]:
+    """How deep the folders that are splits lie in paths, 0 for train/cat/1.png, and whether the rest is train.
 
-    Splits are folders beside each other of which two are known, a single folder of that name around everything, or
-    the one that is asked for. Says, once, where what looks like a split is taken together with the rest.
+    The level is None where no folders are splits. Splits are folders beside each other of which two are known, a single
+    folder of that name around everything, or the one that is asked for. A val/ or test/ that repeats the folders beside
+    it, as in cat/, dog/, test/cat/, is a split too, and these folders are train. Says, once, where what looks like a
+    split is taken together with the rest.
     """
     folders = {tuple(name.split("/")[:-1]) for name in names}
     doubtful = None
     for level in range(max(map(len, folders), default=0)):
         at = {folder[level] for folder in folders if len(folder) > level}
         known = sorted(name for name in at if is_split(name))
+        if _repeat_siblings(folders, level) and "train" not in map(canonical_split, known):
+            return level, True
         around = len(at) == 1 and all(len(folder) > level for folder in folders)
         asked = split is not None and any(canonical_split(name) == canonical_split(split) for name in at)
         if asked or are_splits(at) or (around and known):
-            return level
+            return level, False
         doubtful = doubtful or (known and known[0])
     if doubtful:
         say_once(f"{source_name}: all folders together, also {doubtful}, which looks like a split")
-    return None
+    return None, False
 
 
-def by_folder(names: Sequence[str], level: int) -> dict[str, list[str]]:
-    """Paths by their folder at that level; "" for those that lie above it."""
+def _repeat_siblings(folders: Iterable[tuple[str, ...]], level: int) -> bool:
+    """Whether a folder in one of a split, at that level, is called as one beside the split."""
+    at = [folder for folder in folders if len(folder) > level]
+    beside = {folder[: level + 1] for folder in at if not is_split(folder[level])}
+    return any(folder[:level] + folder[level + 1 : level + 2] in beside for folder in at if is_split(folder[level]))
+
+
+def by_folder(names: Sequence[str], level: int, rest_is_train: bool) -> dict[str, list[str]]:
+    """Paths by their folder at that level; "" for those that lie above it; see folder_level of what is train."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        parents = name.split("/")[:-1]
-        groups.setdefault(parents[level] if len(parents) > level else "", []).append(name)
+        folder = "".join(name.split("/")[:-1][level : level + 1])
+        groups.setdefault("train" if rest_is_train and not is_split(folder) else folder, []).append(name)
     return groups
 
 
