@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from nextpixel import ImageGPT, load
 from nextpixel.evaluation.oddness import COLUMNS, Measurements, local_nats, oriented, png_bytes, score_batches, table
 from nextpixel.images import fit_square
 from nextpixel.images.sources import Source, open_source
-from nextpixel.stats import auroc
 
 PATCH = 8
 PAIRS = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
@@ -98,7 +98,7 @@ def image_auroc(normal: np.ndarray, odd: np.ndarray, rng: np.random.Generator) -
     """AUROC and its 95 % interval over resampled images."""
 
     def once(a: np.ndarray, b: np.ndarray) -> float:
-        return auroc(np.concatenate([a, b]), np.arange(len(a) + len(b)) >= len(a))
+        return roc_auc_score(np.arange(len(a) + len(b)) >= len(a), np.concatenate([a, b]))
 
     again = [once(rng.choice(normal, len(normal)), rng.choice(odd, len(odd))) for _ in range(RESAMPLINGS)]
     return [once(normal, odd), *np.quantile(again, [0.025, 0.975]).tolist()]

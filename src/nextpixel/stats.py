@@ -1,4 +1,4 @@
-"""Arrays to numbers: accuracies, confusion, areas, correlations, intervals."""
+"""Statistics of arrays: accuracies, p-values, correlations, intervals."""
 
 from __future__ import annotations
 
@@ -11,102 +11,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k: int = 1) -> float:
-    """Part of the rows of scores (N, C) whose label is among the k highest; a tie counts against the label."""
+def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k: int) -> float:
+    """Share of the rows of scores (N, C) whose label is among the k highest; a tie counts against the label."""
     own = scores[np.arange(len(labels)), labels]
-    rivals = (scores >= own[:, None]).sum(1) - 1
-    return float((rivals < k).mean())
+    at_least_as_high = (scores >= own[:, None]).sum(1)
+    return float((at_least_as_high <= k).mean())
 
 
-def likeliest(chances: NDArray[np.floating], seed: int = 0) -> NDArray[np.int64]:
-    """Place of the highest in each row of chances (N, C), (N,); ties fall at random, by the seed and the row."""
-    ties = chances == chances.max(1, keepdims=True)
-    return (ties * (1 + np.random.default_rng([seed, 0x71E5]).random(chances.shape))).argmax(1)
+def likeliest(probabilities: NDArray[np.floating], seed: int = 0) -> NDArray[np.int64]:
+    """The most probable class of each row (N, C), (N,); ties are broken at random, by the seed and the row."""
+    ties = probabilities == probabilities.max(1, keepdims=True)
+    return (ties * (1 + np.random.default_rng([seed, 0x71E5]).random(probabilities.shape))).argmax(1)
 
 
 def middle_best(values: Sequence[float]) -> int:
-    """Place of the highest value; of equal ones that nearest to the middle, and of two as near the first."""
-    return max(range(len(values)), key=lambda place: (values[place], -abs(place - len(values) // 2)))
-
-
-def confusion(predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """Counts (C, C): row the true class, column the predicted one."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    """Index of the highest value; ties go to the one nearest to the middle, then to the first."""
+    return max(range(len(values)), key=lambda i: (values[i], -abs(i - len(values) // 2)))
 
 
 def per_class_accuracy(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Recall of each class (C,) of a confusion matrix; NaN for a class without rows."""
+    """Recall of each class (C,) from a confusion matrix (C, C); NaN for a class without rows."""
     totals = counts.sum(1)
     return np.divide(counts.diagonal(), totals, out=np.full(len(counts), np.nan), where=totals > 0)
 
 
-def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, a tie counting half.
-
-    Mann & Whitney 1947, through average ranks. NaN where one of the two kinds is missing.
-    """
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
-        return math.nan
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum() - (counts - 1) / 2)[places]  # average rank of each value, from 1
-    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
 @dataclass(frozen=True)
 class Score:
-    """Predicted classes of test images against the true ones."""
+    """Metrics of the predicted classes of test images."""
 
     images: int
     accuracy: float
     top_5: float | None
-    """Where there are more than five classes."""
+    """None for five classes or fewer."""
     auc: float | None
-    """Area under the ROC curve of the second class, where there are two and images of both."""
+    """Area under the ROC curve of the second class; None unless there are two, with images of both."""
     confusion: NDArray[np.int64]
-    """(C, C), row the true class."""
+    """(C, C) counts; rows are true classes."""
     training_images: int = 0
-    """How many of the test images are training images, pixel by pixel."""
+    """Number of test images that equal a training image in every pixel."""
     accuracy_without_them: float | None = None
-    """Where there are some, and others; so are those below."""
+    """Without those images, as are the fields below; None where there are none, or no others."""
     top_5_without_them: float | None = None
     auc_without_them: float | None = None
 
 
 def score_of(
-    chances: NDArray[np.float32],
-    numbers: NDArray[np.integer],
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.integer],
     classes: int,
-    voted: NDArray[np.integer] | None = None,
+    predicted: NDArray[np.integer] | None = None,
     seen: NDArray[np.bool_] | None = None,
 ) -> Score:
-    """Probabilities (N, C) against the true classes 0..C-1, (N,); `voted` are the answers where not the likeliest.
+    """Score probabilities (N, C) against the true classes 0..C-1, (N,).
 
-    Of equally likely classes one is taken at random. `seen` (N,) are the test images that are training images.
+    predicted  (N,) the predicted classes; default: the most probable, ties broken at random
+    seen       (N,) the test images that are training images
     """
-    predicted = likeliest(chances) if voted is None else voted
+    from sklearn.metrics import confusion_matrix, roc_auc_score
+
+    predicted = likeliest(probabilities) if predicted is None else predicted
     without: list[float | None] = []
     if seen is not None and 0 < seen.sum() < len(seen):
-        rest = ~seen
-        others = score_of(chances[rest], numbers[rest], classes, predicted[rest])
+        others = score_of(probabilities[~seen], labels[~seen], classes, predicted[~seen])
         without = [others.accuracy, others.top_5, others.auc]
     return Score(
-        len(numbers),
-        float((predicted == numbers).mean()),
-        top_k_accuracy(chances, numbers, 5) if classes > 5 else None,
-        auroc(chances[:, 1], numbers == 1) if classes == 2 and len(np.unique(numbers)) == 2 else None,
-        confusion(predicted, numbers, classes),
+        len(labels),
+        float((predicted == labels).mean()),
+        top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
+        float(roc_auc_score(labels, probabilities[:, 1])) if classes == 2 == len(np.unique(labels)) else None,
+        confusion_matrix(labels, predicted, labels=range(classes)),
         0 if seen is None else int(seen.sum()),
         *without,
     )
 
 
-def accuracies(scores: Sequence[Score]) -> list[float]:
-    return [score.accuracy for score in scores]
-
-
 def majority(votes: NDArray[np.integer], classes: int, seed: int) -> NDArray[np.int64]:
-    """The commonest number 0..C-1 in each column of votes (M, N), (N,); ties fall at random, by the seed."""
+    """The most common number 0..C-1 in each column of votes (M, N), (N,); ties are broken at random, by the seed."""
     counts = np.stack([(votes == number).sum(0) for number in range(classes)], axis=1)
     return (counts + np.random.default_rng([seed, 0x707E]).random(counts.shape)).argmax(1)
 
@@ -121,40 +101,39 @@ def conformal_p_values(scores: NDArray[np.floating], calibration: NDArray[np.flo
 
 
 def outlier_limit(values: NDArray[np.floating], deviations: float = 6.0) -> tuple[float, float]:
-    """(median, median + that many standard deviations), the deviation by the median absolute one.
+    """(median, median + that many standard deviations), robust to outliers (Leys et al. 2013).
 
-    1.4826 times that is the standard deviation of a normal distribution; neither moves by a few outliers (Leys et al.
-    2013).
+    The standard deviation is estimated as 1.4826 times the median absolute deviation.
     """
     median = float(np.median(values))
     return median, median + deviations * 1.4826 * float(np.median(np.abs(values - median)))
 
 
 def pearson(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Pearson's correlation of x (N,) and y (N,); NaN for fewer than three, or where one of them never changes."""
+    """Pearson's correlation of x (N,) and y (N,); NaN for fewer than three values or a constant."""
     if len(x) < 3 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
         return math.nan
     return float(np.corrcoef(x, y)[0, 1])
 
 
 def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Pearson's correlation of the ranks, ties sharing their average (Spearman 1904)."""
+    """Pearson's correlation of the ranks, with average ranks for ties; NaN as in pearson."""
     from scipy.stats import rankdata
 
     return pearson(rankdata(x), rankdata(y))
 
 
 def partial_correlation(x: NDArray[np.floating], y: NDArray[np.floating], given: NDArray[np.floating]) -> float:
-    """Pearson's correlation of x and y once the straight line in `given` that fits each is taken away."""
+    """Pearson's correlation of the residuals of x and y after a linear fit of each to `given`."""
     basis = np.stack([np.ones_like(given), given - given.mean()], 1)
-    left = [values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0] for values in (x, y)]
-    return pearson(*left)
+    residuals = [values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0] for values in (x, y)]
+    return pearson(*residuals)
 
 
 def subtract_group_means(values: NDArray[np.floating], groups: NDArray[Any]) -> NDArray[np.float64]:
-    """Each of values (N,) less the mean of its group; groups (N,) are any names."""
-    _, places = np.unique(groups, return_inverse=True)
-    return values - (np.bincount(places, values) / np.bincount(places))[places]
+    """Values (N,) minus the mean of their group; groups (N,) are arbitrary labels."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    return values - (np.bincount(numbers, values) / np.bincount(numbers))[numbers]
 
 
 def bootstrap_interval(
@@ -164,32 +143,30 @@ def bootstrap_interval(
     repeats: int = 1_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """A 95 % percentile interval of statistic(rows), drawing whole groups of rows (n_i, J) with replacement.
+    """95 % percentile interval of statistic(rows) by the cluster bootstrap (Field & Welsh 2007).
 
-    Rows of one group depend on each other, groups do not: the cluster bootstrap (Field & Welsh 2007). Draws that give
-    NaN are left out; NaN for fewer than two groups.
+    Whole groups of rows (n_i, J) are drawn with replacement: rows within a group may depend on each other. Draws whose
+    statistic is NaN are skipped; NaN for fewer than two groups.
     """
     if len(groups) < 2:
         return math.nan, math.nan
     rng = np.random.default_rng([seed, 0xB007])
     draws = rng.integers(0, len(groups), (repeats, len(groups)))
-    values = np.array([statistic(np.concatenate([groups[i] for i in draw])) for draw in draws])
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.percentile(values, [2.5, 97.5])
+    values = [statistic(np.concatenate([groups[i] for i in draw])) for draw in draws]
+    values = [value for value in values if not math.isnan(value)]
+    low, high = np.percentile(values or [math.nan], [2.5, 97.5])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two sets of curves lie apart where both are known."""
+    """Difference between two sets of curves over the range of x that all of them cover."""
 
     x_from: float
     x_to: float
-    """The range of x that every curve reaches."""
+    """The common range of x."""
     mean: float
-    """Mean of the second set's y less the first's, over that range and over curves."""
+    """Mean of the second set's y minus the first's, over that range and over curves."""
     low: float
     high: float
     """Its 95 % interval over curves (Welch 1947); NaN for a single curve on either side."""
@@ -198,9 +175,9 @@ class Difference:
 def difference_at_equal_x(
     first: Sequence[NDArray[np.float64]], second: Sequence[NDArray[np.float64]], points: int = 21
 ) -> Difference | None:
-    """Compare curves, each (n, 2) of x and y, at the same x; None where their ranges of x do not meet.
+    """Compare curves, each (n, 2) of x and y, at the same x; None where their ranges of x do not overlap.
 
-    Between its points a curve is straight; beyond them it is not guessed.
+    Curves are interpolated linearly and not extrapolated.
     """
     curves = [curve[np.argsort(curve[:, 0])] for curve in (*first, *second)]
     low, high = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
@@ -218,15 +195,16 @@ def difference_at_equal_x(
     return Difference(float(low), float(high), float(other.mean() - one.mean()), *interval)
 
 
-def wilson_interval(proportion: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """A 95 % interval of a proportion that was seen in `count` trials (Wilson 1927)."""
-    center = (proportion + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(proportion * (1 - proportion) / count + z * z / (4 * count * count))
-    return center - half, center + half
+def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion observed in `count` trials (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(proportion * count), count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean, standard deviation and half of the 95 % interval of the mean (Student's t); 0 for a single value."""
+    """Mean, standard deviation and half the 95 % interval of the mean (Student's t); zeros for a single value."""
     if len(values) < 2:
         return float(np.mean(values)), 0.0, 0.0
     from scipy.stats import t
@@ -236,7 +214,7 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def finite(value: Any) -> Any:
-    """The same dicts and lists with None for every number that is not finite: JSON has no other word for it."""
+    """Copy dicts and lists with None for every number that is not finite, which JSON cannot express."""
     if isinstance(value, dict):
         return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -115,7 +115,7 @@ def _tell(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness])
                         "median": one.median,
                         "real_median": one.real_median,
                         "ratio": one.ratio,
-                        "places": one.places.tolist(),
+                        "places": one.indices.tolist(),
                         "distances": one.distances.tolist(),
                     }
                     for one in near
@@ -159,12 +159,12 @@ def _print(one: Comparison) -> None:
 def _draw(path: Path, pictures: NDArray[np.uint8], train: NDArray[np.uint8], near: Sequence[Nearness]) -> None:
     from nextpixel.images import grid, save_png
 
-    shown, columns = min(SHOWN, len(pictures)), near[0].places.shape[1]
+    shown, columns = min(SHOWN, len(pictures)), near[0].indices.shape[1]
     titles = ["picture"] + [one.extractor if place == 0 else "" for one in near for place in range(columns)]
     cells: list[list[np.ndarray | None]] = []
     captions: list[list[str | None]] = []
     for row in range(shown):
-        found = [place for one in near for place in one.places[row]]
+        found = [place for one in near for place in one.indices[row]]
         cells.append([pictures[row], *(train[place] if place >= 0 else None for place in found)])
         distances = [distance for one in near for distance in one.distances[row]]
         captions.append([None, *(f"{distance:.3g}" if distance < float("inf") else None for distance in distances)])

@@ -231,14 +231,16 @@ def _print(
     images: int,
     test_images: int,
 ) -> None:
+    import numpy as np
+
     from nextpixel.representation.few_labels import Result
-    from nextpixel.stats import accuracies, mean_interval, per_class_accuracy, wilson_interval
+    from nextpixel.stats import mean_interval, per_class_accuracy, wilson_interval
 
     show(f"{images:,} training and {test_images:,} test images; always the commonest class: {majority:.1%}")
     rows: list[Result | TrainedResult] = [*results, *rivals]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
-        mean, spread, half = mean_interval(accuracies(result.scores))
+        mean, spread, half = mean_interval([score.accuracy for score in result.scores])
         if result.labels_per_class is None:
             low, high = wilson_interval(mean, test_images)
             text = f"all labels     {mean:.1%}  (95 % {low:.1%} to {high:.1%})"
@@ -260,7 +262,9 @@ def _print(
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
         show(f"{result.reading:<{widest}}{text}{auc}{nearest}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
-        means = {r.reading: mean_interval(accuracies(r.scores))[0] for r in rows if r.labels_per_class == count}
+        means = {
+            r.reading: np.mean([score.accuracy for score in r.scores]) for r in rows if r.labels_per_class == count
+        }
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
             show(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")

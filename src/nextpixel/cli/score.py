@@ -122,7 +122,7 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
 def _table(args: Score, model: ImageGPT) -> None:
     """Every score, the page and the CSV file."""
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
-    from nextpixel.evaluation.oddness import ADVISED, COLUMNS, odd_images
+    from nextpixel.evaluation.oddness import COLUMNS, DEFAULT_COLUMN, odd_images
     from nextpixel.files import write_text
     from nextpixel.reports.oddness_page import CARDS_AT_MOST, format_value, page
 
@@ -131,7 +131,7 @@ def _table(args: Score, model: ImageGPT) -> None:
         dtype=args.model.dtype, seed=args.seed,
     )  # fmt: skip
     say_left_out(odd.unreadable)
-    by = args.by or (ADVISED if args.false_alarms is not None else odd.clearest)
+    by = args.by or (DEFAULT_COLUMN if args.false_alarms is not None else odd.clearest)
     order = odd.order(by)
     rows = [_row(odd, i) for i in order]
     files: list[str] = []

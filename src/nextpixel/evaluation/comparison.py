@@ -1,7 +1,7 @@
-"""Drawn pictures against real ones: distances of their features beside what real pictures reach, and copies.
+"""Compare samples with real images by their features, and find the nearest training images.
 
-Every figure depends on how many pictures there are, so that number stands beside it, together with a floor: the same
-figure of real images against other real images, in the same numbers.
+Every metric depends on the number of images, so it is reported with that number and a floor: the same metric of real
+images against as many other real images.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extractors import PIXELS, Extractor, open_extractor, read_features
 from nextpixel.tokens import Tokenizer
 
-PICTURES_AT_LEAST = 20  # ten subsets of two, for the kernel distance's error
+MIN_SAMPLES = 20  # ten subsets of two, for the kernel distance's error
 METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Two sets of features compared, see sample_metrics."""
+    """Metrics of two sets of features, see sample_metrics."""
 
     samples: int
     references: int
@@ -52,19 +52,19 @@ class Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pictures against real images under one extractor."""
+    """Samples against real images under one extractor."""
 
     extractor: str
     width: int
-    """Numbers a picture (D)."""
+    """Features per image (D)."""
     drawn: Figures
     floor: Figures
-    """Real images against other real images: what perfect pictures would reach."""
+    """Real images against other real images: what perfect samples would reach."""
     palette: Figures | None
-    """Those other real images in the model's colours: what a perfect model with this palette would reach."""
+    """Those other real images in the model's colours: what a perfect model with its palette would reach."""
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Each metric under its whole name, as in frechet[pixels-32]: its value, the floor, and so on."""
+        """Each metric by its full name, as in frechet[pixels-32]: its value, the floor, and so on."""
         sets = {"value": self.drawn, "floor": self.floor} | ({"palette": self.palette} if self.palette else {})
         found = {f"{name}[{self.extractor}]": {k: getattr(v, name) for k, v in sets.items()} for name in METRICS}
         found[f"kernel[{self.extractor}]"]["standard_error"] = self.drawn.kernel_error
@@ -73,12 +73,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which real images take which part; numbers of images."""
+    """Indices of the real images used for each purpose."""
 
     reference: NDArray[np.int64]
-    """What the pictures are compared with."""
+    """The images that samples are compared with."""
     floor: tuple[NDArray[np.int64], NDArray[np.int64]]
-    """Two disjoint sets that are compared with each other, of the same sizes where there are enough images."""
+    """Two disjoint sets to compare with each other, as large as the comparison where there are enough images."""
 
 
 @check_keywords(SamplingKeywords)
@@ -93,19 +93,19 @@ def compare_samples(
     split: str | None = None,
     **settings: Unpack[SamplingKeywords],
 ) -> list[Comparison]:
-    """Draw so many pictures from the model and compare them with real images; one Comparison an extractor.
+    """Compare samples of the model with real images; returns a Comparison for each extractor.
 
-    pictures    a number, or existing pictures to judge instead: a folder, an array, anything that `images` may be
-    extractor   what the pictures are compared by, see extractors.open_extractor; `layer` for those with layers
-    references  real images to compare with; as many as there are pictures unless told
+    pictures    the number to draw, or existing pictures to evaluate: a folder, an array, anything that `images` may be
+    extractor   the features to compare by, see extractors.open_extractor; `layer` for those with layers
+    references  number of real images to compare with; default: as many as there are pictures
     settings    those of SamplingConfig; `seed` also chooses the real images
 
-    A model judged by its own features looks better than it is, and one extractor sees what another does not.
+    A model evaluated by its own features looks better than it is; extractors differ in what they detect.
     Raises InputError for bad images or settings, or fewer than 20 pictures or 40 real images.
     """
     sampling = SamplingConfig(**settings)
-    wanted = [extractor] if isinstance(extractor, str | Extractor) else list(extractor)
-    opened = [open_extractor(one, model, layer) for one in wanted]  # before anything is drawn
+    names = [extractor] if isinstance(extractor, str | Extractor) else list(extractor)
+    extractors = [open_extractor(name, model, layer) for name in names]  # refuses before drawing
     real, _ = read_squares(model, images, split)
     if isinstance(pictures, int):
         choice = choose_real(len(real), pictures, references, sampling.seed)
@@ -113,20 +113,20 @@ def compare_samples(
     else:
         drawn, tokenizer = read_squares(model, pictures)[0], None
         choice = choose_real(len(real), len(drawn), references, sampling.seed)
-    return [compare_by(one, real, drawn, choice, tokenizer, seed=sampling.seed) for one in opened]
+    return [compare_by(one, real, drawn, choice, tokenizer, seed=sampling.seed) for one in extractors]
 
 
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:
-    """Of `count` real images, those to compare `samples` pictures with, and those for the floor; by seed."""
-    if samples < PICTURES_AT_LEAST:
-        raise InputError(f"expected at least {PICTURES_AT_LEAST} pictures, got {samples}", argument="samples")
-    if count < 2 * PICTURES_AT_LEAST:
+    """Choose among `count` real images those to compare `samples` with and those for the floor, by seed."""
+    if samples < MIN_SAMPLES:
+        raise InputError(f"expected at least {MIN_SAMPLES} pictures, got {samples}", argument="samples")
+    if count < 2 * MIN_SAMPLES:
         raise InputError(
-            f"expected at least {2 * PICTURES_AT_LEAST} real images, half of them for the floor, got {count}; add some"
+            f"expected at least {2 * MIN_SAMPLES} real images, half of them for the floor, got {count}; add some"
         )
-    if references is not None and not PICTURES_AT_LEAST <= references <= count:
+    if references is not None and not MIN_SAMPLES <= references <= count:
         raise InputError(
-            f"expected {PICTURES_AT_LEAST} to {count:,}, as many as there are real images, got {references}",
+            f"expected {MIN_SAMPLES} to {count:,}, as many as there are real images, got {references}",
             argument="references",
         )
     order = np.random.default_rng([seed, 0x5EA1]).permutation(count)
@@ -145,9 +145,9 @@ def compare_by(
     *,
     seed: int = 0,
 ) -> Comparison:
-    """Squares uint8 (N, S, S, 3) against real ones (M, S, S, 3), by one extractor.
+    """Compare squares uint8 (N, S, S, 3) with real ones (M, S, S, 3) by one extractor.
 
-    The tokenizer is that of the model which drew them, None for pictures of unknown origin.
+    `tokenizer` is that of the model that drew them; None for pictures of unknown origin.
     """
     reference, drawn = extractor(real[choice.reference]), extractor(pictures)
     one = reference if choice.floor[0] is choice.reference else extractor(real[choice.floor[0]])
@@ -167,9 +167,9 @@ def compare_by(
 def compare_feature_files(
     real: str | os.PathLike[str], drawn: str | os.PathLike[str], *, references: int | None = None, seed: int = 0
 ) -> Comparison:
-    """The same for features that were extracted before, of real images and of pictures: two .npz files.
+    """Compare the features in two .npz files, of real images and of samples, see extractors.read_features.
 
-    See extractors.read_features. Raises InputError where one is no such file, or they are not of one extractor.
+    Raises InputError for other files, or features of different extractors.
     """
     (x, name), (y, other_name) = read_features(real), read_features(drawn)
     if x.shape[1] != y.shape[1] or (None not in (name, other_name) and name != other_name):
@@ -184,7 +184,7 @@ def compare_feature_files(
 
 
 def compare_features(reference: NDArray[np.float32], samples: NDArray[np.float32], seed: int = 0) -> Figures:
-    """All metrics of features (M, D) of real images and (N, D) of pictures; `seed` cuts the kernel's subsets."""
+    """All metrics of features (M, D) of real images and (N, D) of samples; `seed` chooses the kernel's subsets."""
     return Figures(
         len(samples),
         len(reference),
@@ -197,15 +197,15 @@ def compare_features(reference: NDArray[np.float32], samples: NDArray[np.float32
 
 @dataclass(frozen=True)
 class Nearness:
-    """Pictures and their nearest training images under one extractor."""
+    """The nearest training images of samples under one extractor."""
 
     extractor: str
-    places: NDArray[np.int64]
-    """(N, k) numbers of the nearest training images, the nearest first."""
+    indices: NDArray[np.int64]
+    """(N, k) indices of the nearest training images, the nearest first."""
     distances: NDArray[np.float64]
     """(N, k) Euclidean distances of the features."""
     real_distances: NDArray[np.float64]
-    """(M,) from real images that were not trained on to their nearest training image."""
+    """(M,) from real images outside the training set to their nearest training image."""
 
     @property
     def median(self) -> float:
@@ -217,7 +217,7 @@ class Nearness:
 
     @property
     def ratio(self) -> float:
-        """Medians, pictures over real images: far below 1 where pictures are copies, or blander than real ones."""
+        """Median of samples over median of real images: far below 1 for copies, and for samples blander than images."""
         return self.median / self.real_median if self.real_median else float("nan")
 
 
@@ -230,17 +230,17 @@ def nearest_images(
     *,
     k: int = 3,
 ) -> Nearness:
-    """The k nearest training images of each picture, and how near other real images come; squares of one side.
+    """The k nearest training images of each picture, with the distances of other real images; squares of one side.
 
-    All are put into the model's colours first: the model has seen no others, and a copy then has distance 0.
+    All are converted to the model's colours first, so that a copy has distance 0.
     """
-    described = [extractor(reconstructed(tokenizer, squares)) for squares in (pictures, real)]
+    features = [extractor(reconstructed(tokenizer, squares)) for squares in (pictures, real)]
     blocks = extractor.chunks(train, lambda part: reconstructed(tokenizer, part))
-    places, distances = nearest(np.concatenate(described), blocks, k)
+    indices, distances = nearest(np.concatenate(features), blocks, k)
     count = len(pictures)
-    return Nearness(extractor.name, places[:count], distances[:count], distances[count:, 0])
+    return Nearness(extractor.name, indices[:count], distances[:count], distances[count:, 0])
 
 
 def reconstructed(tokenizer: Tokenizer, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Squares uint8 (N, S, S, 3) as their tokens give them back: in a palette's colours."""
+    """Squares uint8 (N, S, S, 3) encoded and decoded: in the colours of a palette."""
     return tokenizer.decode(tokenizer.encode(np.ascontiguousarray(squares)), squares.shape[2] // tokenizer.patch[1])

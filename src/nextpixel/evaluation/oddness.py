@@ -1,4 +1,4 @@
-"""Odd images of a set: likelihood, file size and distances side by side, and p-values against normal images."""
+"""Odd images of a set by likelihood, file size and distances, with p-values against normal images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from nextpixel.stats import conformal_p_values
 
 NEIGHBOURS = 5
 REFERENCES_AT_MOST = 5_000
-CALIBRATION_PART = 0.5
-ADVISED = "feature_distance"  # finds other kinds of pictures, which likelihood often does not: docs/guide/odd-images.md
-CLEAR = 0.01  # p of a separation, over all columns, from which it is no accident
+CALIBRATION_SHARE = 0.5
+DEFAULT_COLUMN = "feature_distance"  # finds other kinds of images, which likelihood often misses (docs/guide/odd-images.md)
+    "feature_distance"  # finds other kinds of images, which likelihood often misses: docs/guide/odd-images.md
+)
+SIGNIFICANCE = 0.01  # of the separation by a column, corrected for the number of columns
 
 
 @dataclass(frozen=True)
 class Column:
-    """One score: how pages and tables call it, its unit, and which end of it is odd."""
+    """One score: its title in pages and tables, its unit, and which end of it is odd."""
 
     title: str
     unit: str
@@ -78,7 +80,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the columns are made of, for N squares: uint8 (N, H, W, 3), and of each image one row."""
+    """What the columns are computed from: N squares uint8 (N, H, W, 3), and a row of each array for each."""
 
     squares: NDArray[np.uint8]
     nats_per_pixel: NDArray[np.float64]
@@ -90,13 +92,13 @@ class Measurements:
         return len(self.squares)
 
     def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Measurements:
-        """The same of some of the images."""
+        """The measurements of the chosen images."""
         return Measurements(*(values[chosen] for values in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class Oddness:
-    """The table: of each image its name and one number a column, in the order of the source."""
+    """A table with a row for each image, in the order of the source, and a number for each of COLUMNS."""
 
     names: Sequence[str]
     values: dict[str, NDArray[np.float64]]
@@ -108,43 +110,44 @@ class Oddness:
     squares: NDArray[np.uint8]
     """uint8 (N, H, W, 3): the images as they were scored."""
     unreadable: list[str]
-    """A line for each file that could not be read and was left out."""
+    """A line for each file that was skipped because it cannot be read."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def clearest(self) -> str:
-        """The column that sets the images furthest apart from held-out normal ones, where it clearly does.
+        """The column that separates the images most significantly from held-out normal ones.
 
-        Mann & Whitney 1947, each column's p times their number. Else, and without normal images, ADVISED.
+        By Mann-Whitney U tests with Bonferroni's correction; DEFAULT_COLUMN where no column is significant, or without
+        normal images.
         """
         from scipy.stats import mannwhitneyu
 
         if not self.calibration:
-            return ADVISED
-        chances = {
+            return DEFAULT_COLUMN
+        significance = {
             name: mannwhitneyu(oriented(name, self.values[name]), oriented(name, normal), alternative="greater").pvalue
             for name, normal in self.calibration.items()
         }
-        best = min(chances, key=lambda name: (chances[name], name != ADVISED))
-        return best if chances[best] * len(chances) < CLEAR else ADVISED
+        best = min(significance, key=lambda name: (significance[name], name != DEFAULT_COLUMN))
+        return best if significance[best] * len(significance) < SIGNIFICANCE else DEFAULT_COLUMN
 
     def order(self, by: str | None = None) -> NDArray[np.int64]:
-        """Row numbers, the oddest by that column first; by the clearest for None."""
+        """Row numbers, the oddest by that column first; default: by `clearest`."""
         by = by or self.clearest
         return np.argsort(-oriented(by, self.values[by]), kind="stable")
 
-    def threshold(self, false_alarms: float, by: str = ADVISED) -> float:
+    def threshold(self, false_alarms: float, by: str = DEFAULT_COLUMN) -> float:
         """The value of that column beyond which p <= false_alarms. Raises InputError for too few normal images."""
         normal = np.sort(oriented(by, self.calibration.get(by, np.empty(0))))
         check_false_alarms(false_alarms, len(normal))
-        above = math.floor(false_alarms * (len(normal) + 1) + 1e-9) - 1  # so many of them may be odder still
+        above = math.floor(false_alarms * (len(normal) + 1) + 1e-9) - 1  # number of normal images allowed above
         return float(oriented(by, normal[len(normal) - 1 - above]))
 
 
 def oriented(column: str, values: Any) -> Any:
-    """Values of a column so that larger is odder; applied twice it gives them back."""
+    """Values of a column, negated where smaller is odder; its own inverse."""
     return -values if COLUMNS[column].smaller_is_odder else values
 
 
@@ -160,27 +163,23 @@ def odd_images(
     dtype: str = "fp32",
     seed: int = 0,
 ) -> Oddness:
-    """How odd each image is, by every one of COLUMNS; images are anything that open_source takes.
+    """How odd each image is, by each of COLUMNS; images are anything that open_source takes.
 
-    against  normal images. A random half (by `seed`, at most 5,000) is what distances are taken to; the other half
+    against  normal images. A random half (by `seed`, at most 5,000) is the reference for distances, the other half
              calibrates: an image's p-value is (1 + the number of those at least as odd) / (their number + 1), so at
-             most a part a of new normal images gets p <= a (conformal; Vovk, Gammerman & Shafer 2005). Without
-             them, distances are to the other images of the set itself, and there are no p-values
-    layer    of the features; the middle one unless told
-    false_alarms  a rate that Oddness.threshold will be asked for: whether enough normal images are there is checked
-             before the work
+             most a share a of new normal images gets p <= a (conformal; Vovk, Gammerman & Shafer 2005). Without
+             `against`, distances are to the other images of the set, and there are no p-values
+    layer    of the features; default: the middle one
+    false_alarms  a rate that Oddness.threshold will be asked for; checks early that there are enough normal images
 
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
     """
     require_autoregressive(model)
-    side, fit_as, levels = model.side, model.fit, model.levels
-    normal_set = None
-    if against is not None:
-        normal_set = decode(against, side, fit=fit_as, levels=levels)
-        levels = normal_set.levels
-    found = decode(images, side, split=split, fit=fit_as, levels=levels)
+    normal = None if against is None else decode(against, model.side, fit=model.fit, levels=model.levels)
+    levels = model.levels if normal is None else normal.levels
+    found = decode(images, model.side, split=split, fit=model.fit, levels=levels)
     squares, names, unreadable = found.squares, found.names, found.unreadable
-    if normal_set is None:
+    if normal is None:
         if len(squares) < 2:
             raise InputError(
                 "expected at least 2 images, to compare each with the others, got 1; add some, or normal images with "
@@ -188,29 +187,28 @@ def odd_images(
             )
         measured = measure(model, squares, layer, dtype=dtype)
         return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
-    normal, lost = normal_set.squares, normal_set.unreadable
-    if len(normal) < 4:
-        raise InputError(f"expected at least 4 normal images, got {len(normal)}; add some", argument="against")
-    if normal_set.key == found.key:
+    if len(normal.squares) < 4:
+        raise InputError(f"expected at least 4 normal images, got {len(normal.squares)}; add some", argument="against")
+    if normal.key == found.key:
         raise InputError(
             "expected other images than those to score, got the same; leave it out, or split", argument="against"
         )
-    fit, held = split_indices(len(normal), CALIBRATION_PART, seed)
+    fit, held = split_indices(len(normal.squares), CALIBRATION_SHARE, seed)
     if false_alarms is not None:
         check_false_alarms(false_alarms, len(held))
-    fit = fit[_some(len(fit), seed)]
+    fit = fit[_subset(len(fit), seed)]
     measured = measure(model, squares, layer, dtype=dtype)
-    reference = measure(model, normal[np.concatenate([fit, held])], layer, dtype=dtype)
+    reference = measure(model, normal.squares[np.concatenate([fit, held])], layer, dtype=dtype)
     fitted, calibrating = reference.rows(np.arange(len(fit))), reference.rows(np.arange(len(fit), len(reference)))
     values, calibration = (table(part, fitted, seed=seed) for part in (measured, calibrating))
     p_values = {
         name: conformal_p_values(oriented(name, values[name]), oriented(name, calibration[name])) for name in COLUMNS
     }
-    return Oddness(names, values, p_values, calibration, squares, unreadable + lost)
+    return Oddness(names, values, p_values, calibration, squares, unreadable + normal.unreadable)
 
 
 def check_false_alarms(false_alarms: float, calibrating: int) -> None:
-    """Raises InputError for no rate, or for one that so many normal images cannot tell."""
+    """Raises InputError for a number that is not a rate, or a rate too low for so many normal images."""
     if not 0 < false_alarms < 1:
         raise InputError(f"expected a rate between 0 and 1, got {false_alarms}", argument="false_alarms")
     needed = math.ceil(1 / false_alarms - 1e-9) - 1
@@ -222,7 +220,7 @@ def check_false_alarms(false_alarms: float, calibrating: int) -> None:
         )
 
 
-def _some(count: int, seed: int) -> NDArray[np.int64]:
+def _subset(count: int, seed: int) -> NDArray[np.int64]:
     """At most REFERENCES_AT_MOST of the first `count` numbers, in order."""
     if count <= REFERENCES_AT_MOST:
         return np.arange(count)
@@ -232,7 +230,7 @@ def _some(count: int, seed: int) -> NDArray[np.int64]:
 def measure(
     model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
 ) -> Measurements:
-    """What the columns are made of, from squares at the model's side."""
+    """Measurements of squares at the model's side."""
     means, peaks, features = [], [], []
     for maps, pooled, _ in score_batches(model, squares, layer, dtype=dtype):
         means.append(maps.mean((1, 2), dtype=np.float64))
@@ -245,32 +243,32 @@ def measure(
 def score_batches(
     model: ImageGPT, squares: NDArray[np.uint8], layer: int | None = None, *, dtype: str = "fp32"
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], Tensor]]:
-    """Batch by batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
+    """For each batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
     require_autoregressive(model)
     [layer] = check_layers(model, model.config.layers // 2 if layer is None else layer)
 
-    def read(tokens: Tensor, _: Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
+    def score(tokens: Tensor, _: Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
         for number, hidden in model.hidden(tokens, {layer, model.config.layers}):
             if number == layer:
                 features = hidden.float().mean(1).cpu().numpy()
         logits = model.logits(hidden)
         return pixel_maps(model, cross_entropy(logits, tokens, reduction="none")), features, logits
 
-    return batches(model, squares, read, dtype=dtype)
+    return batches(model, squares, score, dtype=dtype)
 
 
 def local_nats(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Nats (N, H, W) averaged over the 3 x 3 pixels around each: flaws show better (docs/results.md)."""
+    """Nats (N, H, W) averaged over the 3 x 3 pixels around each, which shows flaws better (docs/results.md)."""
     from scipy.ndimage import uniform_filter
 
-    whole = uniform_filter(np.ones_like(maps[:1]), (1, 3, 3), mode="constant")  # at the border fewer pixels count
-    return uniform_filter(maps, (1, 3, 3), mode="constant") / whole
+    inside = uniform_filter(np.ones_like(maps[:1]), (1, 3, 3), mode="constant")  # smaller at the border
+    return uniform_filter(maps, (1, 3, 3), mode="constant") / inside
 
 
 def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0) -> dict[str, NDArray[np.float64]]:
-    """Every one of COLUMNS (N,), with distances to `normal`; to the other images (at most 5,000) where it is None."""
+    """Each of COLUMNS (N,), with distances to `normal`, or to the other images (at most 5,000) for None."""
     reference = measured if normal is None else normal
-    own = _some(len(measured), seed) if normal is None else None
+    own = _subset(len(measured), seed) if normal is None else None
     center, scale = reference.features.mean(0), np.maximum(reference.features.std(0), 1e-6)
 
     def standard(part: Measurements) -> NDArray[np.float32]:
@@ -290,7 +288,7 @@ def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0)
 
 
 def _expected_nats(png_bytes: NDArray[np.int64], normal: Measurements) -> NDArray[np.float64]:
-    """Nats per pixel of a normal image with a file of that size, by least squares; their mean if all are as large."""
+    """Nats per pixel of normal images by file size, a least-squares line; their mean where all files have one size."""
     sizes = normal.png_bytes - normal.png_bytes.mean()
     slope = float(sizes @ normal.nats_per_pixel) / max(float(sizes @ sizes), 1e-9)
     return normal.nats_per_pixel.mean() + slope * (png_bytes - normal.png_bytes.mean())
@@ -301,7 +299,7 @@ def _neighbour_distance(
 ) -> NDArray[np.float64]:
     """Mean distance (N,) to the nearest references, root mean square over coordinates.
 
-    `own` says which of the points are the references; each of those is left out of its own neighbours.
+    With `own`, the references are these of the points, and none of them is its own neighbour.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -309,10 +307,7 @@ def _neighbour_distance(
         references = points[own]
     count = min(NEIGHBOURS, len(references) - (own is not None))
     nearest = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(references)
-    found = np.empty(len(points))
-    others = np.arange(len(points)) if own is None else np.setdiff1d(np.arange(len(points)), own)
+    found = nearest.kneighbors(points)[0].mean(1)
     if own is not None:
         found[own] = nearest.kneighbors()[0].mean(1)
-    if len(others):
-        found[others] = nearest.kneighbors(points[others])[0].mean(1)
     return found / math.sqrt(points.shape[1])

@@ -1,8 +1,7 @@
-"""How far drawn pictures are from real ones: two sets of features (N, D) and (M, D) to numbers.
+"""Metrics that compare samples with real images by their features, (N, D) and (M, D).
 
-Distances are Euclidean, arithmetic is float64. Nothing larger than a few blocks of BLOCK_ROWS x N is held beside the
-features in float64, so that 10,000 pictures against 10,000 take some 200 MB more and not some GB. Two identical sets
-have Frechet distance 0, precision, recall and coverage 1.
+Distances are Euclidean, arithmetic is float64. Memory beyond the features in float64 is a few blocks of BLOCK_ROWS x N,
+about 200 MB for 10,000 against 10,000. Identical sets have Frechet distance 0, precision, recall and coverage 1.
 """
 
 from __future__ import annotations
@@ -24,18 +23,16 @@ def frechet_distance(reference: Features, samples: Features) -> float:
     """Squared Frechet distance of Gaussians fitted to (N, D) and (M, D) (Heusel et al. 2017, section 2; FID).
 
     |m - m'|^2 + tr(C + C' - 2 (C C')^1/2) with covariances over N - 1. The trace of the root is the sum of the roots of
-    the eigenvalues of C C', which are the singular values of F F'^T for any F^T F = C, F'^T F' = C'. So neither a
-    covariance nor a matrix root is computed, and fewer rows than columns are no special case. The estimate is too high
-    by an amount that shrinks with N and depends on the features: compare it only at one N, and only within one
-    extractor (Chong & Forsyth 2020).
+    the eigenvalues of C C', which are the singular values of F F'^T for any F^T F = C, F'^T F' = C'. So neither
+    covariances nor matrix roots are computed, and fewer rows than columns need no special case. The estimate is biased
+    upwards by an amount that shrinks with N and depends on the features: compare it only at the same N and extractor
+    (Chong & Forsyth 2020).
     """
     (mean, factor), (mean2, factor2) = _gaussian(reference), _gaussian(samples)
-    return _frechet(mean, factor, mean2, factor2)
-
-
-def gaussian_frechet_distance(mean: Features, covariance: Features, mean2: Features, covariance2: Features) -> float:
-    """The same from means (D,) and covariances (D, D), as published statistics are."""
-    return _frechet(mean, _root(covariance), mean2, _root(covariance2))
+    shift = float(((mean - mean2) ** 2).sum())
+    traces = float((factor**2).sum() + (factor2**2).sum())
+    overlap = float(np.linalg.svd(factor @ factor2.T, compute_uv=False).sum())
+    return max(0.0, shift + traces - 2 * overlap)  # rounding can make it negative
 
 
 def _gaussian(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -48,26 +45,13 @@ def _gaussian(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float
     return mean, factor
 
 
-def _root(covariance: Features) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    rounding = len(values) * np.finfo(np.float64).eps * values[-1]  # the root of what is 0 but for it would be 1e-8
-    return np.sqrt(np.where(values > rounding, values, 0))[:, None] * vectors.T
-
-
-def _frechet(mean: Features, factor: Features, mean2: Features, factor2: Features) -> float:
-    shift = float(((mean - mean2) ** 2).sum())
-    traces = float((factor**2).sum() + (factor2**2).sum())
-    overlap = float(np.linalg.svd(factor @ factor2.T, compute_uv=False).sum())
-    return max(0.0, shift + traces - 2 * overlap)  # rounding alone can bring it under 0
-
-
 def kernel_distance(reference: Features, samples: Features, *, subsets: int = 10, seed: int = 0) -> tuple[float, float]:
     """Squared maximum mean discrepancy and its standard error (Binkowski et al. 2018, section 3; KID).
 
     The kernel is (x . y / D + 1)^3, the estimate unbiased (Gretton et al. 2012, eq. 3): its mean is 0 for equal
-    distributions, so it may come out below 0. Both sets are cut at random, by `seed`, into so many disjoint subsets;
-    the mean over them and its standard error are given. The published protocol draws subsets that overlap, whose spread
-    says less than it seems to when the sets are small. One subset is the whole sets, and its error NaN.
+    distributions, so it can be negative. Both sets are split at random, by `seed`, into disjoint subsets, and the mean
+    over them is returned with its standard error. The published protocol draws overlapping subsets, whose spread
+    underestimates the error of small sets. With one subset, the whole sets, the error is NaN.
     """
     rng = np.random.default_rng([seed, 0x4B1D])
     sizes = len(reference) // subsets, len(samples) // subsets
@@ -97,19 +81,19 @@ def _discrepancy(x: Features, y: Features) -> float:
 def precision_recall(reference: Features, samples: Features, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
-    Precision is the part of the samples within the ball of some real image, whose radius is the distance to that
-    image's k-th nearest fellow; recall is the same with the roles exchanged. More than k rows each.
+    Precision is the share of samples within the ball of some real image, whose radius is the distance to its k-th
+    nearest real image; recall is the same with the roles exchanged. Needs more than k rows each.
     """
     x, y = reference.astype(np.float64), samples.astype(np.float64)
-    return _part_within(y, x, _radii(x, k)), _part_within(x, y, _radii(y, k))
+    return _share_within(y, x, _radii(x, k)), _share_within(x, y, _radii(y, k))
 
 
 def density_coverage(reference: Features, samples: Features, k: int = 5) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, eq. 3 and 4), with balls around the real images only.
 
-    Density is the mean number of real images' balls that a sample lies in, over k: 1 for equal distributions, and more
-    where samples crowd the middle. Coverage is the part of the balls with a sample in them: for equal distributions
-    and sizes about 1 - 2^-k. More than k real images.
+    Density is the mean number of real images' balls that a sample lies in, divided by k: 1 for equal distributions,
+    more where samples crowd the centre. Coverage is the share of balls that contain a sample: about 1 - 2^-k for equal
+    distributions and sizes. Needs more than k real images.
     """
     x, y = reference.astype(np.float64), samples.astype(np.float64)
     radii = _radii(x, k)
@@ -133,33 +117,32 @@ def _radii(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     return radii
 
 
-def _part_within(points: NDArray[np.float64], centers: NDArray[np.float64], radii: NDArray[np.float64]) -> float:
+def _share_within(points: NDArray[np.float64], centers: NDArray[np.float64], radii: NDArray[np.float64]) -> float:
     found = sum(int((_distances(points[rows], centers) <= radii).any(1).sum()) for rows in _blocks(len(points)))
     return found / len(points)
 
 
 def nearest(x: Features, blocks: Iterable[Features], k: int = 1) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k nearest rows of a set, given in blocks (b, D), to each row of x (N, D): places and distances (N, k).
+    """The k nearest rows of a set, given in blocks (b, D), to each row of x (N, D): indices and distances (N, k).
 
-    Sorted, the nearest first; a tie goes to the earlier row. The distances are those of the differences themselves, so
-    a copy has distance 0. Where the set has fewer than k rows, the distances end with inf and the places with -1.
+    Sorted, the nearest first; ties go to the earlier row. Distances are computed from differences, so a copy has
+    distance 0. Where the set has fewer than k rows, distances end with inf and indices with -1.
     """
     values = x.astype(np.float64)
-    places, distances = np.full((len(x), k), -1), np.full((len(x), k), np.inf)
+    indices, distances = np.full((len(x), k), -1), np.full((len(x), k), np.inf)
     start = 0
     for block in blocks:
         others = block.astype(np.float64)
-        few = min(k, len(others))
         for rows in _blocks(len(x), EXACT_ROWS):
-            found = np.argpartition(_distances(values[rows], others), few - 1, axis=1)[:, :few]
+            found = np.argpartition(_distances(values[rows], others), min(k, len(others)) - 1, axis=1)[:, :k]
             found.sort(axis=1)
             exact = np.sqrt(((others[found] - values[rows, None]) ** 2).sum(2))
-            both = np.concatenate([distances[rows], exact], 1)
-            order = np.argsort(both, axis=1, kind="stable")[:, :k]
-            distances[rows] = np.take_along_axis(both, order, 1)
-            places[rows] = np.take_along_axis(np.concatenate([places[rows], found + start], 1), order, 1)
+            candidates = np.concatenate([distances[rows], exact], 1)
+            order = np.argsort(candidates, axis=1, kind="stable")[:, :k]
+            distances[rows] = np.take_along_axis(candidates, order, 1)
+            indices[rows] = np.take_along_axis(np.concatenate([indices[rows], found + start], 1), order, 1)
         start += len(block)
-    return places, distances
+    return indices, distances
 
 
 def _blocks(count: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
@@ -167,7 +150,7 @@ def _blocks(count: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
 
 
 def _distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Euclidean distances (N, M), by the binomial formula."""
+    """Euclidean distances (N, M), from |x|^2 - 2 x y + |y|^2."""
     squares = x @ y.T
     squares *= -2
     squares += np.einsum("nd,nd->n", x, x)[:, None]

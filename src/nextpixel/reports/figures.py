@@ -1,4 +1,4 @@
-"""Results as figures, PNG files: of probes, and of studies."""
+"""Figures of probes and studies as PNG files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextpixel.files import new_file
 from nextpixel.representation.few_labels import Result
-from nextpixel.stats import accuracies, mean_interval, middle_best
+from nextpixel.stats import mean_interval, middle_best
 from nextpixel.training.convnet import TrainedResult
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
 
 
 def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
-    """Test accuracy against labels per class, one line a reading, with 95 % intervals of the mean."""
+    """Test accuracy against labels per class, a line for each feature set, with 95 % intervals of the mean."""
     axes, figure = _axes("labels per class", "test accuracy")
     for name in dict.fromkeys(result.reading for result in results):
         rows = [r for r in results if r.reading == name and r.labels_per_class is not None]
-        means, _, halves = zip(*(mean_interval(accuracies(row.scores)) for row in rows), strict=True)
+        means, _, halves = zip(*(mean_interval([score.accuracy for score in row.scores]) for row in rows), strict=True)
         axes.errorbar([row.labels_per_class for row in rows], means, halves, marker="o", capsize=3, label=name)
     axes.set_xscale("log")
     axes.legend(frameon=False)
@@ -41,9 +41,9 @@ def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
 
 
 def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float], path: Path) -> None:
-    """Probe accuracy against loss, which falls to the right (Chen et al. 2020, Figure 3).
+    """Probe accuracy against loss, on a reversed axis (Chen et al. 2020, Figure 3).
 
-    A line a run, a colour a shape, a marker a seed; the last checkpoint is filled. Controls are dotted.
+    Each run is a line, each shape a colour, each seed a marker; last checkpoints are filled, controls dotted.
     """
     axes, figure = _axes("nats per pixel on test images (falling)", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
@@ -60,7 +60,7 @@ def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float],
 
 
 def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], path: Path) -> None:
-    """Test accuracy of every layer of each run's last checkpoint, against relative depth; the chosen one is filled."""
+    """Test accuracy by layer of each run's last checkpoint against relative depth; the chosen layer is filled."""
     axes, figure = _axes("layer / layers of the network", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
     for run, found in _runs(points).items():
