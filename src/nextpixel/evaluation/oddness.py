@@ -25,9 +25,7 @@ from nextpixel.stats import conformal_p_values
 NEIGHBOURS = 5
 REFERENCES_AT_MOST = 5_000
 CALIBRATION_SHARE = 0.5
-DEFAULT_COLUMN = "feature_distance"  # finds other kinds of images, which likelihood often misses (docs/guide/odd-images.md)
-    "feature_distance"  # finds other kinds of images, which likelihood often misses: docs/guide/odd-images.md
-)
+DEFAULT_COLUMN = "feature_distance"  # finds kinds of images that likelihood misses: docs/guide/odd-images.md
 SIGNIFICANCE = 0.01  # of the separation by a column, corrected for the number of columns
 
 
