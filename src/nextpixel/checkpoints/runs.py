@@ -174,7 +174,7 @@ class Run:
         path = self.path / "best.json"
         return read_json(path) if path.is_file() else {}
 
-    def offer_best(self, step: int, name: str, value: float, *, highest: bool = False) -> None:
+    def update_best(self, step: int, name: str, value: float, *, highest: bool = False) -> None:
         """Mark this checkpoint as the best if its figure is the lowest so far, or the highest."""
         before = self.best().get(name)
         if before is None or (value > before if highest else value < before):
@@ -205,7 +205,7 @@ class Run:
                 continue
         return entries
 
-    def forget_after(self, step: int) -> None:
+    def discard_after(self, step: int) -> None:
         """Drop what a killed process left unfinished, and log lines of steps that will be run again."""
         for folder in (self.path, self.path / "samples"):  # nobody else writes there while it is locked
             remove_parts(folder, 0.0, ANY_PART)

@@ -31,7 +31,7 @@ from nextpixel.network.resnet import ResNet
 from nextpixel.progress import say
 from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
-from nextpixel.training.loop import Cadence, train
+from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.setup import absolute, create_run, find_sets, relocate_images, run_facts, source_facts
 from nextpixel.training.tracking import check_tracker
 
@@ -221,13 +221,12 @@ def _train(run: Run, images: Any) -> ResNet:
         say(f"step {step:,}: {config.loss} distance to the teacher's features {mean:.4f} on held-out images")
         return {"validation_distance": mean}
 
-    train(
-        run,
+    training = Training(
         Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
-        model=student,
-        optimizers=optim.sgd(student, config.weight_decay),
-        batch_at=batch_at,
-        step=step,
+        student,
+        optim.sgd(student, config.weight_decay),
+        batch_at,
+        step,
         rate_at=lambda step: optim.cosine_rate(
             step, steps=config.steps, warmup_steps=warmup_steps, peak=config.learning_rate
         ),
@@ -235,8 +234,9 @@ def _train(run: Run, images: Any) -> ResNet:
         write_model=lambda folder: write_model(student, folder),
         images_per_step=config.batch_images,
         clip_norm=config.clip_norm,
-        figure="validation_distance",
+        metric="validation_distance",
     )
+    train(run, training)
     best = load_backbone(run.path)
     assert isinstance(best, ResNet)
     return best

@@ -40,11 +40,11 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say, say_once
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.training import distributed, optim
-from nextpixel.training.loop import Cadence, train
+from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.setup import (
-    Decisions,
     OpenRun,
     TokenBatch,
+    TokenBatches,
     accumulate,
     create_run,
     decide,
@@ -58,7 +58,6 @@ from nextpixel.training.setup import (
     relocate_run,
     run_facts,
     source_facts,
-    token_batches,
     training_batches,
     write_full_model,
 )
@@ -218,79 +217,68 @@ def _start(
 
 
 def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
-    """Train a run from its last checkpoint to its end, and then look at the test images; returns its best model."""
+    """Train a run from its last checkpoint to its end, then evaluate the test images; returns its best model."""
     with open_run(run, FinetuneConfig, images) as opened:
-        return _train(opened, test)
+        config, decided, shape = opened.config, opened.decided, opened.shape
+        arrays, steps = run.arrays(), distributed.on_first_rank(run.steps)
+        with run_facts(run):
+            labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
+        if not steps:
+            raise InputError(f"{run.path}: expected a checkpoint to resume from, got none; start a new run")
+        with run.checkpoint(steps[-1]) as folder:
+            model = load(folder)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
+        # frozen, the generative loss would be a constant
+        network = place_model(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
+        batches = training_batches(opened, train_numbers)
+        tokens = TokenBatches(batches, model, decided.device)
+        held_squares = opened.validation_set.squares[validation_numbers]
+        held_names = np.array(shape.classes, object)[labels[validation_numbers]]
 
+        def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
+            return tokens.tokens(step), torch.from_numpy(labels[batches.numbers(step)])
 
-def _train(opened: OpenRun[FinetuneConfig], test: Any) -> ImageGPT:
-    run, config, decided, shape = opened.run, opened.config, opened.decided, opened.shape
-    with run_facts(run) as facts:
-        arrays = run.arrays()
-        labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
-    steps = distributed.on_first_rank(run.steps)
-    if not steps:
-        raise InputError(f"{run.path}: expected a checkpoint to go on from, got none; start a new run")
-    with run.checkpoint(steps[-1]) as folder:
-        model = load(folder)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
-    # frozen, the generative loss would be a constant
-    network = place_model(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
-    batches = training_batches(opened, train_numbers)
-    tokens_at, placed = token_batches(batches, model, decided.device)
+        def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
+            (pixels, hidden, _), classes = tokens.to_device(batch[0]), batch[1].to(decided.device)
 
-    def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
-        return tokens_at(step), torch.from_numpy(labels[batches.numbers(step)])
+            def loss_of(rows: slice) -> Tensor:
+                part, hidden_part = pixels[rows], None if hidden is None else hidden[rows]
+                with autocast(decided.device, decided.dtype):
+                    if config.freeze_trunk:
+                        return F.cross_entropy(network(part, hidden_part).float(), classes[rows])
+                    logits, class_logits = network(part, hidden_part)
+                return pixel_loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
 
-    def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
-        (tokens, hidden, _), classes = placed(batch[0]), batch[1].to(decided.device)
+            return accumulate(network, loss_of, len(pixels), decided)
 
-        def loss_of(rows: slice) -> Tensor:
-            part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
-            with autocast(decided.device, decided.dtype):
-                if config.freeze_trunk:
-                    return F.cross_entropy(network(part, hidden_part).float(), classes[rows])
-                logits, class_logits = network(part, hidden_part)
-            return pixel_loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
+        def evaluate(step: int) -> dict[str, float]:
+            with evaluated_model(model, run, step, decided.device) as judged:
+                score = LinearProbe.of(judged).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
+            say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
+            return {"validation_accuracy": score.accuracy}
 
-        return accumulate(network, loss_of, len(tokens), decided)
-
-    held_squares = opened.validation_set.squares[validation_numbers]
-    held_names = np.array(shape.classes, object)[labels[validation_numbers]]
-
-    def evaluate(step: int) -> dict[str, float]:
-        with evaluated_model(model, run, step, decided.device) as judged:
-            score = LinearProbe.of(judged).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
-        say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
-        return {"validation_accuracy": score.accuracy}
-
-    train(
-        run,
-        Cadence.of(
-            config,
-            steps=decided.steps,
-            evaluate_every_steps=config.evaluate_every_epochs * epoch_steps(config, len(train_numbers)),
-        ),
-        model=model,
-        optimizers=optim.adam(model),
-        batch_at=batch_at,
-        step=step,
-        rate_at=lambda step: optim.constant_rate(step, warmup_steps=decided.warmup_steps, peak=decided.learning_rate),
-        evaluate=evaluate,
-        write_model=lambda folder: write_full_model(model, folder),
-        images_per_step=config.batch_images,
-        clip_norm=config.clip_norm,
-        figure="validation_accuracy",
-        highest=True,
-        patience=config.patience,
-    )
-    best = load(run.path)
-    if decided.test_key is not None:
-        distributed.on_first_rank(
-            lambda: _test(run, best, facts["data"]["test"], test, config, decided, arrays), patient=True
+        evaluate_every_steps = config.evaluate_every_epochs * epoch_steps(config, len(train_numbers))
+        training = Training(
+            Cadence.of(config, steps=decided.steps, evaluate_every_steps=evaluate_every_steps),
+            model,
+            optim.adam(model),
+            batch_at,
+            step,
+            rate_at=lambda step: optim.constant_rate(step, decided.warmup_steps, decided.learning_rate),
+            evaluate=evaluate,
+            write_model=lambda folder: write_full_model(model, folder),
+            images_per_step=config.batch_images,
+            clip_norm=config.clip_norm,
+            metric="validation_accuracy",
+            highest=True,
+            patience=config.patience,
         )
-    return best
+        train(run, training)
+        best = load(run.path)
+        if decided.test_key is not None:
+            distributed.on_first_rank(lambda: _test(opened, best, test, arrays), patient=True)
+        return best
 
 
 def epoch_steps(config: FinetuneConfig, images: int) -> int:
@@ -315,25 +303,19 @@ def test_score(run: Run) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _test(
-    run: Run,
-    model: ImageGPT,
-    data: dict[str, Any],
-    images: Any,
-    config: FinetuneConfig,
-    decided: Decisions,
-    arrays: Mapping[str, NDArray[Any]],
-) -> None:
-    step = run.best()["step"]
+def _test(opened: OpenRun[FinetuneConfig], model: ImageGPT, images: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Evaluate the best model on the test images, unless that was done before, and write test.json."""
+    run, config, decided = opened.run, opened.config, opened.decided
+    step, data = run.best()["step"], run.facts()["data"]["test"]
     if test_score(run).get("step") == step:
         return
 
-    def again(found: Any) -> tuple[DecodedSet]:
+    def decode_again(found: Any) -> tuple[DecodedSet]:
         source = open_test(found) if images is not None else open_source(found, data["split"])
-        side, levels = model.side, model.levels
-        return (decode(source, side, cache=config.cache, fit=decided.fit, levels=levels),)
+        return (decode(source, model.side, cache=config.cache, fit=decided.fit, levels=model.levels),)
 
-    (found,) = find_sets([str(decided.test_key)], decided.pixels[2:], config.cache, data, images, again, "test")
+    keys, pixels = [str(decided.test_key)], decided.pixels[2:]
+    (found,) = find_sets(keys, pixels, config.cache, data, images, decode_again, "test")
     model.to(decided.device)
     names = np.array(model.config.classes, object)[arrays["test_labels"]]
     rows = arrays.get("test_rows")  # older runs took all of them

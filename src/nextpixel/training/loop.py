@@ -1,10 +1,10 @@
-"""The one training loop: cadence, signals, resumption, non-finite losses, progress.
+"""The training loop: optimiser steps, checkpoints, evaluations, the log, signals.
 
-Pretraining and every other kind of training give it a `step` that runs forward and backward on a batch. Batches
-are a function of the step's number, and so is the rate: what a run needs to go on is its last checkpoint.
+Each kind of training passes `train` a Training: its model, batches, step and evaluation. Batches and rates are
+functions of the step's number, so the last checkpoint is all that a resumed run needs.
 
-Several processes (distributed.py) walk through the loop in step. The first one alone evaluates and writes, but for the
-trainer's state, which comes from all.
+Several processes (distributed.py) run the loop in lockstep. The first one evaluates and writes; all of them contribute
+to the trainer state.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ from nextpixel.stats import outlier_limit
 from nextpixel.training import distributed
 from nextpixel.training.distributed import load_trainer_state, save_trainer_state
 from nextpixel.training.optim import set_rate
-from nextpixel.training.tracking import boards
+from nextpixel.training.tracking import Board, boards
 
 TRAINER = "trainer"
 SPIKE_WINDOW = 128  # lines of the log; OLMo-core's step skipping looks back over as many losses
-SPIKE_LINES = 16  # before there is a usual loss to tell a spike from
-ESTIMATE_FROM_SECONDS = 30.0  # shorter work needs no estimate
-SPIKE_SHARE = 0.02  # above the usual loss, at least: steadier losses than that have no spikes
+SPIKE_LINES = 16  # needed to estimate the usual loss
+SPIKE_SHARE = 0.02  # least relative height of a spike, for runs whose loss hardly varies
+ESTIMATE_FROM_SECONDS = 30.0  # shorter runs get no estimate
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came; the message says what is saved. The run can go on."""
+    """SIGINT or SIGTERM came; the message says what is saved. The run can be resumed."""
 
 
 @dataclass(frozen=True)
 class Cadence:
+    """How long a run is and how often it logs, evaluates and saves."""
+
     steps: int
     log_every_steps: int
     evaluate_every_steps: int
@@ -58,7 +60,6 @@ class Cadence:
 
     @classmethod
     def of(cls, config: RunConfig, *, steps: int, evaluate_every_steps: int) -> Cadence:
-        """That of a run's settings, for those to which steps and evaluations mean different things."""
         return cls(
             steps,
             config.log_every_steps,
@@ -66,6 +67,9 @@ class Cadence:
             config.checkpoint_every_steps,
             config.checkpoint_every_minutes,
         )
+
+    def log_due(self, step: int) -> bool:
+        return step % self.log_every_steps == 0 or step == self.steps
 
     def checkpoint_due(self, step: int, seconds_since: float) -> bool:
         by_time = 0 < self.checkpoint_every_minutes * 60 <= seconds_since
@@ -76,207 +80,268 @@ class Cadence:
         return step > 0 and (step % self.evaluate_every_steps == 0 or step == self.steps)
 
 
-def train(
-    run: Run,
-    cadence: Cadence,
-    *,
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    batch_at: Callable[[int], Any],
-    step: Callable[[Any], Tensor],
-    rate_at: Callable[[int], float],
-    evaluate: Callable[[int], dict[str, float]],
-    write_model: Callable[[Path], None],
-    images_per_step: int,
-    clip_norm: float = 0.0,
-    figure: str = "validation_nats",
-    highest: bool = False,
-    patience: int | None = None,
-) -> None:
-    """Run optimiser steps from the last checkpoint of `run` to `cadence.steps`.
+@dataclass(frozen=True)
+class Training:
+    """What one kind of training passes to the loop."""
 
-    Each line of log.jsonl tells "waiting", the share of the time since the one before in which no batch was ready, and
-    "highest_loss", that of a single step since then; a spike among these has a line of its own, see Spikes.
+    cadence: Cadence
+    model: nn.Module
+    optimizers: Sequence[Optimizer]
+    batch_at: Callable[[int], Any]
+    """The batch of a step, counted from 0; called in a second thread, one step ahead."""
+    step: Callable[[Any], Tensor]
+    """Forward and backward on a batch; returns the mean loss, detached, of this process's part of it."""
+    rate_at: Callable[[int], float]
+    """The learning rate of a step, counted from 0."""
+    evaluate: Callable[[int], dict[str, float]]
+    """Figures to log after so many steps, `metric` among them; called in the first process."""
+    write_model: Callable[[Path], None]
+    """Writes the model into the folder of a checkpoint; called in all processes."""
+    images_per_step: int
+    clip_norm: float = 0.0
+    metric: str = "validation_nats"
+    """Marks the best checkpoint by its lowest value, or its highest."""
+    highest: bool = False
+    patience: int | None = None
+    """Ends the run after so many evaluations without improvement."""
 
-    batch_at(i)      the batch of step i, counted from 0; called in a second thread, one step ahead
-    step(batch)      forward and backward; returns the mean loss, detached, of this process's part of the batch
-    evaluate(i)      after i steps: {figure: ...}, logged; the lowest, or the highest, marks the best checkpoint; called
-                     in the first process
-    write_model(f)   writes the model into the folder f of a checkpoint; called in all processes
-    patience         ends the run after so many evaluations that were no better
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+
+def train(run: Run, training: Training) -> None:
+    """Run optimiser steps from the last checkpoint of `run` to the end of `training`.
 
     Raises Interrupted after a signal, WorkError on a non-finite loss or a failed write.
     """
+    cadence, images = training.cadence, training.images_per_step
     start = distributed.on_first_rank(lambda: (run.steps() or [0])[-1])
-
-    def restore() -> None:
-        with run.checkpoint(start) as folder:
-            load_trainer_state(folder / TRAINER, model, optimizers)
-
     if start:
-        distributed.on_all_ranks(restore)
-    distributed.on_first_rank(lambda: run.forget_after(start))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def save(done: int) -> None:
-        if not distributed.is_finite(parameters):
-            raise _non_finite(run, done)
-
-        def write() -> None:
-            write_model(part)
-            save_trainer_state(part / TRAINER, model, optimizers)
-
-        with contextlib.ExitStack() as folder:  # opened and closed in the first process, filled by all
-            part = distributed.on_first_rank(lambda: folder.enter_context(run.new_checkpoint(done, cadence.steps)))
-            distributed.on_all_ranks(write)
-            distributed.on_first_rank(folder.close)
-
-    def evaluate_now(done: int) -> None:
-        with signals.at_once():
-            distributed.on_first_rank(lambda: judge(done))
-
-    def judge(done: int) -> None:
-        figures = evaluate(done)
-        if not all(map(math.isfinite, figures.values())):
-            raise _non_finite(run, done)
-        if figure in figures:
-            run.offer_best(done, figure.removeprefix("validation_"), figures[figure], highest=highest)
-        run.log({"step": done, **figures})  # last: with this line the evaluation counts as done
-        board(done, figures)
-
-    def enough() -> bool:
-        return distributed.on_first_rank(has_enough)
-
-    def has_enough() -> bool:
-        since = sum(figure in entry and entry["step"] > run.best().get("step", 0) for entry in run.read_log())
-        return patience is not None and since >= patience
-
+        _restore(run, training, start)
+    distributed.on_first_rank(lambda: run.discard_after(start))
     with (
         distributed.lost_process_errors(),
         _signals() as signals,
         boards(run.path, run.facts(), start) as board,
-        ThreadPoolExecutor(1) as ahead,
-        progress("training", cadence.steps * images_per_step, "images", start * images_per_step) as advance,
+        ThreadPoolExecutor(1) as loader,
+        progress("training", cadence.steps * images, "images", start * images) as advance,
     ):
-        if distributed.on_first_rank(lambda: cadence.evaluation_due(start) and not _evaluated(run, start, figure)):
-            evaluate_now(start)  # it was killed between checkpoint and figures
-        if enough():
-            return
-        began_at = saved_at = logged_at = time.monotonic()
-        waited = waited_in_all = elsewhere = 0.0  # seconds: for batches since the last line, and ever; evaluating
-        total, losses, counted = torch.zeros((), device=parameters[0].device), [], 0
-        spikes = Spikes(run.read_log() if is_first() else [])
-        lines, told = 0, False  # logged in this process; whether the time was said
-        following, note = ahead.submit(batch_at, start), ""
-        for done in range(start + 1, cadence.steps + 1):
-            before = time.monotonic()
-            batch = following.result()
-            waited += time.monotonic() - before
-            if done < cadence.steps:
-                following = ahead.submit(batch_at, done)
-            rate = rate_at(done - 1)
-            set_rate(optimizers, rate)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            losses.append(step(batch))
-            total += losses[-1]
-            counted += 1
-            if clip_norm:
-                nn.utils.clip_grad_norm_(parameters, clip_norm)
-            for optimizer in optimizers:
-                optimizer.step()
 
-            log_due = done % cadence.log_every_steps == 0 or done == cadence.steps
-            due = cadence.checkpoint_due(done, time.monotonic() - saved_at)  # clocks differ, and signals may miss some
-            stop, due = distributed.any_true(signals.came, due)  # asked once: a signal after this waits for the next
-            save_due = stop or due
+        def evaluate(done: int) -> None:
+            with signals.stop_at_once():
+                distributed.on_first_rank(lambda: _evaluate(run, training, done, board))
+
+        if distributed.on_first_rank(lambda: cadence.evaluation_due(start) and not _evaluated(run, training, start)):
+            evaluate(start)  # the process was killed between checkpoint and evaluation
+        if _out_of_patience(run, training):
+            return
+        window, saved_at = LogWindow(run, training, board), time.monotonic()
+        upcoming = loader.submit(training.batch_at, start)
+        for done in range(start + 1, cadence.steps + 1):
+            with window.waiting():
+                batch = upcoming.result()
+            if done < cadence.steps:
+                upcoming = loader.submit(training.batch_at, done)
+            rate = training.rate_at(done - 1)
+            window.losses.append(_optimizer_step(training, batch, rate))
+
+            log_due = cadence.log_due(done)
+            # clocks and signals differ between processes; a signal after this line waits for the next step
+            save_due = cadence.checkpoint_due(done, time.monotonic() - saved_at)
+            stop, save_due = distributed.any_true(signals.received, save_due or signals.received)
             if log_due or save_due:
-                loss = distributed.mean_over_ranks([total.item()])[0] / counted
+                loss = window.mean_loss()
                 if not math.isfinite(loss):
                     raise _non_finite(run, done)
-            if log_due:
-                now = time.monotonic()
-                speed = counted * images_per_step / (now - logged_at)
-                peak = max(distributed.mean_over_ranks(torch.stack(losses).tolist()))
-                figures = {
-                    "loss": loss,
-                    "highest_loss": peak,
-                    "rate": rate,
-                    "images_per_second": speed,
-                    "waiting": waited / (now - logged_at),
-                }
-                waited_in_all, waited = waited_in_all + waited, 0.0
-                if is_first():
-                    run.log({"step": done, **figures})
-                board(done, figures)
-                if is_first() and (spike := spikes.found(peak)):
-                    run.log({"step": done, **spike})
-                    board(done, spike)
-                    usual = spike["usual_loss"]
-                    say(f"step {done - counted + 1:,} to {done:,}: loss spike, {peak:.3f} where {usual:.3f} is usual")
-                lines, left = lines + 1, (cadence.steps - done) * images_per_step / speed
-                if lines > 1 and not told:  # the first ones compile and warm up
-                    told = True
-                    if left >= ESTIMATE_FROM_SECONDS:
-                        say(
-                            f"About {duration(left)} left for {cadence.steps - done:,} steps, without evaluations: "
-                            f"{speed:,.3g} images/s over steps {done - counted + 1:,} to {done:,}"
-                        )
-                total, losses, counted, logged_at = torch.zeros_like(total), [], 0, now
-                note = f"step {done:,}, loss {loss:.3f}"
-            advance(images_per_step, note)
+                if log_due:
+                    window.log(done, loss, rate)
+            advance(images, window.note)
             if save_due:
-                save(done)
+                _save(run, training, done)
                 saved_at = time.monotonic()
             if stop:
                 raise Interrupted(f"stopped and saved at step {done:,}")
             if cadence.evaluation_due(done):
-                before = time.monotonic()
-                evaluate_now(done)
-                elsewhere += time.monotonic() - before
-                logged_at += time.monotonic() - before
-                if enough():
-                    say(f"no better {figure.replace('_', ' ')} in {patience} evaluations: done at step {done:,}")
+                with window.paused():
+                    evaluate(done)
+                if _out_of_patience(run, training):
+                    metric = training.metric.replace("_", " ")
+                    say(f"no better {metric} in {training.patience} evaluations: done at step {done:,}")
                     break
-        seconds = time.monotonic() - began_at - elsewhere
-        if start < cadence.steps and seconds > 0:
-            say(f"Batches were waited for during {(waited_in_all + waited) / seconds:.1%} of the training time")
+        if start < cadence.steps:
+            window.report_waiting()
+
+
+def _optimizer_step(training: Training, batch: Any, rate: float) -> Tensor:
+    """One update of the weights; returns the loss before it."""
+    set_rate(training.optimizers, rate)
+    for optimizer in training.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss = training.step(batch)
+    if training.clip_norm:
+        nn.utils.clip_grad_norm_(training.parameters, training.clip_norm)
+    for optimizer in training.optimizers:
+        optimizer.step()
+    return loss
+
+
+def _restore(run: Run, training: Training, step: int) -> None:
+    def read() -> None:
+        with run.checkpoint(step) as folder:
+            load_trainer_state(folder / TRAINER, training.model, training.optimizers)
+
+    distributed.on_all_ranks(read)
+
+
+def _save(run: Run, training: Training, done: int) -> None:
+    if not distributed.is_finite(training.parameters):
+        raise _non_finite(run, done)
+
+    def write() -> None:
+        training.write_model(part)
+        save_trainer_state(part / TRAINER, training.model, training.optimizers)
+
+    with contextlib.ExitStack() as stack:  # entered and closed in the first process; all write into the folder
+        new = run.new_checkpoint(done, training.cadence.steps)
+        part = distributed.on_first_rank(lambda: stack.enter_context(new))
+        distributed.on_all_ranks(write)
+        distributed.on_first_rank(stack.close)
+
+
+def _evaluate(run: Run, training: Training, done: int, board: Board) -> None:
+    figures = training.evaluate(done)
+    if not all(map(math.isfinite, figures.values())):
+        raise _non_finite(run, done)
+    if (value := figures.get(training.metric)) is not None:
+        run.update_best(done, training.metric.removeprefix("validation_"), value, highest=training.highest)
+    run.log({"step": done, **figures})  # last: this line marks the evaluation as complete
+    board(done, figures)
+
+
+def _evaluated(run: Run, training: Training, step: int) -> bool:
+    return any(entry.get("step") == step and training.metric in entry for entry in run.read_log())
+
+
+def _out_of_patience(run: Run, training: Training) -> bool:
+    def evaluations_since_best() -> int:
+        best = run.best().get("step", 0)
+        return sum(training.metric in entry and entry["step"] > best for entry in run.read_log())
+
+    patience = training.patience
+    return patience is not None and distributed.on_first_rank(lambda: evaluations_since_best() >= patience)
+
+
+class LogWindow:
+    """The steps since the last line of log.jsonl: their losses, and the time they took.
+
+    Each line has "waiting", the fraction of the time in which no batch was ready, and "highest_loss", that of a single
+    step. A spike among the highest losses gets a line of its own, see Spikes.
+    """
+
+    def __init__(self, run: Run, training: Training, board: Board) -> None:
+        self.run, self.board = run, board
+        self.images_per_step, self.steps = training.images_per_step, training.cadence.steps
+        self.losses: list[Tensor] = []
+        self.note = ""
+        self._spikes = Spikes(run.read_log() if is_first() else [])
+        self._lines = 0  # logged by this process
+        self._started_at = self._logged_at = time.monotonic()
+        self._waited = self._waited_before = self._paused = 0.0  # seconds
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self._waited += time.monotonic() - before
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave this time out of speeds."""
+        before = time.monotonic()
+        yield
+        seconds = time.monotonic() - before
+        self._paused += seconds
+        self._logged_at += seconds
+
+    def mean_loss(self) -> float:
+        total = sum(self.losses, torch.zeros_like(self.losses[0]))
+        return distributed.mean_over_ranks([total.item()])[0] / len(self.losses)
+
+    def log(self, done: int, loss: float, rate: float) -> None:
+        """Write the line of step `done` and begin a new window."""
+        now, count = time.monotonic(), len(self.losses)
+        seconds = now - self._logged_at
+        speed = count * self.images_per_step / seconds
+        highest = max(distributed.mean_over_ranks(torch.stack(self.losses).tolist()))
+        self._record(
+            done,
+            {
+                "loss": loss,
+                "highest_loss": highest,
+                "rate": rate,
+                "images_per_second": speed,
+                "waiting": self._waited / seconds,
+            },
+        )
+        span = f"{done - count + 1:,} to {done:,}"
+        if is_first() and (spike := self._spikes.found(highest)):
+            self._record(done, spike)
+            say(f"step {span}: loss spike, {highest:.3f} where {spike['usual_loss']:.3f} is usual")
+        self._lines += 1
+        left = self.steps - done
+        left_seconds = left * self.images_per_step / speed
+        if self._lines == 2 and left_seconds >= ESTIMATE_FROM_SECONDS:  # the first line includes compilation
+            say(
+                f"About {duration(left_seconds)} left for {left:,} steps, without evaluations: "
+                f"{speed:,.3g} images/s over steps {span}"
+            )
+        self.note = f"step {done:,}, loss {loss:.3f}"
+        self.losses, self._logged_at = [], now
+        self._waited_before, self._waited = self._waited_before + self._waited, 0.0
+
+    def _record(self, done: int, figures: dict[str, float]) -> None:
+        if is_first():
+            self.run.log({"step": done, **figures})
+        self.board(done, figures)
+
+    def report_waiting(self) -> None:
+        """Say which part of the training time went into waiting for data."""
+        seconds = time.monotonic() - self._started_at - self._paused
+        if seconds > 0:
+            say(f"Waited for data {(self._waited_before + self._waited) / seconds:.1%} of the training time")
 
 
 class Spikes:
-    """Which logged losses stand out from those before.
+    """Finds logged losses that stand out from those before.
 
-    A spike is a highest loss of a single step that lies more than six standard deviations over the usual one. Usual and
-    deviation are the median and the scaled median absolute deviation of the last 128 lines, which one spike does not
-    move (Leys et al. 2013); six deviations over 128 losses is what OLMo-core skips steps at (OLMo 2, 2025, count the
-    losses at seven over 1,000 as spikes). As long as losses stand out it is the same spike, and told once.
+    A spike is a highest loss of a single step that lies more than six standard deviations above the usual one. Usual
+    and deviation are the median and the scaled median absolute deviation of the last 128 lines, which one spike does
+    not move (Leys et al. 2013); six deviations over 128 losses is OLMo-core's threshold for skipping steps (OLMo 2,
+    2025, count losses at seven over 1,000 as spikes). Consecutive high losses are one spike, reported once.
     """
 
     def __init__(self, log: Sequence[dict[str, Any]]) -> None:
-        found = [entry["highest_loss"] for entry in log if "highest_loss" in entry]
-        self.before = deque(found, SPIKE_WINDOW)
-        self.quiet = SPIKE_WINDOW  # lines since one stood out
-        for place in range(max(SPIKE_LINES, len(found) - SPIKE_WINDOW), len(found)):
-            self._judge(found[max(0, place - SPIKE_WINDOW) : place], found[place])
+        losses = [entry["highest_loss"] for entry in log if "highest_loss" in entry]
+        self.before = deque(losses, SPIKE_WINDOW)
+        self.quiet = SPIKE_WINDOW  # lines since the last high loss
+        for i in range(max(SPIKE_LINES, len(losses) - SPIKE_WINDOW), len(losses)):
+            self._compare(losses[max(0, i - SPIKE_WINDOW) : i], losses[i])
 
     def found(self, loss: float) -> dict[str, float]:
-        """{"spike": that loss, "usual_loss": ...} where a spike begins with this line; else nothing."""
-        begins, usual = self._judge(self.before, loss)
+        """{"spike": that loss, "usual_loss": ...} where a spike begins with this line; else empty."""
+        begins, usual = self._compare(self.before, loss)
         self.before.append(loss)
         return {"spike": loss, "usual_loss": usual} if begins else {}
 
-    def _judge(self, before: Sequence[float], loss: float) -> tuple[bool, float]:
+    def _compare(self, before: Sequence[float], loss: float) -> tuple[bool, float]:
         if len(before) < SPIKE_LINES:
             return False, math.nan
         usual, limit = outlier_limit(np.array(before))
-        out = loss > max(limit, usual + SPIKE_SHARE * abs(usual))
-        begins = out and self.quiet >= SPIKE_LINES
-        self.quiet = 0 if out else self.quiet + 1
+        high = loss > max(limit, usual + SPIKE_SHARE * abs(usual))
+        begins = high and self.quiet >= SPIKE_LINES
+        self.quiet = 0 if high else self.quiet + 1
         return begins, usual
-
-
-def _evaluated(run: Run, step: int, figure: str) -> bool:
-    return any(entry.get("step") == step and figure in entry for entry in run.read_log())
 
 
 def _non_finite(run: Run, step: int) -> WorkError:
@@ -295,24 +360,24 @@ class _Signals:
     """SIGINT and SIGTERM ask the loop to save and stop; a second one stops at once."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.received = False
         self._saved = False
 
     def handle(self, *_: object) -> None:
         if self._saved:
             raise Interrupted("stopped; all steps are saved")
-        if self.came:
+        if self.received:
             raise Interrupted(AT_ONCE)
-        self.came = True
+        self.received = True
         with contextlib.suppress(OSError, RuntimeError):  # stderr may be closed, or in the middle of a line
             say("stopping as soon as this step is done and saved; a second signal stops at once")
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """All steps are saved: the first signal, which may have come already, need not wait."""
+    def stop_at_once(self) -> Iterator[None]:
+        """All steps are saved: within, the first signal stops at once, also one that came before."""
         self._saved = True
         try:
-            if self.came:
+            if self.received:
                 self.handle()
             yield
         finally:
@@ -322,15 +387,15 @@ class _Signals:
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
     signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can install handlers
         yield signals
         return
     before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield signals
     except RuntimeError as error:
-        # Ctrl-C goes to the compiler of the first step too: what it breaks off there is what was asked for
-        if signals.came and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        # Ctrl-C also reaches the compiler's subprocesses in the first step: their failure is the interruption
+        if signals.received and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             raise Interrupted(AT_ONCE) from error
         raise
     finally:

@@ -68,7 +68,7 @@ def falling_steps(steps: int, cooldown_fraction: float) -> int:
     return max(1, round(steps * cooldown_fraction))
 
 
-def constant_rate(step: int, *, warmup_steps: int, peak: float) -> float:
+def constant_rate(step: int, warmup_steps: int, peak: float) -> float:
     """The rate of that step, counted from 0: linear warm-up, then the same throughout."""
     return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 

@@ -39,10 +39,12 @@ from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens.palette import Palette
 from nextpixel.training import distributed, optim
 from nextpixel.training.forecast import check_fits, forecast, report_plan
-from nextpixel.training.loop import Cadence, train
+from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.setup import (
+    Decisions,
     OpenRun,
     TokenBatch,
+    TokenBatches,
     absolute,
     accumulate,
     create_run,
@@ -58,7 +60,6 @@ from nextpixel.training.setup import (
     relocate_run,
     run_facts,
     source_facts,
-    token_batches,
     training_batches,
     write_full_model,
 )
@@ -140,7 +141,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         probe_data=absolute(config.probe_data),
         cache=config.cache and os.path.abspath(config.cache),
     )
-    model = _first_model(config)
+    model = _initial_model(config)
     shape = model.config
     if config.side and config.side != model.side:
         raise InputError(f"the model of `init` works at side {model.side}, got {config.side}", argument="side")
@@ -229,94 +230,101 @@ def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfi
 def train_run(run: Run, images: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint, or its start, to its end; returns its best model."""
     with open_run(run, PretrainConfig, images) as opened:
-        return _train(opened)
+        config, decided = opened.config, opened.decided
+        train_indices, validation_indices = _choose(opened.train_set, opened.validation_set, config)
+        model = _current_model(opened)
+        network = place_model(model, config, decided)
+        optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
+        batches = TokenBatches(training_batches(opened, train_indices), model, decided.device)
+        held_out = opened.validation_set.squares[validation_indices]
+
+        def step(batch: TokenBatch) -> Tensor:
+            tokens, hidden, orientations = batches.to_device(batch)
+
+            def loss_of(rows: slice) -> Tensor:
+                part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
+                with autocast(decided.device, decided.dtype):
+                    logits = network(part, hidden_part, 0 if orientations is None else orientations[rows])
+                return pixel_loss(logits, part, hidden_part)
+
+            return accumulate(network, loss_of, len(tokens), decided)
+
+        training = Training(
+            Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
+            model,
+            optimizers,
+            batches.tokens,
+            step,
+            rate_at=lambda step: _rate(step, config, decided),
+            evaluate=lambda step: _evaluate(opened, model, held_out, step),
+            write_model=lambda folder: write_full_model(model, folder),
+            images_per_step=config.batch_images,
+            clip_norm=config.clip_norm,
+        )
+        train(run, training)
+        return load(run.path)
 
 
-def _train(opened: OpenRun[PretrainConfig]) -> ImageGPT:
-    run, config, decided, shape = opened.run, opened.config, opened.decided, opened.shape
-    train_indices, validation_indices = _choose(opened.train_set, opened.validation_set, config)
+def _current_model(opened: OpenRun[PretrainConfig]) -> ImageGPT:
+    """The model of the last checkpoint, of `init`, or a new one."""
+    run, config, decided = opened.run, opened.config, opened.decided
     steps = distributed.on_first_rank(run.steps)
-    report_plan(config, shape, decided, done_steps=(steps or [0])[-1])
+    report_plan(config, opened.shape, decided, done_steps=(steps or [0])[-1])
     if steps:
         with run.checkpoint(steps[-1]) as folder:
             model = load(folder)
     elif config.init:
-        model = _first_model(config)
+        model = _initial_model(config)
     else:
-        model = ImageGPT(shape, seed=config.seed)
+        model = ImageGPT(opened.shape, seed=config.seed)
     model.tokenizer, model.fit, model.levels = opened.tokenizer, decided.fit, opened.train_set.levels
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
-    if config.init and not steps:  # from here on the run needs that model no more
+    if config.init and not steps:  # so that the run no longer needs that model
 
-        def begin() -> None:
+        def write_first() -> None:
             with run.new_checkpoint(0, config.steps) as part:
                 write_model(model, part)
 
-        distributed.on_first_rank(begin)
-    network = place_model(model, config, decided)
-    optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
-    batch_at, placed = token_batches(training_batches(opened, train_indices), model, decided.device)
+        distributed.on_first_rank(write_first)
+    return model
 
-    def step(batch: TokenBatch) -> Tensor:
-        tokens, hidden, lie = placed(batch)
 
-        def loss_of(rows: slice) -> Tensor:
-            part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
-            with autocast(decided.device, decided.dtype):
-                logits = network(part, hidden_part, 0 if lie is None else lie[rows])
-            return pixel_loss(logits, part, hidden_part)
+def _rate(step: int, config: PretrainConfig, decided: Decisions) -> float:
+    steps, warmup_steps, peak = config.steps, decided.warmup_steps, decided.learning_rate
+    if config.chosen_schedule == "cosine":
+        return optim.cosine_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak)
+    cooldown = config.cooldown_fraction
+    return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=cooldown)
 
-        return accumulate(network, loss_of, len(tokens), decided)
 
-    def rate_at(step: int) -> float:
-        steps, warmup_steps, peak = config.steps, decided.warmup_steps, decided.learning_rate
-        if config.chosen_schedule == "cosine":
-            return optim.cosine_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak)
-        falling = config.cooldown_fraction
-        return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=falling)
-
-    held_out = opened.validation_set.squares[validation_indices]
-    probed = run.arrays() if config.probe_data else {}
-    masked = shape.objective == "masked"
-
-    def probe_due(step: int) -> bool:
-        every = config.evaluate_every_steps * config.probe_every_evaluations
-        return bool(probed) and (step % every == 0 or step == config.steps)
-
-    def evaluate(step: int) -> dict[str, float]:
-        more, said = {}, ""
-        with evaluated_model(model, run, step, decided.device) as judged:
-            # no more than in a step, so that it takes no more memory
-            at_once = min(decided.micro_batch_images, distributed.local_batch_images(config.batch_images))
-            mean, error = mean_and_error(image_nats(judged, held_out, dtype=decided.dtype, batch_images=at_once))
-            if config.sample_images and not masked:
-                with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
-                    drawing = draw(judged, None, n=config.sample_images, sampling=SamplingConfig(speed="exact"))
-                columns = int(np.ceil(config.sample_images**0.5))
-                rows = [list(drawing.images[i : i + columns]) for i in range(0, config.sample_images, columns)]
-                path = run.path / "samples" / f"step_{step:07d}.png"
-                save_png(grid(rows, zoom=max(1, 96 // drawing.images.shape[1])), path)
-            if probe_due(step):
-                more = {"probe_accuracy": ridge_accuracy(judged, probed, dtype=decided.dtype, seed=config.seed)}
-                said = f", probe accuracy {more['probe_accuracy']:.1%} of {probed['probe_scored'].sum():,}"
-        say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel{said}")
-        return {"validation_nats": mean, "validation_standard_error": error} | more
-
-    train(
-        run,
-        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
-        model=model,
-        optimizers=optimizers,
-        batch_at=batch_at,
-        step=step,
-        rate_at=rate_at,
-        evaluate=evaluate,
-        write_model=lambda folder: write_full_model(model, folder),
-        images_per_step=config.batch_images,
-        clip_norm=config.clip_norm,
-    )
-    return load(run.path)
+def _evaluate(
+    opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: NDArray[np.uint8], step: int
+) -> dict[str, float]:
+    """Validation nats, a grid of samples in samples/, and, where it is due, the accuracy of a probe."""
+    run, config, decided = opened.run, opened.config, opened.decided
+    masked = opened.shape.objective == "masked"
+    probe_every_steps = config.evaluate_every_steps * config.probe_every_evaluations
+    with evaluated_model(model, run, step, decided.device) as judged:
+        # at most the images of a training step, to need no more memory
+        batch_images = min(decided.micro_batch_images, distributed.local_batch_images(config.batch_images))
+        nats = image_nats(judged, held_out, dtype=decided.dtype, batch_images=batch_images)
+        mean, error = mean_and_error(nats)
+        figures, probed = {"validation_nats": mean, "validation_standard_error": error}, ""
+        if config.sample_images and not masked:
+            with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
+                samples = draw(judged, None, n=config.sample_images, sampling=SamplingConfig(speed="exact")).images
+            columns = int(np.ceil(config.sample_images**0.5))
+            rows = [list(samples[i : i + columns]) for i in range(0, config.sample_images, columns)]
+            path = run.path / "samples" / f"step_{step:07d}.png"
+            save_png(grid(rows, zoom=max(1, 96 // samples.shape[1])), path)
+        if config.probe_data and (step % probe_every_steps == 0 or step == config.steps):
+            arrays = run.arrays()
+            accuracy = ridge_accuracy(judged, arrays, dtype=decided.dtype, seed=config.seed)
+            figures["probe_accuracy"] = accuracy
+            probed = f", probe accuracy {accuracy:.1%} of {arrays['probe_scored'].sum():,}"
+    say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel{probed}")
+    return figures
 
 
 def _choose(
@@ -341,7 +349,7 @@ def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
     return replace(config, preset="modern" if modern else "classic")
 
 
-def _first_model(config: PretrainConfig) -> ImageGPT:
+def _initial_model(config: PretrainConfig) -> ImageGPT:
     if config.init:
         model = load(config.init)
         model.set_classes(())

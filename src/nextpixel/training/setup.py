@@ -490,28 +490,27 @@ def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterat
     model.train()
 
 
-def token_batches(
-    batches: Batches, model: ImageGPT, device: str
-) -> tuple[Callable[[int], TokenBatch], Callable[[TokenBatch], TokenBatch]]:
-    """(batch_at, placed): a step's tokens, with masks or orientations where the model takes them; and the same on the
-    device.
+class TokenBatches:
+    """Training batches as tokens, with masks or orientations where the model takes them.
 
-    On a CPU pixels become tokens in batch_at, which training.train calls in a second thread; elsewhere on the device.
+    On a CPU pixels are encoded by `tokens`, which the loop calls in a second thread; elsewhere on the device.
     """
-    tokenizer, encode_here, masked = model.tokenizer, device == "cpu", model.config.objective == "masked"
 
-    def batch_at(step: int) -> TokenBatch:
+    def __init__(self, batches: Batches, model: ImageGPT, device: str) -> None:
+        self.batches, self.tokenizer, self.shape, self.device = batches, model.tokenizer, model.config, device
+
+    def tokens(self, step: int) -> TokenBatch:
+        batches, shape = self.batches, self.shape
         squares = batches(step)
-        hidden = torch.from_numpy(batches.masks(step, model.config.tokens)) if masked else None
-        lie = torch.from_numpy(batches.orientations(step)) if model.config.orientations > 1 else None
-        return tokenizer.encode(squares) if encode_here else torch.from_numpy(squares), hidden, lie
+        hidden = torch.from_numpy(batches.masks(step, shape.tokens)) if shape.objective == "masked" else None
+        orientations = torch.from_numpy(batches.orientations(step)) if shape.orientations > 1 else None
+        pixels = self.tokenizer.encode(squares) if self.device == "cpu" else torch.from_numpy(squares)
+        return pixels, hidden, orientations
 
-    def placed(batch: TokenBatch) -> TokenBatch:
-        pixels, hidden, lie = (None if one is None else one.to(device) for one in batch)
+    def to_device(self, batch: TokenBatch) -> TokenBatch:
+        pixels, hidden, orientations = (None if one is None else one.to(self.device) for one in batch)
         assert pixels is not None
-        return pixels if encode_here else tokenizer.encode(pixels), hidden, lie
-
-    return batch_at, placed
+        return pixels if self.device == "cpu" else self.tokenizer.encode(pixels), hidden, orientations
 
 
 def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
