@@ -135,7 +135,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert len(looked) == 1  # the first part was kept
     with Run("stopped").locked():
         assert main(["distill", "--resume", "stopped"]) == 2
-    assert "stopped: expected a run that nobody is training" in capsys.readouterr().err
+    assert "stopped: expected a run that no other process is training" in capsys.readouterr().err
     assert main(["distill", "--resume", "stopped"]) == 0
     ours, theirs = everything("stopped"), everything("whole")
     assert ours.keys() == theirs.keys()
@@ -177,10 +177,10 @@ def test_bad_input_is_one_sentence(desk: Path, capsys: pytest.CaptureFixture, co
 def test_runs_of_another_kind_and_unknown_settings_are_refused(desk: Path) -> None:
     with pytest.raises(TypeError, match="unknown argument 'wings'"):
         distill("photos.npy", out="run", wings=2)
-    with pytest.raises(InputError, match="expected none beside it"):
+    with pytest.raises(InputError, match="expected no others"):
         distill(resume="run", steps=3)
     for kind, sentence in (
-        ("pretrain", "was begun by nextpixel pretrain, not distill; go on with: nextpixel pretrain `resume="),
+        ("pretrain", "was started by nextpixel pretrain, not distill; continue it with: nextpixel pretrain `resume="),
         ("distill", "run.json: expected a distillation run, got a problem with 'decisions'"),
     ):
         Path(kind).mkdir()
@@ -204,7 +204,7 @@ def test_the_best_student_on_held_out_images_is_kept_and_other_verbs_leave_it_al
     assert facts["data"]["path"] == [str(desk / "photos.npy")] * 2
     for verb in ("pretrain", "finetune"):
         assert main([verb, "--resume", "run"]) == 2
-        assert "begun by nextpixel distill" in capsys.readouterr().err
+        assert "started by nextpixel distill" in capsys.readouterr().err
     np.savez("labelled.npz", images=np.load("photos.npy"), labels=np.arange(30) % 2)
     assert main(["finetune", "labelled.npz", "--model", "run", "--out", "clf"]) == 2
     assert "nextpixel probe LABELLED --against run" in capsys.readouterr().err

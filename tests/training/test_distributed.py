@@ -224,7 +224,7 @@ def test_only_the_first_process_speaks(third_of_three, monkeypatch, capsys):
 
 
 def test_distillation_is_no_work_for_many(third_of_three, tmp_path):
-    with pytest.raises(InputError, match="distill works in one process, expected no torchrun, got 3 processes"):
+    with pytest.raises(InputError, match="distill runs in a single process, expected no torchrun, got 3 processes"):
         nextpixel.distill(pictures(24), out=tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
 
@@ -235,7 +235,7 @@ def test_more_processes_than_gpus(third_of_three, monkeypatch):
         InputError, match="nproc-per-node of torchrun: expected at most the 2 GPUs of this machine, got 3"
     ):
         distributed.join("cuda", 1.0)
-    with pytest.raises(InputError, match="mps works alone"):
+    with pytest.raises(InputError, match="expected cpu or cuda for several processes, got mps"):
         distributed.join("mps", 1.0)
 
 
@@ -255,10 +255,10 @@ def test_a_run_is_found_again_by_the_same_command_alone(folder, monkeypatch, cap
     monkeypatch.setenv("RANK", "0")
     facts = Run(folder / "classic-alone").facts()
     assert main(command) == 0  # it was ended already
-    assert "going on from step 20" in capsys.readouterr().err
+    assert "resuming from step 20" in capsys.readouterr().err
     branch = ["pretrain", "--branch", str(folder / "muon-alone"), "--out", str(folder / "branch-alone"), "--steps"]
     assert main([*branch, "24"]) == 0
-    assert "going on from step 24" in capsys.readouterr().err
+    assert "resuming from step 24" in capsys.readouterr().err
     assert main([*branch, "26"]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert main([*command, "--seed", "1"]) == 2
@@ -350,7 +350,7 @@ def test_a_killed_process_is_replaced(folder, victim):
     wait_for(lambda: Run(run).steps()[-1] > saved + 10 and set(workers(agent)).isdisjoint(first))
     agent.send_signal(signal.SIGINT)
     _, said = agent.communicate(timeout=120)
-    assert "going on from step" in said
+    assert "resuming from step" in said
     steps = [entry["step"] for entry in Run(run).read_log() if "loss" in entry]
     assert steps == list(range(1, len(steps) + 1)) and Run(run).steps()[-1] == len(steps)
     assert leftovers(run) == []
@@ -362,7 +362,7 @@ def test_a_run_that_another_process_trains_is_refused_once_for_all(folder):
     with Run(run).locked():
         agent = start(folder, [["pretrain", "--resume", str(run)]], "--standalone", "--nproc-per-node", "2")
         _, said = agent.communicate(timeout=120)
-    assert agent.returncode != 0 and said.count("expected a run that nobody is training") == 1
+    assert agent.returncode != 0 and said.count("expected a run that no other process is training") == 1
     assert Run(run).steps()[-1] == HALF
 
 

@@ -211,12 +211,12 @@ def test_a_frozen_run_resumes_exactly(tmp_path, monkeypatch):
 
 def test_a_run_of_one_kind_is_not_resumed_as_another(whole, tmp_path):
     with pytest.raises(
-        InputError, match=r"begun by nextpixel finetune, not pretrain; go on with: .* finetune `resume="
+        InputError, match=r"started by nextpixel finetune, not pretrain; continue it with: .* finetune `resume="
     ):
         nextpixel.pretrain(resume=whole)
     nextpixel.pretrain(photos(tmp_path), out=tmp_path / "pre", **settings(tmp_path, steps=1))
     with pytest.raises(
-        InputError, match=r"begun by nextpixel pretrain, not finetune; go on with: .* pretrain `resume="
+        InputError, match=r"started by nextpixel pretrain, not finetune; continue it with: .* pretrain `resume="
     ):
         nextpixel.finetune(resume=tmp_path / "pre")
     with pytest.raises(InputError, match="none beside it"):
@@ -233,7 +233,7 @@ def test_a_run_begun_before_kinds_were_recorded_is_one_of_pretraining(tmp_path):
 
 
 def test_one_process_at_a_time_goes_on_with_a_run(whole):
-    with Run(whole).locked(), pytest.raises(InputError, match="expected a run that nobody is training"):
+    with Run(whole).locked(), pytest.raises(InputError, match="expected a run that no other process is training"):
         nextpixel.finetune(resume=whole)
 
 

@@ -75,7 +75,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(images, tmp_path,
     assert main(command) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and f"need {plan_of(2) / 1e6:,.1f} MB" in err
-    assert "it fits with --micro-batch-images 1, or begin all the same with --force" in err
+    assert "it fits with --micro-batch-images 1, or use --force to start anyway" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == before and not (cache / "decoded").exists()
     assert main([*command, "--micro-batch-images", "1"]) == 0, "what the sentence names does fit"
     forced = [word if word != str(tmp_path / "run") else str(tmp_path / "forced") for word in command]

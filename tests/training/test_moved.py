@@ -52,7 +52,7 @@ def copy_elsewhere(folder: Path, new: Path) -> None:
 def test_a_moved_source_is_named_with_the_remedy(cut: Path, place: Path, capsys) -> None:
     assert main(["pretrain", "--resume", str(cut)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"{place}: the images the run began with are not there any more" in said
+    assert f"{place}: the images of this run no longer exist" in said
     assert said.endswith("name their new place with --data")
 
 
@@ -88,7 +88,7 @@ def test_other_pictures_are_refused_and_nothing_is_recorded(cut: Path, tmp_path:
         (new / "00.png").rename(new / "99.png")
     before = (cut / "run.json").read_bytes()
     assert main(["pretrain", "--resume", str(cut), "--data", str(new)]) == 2
-    assert f"{new}: expected the images the run began with, got others" in capsys.readouterr().err
+    assert f"{new}: expected the original images of the run, got others" in capsys.readouterr().err
     assert (cut / "run.json").read_bytes() == before and Run(cut).steps()[-1] < 10
 
 
@@ -102,7 +102,7 @@ def test_a_run_of_an_earlier_version_is_compared_with_the_decoded_set(place: Pat
     assert Run(tmp_path / "run").facts()["data"]["path"] == str(tmp_path / "moved")
     shutil.rmtree(cache / "decoded")
     (tmp_path / "moved" / "00.png").unlink()
-    with pytest.raises(InputError, match="expected the images the run began with"):
+    with pytest.raises(InputError, match="expected the original images of the run"):
         nextpixel.pretrain(resume=tmp_path / "run", data=tmp_path / "moved")
 
 

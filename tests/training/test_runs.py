@@ -252,7 +252,7 @@ def test_signals_from_outside_stop_the_command_with_130(tmp_path, number):
 
 # ---- one process at a time
 
-BUSY = "expected a run that nobody is training"
+BUSY = "expected a run that no other process is training"
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path, capsys):
@@ -412,7 +412,7 @@ def test_a_run_is_never_overwritten(run, images, tmp_path, monkeypatch, capsys):
     nothing_may_be_decoded(monkeypatch)
     before = contents(run)
     assert main(["pretrain", str(images), "--out", str(run), *flags(settings(tmp_path))]) == 2
-    assert f"out: {run} holds a run already; go on with --resume {run}" in capsys.readouterr().err
+    assert f"out: {run} holds a run already; continue it with --resume {run}" in capsys.readouterr().err
     assert contents(run) == before
 
 
@@ -471,7 +471,7 @@ def test_a_damaged_checkpoint_is_named_and_what_is_advised_helps(run, whole, dam
     assert main(["pretrain", "--resume", str(run)]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert str((run / "step_0000008" / name).parent) in last
-    assert last.endswith(f"; remove {run / 'step_0000008'} to go on from the checkpoint before it")
+    assert last.endswith(f"; remove {run / 'step_0000008'} to continue from the checkpoint before it")
     assert contents(run) == before
     shutil.rmtree(run / "step_0000008")
     nextpixel.pretrain(resume=run)
@@ -540,7 +540,7 @@ def test_a_run_does_not_go_on_with_other_images(run, images, cache):
     shutil.rmtree(cache)
     np.save(images, np.load(images)[::-1])
     before = contents(run)
-    with pytest.raises(InputError, match=f"{images}: expected the images the run began with, got others"):
+    with pytest.raises(InputError, match=f"{images}: expected the original images of the run, got others"):
         nextpixel.pretrain(resume=run)
     assert contents(run) == before
 

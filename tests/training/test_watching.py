@@ -123,7 +123,7 @@ def test_a_tracker_that_fails_costs_no_training(images, tmp_path, wandb, capsys,
     monkeypatch.setattr(wandb, "init", lambda **given: (run := start(**given), setattr(run, "log", full))[0])
     nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path, tracker="wandb"))
     assert Run(tmp_path / "run").steps()[-1] == 12
-    assert capsys.readouterr().err.count("wandb gets no more figures of this run: no space left") == 1
+    assert capsys.readouterr().err.count("logging to wandb stopped: no space left") == 1
 
     def refused(**given: Any) -> None:
         raise RuntimeError("api_key not configured")

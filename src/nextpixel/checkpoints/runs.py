@@ -29,21 +29,21 @@ from nextpixel.limits import open_arrays
 
 ARRAYS = "arrays.npz"
 STEP = re.compile(r"step_(\d{7,})")
-MILESTONES = 6  # the final step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
+MILESTONES = 6  # the last step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
 
 
 class Run:
-    """One training run on disk. Nothing under its final name is ever half written."""
+    """One training run on disk. Files and folders get their final names only once they are complete."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     @staticmethod
     def new_path(path: str | Path) -> Path:
-        """A path where a run may be created; refuses an existing one and a missing parent."""
+        """A path where a run can be created. Raises InputError where it exists or its parent is missing."""
         if (Path(path) / "run.json").is_file():
             raise InputError(
-                f"{path} holds a run already; go on with `resume={path}`, or name another folder", argument="out"
+                f"{path} holds a run already; continue it with `resume={path}`, or name another folder", argument="out"
             )
         return new_output(path)
 
@@ -56,10 +56,10 @@ class Run:
         arrays: Mapping[str, Any] | None = None,
         write_model: Callable[[Path], None] | None = None,
     ) -> Run:
-        """A new run folder; facts["kind"] is the verb that goes on with it.
+        """Create a run folder; facts["kind"] is the verb that resumes it.
 
-        `unreadable` are the lines of unreadable.txt and `arrays` go into arrays.npz, if there are any. `write_model`
-        writes checkpoint 0, for a run that needs what it began with no more.
+        `unreadable` are the lines of unreadable.txt, `arrays` go into arrays.npz, and `write_model` writes checkpoint
+        0, so that the run no longer needs the model that it starts from.
         """
         run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
@@ -77,7 +77,7 @@ class Run:
 
     @classmethod
     def branch(cls, path: str | Path, source: Run, step: int, facts: dict[str, Any]) -> Run:
-        """A new run that came to `step` as `source` did: with its checkpoint and arrays, and its log up to there."""
+        """Create a run from `source` at `step`, with its checkpoint, its arrays and its log up to there."""
         run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
@@ -91,13 +91,13 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path, kind: str | None = None, argument: str = "resume") -> Run:
-        """The run on disk that `argument` names. Raises InputError where there is none, or it is of another kind."""
+        """The run that `argument` names. Raises InputError where there is none, or for one of another kind."""
         if not (Path(path) / "run.json").is_file():
             raise InputError(f"expected a run folder with run.json, got {str(path)!r}", argument=argument)
         run = cls(path)
         if kind not in (None, run.kind):
             raise InputError(
-                f"{path} was begun by nextpixel {run.kind}, not {kind}; go on with: "
+                f"{path} was started by nextpixel {run.kind}, not {kind}; continue it with: "
                 f"nextpixel {run.kind} `resume={path}`",
                 argument=argument,
             )
@@ -105,16 +105,16 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The verb that began it and goes on with it."""
+        """The verb that started it and resumes it."""
         return str(self.facts().get("kind", "pretrain"))
 
     def facts(self) -> dict[str, Any]:
-        """run.json; runs begun by earlier versions called the tokenizer `palette`."""
+        """The contents of run.json; earlier versions called the tokenizer `palette`."""
         facts = read_json(self.path / "run.json")
         return {"tokenizer" if name == "palette" else name: value for name, value in facts.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What Run.create was given as arrays."""
+        """The `arrays` of Run.create."""
         path = self.path / ARRAYS
         try:
             with open_arrays(path) as found:
@@ -123,7 +123,7 @@ class Run:
             raise InputError(f"{path}: expected the arrays of a run, got a problem with {error}") from None
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, oldest first."""
+        """Steps of the complete checkpoints, oldest first."""
         found = (STEP.fullmatch(entry.name) for entry in self.path.iterdir() if entry.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
@@ -132,7 +132,7 @@ class Run:
 
     @contextmanager
     def new_checkpoint(self, step: int, total_steps: int) -> Iterator[Path]:
-        """A temporary folder to write a checkpoint into; then rename it, and only then remove those no longer kept."""
+        """A temporary folder for a checkpoint, which is then renamed; after that, old checkpoints are removed."""
         with new_folder(self.folder(step)) as part:
             yield part
         kept = {*self.steps()[-2:], *milestones(total_steps), self.best().get("step")}
@@ -142,20 +142,20 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within, no other process goes on with this run. The kernel frees it when this process ends, however it does.
+        """Keep other processes from resuming this run; the kernel releases the lock when this process ends.
 
-        Raises InputError where another has it. Does nothing on a system or a disk that knows no such locks.
+        Raises InputError where another process has the lock. Does nothing where the file system has no locks.
         """
         with ExitStack() as opened:
             try:
                 import fcntl
 
-                file = opened.enter_context((self.path / "run.json").open("rb+"))  # NFS locks only what may be written
+                file = opened.enter_context((self.path / "run.json").open("rb+"))  # for writing: NFS needs it
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
-                    f"{self.path}: expected a run that nobody is training, got one that another process has at work; "
-                    "wait until that one ends, or stop it first"
+                    f"{self.path}: expected a run that no other process is training, got one that is in use; wait for "
+                    "that process, or stop it"
                 ) from None
             except (ImportError, OSError):
                 pass
@@ -163,19 +163,19 @@ class Run:
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """The folder of that checkpoint; an InputError of reading it also says what to do about it."""
+        """The folder of that checkpoint; an InputError in reading it also says how to recover."""
         try:
             yield self.folder(step)
         except InputError as error:
-            raise InputError(f"{error}; remove {self.folder(step)} to go on from the checkpoint before it") from None
+            raise InputError(f"{error}; remove {self.folder(step)} to continue from the checkpoint before it") from None
 
     def best(self) -> dict[str, Any]:
-        """{"step", "nats"} or another figure of the best evaluated checkpoint; empty before the first evaluation."""
+        """The step and the metric of the best checkpoint, {"step", "nats"}; empty before the first evaluation."""
         path = self.path / "best.json"
         return read_json(path) if path.is_file() else {}
 
     def update_best(self, step: int, name: str, value: float, *, highest: bool = False) -> None:
-        """Mark this checkpoint as the best if its figure is the lowest so far, or the highest."""
+        """Mark this checkpoint as the best if its value is the lowest so far, or the highest."""
         before = self.best().get(name)
         if before is None or (value > before if highest else value < before):
             write_json(self.path / "best.json", {"step": step, name: value})
@@ -184,7 +184,7 @@ class Run:
         """The best checkpoint on validation, else the last."""
         steps = self.steps()
         if not steps:
-            raise InputError(f"{self.path}: this run has no checkpoint yet; let it train on with `resume={self.path}`")
+            raise InputError(f"{self.path}: this run has no checkpoint yet; continue it with `resume={self.path}`")
         best = self.best().get("step")
         return self.folder(best if best in steps else steps[-1])
 
@@ -195,7 +195,7 @@ class Run:
             file.write(json.dumps(entry) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines of log.jsonl."""
+        """The complete lines of log.jsonl."""
         path = self.path / "log.jsonl"
         entries = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
@@ -206,13 +206,13 @@ class Run:
         return entries
 
     def discard_after(self, step: int) -> None:
-        """Drop what a killed process left unfinished, and log lines of steps that will be run again."""
-        for folder in (self.path, self.path / "samples"):  # nobody else writes there while it is locked
+        """Remove what a killed process left unfinished, and log lines of steps that will be repeated."""
+        for folder in (self.path, self.path / "samples"):  # safe while the run is locked
             remove_parts(folder, 0.0, ANY_PART)
         kept = [entry for entry in self.read_log() if entry.get("step", 0) <= step]
         write_text(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def milestones(total_steps: int) -> set[int]:
-    """The log-spaced steps whose checkpoints are kept for good."""
+    """The log-spaced steps whose checkpoints are never removed."""
     return {total_steps >> k for k in range(MILESTONES) if total_steps >> k}

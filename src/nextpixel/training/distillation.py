@@ -1,17 +1,17 @@
 """Distillation: a small ResNet learns to predict an Image GPT's pooled features of unlabelled images.
 
-The teacher looks at every image and at its mirror image once. The student sees shifted and mirrored images, unless told
-otherwise, and regresses the whitened features of the one it sees, through a linear projection. DreamTeacher (Li et al.
-2023) is the closest precedent.
+distill calls start_run, which creates the run folder, and train_run, which trains the student to its end. The teacher's
+features of every image and its mirror image are computed once. The student sees shifted and mirrored images, by
+default, and regresses the whitened features of each through a linear projection. DreamTeacher (Li et al. 2023) is the
+closest precedent.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -32,11 +32,19 @@ from nextpixel.progress import say
 from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.setup import absolute, create_run, find_sets, relocate_images, run_facts, source_facts
+from nextpixel.training.setup import (
+    absolute,
+    create_run,
+    find_sets,
+    relocate_images,
+    run_facts,
+    source_facts,
+    with_absolute_paths,
+)
 from nextpixel.training.tracking import check_tracker
 
 KIND = "distill"
-BATCH_IMAGES = 256  # of an evaluation
+EVALUATION_IMAGES = 256  # a batch
 
 
 @check_keywords(DistillKeywords)
@@ -50,27 +58,26 @@ def distill(
     model: str | Path | None = None,
     **settings: Unpack[DistillKeywords],
 ) -> ResNet:
-    """Train a student on images without labels, or go on with a run; returns the best one on held-out images.
+    """Train a student on images without labels, or resume a run; returns the best one on held-out images.
 
-    `model` names the teacher, by default the embedded one; `settings` are the fields of DistillConfig. A run is
-    written to the new folder `out`. `resume` names one to go on with, and takes no settings, but
-    perhaps `data`: the same images in another place. Raises as pretrain does,
-    and InputError in one of several processes.
+    `model` names the teacher, by default the embedded model; `settings` are the fields of DistillConfig. The run is
+    written to the new folder `out`. `resume` names an existing run and takes no settings; `data` passes its images
+    where they were moved. Raises as pretrain does, and InputError under torchrun.
     """
     distributed.require_one_process("distill")
     if resume is not None:
         if settings or not (out is split is model is None):
-            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
+            raise InputError("takes the settings of its run; expected no others", argument="resume")
         return train_run(relocate_run(Run.open(resume, KIND), images if data is None else data), images)
     if images is None or out is None:
-        raise InputError("distill needs images and a new folder (`out`), or a run to go on with (`resume`)")
+        raise InputError("distill needs images and a new folder (`out`), or a run to resume (`resume`)")
     config = replace_checked(DistillConfig(), settings)
     return train_run(start_run(images, Path(out), config, model, split), images)
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided when the run began."""
+    """What "auto" resolved to; recorded in run.json."""
 
     device: str
     dtype: str
@@ -81,20 +88,20 @@ class Decisions:
     train_key: str
     pixels: Sequence[str] = ()
     levels: Mapping[str, Any] = field(default_factory=dict)
-    """The range and bands that were asked for."""
+    """The range and bands that were requested."""
 
 
 def start_run(
     images: Any, out: Path, config: DistillConfig, model: str | Path | None = None, split: str | None = None
 ) -> Run:
-    """Decode the images, decide everything once, and create the run folder."""
+    """Decode the images, resolve every "auto", and create the run folder."""
     Run.new_path(out)  # refuses before any work is done
     check_tracker(config.tracker)
-    config = replace(config, cache=config.cache and os.path.abspath(config.cache))
+    config = with_absolute_paths(config)
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)
-    wanted = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
-    layers, side = check_layers(teacher, wanted), teacher.side
+    requested = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
+    layers, side = check_layers(teacher, requested), teacher.side
     fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
     decoded = decode(images, side, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
@@ -122,7 +129,7 @@ def start_run(
 
 
 def relocate_run(run: Run, images: Any) -> Run:
-    """The run, which takes its pictures from these images from now on, where there are any; see relocate_images."""
+    """The run, with `images`, if any, recorded as its new source; see relocate_images."""
     if images is not None:
         relocate_images(run, images, lambda facts: _decode_again(facts, images))
     return run
@@ -130,12 +137,12 @@ def relocate_run(run: Run, images: Any) -> Run:
 
 def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
     decided, cache = Decisions(**facts["decisions"]), facts["config"]["cache"]
-    asked, split = Levels.of(**decided.levels), facts["data"]["split"]
-    return (decode(images, facts["model"]["side"], split=split, cache=cache, fit=decided.fit, levels=asked),)
+    levels, split = Levels.of(**decided.levels), facts["data"]["split"]
+    return (decode(images, facts["model"]["side"], split=split, cache=cache, fit=decided.fit, levels=levels),)
 
 
 def train_run(run: Run, images: Any = None) -> ResNet:
-    """Look at the images with the teacher where that is not done, and train the student to its end."""
+    """Compute the teacher's features unless they are there, and train the student to its end."""
     with run.locked():
         return _train(run, images)
 
@@ -146,7 +153,7 @@ def _train(run: Run, images: Any) -> ResNet:
         decided = Decisions(**facts["decisions"])
         shape = ResNetConfig(**facts["model"])
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
-    choose_device(decided.device)  # still there?
+    choose_device(decided.device)  # raises if it is gone
     set_threads(decided.threads)
 
     again = functools.partial(_decode_again, facts)
@@ -154,7 +161,7 @@ def _train(run: Run, images: Any) -> ResNet:
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
         _cache_teacher_features(run, decoded.squares, config, decided, teacher_file)
-    seen = np.load(teacher_file, mmap_mode="r")  # (N, 1 or 2, D) of each image, and of its mirror image
+    taught = np.load(teacher_file, mmap_mode="r")  # (N, 1 or 2, D): of each image, and of its mirror image
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
 
     steps = run.steps()
@@ -165,7 +172,7 @@ def _train(run: Run, images: Any) -> ResNet:
     else:
         student = ResNet(shape, seed=config.seed)
         student.set_scale(decoded.squares[rows])
-        mean, matrix = whitening(np.concatenate([*seen[rows].swapaxes(0, 1)]), config.shrinkage)
+        mean, matrix = whitening(np.concatenate([*taught[rows].swapaxes(0, 1)]), config.shrinkage)
         student.get_buffer("teacher_mean").copy_(torch.from_numpy(mean))
         student.get_buffer("teacher_whiten").copy_(torch.from_numpy(matrix))
         student.facts = {
@@ -198,7 +205,7 @@ def _train(run: Run, images: Any) -> ResNet:
 
     def batch_at(step: int) -> tuple[Tensor, NDArray[np.float32]]:
         mirrored = batches.mirrored(step).astype(np.int64)
-        return torch.from_numpy(batches(step)), np.asarray(seen[batches.numbers(step), mirrored])
+        return torch.from_numpy(batches(step)), np.asarray(taught[batches.numbers(step), mirrored])
 
     def step(batch: tuple[Tensor, NDArray[np.float32]]) -> Tensor:
         loss = distance(predicted(batch[0]), target_of(batch[1]), config.loss).mean()
@@ -211,10 +218,10 @@ def _train(run: Run, images: Any) -> ResNet:
         parts = [
             distance(
                 predicted(torch.from_numpy(np.array(decoded.squares[part]))),
-                target_of(np.asarray(seen[part, 0])),
+                target_of(np.asarray(taught[part, 0])),
                 config.loss,
             )
-            for part in np.array_split(held, -(-len(held) // BATCH_IMAGES))
+            for part in np.array_split(held, -(-len(held) // EVALUATION_IMAGES))
         ]
         student.train()
         mean = float(torch.cat(parts).mean())
@@ -243,17 +250,17 @@ def _train(run: Run, images: Any) -> ResNet:
 
 
 def distance(predicted: Tensor, target: Tensor, loss: str) -> Tensor:
-    """How far predictions (B, D) lie from targets (B, D), each (B,): 1 - cosine, or the mean square over D."""
+    """The distance of predictions (B, D) from targets (B, D), (B,): 1 - cosine, or the mean square over D."""
     if loss == "cosine":
         return 1 - F.cosine_similarity(predicted, target, dim=1)
     return (predicted - target).square().mean(1)
 
 
 def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean (D,) and matrix (D, D): (x - mean) @ matrix has uncorrelated columns, of variance 1 but for the shrinkage.
+    """Mean (D,) and matrix (D, D): (x - mean) @ matrix has uncorrelated columns, of variance 1 up to the shrinkage.
 
-    PCA whitening of (1 - shrinkage) * covariance + shrinkage * mean variance * identity, the largest direction first:
-    directions that hardly vary are not blown up to the size of the others.
+    PCA whitening of (1 - shrinkage) * covariance + shrinkage * mean variance * identity, the largest direction first.
+    Shrinkage keeps directions that hardly vary from being scaled up to the size of the others.
     """
     mean = features.mean(0, dtype=np.float64)
     covariance = np.atleast_2d(np.cov(features, rowvar=False, dtype=np.float64))
@@ -266,10 +273,10 @@ def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[
 def _cache_teacher_features(
     run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path
 ) -> None:
-    """The teacher's features of every image, and of its mirror image, written to `path`; goes on where it was."""
+    """Write the teacher's features of every image, and of its mirror image, to `path`; an interrupted call resumes."""
     dtype = "bf16" if config.dtype == "bf16" else "fp32"
     teacher = load(decided.teacher, device=decided.device)
-    teacher.fit = "crop"  # these are squares already
+    teacher.fit = "crop"  # a no-op on squares
     views = [squares, squares[:, :, ::-1]] if config.augment in FLIPS else [squares]
     mirrored = " and of their mirror images" if len(views) > 1 else ""
     say(f"features of layers {decided.layers} of {len(squares):,} images{mirrored}")

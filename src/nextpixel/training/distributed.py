@@ -1,8 +1,8 @@
-"""The only user of torch.distributed: the processes that torchrun started work as one. Alone, all of it does nothing.
+"""The only user of torch.distributed: processes started by torchrun train one model. No-ops in a single process.
 
-Two process groups of gloo, on the CPU, carry what is agreed on; only gradients and shards go through the device's own.
-One of them waits for timeout_minutes, the other, for work that nobody can tell the length of, for a week.
-The metadata of torch.distributed.checkpoint is a pickle: only a run that is resumed is read through here.
+join comes first. Decisions are exchanged over two gloo groups on the CPU: one waits for timeout_minutes, the other, for
+work of unknown length, for a week. Only gradients and shards use the device's backend.
+The metadata of torch.distributed.checkpoint is a pickle, so only runs that are resumed are read with it.
 """
 
 from __future__ import annotations
@@ -46,46 +46,46 @@ class _Groups:
     minutes: float
 
 
-_groups: _Groups | None = None  # torch.distributed has one world a process, and so have we
+_groups: _Groups | None = None  # global, as the process group of torch.distributed is
 
 
 def world_size() -> int:
-    """How many torchrun started; 1 without it."""
+    """How many processes torchrun started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
-    """Of this process, from 0; number 0 writes and speaks (progress.is_first)."""
+    """The rank of this process; rank 0 writes and prints (progress.is_first)."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
-    """How many of the processes share this machine."""
+    """How many of the processes run on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process, be it the only one."""
+    """Whether torchrun started this process, alone or with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def require_one_process(verb: str) -> None:
-    """Raises InputError in one of several processes, for work that they cannot share."""
+    """Raises InputError for work that several processes cannot share."""
     if world_size() > 1:
-        raise InputError(f"{verb} works in one process, expected no torchrun, got {world_size()} processes")
+        raise InputError(f"{verb} runs in a single process, expected no torchrun, got {world_size()} processes")
 
 
 def join(device: str, timeout_minutes: float) -> str:
-    """Meet the other processes; returns the device of this one: cuda becomes cuda:0, cuda:1, ...
+    """Connect to the other processes; returns the device of this one: cuda becomes cuda:0, cuda:1, ...
 
-    Raises InputError where there are more processes than devices, or devices that cannot work together.
+    Raises InputError for more processes than GPUs, and for a device that cannot be shared.
     """
     global _groups
     if world_size() == 1:
         return device
     kind = device.split(":")[0]
     if kind == "mps":
-        raise InputError("mps works alone, expected cpu or cuda for several processes", argument="device")
+        raise InputError("expected cpu or cuda for several processes, got mps", argument="device")
     if kind == "cuda":
         if local_world_size() > torch.cuda.device_count():
             raise InputError(
@@ -104,31 +104,30 @@ def join(device: str, timeout_minutes: float) -> str:
                 dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
                 atexit.register(_leave)
             control = dist.new_group(backend="gloo", timeout=timeout)
-            dist.barrier(control)  # who is missing is missed here, and not waited for as patiently as below
+            dist.barrier(control)  # a missing process is noticed here, within the shorter timeout
             _groups = _Groups(control, dist.new_group(backend="gloo", timeout=PATIENCE), timeout_minutes)
     return device
 
 
 def _leave() -> None:
-    """End the groups, and with them their threads, while Python still runs.
+    """Destroy the process groups, and with them their threads, before the interpreter shuts down.
 
-    A thread of gloo that lets go of a tensor while Python ends is ended by force, which aborts the process. A group
-    lives until the last reference to it is gone, and cycles may hold one. That of torch's sharded tensors stays: its
-    last work was done long before. A group with unfinished work would wait for it here: all of ours is waited for.
+    A gloo thread that frees a tensor during shutdown aborts the process. A group lives as long as any reference to it,
+    which may be part of a cycle; hence the garbage collection.
     """
     global _groups
     _groups = None
-    if dist.is_initialized():  # whoever calls us may have ended it
+    if dist.is_initialized():  # the caller may have done so
         dist.destroy_process_group()
     gc.collect()
 
 
 def _rendezvous_name(store: Any, timeout: timedelta) -> str:
-    """A name for this meeting that all its processes agree on, and no earlier one had.
+    """A prefix for the store that all processes of this start agree on and no earlier start used.
 
-    torchrun's store outlives the processes that it restarts, with the addresses of the dead ones (pytorch issue
-    135712), and its count of restarts differs between machines. So each process leaves a fresh name of its own, and the
-    first one offers what names it finds, until everybody has found its own among them.
+    torchrun's store outlives restarts and keeps the addresses of dead processes (pytorch issue 135712), and the restart
+    count differs between machines. So each process publishes a fresh name, and the first one publishes the names it
+    sees until every process has found its own among them.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     store.set(f"name-{rank()}", own)
@@ -143,22 +142,22 @@ def _rendezvous_name(store: Any, timeout: timedelta) -> str:
                 store.set(f"{names[0]}-{rank()}", "found")
                 return names[0]
         time.sleep(0.05)
-    raise dist.DistStoreError("not all processes came")
+    raise dist.DistStoreError("not all processes connected")
 
 
 def local_batch_images(batch_images: int) -> int:
-    """This process's part of a batch. Raises InputError for a batch that does not divide."""
+    """Images of a batch per process. Raises InputError for a batch that cannot be divided."""
     if batch_images % world_size():
         raise InputError(
             f"expected a multiple of the {world_size()} processes, got {batch_images}; change it, or "
-            "how many torchrun starts",
+            "the number of processes",
             argument="batch_images",
         )
     return batch_images // world_size()
 
 
 def on_all_ranks(work: Callable[[], T], *, patient: bool = False) -> T:
-    """Have every process do this, and wait for all. Where it fails in one, it fails in all, and that one says why."""
+    """Call `work` in every process and wait for all. If one fails, all fail, and that one reports why."""
     if _groups is None:
         return work()
     failure = None
@@ -175,11 +174,11 @@ def on_all_ranks(work: Callable[[], T], *, patient: bool = False) -> T:
         if not is_first():
             say(f"process {rank()}: {str(failure) or type(failure).__name__}", everywhere=True)
         raise failure
-    raise WorkError(f"process {failed.index(True)} failed, so all end; the line above or below says why") from failure
+    raise WorkError(f"process {failed.index(True)} failed; stopping all processes, see its error") from failure
 
 
 def on_first_rank(work: Callable[[], T], *, patient: bool = False) -> T:
-    """Have the first process alone do this; all wait for it and get what it returns, or fail with it."""
+    """Call `work` in the first process only; all wait for its result, or fail with it."""
     if _groups is None:
         return work()
     result = [on_all_ranks(lambda: work() if is_first() else None, patient=patient)]
@@ -189,14 +188,14 @@ def on_first_rank(work: Callable[[], T], *, patient: bool = False) -> T:
 
 
 def node_by_node(work: Callable[[], T]) -> T:
-    """The first process, then the first of every other machine, then the rest: what one writes, the next ones find."""
+    """Call `work` in the first process, then in the first of every other machine, then in the rest, to share caches."""
     turn = 0 if rank() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
     results = [on_all_ranks(lambda now=now: work() if now == turn else None, patient=True) for now in range(3)]  # type: ignore[misc]
     return cast(T, results[turn])
 
 
 def any_true(*flags: bool) -> list[bool]:
-    """For each of these whether it is true in any process. Takes no device, and so waits for none."""
+    """For each flag whether it is true in any process. Uses the CPU only, so it does not synchronise GPUs."""
     if _groups is None:
         return list(flags)
     said = torch.tensor(flags, dtype=torch.int32)
@@ -206,7 +205,7 @@ def any_true(*flags: bool) -> list[bool]:
 
 
 def mean_over_ranks(values: Sequence[float]) -> list[float]:
-    """The mean of each of these over the processes."""
+    """The mean of each value over the processes."""
     if _groups is None:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
@@ -216,7 +215,7 @@ def mean_over_ranks(values: Sequence[float]) -> list[float]:
 
 
 class Network(nn.Module):
-    """A model by one of its methods, so that what wraps a module's forward pass wraps that method."""
+    """A module whose forward pass is one method of a model, so that DDP can wrap that method."""
 
     def __init__(self, model: nn.Module, method: str = "__call__") -> None:
         super().__init__()
@@ -234,21 +233,21 @@ def wrap(
     shard: Sequence[nn.Module] | None = None,
     dtype: str = "fp32",
 ) -> nn.Module:
-    """What trains `model` by that method in every process: a copy in each, its gradients averaged (DDP), or shards.
+    """A module that calls `method` of `model`, for training in every process: replicated (DDP), or sharded (FSDP2).
 
-    `shard` names the modules whose weights are gathered when they are used, and the rest is one more such unit (FSDP2,
-    Zhao et al. 2023). Their dtype is that of the gathered weights; gradients are summed in fp32. A model in shards
-    keeps its type, and its parameters become DTensors: the optimisers come after this.
+    `shard` lists the modules that are gathered one by one when used; the rest of the model is one more such unit (Zhao
+    et al. 2023). `dtype` is that of gathered weights; gradients are reduced in fp32. Sharding turns the parameters into
+    DTensors in place, so optimisers must be created afterwards.
     """
     if _groups is None:
         return Network(model, method)
     with lost_process_errors():
         if shard is None:
-            # gradients live in the buckets that are sent, not beside them
+            # saves a copy of the gradients
             return DistributedDataParallel(Network(model, method), gradient_as_bucket_view=True)
         mesh = init_device_mesh(device.split(":")[0], (world_size(),))
         weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-        # inputs stay as they are: the residual stream is fp32 and autocast chooses, as in a process alone
+        # no cast of inputs: the residual stream is fp32, and autocast chooses as in a single process
         policy = MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for unit in [*shard, model]:
             fully_shard(unit, mesh=mesh, mp_policy=policy)
@@ -258,12 +257,12 @@ def wrap(
 
 
 @contextmanager
-def gradient_sync(network: nn.Module, wanted: bool) -> Iterator[None]:
-    """Forward and backward within: gradients are summed over the processes, or only added up in each."""
+def gradient_sync(network: nn.Module, enabled: bool) -> Iterator[None]:
+    """Within, backward averages gradients over the processes if `enabled`, or accumulates them locally."""
     inner = getattr(network, "model", None)
     if isinstance(inner, FSDPModule):
-        inner.set_requires_gradient_sync(wanted)
-    with network.no_sync() if isinstance(network, DistributedDataParallel) and not wanted else nullcontext():
+        inner.set_requires_gradient_sync(enabled)
+    with network.no_sync() if isinstance(network, DistributedDataParallel) and not enabled else nullcontext():
         yield
 
 
@@ -272,31 +271,31 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model in shards, whole, on the CPU of the first process; others get none, but must call."""
+    """The full tensors of a sharded model, on the CPU of the first process; all processes must call this."""
     options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast(dict[str, Tensor], dcp_state.get_model_state_dict(model, options=options))
 
 
 def is_finite(parameters: Sequence[Tensor]) -> bool:
-    """Whether all numbers of these are, in every process."""
+    """Whether all values are finite, in every process."""
     own = [p.to_local() if isinstance(p, DTensor) else p for p in (p.detach() for p in parameters)]
     return not any_true(not all(torch.isfinite(norm) for norm in torch._foreach_norm([p for p in own if p.numel()])))[0]
 
 
 def save_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Write the optimisers' state, by parameter name, from all processes. Raises OSError where that fails."""
+    """Write the optimisers' state, by parameter name, from all processes. Raises OSError."""
     state: dict[str, Any] = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizers)}
     with _plain_errors():
         dcp.save(state, checkpoint_id=folder, **_where())
 
 
 def load_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Read what save_trainer_state wrote, in any number of processes. Raises InputError where it is damaged."""
+    """Load what save_trainer_state wrote, in any number of processes. Raises InputError for damaged files."""
     state = {"optimizer": dcp_state.get_optimizer_state_dict(model, optimizers)}
     try:
         with _plain_errors():
             dcp.load(state, checkpoint_id=folder, **_where())
-    except Exception as error:  # a damaged file fails in many ways
+    except Exception as error:  # damaged files raise various exceptions
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"{folder}: expected the state of a trainer, got damaged or missing files ({reason})"
@@ -310,10 +309,10 @@ def _where() -> dict[str, Any]:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """No warning of a lone process that it has no process group, and errors as they were raised.
+    """Silence the warning about a missing process group, and unwrap errors.
 
-    torch wraps all of them, KeyboardInterrupt too, in a CheckpointException, which is no Exception; and before
-    that it makes a RuntimeError of a full disk.
+    torch wraps all of them, even KeyboardInterrupt, in a CheckpointException, which is not an Exception, and turns the
+    OSError of a full disk into a RuntimeError.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.distributed")
@@ -321,13 +320,13 @@ def _plain_errors() -> Iterator[None]:
             yield
         except CheckpointException as wrapped:
             error, _ = next(iter(wrapped.failures.values()))
-            hidden = error.__context__ if isinstance(error, RuntimeError) else None
-            raise (hidden if isinstance(hidden, OSError) else error) from None
+            cause = error.__context__ if isinstance(error, RuntimeError) else None
+            raise (cause if isinstance(cause, OSError) else error) from None
 
 
 @contextmanager
 def lost_process_errors() -> Iterator[None]:
-    """What comes of a process that died or hangs becomes a WorkError that says so."""
+    """Turn errors caused by a dead or hanging process into a WorkError that says so."""
     try:
         yield
     except WorkError:
@@ -339,8 +338,8 @@ def lost_process_errors() -> Iterator[None]:
         minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
         reason = " ".join(str(error).split())
         sentence = (
-            f"another process died, or did not answer{minutes} (`timeout_minutes`). A run goes on from its last "
-            f"checkpoint with `resume`, or by itself where torchrun has max-restarts ({reason})"
+            f"another process died, or did not answer{minutes} (`timeout_minutes`). Continue from the last checkpoint "
+            f"with `resume`; torchrun does so by itself with max-restarts ({reason})"
         )
         if not is_first():
             say(f"process {rank()}: {sentence}", everywhere=True)

@@ -1,4 +1,6 @@
-"""Fine-tuning: an Image GPT learns classes from labelled images, and goes on learning pixels beside them.
+"""Fine-tuning: an Image GPT learns classes from labelled images, and pixels with them.
+
+finetune calls start_run, which creates the run folder, and train_run, which trains it to its end and tests it.
 
 The loss is that of Chen et al. 2020, section 2.2: the generative loss plus the cross-entropy of a linear class head on
 the last layer's mean, with equal weights.
@@ -7,9 +9,8 @@ the last layer's mean, with equal weights.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -31,7 +32,7 @@ from nextpixel.data.labels import (
     refuse_overlap,
     seen_before,
 )
-from nextpixel.devices import autocast, choose_device
+from nextpixel.devices import autocast
 from nextpixel.errors import InputError
 from nextpixel.files import read_json, write_json
 from nextpixel.images.sources import Source, open_source
@@ -50,7 +51,6 @@ from nextpixel.training.setup import (
     decide,
     decode_sets,
     evaluated_model,
-    find_restarted_run,
     find_sets,
     open_run,
     pixel_loss,
@@ -58,7 +58,9 @@ from nextpixel.training.setup import (
     relocate_run,
     run_facts,
     source_facts,
+    start_once,
     training_batches,
+    with_absolute_paths,
     write_full_model,
 )
 from nextpixel.training.tracking import check_tracker
@@ -80,27 +82,27 @@ def finetune(
     data: Any = None,
     **settings: Unpack[FinetuneKeywords],
 ) -> ImageGPT:
-    """Teach a model classes, or go on with a run; returns the one with the best validation accuracy.
+    """Teach a model classes, or resume a run; returns the model with the best validation accuracy.
 
-    model     an ImageGPT, which stays as it is, or what load() takes; the embedded model for None
-    labels    (N,) numbers or names, or a CSV file with the columns file and label; the source's own unless given
-    out       the new run folder; `resume` names one to go on with, and takes no settings
-    data      with `resume`, the same images in another place
-    test      labelled images that are looked at once, at the end: their figures go into the run's test.json
+    model     an ImageGPT, which is copied, or what load() takes; by default the embedded model
+    labels    (N,) numbers or names, or a CSV file with the columns file and label; by default those of the source
+    out       the new run folder; `resume` names an existing run and takes no settings
+    data      with `resume`, the same images where they were moved
+    test      labelled images to evaluate once, at the end, into the run's test.json
 
     `settings` are the fields of FinetuneConfig (epochs, learning_rate, labels_per_class, ...). Part of the training
-    images is held out to validate on. The model that returns completes and samples as before, and classifies:
+    images is held out to validate on. The returned model still completes and samples, and classifies:
     LinearProbe.of(model).predict(images).
-    Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
-    KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
+    Raises InputError for bad input, WorkError when the work fails, and training.loop.Interrupted, a KeyboardInterrupt,
+    after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
         if settings or not (out is model is split is labels is test_labels is None):
-            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
+            raise InputError("takes the settings of its run; expected no others", argument="resume")
         images = data if images is None else images
         return train_run(relocate_run(Run.open(resume, KIND), FinetuneConfig, images), images, test)
     if images is None or out is None:
-        raise InputError("finetune needs labelled images and a new folder (`out`), or a run to go on with (`resume`)")
+        raise InputError("finetune needs labelled images and a new folder (`out`), or a run to resume (`resume`)")
     config = replace_checked(FinetuneConfig(), settings)
     run = start_run(model, images, Path(out), config, labels, split=split, test=test, test_labels=test_labels)
     return train_run(run, images, test)
@@ -117,18 +119,11 @@ def start_run(
     test: Any = None,
     test_labels: ArrayLike | str | Path | None = None,
 ) -> Run:
-    """Decode the images, choose among them, decide everything once, and create the run folder with its checkpoint 0.
+    """Decode and split the images, resolve every "auto", and create the run folder with its checkpoint 0.
 
-    Of several processes the first one does; where torchrun started this command before, its run is returned.
+    See start_once for several processes.
     """
-    distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.on_first_rank(
-        lambda: (
-            find_restarted_run(out, KIND, config)
-            or _start(model, images, out, config, labels, split, test, test_labels)
-        ),
-        patient=True,
-    )
+    return start_once(out, KIND, config, lambda: _start(model, images, out, config, labels, split, test, test_labels))
 
 
 def _start(
@@ -144,7 +139,7 @@ def _start(
     Run.new_path(out)  # refuses before any work is done
     check_tracker(config.tracker)
     distributed.local_batch_images(config.batch_images)
-    config = replace(config, cache=config.cache and os.path.abspath(config.cache))
+    config = with_absolute_paths(config)
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
     network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
     side = network.side
@@ -185,9 +180,9 @@ def _start(
         data["test"] = source_facts(test, test_source.split)
 
     network.set_classes([str(name) for name in classes])
-    begun_from = "a model in memory" if isinstance(model, ImageGPT) else Path(str(model or EMBEDDED)).name
+    started_from = "a model in memory" if isinstance(model, ImageGPT) else Path(str(model or EMBEDDED)).name
     network.facts = network.facts | {
-        "finetuned_from": begun_from,
+        "finetuned_from": started_from,
         "finetuned_on": data["source"],
         "labels_per_class": config.labels_per_class or "all",
         "finetuning_seed": config.seed,
@@ -282,12 +277,12 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
 
 
 def epoch_steps(config: FinetuneConfig, images: int) -> int:
-    """Optimiser steps that see every training image at least once."""
+    """Optimiser steps per epoch, the last batch reaching into the next one."""
     return -(-images // config.batch_images)
 
 
 def open_test(images: Any) -> Source:
-    """Labelled test images: the test split of a source that has several."""
+    """Labelled test images: the test split of a source that has splits."""
     try:
         source = open_source(images, "test")
     except NoSplits:
@@ -298,7 +293,7 @@ def open_test(images: Any) -> Source:
 
 
 def test_score(run: Run) -> dict[str, Any]:
-    """What the best model of a run reached on its test images; empty without any, or before the end."""
+    """The best model's figures on the test images; empty without any, or before the end."""
     path = run.path / "test.json"
     return read_json(path) if path.is_file() else {}
 

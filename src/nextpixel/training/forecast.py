@@ -1,4 +1,4 @@
-"""What a pretraining run will take on this machine, told before its first step, and refused where it cannot fit."""
+"""The expected cost of a pretraining run on this machine, reported before its first step; refuses what cannot fit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from nextpixel.training.setup import Decisions, Placement, expected_memory, free
 
 @dataclass(frozen=True)
 class Forecast:
-    """The plan of one run, for each of its processes. FLOPs are exact, memory within about 15 %."""
+    """The expected cost of one process of a run. FLOPs are exact, memory is within about 15 %."""
 
     config: PretrainConfig
     shape: ImageGPTConfig
     place: Placement
     memory: plan.Memory
     images: int
-    """Still to come, those of repeated epochs counted again."""
+    """Remaining, over all epochs."""
 
     @property
     def fits(self) -> bool:
@@ -32,15 +32,15 @@ class Forecast:
 
 
 def forecast(config: PretrainConfig, shape: ImageGPTConfig, place: Placement, done_steps: int = 0) -> Forecast:
-    """The plan of what is left of a run after `done_steps`."""
+    """The expected cost of the steps after `done_steps`."""
     need = expected_memory(config, shape, place, config.chosen_optimizer)
     return Forecast(config, shape, place, need, max(0, config.steps - done_steps) * config.batch_images)
 
 
 def report_plan(config: PretrainConfig, shape: ImageGPTConfig, decided: Decisions, done_steps: int) -> None:
-    """Say on stderr what is left of a run: parameters, FLOPs, memory by part beside what is free, the time if known.
+    """Print the remaining cost of a run: parameters, FLOPs, memory by part and free memory, the time if known.
 
-    A run that was started keeps its settings, so one that may not fit is only warned of.
+    A run that may not fit only causes a warning here, since its settings are fixed.
     """
     device = decided.device
     place = Placement(device, decided.dtype, decided.compile, decided.micro_batch_images, free_bytes(device))
@@ -54,13 +54,13 @@ def report_plan(config: PretrainConfig, shape: ImageGPTConfig, decided: Decision
         f"{image * found.images:.2e} FLOP for {found.images:,} images"
     )
     parts = ", ".join(f"{name} {capacity(value)}" for name, value in asdict(need).items() if value)
-    how = [_at_once(place), place.dtype, "compiled" if place.compile else "not compiled"]
-    how += ["activations recomputed"] if found.config.checkpoint_activations else []
+    settings = [_images_at_a_time(place), place.dtype, "compiled" if place.compile else "not compiled"]
+    settings += ["activations recomputed"] if found.config.checkpoint_activations else []
     processes = distributed.world_size()
     where = place.device if processes == 1 else f"each of {processes} processes"
     say(
         f"Plan: {capacity(need.total)} of memory, {capacity(place.free_bytes)} free on {where}: {parts} "
-        f"({', '.join(how)})"
+        f"({', '.join(settings)})"
     )
     if said := _time(found):
         say(f"Plan: {said}")
@@ -69,11 +69,11 @@ def report_plan(config: PretrainConfig, shape: ImageGPTConfig, decided: Decision
 
 
 def check_fits(found: Forecast) -> None:
-    """Raises InputError for a run that does not fit, naming the settings with which it would."""
+    """Raises InputError for a run that does not fit in memory, naming settings with which it would."""
     if found.fits:
         return
     config, place, shards = found.config, found.place, distributed.world_size()
-    would = plan.remedy(
+    remedy = plan.remedy(
         found.shape,
         place.micro_batch_images,
         place.free_bytes,
@@ -87,26 +87,25 @@ def check_fits(found: Forecast) -> None:
         on_cpu=place.device == "cpu",
         own_shape=config.init is None,
     )
-    helps = f"it fits with {would}" if would else "no setting makes it fit: take a device with more memory"
-    raise InputError(f"{_shortage(found)}; {helps}, or begin all the same with `force`")
+    advice = f"it fits with {remedy}" if remedy else "no setting makes it fit: use a device with more memory"
+    raise InputError(f"{_shortage(found)}; {advice}, or use `force` to start anyway")
 
 
 def _shortage(found: Forecast) -> str:
-    """How much memory is expected, and how much there is."""
     place, usable = found.place, capacity(plan.usable_bytes(found.place.free_bytes))
     return (
-        f"this run is expected to need {capacity(found.memory.total)} of memory for {_at_once(place)}, and got "
+        f"this run is expected to need {capacity(found.memory.total)} of memory for {_images_at_a_time(place)}, got "
         f"{usable} on {place.device}, nine tenths of what is free"
     )
 
 
-def _at_once(place: Placement) -> str:
+def _images_at_a_time(place: Placement) -> str:
     count = place.micro_batch_images
     return f"{count:,} image{'s' if count > 1 else ''} at a time"
 
 
 def _time(found: Forecast) -> str:
-    """Hours on a device whose peak is known; elsewhere nothing, since the first steps will tell."""
+    """The training time on a GPU whose peak is known; else empty."""
     place = found.place
     if not place.device.startswith("cuda"):
         return ""
@@ -124,5 +123,5 @@ def _time(found: Forecast) -> str:
     )
     return (
         f"{duration(seconds)} of training if it reaches {plan.ASSUMED_UTILISATION:.0%} of the {hardware.name}'s "
-        f"{place.dtype} peak, which is assumed; the first steps will tell"
+        f"{place.dtype} peak, an assumption; the first steps give an estimate"
     )

@@ -1,4 +1,4 @@
-"""Optimisers and rates."""
+"""Optimisers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 BETAS = (0.9, 0.95)  # Chen et al. 2020, section 3.4: 0.999 gave spikes
-
-
-ADAM_PART = 0.25  # of Muon's rate, for what is no matrix
+ADAM_PART = 0.25  # of Muon's rate, for parameters that are not matrices
 
 
 def adam(model: nn.Module) -> list[Optimizer]:
-    """Adam as in the paper: no weight decay on anything. The rate is set before every step."""
+    """Adam without weight decay, as in the paper. The rate is set before every step."""
     return [_adam([p for p in model.parameters() if p.requires_grad])]
 
 
 def muon(model: nn.Module) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices of the blocks, Adam for the rest at a quarter of its rate."""
     matrices = [p for p in model.get_submodule("blocks").parameters() if p.requires_grad and p.ndim == 2]
-    theirs = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in theirs]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     return [torch.optim.Muon(matrices, lr=0.0, weight_decay=0.0), _adam(rest, rate_part=ADAM_PART)]
 
 
@@ -35,7 +33,7 @@ def _adam(parameters: list[nn.Parameter], rate_part: float = 1.0) -> Optimizer:
 
 
 def sgd(model: nn.Module, weight_decay: float) -> list[Optimizer]:
-    """SGD with Nesterov momentum 0.9; gains, biases and norms do not decay. The rate is set before every step."""
+    """SGD with Nesterov momentum 0.9 and no weight decay on gains and biases. The rate is set before every step."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -64,12 +62,12 @@ def linear_rate(step: int, *, steps: int, warmup_steps: int, peak: float, cooldo
 
 
 def falling_steps(steps: int, cooldown_fraction: float) -> int:
-    """How many steps the cool-down takes."""
+    """Length of the cool-down."""
     return max(1, round(steps * cooldown_fraction))
 
 
 def constant_rate(step: int, warmup_steps: int, peak: float) -> float:
-    """The rate of that step, counted from 0: linear warm-up, then the same throughout."""
+    """The rate of that step, counted from 0: linear warm-up, then constant."""
     return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 
 

@@ -1,8 +1,10 @@
-"""Pretraining: from a source of images to a run folder and a model."""
+"""Pretraining: from a source of images to a run folder and a model.
+
+pretrain calls start_run, which creates the run folder, and train_run, which trains it to its end.
+"""
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,7 +30,7 @@ from nextpixel.config import (
 )
 from nextpixel.data.decoded import DecodedSet, decode, split_indices
 from nextpixel.data.labels import seen_before
-from nextpixel.devices import autocast, choose_device
+from nextpixel.devices import autocast
 from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
@@ -45,13 +47,11 @@ from nextpixel.training.setup import (
     OpenRun,
     TokenBatch,
     TokenBatches,
-    absolute,
     accumulate,
     create_run,
     decide,
     decode_sets,
     evaluated_model,
-    find_restarted_run,
     launch_facts,
     open_run,
     pixel_loss,
@@ -60,7 +60,9 @@ from nextpixel.training.setup import (
     relocate_run,
     run_facts,
     source_facts,
+    start_once,
     training_batches,
+    with_absolute_paths,
     write_full_model,
 )
 from nextpixel.training.tracking import check_tracker
@@ -81,19 +83,18 @@ def pretrain(
     data: Any = None,
     **settings: Unpack[PretrainKeywords],
 ) -> ImageGPT:
-    """Train an Image GPT on images, or go on with a run; returns the best model on validation.
+    """Train an Image GPT on images, or resume a run; returns the best model on validation.
 
-    `settings` are the fields of PretrainConfig (size, side, steps, init, ...), over those of the recipe.
-    A run is written to the new folder `out`; `resume` names one to go on with, and takes no settings, but perhaps
-    `data`: the same images in another place. `branch` names a
-    run with a linear schedule, whose constant phase the new one shares; its settings are `steps` and
-    `cooldown_fraction`. `force` begins a run although its plan does not fit the memory.
-    Raises InputError for bad input, WorkError when the work cannot go on, and training.Interrupted, a
-    KeyboardInterrupt, after SIGINT or SIGTERM, with everything saved.
+    `settings` are the fields of PretrainConfig (size, side, steps, init, ...) and override those of the recipe.
+    The run is written to the new folder `out`. `resume` names an existing run and takes no settings; `data` passes its
+    images where they were moved. `branch` names a run with a linear schedule, whose constant phase the new run shares;
+    it takes `steps` and `cooldown_fraction`. `force` starts a run that is not expected to fit in memory.
+    Raises InputError for bad input, WorkError when the work fails, and training.loop.Interrupted, a KeyboardInterrupt,
+    after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
         if settings or not (out is recipe is split is branch is None):
-            raise InputError("takes the settings of its run; expected none beside it", argument="resume")
+            raise InputError("takes the settings of its run; expected no others", argument="resume")
         images = data if images is None else images
         run = relocate_run(Run.open(resume, KIND), PretrainConfig, images)
     elif branch is not None:
@@ -111,36 +112,25 @@ def pretrain(
         )
     else:
         if images is None or out is None:
-            raise InputError("pretrain needs images and a new folder (`out`), or a run to go on with (`resume`)")
+            raise InputError("pretrain needs images and a new folder (`out`), or a run to resume (`resume`)")
         config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings)
         run = start_run(images, Path(out), config, split, force=force)
     return train_run(run, images)
 
 
 def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None = None, *, force: bool = False) -> Run:
-    """Decode the images, decide everything once, and create the run folder.
+    """Decode the images, resolve every "auto", and create the run folder; see start_once for several processes.
 
-    Of several processes the first one does; where torchrun started this command before, its run is returned. A run
-    whose plan does not fit the memory is an InputError before any of that, unless `force`.
+    Raises InputError, before any work, for a run that does not fit in memory, unless `force`.
     """
-    distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.on_first_rank(
-        lambda: find_restarted_run(out, KIND, config) or _start(images, out, config, split, force), patient=True
-    )
+    return start_once(out, KIND, config, lambda: _start(images, out, config, split, force))
 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     Run.new_path(out)  # refuses before any work is done
     check_tracker(config.tracker)
     distributed.local_batch_images(config.batch_images)
-    config = replace(  # so that the run can go on from another folder
-        config,
-        init=absolute(config.init),
-        palette=absolute(config.palette),
-        validation=absolute(config.validation),
-        probe_data=absolute(config.probe_data),
-        cache=config.cache and os.path.abspath(config.cache),
-    )
+    config = with_absolute_paths(config)
     model = _initial_model(config)
     shape = model.config
     if config.side and config.side != model.side:
@@ -155,7 +145,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         check_fits(forecast(config, shape, placed))
     sets = decode_sets(images, config, model.side, model.fit, model.levels, split, config.validation)
     if config.validation:
-        side = sets[0].squares.shape[1]  # of squares that crops are taken from, perhaps not the model's
+        side = sets[0].squares.shape[1]  # larger than the model's for random crops
         held = decode(config.validation, side, cache=config.cache, fit=model.fit, levels=sets[0].levels)
         seen_before(sets[0].squares, held.squares, config.validation, "validation images")
     arrays = None
@@ -192,19 +182,15 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
 
 
 def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float | None = None) -> Run:
-    """A new run that shares the constant phase of another and cools down by itself, to end after `steps`.
+    """A new run of `steps` that shares the constant phase of another and has a cool-down of its own.
 
-    It begins with the last kept checkpoint at which both have their full rate: up to there they are one run.
-    Of several processes the first one begins it, see start_run.
+    It starts from the last checkpoint at which both runs have their full rate. See start_once for several processes.
     """
     with run_facts(source) as facts:
         config = PretrainConfig(**facts["config"])
     fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
     changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction})
-    distributed.join(choose_device(config.device), config.timeout_minutes)
-    return distributed.on_first_rank(
-        lambda: find_restarted_run(out, KIND, changed) or _branch(source, out, facts, config, changed)
-    )
+    return start_once(out, KIND, changed, lambda: _branch(source, out, facts, config, changed))
 
 
 def _branch(source: Run, out: Path, facts: dict[str, Any], config: PretrainConfig, changed: PretrainConfig) -> Run:
@@ -330,7 +316,7 @@ def _evaluate(
 def _choose(
     train_set: DecodedSet, held: DecodedSet, config: PretrainConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the images to train on, in the first set, and to validate on, in the second."""
+    """Indices of the training images, in `train_set`, and of the validation images, in `held`."""
     if config.validation:
         chosen, validation = np.arange(len(train_set)), np.arange(len(held))
     else:
@@ -342,7 +328,7 @@ def _choose(
 
 
 def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
-    """With `init` the preset, unless told, is that which made such a network."""
+    """With `init`, the default preset is that of its network."""
     if config.preset is not None or config.init is None:
         return config
     modern = any(getattr(shape, name) != getattr(ImageGPTConfig, name) for name in MODERN)

@@ -1,4 +1,7 @@
-"""What every kind of training run decides and records before its first step, and finds again when it goes on."""
+"""What every kind of training run decides and records before its first step, and restores when it is resumed.
+
+create_run writes the run folder; open_run locks it, joins the processes and finds its images.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,19 @@ from nextpixel.progress import is_first, say
 from nextpixel.tokens import Tokenizer, described, picture_size, read_tokenizer, square_side
 from nextpixel.training import distributed, optim
 
-COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds a shape and gains a fifth
-CPU_FLOPS_PER_SECOND = 1e11  # only to tell short runs from long ones
-PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings that are recorded as absolute paths
+COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds per shape and saves a fifth
+CPU_FLOPS_PER_SECOND = 1e11  # rough: it only separates short runs from long ones
+PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings recorded as absolute paths
 
-# tokens (B, T), or squares to encode; which are hidden (B, T); how each picture lies (B,)
+# tokens (B, T), or squares to encode; hidden tokens (B, T); orientations (B,), see images.orient
 TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
 Settings = TypeVar("Settings", bound=GPTRunConfig)
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What "auto" came to; decided once, so that a resumed run goes on as it began."""
+    """What "auto" resolved to; decided once, so that a resumed run continues as it started."""
 
     device: str
     dtype: str
@@ -57,11 +61,11 @@ class Decisions:
     validation_key: str
     test_key: str | None = None
     steps: int = 0
-    """In all; 0 in runs started before this was recorded."""
+    """Total; 0 in runs of versions that did not record it."""
     pixels: Sequence[str] = ()
-    """DecodedSet.digest of the sets of training, validation and perhaps test; none in runs of earlier versions."""
+    """DecodedSet.digest of the training, validation and test sets; empty in runs of earlier versions."""
     levels: Mapping[str, Any] = field(default_factory=dict)
-    """The range and bands that were asked for; empty where the set's own range was to be looked for."""
+    """The range and bands that were requested; empty where the range is measured on the set."""
 
     @property
     def requested_levels(self) -> Levels:
@@ -70,7 +74,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a run works, how, and with how much memory for each of its processes."""
+    """The device of a run, how it computes there, and the free memory per process."""
 
     device: str
     dtype: str
@@ -80,7 +84,7 @@ class Placement:
 
 
 def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: str = "adam") -> Placement:
-    """What "auto" comes to on this machine, for a run of that many steps."""
+    """Resolve "auto" on this machine, for a run of that many steps."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     batch, free = config.batch_images, free_bytes(device)
@@ -95,7 +99,7 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
     )
     own = distributed.local_batch_images(batch)
     chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
-    for parts in range(-(-own // chosen), own + 1):  # smaller, where weights and optimiser leave less than the half
+    for parts in range(-(-own // chosen), own + 1):  # smaller where weights and optimiser take over half the memory
         placed = Placement(device, dtype, compiled, -(-own // parts), free)
         if expected_memory(config, shape, placed, optimizer).total <= plan.usable_bytes(free):
             return placed
@@ -103,7 +107,7 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
 
 
 def expected_memory(config: GPTRunConfig, shape: ImageGPTConfig, placed: Placement, optimizer: str) -> plan.Memory:
-    """The peak of one process there, by part."""
+    """Peak memory of one process, by part."""
     return plan.memory(
         shape,
         placed.micro_batch_images,
@@ -118,7 +122,7 @@ def expected_memory(config: GPTRunConfig, shape: ImageGPTConfig, placed: Placeme
 
 
 def free_bytes(device: str) -> float:
-    """Memory that one process can have now; those of a machine share its main memory."""
+    """Memory available to one process now; the processes of a machine share its main memory."""
     return free_memory_bytes(device) / (1 if device.startswith("cuda") else distributed.local_world_size())
 
 
@@ -134,10 +138,9 @@ def decide(
     sets: Sequence[DecodedSet],
     placed: Placement | None = None,
 ) -> Decisions:
-    """Decide for a run of that many steps over that many training images.
+    """Decisions for a run of that many steps over that many training images.
 
-    `peak_rate` holds unless the settings name one; `sets` are those of training, validation and perhaps test. `placed`
-    is where the run works, if that has been decided.
+    `peak_rate` is the default of `learning_rate`; `sets` are the training, validation and optional test sets.
     """
     placed = placed or place(config, shape, steps)
     return Decisions(
@@ -173,10 +176,9 @@ def create_run(
     arrays: Mapping[str, Any] | None = None,
     write_model: Callable[[Path], None] | None = None,
 ) -> Run:
-    """The run folder, with all that made it in run.json; `kind` is the verb that goes on with it. See Run.create.
+    """Create the run folder, with its provenance in run.json; `kind` is the verb that resumes it. See Run.create.
 
-    What was left out of `sets` is listed in unreadable.txt.
-    `decided` is a dataclass: Decisions, or what another kind of run decides instead. A ResNet has no tokenizer.
+    Unreadable pictures of `sets` are listed in unreadable.txt. `decided` is a dataclass of decisions.
     """
     unreadable = [line for decoded in sets for line in decoded.unreadable]
     passed_over = [line for decoded in sets for line in decoded.passed_over]
@@ -199,26 +201,32 @@ def create_run(
 
 
 def launch_facts() -> dict[str, Any]:
-    """What was typed to begin a run, and how many processes began it, for run.json."""
+    """The command line and the number of processes, for run.json."""
     return {"command": sys.argv[1:], "processes": distributed.world_size()}
 
 
-def find_restarted_run(out: Path, kind: str, config: RunConfig) -> Run | None:
-    """The run that this very command began under torchrun, which starts it again after a failure (max-restarts)."""
+def start_once(out: Path, kind: str, config: GPTRunConfig, start: Callable[[], Run]) -> Run:
+    """The run that `start` creates in the first process, or that this command started before torchrun restarted it."""
+    distributed.join(choose_device(config.device), config.timeout_minutes)
+    return distributed.on_first_rank(lambda: _restarted(out, kind, config) or start(), patient=True)
+
+
+def _restarted(out: Path, kind: str, config: RunConfig) -> Run | None:
+    """The run that this command started before torchrun restarted it after a failure (max-restarts)."""
     if not distributed.under_torchrun() or not (out / "run.json").is_file():
         return None
     run = Run(out)
     facts = run.facts()
-    asked = {name: value for name, value in asdict(config).items() if name not in PATHS}
-    if run.kind != kind or facts.get("command") != sys.argv[1:] or not asked.items() <= facts["config"].items():
+    requested = {name: value for name, value in asdict(config).items() if name not in PATHS}
+    if run.kind != kind or facts.get("command") != sys.argv[1:] or not requested.items() <= facts["config"].items():
         return None
-    say(f"{out}: going on from step {(run.steps() or [0])[-1]:,}")
+    say(f"{out}: resuming from step {(run.steps() or [0])[-1]:,}")
     return run
 
 
 @contextmanager
 def run_facts(run: Run) -> Iterator[dict[str, Any]]:
-    """The facts of run.json; what is wrong with them becomes an InputError that names the file."""
+    """The contents of run.json; an error in using them becomes an InputError that names the file."""
     facts = run.facts()
     try:
         yield facts
@@ -249,10 +257,10 @@ def decode_sets(
     split: str | None,
     validation: Any = None,
 ) -> tuple[DecodedSet, DecodedSet]:
-    """The training set as it is augmented from, and squares at the model's side to validate on.
+    """The training set at the side that augmentation needs, and a set at the model's side for validation.
 
-    Without `validation` images the second shows the same pictures as the first; with them, in its range.
-    A prepared folder is read in place. Raises InputError for one of another side or fit.
+    The second has the `validation` images, in the range of the training set, or else the same images as the first.
+    Raises InputError for a prepared folder of another side or fit.
     """
     stored = stored_side(side, config.augment)
     source = open_source(images, split)
@@ -277,23 +285,23 @@ def find_sets(
     decode: Callable[[Any], Any],
     argument: str = "data",
 ) -> tuple[DecodedSet, ...]:
-    """The sets a run began with: from the cache, else decoded again, and then they must be the same.
+    """The sets of a run: from the cache, else decoded again and verified.
 
-    `decode` makes the sets of those keys from `images`, or, without them, from the path that `data` tells. `argument`
-    is what names another place for them.
+    `decode` makes the sets of those keys from `images`, by default from the path in `data`. `argument` is the one
+    that passes these images.
     """
     try:
         return tuple(read_decoded(key, cache) for key in keys)
     except FileNotFoundError:
         pass
     if images is None and data["path"] is None:
-        raise InputError(f"this run was started with images in memory, which are gone; pass them again as `{argument}`")
+        raise InputError(f"this run was started with images in memory; pass them again as `{argument}`")
     if images is None:
         several = data["path"] if isinstance(data["path"], list) else [data["path"]]
         if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
             raise InputError(
-                f"{gone[0]}: the images the run began with are not there any more; if they were moved, name their new "
-                f"place with `{argument}`"
+                f"{gone[0]}: the images of this run no longer exist; if they were moved, pass their new path as "
+                f"`{argument}`"
             )
     sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
     _check_same(sets, keys, pixels, cache, data["source"] if images is None else source_facts(images, None)["source"])
@@ -303,20 +311,20 @@ def find_sets(
 def _check_same(
     sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, source: str
 ) -> None:
-    """Raises InputError unless these are the sets of those keys, or at least show the same pictures in that order."""
+    """Raises InputError unless the sets have those keys, or the same pixels in the same order."""
     if [found.key for found in sets] == list(keys):
         return
     with suppress(FileNotFoundError):
         if [found.digest() for found in sets] == [*(pixels or (read_decoded(key, cache).digest() for key in keys))]:
             return
     raise InputError(
-        f"{source}: expected the images the run began with, got others (files were added, removed or changed); "
+        f"{source}: expected the original images of the run, got others (files were added, removed or changed); "
         "restore them, or start a new run"
     )
 
 
 def relocate_run(run: Run, settings: Callable[..., Any], images: Any) -> Run:
-    """The run, which takes its pictures from these images from now on, where there are any; see relocate_images."""
+    """The run, with `images`, if any, recorded as its new source; see relocate_images."""
     if images is not None:
         with run_facts(run) as facts:
             device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
@@ -328,31 +336,31 @@ def relocate_run(run: Run, settings: Callable[..., Any], images: Any) -> Run:
 
 
 def relocate_images(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]]) -> None:
-    """Record in run.json that the pictures are to be taken from these images, whose sets `decode(facts)` makes.
+    """Record these images, whose sets `decode(facts)` makes, as the source of a run in run.json.
 
-    Raises InputError unless they are those that the run began with, pixel by pixel.
+    Raises InputError unless they equal the run's images pixel by pixel.
     """
     with run.locked():
         facts = run.facts()
         data, decisions = facts["data"], facts["decisions"]
         names = [name for name in ("train_key", "validation_key") if name in decisions]
-        sets, place = decode(facts), source_facts(images, data["split"])
+        sets, source = decode(facts), source_facts(images, data["split"])
         pixels = decisions.get("pixels", [])[: len(sets)]
-        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], place["source"])
+        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], source["source"])
         decisions |= dict(zip(names, (found.key for found in sets), strict=True))
-        data |= place
+        data |= source
         write_json(run.path / "run.json", facts)
 
 
 def side_of(facts: dict[str, Any]) -> int:
-    """Pixels along each side of the pictures of a run."""
+    """Side of the pictures of a run, in pixels."""
     return square_side(picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"])))
 
 
 def decode_run_images(
     facts: dict[str, Any], settings: Callable[..., Any], images: Any
 ) -> tuple[DecodedSet, DecodedSet]:
-    """The sets of training and validation that the facts of run.json make of these images."""
+    """The training and validation sets of these images, decoded as run.json says."""
     decided = Decisions(**facts["decisions"])
     return decode_sets(
         images,
@@ -366,10 +374,9 @@ def decode_run_images(
 
 
 def training_set(model: str | Path | None) -> DecodedSet | None:
-    """The training images, as they are augmented from, of a run that is named by its folder or a checkpoint of it.
+    """The training set of the run that `model` is a folder or checkpoint of; None for any other model.
 
-    None for other models, also for one from a folder that a run wrote its model to. Raises InputError where the images
-    are not there any more.
+    Raises InputError where the images no longer exist.
     """
     folders = [] if model is None else [Path(model), Path(model).parent]
     run = next((Run(folder) for folder in folders if (folder / "run.json").is_file()), None)
@@ -389,7 +396,7 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
 
 @dataclass(frozen=True)
 class OpenRun(Generic[Settings]):
-    """A run of an Image GPT that was started: what run.json tells, and its sets, found again."""
+    """A run of an Image GPT: the contents of run.json, and its sets."""
 
     run: Run
     config: Settings
@@ -398,7 +405,7 @@ class OpenRun(Generic[Settings]):
     shape: ImageGPTConfig
     tokenizer: Tokenizer
     side: int
-    """Of its pictures, see ImageGPT.side."""
+    """Side of the pictures, see ImageGPT.side."""
     data: dict[str, Any]
     train_set: DecodedSet
     validation_set: DecodedSet
@@ -406,9 +413,9 @@ class OpenRun(Generic[Settings]):
 
 @contextmanager
 def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRun[Settings]]:
-    """Meet the other processes, set this one up as was decided when the run began, and find the run's sets.
+    """Lock the run, join the other processes, apply the run's decisions to this one, and find its sets.
 
-    Raises InputError where somebody else is at work on the run, which is locked for as long as this lasts.
+    Raises InputError where another process has the lock.
     """
     with run_facts(run) as facts:
         config = settings(**facts["config"])
@@ -416,7 +423,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
         shape = ImageGPTConfig(**facts["model"])
         tokenizer = read_tokenizer(facts["tokenizer"], config.cache)
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
-    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # still there?
+    device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # raises if it is gone
     distributed.local_batch_images(config.batch_images)
     set_threads(decided.threads)
     with ExitStack() as held:
@@ -449,11 +456,11 @@ def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batche
 
 
 def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
-    """Put the model where it is trained, in train mode, compiled block by block where that was decided.
+    """Move the model to its device in train mode, compile its blocks if decided, and wrap it for several processes.
 
-    Returns what trains it by that method, in this process or in several; see distributed.wrap.
+    Calling the result calls that method of the model; see distributed.wrap.
     """
-    if not config.shard:  # a large model comes to its device block by block, as shards
+    if not config.shard:  # a sharded model is moved shard by shard
         model.to(decided.device)
     model.train()
     model.checkpoint_activations = config.checkpoint_activations
@@ -466,7 +473,7 @@ def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, metho
 
 
 def write_full_model(model: ImageGPT, folder: Path) -> None:
-    """write_model for a model that may lie in shards; all processes call this, the first one writes."""
+    """write_model for a model that may be sharded; all processes call this, the first one writes."""
     whole = model
     if distributed.is_sharded(model):
         state = distributed.full_state_dict(model)
@@ -481,7 +488,7 @@ def write_full_model(model: ImageGPT, folder: Path) -> None:
 
 @contextmanager
 def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
-    """The model as it is evaluated in one process: itself, or, where it lies in shards, its checkpoint of that step."""
+    """The model in eval mode in one process: itself, or, if it is sharded, its checkpoint of that step."""
     if distributed.is_sharded(model):
         yield load(run.folder(step), device=device)
         return
@@ -514,17 +521,17 @@ class TokenBatches:
 
 
 def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
-    """The mean generative loss: over all pixels, or, of a masked model, over each image's hidden ones."""
+    """The mean generative loss: over all tokens, or, for a masked model, over the hidden ones of each image."""
     if hidden is None:
         return cross_entropy(logits, tokens)
     return masked_cross_entropy(logits, tokens, hidden).mean()
 
 
 def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
-    """Backward of a batch's mean loss, in parts that fit the memory; returns it, detached.
+    """Backward of a batch's mean loss by micro-batches; returns it, detached.
 
-    `loss_of(rows)` is the mean loss of those rows of the batch, by `network`, whose gradients are summed over processes
-    in the last part alone.
+    `loss_of(rows)` is the mean loss of those rows of the batch. Gradients are averaged over processes in the last
+    micro-batch only.
     """
     total = torch.zeros((), device=decided.device)
     for start in range(0, images, decided.micro_batch_images):
@@ -536,8 +543,17 @@ def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: i
     return total
 
 
+def with_absolute_paths(config: AnyConfig) -> AnyConfig:
+    """So that the run can be resumed from another folder."""
+    given = {name: getattr(config, name, None) for name in PATHS}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path}
+    if config.cache:  # which may not exist yet
+        paths["cache"] = os.path.abspath(config.cache)
+    return replace(config, **paths)
+
+
 def absolute(path: str | None) -> str | None:
-    """Where that file or folder lies, from wherever; a name that is none stays as it is."""
+    """The absolute path of an existing file or folder; any other name, unchanged."""
     return os.path.abspath(path) if path is not None and os.path.exists(path) else path
 
 

@@ -1,6 +1,6 @@
-"""Figures of a run for those who watch it: TensorBoard where it is installed, Weights & Biases where it is asked for.
+"""Logging to TensorBoard, where it is installed, and to Weights & Biases, where it is requested.
 
-log.jsonl has them all anyway, so what fails here costs no step of training.
+log.jsonl has all figures anyway, so failures here do not stop training.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ def check_tracker(name: str | None) -> None:
 
 @contextlib.contextmanager
 def boards(folder: Path, facts: Mapping[str, Any], start: int) -> Iterator[Board]:
-    """Yield what takes a step and its figures by name; only the first process writes them.
+    """Yield a function that logs a step's figures by name; only the first process writes.
 
-    The run goes on behind step `start`. `facts` are those of run.json: config["tracker"] names what is written beside
-    TensorBoard.
+    The run continues after step `start`. `facts` are the contents of run.json, whose config["tracker"] may name wandb.
     """
     if not is_first():
         yield lambda step, figures: None
@@ -54,33 +53,33 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(
-            f"expected the package {name}, which is not installed; pip install {name}, or leave the tracker out",
+            f"expected the package {name}, which is not installed; pip install {name}, or omit the tracker",
             argument="tracker",
         ) from None
 
 
 @contextlib.contextmanager
 def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
-    """A run of the same name, which a resumed run goes on with; offline (WANDB_MODE=offline) it lies in the folder."""
+    """A wandb run of the same name, continued when the run is resumed; offline (WANDB_MODE=offline) in its folder."""
     wandb = _package("wandb")
     text = json.dumps([facts.get(name) for name in ("config", "decisions", "started", "branched_from")], sort_keys=True)
     try:
         tracked = wandb.init(
             project=PROJECT,
             name=folder.resolve().name,
-            id=hashlib.sha256(text.encode()).hexdigest()[:16],  # of what never changes, wherever the folder lies
+            id=hashlib.sha256(text.encode()).hexdigest()[:16],  # the same after the folder was moved
             resume="allow",
             dir=str(folder),
             config={name: facts.get(name) for name in ("config", "decisions", "model", "data", "versions")},
-            settings=wandb.Settings(console="off"),  # stderr is not its to keep
+            settings=wandb.Settings(console="off"),  # do not capture stderr
         )
-        # Steps since the last checkpoint come again in a resumed run, and wandb's own count only grows.
+        # a resumed run repeats the steps since the last checkpoint, and wandb's own step only increases
         tracked.define_metric("*", step_metric="step")
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WorkError(
-            f"wandb could not begin ({reason}); log in with wandb login, or keep its files here with "
-            "WANDB_MODE=offline, and go on with `resume`",
+            f"wandb could not start ({reason}); log in with wandb login, or store its files locally with "
+            "WANDB_MODE=offline, then continue with `resume`",
             argument="tracker",
         ) from error
     failed = False
@@ -92,7 +91,7 @@ def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
                 tracked.log({"step": step, **figures})
         except Exception as error:
             failed = True
-            say(f"wandb gets no more figures of this run: {' '.join(str(error).split()) or type(error).__name__}")
+            say(f"logging to wandb stopped: {' '.join(str(error).split()) or type(error).__name__}")
 
     code = 1
     try:
@@ -109,19 +108,19 @@ def _tensorboard(folder: Path, start: int) -> Iterator[Board]:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-    except Exception:  # absent, or broken: a protobuf that does not fit raises TypeError
+    except Exception:  # absent, or broken: an incompatible protobuf raises TypeError
         yield lambda step, figures: None
         return
 
     def write(step: int, figures: dict[str, float]) -> None:
-        with contextlib.suppress(OSError):  # a full disk shows in log.jsonl
+        with contextlib.suppress(OSError):  # log.jsonl reports a full disk
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)
 
     outer = threading.excepthook
 
     def quiet(failure: threading.ExceptHookArgs) -> None:
-        if not issubclass(failure.exc_type, OSError):  # the writer has a thread of its own
+        if not issubclass(failure.exc_type, OSError):  # raised in the writer's thread
             outer(failure)
 
     threading.excepthook = quiet
