@@ -136,7 +136,7 @@ def test_the_setting_that_is_named_does_fit(free, options, named):
 def test_a_run_that_goes_on_from_a_model_is_not_told_to_shrink_it():
     config = PretrainConfig(init="embedded", batch_images=8)
     place = Placement("cpu", "fp32", False, 8, 1.2e9)
-    with pytest.raises(InputError, match=r"no setting makes it fit: take a device with more memory, or .* `force`"):
+    with pytest.raises(InputError, match=r"no setting makes it fit: use a device with more memory, or .* `force`"):
         check_fits(forecast(config, S, place))
     with pytest.raises(InputError, match="it fits with `size"):
         check_fits(forecast(replace(config, init=None), S, place))
