@@ -155,7 +155,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         ("photos.npy --out model", "--out: model exists already"),
         ("nope --out run", "nope"),
         ("photos.npy --out run --layer 9", "--layer: expected whole numbers from 0 to 2"),
-        ("photos.npy --out run --layer best", "--layer: expected middle, a number, or numbers with commas"),
+        ("photos.npy --out run --layer best", "--layer: expected middle, a number, or comma-separated numbers"),
         ("photos.npy --out run --loss angle", "--loss: expected one of cosine, squared"),
         ("photos.npy --out run --shrinkage 0", "--shrinkage: expected a number above 0"),
         ("photos.npy --out run --steps 0", "--steps: expected at least 1, got 0"),

@@ -53,7 +53,7 @@ def test_a_moved_source_is_named_with_the_remedy(cut: Path, place: Path, capsys)
     assert main(["pretrain", "--resume", str(cut)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"{place}: the images of this run no longer exist" in said
-    assert said.endswith("name their new place with --data")
+    assert said.endswith("pass their new path as --data")
 
 
 def test_the_same_pictures_from_elsewhere_go_on_bit_by_bit(cut: Path, tmp_path: Path, cache: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_moved_distillation(folder: Path, place: Path, tmp_path: Path, cache: 
     copy_elsewhere(place, tmp_path / "moved")
     shutil.rmtree(place)
     shutil.rmtree(cache / "decoded")
-    with pytest.raises(InputError, match=r"not there any more.*`data`"):
+    with pytest.raises(InputError, match=r"no longer exist.*`data`"):
         nextpixel.distill(resume=tmp_path / "run")
     assert main(["distill", "--resume", str(tmp_path / "run"), "--data", str(tmp_path / "moved")]) == 0
     names = [tmp_path / run / "step_0000008" / "model.safetensors" for run in ("run", "whole")]

@@ -111,7 +111,7 @@ def test_a_tracker_that_is_not_installed_is_one_sentence_before_anything_is_writ
     command = ["pretrain", str(images), "--out", str(tmp_path / "run"), "--tracker", "wandb"]
     assert main([*command, *flags(settings(tmp_path))]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and "pip install wandb, or leave the tracker out" in err
+    assert (out, err.count("\n")) == ("", 1) and "pip install wandb, or omit the tracker" in err
     assert not (tmp_path / "run").exists()
 
 
