@@ -15,7 +15,7 @@ from models import dark_and_bright, lively
 import nextpixel
 from nextpixel import ImageGPTConfig, Palette
 from nextpixel.cli import main
-from nextpixel.cli.drawings import load_classifier
+from nextpixel.cli.common import load_classifier
 from nextpixel.config import ModelOptions
 from nextpixel.images import from_array, save_png
 from nextpixel.images.sources import load_images
@@ -43,7 +43,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["probe", "set.npz", "--model", "model", "--out", "probe"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "60 training and 30 test images; always the commonest class" in lines[0]
+    assert "60 training and 30 test images; most common class" in lines[0]
     assert [line[:18].strip() for line in lines[1:5]] == [
         "this model", "raw pixels", "k-means patches", "untrained model",
     ]  # fmt: skip
@@ -165,13 +165,13 @@ def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys:
     [
         (["--layer", "9"], "--layer: expected whole numbers from 0 to 2"),
         (["--concatenate", "0,9"], "--concatenate: expected whole numbers from 0 to 2"),
-        (["--concatenate", "0,1", "--layer", "1"], "--concatenate stands beside the best layer"),
-        (["--layer", "middle"], "--layer: expected whole numbers"),
-        (["--labels-per-class", "0"], "--labels-per-class: expected whole numbers from 1"),
+        (["--concatenate", "0,1", "--layer", "1"], "--concatenate: requires --layer best"),
+        (["--layer", "middle"], "--layer: expected comma-separated whole numbers"),
+        (["--labels-per-class", "0"], "--labels-per-class: expected comma-separated whole numbers from 1"),
         (["--labels-per-class", "500"], "expected at most"),
         (["--repeats", "0"], "--repeats"),
         (["--figure", "curve.jpg"], "--figure: expected a file name that ends in .png"),
-        (["--figure", "curve.png", "--layer", "1"], "give no curve"),
+        (["--figure", "curve.png", "--layer", "1"], "there is no curve to draw"),
         (["--test", "model/config.json"], "config.json"),
     ],
 )
@@ -314,7 +314,7 @@ def test_24_pictures_that_are_easily_told_apart_get_high_probabilities(
     assert min(row[row["class"]] for row in rows) > 0.8 and "not calibrated" not in err
     np.savez("one.npz", images=images[:2], labels=labels[:2], class_names=names)
     assert main(["probe", "one.npz", "--test", "few.npz", "--model", "model", "--no-baselines", "--out", "one"]) == 0
-    assert "probabilities not calibrated: no class has a second image to hold out" in capsys.readouterr().out
+    assert "probabilities not calibrated, as no class has a second image to hold out" in capsys.readouterr().out
     assert main(["predict", "one", "few.npz", "--split", "test"]) == 0
     assert "not calibrated" in capsys.readouterr().err
 

@@ -504,7 +504,7 @@ def test_an_interrupted_command_says_how_to_go_on(folder, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     fail_at(monkeypatch, "dogs/10", KeyboardInterrupt())
     assert main(["prepare", "photos", "out", "--side", "8"]) == 130
-    assert "out.parts; go on with: nextpixel prepare photos out --side 8" in capsys.readouterr().err
+    assert "out.parts; resume with: nextpixel prepare photos out --side 8" in capsys.readouterr().err
 
 
 # ---- size

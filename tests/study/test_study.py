@@ -119,7 +119,7 @@ def test_a_stopped_study_goes_on_and_measures_nothing_twice(
 
     monkeypatch.setattr(measuring, "_measure", measure)
     assert main(command(out)) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "repeat the command to resume" in capsys.readouterr().err
     assert main(command(out)) == 0
     total = len(Run("small").steps()) + len(Run("large").steps())
     measured = [path for path in calls if path != Path("stop")]

@@ -125,7 +125,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:  # while the teacher looks at the mirror images
         on_call(patch, "nextpixel.representation.extraction.features_of", 2, stop)
         assert main([*command, "--out", "stopped"]) == 130
-    assert "go on with: nextpixel distill --resume stopped" in capsys.readouterr().err
+    assert "resume with: nextpixel distill --resume stopped" in capsys.readouterr().err
     looked = []
     with monkeypatch.context() as patch:  # in the middle of step 5, after the checkpoint of step 4
         original = extraction.features_of
@@ -162,8 +162,8 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         ("photos.npy --out run --learning-rate 0", "--learning-rate"),
         ("photos.npy --out run --validation-fraction 1", "--validation-fraction"),
         ("--resume model", "--resume: expected a run folder"),
-        ("--resume model --steps 3", "--resume: expected nothing else"),
-        ("photos.npy --resume model", "--resume: expected nothing else, got photos.npy"),
+        ("--resume model --steps 3", "--resume: cannot be combined with"),
+        ("photos.npy --resume model", "--resume: cannot be combined with photos.npy"),
     ],
 )
 def test_bad_input_is_one_sentence(desk: Path, capsys: pytest.CaptureFixture, command: str, sentence: str) -> None:

@@ -391,6 +391,6 @@ def test_signals_stop_all_at_the_same_step(folder, to):
     _, said = agent.communicate(timeout=120)
     assert agent.returncode != 0
     last = Run(run).steps()[-1]
-    assert f"stopped and saved at step {last:,}; go on with: nextpixel pretrain --resume" in said
+    assert f"stopped and saved at step {last:,}; resume with: nextpixel pretrain --resume" in said
     assert Run(run).read_log()[-1]["step"] == last
     assert leftovers(run) == []

@@ -400,8 +400,8 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
         on_call(patch, "nextpixel.training.setup.cross_entropy", 13, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert main(TYPED) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "go on with: nextpixel finetune --resume clf" in last
-    assert main(shlex.split(last.partition("go on with: nextpixel ")[2])) == 0
+    assert "resume with: nextpixel finetune --resume clf" in last
+    assert main(shlex.split(last.partition("resume with: nextpixel ")[2])) == 0
     out, err = capsys.readouterr()
     assert "best validation accuracy" in out and "test accuracy" in out and "AUC" in out
     accuracy = score_of(Run("clf"))["accuracy"]
@@ -473,8 +473,8 @@ def test_labels_may_come_from_a_csv_file_and_a_set_may_have_both_splits(desk, ca
 BAD = {
     "finetune": ["labelled images and --out", "as in: nextpixel finetune"],
     "finetune train": ["--out", "as in: nextpixel finetune"],
-    "finetune train --resume clf": ["--resume", "expected nothing else, got train", "--model"],
-    "finetune --resume clf --epochs 3": ["--resume", "expected nothing else, got --epochs"],
+    "finetune train --resume clf": ["--resume", "cannot be combined with train", "--model"],
+    "finetune --resume clf --epochs 3": ["--resume", "cannot be combined with --epochs"],
     "finetune --resume nowhere": ["--resume", "run.json", "'nowhere'"],
     "finetune train --out clf --epochs 0": ["--epochs", "at least 1", "got 0"],
     "finetune train --out clf --patience 0": ["--patience", "at least 1"],

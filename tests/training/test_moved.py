@@ -109,7 +109,7 @@ def test_a_run_of_an_earlier_version_is_compared_with_the_decoded_set(place: Pat
 def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> None:
     out = str(tmp_path / "run")
     assert main(["pretrain", str(place), "--out", out, "--data", str(place), *flags(settings(tmp_path))]) == 2
-    assert "--data: expected a run to go on with (--resume) beside it" in capsys.readouterr().err
+    assert "--data: expected --resume with it" in capsys.readouterr().err
 
 
 def test_a_moved_distillation(folder: Path, place: Path, tmp_path: Path, cache: Path) -> None:

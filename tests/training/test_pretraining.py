@@ -160,8 +160,8 @@ def test_the_command_prints_how_to_go_on_and_that_goes_on(whole, tmp_path, monke
     assert said.out == ""
     assert "a second signal stops at once" in said.err
     last = said.err.splitlines()[-1]
-    assert "stopped and saved at step 3; go on with: nextpixel pretrain --resume" in last
-    assert main(shlex.split(last.partition("go on with: nextpixel ")[2])) == 0
+    assert "stopped and saved at step 3; resume with: nextpixel pretrain --resume" in last
+    assert main(shlex.split(last.partition("resume with: nextpixel ")[2])) == 0
     assert "nats per pixel at step" in capsys.readouterr().out
     assert_same(tmp_path / "run", whole)
 
@@ -177,7 +177,7 @@ def test_an_interruption_before_there_is_a_run_leaves_nothing(images, tmp_path, 
 def test_an_interruption_before_the_first_step_tells_how_to_go_on(images, tmp_path, monkeypatch, capsys):
     on_call(monkeypatch, "nextpixel.training.setup.Batches", 1, interrupt)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
-    assert "stopped; go on with: nextpixel pretrain --resume" in capsys.readouterr().err
+    assert "stopped; resume with: nextpixel pretrain --resume" in capsys.readouterr().err
     nextpixel.pretrain(resume=tmp_path / "run")
     assert Run(tmp_path / "run").steps()[-1] == 12
 

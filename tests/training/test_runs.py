@@ -247,7 +247,7 @@ def test_signals_from_outside_stop_the_command_with_130(tmp_path, number):
     assert killable.end(number) == 130
     last = (tmp_path / "stderr").read_text().splitlines()[-1]
     step = Run(tmp_path / "a run").steps()[-1]
-    assert f"stopped and saved at step {step}; go on with: nextpixel pretrain --resume '{tmp_path}/a run'" in last
+    assert f"stopped and saved at step {step}; resume with: nextpixel pretrain --resume '{tmp_path}/a run'" in last
 
 
 # ---- one process at a time

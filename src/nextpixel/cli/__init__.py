@@ -1,4 +1,4 @@
-"""The command line. One module a verb; results on stdout, everything else on stderr.
+"""The command line: one module per verb. Results go to stdout, everything else to stderr. May use all other rooms.
 
 Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted.
 """
@@ -14,35 +14,35 @@ from collections.abc import Sequence
 
 VERBS = {
     "complete": "complete pictures: keep the top rows, draw the rest",
-    "sample": "draw pictures from nothing",
-    "score": "nats per pixel of each image, and where it surprises",
-    "evaluate": "the paper's figures of a model on a set: nats per pixel, accuracy; or how good its drawings are",
-    "features": "hidden states of images, averaged over pixels, into a file",
-    "probe": "what a linear classifier on the features reaches, beside what it has to beat",
-    "predict": "classify new images with a saved probe or a fine-tuned model",
-    "finetune": "teach a model classes from labelled images, or resume a run",
-    "prepare": "decode images once, in parallel, into a folder that trains without decoding again",
-    "pretrain": "train an Image GPT on your images, continue one, or resume a run",
+    "sample": "draw new pictures",
+    "score": "nats per pixel of each image, the least likely first",
+    "evaluate": "evaluate a model on a dataset: nats per pixel, accuracy, or the quality of its samples",
+    "features": "write hidden states of images, averaged over pixels, to a file",
+    "probe": "accuracy of a linear classifier on the features, with baselines",
+    "predict": "classify images with a saved probe or a fine-tuned model",
+    "finetune": "fine-tune a model on labelled images, or resume a run",
+    "prepare": "decode images once, in parallel, into a folder ready for training",
+    "pretrain": "train an Image GPT on your images, continue from a model, or resume a run",
     "distill": "train a small convolutional network to predict a model's features",
-    "study": "loss against probe accuracy, over the checkpoints of several runs",
-    "serve": "all of it over HTTP, with a page for the browser",
-    "plan": "what a run will take: memory, time, price",
+    "study": "compare loss with probe accuracy over the checkpoints of several runs",
+    "serve": "serve models over HTTP, with a web page",
+    "plan": "estimate the memory, time and price of a training run",
     "palette": "fit a palette to your images by k-means",
     "push": "upload a model and its card to the Hugging Face hub",
-    "info": "what a model or a run is, and how far it got",
-    "bench": "how fast this machine works, beside what it could do at best",
-    "convert": "turn OpenAI's TensorFlow checkpoint into a model folder, or a student into ONNX",
+    "info": "describe a model or a run",
+    "bench": "measure the speed of a model on this machine",
+    "convert": "convert OpenAI's TensorFlow checkpoint to a model folder, or a student to ONNX",
 }
-LONGEST = 400  # letters of an error that nobody expected
-SHARED = ("pretrain", "finetune", "features")  # by several processes that torchrun starts
+LONGEST = 400  # characters of an unexpected error
+DISTRIBUTED = ("pretrain", "finetune", "features")  # verbs that run under torchrun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Nothing heavy is imported before the verb is known."""
+    """Run one command and return its exit code. Imports nothing heavy before the verb is known."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be text
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -67,11 +67,11 @@ def _run(verb: str, rest: list[str]) -> int:
 
     module = None
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ and verb not in SHARED:
-            raise InputError(f"{verb} works in one process, expected no torchrun; {', '.join(SHARED)} work in many")
+        if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ and verb not in DISTRIBUTED:
+            raise InputError(f"{verb} cannot run under torchrun, only {', '.join(DISTRIBUTED)} can; start it without")
         module = importlib.import_module(f"nextpixel.cli.{verb}")
         module.run(rest)
-    except SystemExit:  # --help has been printed
+    except SystemExit:  # after --help
         return 0
     except InputError as error:
         return _fail(spell_error(error, module), 2)
@@ -79,7 +79,7 @@ def _run(verb: str, rest: list[str]) -> int:
         return _fail(spell_error(error, module), 1)
     except KeyboardInterrupt as error:
         return _fail(spell_error(error, module) or "interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has stopped, as head does
+    except BrokenPipeError:  # as when piped into head
         sys.stderr.close()
         return 0
     except OSError as error:
@@ -90,13 +90,13 @@ def _run(verb: str, rest: list[str]) -> int:
     except Exception as error:
         if "--verbose" in rest:
             raise
-        said = textwrap.shorten(str(error), LONGEST, placeholder=" ...")  # compilers print pages
-        return _fail(f"unexpected {type(error).__name__}: {said} (--verbose shows where)", 1, True)
+        message = textwrap.shorten(str(error), LONGEST, placeholder=" ...")  # compiler errors can be pages long
+        return _fail(f"unexpected {type(error).__name__}: {message} (use --verbose for a traceback)", 1, True)
     return 0
 
 
 def _fail(sentence: str, code: int, everywhere: bool = False) -> int:
-    """Of several processes the first one says it, since bad input is bad for all; what nobody expected, each one."""
+    """Print an error, from the first process only or from all (`everywhere`)."""
     from nextpixel.progress import say
 
     say("nextpixel: " + " ".join(sentence.splitlines()), everywhere)
@@ -110,6 +110,6 @@ def _overview() -> str:
         "usage: nextpixel COMMAND ...\n\n"
         "Image GPT: a GPT trained on pixels, which completes and draws pictures.\n\n"
         f"{verbs}\n\n"
-        "nextpixel COMMAND --help tells its options. First thing to try:\n"
+        "nextpixel COMMAND --help prints its options. To start:\n"
         "  nextpixel complete photo.jpg --show"
     )

@@ -1,4 +1,4 @@
-"""Arguments from dataclasses, through tyro; its complaints in one sentence."""
+"""Parse arguments into dataclasses with tyro, and print results."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 
+from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag, spell
 from nextpixel.config import PretrainConfig, read_recipe
 from nextpixel.errors import InputError
@@ -25,18 +27,18 @@ NUMBERS = {int: "a whole number", float: "a number"}
 
 
 class _Refused(Exception):
-    """Carries an InputError of a dataclass through tyro, which would put a ValueError in a box."""
+    """Carries an InputError of a dataclass through tyro, which catches ValueErrors."""
 
     def __init__(self, error: InputError) -> None:
         self.error = error
 
 
 def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = None) -> T:
-    """The dataclass that argv describes. --help prints and exits; a mistake is an InputError."""
-    said = io.StringIO()
+    """Parse argv into a dataclass. --help prints and exits; invalid arguments raise InputError."""
+    stderr = io.StringIO()
     chosen: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             args, unknown = tyro.cli(
                 kind,
                 prog=f"nextpixel {verb}",
@@ -50,7 +52,7 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = Non
         raise refused.error from None
     except SystemExit as stop:
         if stop.code:
-            raise InputError(f"{_complaint(said.getvalue())}; see nextpixel {verb} --help") from None
+            raise InputError(f"{_message(stderr.getvalue())}; see nextpixel {verb} --help") from None
         raise
     if unknown:
         raise InputError(_unknown(unknown, list(_flags(kind)), verb))
@@ -58,8 +60,8 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = Non
 
 
 def recipe_defaults(argv: Sequence[str]) -> PretrainConfig | None:
-    """The settings of the recipe that argv names, which are the defaults of its flags."""
-    named = None  # the last one counts, as for every flag
+    """The settings of the recipe named in argv, used as defaults of the other options."""
+    named = None  # the last one wins, as for every option
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name == "--recipe" and (equals or i + 1 < len(argv)):
@@ -68,7 +70,7 @@ def recipe_defaults(argv: Sequence[str]) -> PretrainConfig | None:
 
 
 def _rules() -> ConstructorRegistry:
-    """What differs from tyro's own ways: no word of None, values refused in our words, our errors untouched."""
+    """Changes to tyro: no "None" in help texts, our messages for invalid values, our errors passed through."""
     rules = ConstructorRegistry()
     within: set[Any] = set()
 
@@ -77,17 +79,17 @@ def _rules() -> ConstructorRegistry:
         if not dataclasses.is_dataclass(info.type) or info.type in within:
             return None
         within.add(info.type)
-        spec: Any = ConstructorRegistry.get_struct_spec(info)  # tyro's own, as this rule now steps aside
+        spec: Any = ConstructorRegistry.get_struct_spec(info)  # tyro's own: this rule returns None while `within`
         within.discard(info.type)
 
-        @functools.wraps(cast(Any, info.type), updated=())  # its docstring heads the help
+        @functools.wraps(cast(Any, info.type), updated=())  # keeps the docstring, which heads the help text
         def make(**values: Any) -> Any:
             try:
                 return spec.instantiate(**values)
             except InputError as error:
                 raise _Refused(error) from None
 
-        plain = tyro.conf.arg(help_behavior_hint="")  # without "(default: None)", "(default: False)"
+        plain = tyro.conf.arg(help_behavior_hint="")  # hides "(default: None)" and "(default: False)"
         fields = [
             dataclasses.replace(
                 f,
@@ -100,7 +102,7 @@ def _rules() -> ConstructorRegistry:
 
     @rules.primitive_rule
     def optional(info: PrimitiveTypeInfo) -> Any:
-        """X | None is written as X: to leave it out is None."""
+        """Parse X | None as X; None if the option is absent."""
         kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
         if len(kinds) != 1 or type(None) not in get_args(info.type):
             return None
@@ -149,8 +151,8 @@ def _primitive(metavar: str, read: Any) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(1, metavar, read, lambda value: True, lambda value: [str(value)])
 
 
-def _complaint(box: str) -> str:
-    """What tyro says in a box, on one line and in our words."""
+def _message(box: str) -> str:
+    """An error that tyro prints in a box, as one line."""
     text = " ".join(re.sub("[╭╮╰╯│─]|-{4,}", " ", box).split())
     if missing := re.search(r"Missing from [\w ]+: (\S+)", text):
         return f"expected {missing[1]}, got nothing"
@@ -171,7 +173,7 @@ def _unknown(words: Sequence[str], flags: Sequence[str], verb: str) -> str:
 
 
 def _flags(kind: Any) -> Iterator[str]:
-    """The options of a dataclass and of those in it."""
+    """The options of a dataclass and of its nested dataclasses."""
     hints = get_type_hints(kind, include_extras=True)
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint):
@@ -180,19 +182,53 @@ def _flags(kind: Any) -> Iterator[str]:
             yield flag(name)
 
 
-def alone(argv: Sequence[str], images: Any, option: str, instead: str | None = None, *allowed: str) -> None:
-    """Raises InputError for anything beside `option` that decides a run; `instead` is how a new one starts from it."""
+def check_alone(argv: Sequence[str], positional: Any, option: str, *allowed: str, hint: str = "") -> None:
+    """Raise InputError if `option` is combined with a positional argument or an option that is not allowed."""
     allowed = (option, "--json", "--verbose", *allowed)
     others = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in allowed]
-    if others or images is not None:
-        new = f", and a new one can start from it with {instead}" if instead else ""
-        raise InputError(
-            f"{option}: expected nothing else, got {' '.join(others) or images}; a run keeps its settings{new}"
-        )
+    if others or positional:
+        raise InputError(f"{option}: cannot be combined with {' '.join(others) or positional}{hint}")
+
+
+def check_run(
+    argv: Sequence[str], args: Any, images: Any, example: str, *allowed: str, init: str | None = None
+) -> None:
+    """Raise InputError unless there are images and --out for a new run, or --resume without other settings.
+
+    `init` is the option that starts a new run from a model.
+    """
+    if args.resume is not None:
+        new = f", and a new one can start from it with {init}" if init else ""
+        check_alone(argv, images, "--resume", "--data", *allowed, hint=f"; a run keeps its settings{new}")
+    elif args.data:
+        raise InputError("--data: expected --resume with it, got none")
+    elif not images or args.out is None:
+        raise InputError(f"expected images and --out, as in: nextpixel {example}; or --resume with a run folder")
+
+
+@contextlib.contextmanager
+def resumable(verb: str, run: Path) -> Iterator[None]:
+    """Add the command that resumes the run to a KeyboardInterrupt."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        again = command(verb, "--resume", run)
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; resume with: {again}") from None
+
+
+def whole_numbers(argument: str, text: str, least: int) -> list[int]:
+    """Parse "4,25,400" into numbers of at least `least`. Raises InputError."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise InputError(f"expected comma-separated whole numbers from {least}, got {text!r}", argument=argument)
+    return numbers
 
 
 def show(*lines: object) -> None:
-    """Lines on stdout, without control characters of names in them."""
+    """Print lines on stdout, with control characters escaped."""
     from nextpixel.progress import printable
 
     for line in lines:
@@ -200,8 +236,8 @@ def show(*lines: object) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout; a number that is not known (NaN) is null, which JSON can say."""
+    """Print a JSON object on stdout, with null for NaN."""
     from nextpixel.stats import finite
 
-    json.dump(finite(value), sys.stdout, indent=2, allow_nan=False)  # ASCII: a file name need not be text
+    json.dump(finite(value), sys.stdout, indent=2, allow_nan=False)  # ASCII, as file names need not be valid text
     sys.stdout.write("\n")

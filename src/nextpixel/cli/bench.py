@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file, load_model
+from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
+from nextpixel.cli.common import check_file, load_model
 from nextpixel.cli.hints import command
-from nextpixel.cli.numbers import whole_numbers
-from nextpixel.config import ModelOptions, OutputOptions, Speed
+from nextpixel.config import ModelOptions, OutputOptions, Speed, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 
 @dataclass(frozen=True)
 class Bench:
-    """How fast a model works here: images and pixels per second, and per cent of what memory and matrix products allow.
+    """Measure the speed of a model: images and pixels per second, and the share of the machine's peak.
 
-    Prints a Markdown table of medians. Close other programs first, or take --clock cpu with --threads 1.
+    Prints a Markdown table of medians. Close other programs first, or use --clock cpu with --threads 1.
     """
 
     work: str = "complete,decode,features,score,encode,train"
-    """What to time, with commas: complete, sample, decode, features, score, encode, train."""
+    """What to time, comma-separated: complete, sample, decode, features, score, encode, train."""
     batch: str = "1,8,32"
-    """Batch sizes, with commas."""
+    """Comma-separated batch sizes."""
     size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
-    """A named size with random weights, instead of --model: weights do not matter for speed."""
+    """Use random weights of a named size instead of --model."""
     pixels: int | None = None
-    """Draw only so many pixels of each picture; decode draws 32 unless told."""
+    """Number of pixels drawn per picture; default: all, and 32 for decode."""
     repeats: int = 5
-    """Timed repetitions, after one that is not."""
+    """Timed repetitions, after an untimed one."""
     against: Literal["transformers"] | None = None
-    """Time transformers too, in turns, in fp32 and bf16; the ratio is to the faster."""
+    """Also time transformers, alternating, in fp32 and bf16; ratios are to the faster of the two."""
     clock: Literal["wall", "cpu"] = "wall"
-    """cpu: the time this process had a processor, for a machine that others use."""
+    """cpu: CPU time of this process, for a shared machine."""
     speed: Speed = "auto"
-    """How to draw, as sample --help tells; auto also takes features in int8 where there are any."""
+    """How to draw, see sample --help; auto also computes features in int8 where supported."""
     out: Path | None = None
-    """Also write everything, each repetition included, into this .json file."""
+    """Also write all results, with each repetition, to this .json file."""
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}: expected at least 1, got {value}")
+        check_numbers(self, at_least_one="repeats pixels")
         if self.size and self.model.model:
-            raise InputError("--size takes random weights of a named size; expected no --model beside it")
+            raise InputError("--size: uses random weights; cannot be combined with --model")
         if self.size and self.model.dtype != "fp32":
-            raise InputError("--size: its weights are fp32; expected no --dtype beside it")
+            raise InputError("--size: uses fp32 weights; cannot be combined with --dtype")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -82,14 +77,14 @@ def run(argv: Sequence[str]) -> None:
         clock=args.clock,
     )
     if args.out:
-        from nextpixel.files import write_text
+        from nextpixel.files import write_json
 
-        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        write_json(args.out, result)
     if args.output.json:
         print_json(result)
     else:
         show(*table(result).splitlines())
     if args.against is None:
-        say(f"Beside transformers: {command('bench', '--against', 'transformers', model=args.model.model)}")
+        say(f"To compare with transformers: {command('bench', '--against', 'transformers', model=args.model.model)}")
     else:
-        say(f"Half of a picture: {command('complete', 'photo.jpg', model=args.model.model)}")
+        say(f"To complete a picture: {command('complete', 'photo.jpg', model=args.model.model)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file, check_folder, check_number, decode_for, load_model, write_each
+from nextpixel.cli.common import check_drawing, decode_for, load_model, show_pictures, write_each
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
@@ -25,28 +24,28 @@ GRID_AT_MOST = 50  # pictures, and completions of each
 class Complete:
     """Complete pictures: keep the top rows of each and draw the rest, several times.
 
-    Writes a grid: what the model was given, the completions with their nats per pixel (lower is likelier), the
-    original. Nothing is sorted or left out: choosing by likelihood would no longer be sampling.
+    Writes a grid of the given part, the completions with their nats per pixel (lower is more likely), and the original.
+    Completions are neither sorted nor selected, as selection by likelihood would not be sampling.
     """
 
     images: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES", help_behavior_hint="(required)")
     ]
-    """Picture files, folders of them, or anything else that holds images."""
+    """Picture files, folders, or other sources of images."""
     keep: float = 0.5
-    """Fraction of the rows that is kept, from the top (of the columns, with --keep-side left or right)."""
+    """Fraction of the rows to keep, or of the columns with --keep-side left or right."""
     keep_side: KeepSide = "top"
-    """The side from which it is kept; others than top take a model trained with --augment orient."""
+    """The side to keep; all but top need a model trained with --augment orient."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
-    """Completions of each picture."""
+    """Completions per picture."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     out: Path = Path("completions.png")
     """The grid, a PNG file."""
     each: Path | None = None
-    """Also write every completion as a file of its own into this new folder, at the model's side."""
+    """Also write each completion to a file in this new folder, at the model's resolution."""
     show: bool = False
-    """Draw the result in the terminal."""
+    """Show the result in the terminal."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -56,19 +55,17 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Complete, "complete", argv)
     if not args.images:
         raise InputError("expected PICTURES, got nothing; see nextpixel complete --help")
-    check_file(args.out, ".png", args.images)
-    check_folder(args.each, "each")
-    check_number(args.n)
+    check_drawing(args, args.images)
     began = time.perf_counter()
     model = load_model(args.model)
     import numpy as np
 
     from nextpixel.drawing.sampling import draw
-    from nextpixel.images import grid, save_png, terminal_row
+    from nextpixel.images import grid, save_png
     from nextpixel.images.sources import load_images, open_source
 
     source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
-    if len(source) == len(args.images):  # each picture was named: each must be readable
+    if len(source) == len(args.images):  # only single files, which must all be readable
         squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
         names, unreadable = list(source.names), []
     else:
@@ -77,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
     for what, shown, count in (("pictures", pictures, len(squares)), ("completions", columns, args.n)):
         if shown < count:
-            say(f"{args.out} shows the first {shown} of {count:,} {what}; --each FOLDER writes them all")
+            say(f"{args.out} shows the first {shown} of {count:,} {what}; --each FOLDER writes all")
     loaded = time.perf_counter()
     drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side)
     drawn = time.perf_counter()
@@ -93,9 +90,7 @@ def run(argv: Sequence[str]) -> None:
         grid(rows, zoom=max(1, GRID_PIXELS // drawing.images.shape[1]), titles=titles, captions=captions), args.out
     )
     files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
-    if args.show:
-        for row in rows:
-            print(terminal_row(row), file=sys.stderr if args.output.json else sys.stdout)
+    show_pictures(rows, args)
     if args.output.json:
         print_json(
             {
@@ -121,4 +116,4 @@ def run(argv: Sequence[str]) -> None:
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")
-    say(f"Other draws: the same command with --seed {args.sampling.seed + 1}. More of the picture kept: --keep 0.75")
+    say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")

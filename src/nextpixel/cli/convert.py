@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file
+from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import first_use
 from nextpixel.config import Fit, OutputOptions
 from nextpixel.errors import InputError
@@ -19,35 +19,34 @@ from nextpixel.progress import say
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn a TensorFlow checkpoint of openai/image-gpt, autoregressive or BERT, into a model folder; or a folder or run
-    into another layout.
+    """Convert a TensorFlow checkpoint of openai/image-gpt, autoregressive or BERT, to a model folder, or a model folder
+    or run to another layout.
 
-    Or, with --to, a student of nextpixel distill into an ONNX file. Its input is uint8 (batch, side, side, 3), its
-    outputs are features and, where it was trained on labels, logits.
+    With --to, convert a student of nextpixel distill to an ONNX file. Its input is uint8 (batch, side, side, 3), its
+    outputs are features and, if it was trained on labels, logits.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """The common start of its files, as folder/model.ckpt-1000000 (TensorFlow is not needed); or a model folder or a
-    run."""
+    """The common prefix of the checkpoint files, as folder/model.ckpt-1000000 (TensorFlow is not needed); or a model
+    folder or run."""
     out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]")] = None
     """The new model folder."""
     to: Path | None = None
-    """Write the student in CHECKPOINT, its run or folder, into this new .onnx file."""
+    """Write the student in CHECKPOINT, its run or folder, to this new .onnx file."""
     palette: Path | None = None
-    """The colours of its tokens, a .npy file such as kmeans_centers.npy; OpenAI's 512 colours unless told."""
+    """The colours of the tokens, a .npy file such as kmeans_centers.npy; default: OpenAI's 512 colours."""
     fit: Fit | None = None
-    """How pictures become squares for this model: imagenet, as the paper evaluates and OpenAI's checkpoints get unless
-    told; crop; squash, as transformers does."""
+    """How pictures are made square for this model, see pretrain --help; default: imagenet for OpenAI's checkpoints."""
     for_transformers: bool = False
-    """Refuse what transformers would compute wrongly, and write a fine-tuned model as its
-    ImageGPTForImageClassification."""
+    """Write a fine-tuned model as an ImageGPTForImageClassification of transformers, and refuse models that
+    transformers computes incorrectly."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Convert, "convert", argv)
     if (args.out is None) == (args.to is None):
-        raise InputError("expected OUT, a new folder, or --to with the name of a new .onnx file, and not both")
+        raise InputError("expected either OUT, a new folder, or --to with the name of a new .onnx file")
     if args.to is not None:
         _write_onnx(args, args.to)
         return
@@ -59,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     new_output(args.out, "OUT")
     if any((Path(args.checkpoint) / name).is_file() for name in ("config.json", "run.json")):
         if args.palette:
-            raise InputError("--palette: the model folder brings its own colours; expected none beside it")
+            raise InputError("--palette: cannot be combined with a model folder, which has its own palette")
         model = load(args.checkpoint)
         model.fit = args.fit or model.fit
     else:
@@ -71,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
         print_json({"out": str(args.out), "shape": shape, "parameters": model.config.parameters})
     else:
         show(f"{args.out}: {', '.join(f'{name} {value}' for name, value in shape.items())}")
-    if not (args.for_transformers and model.config.classes):  # which only transformers opens
+    if not (args.for_transformers and model.config.classes):  # which only transformers can load
         say(first_use(model, args.out))
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import PICTURES_AT_MOST, check_file, load_model
+from nextpixel.cli.common import PICTURES_AT_MOST, auc_text, check_file, load_model
+from nextpixel.cli.comparing import compare, compare_features
 from nextpixel.cli.hints import command
-from nextpixel.cli.judging import judge, judge_features
 from nextpixel.cli.spelling import flag
-from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
+from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -29,47 +29,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The paper's figures of a model on a set: nats per pixel over all pixels, bits, standard error, speed.
+    """Evaluate a model on a dataset: nats per pixel, bits, standard error, speed.
 
-    Of a fine-tuned model on labelled images also the accuracy, and with two classes the area under the ROC curve.
+    For a fine-tuned model and labelled images also the accuracy and, with two classes, the area under the ROC curve.
 
     With --samples or --pictures instead: Frechet and kernel distance, precision and recall, density and coverage of
-    pictures against the images. Each metric is named after what the pictures are compared by, and holds for that and
-    for this number of pictures alone; the same metric between real images, its floor, stands beside it.
+    pictures with respect to the images. Values compare only for the same extractor and number of pictures. The floor is
+    the same metric between two sets of real images.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A folder, an array, a parquet file, a hub name, or OpenAI's token arrays (cifar10_teX.npy)."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     protocol: Literal["all", "openai"] = "all"
-    """openai leaves out the last partial batch of 64 images, as the original program did."""
+    """openai: leave out the last partial batch of 64 images, as the original code did."""
     accuracy: bool = False
-    """Insist on the accuracy: an error where the model knows no classes or the images no labels."""
+    """Require the accuracy: fail if the model has no classes or the images have no labels."""
     labels: Path | None = None
-    """Labels as a CSV file with the columns file and label; unless told folders or columns say them."""
+    """Labels as a CSV file with the columns file and label; default: folders or columns of IMAGES."""
     masks: int = 0
-    """How often a masked model looks at each image to classify it, as in predict."""
+    """Number of random masks per image in a masked model's classification, see predict --help."""
     samples: int | None = None
-    """Draw this many pictures and compare them with as many images of the set."""
+    """Draw this many pictures and compare them with as many images of the dataset."""
     pictures: str | None = None
-    """Compare these pictures instead. IMAGES and these may also be features, .npz files of nextpixel features."""
+    """Compare these pictures instead. These and IMAGES may also be .npz files of nextpixel features."""
     extractor: str = "pixels"
-    """What pictures are compared by, with commas between several.
-    pixels: as they are; no network's opinion, but blind to all but colours and coarse layout.
+    """Features to compare pictures by, comma-separated.
+    pixels: the pixels themselves, which show only colours and coarse layout.
     untrained: hidden states of a random network of the model's shape.
     NAME.onnx: a network, from uint8 (N, H, W, 3) or float32 (N, 3, H, W) in -1 to 1 to (N, D).
-    Otherwise a model, by its hidden states; the judged one is blind to what it has not learned."""
+    Otherwise hidden states of a model; the evaluated one cannot see what it has not learned."""
     layer: int | None = None
-    """Which hidden states; the middle layer unless told."""
+    """Layer of the hidden states; default: the middle one."""
     references: int | None = None
-    """Real images to compare with, chosen by the seed; as many as pictures unless told."""
+    """Number of real images to compare with, chosen by the seed; default: the number of pictures."""
     train: str | None = None
-    """What the model was trained on; by default what its run tells, or the train split of IMAGES. Images that are
-    among it are counted, and figures given without them as well; of pictures it tells how near they come to it, and how
-    near other real images do."""
+    """Training images of the model; default: those recorded in its run, or the train split of IMAGES. Results are also
+    given without the images that are among them. Pictures are compared with their nearest training images."""
     nearest: Path | None = None
-    """Draw the first pictures beside their nearest training images, a PNG file. Needs --train."""
+    """Write a PNG file of the first pictures with their nearest training images. Needs --train."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -82,9 +81,9 @@ def run(argv: Sequence[str]) -> None:
         from nextpixel.representation.extractors import holds_features
 
         if holds_features(args.images):
-            return judge_features(args, args.pictures)
+            return compare_features(args, args.pictures)
     if args.samples is not None or args.pictures is not None:
-        return judge(args)
+        return compare(args)
     model = load_model(args.model)
     from nextpixel.evaluation.likelihood import evaluate
     from nextpixel.images.sources import open_source
@@ -95,7 +94,7 @@ def run(argv: Sequence[str]) -> None:
     score = None
     if wanted or (model.config.classes and source.labels is not None):
         try:
-            score = _score(model, source, args, seen)  # first: what is asked wrongly is said before the long work
+            score = _score(model, source, args, seen)  # first, as it may raise before the long evaluation
         except InputError as error:
             if wanted:
                 raise
@@ -119,14 +118,12 @@ def run(argv: Sequence[str]) -> None:
                 "images"
             )
         if score is not None:
-            auc = "" if score.auc is None else f", AUC {score.auc:.3f}"
-            show(f"accuracy {score.accuracy:.1%} of {score.images:,} images{auc}")
+            show(f"accuracy {score.accuracy:.1%} of {score.images:,} images{auc_text(score.auc)}")
             if score.accuracy_without_them is not None:
-                area = score.auc_without_them
-                auc = "" if area is None else f", AUC {area:.3f}"
+                auc = auc_text(score.auc_without_them)
                 show(f"accuracy without training images {score.accuracy_without_them:.1%}{auc}")
     following = command("features" if masked else "score", args.images, split=args.split, model=args.model.model)
-    say(f"{'What it makes of each image' if masked else 'Which images are the least likely'}: {following}")
+    say(f"{'To extract features' if masked else 'To find the least likely images'}: {following}")
 
 
 def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] | None:
@@ -166,27 +163,26 @@ def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.boo
 
 
 def _check(args: Evaluate) -> None:
-    """Options that go together, before any work."""
-    if args.masks < 0:
-        raise InputError(f"--masks: expected 0 or more, got {args.masks}")
+    """Raise InputError for options that cannot be combined."""
+    check_numbers(args, at_least_zero="masks")
     if args.samples is None and args.pictures is None:
         for name in ("extractor", "layer", "references", "nearest"):
             if getattr(args, name) != getattr(Evaluate, name):
-                raise InputError(f"{flag(name)}: belongs to drawn pictures; expected --samples N or --pictures too")
+                raise InputError(f"{flag(name)}: requires --samples or --pictures")
         for name in ("temperature", "top_k", "top_p"):
             if getattr(args.sampling, name) != getattr(SamplingConfig, name):
-                raise InputError(f"{flag(name)}: belongs to drawn pictures; expected --samples N too")
+                raise InputError(f"{flag(name)}: requires --samples")
         return
     if args.samples is not None and args.pictures is not None:
-        raise InputError("--pictures: all of them are compared and none is drawn; expected no --samples beside it")
+        raise InputError("--pictures: cannot be combined with --samples")
     if args.samples is not None and args.samples > PICTURES_AT_MOST:
         raise InputError(f"--samples: expected at most {PICTURES_AT_MOST:,}, got {args.samples:,}")
     for name in ("accuracy", "labels", "masks"):
         if getattr(args, name) != getattr(Evaluate, name):
-            raise InputError(f"{flag(name)}: belongs to accuracy; expected no --samples or --pictures beside it")
+            raise InputError(f"{flag(name)}: belongs to accuracy; cannot be combined with --samples or --pictures")
     if args.protocol != "all":
-        raise InputError("--protocol: belongs to nats per pixel; expected no --samples or --pictures beside it")
+        raise InputError("--protocol: belongs to nats per pixel; cannot be combined with --samples or --pictures")
     if args.nearest is not None:
         if args.train is None:
-            raise InputError("--nearest: expected --train too, the images that the model was trained on")
+            raise InputError("--nearest: requires --train, the images that the model was trained on")
         check_file(args.nearest, ".png", [args.images, args.train], argument="nearest")

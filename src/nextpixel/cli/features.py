@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import load_features_model
+from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
+from nextpixel.cli.common import load_features_model
 from nextpixel.cli.hints import command
-from nextpixel.cli.numbers import whole_numbers
 from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say, say_left_out
@@ -21,34 +20,34 @@ from nextpixel.progress import is_first, say, say_left_out
 if TYPE_CHECKING:
     import numpy as np
 
-TIMEOUT_MINUTES = 30.0  # to meet; what follows may take as long as it takes
+TIMEOUT_MINUTES = 30.0  # for the processes to connect
 
 
 @dataclass(frozen=True)
 class FeaturesModel(ModelOptions):
-    """Which model works, and on what."""
+    """The model, and how it runs."""
 
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # type: ignore[assignment]
-    """Type of the products, and of bf16 weights: bf16 and int8 are coarser, and on a CPU several times as fast."""
+    """Type of matrix products; bf16 also stores the weights. bf16 and int8 are less precise and faster on a CPU."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images for programs of your own: hidden states of a layer, averaged over pixels.
+    """Extract features of images: hidden states of a layer, averaged over pixels.
 
-    A stopped run goes on where it was when the same command is typed again. Processes of torchrun share the work.
+    Repeat the command to resume stopped work. Under torchrun the processes share the work.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A folder, an array, a parquet file or a hub name."""
     layer: str | None = None
-    """A number, or several with commas to concatenate; the middle layer unless told."""
+    """A number, or comma-separated numbers to concatenate; default: the middle layer."""
     pooling: Pooling = "mean"
-    """Over the pixels: mean, as in the paper, or mean-std, the standard deviations of each layer behind its means."""
+    """mean over the pixels, as in the paper; mean-std: also the standard deviations, after the means of each layer."""
     out: Path = Path("features.npz")
-    """A .npz file (features, names, extractor) or a .parquet file (a row an image: file, features)."""
+    """A .npz file (features, names, extractor) or a .parquet file (one row per image: file, features)."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     model: FeaturesModel = field(default_factory=FeaturesModel)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -87,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
             return
         values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+        raise KeyboardInterrupt("stopped; repeat the command to resume") from None
     _write(args.out, values, names, features_name(model, layers, pooling=args.pooling))
     shutil.rmtree(parts)
     say_left_out(unreadable)
@@ -95,8 +94,8 @@ def run(argv: Sequence[str]) -> None:
         print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})
     else:
         show(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
-    labelled = args.images if source.labels is not None and source.split else "labelled/"  # with train and test in it
-    say(f"What they know about labels: {command('probe', labelled, model=args.model.model)}")
+    labelled = args.images if source.labels is not None and source.split else "labelled/"
+    say(f"To probe them: {command('probe', labelled, model=args.model.model)}")
 
 
 def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import alone, parse, print_json, show
+from nextpixel.cli.arguments import check_run, parse, print_json, resumable, show
+from nextpixel.cli.common import auc_text
 from nextpixel.cli.hints import command
 from nextpixel.config import FinetuneConfig, OutputOptions
 from nextpixel.errors import InputError
@@ -18,48 +19,40 @@ from nextpixel.progress import is_first, say
 
 @dataclass(frozen=True)
 class Finetune:
-    """Teach a model classes from labelled images (all its weights, unless --freeze-trunk), or go on with a run.
+    """Fine-tune a model (all weights, or with --freeze-trunk only a class head) on labelled images, or resume a run.
 
-    The loss is the generative one plus that of a class head, as in Chen et al. 2020. Part of the training images is
-    held out; the best accuracy there decides which model is kept and when to stop. Test images are looked at once, at
-    the end. Ctrl-C saves and prints the command that goes on.
+    The loss is the generative loss plus that of a class head, as in Chen et al. 2020. The accuracy on held-out training
+    images decides which model is kept and when to stop. Test images are evaluated once, at the end. Ctrl-C saves a
+    checkpoint and prints the command that resumes the run.
     """
 
     train: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TRAIN]")] = None
-    """Labelled images: a folder a class, a parquet file, .npz, a hub name."""
+    """Labelled images: a folder per class, a parquet file, an .npz file or a hub name."""
     test: str | None = None
-    """Labelled test images; their test split, where they have several. Without this no test is made."""
+    """Labelled test images; their test split, if they have several. Default: no test."""
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
-    """Go on with this run; takes no other setting but --data."""
+    """Resume this run; no other setting than --data and --test is allowed."""
     data: str | None = None
-    """With --resume, where the same images lie now; the run remembers it."""
+    """With --resume, the new location of the same images; recorded in the run."""
     model: str | None = None
-    """What to begin with: a checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    """Initial model: a checkpoint folder, a run folder or a hub name; default: the embedded model."""
     labels: Path | None = None
-    """Labels of TRAIN as a CSV file with the columns file and label; unless told its folders or columns say them."""
+    """Labels of TRAIN as a CSV file with the columns file and label; default: its folders or columns."""
     test_labels: Path | None = None
-    """The same for the test images."""
+    """Labels of the test images, likewise."""
     split: str | None = None
-    """Which part of TRAIN, where it has several."""
+    """The split of TRAIN to use, if it has several."""
     config: FinetuneConfig = field(default_factory=FinetuneConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Finetune, "finetune", argv)
-    if args.resume is not None:
-        alone(argv, args.train, "--resume", "--model", "--data", "--test")
-    elif args.data:
-        raise InputError("--data: expected a run to go on with (--resume) beside it, got none")
-    elif args.train is None or args.out is None:
-        raise InputError(
-            "expected labelled images and --out, as in: nextpixel finetune labelled/ --out runs/clf "
-            "(or --resume runs/clf to go on with a run)"
-        )
-    elif args.test_labels is not None and args.test is None:
-        raise InputError("--test-labels: expected test images for them, got no --test")
+    check_run(argv, args, args.train, "finetune labelled/ --out runs/clf", "--test", init="--model")
+    if args.test_labels is not None and args.test is None:
+        raise InputError("--test-labels: expected --test with it, got none")
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
     from nextpixel.stats import wilson_interval
@@ -80,11 +73,8 @@ def run(argv: Sequence[str]) -> None:
             test=args.test,
             test_labels=args.test_labels,
         )
-    again = command("finetune", "--resume", run.path)
-    try:
+    with resumable("finetune", run.path):
         train_run(run, test=args.test if args.resume else None)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     if not is_first():
         return
     best, score, facts = run.best(), test_score(run), run.facts()
@@ -95,10 +85,9 @@ def run(argv: Sequence[str]) -> None:
         show(f"{run.path}: best validation accuracy {best['accuracy']:.1%} of {count:,} at step {best['step']:,}")
         if score:
             low, high = wilson_interval(score["accuracy"], score["images"])
-            auc = "" if score["auc"] is None else f", AUC {score['auc']:.3f}"
-            show(f"test accuracy {score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%}){auc}")
+            accuracy = f"{score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%})"
+            show(f"test accuracy {accuracy}{auc_text(score['auc'])}")
             if score.get("accuracy_without_them") is not None:
-                area = score.get("auc_without_them")
-                auc = "" if area is None else f", AUC {area:.3f}"
+                auc = auc_text(score.get("auc_without_them"))
                 show(f"test accuracy without training images {score['accuracy_without_them']:.1%}{auc}")
-    say(f"Classify new images: {command('predict', run.path, 'new/', '--out', 'predictions.csv')}")
+    say(f"To classify new images: {command('predict', run.path, 'new/', '--out', 'predictions.csv')}")

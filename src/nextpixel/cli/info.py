@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file
+from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command, first_use
 from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError
@@ -19,12 +19,12 @@ from nextpixel.progress import say
 
 @dataclass(frozen=True)
 class Info:
-    """What a model or a run is, and how far it got."""
+    """Describe a model, or a run and its progress."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "embedded"
-    """A checkpoint folder, a run folder or a hub name; the embedded model unless told."""
+    """A checkpoint folder, a run folder or a hub name; default: the embedded model."""
     html: Path | None = None
-    """Write one self-contained .html page about a run: curves, samples over time, throughput, checkpoints, settings."""
+    """Write a self-contained .html page about a run: curves, samples, throughput, checkpoints, settings."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
@@ -40,9 +40,7 @@ def run(argv: Sequence[str]) -> None:
     if args.html is not None:
         check_file(args.html, ".html", argument="html")
         if not (path / "run.json").is_file():
-            raise InputError(
-                f"--html: expected a run folder with run.json, got {args.model!r}, which has no run to show"
-            )
+            raise InputError(f"--html: expected a run folder, with a run.json, got {args.model!r}")
     if (path / "run.json").is_file():
         run = Run.open(path)
         written = run.facts()
@@ -67,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
             facts["html"] = str(args.html)
         if not done:
             print_json(facts) if args.output.json else _print(facts)
-            say(f"No checkpoint yet; train on with: {command(run.kind, '--resume', path)}")
+            say(f"No checkpoint yet; resume with: {command(run.kind, '--resume', path)}")
             return
     model = load_backbone(args.model)
     facts |= {
@@ -80,10 +78,10 @@ def run(argv: Sequence[str]) -> None:
     }
     print_json(facts) if args.output.json else _print(facts)
     if not isinstance(model, ImageGPT):
-        say(f"What it knows about labels: {command('probe', 'labelled/', model=args.model)}")
+        say(f"To probe it: {command('probe', 'labelled/', model=args.model)}")
         return
     if path.is_dir() and args.html is None and "run" in facts:
-        say(f"Its curves and pictures on a page: {command('info', path, '--html', 'run.html')}")
+        say(f"To write a page of its curves and samples: {command('info', path, '--html', 'run.html')}")
     say(first_use(model, None if args.model == "embedded" else args.model))
 
 

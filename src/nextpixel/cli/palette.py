@@ -10,9 +10,9 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file
+from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command
-from nextpixel.config import Levels, OutputOptions
+from nextpixel.config import Levels, OutputOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -21,27 +21,27 @@ SWATCH_COLUMNS = 32
 
 @dataclass(frozen=True)
 class PaletteArguments:
-    """Fit a palette to your images by k-means, and say how well it serves them beside OpenAI's."""
+    """Fit a palette to your images by k-means, and compare its error with that of OpenAI's palette."""
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A folder, an array, a parquet file or a hub name."""
     colors: int = 512
-    """Colours in the palette."""
+    """Number of colours."""
     out: Path = Path("palette.npy")
-    """The palette, float32 (colours, 3) in [-1, 1]; a picture of it is written beside it as .png."""
+    """The palette, float32 (colours, 3) in [-1, 1]; a .png of the colours is written next to it."""
     side: int = 32
-    """Images are fitted as squares of this side."""
+    """Side of the squares that images are resized to."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     range: str | None = None
-    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
-    without a window); by default looked for over the images."""
+    """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
+    DICOM without a window); default: the range of the images."""
     bands: str | None = None
-    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
+    """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
     seed: int = 0
-    """Fixes the k-means."""
+    """Random seed of k-means."""
     cache: str | None = None
-    """Folder for decoded images; the user's cache directory unless told."""
+    """Folder for decoded images; default: the user's cache folder."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
@@ -52,8 +52,7 @@ def run(argv: Sequence[str]) -> None:
     check_file(swatch, ".png", [args.images])
     if not 2 <= args.colors <= 65_000:
         raise InputError(f"--colors: expected 2 to 65000, got {args.colors}")
-    if args.side < 1:
-        raise InputError(f"--side: expected at least 1, got {args.side}")
+    check_numbers(args, at_least_one="side")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed: expected 0 to {2**32 - 1}, got {args.seed}")
     import numpy as np
@@ -81,4 +80,4 @@ def run(argv: Sequence[str]) -> None:
         )
         print(swatch)
     words = (args.images, "--palette", args.out, "--side", args.side, "--out", "run")
-    say(f"Train with it: {command('pretrain', *words, split=args.split)}")
+    say(f"To train with it: {command('pretrain', *words, split=args.split)}")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nextpixel.cli.arguments import parse, print_json, recipe_defaults, show
-from nextpixel.config import ImageGPTConfig, OutputOptions, PretrainConfig
+from nextpixel.config import ImageGPTConfig, OutputOptions, PretrainConfig, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -16,24 +16,24 @@ SCALES = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 @dataclass(frozen=True)
 class PlanRun:
-    """What a pretraining run will take, before it starts: memory on each device, time, price. Nothing is run.
+    """Estimate the memory per device, time and price of a pretraining run, without running anything.
 
-    Takes the settings of pretrain, or a recipe.
+    Accepts the settings of pretrain, or a recipe.
     """
 
     images: str | None = None
-    """How many training images there are, as in 50000 or 1.28M, or where they lie; tells the epochs."""
+    """Number of training images, as in 50000 or 1.28M, or a source of images, to estimate the epochs."""
     hardware: str = "h200"
-    """The device: b200, h200, h100, a100-80gb, a100-40gb, l40s, rtx4090 or v100; or the file that nextpixel bench
-    --work train --out FILE.json wrote on it, which tells its speed as well."""
+    """The device: b200, h200, h100, a100-80gb, a100-40gb, l40s, rtx4090 or v100; or a file written there by nextpixel
+    bench --work train --out FILE.json, which has its measured speed."""
     count: int = 1
-    """How many of them."""
+    """Number of devices."""
     hourly_rate: float | None = None
-    """Price of one device for an hour, in any currency."""
+    """Price of one device per hour, in any currency."""
     utilisation: float | None = None
-    """Model FLOPs over the device's peak; 0.4 unless told here or by a file of --hardware."""
+    """Model FLOPs utilisation, as a fraction of the peak; default: that of a --hardware file, or 0.4."""
     recipe: str | None = None
-    """A shipped recipe by name, or a TOML file of settings; flags go over it."""
+    """Name of a shipped recipe, or a TOML file of settings; other options override it."""
     config: PretrainConfig = field(default_factory=PretrainConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -48,29 +48,24 @@ def run(argv: Sequence[str]) -> None:
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:
         raise InputError(
-            f"--device: plan knows the devices of --hardware ({', '.join(HARDWARE)}), expected auto or cuda, got "
-            f"{args.config.device}; pretrain itself prints the plan of a run on this machine before it starts"
+            f"--device: expected auto or cuda, as plan is for the devices of --hardware ({', '.join(HARDWARE)}), got "
+            f"{args.config.device}; pretrain prints the plan for this machine before it starts"
         )
     if args.hardware not in HARDWARE and not measured:
         raise InputError(
             f"--hardware: expected one of {', '.join(HARDWARE)}, or a .json file of bench, got {args.hardware!r}"
         )
-    if args.count < 1:
-        raise InputError(f"--count: expected at least 1, got {args.count}")
-    if args.utilisation is not None and not 0 < args.utilisation <= 1:
-        raise InputError(f"--utilisation: expected a number above 0 and at most 1, got {args.utilisation}")
-    if args.hourly_rate is not None and not 0 <= args.hourly_rate < float("inf"):
-        raise InputError(f"--hourly-rate: expected a number of 0 or more, got {args.hourly_rate}")
+    check_numbers(args, at_least_one="count", share="utilisation", finite="hourly_rate")
     images = None if args.images is None else _count(args.images)
     config, utilisation = args.config, args.utilisation or ASSUMED_UTILISATION
     if measured:
         if not Path(args.hardware).is_file():
-            made = f"nextpixel bench --work train --out {args.hardware}"
-            raise InputError(f"--hardware: {args.hardware} is not there; it is made by {made}")
+            bench = f"nextpixel bench --work train --out {args.hardware}"
+            raise InputError(f"--hardware: {args.hardware} does not exist; create it with: {bench}")
         hardware, timed, reached = measured_hardware(read_json(Path(args.hardware)), args.hardware)
         utilisation = args.utilisation or reached
         if config.dtype not in ("auto", timed):
-            raise InputError(f"--dtype: {args.hardware} timed training in {timed}, expected that, got {config.dtype}")
+            raise InputError(f"--dtype: expected {timed}, in which {args.hardware} timed training, got {config.dtype}")
     else:
         hardware = HARDWARE[args.hardware]
     shape = _shape(config)
@@ -121,8 +116,8 @@ def run(argv: Sequence[str]) -> None:
     )
     if args.utilisation is None and not measured:
         say(
-            "The share of the peak is assumed; to measure it there: nextpixel bench --work train --out bench.json, "
-            "and then --hardware bench.json"
+            "The utilisation is an assumption; to measure it on the device: nextpixel bench --work train --out "
+            "bench.json, then use --hardware bench.json"
         )
 
 
@@ -137,7 +132,7 @@ def _shape(config: PretrainConfig) -> ImageGPTConfig:
 
 
 def _count(text: str) -> int:
-    """50000, 1.28M, or the number of images in a source."""
+    """Parse 50000 or 1.28M, or count the images of a source."""
     number, scale = (text[:-1], SCALES[text[-1].lower()]) if text[-1:].lower() in SCALES else (text, 1.0)
     try:
         value = float(number) * scale

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
+from nextpixel.cli.arguments import check_alone, parse, print_json, show
 from nextpixel.cli.hints import command
 from nextpixel.config import Augment, Fit, Levels, OutputOptions
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     from nextpixel.images.sources import MapSource
@@ -21,47 +21,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Decode images once into a folder that trains, scores and probes without decoding again.
+    """Decode images once, into a folder that other commands read without decoding.
 
-    Several jobs, on one machine or many, may share the work: give each --job and, when all are done, --merge OUT. What
-    was stopped goes on when the same command is typed again. The result is the same for any number of jobs and workers.
+    Several jobs, on one or many machines, can share the work: give each --job, then use --merge OUT. Repeat the command
+    to resume stopped work. The result does not depend on the number of jobs and workers.
     """
 
     images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = None
-    """A folder, an array, a parquet file, WebDataset shards (.tar, a folder or a pattern of them, as in
+    """A folder, an array, a parquet file, WebDataset shards (a .tar file, a folder of them, or a pattern such as
     'shards/{000..127}.tar') or a hub name, which is streamed."""
     out: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]")] = None
-    """The new folder. Until it is whole, its parts lie beside it, in OUT.parts."""
+    """The new folder. Incomplete parts are kept in OUT.parts."""
     merge: Path | None = None
-    """Put the parts of all jobs together; takes no other setting."""
+    """Merge the parts of all jobs; no other setting is allowed."""
     side: int = 32
     """Pixels along each side of the model's pictures."""
     fit: Fit = "crop"
-    """How pictures become squares, as pretrain --help tells; what is trained on them must be told the same."""
+    """How pictures are made square, see pretrain --help; training must use the same."""
     range: str | None = None
-    """LOW,HIGH: which numbers are black and white where a format does not state it (more than 8 bits, floats, DICOM
-    without a window); by default looked for over the images."""
+    """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
+    DICOM without a window); default: the range of the images."""
     bands: str | None = None
-    """R,G,B: which bands are shown of pictures with more than three, counted from 1; by default the first three."""
+    """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
     augment: Augment = "flip"
-    """What they are to be trained with: crop needs squares of twice the side, the others of the side."""
+    """Augmentation in training: crop needs squares of twice the side, the others of the side."""
     store_side: int | None = None
-    """Pixels along each side of the stored squares; by --augment unless told."""
+    """Pixels along each side of the stored squares; default: by --augment."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     job: str | None = None
-    """Do one share only, as in 3/16: the third of sixteen."""
+    """Do one share of the work, as in 3/16: the third of sixteen."""
     workers: int | None = None
-    """Threads that decode; as many as there are cores unless told."""
+    """Decoding threads; default: the number of cores."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Prepare, "prepare", argv)
     if args.merge is not None:
-        others = [a for a in argv if a.startswith("-") and not a.startswith(("--merge", "--json", "--verbose"))]
-        if others or args.images is not None:
-            raise InputError(f"--merge: expected nothing else, got {' '.join(others) or args.images}")
+        check_alone(argv, args.images, "--merge")
     elif args.images is None or args.out is None:
         raise InputError("expected images and a new folder, as in: nextpixel prepare photos/ prepared/")
     from nextpixel.data.decoded import stored_side
@@ -69,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.files import parts_folder
 
     if args.merge is not None:
-        _tell(merge(args.merge), args.merge, args.output.json)
+        _report(merge(args.merge), args.merge, args.output.json)
         return
     assert args.images is not None and args.out is not None
     job = None if args.job is None else Job.parse(args.job)
@@ -88,10 +86,10 @@ def run(argv: Sequence[str]) -> None:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped; whole chunks are kept in {parts_folder(Path(args.out))}; go on with: {command('prepare', *argv)}"
+            f"stopped; finished chunks are in {parts_folder(Path(args.out))}; resume with: {command('prepare', *argv)}"
         ) from None
     if found is not None:
-        _tell(found, Path(args.out), args.output.json)
+        _report(found, Path(args.out), args.output.json)
         return
     assert job is not None
     missing = missing_jobs(args.out)
@@ -100,15 +98,12 @@ def run(argv: Sequence[str]) -> None:
     else:
         show(f"{args.out}: job {args.job} is done")
     if missing:
-        say(f"Still to be done: {', '.join(f'{number}/{job.jobs}' for number in missing)}")
-    say(f"When all are done: {command('prepare', '--merge', args.out)}")
+        say(f"Jobs left: {', '.join(f'{number}/{job.jobs}' for number in missing)}")
+    say(f"When all jobs are done: {command('prepare', '--merge', args.out)}")
 
 
-def _tell(found: MapSource, out: Path, json: bool) -> None:
-    for line in found.unreadable[:10]:
-        say(f"left out: {line}")
-    if len(found.unreadable) > 10:
-        say(f"and {len(found.unreadable) - 10:,} more: {out / 'meta.json'}")
+def _report(found: MapSource, out: Path, json: bool) -> None:
+    say_left_out(found.unreadable)
     if json:
         facts = {"out": str(out), "images": len(found), "side": found.side, "serves": found.serves, "fit": found.fit}
         print_json(facts | {"labelled": found.labels is not None, "unreadable": found.unreadable})
@@ -117,4 +112,4 @@ def _tell(found: MapSource, out: Path, json: bool) -> None:
         show(f"{out}: {len(found):,} images at {found.side} x {found.side}{labelled}")
     crops = ["--augment", "crop"] if found.side == 2 * found.serves else []
     other = ["--fit", found.fit] if found.fit != "crop" else []
-    say(f"Train on it: {command('pretrain', out, '--side', found.serves, *other, *crops, '--out', 'run')}")
+    say(f"To train on it: {command('pretrain', out, '--side', found.serves, *other, *crops, '--out', 'run')}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import alone, parse, print_json, recipe_defaults, show
+from nextpixel.cli.arguments import check_alone, check_run, parse, print_json, recipe_defaults, resumable, show
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
@@ -18,10 +18,10 @@ from nextpixel.progress import is_first, say
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Train an Image GPT on your images, continue a model on them (--init), or go on with a run (--resume).
+    """Train an Image GPT on your images, continue from a model (--init), or resume a run (--resume).
 
-    Ctrl-C saves and prints the command that goes on. Nothing that was saved is ever half written. Many devices:
-    torchrun --nproc-per-node 8 -m nextpixel pretrain ..., see docs/scaling.md.
+    Ctrl-C saves a checkpoint and prints the command that resumes the run. Checkpoints are written atomically. For many
+    devices: torchrun --nproc-per-node 8 -m nextpixel pretrain ..., see docs/scaling.md.
     """
 
     images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = None
@@ -29,17 +29,17 @@ class Pretrain:
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
-    """Go on with this run; takes no other setting but --data."""
+    """Resume this run; no other setting than --data is allowed."""
     data: str | None = None
-    """With --resume, where the same images lie now; the run remembers it."""
+    """With --resume, the new location of the same images; recorded in the run."""
     branch: Path | None = None
-    """Begin the new run --out with the constant phase of this one, which has a linear schedule; end after --steps."""
+    """Start the new run --out from the constant phase of this run with a linear schedule, and end it after --steps."""
     recipe: str | None = None
-    """A shipped recipe by name, or a TOML file of settings; flags go over it."""
+    """Name of a shipped recipe, or a TOML file of settings; other options override it."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     force: bool = False
-    """Begin although the plan, which is told first, does not fit the memory."""
+    """Start even if the printed plan exceeds the memory."""
     config: PretrainConfig = field(default_factory=PretrainConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -47,22 +47,23 @@ class Pretrain:
 def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
-    if args.resume is not None:
-        alone(argv, args.images, "--resume", "--init", "--data")
-    elif args.data:
-        raise InputError("--data: expected a run to go on with (--resume) beside it, got none")
-    elif args.branch is not None:
-        alone(argv, args.images, "--branch", "--init", "--out", "--steps", "--cooldown-fraction")
+    if args.branch is None or args.resume is not None or args.data:
+        check_run(argv, args, args.images, "pretrain photos/ --out runs/a", init="--init")
+    else:
+        check_alone(
+            argv,
+            args.images,
+            "--branch",
+            "--out",
+            "--steps",
+            "--cooldown-fraction",
+            hint="; a branch keeps the settings of its run, and a new run can start from it with --init",
+        )
         if args.out is None or not any(a.partition("=")[0] == "--steps" for a in argv):
             raise InputError(
-                "--branch: expected --out and --steps too, as in: nextpixel pretrain --branch runs/a --steps 5000 "
+                "--branch: expected --out and --steps with it, as in: nextpixel pretrain --branch runs/a --steps 5000 "
                 "--out runs/b"
             )
-    elif args.images is None or args.out is None:
-        raise InputError(
-            "expected images and --out, as in: nextpixel pretrain photos/ --out runs/a "
-            "(or --resume runs/a to go on with a run)"
-        )
     from nextpixel.checkpoints import Run
     from nextpixel.files import check_output
     from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
@@ -79,11 +80,8 @@ def run(argv: Sequence[str]) -> None:
         assert args.images is not None and args.out is not None
         check_output(args.out)
         run = start_run(args.images, args.out, args.config, args.split, force=args.force)
-    again = command("pretrain", "--resume", run.path)
-    try:
+    with resumable("pretrain", run.path):
         model = train_run(run)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}; go on with: {again}") from None
     if not is_first():
         return
     best = run.best()
@@ -94,7 +92,7 @@ def run(argv: Sequence[str]) -> None:
     if model.config.objective == "masked":
         data = run.facts()["data"]
         following = command("features", data["source"], split=data["split"], model=run.path)
-        say(f"What it makes of the images: {following}")
+        say(f"To extract features: {following}")
     else:
-        say(f"Pictures drawn while training: {run.path / 'samples'}")
-        say(f"Draw from it: {command('sample', model=run.path)}")
+        say(f"Samples drawn during training: {run.path / 'samples'}")
+        say(f"To draw pictures: {command('sample', model=run.path)}")

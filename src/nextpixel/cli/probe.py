@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file, check_folder, decode_for, load_features_model
+from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
+from nextpixel.cli.common import check_file, check_folder, decode_for, load_features_model
 from nextpixel.cli.hints import command
-from nextpixel.cli.numbers import whole_numbers
-from nextpixel.cli.rivals import check_rivals, costs_of, fit_rivals, load_students, print_costs, rivals_report
-from nextpixel.config import ModelOptions, OutputOptions, Pooling
+from nextpixel.cli.peers import check_peers, costs_of, fit_peers, load_students, peers_report, print_costs
+from nextpixel.config import ModelOptions, OutputOptions, Pooling, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -32,45 +31,45 @@ OURS = "this model"
 
 @dataclass(frozen=True)
 class Probe:
-    """How well a linear classifier on the model's features tells labelled images apart, beside what it has to beat.
+    """Fit a linear classifier to the model's features of labelled images, and compare its accuracy with baselines.
 
-    Layer and strength are chosen on held-out training images. Beside it: the commonest class, raw pixels, k-means
-    patches (Coates et al. 2011, 200 codes) and a model of the same shape that was never trained, by the same layers.
+    Layer and regularisation are chosen on held-out training images. The baselines are the most common class, raw
+    pixels, k-means patches (Coates et al. 2011, 200 codes) and an untrained model of the same shape.
     """
 
     train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
-    """Labelled images: a folder a class, a parquet file, .npz, a hub name."""
+    """Labelled images: a folder per class, a parquet file, an .npz file or a hub name."""
     test: str | None = None
-    """Labelled test images, their test split where they have several; the test split of TRAIN unless told."""
+    """Labelled test images; their test split, if they have several. Default: the test split of TRAIN."""
     labels: Path | None = None
-    """Labels of TRAIN as a CSV file with the columns file and label; unless told its folders or columns say them."""
+    """Labels of TRAIN as a CSV file with the columns file and label; default: its folders or columns."""
     test_labels: Path | None = None
-    """The same for the test images."""
+    """Labels of the test images, likewise."""
     layer: str = "best"
-    """best, a number, or numbers with commas to concatenate."""
+    """best, a number, or comma-separated numbers to concatenate."""
     pooling: Pooling = "mean"
-    """Over the pixels: mean, as in the paper, or mean-std, the standard deviations beside the means: for textures."""
+    """mean over the pixels, as in the paper; mean-std: also the standard deviations, which helps with textures."""
     concatenate: str | None = None
-    """With --layer best: also probe these layers concatenated, numbers with commas; takes no further look."""
+    """With --layer best: also probe the concatenation of these layers, comma-separated numbers."""
     labels_per_class: str | None = None
-    """Numbers with commas, as in 4,25,400: the few-label protocol, over random subsets."""
+    """Comma-separated numbers, as in 4,25,400: fit to random subsets with so many labels per class."""
     repeats: int = 5
-    """Random subsets for each number of labels."""
+    """Random subsets per number of labels."""
     seed: int = 0
-    """Fixes the subsets and what is held out."""
+    """Random seed of the subsets and the held-out images."""
     baselines: bool = True
-    """Without it only the model itself is probed."""
+    """Probe only the model."""
     against: str | None = None
-    """Rivals trained on the same labels, with commas between: resnet20, a ResNet-20 from scratch, or the run or folder
-    of a student of nextpixel distill, probed and fine-tuned."""
+    """Also train other networks on the same labels, comma-separated: resnet20, a ResNet-20 from scratch, or the run or
+    folder of a student of nextpixel distill, probed and fine-tuned."""
     trials: int = 3
-    """What each rival may choose among, on held-out training labels; the model is then also probed with as many."""
+    """Hyperparameter trials of each such network on held-out labels; the model is also probed with as many."""
     epochs: int | None = None
-    """Epochs of each fit of a rival; 30, and at least 8,000 images seen, unless told."""
+    """Epochs of each such training; default: 30, or more to see at least 8,000 images."""
     figure: Path | None = None
-    """Draw accuracy by layer, or against labels per class, into this PNG file."""
+    """Plot accuracy by layer, or by labels per class, to this PNG file."""
     out: Path | None = None
-    """Save the probe of all labels into this new folder."""
+    """Save the probe of all labels to this new folder."""
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -81,17 +80,14 @@ def run(argv: Sequence[str]) -> None:
     fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
     joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
     if joined is not None and fixed is not None:
-        raise InputError(
-            "--concatenate stands beside the best layer; --layer concatenates by itself: expected one of the two"
-        )
-    if args.repeats < 1 or args.seed < 0:
-        raise InputError(f"--repeats and --seed: expected at least 1 and 0, got {args.repeats} and {args.seed}")
+        raise InputError("--concatenate: requires --layer best; --layer itself also concatenates")
+    check_numbers(args, at_least_one="repeats", at_least_zero="seed")
     check_folder(args.out, "out")
-    check_rivals(args.against, args.trials, args.epochs)
+    check_peers(args.against, args.trials, args.epochs)
     if args.figure is not None:
         check_file(args.figure, ".png", [args.train], argument="figure")
         if fixed is not None and counts == [None]:
-            raise InputError("--figure: a fixed --layer and all labels give no curve; expected one of the two to vary")
+            raise InputError("--figure: there is no curve to draw; use --layer best or --labels-per-class")
     model = load_features_model(args.model)
     import numpy as np
 
@@ -150,7 +146,7 @@ def run(argv: Sequence[str]) -> None:
     results = compare(
         feature_sets, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed, seen=seen
     )
-    rivals = fit_rivals(
+    peers = fit_peers(
         args.against,
         students,
         (squares, labels),
@@ -164,7 +160,7 @@ def run(argv: Sequence[str]) -> None:
         device=str(model.device),
     )
     costs = (
-        costs_of(model, feature_seconds, max(layers), fixed is None, results, rivals, students) if args.against else []
+        costs_of(model, feature_seconds, max(layers), fixed is None, results, peers, students) if args.against else []
     )
     majority = majority_accuracy(labels, test_labels)
     probe = None
@@ -174,31 +170,31 @@ def run(argv: Sequence[str]) -> None:
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
     if args.figure is not None:
-        _draw(args.figure, [*results, *rivals], probe)
+        _draw(args.figure, [*results, *peers], probe)
     if args.output.json:
         report = _report(args, results, probe, majority)
-        print_json(report | {"classes": np.unique(labels).tolist()} | rivals_report(rivals, costs))
+        print_json(report | {"classes": np.unique(labels).tolist()} | peers_report(peers, costs))
     else:
-        _print(results, rivals, probe, majority, len(labels), len(test_labels))
+        _print(results, peers, probe, majority, len(labels), len(test_labels))
         print_costs(costs)
     if args.out is not None:
         following = command("predict", args.out, "new/", "--out", "predictions.csv", model=args.model.model)
-        say(f"Classify new images: {following}")
+        say(f"To classify new images: {following}")
     elif counts == [None]:
         fewest = np.unique(labels, return_counts=True)[1].min()
         few = ",".join(str(n) for n in (4, 25, 400) if n <= fewest)
         if few:
-            say(f"With few labels: the same command with --labels-per-class {few}")
+            say(f"To probe with few labels: --labels-per-class {few}")
 
 
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Squares and labels, for training and for testing; unreadable pictures are left out."""
+    """Squares and labels of the training and test images, without unreadable pictures."""
     from nextpixel.data.labels import given_labels, labelled
     from nextpixel.images.sources import open_source
     from nextpixel.training.finetuning import open_test
 
     if args.test is None:
-        train = open_source(args.train)  # the train split, where there are several
+        train = open_source(args.train)  # the train split, if there are several
         if train.split is None:
             raise InputError(f"{args.train}: expected a train and a test split, got none; name test images with --test")
         sources = [train, open_source(args.train, "test")]
@@ -220,12 +216,12 @@ def _draw(path: Path, results: Sequence[Result | TrainedResult], probe: LinearPr
         label_figure(results, path)
     elif probe is not None and probe.sweep_:
         layer_figure(probe.sweep_, path)
-    say(f"The curve: {path}")
+    say(f"Figure: {path}")
 
 
 def _print(
     results: Sequence[Result],
-    rivals: Sequence[TrainedResult],
+    peers: Sequence[TrainedResult],
     probe: LinearProbe | None,
     majority: float,
     images: int,
@@ -236,8 +232,8 @@ def _print(
     from nextpixel.representation.few_labels import Result
     from nextpixel.stats import mean_interval, per_class_accuracy, wilson_interval
 
-    show(f"{images:,} training and {test_images:,} test images; always the commonest class: {majority:.1%}")
-    rows: list[Result | TrainedResult] = [*results, *rivals]
+    show(f"{images:,} training and {test_images:,} test images; most common class: {majority:.1%}")
+    rows: list[Result | TrainedResult] = [*results, *peers]
     widest = max(18, *(len(row.reading) + 2 for row in rows))
     for result in rows:
         mean, spread, half = mean_interval([score.accuracy for score in result.scores])
@@ -246,7 +242,7 @@ def _print(
             text = f"all labels     {mean:.1%}  (95 % {low:.1%} to {high:.1%})"
         else:
             text = f"{result.labels_per_class:>4} a class   {mean:.1%}"
-            if len(result.scores) > 1:  # one draw of labels tells nothing of others
+            if len(result.scores) > 1:
                 text += f" +- {spread:.1%}  (mean within {half:.1%})"
         auc = ""
         if areas := [score.auc for score in result.scores if score.auc is not None]:
@@ -278,7 +274,7 @@ def _print(
         show("by class: " + " ".join(f"{name}:{a:.2f}" for name, a in zip(probe.classes_, each, strict=True)))
     if probe is not None:
         layers = f"layer{'s' if len(probe.layers_) > 1 else ''} {','.join(map(str, probe.layers_))}"
-        how = "not calibrated: no class has a second image to hold out"
+        how = "not calibrated, as no class has a second image to hold out"
         if probe.temperature_ is not None:
             how = f"calibrated on held-out images (temperature {probe.temperature_:.3g})"
         show(f"chosen: {layers}, strength {probe.strength_:g} (C); probabilities {how}")
@@ -293,7 +289,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
     joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
 
     def layers_of(result: Result) -> list[list[int]]:
-        """A feature set of concatenated layers only holds the first of them."""
+        """The layers of each fit; a result of concatenated layers records only the first."""
         several = joined if joined and result.reading.startswith(f"{OURS}, layers") else fixed
         own = result.reading.startswith((OURS, UNTRAINED))
         return [several] * len(result.layers) if several and own else result.layers

@@ -22,9 +22,9 @@ class Push:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A checkpoint folder or a run folder."""
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="USER/NAME")]
-    """Where to, as user/name."""
+    """Name of the repository, as user/name."""
     private: bool = False
-    """Create the repository as a private one."""
+    """Create a private repository."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
@@ -52,6 +52,6 @@ def _upload(folder: Path, name: str, private: bool) -> str:
     try:
         hub.create_repo(name, private=private, exist_ok=True)
         return str(hub.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload with nextpixel"))
-    except Exception as error:  # a hub fails in many ways; each means that nothing, or not all, was uploaded
+    except Exception as error:  # hub clients raise many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WorkError(f"{name}: could not be uploaded: {reason}. Log in with: hf auth login") from error

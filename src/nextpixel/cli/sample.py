@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file, check_folder, check_number, load_model, write_each
+from nextpixel.cli.common import check_drawing, load_model, show_pictures, write_each
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
@@ -23,16 +22,16 @@ GRID_AT_MOST = 1024
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw pictures from nothing, into one grid."""
+    """Draw new pictures, and write them to one grid."""
 
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """How many."""
+    """Number of pictures."""
     out: Path = Path("samples.png")
     """The grid, a PNG file."""
     each: Path | None = None
-    """Also write every picture as a file of its own into this new folder, at the model's side."""
+    """Also write each picture to a file in this new folder, at the model's resolution."""
     show: bool = False
-    """Draw the result in the terminal."""
+    """Show the result in the terminal."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -40,24 +39,20 @@ class Sample:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
-    check_file(args.out, ".png")
-    check_folder(args.each, "each")
-    check_number(args.n)
+    check_drawing(args)
     model = load_model(args.model)
     from nextpixel.drawing.sampling import draw
-    from nextpixel.images import grid, save_png, terminal_row
+    from nextpixel.images import grid, save_png
 
     shown = min(args.n, GRID_AT_MOST)
     if shown < args.n:
-        say(f"{args.out} shows the first {shown:,} of {args.n:,} pictures; --each FOLDER writes them all")
+        say(f"{args.out} shows the first {shown:,} of {args.n:,} pictures; --each FOLDER writes all")
     drawing = draw(model, None, n=args.n, sampling=args.sampling)
     columns = math.ceil(math.sqrt(shown))
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
     save_png(grid(rows, zoom=max(1, CELL_PIXELS // drawing.images.shape[1])), args.out)
     files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
-    if args.show:
-        for row in rows:
-            print(terminal_row(row), file=sys.stderr if args.output.json else sys.stdout)
+    show_pictures(rows, args)
     if args.output.json:
         print_json(
             {
@@ -72,5 +67,5 @@ def run(argv: Sequence[str]) -> None:
         show(args.out)
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
-    say(f"Other draws: the same command with --seed {args.sampling.seed + 1}")
-    say(f"Half of your own picture: {command('complete', 'photo.jpg', model=args.model.model)}")
+    say(f"For other pictures: --seed {args.sampling.seed + 1}")
+    say(f"To complete a picture: {command('complete', 'photo.jpg', model=args.model.model)}")

@@ -11,9 +11,9 @@ import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import check_file, check_folder, decode_for, load_model, write_each, write_rows
+from nextpixel.cli.common import check_file, check_folder, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
-from nextpixel.config import ModelOptions, OutputOptions
+from nextpixel.config import ModelOptions, OutputOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -26,45 +26,41 @@ By = Literal["nats_per_pixel", "nats_corrected", "peak_nats", "feature_distance"
 
 @dataclass(frozen=True)
 class Score:
-    """Nats per pixel of each image under the model, the least likely first, and their mean.
+    """Score images by nats per pixel, the least likely first, and print the mean.
 
-    A score of 2.0 means that each pixel cost 2 nats on average; only scores under one palette compare. With --report,
-    --out or --against five more scores stand beside it: nats for the file size, the hottest spot, distances in features
-    and in pixels, and file size.
+    Scores compare only under the same palette. --report, --out and --against add five more scores: nats corrected for
+    file size, the peak of a smoothed map, distances in features and in pixels, and the file size.
     """
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A picture, a folder, an array, a parquet file or a hub name."""
     split: str | None = None
-    """Which part, where the source has several (train, test)."""
+    """The split to use, if the source has several (train, test)."""
     heatmap: Path | None = None
-    """Write a picture of per-pixel surprise beside each image into this new folder."""
+    """Write each image with its map of nats per pixel to this new folder."""
     report: Path | None = None
-    """Write one self-contained .html page: the oddest images, where each surprises, a histogram, a sortable table."""
+    """Write a self-contained .html page: the oddest images with maps of nats, a histogram, a sortable table."""
     out: Path | None = None
-    """Write every score of every image into this .csv file."""
+    """Write all scores of all images to this .csv file."""
     against: str | None = None
-    """Normal images: a random half is what distances are taken to, the other half gives each score a p-value."""
+    """Normal images. Distances are to a random half of them; the other half gives each score a p-value."""
     false_alarms: float | None = None
-    """With --against: list only the images beyond the threshold that this part of normal images passes, as in 0.01."""
+    """With --against: list only images beyond a threshold with this rate of false alarms, as in 0.01."""
     by: By | None = None
-    """The score that orders the images and that the threshold is about. By default feature_distance; with --against and
-    no --false-alarms the score that sets the images furthest apart from the held-out normal ones, where one clearly
-    does: a choice made after looking, for which its p-values are somewhat too small."""
+    """The score for order and threshold. Default: feature_distance; with --against and without --false-alarms the score
+    that best separates the images from the held-out normal ones, if one clearly does. As that choice uses the images
+    themselves, its p-values are slightly too small."""
     seed: int = 0
-    """Fixes which normal images go into which half."""
+    """Random seed of the split of the normal images."""
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"--seed: expected 0 or more, got {self.seed}")
+        check_numbers(self, at_least_zero="seed", fraction="false_alarms")
         if self.false_alarms is not None and self.against is None:
-            raise InputError("--false-alarms: expected --against with normal images beside it, got none")
-        if self.false_alarms is not None and not 0 < self.false_alarms < 1:
-            raise InputError(f"--false-alarms: expected a number between 0 and 1, got {self.false_alarms}")
+            raise InputError("--false-alarms: requires --against with normal images")
         if self.by is not None and not self.wants_table:
-            raise InputError(f"--by {self.by}: expected --report, --out or --against beside it, got none")
+            raise InputError(f"--by {self.by}: requires --report, --out or --against")
 
     @property
     def wants_table(self) -> bool:
@@ -87,7 +83,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _likelihoods(args: Score, model: ImageGPT) -> None:
-    """Nats per pixel alone."""
+    """Print nats per pixel."""
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
 
     images = decode_for(model, args.images, args.split)
@@ -116,11 +112,11 @@ def _likelihoods(args: Score, model: ImageGPT) -> None:
         show(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(nats)} images")
     if args.heatmap is None:
         again = command("score", args.images, "--heatmap", "surprise/", split=args.split, model=args.model.model)
-        say(f"Where each image surprises: {again}")
+        say(f"To map nats per pixel: {again}")
 
 
 def _table(args: Score, model: ImageGPT) -> None:
-    """Every score, the page and the CSV file."""
+    """Print, and write to the page and the CSV file, all scores."""
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
     from nextpixel.evaluation.oddness import COLUMNS, DEFAULT_COLUMN, odd_images
     from nextpixel.files import write_text
@@ -167,16 +163,16 @@ def _table(args: Score, model: ImageGPT) -> None:
         for i in order:
             p = odd.p_values[by][i] if odd.p_values else None
             if args.false_alarms is None or (p is not None and p <= args.false_alarms):
-                told = "" if p is None else f"  p {p:.2g}"
-                show(f"{format_value(by, odd.values[by][i])}{told}  {odd.names[i]}")
+                p_text = "" if p is None else f"  p {p:.2g}"
+                show(f"{format_value(by, odd.values[by][i])}{p_text}  {odd.names[i]}")
         if alarms:
             show(
                 f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
-                f"{format_value(by, alarms['thresholds'][by])}, where {100 * alarms['rate']:g} % of normal "
-                f"images are; {alarms['rate'] * len(odd):.1f} were to be expected"
+                f"{format_value(by, alarms['thresholds'][by])}, as {100 * alarms['rate']:g} % of normal "
+                f"images are; {alarms['rate'] * len(odd):.1f} expected by chance"
             )
         if args.by is None:
-            show(f"ordered by {COLUMNS[by].title}; --by orders by another score")
+            show(f"ordered by {COLUMNS[by].title}; use --by for another order")
         show(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(odd)} images")
         for path in (args.report, args.out):
             if path is not None:
@@ -186,24 +182,24 @@ def _table(args: Score, model: ImageGPT) -> None:
             "score", args.images, "--against", "normal/", "--report", args.report or "odd.html",
             split=args.split, model=args.model.model,
         )  # fmt: skip
-        say(f"With p-values from images you know to be normal: {again}")
+        say(f"To add p-values from normal images: {again}")
     elif args.report is None:
         again = command(
             "score", args.images, "--against", str(args.against), "--report", "odd.html",
             split=args.split, model=args.model.model,
         )  # fmt: skip
-        say(f"To look at them: {again}")
+        say(f"To write a page: {again}")
 
 
 def _row(odd: Oddness, i: int) -> dict[str, Any]:
-    """One image of the table, as the CSV file and --json have it."""
+    """A row of the CSV file and of --json."""
     row: dict[str, Any] = {"file": odd.names[i]} | {name: float(values[i]) for name, values in odd.values.items()}
     row["png_bytes"] = int(row["png_bytes"])
     return row | {f"p_{name}": float(values[i]) for name, values in odd.p_values.items()}
 
 
 def _alarms(args: Score, odd: Oddness, by: str) -> dict[str, Any]:
-    """The threshold of every score and the number of images beyond that of --by; nothing without --false-alarms."""
+    """The thresholds of all scores and the number of images beyond that of --by; empty without --false-alarms."""
     if args.false_alarms is None:
         return {}
     return {
@@ -216,7 +212,7 @@ def _alarms(args: Score, odd: Oddness, by: str) -> dict[str, Any]:
 def _heatmaps(
     folder: Path | None, squares: np.ndarray, maps: np.ndarray, names: Sequence[str], order: np.ndarray
 ) -> list[str]:
-    """Each square beside its map, enlarged, into the folder; returns the paths."""
+    """Write each square with its map, enlarged, to the folder; return the paths."""
     if folder is None:
         return []
     from nextpixel.images import heatmap

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.drawings import load_classifier, load_model
+from nextpixel.cli.common import load_classifier, load_model
 from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -27,26 +27,25 @@ TOKEN_AT_LEAST, TOKEN_AT_MOST = 16, 1000  # characters
 
 @dataclass(frozen=True)
 class ServedModels(ModelOptions):
-    """Which models work, and on what."""
+    """The models, and how they run."""
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
-    """A checkpoint folder, a run folder or a hub name; given several times, requests choose. The embedded one unless
-    told."""
+    """A checkpoint folder, a run folder or a hub name; repeat to offer several. Default: the embedded model."""
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Complete and draw pictures, score them and read their features over HTTP, with a page for the browser.
+    """Serve models over HTTP: complete, draw and score pictures, and extract features, with a web page.
 
-    Needs: pip install 'nextpixel[server]'. The interface is described at /openapi.json and in docs/serving.md.
+    Needs: pip install 'nextpixel[server]'. The API is described at /openapi.json and in docs/serving.md.
     """
 
     classifier: str | None = None
-    """A probe that `nextpixel probe --out` saved, or a fine-tuned model or run: adds /v1/classify."""
+    """A probe saved by `nextpixel probe --out`, or a fine-tuned model or run; adds /v1/classify."""
     token_file: Path | None = None
-    """A file with one line: only requests that carry it (Authorization: Bearer TOKEN) are answered."""
+    """A file with a token in one line; requests must send it (Authorization: Bearer TOKEN)."""
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A name under which browsers reach this server, as behind a proxy; addresses and localhost always work."""
+    """A host name of this server, as behind a proxy; IP addresses and localhost are always allowed."""
     server: ServeConfig = field(default_factory=ServeConfig)
     models: ServedModels = field(default_factory=ServedModels)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -69,7 +68,7 @@ def run(argv: Sequence[str]) -> None:
             model = load_model(replace(options, model=name))
             shown = "embedded" if name is None else Path(name).name if Path(name).exists() else name
             if shown in models:
-                raise InputError(f"--model: two models are called {shown!r}; rename a folder")
+                raise InputError(f"--model: two models are named {shown!r}; rename a folder")
             models[shown] = model
         return models, None if args.classifier is None else load_classifier(args.classifier, options, "classifier")
 
@@ -78,7 +77,7 @@ def run(argv: Sequence[str]) -> None:
         models, classifier = worker.submit(load).result()
     except KeyboardInterrupt:
         say("interrupted")
-        os._exit(130)  # a thread that loads would be waited for, and nothing is written yet
+        os._exit(130)  # does not wait for the loading thread, which writes nothing
     with listen(args.server) as opened:
         app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host, worker=worker)
         address, port = opened.getsockname()[:2]
@@ -87,24 +86,24 @@ def run(argv: Sequence[str]) -> None:
             print_json({"url": url, "models": list(models)})
         else:
             show(url)
-        sys.stdout.flush()  # whoever started it may wait for this line
+        sys.stdout.flush()  # a parent process may wait for this line
         for name, engine in app.state.engines.items():
             say(f"{name}: {engine.slots} slots, {engine.mode}")
         if token is None and not address.startswith("127.") and address != "::1":
-            say("Whoever reaches this machine can draw: --token-file FILE asks for a token")
+            say("Anyone who can reach this machine can use the server; --token-file FILE requires a token")
         say(f"In a browser: {url}. In a terminal: curl -F image=@photo.jpg -F format=png -o out.png {url}/v1/complete")
         serve(app, args.server, opened)
 
 
 def _token(path: Path) -> str:
     try:
-        with path.open("rb") as file:  # a pipe will do
+        with path.open("rb") as file:  # may be a pipe
             text = file.read(TOKEN_AT_MOST).decode("ascii").strip()
     except (OSError, ValueError) as error:
-        raise InputError(f"--token-file: {path} cannot be read as a line of text ({error})") from None
+        raise InputError(f"--token-file: cannot read {path} as text ({error})") from None
     if len(text) < TOKEN_AT_LEAST or not text.isprintable() or " " in text:
         raise InputError(
-            f"--token-file: expected one line of at least {TOKEN_AT_LEAST} characters without spaces in {path}; write "
+            f"--token-file: expected one line of at least {TOKEN_AT_LEAST} characters without spaces in {path}; create "
             f"one with: openssl rand -hex 16 > {path}"
         )
     return text

@@ -1,4 +1,4 @@
-"""How the command line writes the arguments that messages and help texts name: as its own options."""
+"""Write the arguments named in messages and help texts as command-line options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMED = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
 def flag(name: str) -> str:
-    """The option of an argument."""
+    """The option for an argument."""
     return ("-" if len(name) == 1 else "--") + name.replace("_", "-")
 
 
@@ -29,7 +29,7 @@ def spell(text: str, positionals: Collection[str] = ()) -> str:
 
 
 def spell_error(error: BaseException, verb: types.ModuleType | None = None) -> str:
-    """The message of an error, in which the arguments are options of that verb."""
+    """The message of an error, with arguments written as options of that verb."""
     positionals = () if verb is None else positionals_of(verb)
     message = spell(str(getattr(error, "message", error)), positionals)
     names = getattr(error, "argument", None)
@@ -43,7 +43,7 @@ def spell_name(name: str, positionals: Collection[str] = ()) -> str:
 
 
 def positionals_of(verb: types.ModuleType) -> set[str]:
-    """The arguments of a verb that are given without a flag."""
+    """The positional arguments of a verb."""
     kinds = [
         kind for kind in vars(verb).values() if dataclasses.is_dataclass(kind) and kind.__module__ == verb.__name__
     ]

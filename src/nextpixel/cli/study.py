@@ -13,38 +13,36 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.hints import command
-from nextpixel.config import Device, OutputOptions, StudyConfig
-from nextpixel.errors import InputError
+from nextpixel.config import Device, OutputOptions, StudyConfig, check_numbers
 from nextpixel.progress import say
 
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """Set loss against probe accuracy over every kept checkpoint of several runs (Chen et al. 2020, Figure 3).
+    """Compare loss with probe accuracy over all checkpoints of several runs (Chen et al. 2020, Figure 3).
 
     Loss is nats per pixel on test images; accuracy is that of a linear probe of the best layer, chosen on held-out
-    training images. Writes tables, figures and the statistics into --out, where each measurement is kept: the same
-    command goes on where it was stopped, also with more runs.
+    training images. Writes tables, figures, statistics and each measurement to --out. Repeat the command, also with
+    more runs, to resume a stopped study.
     """
 
     runs: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS", help_behavior_hint="(required)")
     ]
-    """Run folders of one side and palette, two or more; several seeds of several shapes make the best of it."""
+    """Two or more run folders with the same side and palette, best several seeds of several shapes."""
     data: str
     """Labelled images with a train and a test split."""
     out: Path
-    """Folder for what is found: a new one, or that of a study to go on with."""
+    """Folder of the results: a new one, or that of a study to resume."""
     config: StudyConfig = field(default_factory=StudyConfig)
     device: Device = "auto"
-    """auto takes cuda, then mps, then cpu."""
+    """auto: cuda if available, else mps, else cpu."""
     threads: int | None = None
-    """CPU threads; torch's choice unless told."""
+    """CPU threads; default: torch's choice."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads: expected at least 1, got {self.threads}")
+        check_numbers(self, at_least_one="threads")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -60,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     try:
         study = measure_runs(args.runs, args.data, args.out, args.config, device=device)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; what was measured is kept in {args.out}: the same command goes on") from None
+        raise KeyboardInterrupt(f"stopped; results are saved in {args.out}: repeat the command to resume") from None
     found = statistics(study.points, seed=args.config.seed)
     text, values = study_summary(study, found), study_report(study, found)
     rows = io.StringIO(newline="")
@@ -75,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
         print_json(values)
     else:
         show(*text.splitlines())
-    say(f"The figure: {args.out / 'loss_accuracy.png'}; all there is: {args.out}")
+    say(f"Figure: {args.out / 'loss_accuracy.png'}; all results: {args.out}")
     best = max(study.points, key=lambda point: (point.best.held_out, -point.nats))
     model = f"{best.run}/step_{best.step:07d}"
-    say(f"The best of them beside its baselines: {command('probe', args.data, model=model)}")
+    say(f"To compare the best checkpoint with baselines: {command('probe', args.data, model=model)}")

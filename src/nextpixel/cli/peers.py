@@ -1,4 +1,4 @@
-"""What probe sets against the model with --against: networks trained on the same labels, and what each way costs."""
+"""Networks that probe --against trains on the same labels, and the costs of each method."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 SCRATCH = "resnet20"
 TIMED_IMAGES = 64
-MOST_TRIALS = 5  # as many as convnet.TRIALS and probing.STRENGTHS hold; those modules import torch
+MOST_TRIALS = 5  # the length of convnet.TRIALS and probing.STRENGTHS, whose modules import torch
 
 
-def check_rivals(against: str | None, trials: int, epochs: int | None) -> None:
-    """Checked before any work."""
+def check_peers(against: str | None, trials: int, epochs: int | None) -> None:
+    """Raise InputError for invalid options."""
     if not 1 <= trials <= MOST_TRIALS:
         raise InputError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
     if epochs is not None and epochs < 1:
         raise InputError(f"--epochs: expected at least 1, got {epochs}")
     if against is not None and not all(names(against)):
-        raise InputError(f"--against: expected {SCRATCH} or a student's folder, or some with commas, got {against!r}")
+        raise InputError(
+            f"--against: expected {SCRATCH} or a student's folder, or several comma-separated, got {against!r}"
+        )
 
 
 def names(against: str | None) -> list[str]:
@@ -38,7 +40,7 @@ def names(against: str | None) -> list[str]:
 
 
 def load_students(against: str | None, model: Backbone) -> dict[str, ResNet]:
-    """The students among the rivals, each at the side of the model."""
+    """Load the students among the peers. Raises InputError if one has another side than the model."""
     from nextpixel.checkpoints import load_backbone
     from nextpixel.network.resnet import ResNet
 
@@ -60,14 +62,14 @@ def load_students(against: str | None, model: Backbone) -> dict[str, ResNet]:
     return found
 
 
-def fit_rivals(
+def fit_peers(
     against: str | None,
     students: Mapping[str, ResNet],
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     **how: Any,
 ) -> list[TrainedResult]:
-    """Each rival on the same labels, see convnet.evaluate_convnet."""
+    """Train and evaluate each peer, see convnet.evaluate_convnet."""
     if against is None:
         return []
     from nextpixel.training.convnet import evaluate_convnet
@@ -86,15 +88,14 @@ def costs_of(
     deepest: int,
     searched: bool,
     results: Sequence[Result],
-    rivals: Sequence[TrainedResult],
+    peers: Sequence[TrainedResult],
     students: Mapping[str, ResNet],
 ) -> list[dict[str, Any]]:
-    """Of the model's probe, the students' probes and each trained network: training and inference, means of repeats.
+    """Training and inference costs of the model's probe, the students' probes and each peer, averaged over repeats.
 
-    The seconds of a probe hold the features of its training images. Training FLOPs count a fit's forward and backward
-    passes (three forward passes an image), or the forward pass up to the `deepest` layer that gives a probe its
-    features; logistic regression is left out, and so is what pretraining and distillation had cost before. Where
-    layers were `searched`, inference goes to the deepest that was chosen.
+    A probe's seconds include the features of its training images. Training FLOPs count forward and backward passes
+    (three forward passes per image), or for a probe the forward pass to the `deepest` layer. They exclude logistic
+    regression, pretraining and distillation. If layers were `searched`, inference runs to the deepest chosen one.
     """
     import numpy as np
 
@@ -125,7 +126,7 @@ def costs_of(
                 inference_ms=milliseconds(backbone, used),
             )
         )
-    for fitted in rivals:
+    for fitted in peers:
         of = students.get(fitted.reading.removesuffix(", fine-tuned"))
         network = of or ResNet(ResNetConfig(side=side)).eval()
         flops = feature_flops_per_image(network.config)
@@ -164,7 +165,7 @@ def _cost(
 
 
 def milliseconds(model: Backbone, layer: int = 0) -> float:
-    """Of one image's features, in a batch of black squares, the better of two after one that is not counted."""
+    """Milliseconds per image for features of a batch of black squares: the better of two runs after a warm-up."""
     import numpy as np
 
     from nextpixel.representation.extraction import features_of
@@ -178,19 +179,19 @@ def milliseconds(model: Backbone, layer: int = 0) -> float:
     return 1e3 * min(taken[1:]) / TIMED_IMAGES
 
 
-def rivals_report(rivals: Sequence[TrainedResult], costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What --json tells of them; nothing where there are none."""
-    if not rivals:
+def peers_report(peers: Sequence[TrainedResult], costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries of --json; empty without peers."""
+    if not peers:
         return {}
     rows = []
-    for fitted in rivals:
+    for fitted in peers:
         scores = [asdict(score) | {"confusion": score.confusion.tolist()} for score in fitted.scores]
         rows.append(asdict(fitted) | {"scores": scores})
     return {"rivals": rows, "costs": list(costs)}
 
 
 def print_costs(costs: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each way and number of labels."""
+    """Print a line per method and number of labels."""
     widest = max((len(str(row["reading"])) for row in costs), default=0) + 2
     for row in costs:
         count = "all labels" if row["labels_per_class"] is None else f"{row['labels_per_class']:>4} a class"

@@ -1,4 +1,4 @@
-"""The half of `nextpixel evaluate` that judges drawn pictures beside real ones."""
+"""The part of `nextpixel evaluate` that compares drawn pictures with real ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.cli.arguments import print_json, show
-from nextpixel.cli.drawings import decode_for, load_model
+from nextpixel.cli.common import decode_for, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
 from nextpixel.config import SamplingConfig
@@ -27,19 +27,19 @@ SHOWN = 12  # pictures in the grid of --nearest
 CELL_PIXELS = 64
 
 
-def judge_features(args: Evaluate, pictures: str) -> None:
+def compare_features(args: Evaluate, pictures: str) -> None:
     from nextpixel.evaluation.comparison import compare_feature_files
 
     if args.train is not None:
-        raise InputError("--train: expected images to look for copies of, but IMAGES are features; give the pictures")
+        raise InputError("--train: cannot search for copies, because IMAGES are features; give the pictures instead")
     if args.extractor != type(args).extractor or args.layer is not None:
-        raise InputError("--extractor and --layer: expected none, because IMAGES are features already")
+        raise InputError("--extractor and --layer: not allowed, because IMAGES are features already")
     found = compare_feature_files(args.images, pictures, references=args.references, seed=args.sampling.seed)
-    _tell(args, [found], [])
-    say("Are they copies: features do not show it; give the pictures themselves, with --train")
+    _report(args, [found], [])
+    say("To search for copies, give the pictures themselves, with --train")
 
 
-def judge(args: Evaluate) -> None:
+def compare(args: Evaluate) -> None:
     model = load_model(args.model)
     from nextpixel.drawing.sampling import draw
     from nextpixel.evaluation.comparison import choose_real, compare_by, nearest_images
@@ -48,10 +48,10 @@ def judge(args: Evaluate) -> None:
     from nextpixel.representation.extractors import PIXELS, open_extractor
 
     wanted = list(dict.fromkeys(args.extractor.split(",")))
-    extractors = {name: open_extractor(name, model, args.layer) for name in wanted}  # before anything is drawn
+    extractors = {name: open_extractor(name, model, args.layer) for name in wanted}  # fails before anything is drawn
     own = model_hash(model)[:6]
     for name in (name for name, extractor in extractors.items() if own in extractor.name):
-        say(f"--extractor {name} is the judged model itself, which is blind to what it has not learned")
+        say(f"--extractor {name} is the evaluated model itself, which cannot see what it has not learned")
     seed = args.sampling.seed
     source = open_source(args.images, args.split)
     real = _read(model, source)
@@ -68,19 +68,19 @@ def judge(args: Evaluate) -> None:
     if train is not None:
         by = {PIXELS: open_extractor(PIXELS, model)} | extractors
         near = [nearest_images(one, pictures, real[choice.reference], train, model.tokenizer) for one in by.values()]
-    _tell(args, found, near)
+    _report(args, found, near)
     if args.nearest is not None and train is not None:
         _draw(args.nearest, pictures, train, near)
-        say(f"The nearest training images: {args.nearest}")
+        say(f"Nearest training images: {args.nearest}")
     elif train is None:
-        say("Are they copies: the same command with --train and the images it was trained on, --nearest copies.png")
+        say("To search for copies of training images: add --train TRAINING_IMAGES --nearest copies.png")
     if args.pictures is None:
         changed = [f.name for f in fields(SamplingConfig) if getattr(args.sampling, f.name) != f.default]
         options = [word for name in changed for word in (flag(name), getattr(args.sampling, name))]
         same = command("sample", "-n", args.samples, *options, "--each", "pictures", model=args.model.model)
-        say(f"These pictures as files: {same}")
+        say(f"To write these pictures to files: {same}")
     else:
-        say(f"How likely each is to the model: {command('score', args.pictures, model=args.model.model)}")
+        say(f"To score each picture: {command('score', args.pictures, model=args.model.model)}")
 
 
 def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
@@ -93,13 +93,13 @@ def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8
     source = open_source(images)
     if source.fingerprint() == compared:
         raise InputError(
-            "--train: expected other images than IMAGES, whose distances show what is usual, got the same; give as "
-            "IMAGES some that the model was not trained on, or another --split"
+            "--train: expected other images than IMAGES, got the same; IMAGES must be images that the model was not "
+            "trained on, for reference: give others, or another --split"
         )
     return _read(model, source)
 
 
-def _tell(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness]) -> None:
+def _report(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness]) -> None:
     drawn = found[0].drawn
     if args.output.json:
         return print_json(
@@ -132,14 +132,14 @@ def _tell(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness])
             f"{by.real_distances.min():.4g}; the first pictures: {closest}"
         )
     if near:
-        show("A ratio near 1 or above: no copies. Far below 1: copies, or blander pictures than real ones; look.")
+        show("A ratio of about 1 or more: no copies. Far below 1: copies, or pictures with less detail than real ones.")
 
 
 def _print(one: Comparison) -> None:
     drawn, floor = one.drawn, one.floor
     show(
-        f"{drawn.samples:,} pictures and {drawn.references:,} real images by {one.extractor}, {one.width:,} numbers "
-        f"each; floor: {floor.samples:,} other real images and {floor.references:,}"
+        f"{drawn.samples:,} pictures and {drawn.references:,} real images by {one.extractor}, {one.width:,} features; "
+        f"floor: {floor.samples:,} other real images and {floor.references:,}"
     )
     heads = ["pictures", "floor", *(["in the model's colours"] if one.palette else [])]
     width = max(len(name) for name in one.metrics()) + 2
@@ -151,8 +151,8 @@ def _print(one: Comparison) -> None:
         show(f"{name:<{width}}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
     if min(drawn.samples, drawn.references) <= one.width:
         say(
-            f"Fewer pictures than numbers each ({one.width:,}): much of frechet[{one.extractor}] is bias, which the "
-            "floor has too; compare with it, and only at these numbers of pictures"
+            f"Fewer pictures than features ({one.width:,}): frechet[{one.extractor}] is largely bias, as is its floor; "
+            "compare the two, and only at these numbers of pictures"
         )
 
 

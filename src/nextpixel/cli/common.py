@@ -1,10 +1,11 @@
-"""What several verbs share: the model, the images, and the files they write."""
+"""Shared by several verbs: loading models and images, checking and writing outputs."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ PICTURES_AT_MOST = 100_000
 
 
 def load_model(options: ModelOptions) -> ImageGPT:
-    """The model of --model, on --device, in --dtype."""
+    """Load the model that the options describe."""
     import torch
 
     from nextpixel.checkpoints import load
@@ -40,7 +41,7 @@ def load_model(options: ModelOptions) -> ImageGPT:
 
 
 def load_features_model(options: ModelOptions) -> Backbone:
-    """The same where only features are wanted: a convolutional student will do as well."""
+    """Load the model for its features; it may also be a convolutional student."""
     from nextpixel.checkpoints import find_model
     from nextpixel.checkpoints.resnet import MODEL_TYPE
     from nextpixel.files import read_json
@@ -58,7 +59,7 @@ def load_features_model(options: ModelOptions) -> Backbone:
 
 
 def load_classifier(name: str, options: ModelOptions, argument: str = "probe") -> LinearProbe:
-    """The probe of that folder, with its model; or the class head of a model. Errors name the argument."""
+    """Load the probe in a folder with its model, or a fine-tuned model as a probe. Errors name `argument`."""
     from nextpixel.files import read_json
     from nextpixel.representation.probing import LinearProbe
 
@@ -71,8 +72,7 @@ def load_classifier(name: str, options: ModelOptions, argument: str = "probe") -
         return probe
     if options.model is not None:
         raise InputError(
-            f"--model: {name} is not the folder of a probe (it has no probe.json); a fine-tuned model needs no "
-            "other beside it"
+            f"--model: cannot be combined with {name}, which is not the folder of a probe (it has no probe.json)"
         )
     if Path(name).is_dir() or name.count("/") == 1:
         return LinearProbe.of(load_model(replace(options, model=name)))
@@ -80,7 +80,7 @@ def load_classifier(name: str, options: ModelOptions, argument: str = "probe") -
 
 
 def decode_for(model: Backbone, images: Any, split: str | None = None) -> DecodedSet:
-    """The images as the model's squares; says which are left out. What range they have, later ones have as well."""
+    """Decode the images for the model, report unreadable ones, and keep their range as the model's."""
     from nextpixel.data.decoded import decode
 
     found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
@@ -89,15 +89,18 @@ def decode_for(model: Backbone, images: Any, split: str | None = None) -> Decode
     return found
 
 
-def check_number(n: int) -> None:
-    if n > PICTURES_AT_MOST:
+def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
+    """Check the outputs and the number of pictures of complete and sample."""
+    check_file(args.out, ".png", inputs)
+    check_folder(args.each, "each")
+    if args.n > PICTURES_AT_MOST:
         raise InputError(
-            f"expected at most {PICTURES_AT_MOST:,}, got {n:,}; draw the rest with another `seed`", argument="n"
+            f"expected at most {PICTURES_AT_MOST:,}, got {args.n:,}; draw the rest with another `seed`", argument="n"
         )
 
 
 def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str = "out") -> None:
-    """Checked before any work: the argument names a file of that kind in an existing folder, and none of the inputs."""
+    """Raise InputError unless `out` is a file with this suffix in an existing folder, and not one of the inputs."""
     from nextpixel.files import check_output
 
     if out.suffix.lower() != suffix:
@@ -112,17 +115,29 @@ def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str
 
 
 def check_folder(folder: Path | None, argument: str) -> None:
-    """Checked before any work: the argument, where given, names a new folder."""
+    """Raise InputError unless `folder` is None or can be created."""
     from nextpixel.files import new_output
 
     if folder is not None:
         new_output(folder, argument)
 
 
-def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV file, at once; one row at least. File names need not be text: what is none is written as escapes.
+def auc_text(auc: float | None) -> str:
+    return "" if auc is None else f", AUC {auc:.3f}"
 
-    Text that a spreadsheet would run as a formula stands behind an apostrophe.
+
+def show_pictures(rows: Iterable[Sequence[NDArray[np.uint8]]], args: Any) -> None:
+    """Draw rows of pictures in the terminal, if --show is set."""
+    from nextpixel.images import terminal_row
+
+    for row in rows if args.show else ():
+        print(terminal_row(row), file=sys.stderr if args.output.json else sys.stdout)
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file of at least one row; undecodable file names are escaped.
+
+    Text that a spreadsheet would run as a formula is prefixed with an apostrophe.
     """
     from nextpixel.files import write_text
 
@@ -146,7 +161,7 @@ def _safe_cell(value: Any) -> Any:
 
 
 def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[str]) -> list[str]:
-    """Every image as a PNG of that name in the new folder; returns the paths."""
+    """Write each image as a numbered PNG to the new folder; return the paths."""
     if folder is None:
         return []
     from nextpixel.files import clipped, new_folder
