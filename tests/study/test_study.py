@@ -75,7 +75,12 @@ def whole(desk: Path) -> tuple[Path, str]:
 
 def test_every_kept_checkpoint_is_measured_and_written(whole: tuple[Path, str]) -> None:
     out, printed = whole
-    assert printed == (out / "summary.md").read_text() and "nearly free" in printed and "to lean on" in printed
+    assert printed == (out / "summary.md").read_text()
+    assert "nearly certain to be negative" in printed and "to rely on" in printed
+        printed == (out / "summary.md").read_text()
+        and "nearly certain to be negative" in printed
+        and "to rely on" in printed
+    )
     values = json.loads((out / "study.json").read_text())
     kept = [(name, step) for name in ("small", "large") for step in Run(name).steps()]
     assert len(kept) == 6 and [(p["run"], p["step"]) for p in values["points"]] == kept
@@ -138,10 +143,10 @@ def test_a_folder_begun_with_other_settings_is_refused(
     out, _ = whole
     before = (out / "study.json").read_bytes()
     for more, told in {
-        ("--seed", "5"): "was begun with seed 0, got 5",
-        ("--train-images", "70"): "was begun with train images 80, got 70",
-        ("--dtype", "bf16"): "was begun with dtype fp32, got bf16",
-        ("--data", "other.npz"): "was begun with images ",
+        ("--seed", "5"): "was made with seed 0, got 5",
+        ("--train-images", "70"): "was made with train images 80, got 70",
+        ("--dtype", "bf16"): "was made with dtype fp32, got bf16",
+        ("--data", "other.npz"): "was made with images ",
     }.items():
         assert main(command(out, *more)) == 2
         err = capsys.readouterr().err
@@ -163,7 +168,7 @@ def change(run: Path, **parts: dict[str, Any]) -> None:
         ("model", {"side": 8}, "expected the side of small, 4, got 8"),
         ("model", {"objective": "masked"}, "expected the objective of small, autoregressive, got masked"),
         ("decisions", {"fit": "squash"}, "expected the fit of small, crop, got squash"),
-        ("config", {"init": "embedded"}, "began with random weights"),
+        ("config", {"init": "embedded"}, "started from random weights"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(

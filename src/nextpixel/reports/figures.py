@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nextpixel.files import new_file
 from nextpixel.representation.few_labels import Result
 from nextpixel.stats import mean_interval, middle_best
+from nextpixel.study.points import Point, points_by_run
 from nextpixel.training.convnet import TrainedResult
-
-if TYPE_CHECKING:
-    from nextpixel.study import Point
 
 COLORS = ("#3b6ea5", "#d1752d", "#4c9a5b", "#a0497e", "#7b6bb0", "#8a7a3c")
 MARKERS = "os^Dv<>pP*"
@@ -47,7 +45,7 @@ def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float],
     """
     axes, figure = _axes("nats per pixel on test images (falling)", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
-    for run, found in _runs(points).items():
+    for run, found in points_by_run(points).items():
         color, marker = colors[found[0].shape], markers[found[0].seed]
         axes.plot([p.nats for p in found], [100 * p.accuracy for p in found], color=color, lw=1, gid=run)
         for i, point in enumerate(found):
@@ -63,7 +61,7 @@ def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], p
     """Test accuracy by layer of each run's last checkpoint against relative depth; the chosen layer is filled."""
     axes, figure = _axes("layer / layers of the network", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
-    for run, found in _runs(points).items():
+    for run, found in points_by_run(points).items():
         last = found[-1]
         color, marker, deepest = colors[last.shape], markers[last.seed], last.layers[-1].layer
         accuracies = [100 * score.accuracy for score in last.layers]
@@ -73,13 +71,6 @@ def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], p
     _controls(axes, controls, colors)
     _legend(axes, colors, markers)
     _save(figure, path)
-
-
-def _runs(points: Sequence[Point]) -> dict[str, list[Point]]:
-    found: dict[str, list[Point]] = {}
-    for point in points:
-        found.setdefault(point.run, []).append(point)
-    return {run: sorted(several, key=lambda point: point.step) for run, several in found.items()}
 
 
 def _by_shape(points: Sequence[Point]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Does a lower loss go with better features? Loss against probe accuracy, over the checkpoints of several runs.
+"""Loss against probe accuracy over the checkpoints of several runs (Chen et al. 2020, Figure 3).
 
-The figure is that of Chen et al. 2020 (Figure 3). Loss and accuracy are measured on the same test images for every
-checkpoint; layer and strength of each probe are chosen on held-out training images, as everywhere (probing.py).
+Loss and accuracy of every checkpoint are measured on the same test images; layer and strength of each probe are chosen
+on held-out training images (probing.py).
 """
 
 from nextpixel.study.correlations import Estimate, Gap, Statistics, statistics

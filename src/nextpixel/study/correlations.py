@@ -1,7 +1,8 @@
-"""How loss and probe accuracy go together, over the points of a study."""
+"""Correlation of loss and probe accuracy over the points of a study."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from nextpixel.stats import (
     spearman,
     subtract_group_means,
 )
-from nextpixel.study.points import Point
+from nextpixel.study.points import Point, points_by_run
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Gap:
-    """Accuracy of a larger shape less that of a smaller one, at equal loss."""
+    """Accuracy of a larger shape minus that of a smaller one, at equal loss."""
 
     smaller: str
     larger: str
     runs: int
     difference: Difference | None
-    """None where the losses of the two do not meet."""
+    """None where the losses of the two do not overlap."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """How loss (nats per pixel) and accuracy go together; negative: the lower the loss, the better the probe."""
+    """Correlations of loss (nats per pixel) and accuracy; negative: the lower the loss, the better the probe."""
 
     runs: int
     checkpoints: int
@@ -53,9 +54,9 @@ class Statistics:
     spearman: Estimate
     """Over all checkpoints."""
     given_compute: Estimate
-    """Pearson's, given the logarithm of training FLOPs."""
+    """Pearson's partial correlation given the logarithm of training FLOPs."""
     same_step: Estimate
-    """Pearson's between runs: each checkpoint less the mean of all runs at its step."""
+    """Pearson's between runs: each checkpoint minus the mean of all runs at its step."""
     final_pearson: Estimate
     final_spearman: Estimate
     """Between runs: the last checkpoint of each."""
@@ -65,11 +66,9 @@ class Statistics:
 def statistics(points: Sequence[Point], *, seed: int = 0) -> Statistics:
     """Correlations, and differences at equal loss.
 
-    Intervals are over runs, each run drawn whole: its checkpoints are not independent of each other.
+    Intervals resample whole runs, since the checkpoints of a run are not independent.
     """
-    by_run: dict[str, list[Point]] = {}
-    for point in points:
-        by_run.setdefault(point.run, []).append(point)
+    by_run = points_by_run(points)
     groups = [
         np.array([(p.nats, p.accuracy, math.log10(p.flops), p.step) for p in found], float) for found in by_run.values()
     ]
@@ -104,12 +103,6 @@ def _gaps(runs: Sequence[Sequence[Point]]) -> list[Gap]:
         curves.setdefault(shape, []).append(np.array([(p.nats, p.accuracy) for p in points]))
     shapes = sorted(curves)
     return [
-        Gap(
-            small[1],
-            large[1],
-            len(curves[small]) + len(curves[large]),
-            difference_at_equal_x(curves[small], curves[large]),
-        )
-        for i, small in enumerate(shapes)
-        for large in shapes[i + 1 :]
+        Gap(small[1], large[1], len(curves[small] + curves[large]), difference_at_equal_x(curves[small], curves[large]))
+        for small, large in itertools.combinations(shapes, 2)
     ]

@@ -1,4 +1,4 @@
-"""The runs and images of a study, once it is sure that they can be compared."""
+"""Runs and images of a study, checked to be comparable."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Images:
     test: NDArray[np.uint8]
     test_labels: NDArray[Any]
     seen: NDArray[np.bool_]
-    """Which test images are among the labelled training images, pixel by pixel."""
+    """Test images that equal a labelled training image in every pixel."""
     seen_by: dict[str, NDArray[np.bool_]]
-    """The same for each run, those among its own training images too."""
+    """For each run, `seen` and the test images among its own training images."""
     key: str
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[StudyRun]:
-    """The runs, once it is sure that their losses can be compared."""
+    """Read the runs. Raises InputError unless their losses are comparable."""
     if len(paths) < 2:
         raise InputError(f"RUNS: expected at least two run folders to compare, got {len(paths)}")
     members: list[StudyRun] = []
@@ -66,18 +66,18 @@ def read_runs(paths: Sequence[str | Path]) -> list[StudyRun]:
                 str(path).rstrip("/"), run, shape, settings["seed"], settings["batch_images"],
                 [step for step in run.steps() if step], facts,
             )  # fmt: skip
-            began, _ = settings["init"], _comparable(member)
+            init, _ = settings["init"], _comparable(member)
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{run.path / 'run.json'}: expected a pretraining run, got a problem with {error}"
             ) from None
-        if began:
+        if init:
             raise InputError(
-                f"{path}: expected runs that began with random weights, whose compute is known; this one continued "
-                f"{began}; leave it out"
+                f"{path}: expected runs that started from random weights, whose compute is known; this one continued "
+                f"{init}; leave it out"
             )
         if not member.steps:
-            raise InputError(f"{path}: this run has no checkpoint yet; let it train on with `resume`, or leave it out")
+            raise InputError(f"{path}: this run has no checkpoint yet; continue it with `resume`, or leave it out")
         if any(other.run.path.resolve() == run.path.resolve() for other in members):
             raise InputError(f"RUNS: expected each run once, got {path} again")
         members.append(member)
@@ -92,7 +92,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[StudyRun]:
 
 
 def _comparable(member: StudyRun) -> dict[str, Any]:
-    """What must be the same for losses per pixel to mean the same."""
+    """Facts that must be equal for losses per pixel to be comparable."""
     facts = member.facts
     return {
         "side": member.shape.side,
@@ -105,6 +105,7 @@ def _comparable(member: StudyRun) -> dict[str, Any]:
 
 
 def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Sequence[StudyRun]) -> Images:
+    """Read the labelled images. Raises InputError where a run was trained on the test images."""
     sources = [open_source(data, split) for split in ("train", "test")]
     names = [labels_of(source) for source in sources]
     trained_on = members[0].facts["data"]
@@ -114,15 +115,15 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
     say_left_out(train.unreadable + test.unreadable)
     for member in members:
         keys = [member.facts["decisions"]["train_key"]]
-        if member.facts["config"].get("validation") is None:  # then it shows the same pictures, at the model's side
+        if member.facts["config"].get("validation") is None:  # then it holds the same images
             keys.append(member.facts["decisions"]["validation_key"])
         if test.key in keys or test.digest() in member.facts["decisions"].get("pixels", [])[: len(keys)]:
             raise InputError(f"{member.name}: this run was trained on the test images of `data`; expected others")
 
-    def some_of(test: DecodedSet) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        return _some(*labelled(names[1], sources[1], test)[:2], config.test_images, config.seed)
+    def subset_of(test: DecodedSet) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        return _subset(*labelled(names[1], sources[1], test)[:2], config.test_images, config.seed)
 
-    test_squares, test_names = some_of(test)
+    test_squares, test_names = subset_of(test)
     seen = seen_before(train.squares, test_squares, str(data))
     refuse_overlap(seen, str(data))
     seen_by = {}
@@ -131,13 +132,13 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
         try:
             own = training_set(member.run.path)
         except InputError as error:
-            say(f"the training images of {member.name} were not looked for among the test images: {error}")
+            say(f"could not check the test images against the training images of {member.name}: {error}")
             continue
         if own is not None:
-            squares, _ = some_of(decode(sources[1], own.squares.shape[1], fit=fit, levels=train.levels))
+            squares, _ = subset_of(decode(sources[1], own.squares.shape[1], fit=fit, levels=train.levels))
             seen_by[member.name] = seen | seen_before(own.squares, squares, f"{data}, {member.name}")
     images = Images(
-        *_some(*labelled(names[0], sources[0], train)[:2], config.train_images, config.seed),
+        *_subset(*labelled(names[0], sources[0], train)[:2], config.train_images, config.seed),
         test_squares,
         test_names,
         seen,
@@ -151,10 +152,10 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
     return images
 
 
-def _some(
+def _subset(
     squares: NDArray[np.uint8], names: NDArray[Any], count: int, seed: int
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """At most `count` squares and the names of their classes, drawn at random."""
+    """A random subset of at most `count` squares and the names of their classes."""
     rows = np.arange(len(names))
     if count < len(rows):
         rows = np.sort(np.random.default_rng([seed, 0x57D1]).choice(len(rows), count, replace=False))

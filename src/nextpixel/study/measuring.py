@@ -1,10 +1,11 @@
-"""Loss and probe accuracy of every checkpoint, and of what was never trained; each measurement is kept on disk."""
+"""Measure loss and probe accuracy of every checkpoint, and of baselines; measurements are cached on disk."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nextpixel.representation.extraction import pooled
 from nextpixel.representation.extractors import raw_pixels
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.study.inputs import Images, StudyRun, read_images, read_runs
-from nextpixel.study.points import LayerScore, Point, Study, chosen
+from nextpixel.study.points import LayerScore, Point, Study, best_layer
 from nextpixel.tokens import read_tokenizer
 from nextpixel.training.setup import side_of
 
@@ -38,24 +39,23 @@ def measure_runs(
 ) -> Study:
     """Measure every kept checkpoint of the runs on labelled images with a train and a test split.
 
-    Each measurement is kept in the folder `out`; a second call, also with further runs, measures what is new. Raises
-    InputError for runs that cannot be compared, images without labels, or a folder begun with other settings.
+    Measurements are cached in the folder `out`; a second call, possibly with more runs, measures only what is new.
+    Raises InputError for runs that are not comparable, images without labels, or a folder of other settings.
     """
     config = config or StudyConfig()
     if not (Path(out) / SETTINGS).is_file():
-        new_output(out)  # refuses before any work is done
+        new_output(out)  # refuses before any work
     members = read_runs(runs)
     facts = members[0].facts
     images = read_images(data, side_of(facts), facts["decisions"]["fit"], config, members)
-    kept = _Kept(Path(out), config, images.key, facts["tokenizer"]["sha256"])
+    cache = _Cache(Path(out), config, images.key, facts["tokenizer"]["sha256"])
     total = sum(len(member.steps) for member in members)
     points: list[Point] = []
     for member in members:
         for step in member.steps:
             folder = member.run.folder(step)
-            measured = kept.get(
-                _weights_hash(folder), _measure, folder, device, images, images.seen_by[member.name], config
-            )
+            seen = images.seen_by[member.name]
+            measured = cache.get(_weights_hash(folder), partial(_measure, folder, device, images, seen, config))
             points.append(_point(member, step, measured))
             say(
                 f"{len(points)} of {total}: {member.name}, step {step:,}: {points[-1].nats:.4f} nats per pixel, "
@@ -67,7 +67,7 @@ def measure_runs(
         len(images.test),
         facts["tokenizer"]["sha256"],
         points,
-        _controls(members, images, config, kept, device),
+        _controls(members, images, config, cache, device),
     )
 
 
@@ -80,10 +80,7 @@ def probe_layers(
     seed: int,
     seen: NDArray[np.bool_] | None = None,
 ) -> list[LayerScore]:
-    """A probe of each layer of features (N, J, D), its strength chosen on held-out rows of `features`.
-
-    `seen` are the test images that are training images.
-    """
+    """Accuracies of a probe of each layer of features (N, J, D); `seen` as in stats.score_of."""
     scores = []
     for layer in range(features.shape[1]):
         probe = LinearProbe(None, layer, seed=seed).fit_features(features[:, [layer]], labels, layers=[layer])
@@ -92,8 +89,8 @@ def probe_layers(
     return scores
 
 
-class _Kept:
-    """The folder of a study: settings.json, and one small file for everything measured."""
+class _Cache:
+    """The folder of a study: settings.json, and a JSON file for each measurement."""
 
     def __init__(self, folder: Path, config: StudyConfig, images: str, palette: str) -> None:
         self.folder = folder
@@ -107,16 +104,16 @@ class _Kept:
         for name, value in ours.items():
             if theirs.get(name) != value:
                 raise InputError(
-                    f"{folder} was begun with {name.replace('_', ' ')} {theirs.get(name)}, got {value}; name a "
-                    "new folder, or give the same again",
+                    f"{folder} was made with {name.replace('_', ' ')} {theirs.get(name)}, got {value}; name a "
+                    "new folder, or use the same value",
                     argument="out",
                 )
 
-    def get(self, key: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-        """What measure(*arguments) finds, or found before under that key."""
+    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The measurement under that key; runs measure() where there is none."""
         path = self.folder / POINTS / f"{key}.json"
         if not path.is_file():
-            write_json(path, measure(*arguments))
+            write_json(path, measure())
         return read_json(path)
 
 
@@ -132,15 +129,23 @@ def _measure(
     values = image_nats(model, images.test, dtype=config.dtype, seed=config.seed)
     nats, error = mean_and_error(values)
     without = float(values[~seen].mean()) if 0 < seen.sum() < len(seen) else None
-    layers = _probed(model, images, seen, config)
-    return {"nats": nats, "nats_error": error, "nats_without_them": without, "layers": layers}
+    probes = _probe(partial(_all_layers, model, config.dtype), images, seen, config)
+    return {"nats": nats, "nats_error": error, "nats_without_them": without} | probes
 
 
-def _probed(model: ImageGPT, images: Images, seen: NDArray[np.bool_], config: StudyConfig) -> list[dict[str, Any]]:
-    layers = range(model.config.layers + 1)
-    train, test = (pooled(model, squares, layers, dtype=config.dtype) for squares in (images.train, images.test))
+def _all_layers(model: ImageGPT, dtype: str, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return pooled(model, squares, range(model.config.layers + 1), dtype=dtype)
+
+
+def _probe(
+    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    images: Images,
+    seen: NDArray[np.bool_],
+    config: StudyConfig,
+) -> dict[str, Any]:
+    train, test = extract(images.train), extract(images.test)
     scores = probe_layers(train, images.labels, test, images.test_labels, seed=config.seed, seen=seen)
-    return [asdict(score) for score in scores]
+    return {"layers": [asdict(score) for score in scores]}
 
 
 def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
@@ -161,35 +166,31 @@ def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
 
 
 def _shape_name(shape: ImageGPTConfig) -> str:
-    """Layers x width, and what differs from the paper's network."""
+    """Layers x width, and options that differ from the paper's network."""
     others = [field for field in fields(shape) if field.name not in SIZES_OF_SHAPE]
     options = [f"{f.name}={getattr(shape, f.name)}" for f in others if getattr(shape, f.name) != f.default]
     return " ".join([f"{shape.layers}x{shape.width}", *options])
 
 
 def _controls(
-    members: Sequence[StudyRun], images: Images, config: StudyConfig, kept: _Kept, device: str
+    members: Sequence[StudyRun], images: Images, config: StudyConfig, cache: _Cache, device: str
 ) -> dict[str, float]:
-    """Test accuracies of the commonest class, raw pixels, and an untrained model of each shape."""
-    controls = {"commonest class": majority_accuracy(images.labels, images.test_labels)}
-    found = {"raw pixels": kept.get("raw-pixels", _raw, images, config)}
+    """Test accuracies of the most common class, raw pixels, and an untrained model of each shape."""
+
+    def raw() -> dict[str, Any]:
+        return _probe(lambda squares: raw_pixels(squares)[:, None], images, images.seen, config)
+
+    def untrained(member: StudyRun) -> dict[str, Any]:
+        model = ImageGPT(member.shape, seed=config.seed).to(device).eval()
+        model.tokenizer = read_tokenizer(member.facts["tokenizer"])
+        return _probe(partial(_all_layers, model, config.dtype), images, images.seen, config)
+
+    found = {"raw pixels": cache.get("raw-pixels", raw)}
     for member in members:
         shape = _shape_name(member.shape)
-        key = f"untrained-{shape}-{member.shape.heads}"
-        found[f"untrained {shape}"] = kept.get(key, _untrained, member, device, images, config)
-    return controls | {name: chosen(_scores(measured)).accuracy for name, measured in found.items()}
-
-
-def _raw(images: Images, config: StudyConfig) -> dict[str, Any]:
-    train, test = (raw_pixels(squares)[:, None] for squares in (images.train, images.test))
-    found = probe_layers(train, images.labels, test, images.test_labels, seed=config.seed, seen=images.seen)
-    return {"layers": [asdict(score) for score in found]}
-
-
-def _untrained(member: StudyRun, device: str, images: Images, config: StudyConfig) -> dict[str, Any]:
-    model = ImageGPT(member.shape, seed=config.seed).to(device).eval()
-    model.tokenizer = read_tokenizer(member.facts["tokenizer"])
-    return {"layers": _probed(model, images, images.seen, config)}
+        found[f"untrained {shape}"] = cache.get(f"untrained-{shape}-{member.shape.heads}", partial(untrained, member))
+    accuracies = {name: best_layer(_scores(measured)).accuracy for name, measured in found.items()}
+    return {"commonest class": majority_accuracy(images.labels, images.test_labels)} | accuracies
 
 
 def _scores(measured: dict[str, Any]) -> list[LayerScore]:

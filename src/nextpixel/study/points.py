@@ -1,4 +1,4 @@
-"""What a study finds: a point for each checkpoint."""
+"""Results of a study: a point for each checkpoint."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from nextpixel.stats import middle_best
 
 @dataclass(frozen=True)
 class LayerScore:
-    """A probe of one layer."""
+    """Accuracies of the probe of one layer."""
 
     layer: int
     held_out: float
-    """Accuracy on held-out training images: what layers are chosen by."""
+    """Accuracy on held-out training images, by which layers are chosen."""
     accuracy: float
     """Accuracy on the test images."""
     accuracy_without_them: float | None = None
-    """On those that are no training images, where there are some and others."""
+    """Without test images that are training images; None where there are none, or no others."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One checkpoint."""
+    """Measurements of one checkpoint."""
 
     run: str
     shape: str
-    """Layers x width, and what differs from the paper's network."""
+    """Layers x width, and options that differ from the paper's network."""
     parameters: int
     seed: int
-    """Of the run."""
+    """The run's."""
     step: int
     images: int
-    """Training images seen, repeats counted."""
+    """Training images seen, including repeats."""
     flops: float
-    """Of all training steps so far, see plan.flops_per_image."""
+    """Of all training steps so far, see cost.flops_per_image."""
     nats: float
     """Nats per pixel on the test images."""
     nats_error: float
     """Its standard error, over images."""
     layers: list[LayerScore]
     nats_without_them: float | None = None
-    """On test images that are no training images, where there are some and others."""
+    """Without test images that are training images; None where there are none, or no others."""
 
     @property
     def best(self) -> LayerScore:
-        """The layer that the held-out images choose."""
-        return chosen(self.layers)
+        """The layer chosen on held-out images."""
+        return best_layer(self.layers)
 
     @property
     def accuracy(self) -> float:
@@ -57,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """What was measured; `points` run by run, oldest step first."""
+    """All measurements; `points` are sorted by run, then step."""
 
     config: StudyConfig
     train_images: int
@@ -65,9 +65,17 @@ class Study:
     palette: str
     points: list[Point]
     controls: dict[str, float]
-    """Test accuracies of what no training made: the commonest class, raw pixels, an untrained model of each shape."""
+    """Test accuracies of baselines: the most common class, raw pixels, an untrained model of each shape."""
 
 
-def chosen(layers: Sequence[LayerScore]) -> LayerScore:
-    """The one with the highest held-out accuracy, the middle one of several; test accuracies have no say."""
+def best_layer(layers: Sequence[LayerScore]) -> LayerScore:
+    """The layer with the highest held-out accuracy; ties go to the middle one."""
     return layers[middle_best([score.held_out for score in layers])]
+
+
+def points_by_run(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each run, oldest step first."""
+    runs: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: point.step):
+        runs.setdefault(point.run, []).append(point)
+    return {run: runs[run] for run in dict.fromkeys(point.run for point in points)}

@@ -15,13 +15,13 @@ COLUMNS = ("run", "shape", "parameters", "seed", "step", "images", "flops", "nat
 
 
 def study_report(study: Study, found: Statistics) -> dict[str, Any]:
-    """Everything as one JSON object; what is not known is null."""
+    """The study as one JSON object; unknown values are null."""
     points = [asdict(p) | {"layer": p.best.layer, "accuracy": p.accuracy} for p in study.points]
     return dict(finite(asdict(study) | {"points": points, "statistics": asdict(found)}))
 
 
 def study_rows(study: Study) -> Iterator[list[Any]]:
-    """A heading and one row a checkpoint; the last two columns are the accuracies of all layers, from layer 0."""
+    """A header and a row for each checkpoint; the last two columns hold the accuracies of all layers, from layer 0."""
     yield [*COLUMNS, "held_out_by_layer", "accuracy_by_layer"]
     for point in study.points:
         values = asdict(point) | {"layer": point.best.layer, "accuracy": point.accuracy}
@@ -48,28 +48,26 @@ def study_table(study: Study) -> str:
 
 
 def study_summary(study: Study, found: Statistics) -> str:
-    """The statistics in words, and how far they carry."""
+    """The statistics in words, with their limitations."""
     lines = [
         f"Loss and probe accuracy of {found.checkpoints} checkpoints of {found.runs} runs, on {study.test_images:,} "
         f"test images; probes fitted to {study.train_images:,} labelled images, layers chosen on held-out ones.",
         "Correlations are negative where a lower loss goes with a better probe; brackets are 95 % intervals over runs.",
         "",
-        "Between runs, which is the comparison to lean on:",
-        f"- last checkpoints: Pearson {_say(found.final_pearson)}, Spearman {_say(found.final_spearman)}",
-        f"- at the same step, all checkpoints: Pearson {_say(found.same_step)}",
-        f"- given the logarithm of compute: partial correlation {_say(found.given_compute)}",
+        "Between runs, the comparison to rely on:",
+        f"- last checkpoints: Pearson {_interval(found.final_pearson)}, Spearman {_interval(found.final_spearman)}",
+        f"- at the same step, all checkpoints: Pearson {_interval(found.same_step)}",
+        f"- given the logarithm of compute: partial correlation {_interval(found.given_compute)}",
         "",
-        "Within runs, which comes nearly free, since training improves both with time:",
-        f"- mean over runs: Spearman {_number(found.within_runs)}",
-        f"- all checkpoints together: Pearson {_say(found.pearson)}, Spearman {_say(found.spearman)}",
+        "Within runs, nearly certain to be negative, since training improves both with time:",
+        f"- mean over runs: Spearman {_format(found.within_runs)}",
+        f"- all checkpoints together: Pearson {_interval(found.pearson)}, Spearman {_interval(found.spearman)}",
         "",
         "Larger shapes at equal loss, in points of accuracy:",
-        *(f"- {_say_gap(gap)}" for gap in found.equal_loss),
+        *([f"- {_format_gap(gap)}" for gap in found.equal_loss] or ["- all runs have one shape"]),
         "",
         "Without training: " + ", ".join(f"{name} {value:.1%}" for name, value in study.controls.items()) + ".",
     ]
-    if not found.equal_loss:
-        lines[-3:-2] = ["- all runs have one shape"]
     if without := [p for p in study.points if p.nats_without_them is not None]:
         lines += ["", "Without the test images that are training images:"]
         lines += [
@@ -80,26 +78,26 @@ def study_summary(study: Study, found: Statistics) -> str:
         lines += [
             "",
             f"{found.runs} runs are few: intervals over so few tend to be too narrow. Shapes also differ in "
-            "compute, so a correlation between runs of several shapes does not tell loss from size; that of equal loss "
-            "does, as far as the losses meet.",
+            "compute, so correlations between runs of several shapes confound loss with size; the comparison at equal "
+            "loss does not, where the losses overlap.",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float) -> str:
+def _format(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.2f}"
 
 
-def _say(estimate: Estimate) -> str:
+def _interval(estimate: Estimate) -> str:
     if math.isnan(estimate.low):
-        return _number(estimate.value)
+        return _format(estimate.value)
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def _say_gap(gap: Gap) -> str:
+def _format_gap(gap: Gap) -> str:
     found = gap.difference
     if found is None:
-        return f"{gap.larger} against {gap.smaller}: their losses do not meet"
+        return f"{gap.larger} against {gap.smaller}: their losses do not overlap"
     interval = "" if math.isnan(found.low) else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     return (
         f"{gap.larger} against {gap.smaller}: {100 * found.mean:+.1f}{interval}, "
