@@ -1,7 +1,7 @@
-"""Speed: the same work for any model, beside what this machine could do at best and, if asked, beside transformers.
+"""Benchmark a model against the limits of this machine and, optionally, against transformers.
 
-Weights do not matter for speed, so a named size with random ones will do. Contenders take turns within each repeat, so
-that whatever else the machine does meets all of them; medians are reported and every repetition is kept.
+Weights do not affect speed, so a named size with random weights is enough. Contenders alternate within each repeat, so
+that other load on the machine affects all of them; medians are reported and every repetition is kept.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ Clock = Literal["wall", "cpu"]
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work at one batch size, by one contender."""
+    """Timings of one contender for one kind of work at one batch size."""
 
     work: str
     batch: int
     contender: str
     how: str
     seconds: list[float]
-    """Of every repetition."""
+    """One for each repetition."""
     images_per_second: float
     pixels_per_second: float
     per_cent_of_floor: float | None
-    """100 times the least time this machine's memory and matrix products allow, over the median."""
+    """100 times the least time this machine's memory and matrix products allow, divided by the median."""
     ratio: float | None = None
-    """Ours to the best of transformers', by medians."""
+    """Median time of the fastest transformers contender divided by ours."""
 
 
 def random_model(size: str) -> ImageGPT:
@@ -74,9 +74,9 @@ def random_model(size: str) -> ImageGPT:
 
 @torch.no_grad()
 def floors(device: torch.device, now: Callable[[], float]) -> dict[str, float]:
-    """Bytes read per second, and operations per second of a matrix product in each dtype, measured now."""
-    fast = device.type == "cuda"  # where a small product or read ends before it has begun
-    block = torch.ones(1 << (28 if fast else 26), device=device)  # 1 GB, or 256 MB: more than caches hold
+    """Measure bytes read per second, and FLOP/s of a matrix product in each dtype."""
+    fast = device.type == "cuda"  # where small reads and products only measure the launch
+    block = torch.ones(1 << (28 if fast else 26), device=device)  # 1 GB or 256 MB, larger than caches
     found = {"bytes_per_second": block.nbytes / _best(block.sum, device, now)}
     del block
     side = 8192 if fast else 1024
@@ -91,12 +91,12 @@ def _best(work: Callable[[], object], device: torch.device, now: Callable[[], fl
     for _ in range(5):
         start = now()
         work()
-        _wait(device)
+        _synchronize(device)
         times.append(now() - start)
     return min(times)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -114,10 +114,10 @@ def bench(
 ) -> dict[str, Any]:
     """Time each of `works` at each batch size; a dict for JSON, with `rows` as in Row.
 
-    "complete" draws the lower half of `batch` different pictures, prompt included, "sample" whole ones, "decode" only
-    `pixels` pixels (32 unless told) behind three quarters of a picture; `pixels` also shortens the other two, whose
-    images per second then count what was not drawn as drawn at the same speed. `clock` "cpu" is the time of this
-    process, for machines that others use too. Raises InputError for work that is not known.
+    "complete" draws the lower half of `batch` different images, including the prefill, "sample" whole ones, "decode"
+    only `pixels` pixels (default 32) after three quarters of an image. `pixels` also shortens the other two, whose
+    images per second are then extrapolated. `clock` "cpu" is the CPU time of this process, for shared machines. Raises
+    InputError for unknown work.
     """
     for work in works:
         if work not in WORKS:
@@ -132,9 +132,10 @@ def bench(
     for work in works:
         for batch in [batches[-1]] if work == "encode" else batches:
             say(f"{work}, batch {batch}")
-            contenders = _ours(model, work, batch, pixels, speed)
-            theirs = _theirs(model, work, batch, pixels) if against and work in COMPARED else []
-            rows += _measure(model.config, work, batch, [contenders, *theirs], repeats, now, model.device, limits)
+            contenders = [_nextpixel(model, work, batch, pixels, speed)]
+            if against and work in COMPARED:
+                contenders += _transformers(model, work, batch, pixels)
+            rows += _measure(model.config, work, batch, contenders, repeats, now, model.device, limits)
     return {
         "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
         "machine": machine(str(model.device))
@@ -156,12 +157,12 @@ class _Contender:
     name: str
     how: str
     prepare: Callable[[], Any]
-    """Not timed; what it returns goes into `run`."""
+    """Not timed; returns the argument of `run`."""
     run: Callable[[Any], object]
     drawn: int
-    """Pixels of each image that a run makes."""
-    floor: Callable[[dict[str, float]], float] | None
-    """Least seconds of a run."""
+    """Pixels of each image that a run draws or processes."""
+    floor: Callable[[dict[str, float]], float] | None = None
+    """The least seconds of a run, given `floors`."""
 
 
 def _measure(
@@ -175,18 +176,18 @@ def _measure(
     limits: dict[str, float],
 ) -> list[Row]:
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         for contender in contenders:
-            ready = contender.prepare()
-            _wait(device)
+            argument = contender.prepare()
+            _synchronize(device)
             start = now()
-            contender.run(ready)
-            _wait(device)
-            if turn:  # the first time packs weights, compiles and fills caches
+            contender.run(argument)
+            _synchronize(device)
+            if repeat:  # the first run packs weights, compiles and fills caches
                 seconds[contender.name].append(now() - start)
-            del ready
+            del argument
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    rivals = [median for name, median in medians.items() if name != "nextpixel"]
+    others = [median for name, median in medians.items() if name != "nextpixel"]
     whole = config.tokens // 2 if work in ("complete", "decode") else config.tokens  # pixels that make an image
     return [
         Row(
@@ -198,14 +199,14 @@ def _measure(
             batch / medians[c.name] * c.drawn / whole,
             batch * c.drawn / medians[c.name],
             100 * c.floor(limits) / medians[c.name] if c.floor else None,
-            min(rivals) / medians[c.name] if rivals and c.name == "nextpixel" else None,
+            min(others) / medians[c.name] if others and c.name == "nextpixel" else None,
         )
         for c in contenders
     ]
 
 
-def _stretch(config: ImageGPTConfig, work: str, pixels: int | None) -> tuple[int, int]:
-    """(pixels known before, pixels to draw)."""
+def _drawn_range(config: ImageGPTConfig, work: str, pixels: int | None) -> tuple[int, int]:
+    """(pixels of the prompt, pixels to draw)."""
     known = {"complete": config.tokens // 2, "sample": 0, "decode": config.tokens * 3 // 4}[work]
     return known, min(pixels or (32 if work == "decode" else config.tokens), config.tokens - known)
 
@@ -214,90 +215,77 @@ def _tokens(config: ImageGPTConfig, batch: int, length: int) -> Tensor:
     return torch.randint(0, config.colors, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def _ours(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Speed) -> _Contender:
-    config, device = model.config, model.device
-    dtype = choose_dtype("auto", str(device))
+def _nextpixel(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Speed) -> _Contender:
     if work in DRAWN:
-        known, drawn = _stretch(config, work, pixels)
-        decoder = choose_decoder(model, batch, config.tokens - known, speed)
-        prompts = _tokens(config, batch, known).to(device)
-        noise = np.random.default_rng(0).random((batch, config.tokens))
-        read: list[Read] = []  # one prefill for all repetitions
-
-        def begin() -> drawing.Table[drawing.Row]:
-            table: drawing.Table[drawing.Row] = drawing.Table(decoder(model, batch))
-            if work == "decode":
-                if not read:
-                    read.append(table.decoder.read(prompts))
-                table.add(rows(), read[0], range(batch))
-            return table
-
-        def rows() -> list[drawing.Row]:
-            return [drawing.Row(one, SamplingConfig(), known) for one in noise]
-
-        def draw(table: drawing.Table[drawing.Row]) -> None:
-            if work != "decode":
-                table.begin(rows(), prompts, range(batch))
-            steps = drawn + (work == "decode")  # the first token needs no step of the network
-            for _ in itertools.islice(table, min(steps, config.tokens - known)):
-                pass
-
-        return _Contender(
-            "nextpixel", decoder.name, begin, draw, drawn,
-            lambda f: _drawing_floor(config, decoder, batch, known, drawn, f),
-        )  # fmt: skip
-    forward = plan.flops_per_image(config) / 3
+        return _nextpixel_drawing(model, work, batch, pixels, speed)
+    config, device = model.config, str(model.device)
+    dtype = choose_dtype("auto", device)
     if work == "encode":
         height, width = config.rows * model.tokenizer.patch[0], config.columns * model.tokenizer.patch[1]
         squares = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
-        return _Contender(
-            "nextpixel", "", lambda: squares, lambda ready: model.tokenizer.encode(ready), config.tokens, None
-        )
+        return _Contender("nextpixel", "", lambda: squares, model.tokenizer.encode, config.tokens)
     tokens = _tokens(config, batch, config.tokens)
+    if work != "features":  # which moves each batch itself
+        tokens = tokens.to(device)
+    how, flops = dtype, float(batch * plan.flops_per_image(config))  # forward and backward
+    run: Callable[[Tensor], object]
     if work == "features":
         layer, how = config.layers // 2, "int8" if speed == "auto" and can_round(model) else dtype
-        return _Contender(
-            "nextpixel",
-            how,
-            lambda: tokens,
-            lambda ready: pooled(model, ready, [layer], dtype=how, compiled=how != "int8"),
-            config.tokens,
-            lambda f: batch * plan.feature_flops_per_image(config, layer) / f[f"{dtype}_per_second"],
-        )
-    tokens = tokens.to(device)
-    if work == "score":
+        flops = batch * plan.feature_flops_per_image(config, layer)
+        run = partial(pooled, model, layers=[layer], dtype=how, compiled=how != "int8")
+    elif work == "score":
+        flops /= 3
 
-        def score(ready: Tensor) -> None:
-            with torch.inference_mode(), autocast(str(device), dtype):
-                cross_entropy(model(ready), ready)
+        def run(tokens: Tensor) -> None:
+            with torch.inference_mode(), autocast(device, dtype):
+                cross_entropy(model(tokens), tokens)
 
-        return _Contender(
-            "nextpixel",
-            dtype,
-            lambda: tokens,
-            score,
-            config.tokens,
-            lambda f: batch * forward / f[f"{dtype}_per_second"],
-        )
-    trained = copy.deepcopy(model).train().requires_grad_(True)
-    compiled = can_compile(str(device))
-    if compiled:
-        for block in trained.blocks:
-            block.compile()
+    else:
+        trained = copy.deepcopy(model).train().requires_grad_(True)
+        if can_compile(device):
+            how += ", compiled"
+            for block in trained.blocks:
+                block.compile()
 
-    def loss(ready: Tensor) -> Tensor:
-        with autocast(str(device), dtype):
-            logits = trained(ready)
-        return cross_entropy(logits, ready)
+        def loss(tokens: Tensor) -> Tensor:
+            with autocast(device, dtype):
+                logits = trained(tokens)
+            return cross_entropy(logits, tokens)
 
+        run = _training_step(trained, loss)
     return _Contender(
-        "nextpixel",
-        f"{dtype}, compiled" if compiled else dtype,
-        lambda: tokens,
-        _training_step(trained, loss),
-        config.tokens,
-        lambda f: 3 * batch * forward / f[f"{dtype}_per_second"],
+        "nextpixel", how, lambda: tokens, run, config.tokens, lambda limits: flops / limits[f"{dtype}_per_second"]
     )
+
+
+def _nextpixel_drawing(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Speed) -> _Contender:
+    config = model.config
+    known, drawn = _drawn_range(config, work, pixels)
+    decoder = choose_decoder(model, batch, config.tokens - known, speed)
+    prompts = _tokens(config, batch, known).to(model.device)
+    noise = np.random.default_rng(0).random((batch, config.tokens))
+    prefills: list[Read] = []  # one for all repetitions
+
+    def rows() -> list[drawing.Row]:
+        return [drawing.Row(one, SamplingConfig(), known) for one in noise]
+
+    def begin() -> drawing.Table[drawing.Row]:
+        table: drawing.Table[drawing.Row] = drawing.Table(decoder(model, batch))
+        if work == "decode":
+            if not prefills:
+                prefills.append(table.decoder.read(prompts))
+            table.add(rows(), prefills[0], range(batch))
+        return table
+
+    def draw(table: drawing.Table[drawing.Row]) -> None:
+        if work != "decode":
+            table.begin(rows(), prompts, range(batch))
+        steps = drawn + (work == "decode")  # the first token needs no step of the network
+        for _ in itertools.islice(table, min(steps, config.tokens - known)):
+            pass
+
+    floor = partial(_drawing_floor, config, decoder, batch, known, drawn)
+    return _Contender("nextpixel", decoder.name, begin, draw, drawn, floor)
 
 
 def _training_step(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
@@ -312,14 +300,10 @@ def _training_step(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callab
     return step
 
 
-def _same(tokens: Tensor) -> Tensor:
-    return tokens
-
-
 def _drawing_floor(
     config: ImageGPTConfig, decoder: type[Decoder], batch: int, known: int, drawn: int, limits: dict[str, float]
 ) -> float:
-    """Each step reads the weights and the filled cache of every row, or does the products if those take longer."""
+    """Each step reads the weights and every row's filled cache, or computes the products if that takes longer."""
     weight, cache, rate = 4.0, 4.0, limits["fp32_per_second"]  # bytes of each number
     if decoder is Int8Decoder:
         weight, cache, rate = 1.0, 1 + 4 / config.head_width, limits["bf16_per_second"]
@@ -329,76 +313,74 @@ def _drawing_floor(
     return drawn * max(read / limits["bytes_per_second"], 2 * batch * matrices / rate)
 
 
-def _theirs(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[_Contender]:
-    """transformers in fp32 and in bf16; its static cache gives wrong pixels for this model, so its dynamic one."""
+def _transformers(model: ImageGPT, work: str, batch: int, pixels: int | None) -> list[_Contender]:
+    """transformers in fp32 and bf16, with its dynamic cache: its static one gives wrong pixels for this model."""
     try:
         import transformers
     except ImportError:
         raise InputError("transformers is not installed; pip install transformers", argument="against") from None
     transformers.logging.set_verbosity_error()
-    config, device = model.config, model.device
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder) / "model", for_transformers=True)
-        loaded = transformers.ImageGPTForCausalImageModeling.from_pretrained(Path(folder) / "model").eval().to(device)
-    found = []
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        start = torch.full((batch, 1), config.colors)
-        tokens = torch.cat([start, _tokens(config, batch, config.tokens)[:, :-1]], 1).to(device)
-        if work == "train":  # fp32 weights in both, as ours are
-            trained = copy.deepcopy(loaded).train()
+        loaded = transformers.ImageGPTForCausalImageModeling.from_pretrained(Path(folder) / "model").eval()
+    return [
+        _transformers_in(dtype, copy.deepcopy(loaded).to(model.device), model.config, work, batch, pixels)
+        for dtype in ("fp32", "bf16")
+    ]
 
-            def loss(ready: Tensor, trained: Any = trained, dtype: str = name) -> Tensor:
-                with autocast(str(device), dtype):
-                    return cast(Tensor, trained(ready, labels=ready).loss)
 
-            step = _training_step(trained, loss)
-            found.append(_Contender(f"transformers {name}", name, partial(_same, tokens), step, config.tokens, None))
-            continue
-        other = copy.deepcopy(loaded).to(dtype)
-        if work == "features":
-            layer = config.layers // 2
+def _transformers_in(
+    dtype: str, network: Any, config: ImageGPTConfig, work: str, batch: int, pixels: int | None
+) -> _Contender:
+    name, device = f"transformers {dtype}", str(network.device)
+    start = torch.full((batch, 1), config.colors)
+    tokens = torch.cat([start, _tokens(config, batch, config.tokens)[:, :-1]], 1).to(device)
+    if work == "train":  # fp32 weights in both, as ours
+        network.train()
 
-            def features(ready: Tensor, other: Any = other, layer: int = layer) -> object:
-                with torch.inference_mode():  # their way: all layers are computed and kept
-                    return other.transformer(ready, output_hidden_states=True).hidden_states[layer].mean(1)
+        def loss(tokens: Tensor) -> Tensor:
+            with autocast(device, dtype):
+                return cast(Tensor, network(tokens, labels=tokens).loss)
 
-            found.append(
-                _Contender(f"transformers {name}", name, partial(_same, tokens), features, config.tokens, None)
+        return _Contender(name, dtype, lambda: tokens, _training_step(network, loss), config.tokens)
+    network.to(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    if work == "features":
+
+        @torch.inference_mode()
+        def features(tokens: Tensor) -> object:  # transformers computes and keeps all layers
+            hidden = network.transformer(tokens, output_hidden_states=True).hidden_states
+            return hidden[config.layers // 2].mean(1)
+
+        return _Contender(name, dtype, lambda: tokens, features, config.tokens)
+    known, drawn = _drawn_range(config, work, pixels)
+    prompts = torch.cat([start, _tokens(config, batch, known)], 1).to(device)
+    prefills: list[Any] = []  # one for all repetitions
+
+    @torch.inference_mode()
+    def prefill() -> Any:
+        if work != "decode":
+            return None
+        if not prefills:
+            prefills.append(network(prompts, use_cache=True))
+        cache = prefills[0].past_key_values
+        if extra := cache.get_seq_length() - prompts.shape[1]:
+            cache.crop(-extra)
+        return prefills[0]
+
+    @torch.inference_mode()
+    def draw(output: Any) -> None:
+        if output is None:
+            network.generate(
+                prompts, do_sample=True, max_new_tokens=drawn, min_new_tokens=drawn, use_cache=True, top_k=0
             )
-            continue
-        known, drawn = _stretch(config, work, pixels)
-        prompts = torch.cat([start, _tokens(config, batch, known)], 1).to(device)
+            return
+        for t in range(drawn):
+            probabilities = F.softmax(output.logits[:, -1, : config.colors].float(), -1)
+            tokens = torch.multinomial(probabilities, 1)
+            if t + 1 < drawn or known + drawn < config.tokens:  # nothing follows the last pixel
+                output = network(tokens, past_key_values=output.past_key_values, use_cache=True)
 
-        def prefill(other: Any = other, prompts: Tensor = prompts, *, read: list[Any]) -> Any:
-            if work != "decode":
-                return None
-            with torch.inference_mode():
-                if not read:
-                    read.append(other(prompts, use_cache=True))
-            cache = read[0].past_key_values
-            if extra := cache.get_seq_length() - prompts.shape[1]:
-                cache.crop(-extra)
-            return read[0]
-
-        more = known + drawn < config.tokens  # nothing is scored behind the last pixel
-
-        def draw(
-            ready: Any, other: Any = other, prompts: Tensor = prompts, drawn: int = drawn, more: bool = more
-        ) -> None:
-            with torch.inference_mode():
-                if ready is None:
-                    other.generate(
-                        prompts, do_sample=True, max_new_tokens=drawn, min_new_tokens=drawn, use_cache=True, top_k=0
-                    )
-                    return
-                for t in range(drawn):
-                    chances = F.softmax(ready.logits[:, -1, : config.colors].float(), -1)
-                    tokens = torch.multinomial(chances, 1)
-                    if t + 1 < drawn or more:
-                        ready = other(tokens, past_key_values=ready.past_key_values, use_cache=True)
-
-        found.append(_Contender(f"transformers {name}", name, partial(prefill, read=[]), draw, drawn, None))
-    return found
+    return _Contender(name, dtype, prefill, draw, drawn)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -407,11 +389,9 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         floor = "" if row["per_cent_of_floor"] is None else f"{row['per_cent_of_floor']:.0f} %"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
-        by = (
-            f"{row['contender']} ({row['how']})" if row["contender"] == "nextpixel" and row["how"] else row["contender"]
-        )
+        how = f" ({row['how']})" if row["contender"] == "nextpixel" and row["how"] else ""
         lines.append(
-            f"| {row['work']} | {row['batch']} | {by} | {row['images_per_second']:.3g} | "
+            f"| {row['work']} | {row['batch']} | {row['contender']}{how} | {row['images_per_second']:.3g} | "
             f"{row['pixels_per_second']:,.0f} | {floor} | {ratio} |"
         )
     return "\n".join(lines)

@@ -77,10 +77,6 @@ def test_every_kept_checkpoint_is_measured_and_written(whole: tuple[Path, str]) 
     out, printed = whole
     assert printed == (out / "summary.md").read_text()
     assert "nearly certain to be negative" in printed and "to rely on" in printed
-        printed == (out / "summary.md").read_text()
-        and "nearly certain to be negative" in printed
-        and "to rely on" in printed
-    )
     values = json.loads((out / "study.json").read_text())
     kept = [(name, step) for name in ("small", "large") for step in Run(name).steps()]
     assert len(kept) == 6 and [(p["run"], p["step"]) for p in values["points"]] == kept
