@@ -316,7 +316,7 @@ def test_the_page_of_a_run_shows_all_of_it_and_needs_nothing_else(probed):
     assert [step for step, _ in training["points"]] == list(range(1, 25))
     assert "probe images" in text and "pretrain" in text
     sizes = sum(path.stat().st_size for step in Run(probed).steps() for path in Run(probed).folder(step).rglob("*"))
-    assert sizes > 0 and re.search(r"checkpoints, [\d.,]+ [kM]B in all", text)
+    assert sizes > 0 and re.search(r"checkpoints, [\d.,]+ [kM]B in total", text)
 
 
 def test_info_writes_the_page_at_once_and_says_where(probed, tmp_path, capsys, monkeypatch):
@@ -335,7 +335,7 @@ def test_the_page_of_a_finetuned_run_and_of_one_that_has_hardly_begun(tmp_path):
         gpt(), squares, names, out=tmp_path / "run", test=test[0], test_labels=test[1], **TINY | {"epochs": 2}
     )
     text = page(Run(tmp_path / "run"))
-    assert "Validation accuracy" in text and "On 12 test images, looked at once: accuracy" in text
+    assert "Validation accuracy" in text and "On 12 test images, evaluated once: accuracy" in text
     assert Tags(text).of("img") == [] and "Samples over time" not in text
     begun = Run(shutil.copytree(tmp_path / "run", tmp_path / "<begun>"))
     for step in begun.steps():
@@ -366,7 +366,7 @@ def test_long_curves_are_thinned_and_their_beginning_does_not_flatten_the_rest(p
     ]
     (long / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = page(Run(long))
-    assert len(text) < 200_000 and "above the picture" in text
+    assert len(text) < 200_000 and "above the chart" in text
 
 
 def test_error_bars_stay_within_the_picture() -> None:

@@ -120,7 +120,7 @@ def _table(args: Score, model: ImageGPT) -> None:
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
     from nextpixel.evaluation.oddness import COLUMNS, DEFAULT_COLUMN, odd_images
     from nextpixel.files import write_text
-    from nextpixel.reports.oddness_page import CARDS_AT_MOST, format_value, page
+    from nextpixel.reports.oddness_page import MAX_CARDS, format_value, page
 
     odd = odd_images(
         model, args.images, split=args.split, against=args.against, false_alarms=args.false_alarms,
@@ -131,13 +131,13 @@ def _table(args: Score, model: ImageGPT) -> None:
     order = odd.order(by)
     rows = [_row(odd, i) for i in order]
     files: list[str] = []
-    shown = order if args.heatmap is not None else order[:CARDS_AT_MOST]
+    shown = order if args.heatmap is not None else order[:MAX_CARDS]
     if args.heatmap is not None or args.report is not None:
         maps = np.concatenate(list(square_nats(model, odd.squares[shown])))
         files = _heatmaps(args.heatmap, odd.squares[shown], maps, odd.names, shown)
     if args.report is not None:
         text = page(
-            odd, maps[:CARDS_AT_MOST], source=args.images, model=args.model.model or "embedded", by=by,
+            odd, maps[:MAX_CARDS], source=args.images, model=args.model.model or "embedded", by=by,
             against=args.against, false_alarms=args.false_alarms,
         )  # fmt: skip
         write_text(args.report, text)

@@ -1,4 +1,4 @@
-"""Pages and figures of runs, studies and odd pictures.
+"""Pages and figures of runs, studies and odd images.
 
 May use study and training.
 """

@@ -1,4 +1,4 @@
-"""The page of `nextpixel score` with a report: one HTML file that needs nothing else."""
+"""The report of `nextpixel score`: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from nextpixel.evaluation.oddness import COLUMNS, Oddness, local_nats
 from nextpixel.images import HEAT, heatmap
 from nextpixel.reports.pages import fill, image, text
 
-CARDS_AT_MOST = 24
-ROWS_AT_MOST = 2_000
+MAX_CARDS = 24
+MAX_ROWS = 2_000
 BINS = 40
 HEAT_QUANTILE = 0.99
 
-BLIND = (
-    "Odd to the model is not the same as wrong, rare or broken. A kind of picture that it was never trained on may be "
-    "unlikely throughout.",
-    "Texture counts most. Leaves, gravel and noise cost many nats whatever they show; flat and simple pictures look "
-    "normal whatever they show. Allowing for the file size repairs this in one direction and can break the other: read "
-    "the columns side by side.",
-    "The images were scored as small squares. What lies outside the square or is finer than its pixels is gone, and "
-    "images that were enlarged, shrunk or compressed in another way differ by that alone.",
-    "The model sees colours through its palette: small shifts of colour are lost.",
-    "A small flaw hardly moves the mean over all pixels: look at the maps and the hottest spot. A flaw of a single "
+LIMITATIONS = (
+    "Odd to the model does not mean wrong, rare or broken. A kind of image that it never saw in training can be "
+    "unlikely as a whole.",
+    "Texture dominates. Leaves, gravel and noise cost many nats, flat and simple images few, whatever they show. "
+    "Correcting for the file size helps in one direction and can hurt in the other: compare the columns.",
+    "The images were scored as small squares. Anything outside the square or finer than its pixels is lost, and images "
+    "that were resized or compressed differently differ by that alone.",
+    "The model sees colours through its palette: small colour shifts are lost.",
+    "A small flaw hardly changes the mean over all pixels: look at the maps and the hottest spot. A flaw of a single "
     "colour is dark inside, and only its edges are bright.",
-    "Duplicates lie close to each other, so distances within one folder hide what is odd twice.",
-    "A p-value holds for images taken as the normal ones were (same camera, same preparation) and for one column "
-    "chosen beforehand: the oddest of six columns passes 1 % more often than once in a hundred.",
+    "Duplicates are close to each other, so distances within one folder miss images that are odd twice.",
+    "A p-value holds for images taken like the normal ones (same camera, same preparation) and for a single column "
+    "chosen beforehand: the oddest of six columns falls below 0.01 more often than once in a hundred.",
 )
 
 
@@ -41,7 +40,7 @@ def page(
     against: str | None = None,
     false_alarms: float | None = None,
 ) -> str:
-    """The HTML text. `maps` (K, H, W) are the nats of each pixel of the K oddest images by column `by`, in order."""
+    """The HTML text. `maps` (K, H, W) are the nats per pixel of the K oddest images by column `by`, in order."""
     order, maps = odd.order(by), local_nats(maps)
     top = float(np.quantile(maps, HEAT_QUANTILE))
     limits = {} if false_alarms is None else {name: odd.threshold(false_alarms, name) for name in COLUMNS}
@@ -53,7 +52,7 @@ def page(
     if against is not None:
         facts.append(f"p-values by {len(odd.calibration[by]):,} held-out images of {against}")
     if odd.unreadable:
-        facts.append(f"{len(odd.unreadable):,} files could not be read and were left out")
+        facts.append(f"{len(odd.unreadable):,} files were skipped because they cannot be read")
     return fill(
         "odd-images.html",
         title=text(f"Odd images in {source}"),
@@ -67,19 +66,19 @@ def page(
             for rank, (row, values) in enumerate(zip(order, maps, strict=False), 1)
         ),
         histogram=_histogram(odd, by, limits.get(by)),
-        rows_told=text(_rows_told(len(odd), bool(odd.p_values))),
+        rows_note=text(_rows_note(len(odd), bool(odd.p_values))),
         head=_head(by),
-        rows="\n".join(_row(odd, row, by, beyond) for row in order[:ROWS_AT_MOST]),
+        rows="\n".join(_row(odd, row, by, beyond) for row in order[:MAX_ROWS]),
         columns="\n".join(
             f"<dt>{text(f'{column.title} ({column.unit})')}</dt><dd>{text(column.meaning)}</dd>"
             for column in COLUMNS.values()
         ),
-        blind="\n".join(f"<li>{text(line)}</li>" for line in BLIND),
+        limitations="\n".join(f"<li>{text(line)}</li>" for line in LIMITATIONS),
     )
 
 
 def format_value(column: str, value: float) -> str:
-    """A number of that column as tables show it."""
+    """A value of that column, formatted for tables."""
     return f"{value:,.0f}" if column == "png_bytes" else f"{value:.3f}"
 
 
@@ -87,31 +86,31 @@ def _verdict(odd: Oddness, by: str, false_alarms: float | None, beyond: NDArray[
     if false_alarms is not None:
         rate = f"{100 * false_alarms:g} %"
         return (
-            f"{beyond.sum():,} of {len(odd):,} images lie beyond the threshold of {rate} false alarms by "
-            f"{COLUMNS[by].title}; of as many normal images about {false_alarms * len(odd):,.1f} would."
+            f"{beyond.sum():,} of {len(odd):,} images are beyond the threshold for {rate} false alarms by "
+            f"{COLUMNS[by].title}; of as many normal images about {false_alarms * len(odd):,.1f} would be."
         )
     if odd.p_values:
         return "A p-value of 0.01 means: one normal image in a hundred is at least as odd by that column."
     return (
-        "Without normal images to compare with, this is an order and no verdict: every folder has an oddest image. "
+        "Without normal images to compare with, this is only a ranking: every folder has an oddest image. "
         "Distances are to the other images of the folder itself."
     )
 
 
-def _rows_told(count: int, has_p: bool) -> str:
-    shown = f"The oddest {ROWS_AT_MOST:,} of {count:,} images; the CSV file has all. " if count > ROWS_AT_MOST else ""
-    return shown + ("Each value with its p-value. " if has_p else "") + "A click on a heading sorts."
+def _rows_note(count: int, has_p: bool) -> str:
+    shown = f"The oddest {MAX_ROWS:,} of {count:,} images; the CSV file has all. " if count > MAX_ROWS else ""
+    return shown + ("Each value with its p-value. " if has_p else "") + "Click a heading to sort."
 
 
 def _card(odd: Oddness, row: int, rank: int, by: str, heat: NDArray[np.uint8], beyond: bool) -> str:
     name = text(odd.names[row])
-    said = f"{format_value(by, odd.values[by][row])} {COLUMNS[by].unit}"
+    score = f"{format_value(by, odd.values[by][row])} {COLUMNS[by].unit}"
     if odd.p_values:
-        said += f", p {_p(odd.p_values[by][row])}"
+        score += f", p {_p(odd.p_values[by][row])}"
     mark = ' class="beyond"' if beyond else ""
     return (
         f'<li><div class="pair">{image(odd.squares[row], f"number {rank}: {name}")}'
-        f"{image(heat, f'where {name} surprises')}</div><b>{name}</b><span{mark}>{said}</span></li>"
+        f"{image(heat, f'nats of {name}')}</div><b>{name}</b><span{mark}>{score}</span></li>"
     )
 
 
@@ -129,7 +128,7 @@ def _head(by: str) -> str:
 
 
 def _columns(by: str) -> list[str]:
-    """The one that orders the images, then the others."""
+    """The sorting column, then the others."""
     return [by, *(name for name in COLUMNS if name != by)]
 
 
@@ -145,7 +144,7 @@ def _row(odd: Oddness, row: int, by: str, beyond: dict[str, NDArray[np.bool_]]) 
 
 
 def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
-    """Bars of the images, an outline of the normal ones scaled to the same area, a line at the threshold."""
+    """Bars for the images, an outline for the normal ones scaled to the same area, a line at the threshold."""
     values, normal = odd.values[by], odd.calibration.get(by)
     every = np.concatenate([values] + ([] if normal is None else [normal]) + ([] if limit is None else [[limit]]))
     low, high = float(every.min()), float(every.max())
@@ -172,10 +171,10 @@ def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
         x = width * (limit - edges[0]) / (edges[-1] - edges[0])
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
     parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>')
-    for place, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        value = format_value(by, edges[0] + place * (edges[-1] - edges[0]))
-        parts.append(f'<text x="{place * width:.0f}" y="{height + 26}" text-anchor="{anchor}">{value}</text>')
-    said = (
+    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        value = format_value(by, edges[0] + share * (edges[-1] - edges[0]))
+        parts.append(f'<text x="{share * width:.0f}" y="{height + 26}" text-anchor="{anchor}">{value}</text>')
+    label = (
         f"Histogram of {COLUMNS[by].title}: {len(values):,} images from {format_value(by, values.min())} to "
         f"{format_value(by, values.max())} {COLUMNS[by].unit}, median {format_value(by, float(np.median(values)))}"
     )
@@ -185,10 +184,10 @@ def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
         keys.append(f'<li><i style="{outlined}"></i>{len(normal):,} normal images, scaled to the same area</li>')
     if limit is not None:
         side = "below" if COLUMNS[by].smaller_is_odder else "above"
-        told = f"threshold: odd {side} {format_value(by, limit)}"
-        keys.append(f'<li><i style="border-left: 2px dashed var(--mark); width: 2px"></i>{told}</li>')
+        note = f"threshold: odd {side} {format_value(by, limit)}"
+        keys.append(f'<li><i style="border-left: 2px dashed var(--mark); width: 2px"></i>{note}</li>')
     return (
-        f'<svg viewBox="0 0 {width} {height + foot}" role="img" aria-label="{text(said)}">{"".join(parts)}</svg>\n'
+        f'<svg viewBox="0 0 {width} {height + foot}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>\n'
         f'<ul class="key">{"".join(keys)}<li>in {text(COLUMNS[by].unit)}</li></ul>'
     )
 

@@ -1,4 +1,4 @@
-"""What pages that need nothing but themselves share: the style, safe text, pictures within the file."""
+"""Shared parts of self-contained pages: style, escaped text, embedded images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nextpixel.images import png_bytes
 
 
 def fill(name: str, *, title: str, **values: str) -> str:
-    """The template of that name in assets, with the common beginning, and these values, which are HTML already."""
+    """Fill the template of that name in assets with these values, which are HTML already."""
     assets = resources.files("nextpixel") / "assets"
     begin, style, page = ((assets / part).read_text(encoding="utf-8") for part in ("begin.html", "page.css", name))
     begin = Template(begin.rstrip()).substitute(title=title, style=style)
@@ -22,16 +22,16 @@ def fill(name: str, *, title: str, **values: str) -> str:
 
 
 def image(pixels: NDArray[np.uint8], alt: str) -> str:
-    """A square picture (S, S, 3); `alt` is safe text."""
+    """An image (S, S, 3) as an HTML element; `alt` is escaped already."""
     side = len(pixels)
     return f'<img src="{data_url(png_bytes(pixels))}" width="{side}" height="{side}" alt="{alt}">'
 
 
 def data_url(png: bytes) -> str:
-    """A PNG file as an address that holds it."""
+    """A PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def text(value: object) -> str:
-    """Safe in HTML and as UTF-8: a file name need not be text."""
+    """Escaped for HTML and valid UTF-8, which file names need not be."""
     return escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,4 +1,4 @@
-"""The page of `nextpixel info` of a run: a run in curves, pictures and tables, in one file that needs no other."""
+"""The page of a run by `nextpixel info`: charts, samples and tables in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from nextpixel.reports.curves import Line, Points, chart, per_cent
 from nextpixel.reports.pages import data_url, fill, text
 from nextpixel.training.setup import run_facts
 
-PICTURES_AT_MOST = 12
+MAX_SAMPLES = 12
 SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
-VALIDATION = {  # what validation measures: its name, its unit, how a number of it is written
+VALIDATION = {  # metric: title, unit, format
     "validation_nats": ("validation", "nats per pixel", "{:.4f}"),
     "validation_accuracy": ("validation accuracy", "", "{:.1%}"),
     "validation_distance": ("validation distance", "", "{:.4f}"),
@@ -37,12 +37,13 @@ def page(run: Run) -> str:
         shape = (ResNetConfig if "blocks" in facts["model"] else ImageGPTConfig)(**facts["model"])
         planned = facts["decisions"].get("steps") or config.get("steps") or 0
         done = max([entry["step"] for entry in log] + steps, default=0)
-        said = f"nextpixel {kind}; {done:,} of {planned:,} steps of {batch:,} images; {shape.parameters:,} parameters"
+        progress = f"nextpixel {kind}; {done:,} of {planned:,} steps of {batch:,} images"
+        started = facts.get("started", "at an unknown time")[:16].replace("T", " ")
         spikes = _points(log, "spike")
         return fill(
             "run.html",
             title=text(run.path.resolve().name),
-            facts=text(f"{said}; begun {facts.get('started', 'at an unknown time')[:16].replace('T', ' ')}."),
+            facts=text(f"{progress}; {shape.parameters:,} parameters; started {started}."),
             verdict=text(_verdict(run, best, done, planned)),
             tiles="\n".join(_tiles(run, facts, log, best, shape, done, spikes)),
             charts="\n".join(_charts(log, spikes)) or "<p>Nothing was logged yet.</p>",
@@ -54,7 +55,7 @@ def page(run: Run) -> str:
 
 
 def _finite(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines with a step, and of these what is a finite number."""
+    """The finite numbers of each log line with a step."""
     return [
         {name: value for name, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
         for entry in log
@@ -68,14 +69,14 @@ def _points(log: Sequence[dict[str, Any]], name: str) -> Points:
 
 def _verdict(run: Run, best: dict[str, Any], done: int, planned: int) -> str:
     if not best:
-        return "No evaluation yet." if done < planned else "It was never evaluated."
+        return "No evaluation yet." if done < planned else "Never evaluated."
     name = next(name for name in best if name != "step")
     title, unit, form = VALIDATION.get(f"validation_{name}", (name, "", "{:.4g}"))
     reached = f"Best {title} {form.format(best[name])} {unit}".rstrip() + f", at step {best['step']:,}."
     path = run.path / "test.json"
     if path.is_file():
         score = read_json(path)
-        reached += f" On {score['images']:,} test images, looked at once: accuracy {score['accuracy']:.1%}."
+        reached += f" On {score['images']:,} test images, evaluated once: accuracy {score['accuracy']:.1%}."
     return reached
 
 
@@ -88,7 +89,7 @@ def _tiles(
     done: int,
     spikes: Points,
 ) -> list[str]:
-    """The numbers that one looks for first."""
+    """The most important numbers."""
     batch, images = facts["config"]["batch_images"], facts["data"].get("train_images")
     tiles = []
     for name, (title, unit, form) in VALIDATION.items():
@@ -101,15 +102,15 @@ def _tiles(
     epochs = f", {done * batch / images:,.3g} epochs" if images else ""
     tiles.append((f"{done * batch:,}", f"images seen{epochs}"))
     if speeds := _points(log, "images_per_second"):
-        told = f"of training at {np.median([speed for _, speed in speeds]):,.3g} images a second, without evaluations"
-        tiles.append((duration(_seconds(log, batch)), told))
-    if spikes or any("highest_loss" in entry for entry in log):  # older logs were never looked through
+        note = f"of training at {np.median([speed for _, speed in speeds]):,.3g} images a second, without evaluations"
+        tiles.append((duration(_seconds(log, batch)), note))
+    if spikes or any("highest_loss" in entry for entry in log):  # not recorded in older logs
         tiles.append((f"{len(spikes):,}", "loss spike" if len(spikes) == 1 else "loss spikes"))
     return [f"<li><b>{text(value)}</b><span>{text(name)}</span></li>" for value, name in tiles]
 
 
 def _seconds(log: list[dict[str, Any]], batch: int) -> float:
-    """Of all logged steps, by their speeds."""
+    """Training time of all logged steps, from their speeds."""
     total, before = 0.0, 0
     for entry in log:
         if entry.get("images_per_second", 0) > 0:
@@ -166,25 +167,25 @@ def _charts(log: list[dict[str, Any]], spikes: Points) -> list[str]:
 
 
 def _samples(run: Run, log: list[dict[str, Any]]) -> str:
-    """The pictures drawn while training, evenly spaced over the run where there are many."""
+    """The samples drawn during training, at most MAX_SAMPLES, evenly spaced."""
     found = sorted((run.path / "samples").glob("step_*.png"))
     found = [path for path in found if path.stem.removeprefix("step_").isdecimal()]
     if not found:
         return ""
-    shown = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(len(found), PICTURES_AT_MOST))})
+    shown = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(len(found), MAX_SAMPLES))})
     nats = dict(_points(log, "validation_nats"))
     cards = []
-    for path in (found[place] for place in shown):
+    for path in (found[i] for i in shown):
         step = int(path.stem.removeprefix("step_"))
         score = f"{nats[step]:.4f} nats" if step in nats else ""
         cards.append(
-            f'<li><img src="{data_url(path.read_bytes())}" alt="pictures drawn at step {step:,}">'
+            f'<li><img src="{data_url(path.read_bytes())}" alt="samples at step {step:,}">'
             f"<b>step {step:,}</b><span>{score}</span></li>"
         )
-    told = f"{len(shown)} of {len(found)} drawings. " if len(shown) < len(found) else ""
+    note = f"{len(shown)} of {len(found)} samples. " if len(shown) < len(found) else ""
     return (
         '<section aria-labelledby="samples">\n<h2 id="samples">Samples over time</h2>\n'
-        f'<p class="soft">{told}The same seed each time, so a place shows what became of the same noise.</p>\n'
+        f'<p class="soft">{note}All use the same seed, so each position shows the same noise over time.</p>\n'
         f'<ol class="samples">{"".join(cards)}</ol>\n</section>'
     )
 
@@ -207,16 +208,16 @@ def _checkpoints(run: Run, log: list[dict[str, Any]], best: dict[str, Any], step
             f"<td>{forms[name].format(scores[name][step]) if step in scores[name] else ''}</td>" for name in shown
         )
         mark = ' class="best"' if step == best.get("step") else ""
-        told = " <small>best</small>" if mark else ""
+        note = " <small>best</small>" if mark else ""
         rows.append(
-            f'<tr{mark}><th scope="row">step {step:,}{told}</th>{cells}<td>{capacity(model)}</td>'
+            f'<tr{mark}><th scope="row">step {step:,}{note}</th>{cells}<td>{capacity(model)}</td>'
             f"<td>{capacity(whole - model)}</td><td>{capacity(whole)}</td></tr>"
         )
     return (
         '<div class="rows" role="region" aria-labelledby="checkpoints" tabindex="0"><table>\n<thead><tr>'
-        f'<th scope="col">checkpoint</th>{head}<th scope="col">model</th><th scope="col">trainer and rest</th>'
-        f'<th scope="col">together</th></tr></thead>\n<tbody>{"".join(rows)}</tbody>\n</table></div>\n'
-        f'<p class="soft">{len(steps)} checkpoints, {capacity(total)} in all.</p>'
+        f'<th scope="col">checkpoint</th>{head}<th scope="col">model</th><th scope="col">trainer state</th>'
+        f'<th scope="col">total</th></tr></thead>\n<tbody>{"".join(rows)}</tbody>\n</table></div>\n'
+        f'<p class="soft">{len(steps)} checkpoints, {capacity(total)} in total.</p>'
     )
 
 
@@ -252,10 +253,10 @@ def _machine(facts: dict[str, Any], log: list[dict[str, Any]], shape: ImageGPTCo
 
 
 def _settings(facts: dict[str, Any], kind: str) -> str:
-    """What was chosen, first; then all of it."""
+    """The settings that differ from the defaults first, then all."""
     config, decided = facts["config"], facts["decisions"]
-    usual = {field.name: field.default for field in fields(SETTINGS[kind])} if kind in SETTINGS else {}
-    own = {name: value for name, value in config.items() if name not in usual or value != usual[name]}
+    defaults = {field.name: field.default for field in fields(SETTINGS[kind])} if kind in SETTINGS else {}
+    own = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
     data = {name: value for name, value in facts["data"].items() if name != "path"}
     command = " ".join(["nextpixel", *map(str, facts.get("command", []))]) if facts.get("command") else ""
     shape = {name: value for name, value in facts["model"].items() if value not in ((), [])}
@@ -277,14 +278,14 @@ def _settings(facts: dict[str, Any], kind: str) -> str:
 
 def _pairs(values: dict[str, Any]) -> str:
     rows = "".join(
-        f"<div><dt>{text(name.replace('_', ' '))}</dt><dd>{text(_said(value))}</dd></div>"
+        f"<div><dt>{text(name.replace('_', ' '))}</dt><dd>{text(_format(value))}</dd></div>"
         for name, value in values.items()
         if value is not None
     )
     return f'<dl class="pairs">{rows}</dl>'
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
