@@ -1,20 +1,20 @@
-"""The two errors a user is meant to read: bad input, and work that could not be finished.
+"""Errors with messages for the user: invalid input, and work that failed.
 
-A message names Python arguments: the one it is about as `argument`, others within the sentence in backticks, bare or
-with a value (`shard`, `augment=orient`). The command line writes them as its options.
+Messages name Python arguments: the invalid one as `argument`, others in backticks, optionally with a value (`shard`,
+`augment=orient`). The command line writes them as its options.
 """
 
-MESSAGE_LETTERS = 1_000  # a value taken from data may have millions
+MESSAGE_LETTERS = 1_000  # values from data can have millions
 
 
 def clipped(text: str, at_most: int = MESSAGE_LETTERS) -> str:
-    """A text without its middle where it is longer: a message begins with what is wrong and ends with what to do."""
+    """Cut the middle out of a long text: a message starts with what is wrong and ends with what to do."""
     tail = at_most // 3
     return text if len(text) <= at_most else f"{text[: at_most - tail - 5]} ... {text[-tail:]}"
 
 
 def shortened(value: object, at_most: int = 60) -> str:
-    """A value in a sentence, however long it is: repr() of a whole number of 5,000 digits fails."""
+    """A short repr of any value, even of an integer with too many digits for repr()."""
     try:
         text = repr(value)
     except ValueError:
@@ -34,8 +34,8 @@ class _UserError(Exception):
 
 
 class InputError(_UserError, ValueError):
-    """Bad input: the message names the file or argument, what was expected, what came and what to do."""
+    """Invalid input. The message names the file or argument, what was expected, what was given and what to do."""
 
 
 class WorkError(_UserError, RuntimeError):
-    """Work that started well and could not be finished: a full disk, a loss that is no number."""
+    """Work that failed after it started, as for a full disk or a loss that is NaN."""

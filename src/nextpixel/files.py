@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, outputs checked before the work, and the user's cache."""
+"""Atomic writing of files and folders, checks of output paths, and the user's cache."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from nextpixel.errors import InputError, WorkError
 from nextpixel.limits import read_bytes
 from nextpixel.progress import say
 
-PART = re.compile(r"\.nextpixel-[0-9a-f]{16}\.part")  # a file or folder that has not taken its name yet
-ANY_PART = re.compile(rf"{PART.pattern}|\..*\.part.*|[0-9a-f]{{32}}\.part-\d+")  # as earlier versions named it, too
+PART = re.compile(r"\.nextpixel-[0-9a-f]{16}\.part")  # a file or folder being written
+ANY_PART = re.compile(
+    rf"{PART.pattern}|\..*\.part.*|[0-9a-f]{{32}}\.part-\d+"
+)  # includes names used by earlier versions
 STALE_SECONDS = 86_400.0
 LONGEST_NAME = 255  # bytes, on all common file systems
 DIGEST_BYTES = 32
-REMEDY = "Free some space or correct the permissions, then go on"
-_told: set[str] = set()
-_swept: set[str] = set()
+REMEDY = "Free some space or correct the permissions, then resume"
+_reported: set[str] = set()
+_cleaned: set[str] = set()
 
 
 @contextmanager
 def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
-    """A failed write becomes a WorkError that names `path`."""
+    """Turn a failed write into a WorkError that names `path`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = getattr(error, "strerror", None) or error
         message = f"{path}: cannot be written ({reason}); what was saved before is untouched. {remedy}"
         raise WorkError(message) from error
@@ -47,9 +49,9 @@ def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
-    """A temporary file beside `path` that replaces it once the block ends well, and is removed if not.
+    """Yield a temporary file that replaces `path` when the block succeeds and is removed when it fails.
 
-    Several processes and machines may write it at once: the last one wins. Raises WorkError.
+    Safe with concurrent writers: the last one wins. Raises WorkError.
     """
     part = _part_beside(path)
     try:
@@ -67,9 +69,9 @@ def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path, remedy: str = REMEDY, *, shared: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name once the block ends well, and is removed if not.
+    """Yield a temporary folder that is renamed to `path` when the block succeeds and removed when it fails.
 
-    Raises WorkError, also where `path` exists by then, unless it is `shared`: then the folder of the fastest stays.
+    Raises WorkError, also if `path` exists by then, unless it is `shared`: then the existing folder is kept.
     """
     part = _part_beside(path)
     try:
@@ -87,39 +89,39 @@ def new_folder(path: Path, remedy: str = REMEDY, *, shared: bool = False) -> Ite
                 if not (shared and path.is_dir()):
                     raise
             _sync_folder(path.parent)
-    except WorkError as error:  # of a file in it
+    except WorkError as error:  # about a file in the folder
         raise WorkError(str(error).replace(str(part), str(path))) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder so that a kill meanwhile leaves no half of it under its name."""
+    """Remove a folder; a killed process leaves no partial folder under its name."""
     part = _part_beside(path)
     os.rename(path, part)
     shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file at once."""
+    """Write a text file atomically."""
     with new_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file at once."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_sealed(path: Path, content: bytes) -> None:
-    """Replace a file by `content` followed by its SHA-256, for `is_sealed`; a library may have such an end, too."""
+    """Write `content` followed by its SHA-256, for `is_sealed`; shared libraries allow such a trailer."""
     with new_file(path) as file:
         file.write(content)
         file.write(hashlib.sha256(content).digest())
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether there is a file that write_sealed wrote, neither shortened nor changed since."""
+    """Whether `path` is an intact file written by write_sealed."""
     try:
         content = memoryview(path.read_bytes())
     except OSError:
@@ -128,7 +130,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def clipped(name: str, ending: str = "") -> str:
-    """`name` followed by `ending`, shortened at the end of `name` where a file system would refuse its length."""
+    """`name` followed by `ending`, with `name` cut to the maximum length of file names."""
     room = LONGEST_NAME - len(os.fsencode(ending))
     while len(os.fsencode(name)) > room:
         name = name[:-1]
@@ -136,7 +138,7 @@ def clipped(name: str, ending: str = "") -> str:
 
 
 def parts_folder(path: Path, prefix: str = "") -> Path:
-    """Where the parts of a long work lie until `path` can be written: beside it, however long its name."""
+    """The folder next to `path` for its unfinished parts."""
     name = f"{prefix}{path.name}.parts"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{prefix}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.parts"
@@ -148,22 +150,22 @@ def _part_beside(path: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk: else a power cut may undo a rename."""
+    """Flush a folder's entries to disk, so that a rename survives a power failure."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # one that may not be listed, or a system that opens no folders
+    except OSError:  # no permission, or a system without folder descriptors
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems without it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not supported by the file system
             raise
     finally:
         os.close(descriptor)
 
 
 def remove_parts(folder: Path, idle_seconds: float, names: re.Pattern[str] = PART) -> None:
-    """Remove what killed processes left in a folder under temporary names, and nothing wrote to for so long."""
+    """Remove temporary files that killed processes left in a folder and that have been idle for so long."""
     with suppress(OSError):
         for part in folder.iterdir():
             if names.fullmatch(part.name) and _idle(part, idle_seconds):
@@ -177,20 +179,20 @@ def _idle(part: Path, seconds: float) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an InputError that names the file."""
+    """Read a JSON object. Raises InputError."""
     try:
         value = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected it in a checkpoint or run folder") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON file, got something unreadable ({error})") from None
+        raise InputError(f"{path}: expected a readable JSON file ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
 def new_output(path: str | Path, argument: str = "out") -> Path:
-    """A path that may be created: its parent folder can be written to and it does not exist."""
+    """Check that a path can be created and does not exist. Raises InputError."""
     out = check_output(path, argument)
     if os.path.lexists(out):
         raise InputError(f"{out} exists already; name a new folder, or remove it first", argument=argument)
@@ -198,7 +200,7 @@ def new_output(path: str | Path, argument: str = "out") -> Path:
 
 
 def check_output(path: str | Path, argument: str = "out") -> Path:
-    """A path that can be written: checked before any work. Raises InputError."""
+    """Check that a path can be written. Raises InputError."""
     out = Path(path)
     parent = out.resolve().parent
     wrong = None
@@ -215,11 +217,11 @@ def check_output(path: str | Path, argument: str = "out") -> Path:
 
 
 def user_cache(kind: str, given: str | Path | None = None) -> Path:
-    """The folder of that kind, such as "decoded", in the cache: `given`, $NEXTPIXEL_CACHE or the user's cache folder.
+    """The subfolder `kind`, such as "decoded", of the cache: `given`, $NEXTPIXEL_CACHE or the user's cache folder.
 
-    What lies in a cache is loaded into the process, so it must belong to this user and nobody else may write to it. In
-    any other place a private folder is made, or else a private temporary one, and that is said once. Raises WorkError
-    where there is not even a temporary folder.
+    Cached files are loaded into the process, so the folder must belong to this user and be writable by nobody else.
+    Otherwise a private folder in it or a private temporary one is used instead, and reported once. Raises WorkError if
+    there is none.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     default = None if home.startswith("~") else os.path.join(home, "nextpixel")
@@ -230,15 +232,15 @@ def user_cache(kind: str, given: str | Path | None = None) -> Path:
         return Path(place, kind)
     try:
         other = next(folder for folder in _private_folders(place) if _unusable(folder, kind) is None)
-    except FileNotFoundError as error:  # from tempfile
+    except FileNotFoundError as error:  # raised by tempfile
         raise WorkError(
             f"expected a folder that can be written to, got none ({place or 'no home folder'}: {reason}; "
             f"{error.strerror}); set NEXTPIXEL_CACHE to one",
             argument="cache",
         ) from None
-    if other not in _told:
-        _told.add(other)
-        say(f"cache: {other} is used ({reason}); set NEXTPIXEL_CACHE to name another folder")
+    if other not in _reported:
+        _reported.add(other)
+        say(f"cache: using {other} ({reason}); set NEXTPIXEL_CACHE to name another folder")
     return Path(other, kind)
 
 
@@ -252,14 +254,14 @@ def _private_folders(place: str | None) -> Iterator[str]:
 
 @functools.cache
 def _own_temporary_folder() -> str:
-    """One that this process removes when it ends."""
+    """A temporary folder that is removed when the process exits."""
     folder = tempfile.mkdtemp(prefix="nextpixel-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _unusable(place: str, kind: str) -> str | None:
-    """Why that folder cannot be a cache; it is made, readable by this user alone, where there is none."""
+    """Create the cache folder, private to this user, or return why it cannot be used."""
     for folder in (place, os.path.join(place, kind)):
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
@@ -272,7 +274,7 @@ def _unusable(place: str, kind: str) -> str | None:
             return f"others can write to {folder}; chmod go-w allows it again"
         if not os.access(folder, os.W_OK | os.X_OK):
             return f"{folder} cannot be written to"
-    if folder not in _swept:
-        _swept.add(folder)
+    if folder not in _cleaned:
+        _cleaned.add(folder)
         remove_parts(Path(folder), STALE_SECONDS, ANY_PART)
     return None

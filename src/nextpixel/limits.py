@@ -1,4 +1,4 @@
-"""What input may cost, whatever it says of itself: files without end, pictures that are decoded again and again."""
+"""Limits on untrusted input: endless files, decompression bombs, JPEGs with excessive scans."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
 
 PICTURE_BYTES = 2 << 30
-UNPACKED_BYTES = 1 << 30  # which compressed data may become in any case, and this many times its size:
+UNPACKED_BYTES = 1 << 30  # always allowed for compressed data; beyond it, this multiple of its size:
 UNPACKED_TIMES = 100
-TEXT_BYTES = 64 << 20  # of a file of settings
-SCANS = 64  # of a JPEG: each is a pass over all its pixels; progressive ones have about ten
-SEGMENTS = 1000  # of a JPEG
-EXIF_SEGMENTS = 16  # of a JPEG, which Pillow appends one to another
-STRAY_BYTES = 1000  # between two of its segments
-SEGMENT = re.compile(rb"\xff([\x01-\xcf\xd9-\xfe])")  # others in a scan are pixels or restarts
+TEXT_BYTES = 64 << 20  # of a text file
+SCANS = 64  # per JPEG: each is a pass over all pixels; progressive files have about ten
+SEGMENTS = 1000  # per JPEG
+EXIF_SEGMENTS = 16  # per JPEG; Pillow concatenates them
+STRAY_BYTES = 1000  # between two segments
+SEGMENT = re.compile(rb"\xff([\x01-\xcf\xd9-\xfe])")  # other codes in a scan are pixels or restarts
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file of the disk. Raises OSError, and ValueError for a device, a pipe or a socket, which may never end."""
+    """Open a regular file. Raises OSError, and ValueError for a device, a pipe or a socket, which may be endless."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is a device, a pipe or a folder, not a file")
     return open(path, "rb")
 
 
 def read_bytes(path: str | os.PathLike[str], at_most: int = TEXT_BYTES) -> bytes:
-    """All of a file. Raises as open_file does, and ValueError for one that is longer."""
+    """Read a file of at most `at_most` bytes. Raises OSError and ValueError."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > at_most:
             raise ValueError(f"it has over {at_most:,} bytes")
@@ -46,24 +46,24 @@ def read_bytes(path: str | os.PathLike[str], at_most: int = TEXT_BYTES) -> bytes
 
 
 def check_unpacked(packed: int, unpacked: int) -> None:
-    """Raises ValueError for compressed data that claims to be far more than pictures and numbers come to."""
+    """Raise ValueError for an implausible compression ratio."""
     if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * packed):
         raise ValueError(f"its {packed:,} bytes would become {unpacked:,}")
 
 
 def check_array(file: IO[bytes], size: int) -> None:
-    """Raises ValueError for a .npy file of that many bytes whose header claims more: numpy would make room for it."""
+    """Raise ValueError if the header of a .npy file claims more than its `size` bytes, which numpy would allocate."""
     from numpy.lib import format as npy
 
     read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
     shape, _, kind = read_header(file)
     if min(shape, default=0) < 0 or (math.prod(shape) * kind.itemsize > size and not kind.hasobject):
-        raise ValueError(f"its header claims the shape {shortened(shape)}, its {size:,} bytes hold less")
+        raise ValueError(f"its header claims the shape {shortened(shape)}, but it has only {size:,} bytes")
 
 
 @contextmanager
 def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
-    """A .npz file of plain arrays. Raises OSError, and ValueError for whatever else is wrong, in the block as well."""
+    """Open a .npz file of plain arrays. Raises OSError, and ValueError for all other errors, also in the block."""
     import numpy as np
 
     try:
@@ -80,9 +80,9 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
     except (OSError, ValueError):
         raise
     except MemoryError:
-        raise ValueError("it needs more memory than there is") from None
+        raise ValueError("it needs more memory than available") from None
     except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError) as error:
-        raise ValueError(f"{error}" or "it is cut off") from error
+        raise ValueError(f"{error}" or "it is truncated") from error
     except (
         AttributeError,
         NotImplementedError,
@@ -90,12 +90,12 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
         SyntaxError,
         TokenError,
         TypeError,
-    ) as error:  # of a damaged header
+    ) as error:  # damaged headers
         raise ValueError(f"it is damaged: {error}") from error
 
 
 def check_picture(content: str | bytes) -> None:
-    """A path or an encoded picture. Raises OSError, and ValueError for one that takes longer than its size explains."""
+    """Check a path or an encoded picture. Raises OSError, and ValueError if it would take too long to decode."""
     if isinstance(content, str):
         with open_file(content) as file:
             begin = file.read(2)

@@ -1,6 +1,6 @@
-"""Progress of long work, on stderr: a live bar on a terminal, a plain line now and then elsewhere.
+"""Messages and progress on stderr: a live bar on a terminal, occasional lines elsewhere.
 
-Of several processes only the first one speaks.
+Under torchrun only the first process prints.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 
@@ -19,7 +19,7 @@ Advance = Callable[..., None]
 SILENT_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
 LINES_AT_MOST = 10
-CONTROLS = {  # control characters, and those that turn the direction of writing or end a line
+CONTROLS = {  # control, bidirectional and line-separating characters
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     for code in (*range(32), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 }
@@ -27,15 +27,15 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks: alone, or number 0 of those that torchrun started."""
+    """Whether this is the only process, or rank 0 of torchrun."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Yield `advance(count, note="")`; shows speed and time left once the work has taken a while.
+    """Yield `advance(count, note="")`, which shows speed and time left after SILENT_SECONDS.
 
-    `total` and `done` count `unit`s. Rich draws the bar where it is installed and stderr is a terminal.
+    `total` and `done` are in `unit`s. The bar needs rich and a terminal.
     """
     if _silent.get() or not is_first():
         yield lambda count, note="": None
@@ -57,16 +57,13 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
             notes = ", ".join(filter(None, (note, detail)))
             say(f"{label}: {int(state['done']):,} of {total:,} {unit}, {notes}")
 
-    if live is None:
+    with live or nullcontext():
         yield advance
-    else:
-        with live:
-            yield advance
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No progress of what this thread does within: for a server's requests, which nobody watches."""
+    """Show no progress of this thread's work, as for requests of a server."""
     token = _silent.set(True)
     try:
         yield
@@ -75,7 +72,7 @@ def silent() -> Iterator[None]:
 
 
 def say(line: str, everywhere: bool = False) -> None:
-    """One line for whoever watches, on stderr, from the first process or `everywhere`."""
+    """Print a line on stderr, from the first process or from all (`everywhere`)."""
     if not (everywhere or is_first()):
         return
     sys.stderr.write(printable(clipped(line)) + "\n")
@@ -83,18 +80,18 @@ def say(line: str, everywhere: bool = False) -> None:
 
 
 def printable(line: str) -> str:
-    """With escapes for what would steer a terminal: a name of a file or of a set may hold anything."""
+    """Escape characters that control a terminal, as file names may contain."""
     return line.translate(CONTROLS)
 
 
 @cache
 def say_once(line: str) -> None:
-    """`say`, but the same line only once in a process: a source may be opened several times."""
+    """`say`, but each line only once per process, as when a source is opened several times."""
     say(line)
 
 
 def say_left_out(unreadable: Sequence[str]) -> None:
-    """The first of the lines about pictures that could not be read, and the number of the others."""
+    """Print the first lines about unreadable pictures, and the number of the others."""
     for line in unreadable[:LINES_AT_MOST]:
         say(f"left out: {line}")
     if len(unreadable) > LINES_AT_MOST:
@@ -102,7 +99,7 @@ def say_left_out(unreadable: Sequence[str]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A length of time as a person says it: 42 s, 5 min 10 s, 3 h 20 min, 2.5 days."""
+    """Format a duration: 42 s, 5 min 10 s, 3 h 20 min, 2.5 days."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -113,7 +110,7 @@ def duration(seconds: float) -> str:
 
 
 def capacity(count: float) -> str:
-    """A number of bytes as a person says it: 640 kB, 11.4 MB, 2.9 GB."""
+    """Format a number of bytes: 640 kB, 11.4 MB, 2.9 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"

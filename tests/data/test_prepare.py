@@ -487,7 +487,7 @@ def test_the_command_by_jobs(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", "photos", "out", "--side", "8", "--augment", "crop", "--job", "1/2"]) == 0
     out, err = capsys.readouterr()
-    assert out == "out: job 1/2 is done\n" and "Still to be done: 2/2" in err
+    assert out == "out: job 1/2 is done\n" and "Jobs left: 2/2" in err
     assert "nextpixel prepare --merge out" in err
     assert main(["prepare", "--merge", "out"]) == 2
     assert "1 of them are not finished: 2/2" in capsys.readouterr().err

@@ -471,7 +471,7 @@ def test_labels_may_come_from_a_csv_file_and_a_set_may_have_both_splits(desk, ca
 
 
 BAD = {
-    "finetune": ["labelled images and --out", "as in: nextpixel finetune"],
+    "finetune": ["expected images and --out", "as in: nextpixel finetune"],
     "finetune train": ["--out", "as in: nextpixel finetune"],
     "finetune train --resume clf": ["--resume", "cannot be combined with train", "--model"],
     "finetune --resume clf --epochs 3": ["--resume", "cannot be combined with --epochs"],
@@ -487,11 +487,11 @@ BAD = {
     "finetune train --out model": ["--out", "model exists already"],
     "finetune train/day --out clf": ["train/day", "expected labelled images", "CSV"],
     "finetune train --out clf --labels no.csv": ["no.csv", "expected a CSV file"],
-    "finetune train --out clf --test-labels no.csv": ["--test-labels", "got no --test"],
+    "finetune train --out clf --test-labels no.csv": ["--test-labels", "expected --test with it"],
     "finetune train --out clf --test strange": ["strange", "classes of the training images", "'dusk' as well"],
     "finetune train --out clf --test train": ["train", "test images other than the training images", "--test"],
     "evaluate train --masks -1 --model model": ["--masks", "0 or more", "-1"],
-    "evaluate train --samples 20 --accuracy --model model": ["--accuracy", "expected no --samples"],
+    "evaluate train --samples 20 --accuracy --model model": ["--accuracy", "cannot be combined with --samples"],
     "finetune lone --out clf": ["lone", "at least two classes", "'day'"],
     "finetune train --out clf --model nope": ["--model", "'nope'"],
     "predict model train": ["has no classes", "nextpixel probe", "nextpixel finetune"],
@@ -500,7 +500,7 @@ BAD = {
     "predict model train --masks -1": ["--masks", "0 or more", "-1"],
     "evaluate train --accuracy --model model": ["has no classes", "nextpixel finetune"],
     "evaluate train --masks 5 --model model": ["has no classes"],
-    "convert model out --palette x.npy": ["--palette", "brings its own colours"],
+    "convert model out --palette x.npy": ["--palette", "cannot be combined with a model folder"],
 }
 
 
