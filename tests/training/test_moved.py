@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import assert_same, flags, photos, pictures, settings
+from tiny_runs import SIDE, assert_same, flags, photos, pictures, settings
 
 import nextpixel
 from nextpixel import InputError
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.data.decoded import decode
 from nextpixel.images import save_png
 
 
@@ -104,6 +105,25 @@ def test_a_run_of_an_earlier_version_is_compared_with_the_decoded_set(place: Pat
     (tmp_path / "moved" / "00.png").unlink()
     with pytest.raises(InputError, match="expected the original images of the run"):
         nextpixel.pretrain(resume=tmp_path / "run", data=tmp_path / "moved")
+
+
+def test_a_run_of_an_earlier_version_resumes_without_its_decoded_set(
+    cut: Path, place: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Its keys are those of how pictures were decoded then."""
+    (tmp_path / "moved").rename(place)  # back where the run began
+    facts = json.loads((cut / "run.json").read_text())
+    facts["decisions"] |= dict.fromkeys(("train_key", "validation_key"), decode(place, SIDE).key_before)
+    del facts["decisions"]["pixels"]
+    (cut / "run.json").write_text(json.dumps(facts))
+    shutil.rmtree(cache / "decoded")
+    nextpixel.pretrain(resume=cut)
+    assert_same(cut, tmp_path / "whole")
+    (place / "00.png").unlink()
+    shutil.rmtree(cut / "step_0000012")
+    shutil.rmtree(cache / "decoded")
+    with pytest.raises(InputError, match="expected the original images of the run"):
+        nextpixel.pretrain(resume=cut)
 
 
 def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> None:

@@ -24,6 +24,7 @@ from nextpixel.images.sources.maps import Part, check_readable, write_set
 from nextpixel.progress import Advance, progress, say_once
 
 PREPROCESSING = "bilinear; 3"  # changes with what images.decode and images.fit_square do
+PREPROCESSING_BEFORE = "bilinear; 2"  # turned pictures by their EXIF orientation twice; runs of then have such keys
 FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
@@ -46,6 +47,8 @@ class DecodedSet:
     note: str | None = None
     """A line that says so."""
     pixels: str | None = None
+    key_before: str | None = None
+    """The key of the same pictures as the previous version decoded them."""
 
     def __len__(self) -> int:
         return len(self.squares)
@@ -81,7 +84,7 @@ def decode(
         settle(source, levels)  # refuses others
     key = _key(source, side, fit, levels)
     if isinstance(source, MapSource) and source.side == side:
-        return _decoded(source, key)
+        return replace(_decoded(source, key), key_before=_key(source, side, fit, levels, PREPROCESSING_BEFORE))
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     try:
         found = read_decoded(key, cache)
@@ -92,7 +95,8 @@ def decode(
         say_once(found.note)
     unreadable = [*source.unreadable, *found.unreadable]
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
-    return replace(found, unreadable=unreadable, passed_over=source.passed_over)
+    before = _key(source, side, fit, levels, PREPROCESSING_BEFORE)
+    return replace(found, unreadable=unreadable, passed_over=source.passed_over, key_before=before)
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
@@ -129,9 +133,9 @@ class ResizedSquares:
         return found.reshape(*numbers.shape, *self.shape[1:])
 
 
-def _key(source: Source, side: int, fit: Fit, levels: Levels) -> str:
+def _key(source: Source, side: int, fit: Fit, levels: Levels, preprocessing: str = PREPROCESSING) -> str:
     asked = "" if isinstance(source, MapSource) or not levels else f" {levels}"
-    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {PREPROCESSING}{asked}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {preprocessing}{asked}".encode()).hexdigest()[:32]
 
 
 def _decoded(source: MapSource, key: str) -> DecodedSet:

@@ -16,7 +16,7 @@ from nextpixel.checkpoints import load
 from nextpixel.config import ImageGPTConfig, StudyConfig
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
-from nextpixel.files import new_folder, new_output, read_json, write_json
+from nextpixel.files import STALE_SECONDS, new_folder, new_output, read_json, remove_parts, write_json
 from nextpixel.network import cost as plan
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
@@ -100,6 +100,8 @@ class _Cache:
                 (part / POINTS).mkdir()
                 write_json(part / SETTINGS, ours)
             return
+        remove_parts(folder, STALE_SECONDS)
+        remove_parts(folder / POINTS, STALE_SECONDS)
         theirs = read_json(folder / SETTINGS)
         for name, value in ours.items():
             if theirs.get(name) != value:

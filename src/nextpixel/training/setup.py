@@ -312,7 +312,7 @@ def _check_same(
     sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, source: str
 ) -> None:
     """Raises InputError unless the sets have those keys, or the same pixels in the same order."""
-    if [found.key for found in sets] == list(keys):
+    if all(key in (found.key, found.key_before) for found, key in zip(sets, keys, strict=True)):
         return
     with suppress(FileNotFoundError):
         if [found.digest() for found in sets] == [*(pixels or (read_decoded(key, cache).digest() for key in keys))]:
