@@ -426,7 +426,7 @@ def test_lines_of_progress_stay_short(capsys: pytest.CaptureFixture[str]) -> Non
         ("{0}\n", r"expected the columns file and label, got \['x+\.\.\.$"),
         ("file,label\n{0},a\n{0},b\n", r"expected one label for 'x+\.\.\., got 'a' and 'b'; keep one row$"),
         ("file,label\na,{0}\na,y\n", r"expected one label for 'a', got 'x+\.\.\. and 'y'; keep one row$"),
-        ("file,label\n{0},a\n", r"the column file holds 'x+\.\.\.; add rows"),
+        ("file,label\n{0},a\n", r"the column file has 'x+\.\.\.; add rows"),
         ("file,label\n{0}{0}{0}{0},a\n", "got something unreadable: field larger than field limit"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_damaged_shard_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     for position in range(0, len(data), 400):
         data[position] ^= 4
         shard.write_bytes(data)
-        with pytest.raises(InputError, match=r"00001: model/\S+: expected bytes of the recorded checksum"):
+        with pytest.raises(InputError, match=r"00001: model/\S+: expected the recorded checksum"):
             load("openai-masked")
         data[position] ^= 4
     shard.write_bytes(data[:100] + b"!" + data[101:])

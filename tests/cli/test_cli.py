@@ -360,7 +360,7 @@ BAD = {
     "score prepared --fit squash": ["prepared", "--fit squash", "--fit crop"],
     "score begun": ["begun is not finished", "begun.parts", "nextpixel prepare --merge begun"],
     "prepare --merge begun": ["1 of them are not finished: 2/2", "--job"],
-    "prepare many begun --side 8": ["begun.parts", "begun from", "remove that folder"],
+    "prepare many begun --side 8": ["begun.parts", "was started from", "remove that folder"],
     # pretraining
     "pretrain photos": ["--out", "as in: nextpixel pretrain"],
     "pretrain --out run": ["images", "as in: nextpixel pretrain"],

@@ -347,7 +347,7 @@ def test_labels_may_come_from_a_csv_file(desk: Path, capsys: pytest.CaptureFixtu
     assert report["results"][0]["scores"][0]["accuracy"] > 0.9
     (desk / "test.csv").write_text("file,label\n0.png,dark\n")
     assert main([*command, "--model", "model"]) == 2
-    assert "for 29 of 30: looked for '1.png', the column file holds '0.png'; add rows" in capsys.readouterr().err
+    assert "for 29 of 30: looked for '1.png', the column file has '0.png'; add rows" in capsys.readouterr().err
     (desk / "test.csv").write_text("picture,label\n0.png,dark\n")
     assert main([*command, "--model", "model"]) == 2
     assert "expected the columns file and label" in capsys.readouterr().err

@@ -199,7 +199,7 @@ def test_files_of_a_table_are_matched_by_path_name_and_stem(tmp_path, names, fil
 def test_what_a_table_does_not_tell_is_an_error_that_shows_both_sides(tmp_path, names, files):
     path = write(tmp_path / "labels.csv", [(name, name) for name in files])
     held = re.escape(repr(files[0])) if files else "nothing"
-    with pytest.raises(InputError, match=f"looked for {names[0]!r}, the column file holds {held}"):
+    with pytest.raises(InputError, match=f"looked for {names[0]!r}, the column file has {held}"):
         labels_from_csv(path, names)
 
 
@@ -307,7 +307,7 @@ def test_a_test_set_of_training_images_is_refused_by_what_it_shows(tmp_path, mon
             os.utime(path, (1_000_000, 1_000_000))
     few = {"probe": ["--no-baselines", "--layer", "1"], "finetune": ["--epochs", "1", "--out", "run"]}[verb]
     assert main([verb, "set", "--test", "copy.npz", "--model", "model", *few]) == 2
-    assert "copy.npz: expected test images other than the training images, got only such" in capsys.readouterr().err
+    assert "copy.npz: expected test images other than the training images, got only these" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

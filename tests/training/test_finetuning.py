@@ -334,7 +334,7 @@ def test_transformers_gives_the_same_class_logits(tmp_path, capsys):
         assert not torch.allclose(theirs(input_ids=tokens).logits, ours, atol=1e-2)  # as its own processor feeds it
     capsys.readouterr()
     assert main(["info", str(tmp_path / "theirs")]) == 2
-    assert "only classifies; load what it was exported from" in capsys.readouterr().err
+    assert "only classifies; load the model it was exported from" in capsys.readouterr().err
     card = model_card(found, "ann/eels")
     assert "cat, dog, eel" in card and "other logits" in card and "pipeline_tag: image-classification" in card
     masked = model("masked")

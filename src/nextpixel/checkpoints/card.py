@@ -1,4 +1,4 @@
-"""The README of a model that goes to a hub: what it is, what made it, how to use it."""
+"""The README of a model on a hub: what it is, how it was made, how to use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from nextpixel.network.model import ImageGPT
 
-# The folders of a path within a sentence.
+# the folders of an absolute path within a sentence
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[\\/](?:[^\\/\s]+[\\/])+(?=[^\\/\s])")
 CARD = """---
 library_name: {library}
@@ -42,20 +42,20 @@ cannot do follows from what it was trained on, named above.
 """
 
 CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageModeling` opens. Feed it the start token
-{start} and then all pixels but the last: its own image processor returns pixels without a start token.
+{start} and then all pixels but the last: transformers' image processor omits the start token.
 
 """
 
 
-CLASSIFIER = """It tells apart: {classes}. `nextpixel.save(model, "theirs", for_transformers=True)` makes a folder for
-transformers' `ImageGPTForImageClassification`. Feed that one the start token {start} and then all pixels but the last:
-its own image processor feeds the pixels themselves, without the start token, and that gives other logits.
+CLASSIFIER = """Its classes: {classes}. `nextpixel.save(model, "theirs", for_transformers=True)` makes a folder for
+transformers' `ImageGPTForImageClassification`. Feed it the start token {start} and then all pixels but the last:
+transformers' image processor omits the start token, which gives other logits.
 
 """
 
 
 def model_card(model: ImageGPT, name: str) -> str:
-    """Markdown, with the front matter that hubs read."""
+    """The card in Markdown, with the front matter that hubs read."""
     config = model.config
     classic = config.is_classic
     draws = config.objective == "autoregressive"
@@ -90,7 +90,7 @@ def model_card(model: ImageGPT, name: str) -> str:
 
 
 def public(value: Any) -> Any:
-    """Facts without the folders of the machine that they come from: of an absolute path the last part is left."""
+    """Facts without the folders of this machine: absolute paths are reduced to their last part."""
     if isinstance(value, dict):
         return {key: public(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -104,5 +104,5 @@ def public(value: Any) -> Any:
 
 
 def _markdown(value: object) -> str:
-    """Text that stays text, on one line, in Markdown and in a cell of a table."""
+    """Text on one line, escaped for a cell of a Markdown table."""
     return re.sub(r"([\\`*_{}\[\]<>|#!~&])", r"\\\1", " ".join(str(value).split()))

@@ -1,4 +1,4 @@
-"""Checkpoint folders: config.json, model.safetensors, preprocessor_config.json; found by name, read, written."""
+"""Checkpoint folders (config.json, model.safetensors, preprocessor_config.json): find, read, write."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
 
 @check_keywords()
 def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ImageGPT:
-    """A model in eval mode, its tokenizer attached as `.tokenizer` and what is known of its making as `.facts`.
+    """A model in eval mode, with its tokenizer as `.tokenizer` and its provenance as `.facts`.
 
-    `name` is a checkpoint folder, a run folder (its best checkpoint on validation), a hub name such as
-    "openai/imagegpt-small", or nothing for the model that comes with the package. A folder is ours or transformers';
-    weights are read one by one, from safetensors or a legacy pytorch_model.bin, whose code is never run.
-    `device` may be "auto", see devices.choose_device.
-    Raises InputError where there is no such model or device, or the files are not what they should be.
+    `name` is a checkpoint folder of nextpixel or transformers, a run folder (its best checkpoint on validation) or a
+    hub name such as "openai/imagegpt-small"; by default the embedded model. Weights are read from safetensors or a
+    legacy pytorch_model.bin, without running code in it. `device` may be "auto", see devices.choose_device.
+    Raises InputError where there is no such model or device, or its files are invalid.
     """
-    device = choose_device(str(device))  # before the weights are fetched
+    device = choose_device(str(device))  # fail before downloading weights
     folder = find_model(name)
     values = read_json(folder / "config.json")
     layout = FORMATS.get(str(values.get("model_type")))
     if values.get("model_type") == resnet.MODEL_TYPE:
         raise InputError(
-            f"expected an Image GPT, got {folder}, a convolutional student: it gives features (features, "
-            "probe, predict; load_backbone in Python), knows no likelihood, and is fine-tuned by: nextpixel probe "
+            f"expected an Image GPT, got {folder}, a convolutional student: it has features (features, "
+            "probe, predict; load_backbone in Python) but no likelihood, and is fine-tuned by: nextpixel probe "
             f"LABELLED `against={name}`",
             argument="model",
         )
@@ -57,8 +56,8 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
         )
     config = layout.read_config(values, folder / "config.json")
     state = {
-        ours: _copied(tensor, device, dtype) for ours, tensor in layout.read_state(Weights(folder), config)
-    }  # before the model: it finds out whether the shape is true
+        ours: _copy(tensor, device, dtype) for ours, tensor in layout.read_state(Weights(folder), config)
+    }  # before the model is built: verifies the shape in its config
     with torch.device("meta"):
         model = ImageGPT(config)
     model.load_state_dict(state, strict=True, assign=True)
@@ -72,7 +71,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
 def load_backbone(
     name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ImageGPT | ResNet:
-    """What gives features: an Image GPT, as `load` has it, or a convolutional student, always in fp32."""
+    """A model that computes features: an Image GPT, see load, or a convolutional student, always in fp32."""
     folder = find_model(name)
     values = read_json(folder / "config.json")
     if values.get("model_type") != resnet.MODEL_TYPE:
@@ -84,18 +83,18 @@ def load_backbone(
 def save(
     model: ImageGPT | ResNet, folder: str | Path, *, dtype: torch.dtype = torch.float32, for_transformers: bool = False
 ) -> None:
-    """Write a checkpoint folder that `load` opens, and, for a classic model, transformers; the folder must be new.
+    """Write a new checkpoint folder for `load`; that of a classic model also opens in transformers.
 
-    With `for_transformers`, a model that transformers would compute wrongly is refused with an InputError, and one with
-    a class head becomes an ImageGPTForImageClassification, which `load` does not open: it has no generative head. Its
-    logits are those of model.classify(tokens) where it is fed the start token and then all pixels but the last.
+    With `for_transformers`, a model with a class head becomes an ImageGPTForImageClassification, which `load` does not
+    open, since it has no generative head; given the start token and then all pixels but the last, its logits equal
+    model.classify(tokens). Raises InputError for a model that transformers would compute wrongly.
     """
     if for_transformers and isinstance(model, ResNet):
-        raise InputError("a convolutional network cannot be saved for transformers: it is no Image GPT")
+        raise InputError("a convolutional network cannot be saved for transformers: it is not an Image GPT")
     if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model):
         masked = model.config.objective == "masked"
         kind = "of the masked objective" if masked else "that is not the paper's network"
-        why = "its causal mask is built in" if masked else "it knows square grids of colours and no modern options"
+        why = "its causal mask is built in" if masked else "it only supports square grids and no modern options"
         raise InputError(
             f"a model {kind} cannot be saved for transformers, which would compute it wrongly: {why}; save it without "
             "for_transformers and load it with nextpixel"
@@ -109,8 +108,8 @@ def write_model(
 ) -> None:
     """Write the files of a checkpoint into an existing folder.
 
-    A classic model's folder is that of transformers. Any other has a model_type that transformers does not know, and so
-    has one with a class head, unless it is written for transformers.
+    Classic models get the layout of transformers; others, and those with a class head unless `for_transformers`, a
+    model_type that transformers refuses.
     """
     if isinstance(model, ResNet):
         resnet.write(model, folder)
@@ -127,12 +126,14 @@ def write_model(
     write_json(folder / "config.json", config | {"nextpixel": public(model.facts)})
     with writing(folder):
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # it comes readable by the owner alone
+        shutil.copymode(
+            folder / "config.json", folder / "model.safetensors"
+        )  # safetensors makes it readable by the owner only
     write_json(folder / "preprocessor_config.json", processor | {"nextpixel": ours})
 
 
 def find_model(name: str | Path | None) -> Path:
-    """The checkpoint folder that a name stands for."""
+    """The checkpoint folder that a name refers to, downloaded if necessary."""
     if name is None or name == EMBEDDED:
         return Path(str(resources.files("nextpixel") / "assets" / "embedded"))
     path = Path(name)
@@ -142,7 +143,7 @@ def find_model(name: str | Path | None) -> Path:
         return path
     text = str(name)
     is_name = text.count("/") == 1 and not text.startswith((".", "/", "~"))
-    if path.exists() or path.parent.is_dir() or not is_name:  # a mistyped path is not worth a call to the hub
+    if path.exists() or path.parent.is_dir() or not is_name:  # a mistyped path, not a hub name
         raise InputError(
             f"expected a checkpoint folder, a run folder or a hub name such as openai/imagegpt-small, got {text!r}",
             argument="model",
@@ -159,17 +160,17 @@ def _download(name: str) -> Path:
         ) from None
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-        if not list(folder.glob("*.safetensors")):  # older repositories have only this
+        if not list(folder.glob("*.safetensors")):  # older repositories
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
         return folder
-    except Exception as error:  # a hub fails in many ways; each means that the model was not had
+    except Exception as error:  # many kinds, and each means that the download failed
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"there is no folder {name!r} here, and it could not be fetched from the hub: {reason}", argument="model"
+            f"there is no folder {name!r} here, and the download from the hub failed: {reason}", argument="model"
         ) from None
 
 
-def _copied(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+def _copy(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
     return tensor.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -186,7 +187,7 @@ def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
 
 
 def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageGPTConfig, path: Path) -> Tokenizer:
-    """`clusters` are the colours of a palette, in transformers' folders and ours; other kinds stand among `ours`."""
+    """A palette is stored as `clusters`, as transformers does; other tokenizers in the section of nextpixel."""
     kind = "tokenizer" if "tokenizer" in ours else "clusters"
     try:
         tokenizer = read_tokenizer(ours[kind] if kind in ours else {"colors": values.get(kind)})

@@ -1,4 +1,4 @@
-"""The folder of models that transformers would compute wrongly: our own names, and a model_type that it refuses."""
+"""The layout of models that transformers would compute wrongly: our weight names, and a model_type it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_TYPE = "nextpixel"
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
-    """The shape that a config.json tells."""
+    """The shape in a config.json."""
     try:
         return ImageGPTConfig(**values["shape"])
     except InputError as error:
@@ -29,8 +29,8 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
 
 
 def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its name, still lying in its file."""
-    weights.read(f"blocks.{config.layers - 1}.norm_1.gain", config.width)  # before a network of so many layers is built
+    """Every tensor by name, mapped from its file."""
+    weights.read(f"blocks.{config.layers - 1}.norm_1.gain", config.width)  # fail before building so many layers
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in ImageGPT(config).state_dict().items()}
     for name, shape in shapes.items():
@@ -38,11 +38,11 @@ def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, 
 
 
 def state(model: ImageGPT) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its name."""
+    """Every tensor by name."""
     for name, parameter in model.named_parameters():
         yield name, parameter.detach()
 
 
 def config_values(config: ImageGPTConfig) -> dict[str, Any]:
-    """config.json."""
+    """The contents of config.json."""
     return {"model_type": MODEL_TYPE, "shape": asdict(config)}

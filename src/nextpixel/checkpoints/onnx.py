@@ -1,4 +1,4 @@
-"""A convolutional network as one ONNX file, for programs without torch."""
+"""Export of a convolutional network to ONNX, for programs without torch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class _Outputs(nn.Module):
 
 
 def export_onnx(model: ResNet, out: str | Path) -> list[str]:
-    """Write the new file `out`; returns the names of its outputs: "features" and, where it has a head, "logits".
+    """Write the new file `out`; returns the names of its outputs: "features" and, with a class head, "logits".
 
-    Its input is "squares": uint8 (batch, side, side, 3), RGB, 0 to 255, any batch; it scales them itself. Features are
-    float32 (batch, D), logits float32 (batch, C). Raises InputError where onnx is not installed.
+    The input is "squares": uint8 (B, S, S, 3), RGB, for any B; scaling is part of the graph. Features are float32
+    (B, D), logits float32 (B, C). Raises InputError where onnx is not installed.
     """
     path = new_output(out)
     try:
@@ -57,7 +57,7 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on what it could not find."""
+    """Silence the exporter's warnings about optional packages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

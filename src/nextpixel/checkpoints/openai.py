@@ -1,7 +1,7 @@
 """The checkpoints of openai/image-gpt: TensorFlow bundles of plain variables under model/.
 
-Queries, keys, values and the output of attention are kept head by head, (heads, width of a head, width); the
-matrices of the MLP as (inputs, outputs). A masked (BERT) model has no start vector.
+Queries, keys, values and the output of attention are stored by head, (heads, head width, width); the matrices of the
+MLP as (inputs, outputs). A masked (BERT) model has no start vector.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from nextpixel.tokens.palette import Palette
 def load_openai(
     prefix: str | Path, *, palette: Palette | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ImageGPT:
-    """The model in eval mode of a checkpoint of openai/image-gpt, autoregressive or masked (BERT).
+    """Load a checkpoint of openai/image-gpt, autoregressive or masked (BERT), in eval mode.
 
-    `prefix` is the common start of its files, as `model.ckpt-1000000`; `palette` OpenAI's 512 colours unless told.
-    The shape is read off the tensors, and pictures are fitted as for the paper's evaluation (`fit` "imagenet"). What an
-    optimiser or a class head left in the checkpoint is ignored.
-    Raises InputError where it is no such checkpoint, or files or tensors are missing or damaged.
+    `prefix` is the common start of its file names, such as `model.ckpt-1000000`; `palette` is by default OpenAI's 512
+    colours. The shape comes from the tensors, and pictures are fitted as in the paper's evaluation (`fit` "imagenet").
+    Tensors of an optimiser or a class head are ignored.
+    Raises InputError for another kind of checkpoint, and for missing or damaged files or tensors.
     """
     bundle = Bundle(prefix)
     config = _read_config(bundle)
@@ -70,7 +70,7 @@ def _read_config(bundle: Bundle) -> ImageGPTConfig:
 
 
 def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under our name, one after the other."""
+    """Every tensor under our name."""
     width, heads = config.width, config.heads
     used = set()
 
@@ -99,6 +99,6 @@ def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str,
     yield "head.weight", read("wtet", config.colors, width)
 
     for name in bundle.entries.keys() - used:
-        slot = name.rpartition("/")[0] in used  # an optimiser's, as model/wte/Adam
+        slot = name.rpartition("/")[0] in used  # of an optimiser, such as model/wte/Adam
         if name.startswith("model/") and not slot and not name.startswith("model/clf/"):
             raise InputError(f"{bundle.index}: expected the tensors of an Image GPT, got {name!r} besides")

@@ -1,4 +1,4 @@
-"""The folder of a convolutional network: config.json with a model_type of its own, model.safetensors."""
+"""The layout of a convolutional network: config.json, with its own model_type, and model.safetensors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.weights import Weights
@@ -20,7 +21,7 @@ MODEL_TYPE = "nextpixel-convnet"
 
 
 def read(values: dict[str, Any], folder: Path) -> ResNet:
-    """The network of that folder, whose config.json says `values`."""
+    """The network of that folder, whose config.json contains `values`."""
     where = folder / "config.json"
     try:
         config = ResNetConfig(**values["shape"])
@@ -31,14 +32,11 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     if values.get("fit") not in get_args(Fit):
         raise InputError(f"{where}: fit: expected one of {', '.join(get_args(Fit))}, got {values.get('fit')!r}")
     weights = Weights(folder)
-    if config.blocks > 1:  # before a network of so many blocks is built
+    if config.blocks > 1:  # fail before building a network of that many blocks
         weights.read(f"blocks.{3 * config.blocks - 1}.norm_2.weight", config.width)
     model = ResNet(config)
-    kept = {  # how many batches were seen is of no use to anyone
-        name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")
-    }
-    read_state = {name: weights.read(name, *tensor.shape).float() for name, tensor in kept.items()}
-    model.load_state_dict(read_state, strict=False)
+    state = {name: weights.read(name, *tensor.shape).float() for name, tensor in _stored(model).items()}
+    model.load_state_dict(state, strict=False)
     model.fit, model.levels = values["fit"], read_levels(values, where)
     facts = values.get("nextpixel")
     model.facts = facts if isinstance(facts, dict) else {}
@@ -46,7 +44,7 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
 
 
 def read_levels(values: dict[str, Any], where: Path) -> Levels:
-    """The range and the bands that a checkpoint's file tells; none in most."""
+    """The range and bands in a checkpoint, if any."""
     try:
         return Levels.of(values.get("range"), values.get("bands"))
     except InputError as error:
@@ -54,19 +52,19 @@ def read_levels(values: dict[str, Any], where: Path) -> Levels:
 
 
 def write(model: ResNet, folder: Path) -> None:
-    """Write both files into an existing folder; always in fp32."""
+    """Write both files into an existing folder, in fp32."""
     write_json(
         folder / "config.json",
         {"model_type": MODEL_TYPE, "shape": asdict(model.config), "fit": model.fit}
         | model.levels.values()
         | {"nextpixel": public(model.facts)},
     )
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in _stored(model).items()}
     path = folder / "model.safetensors"
     with writing(path):
         save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod((folder / "config.json").stat().st_mode & 0o777)  # it comes readable by the owner alone
+        path.chmod((folder / "config.json").stat().st_mode & 0o777)  # safetensors makes it readable by the owner only
+
+
+def _stored(model: ResNet) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}

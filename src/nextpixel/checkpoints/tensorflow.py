@@ -1,11 +1,11 @@
 """TensorFlow checkpoints (V2 bundles), read without TensorFlow.
 
-`<prefix>.index` is a LevelDB table: sorted names, the empty one with a BundleHeaderProto, every other one with the
-BundleEntryProto of a tensor (type, shape, shard, offset, size, checksum). `<prefix>.data-00000-of-00032` and its
-siblings hold the raw bytes.
+`<prefix>.index` is a LevelDB table of sorted names: the empty name maps to a BundleHeaderProto, any other to the
+BundleEntryProto of a tensor (type, shape, shard, offset, size, checksum). The shards `<prefix>.data-00000-of-00032`,
+... hold the raw bytes.
 
-Verified: the crc32c of every block of the index and of every tensor read; on opening, that all shards are there and
-long enough. TensorFlow writes the index uncompressed; compressed blocks are refused.
+The crc32c of every index block and every tensor is verified, and on opening that all shards exist and are long enough.
+TensorFlow writes the index uncompressed; compressed blocks are refused.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from nextpixel.errors import InputError
 
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 FOOTER_BYTES = 48  # two block handles, zeros, the magic number
-TRAILER_BYTES = 5  # of a block: kind of compression, masked crc32c
+TRAILER_BYTES = 5  # of a block: compression type, masked crc32c
 FLOAT32 = 1
 DTYPES = {1: "float32", 2: "float64", 3: "int32", 7: "string", 9: "int64", 10: "bool", 14: "bfloat16", 19: "float16"}
 
 CASTAGNOLI = 0x82F63B78  # crc32c's polynomial, lowest bit first
-PIECE_LEVELS = 18  # checksums go by pieces of at most 4 << 18 bytes, which fit in a cache
+PIECE_LEVELS = 18  # checksums are computed over pieces of at most 4 << 18 bytes, which fit in the CPU cache
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies and what it is."""
+    """Type, shape and location of a tensor."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -46,9 +46,9 @@ class Entry:
 
 
 class Bundle:
-    """The tensors of a checkpoint, by name. `prefix` is the common start of its files, as `model.ckpt-1000000`.
+    """The tensors of a checkpoint by name. `prefix` is the common start of its file names, as `model.ckpt-1000000`.
 
-    Raises InputError where files are missing, cut short, damaged, or of another kind.
+    Raises InputError for missing, truncated or damaged files, and for files of another kind.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -77,7 +77,7 @@ class Bundle:
         return shape
 
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """One tensor, its bytes checked; nothing else is read."""
+        """One tensor, its checksum verified."""
         entry = self._entry(name)
         where = f"{self.index}: {name}"
         if entry.shape != shape:
@@ -91,7 +91,7 @@ class Bundle:
         path = self._shard(entry.shard)
         values = np.fromfile(path, "<f4", math.prod(shape), offset=entry.offset)
         if values.nbytes != entry.size or _masked(crc32c(values.view(np.uint8))) != entry.checksum:
-            raise InputError(f"{path}: {name}: expected bytes of the recorded checksum, got others; download it again")
+            raise InputError(f"{path}: {name}: expected the recorded checksum, got another one; download it again")
         return values.reshape(shape)
 
     def _entry(self, name: str) -> Entry:

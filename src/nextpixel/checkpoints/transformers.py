@@ -1,10 +1,8 @@
-"""The folder of transformers' ImageGPT, which is also the folder of every classic model of ours.
+"""The layout of transformers' ImageGPT, which classic models of nextpixel share.
 
-A model with a class head becomes the folder of ImageGPTForImageClassification only when that is asked for: it has no
-generative head, so that nothing of ours reads it.
-
-transformers has a bias on every matrix (the paper has none; they are written as zeros), keeps matrices as (inputs,
-outputs), and holds the start vector as row K of its embedding table.
+transformers has a bias on every matrix (zeros here, since the paper has none), stores matrices as (inputs, outputs),
+and the start vector as row K of the embedding table. ImageGPTForImageClassification is written on request only and
+not read, since it has no generative head.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ MODEL_TYPE = "imagegpt"
 CLASSIFIER = "ImageGPTForImageClassification"
 BIAS_AT_MOST = 1e-6
 
-# Ours -> theirs, in block i; True for matrices, which theirs holds transposed and with a bias.
+# our name -> theirs, within a block; True for matrices, which are transposed and have a bias there
 BLOCK_NAMES: dict[str, tuple[str, bool]] = {
     "norm_1.gain": ("ln_1.weight", False),
     "attention.qkv.weight": ("attn.c_attn.weight", True),
@@ -39,17 +37,17 @@ BLOCK_NAMES: dict[str, tuple[str, bool]] = {
 
 
 def computes(model: ImageGPT) -> bool:
-    """Whether transformers would compute this network rightly, and knows its tokens."""
+    """Whether transformers computes this network correctly and supports its tokenizer."""
     square = model.config.rows == model.config.columns
     return model.config.is_classic and square and isinstance(model.tokenizer, Palette)
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
-    """The shape that a config.json tells."""
+    """The shape in a config.json."""
     if CLASSIFIER in str(values.get("architectures")):
         raise InputError(
-            f"{where}: expected a model that scores pixels, got {CLASSIFIER}, which only classifies; load what "
-            "it was exported from"
+            f"{where}: expected a model that scores pixels, got {CLASSIFIER}, which only classifies; load "
+            "the model it was exported from"
         )
     try:
         side = isqrt(values["n_positions"])
@@ -82,7 +80,7 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
 
 
 def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under our name and in our shape, still lying in its file."""
+    """Every tensor under our name and in our shape, mapped from its file."""
     width = config.width
     embeddings = weights.read("transformer.wte.weight", config.colors + 1, width)
     yield "token_embedding", embeddings[:-1]
@@ -103,13 +101,13 @@ def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, 
 
 
 def _check_bias(weights: Weights, name: str, size: int) -> None:
-    if name not in weights:  # a file without biases is what the paper has
+    if name not in weights:  # no bias, as in the paper
         return
     largest = float(weights.read(name, size).abs().max())
     if not largest <= BIAS_AT_MOST:
         raise InputError(
             f"{weights.folder}: {name}: expected a bias of zero, as OpenAI's models have, got values up to "
-            f"{largest:.2g}; a network with trained biases is no Image GPT of the paper and cannot be loaded exactly"
+            f"{largest:.2g}; a network with trained biases is not the paper's and cannot be loaded exactly"
         )
 
 

@@ -1,6 +1,6 @@
-"""Tensors out of a checkpoint folder, one at a time: safetensors or legacy PyTorch files, whole or sharded.
+"""The tensors of a checkpoint folder: safetensors or legacy PyTorch files, whole or sharded.
 
-A legacy pytorch_model.bin is a pickle; torch reads it with weights_only, which knows tensors and runs no code.
+A legacy pytorch_model.bin is a pickle; torch reads it with weights_only, which runs no code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 class Weights:
-    """The tensors of a folder by name. Files are mapped, so a tensor costs memory only once it is copied."""
+    """The tensors of a folder by name. Files are memory-mapped, so tensors take memory only once they are copied."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,7 +35,7 @@ class Weights:
         return name in self._where
 
     def read(self, name: str, *shape: int) -> Tensor:
-        """That tensor, which must have that shape."""
+        """The tensor of that name. Raises InputError for another shape or invalid values."""
         if name not in self._where:
             raise InputError(f"{self.folder}: expected a tensor {name!r} in its weights, got none by that name")
         path = self._where[name]
@@ -52,11 +52,11 @@ class Weights:
 
 
 def check_finite(tensor: Tensor, where: str) -> None:
-    """Raises InputError where a number is NaN or infinite: nothing that is computed from it would mean anything."""
+    """Raises InputError for NaN or infinite values."""
     if not tensor.isfinite().all():
         count = int((~tensor.isfinite()).sum())
         raise InputError(
-            f"{where}: expected finite numbers, got NaN or infinity in {count:,} of {tensor.numel():,} places; the "
+            f"{where}: expected finite numbers, got NaN or infinity in {count:,} of {tensor.numel():,} values; the "
             "file is damaged, or its training diverged: take an earlier checkpoint"
         )
 
@@ -91,14 +91,14 @@ def _open(path: Path) -> tuple[Callable[[str], Tensor], list[str]]:
 
 def _load_legacy(path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd pickles; what is wrong with them ends in an error
+        with warnings.catch_warnings(action="ignore"):  # about odd pickles, which end in an error below
             try:
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # written before PyTorch 1.6: no zip file, cannot be mapped
+            except RuntimeError:  # written before PyTorch 1.6: not a zip file, cannot be mapped
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path}: expected tensors alone, got a pickle with something else in it, which could run any code; refused"
+            f"{path}: expected only tensors, got a pickle with other objects, which could run any code; refused"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""The decoded set: every picture once as a uint8 square in a memory map, and the batches drawn from it."""
+"""Decoded sets, memory maps of uint8 squares, and the training batches drawn from them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.images.sources.maps import Part, check_readable, write_set
 from nextpixel.progress import Advance, progress, say_once
 
-PREPROCESSING = "bilinear; 3"  # changes with what images.decode and images.fit_square do
-PREPROCESSING_BEFORE = "bilinear; 2"  # turned pictures by their EXIF orientation twice; runs of then have such keys
-FLIPS = ("flip", "pad-flip")  # ways to augment that mirror half of the images
+PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_square
+PREPROCESSING_BEFORE = "bilinear; 2"  # applied the EXIF orientation twice; the keys of older runs have it
+FLIPS = ("flip", "pad-flip")  # augmentations that mirror half of the images
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
 
@@ -38,14 +38,14 @@ class DecodedSet:
     labels: NDArray[np.int64] | None
     classes: list[str] | None
     unreadable: list[str]
-    """One line for each file that could not be read: its name and why."""
+    """For each file that could not be read, its name and the reason."""
     key: str
     passed_over: Sequence[str] = ()
-    """One line for each other file or folder that lay beside the pictures."""
+    """For each other file or folder beside the pictures, a line."""
     levels: Levels = NO_LEVELS
-    """With the range that was found, where the set has one."""
+    """Including the range, where it was measured on the set."""
     note: str | None = None
-    """A line that says so."""
+    """A line about that range."""
     pixels: str | None = None
     key_before: str | None = None
     """The key of the same pictures as the previous version decoded them."""
@@ -54,7 +54,7 @@ class DecodedSet:
         return len(self.squares)
 
     def digest(self) -> str:
-        """Hex SHA-256 of the squares: what the pictures show, whatever their files are called."""
+        """Hex SHA-256 of the squares, independent of file names."""
         if self.pixels is not None:
             return self.pixels
         found = hashlib.sha256()
@@ -74,14 +74,13 @@ def decode(
 ) -> DecodedSet:
     """The decoded set of any source at `side`, see images.fit_square; decoded once, then read from the cache.
 
-    A prepared folder is used where it lies. Without a range in `levels`, that of the set is looked for. Raises
-    InputError when more than one picture in ten cannot be read, or none can, or a prepared folder holds others than
-    these.
+    A prepared folder is used in place. Without a range in `levels`, it is measured on the set. Raises InputError when
+    more than one picture in ten cannot be read, or none can, or for a prepared folder with other settings.
     """
     source = open_source(images, split)
     if isinstance(source, MapSource):
         source.check(side, fit)
-        settle(source, levels)  # refuses others
+        settle(source, levels)  # raises for other levels
     key = _key(source, side, fit, levels)
     if isinstance(source, MapSource) and source.side == side:
         return replace(_decoded(source, key), key_before=_key(source, side, fit, levels, PREPROCESSING_BEFORE))
@@ -100,7 +99,7 @@ def decode(
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
-    """The decoded set of that key, from the cache; FileNotFoundError where it is not there, or was damaged."""
+    """The decoded set of that key in the cache. Raises FileNotFoundError where it is missing or damaged."""
     folder = _folder(key, cache)
     try:
         return _decoded(MapSource(folder), key)
@@ -111,13 +110,13 @@ def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
 
 
 def resized(source: MapSource, side: int, fit: Fit) -> DecodedSet:
-    """A prepared set at the smaller side that it serves, without a second copy on the disk."""
+    """A prepared set at the smaller side that it was made for, resized on access."""
     found = _decoded(source, _key(source, side, fit, NO_LEVELS))
     return replace(found, squares=cast(Any, ResizedSquares(source, side)), pixels=f"{found.digest()} at {side}")
 
 
 class ResizedSquares:
-    """Squares at a smaller side, uint8 (N, side, side, 3), made when rows of them are asked for."""
+    """Squares at a smaller side, uint8 (N, side, side, 3), resized when they are indexed."""
 
     def __init__(self, source: MapSource, side: int) -> None:
         self.source, self.shape, self.dtype = source, (len(source), side, side, 3), np.dtype(np.uint8)
@@ -128,14 +127,14 @@ class ResizedSquares:
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         numbers = np.arange(len(self))[rows]
         found = np.empty((numbers.size, *self.shape[1:]), np.uint8)
-        for place, number in enumerate(numbers.reshape(-1)):
-            found[place] = self.source.square(int(number), self.shape[1], self.source.fit)
+        for i, number in enumerate(numbers.reshape(-1)):
+            found[i] = self.source.square(int(number), self.shape[1], self.source.fit)
         return found.reshape(*numbers.shape, *self.shape[1:])
 
 
 def _key(source: Source, side: int, fit: Fit, levels: Levels, preprocessing: str = PREPROCESSING) -> str:
-    asked = "" if isinstance(source, MapSource) or not levels else f" {levels}"
-    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {preprocessing}{asked}".encode()).hexdigest()[:32]
+    requested = "" if isinstance(source, MapSource) or not levels else f" {levels}"
+    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {preprocessing}{requested}".encode()).hexdigest()[:32]
 
 
 def _decoded(source: MapSource, key: str) -> DecodedSet:
@@ -159,7 +158,7 @@ def _decode_into(folder: Path, source: Source, side: int, fit: Fit, levels: Leve
         **levels.values(),
         "note": note,
     }
-    remedy = "Free some space, or name another folder with NEXTPIXEL_CACHE or `cache`"
+    remedy = "Free some space, or use another folder with NEXTPIXEL_CACHE or `cache`"
     with new_folder(folder, remedy, shared=True) as part, progress("decoding", len(source), "images") as advance:
         write_set(part, read_parts(source, range(len(source)), side, fit, levels, advance=advance), facts)
 
@@ -174,9 +173,9 @@ def read_parts(
     workers: int | None = None,
     advance: Advance | None = None,
 ) -> Iterator[Part]:
-    """Those pictures of a source as squares, in order, in parts of READ_TOGETHER; the same for any number of threads.
+    """The pictures `numbers` of a source as squares, in order, in parts of READ_TOGETHER.
 
-    `advance(count)` is told how many have been read.
+    Independent of the number of threads, `workers`. Calls `advance(count)` after each part.
     """
 
     def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
@@ -185,7 +184,7 @@ def read_parts(
         except UnreadableImage as error:
             return error
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders let go of the interpreter
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders release the GIL
         for start in range(numbers.start, numbers.stop, READ_TOGETHER):
             rows = range(start, min(start + READ_TOGETHER, numbers.stop))
             squares, kept, unreadable = [], [], []
@@ -203,10 +202,10 @@ def read_parts(
 
 
 def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted numbers of the training and of the held-out images; at least one of each."""
+    """Sorted indices of the training and the held-out images, at least one of each."""
     if count < 2:
         raise InputError(
-            f"expected at least 2 images, to hold one out for validation, got {count}; add some, or name others with "
+            f"expected at least 2 images, to hold one out for validation, got {count}; add some, or pass others as "
             "`validation`"
         )
     held = min(max(1, round(count * fraction)), count - 1)
@@ -217,7 +216,7 @@ def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.in
 def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0) -> NDArray[np.bool_]:
     """Which tokens of each image are hidden, (B, T): each with probability 0.15, by (seed, epoch, image number).
 
-    At least one always is: the paper's loss divides by their number.
+    At least one is, since the paper's loss divides by their number.
     """
     hidden = np.empty((len(numbers), tokens), bool)
     for row, number in enumerate(numbers):
@@ -228,15 +227,15 @@ def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0)
 
 
 def stored_side(side: int, augment: Augment) -> int:
-    """The side at which pictures are kept: random crops cut from a square twice as large."""
+    """The side at which pictures are stored: twice as large for random crops."""
     return 2 * side if augment == "crop" else side
 
 
 class Batches:
     """Training batches: order, crops and flips are functions of (seed, epoch, image number) alone.
 
-    Every image comes once an epoch; a batch may reach over the end of one. `part` (i, n) gives the i-th of n
-    equal parts of each batch, which put together in order are the batch.
+    Each epoch has every image once; a batch may span two epochs. `part` (i, n) selects the i-th of n equal parts of
+    each batch.
     """
 
     def __init__(
@@ -256,7 +255,7 @@ class Batches:
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
 
     def __call__(self, step: int) -> NDArray[np.uint8]:
-        """uint8 (batch_images / n, side, side, 3) of that step, counted from 0."""
+        """The squares of a step, counted from 0, uint8 (batch_images / n, side, side, 3)."""
         parts = [
             self._augmented(self.squares[self.chosen[rows]], self._epoch(epoch)[1][rows])
             for epoch, rows in self._rows(step)
@@ -264,7 +263,7 @@ class Batches:
         return np.concatenate(parts)
 
     def numbers(self, step: int) -> NDArray[np.int64]:
-        """Which images of the set these are, (batch_images / n,)."""
+        """The indices of these images in the set, (batch_images / n,)."""
         return np.concatenate([self.chosen[rows] for _, rows in self._rows(step)])
 
     def mirrored(self, step: int) -> NDArray[np.bool_]:
@@ -273,22 +272,24 @@ class Batches:
         return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
 
     def orientations(self, step: int) -> NDArray[np.int64]:
-        """How that step's images are turned and mirrored, (batch_images,), see images.orient."""
-        turned = self.augment == "orient"
-        return np.concatenate([_orientations(self._epoch(epoch)[1][rows]) * turned for epoch, rows in self._rows(step)])
+        """The orientations of that step's images, (batch_images / n,), see images.orient."""
+        oriented = self.augment == "orient"
+        return np.concatenate(
+            [_orientations(self._epoch(epoch)[1][rows]) * oriented for epoch, rows in self._rows(step)]
+        )
 
     def masks(self, step: int, tokens: int) -> NDArray[np.bool_]:
-        """Which of the T tokens of that step's images a masked model is not shown, (batch_images / n, T)."""
+        """Which tokens of that step's images are hidden from a masked model, (batch_images / n, T)."""
         parts = [masks(self.chosen[rows], tokens, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)]
         return np.concatenate(parts)
 
     def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(epoch, places in `chosen`) of that step's images."""
+        """(epoch, indices into `chosen`) of that step's images."""
         images = self.batch_images // self.parts
         start = step * self.batch_images + self.number * images
-        places = np.arange(start, start + images)
-        for epoch in range(places[0] // len(self.chosen), places[-1] // len(self.chosen) + 1):
-            yield epoch, self._epoch(epoch)[0][places[places // len(self.chosen) == epoch] % len(self.chosen)]
+        epochs, rows = np.divmod(np.arange(start, start + images), len(self.chosen))
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            yield epoch, self._epoch(epoch)[0][rows[epochs == epoch]]
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if epoch not in self._epochs:
@@ -308,9 +309,10 @@ class Batches:
             squares = squares.copy()
             squares[mirrored] = squares[mirrored, :, ::-1]
         if self.augment == "orient":
-            found, squares = _orientations(noise), squares.copy()
-            for orientation in np.unique(found):
-                squares[found == orientation] = orient(squares[found == orientation], orientation)
+            orientations, squares = _orientations(noise), squares.copy()
+            for orientation in np.unique(orientations):
+                rows = orientations == orientation
+                squares[rows] = orient(squares[rows], orientation)
         return squares
 
     def _crop(self, square: NDArray[np.uint8], _: float, scale: float, x: float, y: float) -> NDArray[np.uint8]:
@@ -320,7 +322,7 @@ class Batches:
         return crop_resize(square, (left, top, left + size, top + size), self.side)
 
     def _shift(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and cut a window anywhere."""
+        """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and take a random crop."""
         pad = max(1, self.side // 8)
         padded = np.pad(squares, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
         offsets = (noise[:, 1:3] * (2 * pad + 1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Labels: where those of images come from, which class each one is, and parts of the images that have every class."""
+"""Labels: read them, map them to class numbers, and split images so that every class is in each part."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from nextpixel.images.sources.base import label_array
 from nextpixel.limits import open_file
 from nextpixel.progress import say, say_once
 
-FORMULA = tuple("=+-@\t\r'")  # what a cell begins with that a spreadsheet may run, and the mark against that
-UNLABELLED = ("-1", "-1.0")  # the second where pandas made floats of a column with empty cells
-NO_NAMES = frozenset({"nan", "none", "null", "n/a"})  # what programs write where there was nothing
+FORMULA = tuple("=+-@\t\r'")  # first characters of a spreadsheet formula, and the quote that escapes it
+UNLABELLED = ("-1", "-1.0")  # the second from pandas, for a column with empty cells
+NO_NAMES = frozenset({"nan", "none", "null", "n/a"})  # written by programs for missing values
 HELD_OUT = 0.1
 FOLDS = 5
-FOLDS_BELOW = 2_000  # training images: one held-out tenth of fewer is too noisy to choose by
+FOLDS_BELOW = 2_000  # training images; with fewer, a single held-out tenth is too noisy
 
 
 def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
-    """The label of each name, by a CSV file with the columns file and label; "" where its cell is empty or -1.
+    """The label of each name in a CSV file with the columns file and label; "" where its cell is empty or -1.
 
-    A file of the table is the picture of that path, or of the longest end of it that only one picture has, be it with
-    the extension or without. Raises InputError for a picture without a row, or for rows that contradict each other.
+    A row matches the picture of that path, or else by the longest common end of both paths, with or without the
+    extension, where it is unique. Raises InputError for a picture without a row, and for contradictory rows.
     """
     try:
-        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:  # Excel begins its files with a mark
+        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:  # Excel writes a byte order mark
             reader = csv.DictReader(file)
             columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error) as error:
@@ -56,26 +56,26 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
         held = ", ".join(shortened("/".join(key)) for key in list(table)[:3])
         raise InputError(
             f"{path}: expected one row for each picture, got none or several for {len(missing):,} of "
-            f"{len(names):,}: looked for {missing[0]!r}, the column file holds {held or 'nothing'}"
-            f"{', ...' if len(table) > 3 else ''}; add rows, or give the files paths that tell them apart"
+            f"{len(names):,}: looked for {missing[0]!r}, the column file has {held or 'nothing'}"
+            f"{', ...' if len(table) > 3 else ''}; add rows, or make the paths unambiguous"
         )
     labels = (table[key] for key in found if key is not None)
     return np.array([label if label.strip() not in UNLABELLED else "" for label in labels], object)
 
 
 def plain_cell(text: str) -> str:
-    """A cell as it was before the mark that keeps a spreadsheet from running it as a formula."""
+    """A cell without the quote that keeps a spreadsheet from evaluating it as a formula."""
     return text[1:] if text[:1] == "'" and text[1:2] in FORMULA else text
 
 
 def path_parts(path: str) -> tuple[str, ...]:
-    """A path of any system in parts, in the composed Unicode form."""
+    """The parts of a path of any operating system, in composed Unicode form."""
     parts = unicodedata.normalize("NFC", path.replace("\\", "/")).split("/")
     return tuple(part for part in parts if part not in ("", "."))
 
 
 def _match(names: Sequence[tuple[str, ...]], keys: Sequence[tuple[str, ...]]) -> list[tuple[str, ...] | None]:
-    """The key that each name means: itself, or the one of the longest common end; None where that is not one."""
+    """The key of each name: itself, or the one with the longest common end; None where that is ambiguous."""
     exact, by_end, by_stem = set(keys), _ends(keys, stems=False), _ends(keys, stems=True)
     found: list[tuple[str, ...] | None] = []
     for name in names:
@@ -88,7 +88,7 @@ def _match(names: Sequence[tuple[str, ...]], keys: Sequence[tuple[str, ...]]) ->
 
 
 def _ends(keys: Sequence[tuple[str, ...]], *, stems: bool) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
-    """Every end of every key, of its stem too where asked, and the keys that have it."""
+    """The keys by each of their ends, and with `stems` also by the ends without extension."""
     ends: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for key in keys:
         for form in {key, _stem(key)} if stems else {key}:
@@ -106,23 +106,23 @@ def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def labels_of(source: Any) -> NDArray[Any]:
-    """The labels of a source (N,), as class names where it has them: see has_label for those that are none.
+    """The labels of a source (N,), as class names where it has them; has_label says which are set.
 
-    Raises InputError where no picture has one, or one has a number without a name.
+    Raises InputError where no picture has one, and for a number without a name.
     """
     if source.labels is None:
-        got = f"labels that are none: {source.label_problem}" if source.label_problem else "images without labels"
+        got = f"unusable labels: {source.label_problem}" if source.label_problem else "images without labels"
         raise InputError(
             f"{source.source_name}: expected labelled images: a sub-folder for each class, a column of one number or "
             f"name for each picture, or a CSV of file,label; got {got}"
         )
     names = source.labels
     if source.classes is not None:
-        beyond = np.flatnonzero((source.labels >= len(source.classes)) | (source.labels < -1))
-        if len(beyond):
+        unnamed = np.flatnonzero((source.labels >= len(source.classes)) | (source.labels < -1))
+        if len(unnamed):
             raise InputError(
                 f"{source.source_name}: expected labels 0 to {len(source.classes) - 1}, which have names, got "
-                f"{source.labels[beyond[0]]} for {source.names[beyond[0]]} ({len(beyond):,} in all); correct the "
+                f"{source.labels[unnamed[0]]} for {source.names[unnamed[0]]} ({len(unnamed):,} in all); correct the "
                 "labels, or the names"
             )
         names = np.array([*source.classes, ""], object)[source.labels]  # -1 is the last
@@ -130,7 +130,7 @@ def labels_of(source: Any) -> NDArray[Any]:
 
 
 def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[Any]:
-    """The label of each picture of a source: those given, or in a CSV file (see labels_from_csv), or its own."""
+    """The labels of a source: an array, a CSV file (see labels_from_csv), or by default its own."""
     if labels is None:
         return labels_of(source)
     if isinstance(labels, str | Path):
@@ -145,12 +145,12 @@ def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[
 
 
 def has_label(names: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which labels are one: not the number -1, and not the empty name."""
+    """Which labels are set: neither the number -1 nor the empty name."""
     return np.asarray(names != "" if names.dtype == object else names >= 0, bool)
 
 
 def _checked(names: NDArray[Any], where: str) -> NDArray[Any]:
-    """The labels themselves, some of which are one; what may be a slip in their names is said once."""
+    """The labels, at least one of them set; prints a warning about suspicious names."""
     labelled = names[has_label(names)]
     if not len(labelled):
         raise InputError(f"{where}: expected labelled images, got none: all {len(names):,} labels are -1 or empty")
@@ -168,16 +168,16 @@ def _checked(names: NDArray[Any], where: str) -> NDArray[Any]:
 
 
 def plain_name(name: str) -> str:
-    """A name without what the eye may miss: case, spaces, Unicode form."""
+    """A name normalised for comparison: case, spaces, Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def labelled(
     names: NDArray[Any], source: Any, decoded: DecodedSet
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]]:
-    """Squares (M, S, S, 3), labels (M,) and places (M,) in a decoded set of those that have a label.
+    """Squares (M, S, S, 3), labels (M,) and indices (M,) of the labelled pictures of a decoded set.
 
-    Says how many have none. Raises InputError where no readable picture has one, and as labels_of_readable does.
+    Prints how many have no label. Raises InputError where no readable picture has one, and as labels_of_readable does.
     """
     names = labels_of_readable(names, source, decoded)
     rows = np.flatnonzero(has_label(names))
@@ -190,50 +190,50 @@ def labelled(
 
 
 def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:
-    """Those of the pictures of a source that could be decoded.
+    """The labels of the pictures of a source that could be decoded.
 
-    Raises InputError where their names do not tell which these are.
+    Raises InputError where these cannot be identified by name.
     """
     if len(decoded) == len(labels):
         return labels
     readable = np.isin(list(source.names), list(decoded.names))
     if readable.sum() != len(decoded):
         raise InputError(
-            f"{source.source_name}: some pictures cannot be read and have the names of others, so it is not known "
-            "which labels are theirs; remove or repair them"
+            f"{source.source_name}: some pictures cannot be read and share their names with others, so their labels "
+            "are ambiguous; remove or repair them"
         )
     return labels[readable]
 
 
 def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels") -> NDArray[np.int64]:
-    """The place in `classes` of each label, (N,); a number and its digits are the same class.
+    """The index in `classes` of each label, (N,); a number and its digits are the same class.
 
-    Raises InputError, which begins with `what`, for a label that is none of the classes.
+    Raises InputError, which begins with `what`, for any other label.
     """
-    number = {str(name): place for place, name in enumerate(classes)}
+    number = {str(name): i for i, name in enumerate(classes)}
     names = [str(name) for name in np.asarray(labels).tolist()]
-    stranger = next((name for name in names if name not in number), None)
-    if stranger is not None:
-        near = next((name for name in number if plain_name(name) == plain_name(stranger)), None)
+    unknown = next((name for name in names if name not in number), None)
+    if unknown is not None:
+        near = next((name for name in number if plain_name(name) == plain_name(unknown)), None)
         hint = "" if near is None else f", which looks like {clipped(near, 60)!a}"
         raise InputError(
-            f"{what}: expected the classes of the training images, got {clipped(stranger, 60)!a} as well{hint}"
+            f"{what}: expected the classes of the training images, got {clipped(unknown, 60)!a} as well{hint}"
         )
     return np.array([number[name] for name in names], np.int64)
 
 
 def refuse_overlap(seen: NDArray[np.bool_], where: str) -> None:
-    """Raises InputError where all test images are training images, see seen_before: no figure would say anything."""
+    """Raises InputError where all test images are training images, see seen_before."""
     if seen.all():
         raise InputError(
-            f"{where}: expected test images other than the training images, got only such; keep some apart for `test`"
+            f"{where}: expected test images other than the training images, got only these; hold some out for `test`"
         )
 
 
 def seen_before(
     train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str, what: str = "test images"
 ) -> NDArray[np.bool_]:
-    """Which squares of `test` (N, S, S, 3) are also in `train`, pixel by pixel, (N,); says how many, if any."""
+    """Which squares of `test` (N, S, S, 3) are also in `train`, pixel by pixel, (N,); prints how many, if any."""
 
     def digests(squares: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
         return (hashlib.blake2b(square.tobytes(), digest_size=16).digest() for square in squares)
@@ -249,7 +249,7 @@ def seen_before(
 
 
 def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat: int) -> NDArray[np.int64]:
-    """Places of that many images of each class, in order; all of them for None."""
+    """Sorted indices of `per_class` random images of each class; all images for None."""
     if per_class is None:
         return np.arange(len(labels))
     rng = np.random.default_rng([seed, 0xFE7, per_class, repeat])
@@ -265,10 +265,10 @@ def choose_labels(labels: NDArray[Any], per_class: int | None, seed: int, repeat
 
 
 def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
-    """What is held out to choose by, as masks (N,): a tenth of many images, or each of some folds of few.
+    """Masks (N,) of held-out images for model selection: one tenth, or several folds for few images.
 
-    Stratified: every class is on both sides, but for those of a single image, which is never held out. None where
-    all are of a single image.
+    Stratified: every class is on both sides, except that the only image of a class is never held out. Empty where all
+    classes have a single image.
     """
     counts = np.bincount(labels)
     several = counts > 1
@@ -276,23 +276,23 @@ def folds_of(labels: NDArray[np.integer], seed: int) -> list[NDArray[np.bool_]]:
         return []
     if len(labels) >= FOLDS_BELOW:
         return [held_out(labels, HELD_OUT, seed)]
-    place = _places(labels, seed)
+    rank = _ranks(labels, seed)
     folds = min(FOLDS, int(counts[several].min()))
-    return [(place % folds == fold) & several[labels] for fold in range(folds)]
+    return [(rank % folds == fold) & several[labels] for fold in range(folds)]
 
 
 def held_out(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """A stratified part (N,) of labels 0..C-1: that fraction of each class, at least one image but never all of it."""
+    """A stratified mask (N,) of labels 0..C-1: that fraction of each class, at least one image but never all."""
     counts = np.bincount(labels)
     held = np.minimum(np.maximum(1, counts * fraction).astype(np.int64), counts - 1)
-    return np.asarray(_places(labels, seed) < held[labels])
+    return np.asarray(_ranks(labels, seed) < held[labels])
 
 
-def _places(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
+def _ranks(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
     """0, 1, 2, ... within each class, in random order, (N,)."""
     rng = np.random.default_rng([seed, 0xF01D])
-    place = np.empty(len(labels), np.int64)
+    rank = np.empty(len(labels), np.int64)
     for number in range(labels.max() + 1):
         members = np.flatnonzero(labels == number)
-        place[members] = rng.permutation(len(members))
-    return place
+        rank[members] = rng.permutation(len(members))
+    return rank

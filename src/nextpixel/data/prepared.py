@@ -1,8 +1,7 @@
-"""Prepared folders: a source decoded once into the memory map that training reads, in parallel and by many jobs.
+"""Prepared folders: a source decoded once into the memory map that training reads, by threads and by many jobs.
 
-A source is cut into chunks whose size depends on nothing but the side. Each is decoded by itself and written at once
-into `out.parts`, so any number of threads, jobs and repetitions gives the same chunks; `out` appears when all of them
-are put together, whole or not at all.
+A source is split into chunks whose size depends only on the side. Each is decoded and written atomically into
+`out.parts`, so the chunks do not depend on the number of threads, jobs and retries; `merge` makes `out` of them.
 """
 
 from __future__ import annotations
@@ -34,23 +33,23 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Job:
-    """Number `number`, counted from 1, of `jobs` that share a source."""
+    """Job `number` of `jobs`, counted from 1, that share a source."""
 
     number: int = 1
     jobs: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Job:
-        """The job that 3/16 means. Raises InputError."""
+        """The job written as 3/16. Raises InputError."""
         first, slash, second = text.partition("/")
         if slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit():
             job = cls(int(first), int(second))
             if 1 <= job.number <= job.jobs:
                 return job
-        raise InputError(f"expected a number and of how many, as in 3/16, counted from 1, got {text!r}", argument="job")
+        raise InputError(f"expected a job number and the number of jobs, as in 3/16, got {text!r}", argument="job")
 
     def chunks(self, count: int) -> range:
-        """Which of `count` chunks are its own; they follow each other."""
+        """Its consecutive share of `count` chunks."""
         return range(count * (self.number - 1) // self.jobs, count * self.number // self.jobs)
 
 
@@ -66,11 +65,11 @@ def prepare(
     job: Job | None = None,
     workers: int | None = None,
 ) -> MapSource | None:
-    """Decode a source into the new folder `out`, or one job's share of it; what was decoded before is not repeated.
+    """Decode a source into the new folder `out`, or one job's share of it; finished chunks are not decoded again.
 
     `store_side` is the side of the squares, `side` that of the model they are for; `workers` are threads. Returns the
-    folder as a source, or None for a job: merge() puts jobs together. Raises InputError, also when `out` exists or its
-    parts are of another source or other settings; WorkError when the disk is full: what was decoded stays.
+    folder as a source, or None for a job, see merge. Raises InputError, also when `out` exists or its parts have
+    another source or other settings; WorkError when the disk is full, which keeps finished chunks.
     """
     stored = side if store_side is None else store_side
     if side < 1:
@@ -85,13 +84,13 @@ def prepare(
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     check_output(out, "OUT")
     source = open_source(images, split, stream=True)
-    there = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
-    if there is None:
+    earlier = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
+    if earlier is None:
         levels, note = settle(source, levels)
         if note:
             say(note)
     else:
-        levels, note = levels.over(Levels.of(there.get("range"), there.get("bands"))), there.get("note")
+        levels, note = levels.over(Levels.of(earlier.get("range"), earlier.get("bands"))), earlier.get("note")
     plan = {
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,
         "split": source.split,
@@ -109,17 +108,17 @@ def prepare(
         "jobs": 1 if job is None else job.jobs,
     }
     parts.mkdir(exist_ok=True)
-    if there is not None:
-        _check_plan(there, plan, parts)
+    if earlier is not None:
+        _check_plan(earlier, plan, parts)
     else:
-        with new_file(parts / PLAN) as file:  # which jobs on several machines may write at once
+        with new_file(parts / PLAN) as file:  # jobs on several machines may write it at the same time
             file.write(json.dumps(plan, indent=2).encode())
     _decode_chunks(source, plan, parts, (job or Job()).chunks(_count(plan)), workers)
     return merge(out) if job is None else None
 
 
 def merge(out: str | Path) -> MapSource:
-    """Put the parts of all jobs together into `out`; doing so again changes nothing.
+    """Merge the parts of all jobs into `out`; idempotent.
 
     Raises InputError when jobs are missing, or more than one picture in ten could not be read.
     """
@@ -128,7 +127,7 @@ def merge(out: str | Path) -> MapSource:
     if not is_map(out):
         if not (parts / PLAN).is_file():
             raise InputError(
-                f"expected a folder that nextpixel prepare is making, with its parts in {parts}, got {out}",
+                f"expected a folder that nextpixel prepare has started, with its parts in {parts}, got {out}",
                 argument="merge",
             )
         plan = read_json(parts / PLAN)
@@ -149,18 +148,18 @@ def merge(out: str | Path) -> MapSource:
 
 
 def missing_jobs(out: str | Path) -> list[int]:
-    """Numbers of the jobs whose chunks are not all there."""
+    """Numbers of the jobs that have missing chunks."""
     parts = parts_folder(Path(out))
     plan = read_json(parts / PLAN)
-    there = [is_zipfile(parts / _name(chunk)) for chunk in range(_count(plan))]
+    done = [is_zipfile(parts / _name(chunk)) for chunk in range(_count(plan))]
     jobs = range(1, plan["jobs"] + 1)
-    return [n for n in jobs if not all(there[chunk] for chunk in Job(n, plan["jobs"]).chunks(len(there)))]
+    return [n for n in jobs if not all(done[chunk] for chunk in Job(n, plan["jobs"]).chunks(len(done)))]
 
 
 def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: range, workers: int | None) -> None:
     images, side, step = plan["images"], plan["side"], plan["chunk_images"]
     levels = Levels.of(plan.get("range"), plan.get("bands"))
-    done = [chunk for chunk in chunks if is_zipfile(parts / _name(chunk))]  # whole
+    done = [chunk for chunk in chunks if is_zipfile(parts / _name(chunk))]
     ranges = {chunk: range(chunk * step, min((chunk + 1) * step, images)) for chunk in chunks}
     before = sum(len(ranges[chunk]) for chunk in done)
     unreadable: list[str] = list(source.unreadable)
@@ -169,7 +168,7 @@ def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: ra
             numbers = ranges[chunk]
             found = list(read_parts(source, numbers, side, plan["fit"], levels, workers=workers, advance=advance))
             unreadable += [line for part in found for line in part.unreadable]
-            # what merge() would refuse is not worth the rest
+            # fail early where merge would
             check_readable(source.source_name, unreadable, images + len(source.unreadable))
             labels = [part.labels for part in found if part.labels is not None]
             arrays: dict[str, Any] = {"labels": np.concatenate(labels)} if labels else {}
@@ -195,14 +194,14 @@ def _chunks(plan: dict[str, Any], parts: Path) -> Iterator[Part]:
                 if isinstance(error, InputError):
                     raise
                 raise WorkError(
-                    f"{path}: expected a chunk of decoded images, got something damaged ({error}); remove that file "
+                    f"{path}: expected a chunk of decoded images, got a damaged file ({error}); remove that file "
                     "and run its job again"
                 ) from error
             advance(len(names) + len(unreadable))
 
 
 def _packed(texts: Sequence[str]) -> np.ndarray:
-    """Texts as bytes: file names need not be text, and an array of them would take the longest one's room for each."""
+    """Texts joined into bytes: file names may be invalid Unicode, and a string array pads all to the longest."""
     return np.frombuffer("\0".join(texts).encode("utf-8", "surrogatepass"), np.uint8)
 
 
@@ -210,20 +209,20 @@ def _unpacked(packed: np.ndarray) -> list[str]:
     return packed.tobytes().decode("utf-8", "surrogatepass").split("\0") if len(packed) else []
 
 
-def _check_plan(there: dict[str, Any], plan: dict[str, Any], parts: Path) -> None:
-    """Raises InputError unless the parts that lie there are of the same source and settings."""
-    told = {
+def _check_plan(earlier: dict[str, Any], plan: dict[str, Any], parts: Path) -> None:
+    """Raises InputError unless the existing parts have the same source and settings."""
+    labels = {
         "source": "source", "split": "`split`", "fit": "`fit`", "range": "`range`", "bands": "`bands`",
         "serves": "`side`", "side": "`store_side`",
         "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
         "classes": "classes", "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip
-    for name, what in told.items():
-        if name != "source" and there.get(name) != plan.get(name):
-            values = "" if name in ("fingerprint", "classes") else f" {there.get(name)}, got {plan.get(name)}"
+    for name, what in labels.items():
+        if name != "source" and earlier.get(name) != plan.get(name):
+            values = "" if name in ("fingerprint", "classes") else f" {earlier.get(name)}, got {plan.get(name)}"
             raise InputError(
-                f"{parts} was begun from {there.get('source')} with another {what}{values and ': expected' + values}; "
-                "go on with the same command as before, or remove that folder to begin again"
+                f"{parts} was started from {earlier.get('source')} with another {what}"
+                f"{values and ': expected' + values}; repeat the original command, or remove that folder to start again"
             )
 
 
@@ -232,7 +231,7 @@ def _name(chunk: int) -> str:
 
 
 def _chunk_images(side: int) -> int:
-    """A number that READ_TOGETHER divides, so that streams are never asked to go back."""
+    """A multiple of READ_TOGETHER, so that streams never have to seek back."""
     fitting = min(CHUNK_IMAGES, CHUNK_BYTES // (side * side * 3))
     return max(1, fitting // READ_TOGETHER) * READ_TOGETHER
 
