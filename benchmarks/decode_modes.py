@@ -34,8 +34,8 @@ def steps(
     now, wait = time.perf_counter, torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
     start = now()
     decoder, every = mode(model, len(tokens)), torch.arange(len(tokens), device=model.device)
-    logits, read = decoder.read(tokens[:, :known])
-    decoder.fill(every, read, every)
+    logits, cache = decoder.prefill(tokens[:, :known])
+    decoder.fill(every, cache, every)
     found = [logits]
     wait()
     begun, seconds = now() - start, []

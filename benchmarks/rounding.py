@@ -32,8 +32,8 @@ def differences(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Nats per pixel under fp32 and under the mode, and the mean divergence, each (B,)."""
     exact, decoder, every = model(tokens), mode(model, len(tokens)), torch.arange(len(tokens))
-    logits, read = decoder.read(tokens[:, :known])
-    decoder.fill(every, read, every)
+    logits, cache = decoder.prefill(tokens[:, :known])
+    decoder.fill(every, cache, every)
     sums = torch.zeros(3, len(tokens), dtype=torch.float64)
     for t in range(known, tokens.shape[1]):
         plain, rounded = (x.double().log_softmax(-1) for x in (exact[:, t], logits))

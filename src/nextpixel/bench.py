@@ -31,7 +31,7 @@ from nextpixel.devices import autocast, can_compile, choose_dtype, machine
 from nextpixel.drawing import loop as drawing
 from nextpixel.errors import InputError
 from nextpixel.network import cost as plan
-from nextpixel.network.decoding import Decoder, Int8Decoder, Read, choose_decoder
+from nextpixel.network.decoding import Decoder, Int8Decoder, Prefill, choose_decoder
 from nextpixel.network.int8.packing import can_round
 from nextpixel.network.model import ImageGPT, cross_entropy
 from nextpixel.progress import say
@@ -264,7 +264,7 @@ def _nextpixel_drawing(model: ImageGPT, work: str, batch: int, pixels: int | Non
     decoder = choose_decoder(model, batch, config.tokens - known, speed)
     prompts = _tokens(config, batch, known).to(model.device)
     noise = np.random.default_rng(0).random((batch, config.tokens))
-    prefills: list[Read] = []  # one for all repetitions
+    prefills: list[Prefill] = []  # one for all repetitions
 
     def rows() -> list[drawing.Row]:
         return [drawing.Row(one, SamplingConfig(), known) for one in noise]
@@ -273,7 +273,7 @@ def _nextpixel_drawing(model: ImageGPT, work: str, batch: int, pixels: int | Non
         table: drawing.Table[drawing.Row] = drawing.Table(decoder(model, batch))
         if work == "decode":
             if not prefills:
-                prefills.append(table.decoder.read(prompts))
+                prefills.append(table.decoder.prefill(prompts))
             table.add(rows(), prefills[0], range(batch))
         return table
 

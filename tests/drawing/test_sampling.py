@@ -46,7 +46,7 @@ def test_batches_cut_by_memory_change_no_pixel(
     model: ImageGPT, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = draw(model, pictures, n=3)
-    monkeypatch.setattr(sampling_module, "ROWS_AT_MOST", 2)
+    monkeypatch.setattr(sampling_module, "MAX_ROWS", 2)
     cut = draw(model, pictures, n=3)
     assert np.array_equal(whole.images, cut.images)
     assert np.allclose(whole.nats, cut.nats)

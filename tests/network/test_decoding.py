@@ -67,7 +67,7 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 def start(decoder: Decoder, prompts: Tensor, of: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """Logits (b, K) of the next token of `rows`, by default all, which go on as prompts (M, P)[of]."""
     of = torch.arange(len(prompts)) if of is None else of
-    logits, read = decoder.read(prompts)
+    logits, read = decoder.prefill(prompts)
     decoder.fill(torch.arange(len(of)) if rows is None else rows, read, of)
     return logits[of]
 
@@ -291,7 +291,7 @@ def test_the_mode_is_chosen_once_for_the_whole_call(monkeypatch: pytest.MonkeyPa
     model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
     monkeypatch.setattr(decoding_module, "FAST_FROM", 0)
     whole = draw(model, None, n=6)
-    monkeypatch.setattr("nextpixel.drawing.sampling.ROWS_AT_MOST", 2)
+    monkeypatch.setattr("nextpixel.drawing.sampling.MAX_ROWS", 2)
     assert draw(model, None, n=6).mode == whole.mode != draw(model, None, n=6, sampling=EXACT).mode == Decoder.name
 
 
@@ -300,8 +300,8 @@ def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     large = lively(ImageGPTConfig(layers=4, width=512, heads=8, side=16, colors=512), torch.float32)
     odd = lively(ImageGPTConfig(layers=4, width=520, heads=8, side=16, colors=512), torch.float32)
     assert choose_decoder(lively(CLASSIC, torch.float32), 10, 36) is Decoder  # too little work
-    assert choose_decoder(lively(CLASSIC, torch.float64), 10**9, 36, apart=True) is RowDecoder
-    assert choose_decoder(large, 4, 256) is choose_decoder(large, 5_000, 256, apart=True) is Int8Decoder
+    assert choose_decoder(lively(CLASSIC, torch.float64), 10**9, 36, independent_rows=True) is RowDecoder
+    assert choose_decoder(large, 4, 256) is choose_decoder(large, 5_000, 256, independent_rows=True) is Int8Decoder
     assert choose_decoder(large, 4, 256, "exact") is Decoder
     assert choose_decoder(odd, 4, 256) is PackedDecoder
     monkeypatch.setattr(kernels, "load", lambda: None)

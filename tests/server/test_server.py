@@ -587,8 +587,8 @@ def test_among_others_a_request_draws_what_it_draws_alone(model: ImageGPT, slots
 
 
 def test_one_prefill_serves_all_completions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, prompts = engine._decoder.read, []
-    monkeypatch.setattr(engine._decoder, "read", lambda tokens: prompts.append(tokens.shape) or read(tokens))
+    read, prompts = engine._decoder.prefill, []
+    monkeypatch.setattr(engine._decoder, "prefill", lambda tokens: prompts.append(tokens.shape) or read(tokens))
     images = Asked(engine, n=8, keep=4).submit().images  # more than there are slots
     assert prompts == [(1, 24)]
     assert len({image.tobytes() for image in images}) == 8
@@ -596,8 +596,8 @@ def test_one_prefill_serves_all_completions(engine: Engine, monkeypatch: pytest.
 
 def test_requests_for_one_picture_share_its_reading(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(model, ServeConfig(slots=8), lambda what, value: None, WORKER)
-    read, prompts = engine._decoder.read, []
-    monkeypatch.setattr(engine._decoder, "read", lambda tokens: prompts.append(tokens.shape[1]) or read(tokens))
+    read, prompts = engine._decoder.prefill, []
+    monkeypatch.setattr(engine._decoder, "prefill", lambda tokens: prompts.append(tokens.shape[1]) or read(tokens))
     first = [Asked(engine, keep=keep, seed=seed).submit() for seed in range(3) for keep in (4, 2)]
     images = [asked.images for asked in first]
     assert sorted(prompts) == [12, 24]
@@ -612,8 +612,8 @@ def test_requests_for_one_picture_share_its_reading(model: ImageGPT, monkeypatch
 
 def test_different_pictures_that_wait_are_read_together(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(model, ServeConfig(slots=16, speed="exact"), lambda what, value: None, WORKER)
-    read, shapes, go = engine._decoder.read, [], threading.Event()
-    monkeypatch.setattr(engine._decoder, "read", lambda tokens: shapes.append(tuple(tokens.shape)) or read(tokens))
+    read, shapes, go = engine._decoder.prefill, [], threading.Event()
+    monkeypatch.setattr(engine._decoder, "prefill", lambda tokens: shapes.append(tuple(tokens.shape)) or read(tokens))
     prompts = [(torch.arange(pixels)[None] + i) % 12 for i, pixels in enumerate([24, 24, 12, 24, 24, 24, 24])]
     prompts.insert(1, prompts[0])
     WORKER.submit(go.wait, 60)
@@ -631,13 +631,13 @@ def test_one_who_leaves_while_his_picture_is_read_harms_nobody(
 ) -> None:
     engine, go = Engine(model, ServeConfig(slots=4), lambda what, value: None, WORKER), threading.Event()
     assert isinstance(Asked(engine, keep=4).submit().last, Done)  # stays read, and is waited for again
-    read = engine._decoder.read
+    read = engine._decoder.prefill
 
     def leave(tokens: torch.Tensor) -> Any:
         engine.cancel(first.ticket)
         return read(tokens)
 
-    monkeypatch.setattr(engine._decoder, "read", leave)
+    monkeypatch.setattr(engine._decoder, "prefill", leave)
     WORKER.submit(go.wait, 60)
     first, second = Asked(engine, keep=2).submit(), Asked(engine, keep=4, seed=1).submit()
     go.set()

@@ -24,7 +24,7 @@ from nextpixel.network.int8.packing import RoundedHidden, can_round
 from nextpixel.network.model import Positions, cross_entropy, raster
 from nextpixel.server.engine import Done, Engine, Event, Ticket
 from nextpixel.server.engine import Row as ToldRow
-from nextpixel.tokens import KINDS, Tokenizer, described, read_tokenizer
+from nextpixel.tokens import KINDS, Tokenizer, read_tokenizer, tokenizer_facts
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=(3, 2), colors=5)
 MODERN = dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True, logit_cap=15.0)
@@ -60,7 +60,7 @@ def test_what_every_tokenizer_does(tokenizer: Tokenizer) -> None:
     assert torch.equal(tokenizer.encode(torch.from_numpy(pictures)), tokens)
     assert np.array_equal(tokenizer.decode(tokens[:, 3:6], 3), pictures[:, height : 2 * height])  # a row alone
     assert tokenizer.decode(tokens[:, :0], 3).shape == (2, 0, 3 * width, 3)
-    again = read_tokenizer(json.loads(json.dumps(described(tokenizer))))
+    again = read_tokenizer(json.loads(json.dumps(tokenizer_facts(tokenizer))))
     assert again.hash == tokenizer.hash and torch.equal(again.encode(pictures), tokens)
 
 
@@ -154,7 +154,7 @@ def test_every_decoder_takes_a_prefix_and_an_order(model: ImageGPT, kind: type[D
     positions = Positions.of(model.config, model.device, torch.arange(5, -1, -1), front)
     exact = model(tokens, prefix=prefix, positions=positions)
     decoder = kind(model, 4, front, torch.arange(5, -1, -1))
-    logits, read = decoder.read(tokens[:, :2], prefix)
+    logits, read = decoder.prefill(tokens[:, :2], prefix)
     decoder.fill(torch.arange(4), read, torch.arange(4))
     found = [logits, *(decoder.step(tokens[:, t]) for t in range(2, 5))]
     assert (torch.stack(found, 1) - exact[:, 2:]).abs().max() < (0.2 if kind is Int8Decoder else 1e-4)

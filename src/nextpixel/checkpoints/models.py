@@ -21,7 +21,7 @@ from nextpixel.errors import InputError
 from nextpixel.files import new_folder, new_output, read_json, write_json, writing
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
-from nextpixel.tokens import Tokenizer, described, read_tokenizer
+from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
 from nextpixel.tokens.palette import Palette
 
 EMBEDDED = "embedded"
@@ -120,7 +120,7 @@ def write_model(
     if isinstance(model.tokenizer, Palette):
         processor = transformers.processor_values(model.config, model.tokenizer)
     else:
-        processor, ours["tokenizer"] = {}, described(model.tokenizer)
+        processor, ours["tokenizer"] = {}, tokenizer_facts(model.tokenizer)
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
     write_json(folder / "config.json", config | {"nextpixel": public(model.facts)})

@@ -1,8 +1,8 @@
-"""The loop that draws: a table of rows, one token of each at a time.
+"""The drawing loop: a table of rows, one token for each row at a time.
 
-The noise of a token depends on (seed, picture, completion, token) only. It is one uniform number in [0, 1), and the
-token is where the cumulative distribution passes it: rounding can change a token only where that number all but
-touches the border between two of them.
+The noise of a token is a uniform number in [0, 1) that depends on (seed, picture, completion, token) only; the token is
+where the cumulative distribution exceeds it. Rounding can change a token only where that number is almost equal to the
+boundary between two tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import SamplingConfig
-from nextpixel.network.decoding import Decoder, Read, RowDecoder
+from nextpixel.network.decoding import Decoder, Prefill, RowDecoder
 from nextpixel.network.model import cross_entropy
 
 
@@ -26,29 +26,28 @@ class Row:
     """A picture that is being drawn."""
 
     noise: NDArray[np.float64]
-    """(T,) see token_noise."""
+    """(T,), see token_noise."""
     sampling: SamplingConfig
     known: int
-    """Tokens that are given or drawn; it is finished with the last of them."""
-    over: bool = False
-    """Nobody wants it any more."""
+    """Number of tokens given or drawn; the row is finished when all T are."""
+    cancelled: bool = False
 
 
 R = TypeVar("R", bound=Row)
 
 
 class Table(Generic[R]):
-    """Rows that are drawn side by side by a decoder. Those in use are the first ones, so a step costs what they cost.
+    """Rows that a decoder draws in parallel; those in use come first, so a step computes only them.
 
-    Iterating draws: each round yields the rows, the token of each (B,) on the model's device, and its -ln p at
-    temperature 1 (B,), until no row is left. Rows may be added, or marked as over, between two rounds.
+    Iterating draws: each round yields the rows, their tokens (B,) on the model's device, and the -ln p of these at
+    temperature 1 (B,), until no row is left. Rows may be added or cancelled between two rounds.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.length = decoder, decoder.network.config.tokens
         self.rows: list[R] = []
         self._logits, self._noise = torch.empty(0), torch.empty(0)  # of the rows, (B, K) and (B, T)
-        self._tokens: Tensor | None = None  # (B,), where the decoder has not read them
+        self._tokens: Tensor | None = None  # (B,), not yet given to the decoder
         self._groups: list[tuple[SamplingConfig, list[int]]] | None = None
 
     @property
@@ -56,21 +55,19 @@ class Table(Generic[R]):
         return self.decoder.rows - len(self.rows)
 
     def begin(self, rows: Sequence[R], prompts: Tensor, of: Sequence[int], prefix: Tensor | None = None) -> None:
-        """Read prompts (M, P), each once, and draw rows behind them, row i behind prompt of[i]."""
-        together = self.decoder.together(prompts.shape[1])
-        for first in range(0, len(prompts), together):
-            group = prompts[first : first + together]
+        """Prefill prompts (M, P), each once, and add rows; row i continues prompt of[i]."""
+        size = self.decoder.prompts_per_prefill(prompts.shape[1])
+        for first in range(0, len(prompts), size):
+            group = prompts[first : first + size]
             own = [i for i, prompt in enumerate(of) if first <= prompt < first + len(group)]
-            self.add([rows[i] for i in own], self.decoder.read(group, prefix), [of[i] - first for i in own])
+            self.add([rows[i] for i in own], self.decoder.prefill(group, prefix), [of[i] - first for i in own])
 
-    def add(self, rows: Sequence[R], read: Read, of: Sequence[int]) -> None:
-        """Draw these rows too, at most as many as are free, row i behind prompt of[i] of those that were read."""
+    def add(self, rows: Sequence[R], prefill: Prefill, of: Sequence[int]) -> None:
+        """Add rows, at most as many as are free; row i continues prompt of[i] of the prefill."""
         self.step()
-        (logits, cache), first = read, len(self.rows)
-        places, prompts = (
-            torch.tensor(numbers, device=logits.device) for numbers in (range(first, first + len(rows)), of)
-        )
-        self.decoder.fill(places, cache, prompts)
+        (logits, cache), first = prefill, len(self.rows)
+        new, prompts = (torch.tensor(i, device=logits.device) for i in (range(first, first + len(rows)), of))
+        self.decoder.fill(new, cache, prompts)
         logits, noise = logits[prompts], torch.from_numpy(np.stack([row.noise for row in rows]))
         noise = noise.to(logits.device, wide_type(logits))
         self._logits = torch.cat([self._logits, logits]) if first else logits
@@ -78,11 +75,11 @@ class Table(Generic[R]):
         self.rows += rows
         self._groups = None
 
-    def leave(self) -> None:
-        """Rows that are finished or over are free; the last ones take their places."""
+    def drop_finished(self) -> None:
+        """Free the rows that are finished or cancelled; the last rows move into them."""
         kept = list(range(len(self.rows)))
         for number in reversed(range(len(self.rows))):
-            if self.rows[number].over or self.rows[number].known == self.length:
+            if self.rows[number].cancelled or self.rows[number].known == self.length:
                 last = kept.pop()
                 if number < len(kept):
                     assert isinstance(self.decoder, RowDecoder)
@@ -100,8 +97,8 @@ class Table(Generic[R]):
             yield self._choose()
 
     def step(self) -> bool:
-        """Let the decoder read the tokens chosen last, where it has not; whether rows are left."""
-        self.leave()
+        """Give the last tokens to the decoder, if it has not had them. Returns whether rows are left."""
+        self.drop_finished()
         if self.rows and self._tokens is not None:
             if isinstance(self.decoder, RowDecoder):
                 self.decoder.shorten(max(row.known for row in self.rows))
@@ -128,7 +125,7 @@ class Table(Generic[R]):
         return list(self.rows), tokens, cross_entropy(self._logits[:, None], tokens[:, None], reduction="none")[:, 0]
 
     def _by_sampling(self) -> list[tuple[SamplingConfig, list[int]]]:
-        """The numbers of the rows that are drawn alike; found again when rows have come or gone."""
+        """Row numbers grouped by sampling settings; cached until rows change."""
         if self._groups is None:
             groups: dict[SamplingConfig, list[int]] = {}
             for number, row in enumerate(self.rows):
@@ -140,25 +137,25 @@ class Table(Generic[R]):
 def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
     """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1).
 
-    top_k and then top_p narrow the distribution; top_p as in Holtzman et al. 2020. Of equally likely tokens the
-    lower numbers stay.
+    top_k and then top_p truncate the distribution (top_p: Holtzman et al. 2020); of equally probable tokens they keep
+    the lower numbers.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits.to(wide_type(logits))
-    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest may not become infinite
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # avoids overflow
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        places = logits.sort(dim=-1, descending=True, stable=True).indices
-        logits = logits.scatter(-1, places[:, sampling.top_k :], float("-inf"))
-    chances = logits.softmax(-1)
+        order = logits.sort(dim=-1, descending=True, stable=True).indices
+        logits = logits.scatter(-1, order[:, sampling.top_k :], float("-inf"))
+    probabilities = logits.softmax(-1)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, places = chances.sort(dim=-1, descending=True, stable=True)
-        spare = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest colour always stays
-        chances = chances.masked_fill(torch.zeros_like(spare).scatter(-1, places, spare), 0.0)
-    below = chances.cumsum(-1)
-    below_one = 1 - torch.finfo(below.dtype).eps / 2  # the number before 1, to which fp32 rounds some of the noise
-    target = noise[:, None].to(below.dtype).clamp_max(below_one) * below[:, -1:]
-    return torch.searchsorted(below, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        excess = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most probable token stays
+        probabilities = probabilities.masked_fill(torch.zeros_like(excess).scatter(-1, order, excess), 0.0)
+    cumulative = probabilities.cumsum(-1)
+    below_one = 1 - torch.finfo(cumulative.dtype).eps / 2  # fp32 rounds some of the noise to 1
+    target = noise[:, None].to(cumulative.dtype).clamp_max(below_one) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
 def token_noise(seed: int, picture: int, completion: int, tokens: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Pictures from nothing, and completions of pictures whose first rows are given."""
+"""Draw whole pictures, and complete pictures whose first rows are given."""
 
 from __future__ import annotations
 
@@ -23,30 +23,35 @@ from nextpixel.network.decoding import Decoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
 
-ROWS_AT_MOST = 256
-TURNS: dict[KeepSide, int] = {"top": 0, "right": 1, "bottom": 2, "left": 3}  # orientation that brings it to the top
+MAX_ROWS = 256
+ORIENTATIONS: dict[KeepSide, int] = {
+    "top": 0,
+    "right": 1,
+    "bottom": 2,
+    "left": 3,
+}  # orientation that brings it to the top
 MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What was drawn: M pictures, n completions each, flat and picture by picture."""
+    """n completions of each of M pictures, flat, picture by picture."""
 
     images: NDArray[np.uint8]
-    """(M * n, H, W, 3), kept pixels as their tokens give them back."""
+    """(M * n, H, W, 3); kept pixels are decoded from their tokens."""
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
     kept: NDArray[np.bool_]
-    """(H, W) which pixels were given."""
+    """(H, W), the pixels that were given."""
     mode: str
-    """How the network was run: what `speed` came to."""
+    """The decoder that `speed` selected."""
 
 
 class DrawnRow(NamedTuple):
-    """One row of pixels of several candidates, as soon as it is drawn."""
+    """One drawn row of pixels of several candidates."""
 
     candidates: range
-    """Their places in the flat list, picture by picture."""
+    """Their indices in the flat list, picture by picture."""
     y: int
     pixels: NDArray[np.uint8]
     """(len(candidates), W, 3)"""
@@ -54,7 +59,7 @@ class DrawnRow(NamedTuple):
 
 @check_keywords(SamplingKeywords)
 def sample(model: ImageGPT, n: int = 1, **settings: Unpack[SamplingKeywords]) -> list[Picture]:
-    """Draw n pictures from nothing, as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...)."""
+    """Draw n whole pictures as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...)."""
     return [from_array(image) for image in draw(model, None, n=n, sampling=SamplingConfig(**settings)).images]
 
 
@@ -70,9 +75,9 @@ def complete(
 ) -> list[Picture]:
     """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
 
-    One flat list of PIL images at the model's side, picture by picture. The kept pixels keep their tokens
-    exactly. Another `keep_side` takes a model that was trained with augment="orient": it reads the picture turned, and
-    knows that it is. Raises InputError for bad images or settings.
+    Returns one flat list of PIL images at the model's side, picture by picture. Kept pixels keep their tokens exactly.
+    Any other `keep_side` needs a model trained with augment="orient", which draws the picture rotated. Raises
+    InputError for bad images or settings.
     """
     squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
     drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
@@ -83,9 +88,9 @@ def complete(
 def stream(
     model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Unpack[SamplingKeywords]
 ) -> Iterator[DrawnRow]:
-    """`complete`, row by row: yields each drawn row of all candidates that are drawn together.
+    """`complete` row by row: yields each drawn row of the candidates of a batch.
 
-    `images` may be None: then pictures are drawn from nothing.
+    With `images` None, draws whole pictures.
     """
     squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)
@@ -106,7 +111,7 @@ def draw(
     sampling: SamplingConfig | None = None,
     keep_side: KeepSide = "top",
 ) -> Drawing:
-    """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw one picture's n candidates."""
+    """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw n whole pictures."""
     sampling = sampling or SamplingConfig()
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
@@ -131,15 +136,15 @@ def draw(
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
-    if keep_side not in TURNS:
-        raise InputError(f"expected one of {', '.join(TURNS)}, got {keep_side!r}", argument="keep_side")
+    if keep_side not in ORIENTATIONS:
+        raise InputError(f"expected one of {', '.join(ORIENTATIONS)}, got {keep_side!r}", argument="keep_side")
     if keep_side != "top" and model.config.orientations == 1:
         raise InputError(
-            f"{keep_side} needs a model that was trained with `augment=orient`, got one that knows pictures from the "
-            "top alone",
+            f"{keep_side} needs a model that was trained with `augment=orient`, got one that was trained on upright "
+            "pictures only",
             argument="keep_side",
         )
-    return TURNS[keep_side]
+    return ORIENTATIONS[keep_side]
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class _Plan:
     prompts: Tensor  # (M, P) on the CPU
     completions: int
     kept_rows: int
-    batches: list[range]  # places in the flat list that are drawn together
+    batches: list[range]  # indices in the flat list
     decoder: type[Decoder]
 
 
@@ -158,13 +163,13 @@ def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: in
     count = len(prompts) * n
     decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], speed)
     memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
-    size = min(ROWS_AT_MOST, max(1, int(memory / decoder.row_bytes(model))))
+    size = min(MAX_ROWS, max(1, int(memory / decoder.row_bytes(model))))
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
     return _Plan(prompts, n, prompts.shape[1] // model.config.columns, batches, decoder)
 
 
 def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
-    """Tokens (M, P) of the rows of squares (M, H, W, 3) that are kept; (1, 0) for None, a picture from nothing.
+    """Tokens (M, P) of the kept rows of squares (M, H, W, 3); (1, 0) for None, a whole picture.
 
     Raises InputError for a masked model, or a fraction that leaves nothing to draw.
     """
@@ -189,7 +194,7 @@ def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: floa
 def _draw_rows(
     model: ImageGPT, plan: _Plan, candidates: range, sampling: SamplingConfig, orientation: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (row of the grid, tokens (B, W), nats (B, W)) for each row that is drawn of these candidates."""
+    """Yield (row of the grid, tokens (B, W), nats (B, W)) for each drawn row of these candidates."""
     n, config = plan.completions, model.config
     first, last = candidates.start // n, (candidates.stop - 1) // n
     prompts = plan.prompts[first : last + 1].to(model.device)

@@ -1,7 +1,7 @@
-"""The ways to run the network token by token, a class each: what drawing asks of one is `read`, `fill`, `step`, `copy`.
+"""Decoders: the ways to run the network token by token, a class each, with `prefill`, `fill`, `step` and `copy`.
 
-`read` is the network over prompts, `fill` puts what was read into rows, and `step` takes a token a row and scores the
-next. Which class a call takes is chosen once for all of it.
+`prefill` runs the network over prompts, `fill` puts the result into rows, and `step` takes a token for each row and
+scores the next. The class is chosen once for each call.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from torch import Tensor
 from nextpixel.config import ImageGPTConfig, Speed
 from nextpixel.network.caches import Int8Cache, RowCache
 from nextpixel.network.int8 import kernels
-from nextpixel.network.int8.packing import can_round, packed_network, read_together
+from nextpixel.network.int8.packing import can_round, packed_network, pictures_per_pass
 from nextpixel.network.model import ImageGPT, KVCache, Positions, raster
 
-FAST_FROM = 3e8  # parameters times drawn tokens: a third of a second of plain drawing, where setting up begins to pay
-Read = tuple[Tensor, KVCache]  # logits (M, K) of the token behind each of M prompts, and their keys and values
+FAST_FROM = 3e8  # parameters times drawn tokens: a third of a second of plain drawing, from which set-up pays off
+Prefill = tuple[Tensor, KVCache]  # logits (M, K) of the token after each of M prompts, and their keys and values
 
 
 class Decoder:
-    """The network as it is, every row at the same slot."""
+    """The unmodified network, with every row at the same slot."""
 
     name = "plain"
 
     def __init__(self, model: ImageGPT, rows: int, prefix_slots: int = 1, order: Tensor | None = None) -> None:
-        """For so many rows, prefixes of so many vectors, and an order (T,) of the grid's places, see Positions."""
+        """For `rows` rows, prefixes of `prefix_slots` vectors, and an order (T,) of the grid, see Positions."""
         self.network, self.rows, self.prefix_slots = self.network_of(model), rows, prefix_slots
         self.cache = self.new_cache(rows, prefix_slots - 1 + model.config.tokens)
         if order is None:
@@ -41,33 +41,33 @@ class Decoder:
         return self.network.new_cache(rows, slots)
 
     def prompt_cache(self, prompts: int, slots: int) -> KVCache:
-        """What prompts are read into."""
+        """The cache of a prefill."""
         return self.network.new_cache(prompts, slots)
 
     @torch.inference_mode()
-    def read(self, prompts: Tensor, prefix: Tensor | None = None) -> Read:
-        """Logits (M, K) of the token behind each prompt (M, P), and the filled cache; see ImageGPT.extend."""
+    def prefill(self, prompts: Tensor, prefix: Tensor | None = None) -> Prefill:
+        """Logits (M, K) of the token after each prompt (M, P), and the filled cache; see ImageGPT.extend."""
         cache = self.prompt_cache(len(prompts), self.prefix_slots + prompts.shape[1])
         return self.network.extend(prompts, cache, prefix, self.positions)[:, -1], cache
 
-    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
-        """Let these rows go on as prompts `of` of those read."""
-        self.cache.fill(rows, read, of)
+    def fill(self, rows: Tensor, cache: KVCache, of: Tensor) -> None:
+        """Let these rows continue prompts `of` of a prefill's cache."""
+        self.cache.fill(rows, cache, of)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits (n, K) of the token behind these tokens (n,) of the first n rows; others stand still, if they can."""
+        """Logits (n, K) of the token after these tokens (n,) of the first n rows."""
         return self.network.extend(tokens[:, None], self.cache, None, self.positions)[:, -1]
 
-    def together(self, tokens: int) -> int:
-        """How many prompts of so many tokens are read at once: on a CPU, as many as its cache can work on."""
+    def prompts_per_prefill(self, tokens: int) -> int:
+        """Number of prompts of that many tokens in one prefill; on a CPU, as many as its cache holds."""
         if self.network.device.type != "cpu":
             return self.rows
-        return read_together(self.network.config.width, self.prefix_slots + tokens)
+        return pictures_per_pass(self.network.config.width, self.prefix_slots + tokens)
 
     @classmethod
     def row_bytes(cls, model: ImageGPT) -> int:
-        """Memory of one row: its cache, the one it is read or selected from, and the prefill's widest activations."""
+        """Memory of one row: its cache, its copy in the prefill, and the prefill's widest activations."""
         c = model.config
         return 2 * cls.cache_bytes(c, model.head.weight.itemsize) + c.tokens * (12 * c.width + 3 * c.colors) * 4
 
@@ -77,7 +77,7 @@ class Decoder:
 
 
 class RowDecoder(Decoder):
-    """The network as it is; rows join, leave and change places between two tokens."""
+    """The unmodified network; rows start, finish and move between two tokens."""
 
     cache: RowCache
 
@@ -90,16 +90,16 @@ class RowDecoder(Decoder):
         return super().step(tokens)
 
     def shorten(self, tokens: int) -> None:
-        """No row knows more tokens than that: what lies behind is not looked at."""
+        """Limit attention to that many tokens, the most of any row."""
         self.cache.length = self.prefix_slots - 1 + tokens
 
     def copy(self, row: int, to: int) -> None:
-        """Row `to` goes on as row `row` was."""
+        """Copy row `row` to row `to`."""
         self.cache.copy(row, to)
 
 
 class PackedDecoder(RowDecoder):
-    """With fp32 matrices in the order in which oneDNN reads them, on a CPU."""
+    """With fp32 matrices packed for oneDNN, on a CPU."""
 
     name = "packed fp32"
 
@@ -113,7 +113,7 @@ class PackedDecoder(RowDecoder):
 
 
 class Int8Decoder(RowDecoder):
-    """With the loops of kernels.py: int8 weights over an int8 cache, on a CPU."""
+    """With the kernels of kernels.py: int8 weights and an int8 cache, on a CPU."""
 
     name = "int8"
 
@@ -134,16 +134,16 @@ class Int8Decoder(RowDecoder):
 
 
 def choose_decoder(
-    model: ImageGPT, rows: int, tokens: int, speed: Speed = "auto", *, apart: bool = False
+    model: ImageGPT, rows: int, tokens: int, speed: Speed = "auto", *, independent_rows: bool = False
 ) -> type[Decoder]:
-    """The class for a call that draws `tokens` tokens of each of `rows` pictures in all, however it is cut.
+    """The class for a call that draws `tokens` tokens of each of `rows` pictures in total.
 
-    "exact" is always the network as it is; "auto" leaves it where packing and rounding repay themselves: on a CPU,
-    from a third of a second of plain drawing on. With `apart`, rows may join and leave at any time.
+    "exact" is always the unmodified network; "auto" packs and rounds where that pays off: on a CPU, from a third of a
+    second of plain drawing on. With `independent_rows`, rows may start and finish at any time.
     """
     known = model.head.weight.dtype in (torch.float32, torch.bfloat16)
     large = rows * tokens * model.config.parameters >= FAST_FROM
     packs = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if speed == "exact" or not (known and large and packs):
-        return RowDecoder if apart else Decoder
+        return RowDecoder if independent_rows else Decoder
     return Int8Decoder if can_round(model) else PackedDecoder

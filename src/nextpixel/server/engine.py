@@ -30,7 +30,7 @@ from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing import loop as drawing
 from nextpixel.drawing.loop import token_noise
 from nextpixel.errors import InputError
-from nextpixel.network.decoding import Read, choose_decoder
+from nextpixel.network.decoding import Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
 
 MEMORY_SHARE = 0.5
@@ -100,7 +100,7 @@ class Ticket:
     placed: int = 0  # candidates that have a row, or had one
     finished: int = 0
     over: bool = False
-    read: Read | None = None  # the prompt's prefill, while candidates wait for rows
+    read: Prefill | None = None  # the prompt's prefill, while candidates wait for rows
     began: float = 0.0
     first_row: float = 0.0
 
@@ -134,7 +134,7 @@ class Engine:
         self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None], worker: ThreadPoolExecutor
     ) -> None:
         shape, slots = model.config, config.slots
-        self._kind = choose_decoder(model, slots, shape.tokens, config.speed, apart=True)
+        self._kind = choose_decoder(model, slots, shape.tokens, config.speed, independent_rows=True)
         self.mode = self._kind.name
         needed = slots * self._kind.row_bytes(model)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
@@ -142,7 +142,7 @@ class Engine:
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._reads: dict[bytes, Read] = {}  # of the prompts used last, by their tokens
+        self._reads: dict[bytes, Prefill] = {}  # of the prompts used last, by their tokens
         self._kept = max(1, slots // KEPT_READS)
         self.closing = self._drawing = False
         self._left_at: float | None = None  # when the last turn ended, while drawing
@@ -156,7 +156,7 @@ class Engine:
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
         for _ in range(2):
             start = time.monotonic()
-            _, read = decoder.read(every.new_zeros(1, half))
+            _, read = decoder.prefill(every.new_zeros(1, half))
             self.reading = (time.monotonic() - start) / (half + 1)  # seconds for each token of a prompt
             decoder.fill(torch.arange(self.slots, device=every.device), read, every)
             start = time.monotonic()
@@ -305,8 +305,8 @@ class Engine:
     def _leave(self) -> None:
         """Rows of finished candidates and ended requests are free."""
         for row in self._table.rows:
-            row.over = row.ticket.over
-        self._table.leave()
+            row.cancelled = row.ticket.over
+        self._table.drop_finished()
 
     def _admit(self) -> None:
         """Free rows go to those that wait, in order; others wait for their pixel READ_SECONDS, or for one prompt."""
@@ -321,7 +321,7 @@ class Engine:
                 if not ticket.over:
                     self._place(ticket, read)
 
-    def _read(self, ticket: Ticket) -> Read:
+    def _read(self, ticket: Ticket) -> Prefill:
         """A prefill; requests for the same picture share it, those that come a little later as well."""
         ticket.began = time.monotonic()
         self.observe("queue_seconds", ticket.began - ticket.arrived)
@@ -330,7 +330,7 @@ class Engine:
                 self._reads[ticket.key] = self._reads.pop(ticket.key)  # the newest is the last
                 return self._reads[ticket.key]
             together = self._unread(ticket)
-        logits, cache = self._decoder.read(torch.cat(list(together.values())).to(self.model.device))
+        logits, cache = self._decoder.prefill(torch.cat(list(together.values())).to(self.model.device))
         seconds = (time.monotonic() - ticket.began) / (len(together) * (ticket.prompt.shape[1] + 1))
         self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
         caches = [cache]
@@ -347,14 +347,14 @@ class Engine:
     def _unread(self, ticket: Ticket) -> dict[bytes, Tensor]:
         """Prompts to be read with that of the first who waits: others as long, as many as are kept."""
         found = {ticket.key: ticket.prompt}
-        most = min(self._decoder.together(ticket.prompt.shape[1]), self._kept)
+        most = min(self._decoder.prompts_per_prefill(ticket.prompt.shape[1]), self._kept)
         for other in self._waiting:
             alike = other.prompt.shape == ticket.prompt.shape and other.key not in self._reads
             if len(found) < most and alike and other.read is None:
                 found.setdefault(other.key, other.prompt)
         return found
 
-    def _place(self, ticket: Ticket, read: Read) -> None:
+    def _place(self, ticket: Ticket, read: Prefill) -> None:
         """Put as many of its candidates as there is room for into the table."""
         count = min(self._table.free, ticket.n - ticket.placed)
         numbers, known = range(ticket.placed, ticket.placed + count), ticket.prompt.shape[1]

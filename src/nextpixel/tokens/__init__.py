@@ -1,5 +1,8 @@
-"""Pictures <-> tokens: what every tokenizer does, and which kinds there are. Uses `palette` and what lies under it."""
+"""Pictures <-> tokens: the Tokenizer protocol and its kinds.
 
-from nextpixel.tokens.tokenizer import KINDS, Tokenizer, described, picture_size, read_tokenizer, square_side
+May use files and limits.
+"""
 
-__all__ = ["KINDS", "Tokenizer", "described", "picture_size", "read_tokenizer", "square_side"]
+from nextpixel.tokens.tokenizer import KINDS, Tokenizer, picture_size, read_tokenizer, square_side, tokenizer_facts
+
+__all__ = ["KINDS", "Tokenizer", "tokenizer_facts", "picture_size", "read_tokenizer", "square_side"]

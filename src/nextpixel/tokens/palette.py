@@ -1,4 +1,4 @@
-"""Colours and tokens: the nearest colour of a palette for every pixel, exactly, and back."""
+"""The palette tokenizer: every pixel's token is its nearest colour, found exactly."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from nextpixel.files import is_sealed, new_file, user_cache, write_sealed
 from nextpixel.limits import read_bytes
 
 COLOURS_OF_24_BITS = 1 << 24
-TABLE_FROM = 4_096  # pixels, of all calls, that make the table worth its 33 MB of memory
-TREE_FROM = 8_000  # newly met colours from which building a tree, and loading scipy, is the faster way
-SAVE_TABLE_FROM = 100_000  # newly met colours that make the table worth a write of 33 MB
-_FETCHING = threading.Lock()  # one for all palettes: a palette with its own could not be copied
+TABLE_FROM = 4_096  # pixels, over all calls, from which the table is worth its 33 MB of memory
+TREE_FROM = 8_000  # new colours from which loading scipy and building a tree is faster
+SAVE_TABLE_FROM = 100_000  # new colours from which the table is worth a write of 33 MB
+_TABLE_LOCK = threading.Lock()  # shared: a palette with a lock of its own could not be copied
 
 
 class Palette:
     """A tokenizer of K colours (K, 3) float32 in [-1, 1]; a pixel's token is the number of the nearest one.
 
-    Nearest means the smallest squared Euclidean distance in float64, the first on ties. Colours met once are
-    kept in a table of all 2^24, which is saved in `cache` and shared by later processes.
+    Nearest means the smallest squared Euclidean distance in float64, the first on ties. Results are kept in a table of
+    all 2^24 colours, which is saved in `cache` for later processes.
     """
 
     kind: ClassVar[str] = "palette"
@@ -50,7 +50,7 @@ class Palette:
             )
         self.colors: NDArray[np.float32] = array.astype(np.float32)
         self.cache = cache
-        self._table: NDArray[np.uint16] | None = None  # 0: not met yet, else token + 1
+        self._table: NDArray[np.uint16] | None = None  # token + 1; 0: unknown
         self._searched = 0  # pixels
         self._device_table: Tensor | None = None
 
@@ -86,12 +86,12 @@ class Palette:
 
     @property
     def hash(self) -> str:
-        """sha256 of the colours: models and losses are comparable only where it agrees."""
+        """sha256 of the colours: models and losses are comparable only where it is equal."""
         return hashlib.sha256(self.colors.tobytes()).hexdigest()
 
     @property
     def rgb(self) -> NDArray[np.uint8]:
-        """The colours as a screen shows them, uint8 (K, 3): round half to even, clipped."""
+        """The colours as uint8 (K, 3): rounded half to even, clipped."""
         return np.rint(127.5 * (self.colors + np.float32(1.0))).clip(0, 255).astype(np.uint8)
 
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Palette:
         return torch.from_numpy(self._look_up(codes).astype(np.int64))
 
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
-        """uint8 images (B, H, W, 3) of tokens (B, T), W being `columns`; without them T is a square number."""
+        """uint8 images (B, H, W, 3) of tokens (B, T), with W = `columns`; by default T is a square number."""
         array = np.atleast_2d(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
         images, count = array.shape
         rows = count // columns if columns else math.isqrt(count)
@@ -121,21 +121,21 @@ class Palette:
         return self._device_table[(red << 16) | (green << 8) | blue].to(torch.int64)
 
     def _build_table(self, device: torch.device) -> Tensor:
-        """Every token of every colour, int32 (2^24,); in float64, so on the CPU where a device has none."""
+        """The token of every colour, int32 (2^24,); computed in float64, so on the CPU for devices without it."""
         every = torch.arange(COLOURS_OF_24_BITS, device="cpu" if device.type == "mps" else device)
         colors = torch.from_numpy(self.colors).to(every.device, torch.float64)
         return torch.cat([_brute_force(part, colors) for part in every.split(1 << 16)]).to(device, torch.int32)
 
     def _look_up(self, codes: NDArray[np.int32]) -> NDArray[np.uint16]:
-        """Tokens of 24-bit colours; those never met are searched for first."""
+        """Tokens of 24-bit colours; searches for the unknown ones first."""
         self._searched += codes.size
         if self._table is None and self._searched <= TABLE_FROM:
-            colours, places = np.unique(codes, return_inverse=True)
-            return self._nearest(colours)[places].reshape(codes.shape)
+            colours, inverse = np.unique(codes, return_inverse=True)
+            return self._nearest(colours)[inverse].reshape(codes.shape)
         found = self._shared_table(writable=False)[codes]
         if found.all():
             return found - np.uint16(1)
-        new = _different(codes[found == 0])
+        new = _distinct(codes[found == 0])
         table = self._shared_table(writable=True)
         for start in range(0, len(new), 1 << 20):
             part = new[start : start + (1 << 20)]
@@ -145,8 +145,8 @@ class Palette:
         return table[codes] - np.uint16(1)
 
     def _shared_table(self, *, writable: bool) -> NDArray[np.uint16]:
-        """The table of all threads: one that can be written to is never replaced, so that nothing written is lost."""
-        with _FETCHING:
+        """The table of all threads; a writable one is never replaced, so no write is lost."""
+        with _TABLE_LOCK:
             if self._table is None:
                 self._table = self._read_table()
             if writable and not self._table.flags.writeable:
@@ -164,7 +164,7 @@ class Palette:
 
         pixels = np.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1) / 127.5 - 1.0
         distances, tokens = KDTree(self.colors.astype(np.float64)).query(pixels, k=2, workers=-1)
-        tied = distances[:, 1] - distances[:, 0] < 1e-9  # the tree settles ties in its own order
+        tied = distances[:, 1] - distances[:, 0] < 1e-9  # the tree does not order ties
         tokens = tokens[:, 0].astype(np.uint16)
         tokens[tied] = self._search(codes[tied])
         return tokens
@@ -187,15 +187,15 @@ class Palette:
         return np.zeros(COLOURS_OF_24_BITS, np.uint16)
 
     def _write_table(self, table: NDArray[np.uint16]) -> None:
-        with contextlib.suppress(WorkError):  # a full disk costs time, nothing else
+        with contextlib.suppress(WorkError):  # a full disk only costs time
             write_sealed(self._table_path(), table.tobytes())
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8], colors: int = 512, seed: int = 0) -> Palette:
         """k-means on the pixels of uint8 images (B, H, W, 3), weighted by how often each colour occurs.
 
-        The means are rounded to colours a screen can show and are all different, so that decoding a token
-        and encoding it again gives the same token.
+        The means are rounded to distinct 8-bit colours, so that decoding a token and encoding it again gives the same
+        token.
         """
         from sklearn.cluster import KMeans
 
@@ -218,7 +218,7 @@ class Palette:
 
 
 def _dedupe(centers: NDArray[np.float64], points: NDArray[np.float64], counts: NDArray) -> NDArray[np.float64]:
-    """The same number of centres, all different: repeated ones move to the worst served colours."""
+    """Replace duplicate centres by the colours with the largest error."""
     kept = np.unique(centers, axis=0)
     missing = len(centers) - len(kept)
     if missing:
@@ -235,16 +235,16 @@ def _brute_force(codes: Tensor, colors: Tensor) -> Tensor:
     distances = (pixels[:, None] - colors).square().sum(-1)  # (M, K)
     nearest = distances == distances.amin(-1, keepdim=True)
     numbers = torch.arange(len(colors), device=codes.device)
-    return torch.where(nearest, numbers, len(colors)).amin(-1)  # argmin promises no order among ties
+    return torch.where(nearest, numbers, len(colors)).amin(-1)  # argmin guarantees no order among ties
 
 
-def _different(codes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The different ones among 24-bit colours, sorted."""
+def _distinct(codes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Distinct 24-bit colours, sorted."""
     if len(codes) < 1 << 16:
         return np.unique(codes).astype(np.int64)
-    met = np.zeros(COLOURS_OF_24_BITS, bool)
-    met[codes] = True
-    return np.flatnonzero(met)
+    found = np.zeros(COLOURS_OF_24_BITS, bool)
+    found[codes] = True
+    return np.flatnonzero(found)
 
 
 def _codes(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -258,13 +258,13 @@ def _check(shape: tuple[int, ...], dtype: str) -> None:
 
 
 def save_palette(palette: Palette, path: Path) -> None:
-    """Write a .npy file that Palette.read reads; an earlier file of that name is replaced at once."""
+    """Write a .npy file for Palette.read, atomically."""
     with new_file(path) as file:
         np.save(file, palette.colors)
 
 
 def psnr(images: NDArray[np.uint8], palette: Palette) -> float:
-    """Peak signal-to-noise ratio, in dB, of images (B, H, W, 3) against themselves in the palette's colours."""
+    """Peak signal-to-noise ratio, in dB, of images (B, H, W, 3) in the palette's colours."""
     flat = images.reshape(1, -1, 1, 3)
     tokens = palette.encode(flat).numpy()[0]
     error = np.square(palette.rgb[tokens].astype(np.float64) - flat.reshape(-1, 3)).mean()

@@ -1,4 +1,4 @@
-"""The seam between pictures and tokens. The network, drawing and scoring know nothing else of pictures."""
+"""The Tokenizer protocol: all that the network, drawing and scoring know about pictures."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Tokenizer(Protocol):
 
     @property
     def patch(self) -> tuple[int, int]:
-        """Height and width, in pixels, of what a token stands for."""
+        """Height and width, in pixels, of a token."""
 
     @property
     def hash(self) -> str:
-        """sha256 of all that decides which tokens a picture has: losses are comparable only where it agrees."""
+        """sha256 of everything that affects tokens: losses are comparable only where it is equal."""
 
     def __len__(self) -> int: ...
 
@@ -38,10 +38,10 @@ class Tokenizer(Protocol):
         """Tokens (B, T) of images (B, H, W, 3), on the device of the images."""
 
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
-        """Images of tokens (B, T), or of any number of whole rows; `columns` of the grid, which is else a square."""
+        """Images of tokens (B, T), or of any number of whole rows; `columns` of the grid; default: square."""
 
     def values(self) -> dict[str, Any]:
-        """What `from_values` makes the same tokenizer of; JSON, written beside the weights and into run.json."""
+        """The arguments of `from_values` as JSON, written beside the weights and into run.json."""
 
     @classmethod
     def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Tokenizer:
@@ -52,15 +52,15 @@ KINDS: dict[str, type[Tokenizer]] = {Palette.kind: Palette}
 
 
 def read_tokenizer(values: dict[str, Any], cache: str | Path | None = None) -> Tokenizer:
-    """The tokenizer that `values`, with its kind among them, describes. Raises as from_values does."""
+    """The tokenizer of `values`, which include its kind. Raises as from_values does."""
     kind = dict(values).get("kind", Palette.kind)
     if kind not in KINDS:
         raise InputError(f"tokenizer: expected {' or '.join(map(repr, KINDS))}, got {kind!r}")
     return KINDS[kind].from_values(values, cache)
 
 
-def described(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `read_tokenizer` reads."""
+def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """JSON for `read_tokenizer`."""
     return {"kind": tokenizer.kind, "sha256": tokenizer.hash, **tokenizer.values()}
 
 
@@ -70,7 +70,7 @@ def picture_size(tokenizer: Tokenizer, shape: ImageGPTConfig) -> Size:
 
 
 def square_side(size: Size) -> int:
-    """The side of pictures of that size. Raises InputError where they are not square."""
+    """The side of square pictures. Raises InputError for any other size."""
     if size[0] != size[1]:
         raise InputError(f"expected a model of square pictures, got one of {size[0]} x {size[1]} pixels")
     return size[0]

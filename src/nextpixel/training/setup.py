@@ -32,7 +32,7 @@ from nextpixel.images.sources import MapSource, open_source
 from nextpixel.network import cost as plan
 from nextpixel.network.model import ImageGPT, cross_entropy, masked_cross_entropy
 from nextpixel.progress import is_first, say
-from nextpixel.tokens import Tokenizer, described, picture_size, read_tokenizer, square_side
+from nextpixel.tokens import Tokenizer, picture_size, read_tokenizer, square_side, tokenizer_facts
 from nextpixel.training import distributed, optim
 
 COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds per shape and saves a fifth
@@ -187,7 +187,7 @@ def create_run(
         "config": asdict(config),
         "decisions": asdict(decided),
         "model": asdict(shape),
-        "tokenizer": tokenizer and described(tokenizer),
+        "tokenizer": tokenizer and tokenizer_facts(tokenizer),
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
         "machine": machine(decided.device),

@@ -21,14 +21,14 @@ from nextpixel.network.int8 import kernels
 from nextpixel.network.model import Block, ImageGPT, Linear, Norm
 
 PACKED_FOR = 4  # rows of input that oneDNN is told to expect
-READ_BYTES = 1 << 23  # of the widest layer's numbers: more miss the processor's cache and take twice as long
+PASS_BYTES = 1 << 23  # of the widest layer: larger batches overflow the CPU cache and take twice as long
 
 Weights = Literal["fp32", "int8"]
 
 
-def read_together(width: int, slots: int) -> int:
-    """How many pictures of that many slots go through a network at once: as many as a CPU's cache can work on."""
-    return max(1, READ_BYTES // (slots * 4 * width * 4))  # fp32, in the MLP
+def pictures_per_pass(width: int, slots: int) -> int:
+    """Number of pictures of that many slots to run at once: as many as fit into a CPU's cache."""
+    return max(1, PASS_BYTES // (slots * 4 * width * 4))  # fp32, in the MLP
 
 
 class PackedLinear(nn.Module):
@@ -149,7 +149,7 @@ class RoundedHidden:
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
         self.blocks = cast(Int8Blocks, packed_network(model, "int8").blocks[0])
-        self.images = read_together(model.config.width, model.config.tokens)
+        self.images = pictures_per_pass(model.config.width, model.config.tokens)
         """So many at once the processor's cache can work on."""
 
     def __call__(
