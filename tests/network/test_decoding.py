@@ -112,7 +112,7 @@ def test_prompts_read_in_groups_are_those_read_at_once(
         return extend(self, tokens, *rest, **named)
 
     monkeypatch.setattr(ImageGPT, "extend", watched)
-    monkeypatch.setattr(packing, "READ_BYTES", 2 * 21 * 4 * 64 * 4)
+    monkeypatch.setattr(packing, "PASS_BYTES", 2 * 21 * 4 * 64 * 4)
     tokens_in_groups, nats = drawn()
     assert tokens_in_groups == at_once[0] and all(len(row) == 16 for row in tokens_in_groups.values())
     assert (nats - at_once[1]).abs().max() < 1e-4
