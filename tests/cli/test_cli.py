@@ -403,7 +403,7 @@ BAD = {
     "pretrain photos --out run --probe-data nope": ["nope", "no such file"],
     "pretrain photos --out run --probe-images 0": ["--probe-images", "at least 1, got 0"],
     "pretrain photos --out run --probe-every-evaluations 0": ["--probe-every-evaluations", "at least 1, got 0"],
-    "pretrain --resume taken --force": ["--resume", "cannot be combined with --force"],
+    "pretrain --resume taken --force": ["--resume", "cannot be combined with --force, only with --data, --validation;"],
     "pretrain --branch taken": ["--branch", "expected --out and --steps with it"],
     "pretrain --branch taken --steps 9 --out x": ["--branch: expected a run folder", "'taken'"],
     "pretrain --branch taken --steps 9 --out x --width 8": ["--branch", "combined with --width", "--init"],

@@ -219,7 +219,7 @@ def test_a_run_of_one_kind_is_not_resumed_as_another(whole, tmp_path):
         InputError, match=r"started by nextpixel pretrain, not finetune; continue it with: .* pretrain `resume="
     ):
         nextpixel.finetune(resume=tmp_path / "pre")
-    with pytest.raises(InputError, match="expected no others"):
+    with pytest.raises(InputError, match="expected only `data` or `test` with it"):
         nextpixel.finetune(resume=whole, epochs=3)
 
 

@@ -132,6 +132,52 @@ def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> Non
     assert "--data: expected --resume with it" in capsys.readouterr().err
 
 
+@pytest.fixture
+def validated(cut: Path, place: Path, tmp_path: Path, cache: Path) -> Path:
+    """Runs half and full of the pictures in moved/, with validation images that were moved to held/ since."""
+    for i, picture in enumerate(pictures(6, seed=5)):
+        (tmp_path / "old").mkdir(exist_ok=True)
+        save_png(picture, tmp_path / "old" / f"{i}.png")
+    for out in ("half", "full"):
+        options = settings(tmp_path) | {"validation": str(tmp_path / "old")}
+        nextpixel.pretrain(tmp_path / "moved", out=tmp_path / out, **options)
+    for step in (10, 12):
+        shutil.rmtree(tmp_path / "half" / f"step_{step:07d}")
+    copy_elsewhere(tmp_path / "old", tmp_path / "held")
+    shutil.rmtree(tmp_path / "old")
+    shutil.rmtree(cache / "decoded")
+    return tmp_path / "half"
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["validation alone", "both"])
+def test_moved_validation_images(validated: Path, tmp_path: Path, cache: Path, capsys, both: bool) -> None:
+    command = ["pretrain", "--resume", str(validated)]
+    if both:
+        (tmp_path / "moved").rename(tmp_path / "again")
+        command += ["--data", str(tmp_path / "again")]
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'old'}: the images of this run no longer exist" in said
+    assert said.endswith("pass their new path as --validation")
+    assert main([*command, "--validation", str(tmp_path / "held")]) == 0
+    assert_same(validated, tmp_path / "full")
+    facts = Run(validated).facts()
+    assert facts["config"]["validation"] == str(tmp_path / "held")
+    assert facts["data"]["path"] == str(tmp_path / ("again" if both else "moved"))
+    shutil.rmtree(cache / "decoded")
+    nextpixel.pretrain(resume=validated)  # remembers the place
+
+
+def test_other_validation_images_are_refused(validated: Path, cut: Path, tmp_path: Path) -> None:
+    (tmp_path / "held" / "0.png").unlink()
+    before = (validated / "run.json").read_bytes()
+    with pytest.raises(InputError, match="held: expected the original images of the run, got others"):
+        nextpixel.pretrain(resume=validated, validation=tmp_path / "held")
+    assert (validated / "run.json").read_bytes() == before
+    with pytest.raises(InputError, match=r"validation: .*run validates on some of its training images"):
+        nextpixel.pretrain(resume=cut, validation=tmp_path / "held")
+
+
 def test_a_moved_distillation(folder: Path, place: Path, tmp_path: Path, cache: Path) -> None:
     options = dict(
         model=folder, steps=8, batch_images=4, checkpoint_every_steps=4, evaluate_every_steps=4, device="cpu"

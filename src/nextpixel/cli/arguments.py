@@ -184,10 +184,11 @@ def _flags(kind: Any) -> Iterator[str]:
 
 def check_alone(argv: Sequence[str], positional: Any, option: str, *allowed: str, hint: str = "") -> None:
     """Raise InputError if `option` is combined with a positional argument or an option that is not allowed."""
-    allowed = (option, "--json", "--verbose", *allowed)
-    others = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in allowed]
+    known = (option, "--json", "--verbose", *allowed)
+    others = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in known]
     if others or positional:
-        raise InputError(f"{option}: cannot be combined with {' '.join(others) or positional}{hint}")
+        only = f", only with {', '.join(allowed)}" if allowed else ""
+        raise InputError(f"{option}: cannot be combined with {' '.join(others) or positional}{only}{hint}")
 
 
 def check_run(

@@ -29,9 +29,9 @@ class Pretrain:
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
-    """Resume this run; no other setting than --data is allowed."""
+    """Resume this run; only --data and --validation are allowed with it."""
     data: str | None = None
-    """With --resume, the new location of the same images; recorded in the run."""
+    """With --resume, the new location of the same images; recorded in the run. The same holds for --validation."""
     branch: Path | None = None
     """Start the new run --out from the constant phase of this run with a linear schedule, and end it after --steps."""
     recipe: str | None = None
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
     if args.branch is None or args.resume is not None or args.data:
-        check_run(argv, args, args.images, "pretrain photos/ --out runs/a", init="--init")
+        check_run(argv, args, args.images, "pretrain photos/ --out runs/a", "--validation", init="--init")
     else:
         check_alone(
             argv,
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
 
     if args.resume is not None:
-        run = relocate_run(Run.open(args.resume, KIND), PretrainConfig, args.data)
+        run = relocate_run(Run.open(args.resume, KIND), PretrainConfig, args.data, args.config.validation)
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)

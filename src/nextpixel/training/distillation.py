@@ -67,7 +67,7 @@ def distill(
     distributed.require_one_process("distill")
     if resume is not None:
         if settings or not (out is split is model is None):
-            raise InputError("takes the settings of its run; expected no others", argument="resume")
+            raise InputError("takes the settings of its run; expected only `data` with it", argument="resume")
         return train_run(relocate_run(Run.open(resume, KIND), images if data is None else data), images)
     if images is None or out is None:
         raise InputError("distill needs images and a new folder (`out`), or a run to resume (`resume`)")

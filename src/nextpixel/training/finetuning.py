@@ -98,7 +98,7 @@ def finetune(
     """
     if resume is not None:
         if settings or not (out is model is split is labels is test_labels is None):
-            raise InputError("takes the settings of its run; expected no others", argument="resume")
+            raise InputError("takes the settings of its run; expected only `data` or `test` with it", argument="resume")
         images = data if images is None else images
         return train_run(relocate_run(Run.open(resume, KIND), FinetuneConfig, images), images, test)
     if images is None or out is None:

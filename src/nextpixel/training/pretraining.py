@@ -86,17 +86,20 @@ def pretrain(
     """Train an Image GPT on images, or resume a run; returns the best model on validation.
 
     `settings` are the fields of PretrainConfig (size, side, steps, init, ...) and override those of the recipe.
-    The run is written to the new folder `out`. `resume` names an existing run and takes no settings; `data` passes its
-    images where they were moved. `branch` names a run with a linear schedule, whose constant phase the new run shares;
-    it takes `steps` and `cooldown_fraction`. `force` starts a run that is not expected to fit in memory.
+    The run is written to the new folder `out`. `resume` names an existing run and takes no settings; `data` and
+    `validation` pass its images where they were moved. `branch` names a run with a linear schedule, whose constant
+    phase the new run shares; it takes `steps` and `cooldown_fraction`. `force` starts a run that is not expected to fit
+    in memory.
     Raises InputError for bad input, WorkError when the work fails, and training.loop.Interrupted, a KeyboardInterrupt,
     after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
-        if settings or not (out is recipe is split is branch is None):
-            raise InputError("takes the settings of its run; expected no others", argument="resume")
+        if settings.keys() - {"validation"} or not (out is recipe is split is branch is None):
+            raise InputError(
+                "takes the settings of its run; expected only `data` or `validation` with it", argument="resume"
+            )
         images = data if images is None else images
-        run = relocate_run(Run.open(resume, KIND), PretrainConfig, images)
+        run = relocate_run(Run.open(resume, KIND), PretrainConfig, images, settings.get("validation"))
     elif branch is not None:
         others = settings.keys() - {"steps", "cooldown_fraction"}
         if out is None or "steps" not in settings or others or not (recipe is split is None):

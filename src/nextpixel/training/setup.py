@@ -297,56 +297,74 @@ def find_sets(
     if images is None and data["path"] is None:
         raise InputError(f"this run was started with images in memory; pass them again as `{argument}`")
     if images is None:
-        several = data["path"] if isinstance(data["path"], list) else [data["path"]]
-        if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
-            raise InputError(
-                f"{gone[0]}: the images of this run no longer exist; if they were moved, pass their new path as "
-                f"`{argument}`"
-            )
+        _check_exist(data["path"], argument)
     sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
-    _check_same(sets, keys, pixels, cache, data["source"] if images is None else source_facts(images, None)["source"])
+    source = data["source"] if images is None else source_facts(images, None)["source"]
+    _check_same(sets, keys, pixels, cache, [source] * len(sets))
     return sets
 
 
+def _check_exist(paths: str | Sequence[str], argument: str) -> None:
+    several = [paths] if isinstance(paths, str) else paths
+    if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
+        raise InputError(
+            f"{gone[0]}: the images of this run no longer exist; if they were moved, pass their new path as "
+            f"`{argument}`"
+        )
+
+
 def _check_same(
-    sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, source: str
+    sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, sources: Sequence[str]
 ) -> None:
     """Raises InputError unless the sets have those keys, or the same pixels in the same order."""
-    if all(key in (found.key, found.key_before) for found, key in zip(sets, keys, strict=True)):
-        return
-    with suppress(FileNotFoundError):
-        if [found.digest() for found in sets] == [*(pixels or (read_decoded(key, cache).digest() for key in keys))]:
-            return
-    raise InputError(
-        f"{source}: expected the original images of the run, got others (files were added, removed or changed); "
-        "restore them, or start a new run"
-    )
+    for i, (found, key, source) in enumerate(zip(sets, keys, sources, strict=True)):
+        with suppress(FileNotFoundError):
+            if key in (found.key, found.key_before) or found.digest() == (
+                pixels[i] if pixels else read_decoded(key, cache).digest()
+            ):
+                continue
+        raise InputError(
+            f"{source}: expected the original images of the run, got others (files were added, removed or changed); "
+            "restore them, or start a new run"
+        )
 
 
-def relocate_run(run: Run, settings: Callable[..., Any], images: Any) -> Run:
-    """The run, with `images`, if any, recorded as its new source; see relocate_images."""
-    if images is not None:
+def relocate_run(run: Run, settings: Callable[..., Any], images: Any, validation: Any = None) -> Run:
+    """The run, with `images` and `validation`, if any, recorded as its new sources; see relocate_images."""
+    if images is not None or validation is not None:
         with run_facts(run) as facts:
             device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
+            place = facts["data"]["path"] if images is None else images
+            if validation is not None and facts["config"].get("validation") is None:
+                raise InputError(
+                    f"{run.path} validates on some of its training images; leave it out", argument="validation"
+                )
         distributed.join(choose_device(device), minutes)
         distributed.on_first_rank(
-            lambda: relocate_images(run, images, lambda facts: decode_run_images(facts, settings, images)), patient=True
+            lambda: relocate_images(run, place, lambda facts: decode_run_images(facts, settings, place), validation),
+            patient=True,
         )
     return run
 
 
-def relocate_images(run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]]) -> None:
+def relocate_images(
+    run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]], validation: Any = None
+) -> None:
     """Record these images, whose sets `decode(facts)` makes, as the source of a run in run.json.
 
-    Raises InputError unless they equal the run's images pixel by pixel.
+    `validation` is the new path of its validation images. Raises InputError unless all equal the run's images pixel by
+    pixel.
     """
     with run.locked():
         facts = run.facts()
         data, decisions = facts["data"], facts["decisions"]
         names = [name for name in ("train_key", "validation_key") if name in decisions]
+        if validation is not None:
+            facts["config"]["validation"] = absolute(str(validation))
         sets, source = decode(facts), source_facts(images, data["split"])
         pixels = decisions.get("pixels", [])[: len(sets)]
-        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], source["source"])
+        sources = [source["source"], facts["config"].get("validation") or source["source"]][: len(sets)]
+        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], sources)
         decisions |= dict(zip(names, (found.key for found in sets), strict=True))
         data |= source
         write_json(run.path / "run.json", facts)
@@ -362,6 +380,8 @@ def decode_run_images(
 ) -> tuple[DecodedSet, DecodedSet]:
     """The training and validation sets of these images, decoded as run.json says."""
     decided = Decisions(**facts["decisions"])
+    if facts["config"].get("validation"):
+        _check_exist(facts["config"]["validation"], "validation")
     return decode_sets(
         images,
         settings(**facts["config"]),
