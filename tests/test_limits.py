@@ -229,6 +229,31 @@ def test_a_table_may_not_ask_for_gigabytes(tmp_path: Path) -> None:
         source.read(0)
 
 
+@pytest.mark.parametrize("encoding", ["dictionary", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_few_bytes_that_stand_for_many_huge_rows_are_bounded(tmp_path: Path, column: str, encoding: str) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = {"image": [b"x"] * 100, "label": ["a"] * 100} | {column: ["a" * (4 << 20)] * 100}
+    kinds = {"image": pa.binary(), "label": pa.string()}
+    table = pa.table({name: pa.array(values, kinds[name]) for name, values in rows.items()})
+    how = {"use_dictionary": True, "dictionary_pagesize_limit": 1 << 30}
+    if encoding != "dictionary":
+        how = {"use_dictionary": False, "column_encoding": dict.fromkeys(rows, encoding)}
+    path = tmp_path / "bomb.parquet"
+    parquet.write_table(table, path, compression="zstd", **how)
+    assert path.stat().st_size < 10_000
+    if column == "label":
+        with (
+            cheap(megabytes=300),
+            pytest.raises(InputError, match="the column 'label' cannot be read: it becomes over"),
+        ):
+            open_source(path)
+    else:
+        source = open_source(path)
+        with cheap(), pytest.raises(UnreadableImage, match="rows become over"):
+            source.content(0)
+
+
 def tar(*headers: bytes) -> bytes:
     return b"".join(headers) + b"\0" * 1024
 

@@ -17,6 +17,7 @@ from nextpixel.images.sources.splits import choose_split
 from nextpixel.limits import check_unpacked
 
 BATCH_BYTES = 32 * 2**20
+BATCH_BYTES_AT_MOST = 8 * BATCH_BYTES  # which a batch may become, unless it is of the fewest rows
 BATCH_ROWS = 16, 1000  # at least and at most
 SAMPLED_OF_STREAM = 16  # pictures, which are kept: they are read once more
 BATCHES_KEPT = 4  # threads that read in order are never further apart than this
@@ -100,17 +101,23 @@ class ParquetSource(Source):
         if place != (file, group) or start > wanted:
             start = 0
             _check_group(self.files[file].metadata.row_group(group), self.image_column)
-            batches = self.files[file].iter_batches(
-                batch_size=rows, row_groups=[group], columns=[self.image_column], use_threads=False
+            batches = self.files[file].iter_batches(  # one by one: few bytes may stand for huge rows
+                batch_size=1, row_groups=[group], columns=[self.image_column], use_threads=False
             )
-        left = self.files[file].metadata.row_group(group).num_rows - start * rows
-        for _ in range(start, wanted + 1):
-            batch = next(batches)
-            if len(batch) != min(rows, left):  # rows would be taken for their neighbours
-                raise ValueError(f"a batch of {len(batch)} rows came instead of {min(rows, left)}")
-            left -= rows
+        last = self.files[file].metadata.row_group(group).num_rows
+        for number in range(start, wanted + 1):
+            batch: list[Any] = []
+            size = 0
+            for _ in range(number * rows, min((number + 1) * rows, last)):
+                row = next(batches).column(0)
+                size += row.nbytes
+                if len(row) != 1:  # rows would be taken for their neighbours
+                    raise ValueError(f"{len(row)} rows came instead of 1")
+                if size > BATCH_BYTES_AT_MOST and len(batch) >= BATCH_ROWS[0]:
+                    raise ValueError(f"its {rows:,} rows become over {BATCH_BYTES_AT_MOST:,} bytes")
+                batch.append(row[0])
         self._stream = (file, group), wanted + 1, batches
-        return batch.column(0)
+        return batch
 
 
 def _check_group(group: Any, name: str) -> None:
@@ -141,14 +148,15 @@ def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
     values: list[np.ndarray] = []
     classes: list[str] | None = None
     for file in files:
+        kind = file.schema_arrow.field(column).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
         try:
+            if not (types.is_integer(kind) or types.is_boolean(kind)):
+                values.append(_label_cells(file, column))
+                continue
             cells = file.read(columns=[column], use_threads=False).column(0)
         except (OSError, ValueError) as error:
             raise InputError(f"the column {column!r} cannot be read: {error}; repair or leave out that table") from None
-        kind = cells.type.value_type if types.is_dictionary(cells.type) else cells.type
-        if not (types.is_integer(kind) or types.is_boolean(kind)):
-            values.append(np.fromiter(cells.to_pylist(), object, len(cells)))
-            continue
         numbers = np.asarray(cells.cast("int64").fill_null(-1))
         names = _features(file.schema_arrow).get(column, {}).get("names")
         if names and classes is None:
@@ -160,6 +168,24 @@ def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
             numbers = np.where(known, place[np.where(known, numbers, 0)], np.where(numbers < 0, numbers, len(classes)))
         values.append(numbers)
     return np.concatenate(values), classes
+
+
+def _label_cells(file: Any, column: str) -> np.ndarray:
+    """A column that is not of whole numbers, objects (N,). Raises ValueError where few bytes become very many."""
+    from pyarrow import types
+
+    cells: list[Any] = []
+    size = 0
+    for group in range(file.num_row_groups):
+        _check_group(file.metadata.row_group(group), column)
+    for batch in file.iter_batches(batch_size=BATCH_ROWS[0], columns=[column], use_threads=False):
+        part = batch.column(0)
+        part = part.dictionary_decode() if types.is_dictionary(part.type) else part
+        size += part.nbytes
+        if size > BATCH_BYTES_AT_MOST:
+            raise ValueError(f"it becomes over {BATCH_BYTES_AT_MOST:,} bytes")
+        cells += part.to_pylist()
+    return np.fromiter(cells, object, len(cells))
 
 
 def _columns(schema: Any, path: str) -> tuple[str, str | None]:
