@@ -5,11 +5,15 @@ import inspect
 import pickle
 import typing
 
+import numpy as np
 import pytest
+import torch
 
 import nextpixel
-from nextpixel import config
+from nextpixel import InputError, config
+from nextpixel.config import PretrainConfig
 from nextpixel.config.keywords import Settings
+from nextpixel.images import UnreadableImage, decode
 
 PAIRS = {
     config.SamplingKeywords: config.SamplingConfig,
@@ -81,3 +85,36 @@ def test_typos_that_people_make(call, answer):
 def test_settings_are_still_dataclasses():
     assert dataclasses.replace(config.SamplingConfig(), seed=3) == config.SamplingConfig(seed=3)
     assert pickle.loads(pickle.dumps(config.PretrainConfig(steps=3))) == config.PretrainConfig(steps=3)
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (lambda model, x: nextpixel.complete(model, x, keep="half"), "keep: expected a fraction .* got 'half'"),
+        (lambda model, x: nextpixel.complete(model, x, keep=None), "keep: expected a fraction .* got None"),
+        (lambda model, x: nextpixel.complete(model, x, n="2"), "n: expected a whole number, at least 1, got '2'"),
+        (lambda model, x: nextpixel.sample(model, n=1.5), "n: expected a whole number, at least 1, got 1.5"),
+        (lambda model, x: nextpixel.sample(model, n=0), "n: expected at least 1, got 0"),
+        (lambda model, x: nextpixel.sample(model, n=10**9), "n: expected at most 100,000, got 1,000,000,000"),
+        (lambda model, x: nextpixel.sample(model, seed="x"), "seed: expected a whole number, 0 or more, got 'x'"),
+        (lambda model, x: nextpixel.sample(model, top_k=[1]), "top_k: expected a whole number, at least 1, got"),
+        (lambda model, x: nextpixel.sample(model, temperature="hot"), "temperature: expected a number of 0 or more"),
+        (lambda model, x: next(nextpixel.stream(model, None, n=2.0)), "n: expected a whole number"),
+        (lambda model, x: nextpixel.load(dtype="fp32"), "dtype: expected a type such as torch.float32, got 'fp32'"),
+        (lambda model, x: nextpixel.load(dtype=torch.int8), "dtype: expected a type .* got torch.int8"),
+        (lambda model, x: PretrainConfig(steps="9"), "steps: expected a whole number, at least 1, got '9'"),
+        (lambda model, x: PretrainConfig(learning_rate="x"), "learning_rate: expected a number above 0, got 'x'"),
+        (lambda model, x: decode(np.zeros(4, np.uint8), "x"), r"x: expected \(H, W\), .* got the shape \(4,\)"),
+        (lambda model, x: decode(np.zeros((0, 4, 3)), "x"), r"x: expected .* with pixels, got the shape \(0, 4, 3\)"),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_wrong_type_are_named(model, call, answer):
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match=answer) as caught:
+        call(model, image)
+    assert isinstance(caught.value, InputError | UnreadableImage)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    ours, theirs = (nextpixel.sample(model, n=n, seed=seed)[1] for n, seed in ((2, 3), (np.int64(2), np.uint8(3))))
+    assert np.array_equal(ours, theirs)

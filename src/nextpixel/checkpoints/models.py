@@ -38,6 +38,8 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     Raises InputError where there is no such model or device, or its files are invalid.
     """
     device = choose_device(str(device))  # fail before downloading weights
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"expected a type such as torch.float32, got {dtype!r}", argument="dtype")
     folder = find_model(name)
     values = read_json(folder / "config.json")
     layout = FORMATS.get(str(values.get("model_type")))

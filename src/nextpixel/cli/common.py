@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import ModelOptions
+from nextpixel.config import ModelOptions, check_picture_count
 from nextpixel.errors import InputError
 from nextpixel.progress import say_left_out
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from nextpixel.network.model import ImageGPT
     from nextpixel.representation.extraction import Backbone
     from nextpixel.representation.probing import LinearProbe
-
-PICTURES_AT_MOST = 100_000
 
 
 def load_model(options: ModelOptions) -> ImageGPT:
@@ -93,10 +91,7 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
     """Check the outputs and the number of pictures of complete and sample."""
     check_file(args.out, ".png", inputs)
     check_folder(args.each, "each")
-    if args.n > PICTURES_AT_MOST:
-        raise InputError(
-            f"expected at most {PICTURES_AT_MOST:,}, got {args.n:,}; draw the rest with another `seed`", argument="n"
-        )
+    check_picture_count(args.n)
 
 
 def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str = "out") -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import PICTURES_AT_MOST, auc_text, check_file, load_model
+from nextpixel.cli.common import auc_text, check_file, load_model
 from nextpixel.cli.comparing import compare, compare_features
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
-from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig, check_numbers
+from nextpixel.config import PICTURES_AT_MOST, ModelOptions, OutputOptions, SamplingConfig, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 

@@ -25,6 +25,7 @@ from nextpixel.config.runs import (
 )
 from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, ResNetConfig
 from nextpixel.config.terms import (
+    PICTURES_AT_MOST,
     Activation,
     Augment,
     Device,
@@ -39,6 +40,7 @@ from nextpixel.config.terms import (
     Speed,
     Switch,
     check_numbers,
+    check_picture_count,
 )
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "LEARNING_RATES",
     "MODERN",
     "MUON_RATE",
+    "PICTURES_AT_MOST",
     "SIZES",
     "Activation",
     "Augment",
@@ -78,6 +81,7 @@ __all__ = [
     "Switch",
     "check_numbers",
     "check_keywords",
+    "check_picture_count",
     "peak_rate",
     "read_recipe",
     "replace_checked",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, shortened
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Augment = Literal["none", "flip", "crop", "pad", "pad-flip", "orient"]
@@ -70,6 +72,7 @@ def _numbers(value: Any, kind: type) -> tuple[Any, ...] | None:
         return ()
 
 
+PICTURES_AT_MOST = 100_000  # drawn by one call
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "at_least_one": ("at least 1", lambda value: value >= 1),
     "at_least_zero": ("0 or more", lambda value: value >= 0),
@@ -81,10 +84,32 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check_numbers(config: Any, **fields: str) -> None:
-    """Raise InputError for a field outside its range, as in at_least_one="steps layers". None is always allowed."""
+    """Raise InputError for a field outside its range, as in at_least_one="steps layers". None is always allowed.
+
+    Fields whose type does not mention float take whole numbers alone.
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(config)}
     for kind, names in fields.items():
         expected, allowed = RANGES[kind]
         for name in names.split():
             value = getattr(config, name)
-            if value is not None and not allowed(value):
-                raise InputError(f"expected {expected}, got {value}", argument=name)
+            if value is not None:
+                check_number(name, value, expected, allowed, whole="float" not in types[name])
+
+
+def check_picture_count(n: int) -> None:
+    """Raise InputError unless one call can draw so many pictures."""
+    check_number("n", n, "at least 1", lambda n: n >= 1, whole=True)
+    if n > PICTURES_AT_MOST:
+        raise InputError(
+            f"expected at most {PICTURES_AT_MOST:,}, got {n:,}; draw the rest with another `seed`", argument="n"
+        )
+
+
+def check_number(name: str, value: Any, expected: str, allowed: Callable[[Any], bool], *, whole: bool = False) -> None:
+    """Raise InputError that names the argument unless the value is such a number."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real):
+        kind = "a whole number, " if whole else "" if expected.startswith("a number") else "a number, "
+        raise InputError(f"expected {kind}{expected}, got {shortened(value)}", argument=name)
+    if not allowed(value):
+        raise InputError(f"expected {expected}, got {value}", argument=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, check_keywords
+from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, check_keywords, check_picture_count
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
@@ -157,8 +158,7 @@ class _Plan:
 
 
 def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
-    if n < 1:
-        raise InputError(f"expected at least 1, got {n}", argument="n")
+    check_picture_count(n)
     prompts = prompt_tokens(model, squares, keep)
     count = len(prompts) * n
     decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], speed)
@@ -181,10 +181,10 @@ def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: floa
     if squares is None:
         return torch.empty((1, 0), dtype=torch.int64)
     rows = model.config.rows
-    if not 0 <= keep < 1 or round(keep * rows) == rows:
+    if not isinstance(keep, numbers.Real) or not 0 <= keep < 1 or round(keep * rows) == rows:
         raise InputError(
             f"expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
-            f"{rows} rows to draw, got {keep}",
+            f"{rows} rows to draw, got {keep!r}",
             argument="keep",
         )
     return model.tokenizer.encode(squares)[:, : round(keep * rows) * model.config.columns]

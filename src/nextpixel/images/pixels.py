@@ -154,6 +154,8 @@ def _open(file: str | bytes, formats: tuple[str, ...]) -> Picture:
 
 def _of_array(array: np.ndarray, bands: tuple[int, ...] | None) -> Picture | Numbers:
     values = array[..., None] if array.ndim == 2 else array
+    if values.ndim != 3 or not values.size:
+        raise ValueError(f"expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) with pixels, got the shape {array.shape}")
     channels = values.shape[2]
     if array.dtype == np.uint8 and (channels in (1, 3) or (channels == 4 and bands is None)):
         return _of_picture(Image.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values)), None)
