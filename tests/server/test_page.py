@@ -361,7 +361,7 @@ def test_without_a_picture_nothing_is_completed(browser: Any, address: str) -> N
     [
         ("n", "0", "Completions: a whole number from 1 to"),
         ("seed", "1.5", "Seed: a whole number from 0"),
-        ("top-p", "2", "Top-p: a number from 0.01 to 1 is needed."),
+        ("top-p", "2", "Top-p: a number from 0.01 to 1 is required."),
     ],
 )
 def test_a_setting_out_of_range_is_said_beside_the_settings(

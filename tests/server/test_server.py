@@ -666,7 +666,7 @@ def test_calls_leave_room_for_pixels_and_deadlines_count_from_the_request(
     order: list[str] = []
     with TestClient(app, base_url=ADDRESS) as client, ThreadPoolExecutor(8) as clients:
         engine = app.state.engines["tiny"]
-        turn, forward = engine._turn, ImageGPT._last
+        turn, forward = engine._step, ImageGPT._last
 
         def call(*args: Any) -> torch.Tensor:
             order.append("call")
@@ -678,7 +678,7 @@ def test_calls_leave_room_for_pixels_and_deadlines_count_from_the_request(
             time.sleep(0.03)
             turn()
 
-        monkeypatch.setattr(engine, "_turn", pixel)
+        monkeypatch.setattr(engine, "_step", pixel)
         monkeypatch.setattr(ImageGPT, "_last", call)
         drawing = clients.submit(client.post, "/v1/sample", json={})
         until(lambda: "pixel" in order)
@@ -728,17 +728,17 @@ def test_cancelled_rows_are_free_within_a_pixel(engine: Engine, held: threading.
 
 
 def test_time_left_is_counted_and_the_queue_moves(engine: Engine, held: threading.Semaphore) -> None:
-    engine.pace = 1.0
+    engine.step_seconds = 1.0
     first, second, third = Asked(engine, n=2), Asked(engine, n=2, keep=3), Asked(engine, n=1)
     first.submit()
     until(lambda: engine.used == 2)
     second.submit()
     third.submit()
     with engine._changed:
-        engine.reading = 0.0
+        engine.prefill_seconds = 0.0
         left, room = engine._forecast()
         assert (left[first.ticket], left[second.ticket], left[third.ticket], room) == (36, 36, 36 + 36, 18)
-        engine.reading = 0.5
+        engine.prefill_seconds = 0.5
         left, room = engine._forecast()
         assert (left[second.ticket], left[third.ticket], room) == (36 + 9, 36 + 36 + 9, 18)
     for _ in range(300):
@@ -751,7 +751,7 @@ def test_time_left_is_counted_and_the_queue_moves(engine: Engine, held: threadin
 def test_a_full_queue_refuses_and_says_for_how_long(engine: Engine, held: threading.Semaphore) -> None:
     running = Asked(engine, n=3).submit()
     until(lambda: engine.used == 3)
-    engine.pace = 0.5
+    engine.step_seconds = 0.5
     for _ in range(2):
         Asked(engine).submit()
     with pytest.raises(Busy) as refused:

@@ -230,7 +230,7 @@ def test_fields_of_a_form() -> None:
     quoted = body.replace(b"--b", b"--b:c").replace(b"\0--b:c", b"\0--b")
     assert form_fields('Multipart/Form-Data; charset=utf-8; boundary="b:c"', quoted) == {"n": "2", "image": image}
     for broken in (body[:-5], b"", b"x" + body, body.replace(b"name=", b"mane="), b"--b--"):
-        with pytest.raises(ValueError, match=r"cut off|no name"):
+        with pytest.raises(ValueError, match=r"truncated|no name"):
             raise ValueError(f"no name: {form_fields('multipart/form-data; boundary=b', broken)}")
 
 
@@ -295,7 +295,7 @@ def test_a_decoder_that_breaks_down_is_replaced(decoders: Decoders) -> None:
     decoders._idle[0].kill()
     decoders._idle[0].wait()
     (error,) = squares(decoders, PNG)
-    assert isinstance(error, UnreadableImage) and "broke down" in error.reason
+    assert isinstance(error, UnreadableImage) and "crashed" in error.reason
     assert squares(decoders, PNG)[0].shape == (4, 4, 3)
 
 

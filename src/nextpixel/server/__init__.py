@@ -1,1 +1,1 @@
-"""Drawing, scores and features over HTTP, and a page for a browser. Needs the extra `server`."""
+"""An HTTP server for drawing, scores and features, with a web page. Needs the extra `server`; cli starts it."""

@@ -1,4 +1,4 @@
-"""The routes: requests in, pictures and numbers out."""
+"""The application: its routes, from parsing a request to building the response."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Tick
 from nextpixel.server.guard import guard
 from nextpixel.server.meters import Meters
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few decoders, and those that are most looked at
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few and widely reviewed decoders
 PICTURE_KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 PAGE_KINDS = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
-GONE = "the client went away"
-GRID_PIXELS = 160  # a picture's side in an answer of one PNG
+GRID_PIXELS = 160  # side of a picture in the grid of a PNG response
 R = TypeVar("R", bound=schema.Request)
 T = TypeVar("T")
 
@@ -58,11 +57,11 @@ def create_app(
     hosts: Collection[str] = (),
     worker: ThreadPoolExecutor | None = None,
 ) -> FastAPI:
-    """The application: `models` by id, the first being the default; `hosts` are names it may be called by.
+    """Create the application. The first of `models` (by id) is the default; `hosts` are allowed host names.
 
-    All networks work in the one thread of `worker`, see engine.py; models that were loaded in it are the fastest. It is
-    shut down with the application. `app.state.engines` are those that draw; they are closed with it, too. Raises
-    InputError where the slots do not fit into memory.
+    All networks run in the single thread of `worker`, see engine.py; models loaded in that thread are the fastest. The
+    worker and `app.state.engines` are closed with the application. Raises InputError if the slots do not fit into
+    memory.
     """
     config = config or ServeConfig()
     meters = Meters()
@@ -86,16 +85,16 @@ def create_app(
     app = FastAPI(
         title="nextpixel",
         version=__version__,
-        description="Image GPT: completes and draws pictures, scores them, and gives features of them.",
-        docs_url=None,  # its page would load code from another site
+        description="Image GPT: complete, draw and score pictures, and extract features.",
+        docs_url=None,  # it would load code from another site
         redoc_url=None,
-        redirect_slashes=False,  # it would lead out of a proxy's path
+        redirect_slashes=False,  # it would drop the prefix of a proxy
         lifespan=lifespan,
         responses={"4XX": schema.REFUSED, "5XX": schema.REFUSED},
         exception_handlers={
             HTTPException: _http_error,
             InputError: _input_error,
-            ClientDisconnect: _went_away,
+            ClientDisconnect: _client_disconnected,
             Exception: _unexpected,
         },
     )
@@ -116,7 +115,7 @@ def create_app(
         return name, models[name]
 
     async def read(request: Request, kind: type[R]) -> tuple[R, float]:
-        """The body, and the time (time.monotonic) by which it is to be answered."""
+        """The parsed body, and the deadline of the response (time.monotonic)."""
         try:
             async with asyncio.timeout(config.timeout_seconds):
                 content = await request.body()
@@ -129,25 +128,25 @@ def create_app(
     def seconds(body: schema.Request) -> float:
         return min(body.timeout_seconds or math.inf, config.timeout_seconds)
 
-    async def within(request: Request, deadline: float, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives, unless its time is over or the client goes away before: it is cancelled then."""
+    async def before_deadline(request: Request, deadline: float, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`; cancel it at the deadline or when the client disconnects."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await _while_heard(request, work)
+                return await _unless_disconnected(request, work)
         except TimeoutError:
-            raise HTTPException(504, "not done within the time of this request; see its timeout_seconds") from None
+            raise HTTPException(504, "the request took longer than its timeout_seconds") from None
 
-    async def opened(request: Request, image: bytes, model: Backbone, deadline: float) -> NDArray[np.uint8]:
-        """The picture as the model's square (1, S, S, 3)."""
+    async def read_square(request: Request, image: bytes, model: Backbone, deadline: float) -> NDArray[np.uint8]:
+        """The picture as the model's input (1, H, W, 3)."""
         try:
             square = decoders.square(image, model.size, model.fit, model.levels)
-            return (await within(request, deadline, square))[None]
+            return (await before_deadline(request, deadline, square))[None]
         except UnreadableImage as error:
             raise HTTPException(
-                422, f"image: {error.reason}; expected a whole PNG, JPEG, WebP, GIF or BMP file"
+                422, f"image: {error.reason}; expected a complete PNG, JPEG, WebP, GIF or BMP file"
             ) from None
 
-    async def drawn(
+    async def draw_pictures(
         request: Request, body: schema.Sample, deadline: float, squares: NDArray[np.uint8] | None, keep: float
     ) -> Response:
         name, model = chosen(body)
@@ -155,11 +154,11 @@ def create_app(
             raise InputError(f"expected at most {config.max_completions}, got {body.n}", argument="n")
         sampling = body.sampling()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        tell, columns = _teller(events), model.config.columns
+        notify, columns = _notifier(events), model.config.columns
 
         def prepare() -> Ticket:
-            given, prompt = seconds(body), prompt_tokens(model, squares, keep)
-            return Ticket(prompt, (model.config.rows, columns), body.n, sampling, given, tell, deadline - given)
+            limit, prompt = seconds(body), prompt_tokens(model, squares, keep)
+            return Ticket(prompt, (model.config.rows, columns), body.n, sampling, limit, notify, deadline - limit)
 
         ticket = await asyncio.get_running_loop().run_in_executor(worker, prepare)
         engine = engines[name]
@@ -181,10 +180,10 @@ def create_app(
         if body.stream or "text/event-stream" in accept:
             left = engine.seconds_left(ticket)
             begin = facts | {"n": body.n, "side": _side(model), "seconds_left": left}
-            told = _told(events, begin, Waiting(ahead, left) if ahead else None, facts)
-            return _Stream(told, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
+            stream = _event_stream(events, begin, Waiting(ahead, left) if ahead else None, facts)
+            return _Stream(stream, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
         try:
-            event = await _while_heard(request, _last(events))
+            event = await _unless_disconnected(request, _last(events))
         finally:
             engine.cancel(ticket)
         if isinstance(event, Failed):
@@ -196,7 +195,7 @@ def create_app(
             return await _png(lambda: np.asarray(grid(cells, zoom=max(1, GRID_PIXELS // model.size[0]))), headers)
         return await _json(lambda: _done(event) | facts | {"seconds": event.seconds})
 
-    # ---- pages and facts
+    # ---- page and information
 
     def serve_page(path: str, name: str) -> None:
         content = (resources.files("nextpixel") / "server" / name).read_bytes()
@@ -235,7 +234,7 @@ def create_app(
     async def list_pictures() -> dict[str, list[str]]:
         return {"pictures": list(pictures)}
 
-    @app.get("/v1/pictures/{name}", response_class=Response, responses=schema.given(*PICTURE_KINDS.values()))
+    @app.get("/v1/pictures/{name}", response_class=Response, responses=schema.responses(*PICTURE_KINDS.values()))
     async def one_picture(name: str) -> Response:
         if name not in pictures:
             raise HTTPException(404, f"expected one of {', '.join(pictures)}")
@@ -243,66 +242,70 @@ def create_app(
 
     # ---- work
 
-    @app.post("/v1/complete", openapi_extra=schema.described(schema.Complete, "image/png", "text/event-stream"))
+    @app.post("/v1/complete", openapi_extra=schema.request_body(schema.Complete, "image/png", "text/event-stream"))
     async def complete(request: Request) -> Response:
         body, deadline = await read(request, schema.Complete)
-        squares = await opened(request, body.image, chosen(body)[1], deadline)
-        return await drawn(request, body, deadline, squares, body.keep)
+        squares = await read_square(request, body.image, chosen(body)[1], deadline)
+        return await draw_pictures(request, body, deadline, squares, body.keep)
 
-    @app.post("/v1/sample", openapi_extra=schema.described(schema.Sample, "image/png", "text/event-stream"))
+    @app.post("/v1/sample", openapi_extra=schema.request_body(schema.Sample, "image/png", "text/event-stream"))
     async def sample(request: Request) -> Response:
-        return await drawn(request, *await read(request, schema.Sample), None, 0.0)
+        return await draw_pictures(request, *await read(request, schema.Sample), None, 0.0)
 
-    @app.post("/v1/encode", openapi_extra=schema.described(schema.Picture, "image/png"))
+    @app.post("/v1/encode", openapi_extra=schema.request_body(schema.Picture, "image/png"))
     async def encode(request: Request) -> Response:
         body, deadline = await read(request, schema.Picture)
         name, model = chosen(body)
-        squares = await opened(request, body.image, model, deadline)
+        squares = await read_square(request, body.image, model, deadline)
         encoded = calls.run(lambda: model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns))
-        [image] = await within(request, deadline, encoded)
+        [image] = await before_deadline(request, deadline, encoded)
         if _wants_png(body, request.headers.get("accept", "")):
             return await _png(lambda: image)
         return await _json(lambda: {"model": name, "side": _side(model), "image": _text(png_bytes(image))})
 
-    @app.post("/v1/score", openapi_extra=schema.described(schema.Picture, "image/png"))
+    @app.post("/v1/score", openapi_extra=schema.request_body(schema.Picture, "image/png"))
     async def score(request: Request) -> Response:
         body, deadline = await read(request, schema.Picture)
         name, model = chosen(body)
-        squares = await opened(request, body.image, model, deadline)
-        heat = (await within(request, deadline, calls.run(lambda: next(square_nats(model, squares)))))[0]
+        squares = await read_square(request, body.image, model, deadline)
+        heat = (await before_deadline(request, deadline, calls.run(lambda: next(square_nats(model, squares)))))[0]
         if _wants_png(body, request.headers.get("accept", "")):
             return await _png(lambda: heatmap(heat))
         return await _json(lambda: {"model": name, "nats_per_pixel": float(heat.mean()), "heat": heat.tolist()})
 
-    @app.post("/v1/features", openapi_extra=schema.described(schema.Features))
+    @app.post("/v1/features", openapi_extra=schema.request_body(schema.Features))
     async def features(request: Request) -> Response:
         body, deadline = await read(request, schema.Features)
         name, model = chosen(body)
         layers = check_layers(model, model.config.layers // 2 if body.layer is None else body.layer)
         if len(set(layers)) < len(layers):
             raise InputError(f"expected each number once, got {schema.shortened(layers)}", argument="layer")
-        squares = await opened(request, body.image, model, deadline)
+        squares = await read_square(request, body.image, model, deadline)
         pooled_layers = calls.run(lambda: pooled(model, squares, layers, compiled=False))
-        found = await within(request, deadline, pooled_layers)
+        found = await before_deadline(request, deadline, pooled_layers)
         return await _json(lambda: {"model": name, "layers": layers, "features": found.reshape(-1).tolist()})
 
-    @app.post("/v1/classify", openapi_extra=schema.described(schema.Picture), include_in_schema=classifier is not None)
+    @app.post(
+        "/v1/classify", openapi_extra=schema.request_body(schema.Picture), include_in_schema=classifier is not None
+    )
     async def classify(request: Request) -> Response:
         if classifier is None or classifier.model is None:
             raise HTTPException(404, "this server has no classifier; its option classifier names a probe")
         body, deadline = await read(request, schema.Picture)
-        squares = await opened(request, body.image, classifier.model, deadline)
-        chances, places = await within(request, deadline, calls.run(lambda: classifier.predictions(squares)))
+        squares = await read_square(request, body.image, classifier.model, deadline)
+        probabilities, chosen_classes = await before_deadline(
+            request, deadline, calls.run(lambda: classifier.predictions(squares))
+        )
         names = [str(name) for name in classifier.classes_]
-        told = dict(zip(names, chances[0].tolist(), strict=True))
-        return await _json(lambda: {"class": names[int(places[0])], "probabilities": told})
+        by_class = dict(zip(names, probabilities[0].tolist(), strict=True))
+        return await _json(lambda: {"class": names[int(chosen_classes[0])], "probabilities": by_class})
 
-    app.openapi()  # made once, before there are requests
+    app.openapi()  # cached before the first request
     return app
 
 
 class _Calls:
-    """Short work, one at a time between two pixels of the drawing; as much may wait as for a model."""
+    """Runs short calls in the worker, one at a time between drawing steps. The queue is as long as a model's."""
 
     def __init__(self, config: ServeConfig, worker: ThreadPoolExecutor) -> None:
         self._queue, self._pending, self._worker = config.queue, 0, worker
@@ -325,10 +328,10 @@ class _Calls:
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events; however it ends, the rows of the table are free again."""
+    """Server-sent events; cancels the ticket when the response ends."""
 
-    def __init__(self, told: AsyncIterator[str], engine: Engine, ticket: Ticket, headers: dict[str, str]) -> None:
-        super().__init__(told, media_type="text/event-stream", headers=headers | {"X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncIterator[str], engine: Engine, ticket: Ticket, headers: dict[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers | {"X-Accel-Buffering": "no"})
         self._engine, self._ticket = engine, ticket
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -338,18 +341,18 @@ class _Stream(StreamingResponse):
             self._engine.cancel(self._ticket)
 
 
-def _teller(events: asyncio.Queue[Event]) -> Callable[[Event], None]:
-    """Puts events into the queue from another thread."""
+def _notifier(events: asyncio.Queue[Event]) -> Callable[[Event], None]:
+    """A function that puts events into the queue from another thread."""
     loop = asyncio.get_running_loop()
 
-    def tell(event: Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens
+    def notify(event: Event) -> None:
+        with suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    return tell
+    return notify
 
 
-async def _told(
+async def _event_stream(
     events: asyncio.Queue[Event], begin: dict[str, Any], waiting: Waiting | None, facts: dict[str, Any]
 ) -> AsyncIterator[str]:
     yield _sse("start", begin)
@@ -374,22 +377,22 @@ def _sse(name: str, data: Mapping[str, Any]) -> str:
 
 
 async def _last(events: asyncio.Queue[Event]) -> Done | Failed:
-    """The event that ends a drawing."""
+    """Wait for the final event of a drawing."""
     while True:
         event = await events.get()
         if isinstance(event, Done | Failed):
             return event
 
 
-async def _while_heard(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; it is cancelled when the client goes away. Raises ClientDisconnect."""
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; cancel it and raise ClientDisconnect when the client disconnects."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch())
-    working.add_done_callback(lambda task: task.cancelled() or task.exception())  # else a late one is reported
+    working.add_done_callback(lambda task: task.cancelled() or task.exception())  # asyncio logs unread exceptions
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -401,7 +404,7 @@ async def _while_heard(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _parse(kind: str, content: bytes, wanted: type[R]) -> R:
-    """The body, JSON or a form. Raises InputError or HTTPException for anything else."""
+    """Parse a JSON or form body. Raises InputError or HTTPException."""
     sort = kind.partition(";")[0].strip().lower()
     if sort == "application/json":
         return schema.from_json(wanted, content)
@@ -412,16 +415,19 @@ def _parse(kind: str, content: bytes, wanted: type[R]) -> R:
 
 def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
     shape = model.config
-    told = {"side": _side(model)} | {
-        key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()
-    }
     facts = public(model.facts)
-    made = {key: facts.get(key) for key in ("trained_on", "steps")}
-    return {"id": name} | told | made | {"mode": None if engine is None else engine.mode, "facts": facts}
+    return {
+        "id": name,
+        "side": _side(model),
+        **{key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()},
+        **{key: facts.get(key) for key in ("trained_on", "steps")},
+        "mode": None if engine is None else engine.mode,
+        "facts": facts,
+    }
 
 
 def _side(model: ImageGPT) -> int | Size:
-    """Of its pictures; height and width where they are not square."""
+    """The side of the model's pictures, or height and width if they are not square."""
     return model.side if model.size[0] == model.size[1] else model.size
 
 
@@ -458,9 +464,9 @@ async def _input_error(request: Request, error: Exception) -> Response:
     return _error(400, str(error))
 
 
-async def _went_away(request: Request, error: Exception) -> Response:
-    return _error(499, GONE)  # nobody reads it; it is counted
+async def _client_disconnected(request: Request, error: Exception) -> Response:
+    return _error(499, "the client disconnected")  # for the metrics; nobody reads it
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return _error(500, "this request failed; the server's log says why")
+    return _error(500, "the request failed; see the server's log")

@@ -1,4 +1,4 @@
-"""Pictures of requests are decoded in processes of their own: only a process can be stopped, whatever it is at."""
+"""Decode uploaded pictures in separate processes, which can be killed at any time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from nextpixel.images import UnreadableImage, decode, fit_size
 
 NO_LEVELS = Levels()
 PROCESSES = 2
-CPU_SECONDS = 5.0  # of one picture; whole ones of 16 million pixels take less than one
-MEMORY_BYTES = 1 << 30  # of a process, and for each pixel:
+CPU_SECONDS = 5.0  # per picture; valid ones of 16 million pixels take less than one
+MEMORY_BYTES = 1 << 30  # per process, plus for each pixel of the limit:
 PIXEL_BYTES = 64
 
 
 class Decoders:
-    """A few processes, started when they are needed. One that is cancelled or takes too long is killed.
+    """A few processes, started on demand and killed when cancelled or over time.
 
-    pixel_limit  width times height of a picture
-    formats      as of images.decode
+    pixel_limit  maximum width times height
+    formats      as for images.decode
     """
 
     def __init__(self, pixel_limit: int, formats: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ class Decoders:
         self.close = weakref.finalize(self, _end, self._idle)
 
     async def square(self, image: bytes, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
-        """The picture as a square (S, S, 3). Raises UnreadableImage."""
+        """Decode the picture to `size`, (H, W, 3). Raises UnreadableImage."""
         async with self._limiter:
             process = self._idle.pop() if self._idle else _start(*self._settings)
             try:
@@ -50,14 +50,14 @@ class Decoders:
                     self._idle.append(process)
                 raise
             except BaseException:
-                process.kill()  # the thread that asks finds the end of its pipe, and waits for the process
+                process.kill()  # ends the thread of _ask
                 raise
             self._idle.append(process)
             return pixels
 
 
 def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
-    # Not by multiprocessing, which would run the main program of whoever calls once more.
+    # Not multiprocessing, which would import the caller's main module.
     code = f"import sys; sys.path[:] = {sys.path!r}; from nextpixel.server.decoders import work; "
     code += f"work({pixel_limit}, {formats}, {CPU_SECONDS})"
     return subprocess.Popen(
@@ -66,7 +66,7 @@ def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C is the server's to answer
+        start_new_session=True,  # only the server handles Ctrl-C
     )
 
 
@@ -80,7 +80,7 @@ def _ask(
     if not (line := process.stdout.readline()):
         _end([process])
         late = process.returncode == -signal.SIGPROF
-        reason = f"decoding it takes over {CPU_SECONDS:g} s" if late else "its decoder broke down"
+        reason = f"decoding it takes over {CPU_SECONDS:g} s" if late else "its decoder crashed"
         raise UnreadableImage("in the request", reason)
     if reason := json.loads(line):
         raise UnreadableImage("in the request", reason)
@@ -93,12 +93,12 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.kill()
 
 
-# ---- in such a process
+# ---- in the decoding process
 
 
 def work(pixel_limit: int, formats: Sequence[str], cpu_seconds: float) -> None:
-    """Answer until the other end closes: lines of JSON, followed by a file or by the pixels of a square."""
-    with suppress(ImportError, OSError, ValueError):  # not every system has such limits
+    """Decode pictures from stdin until it closes. Both directions are a line of JSON, then file or pixel bytes."""
+    with suppress(ImportError, OSError, ValueError):  # some systems lack these limits
         import resource
 
         most = MEMORY_BYTES + PIXEL_BYTES * pixel_limit

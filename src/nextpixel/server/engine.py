@@ -1,11 +1,10 @@
-"""Drawing for many at once: a table of rows, one pixel of each at a time, requests joining and leaving in between.
+"""Continuous batching: a table of rows draws one token of each per step; requests join and leave between steps.
 
-How long a picture is, is known before it begins, so a fixed table is enough: nothing grows or is moved out of memory,
-and the time left follows from counting. A worker's thread draws; others `submit` and `cancel`.
+The length of a picture is known in advance, so the table and its cache have a fixed size, and the time left can be
+computed. The worker's thread draws; other threads call `submit` and `cancel`.
 
-All of a server's networks work in one thread. OpenMP keeps threads for every thread that works with it, and once they
-are more than the processors, libgomp lets them sleep between two products instead of spinning: small networks then take
-two to three times as long.
+All networks of a server run in one thread. OpenMP keeps a pool per calling thread, and with more threads than cores
+libgomp sleeps between products instead of spinning, which makes small networks two to three times slower.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from nextpixel.network.decoding import Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
 
 MEMORY_SHARE = 0.5
-PACE_MEMORY = 0.9  # of the running mean of seconds a pixel
-READ_SECONDS = 0.2  # for prompts between two pixels of the others; one is read even if it takes longer
-KEPT_READS = 4  # as many prompts stay read as there are slots, divided by this: row_bytes counts one for each slot
+DECAY = 0.9  # of the running means of seconds
+READ_SECONDS = 0.2  # for prefills between two steps; at least one is done
+KEPT_READS = 4  # slots per cached prefill: row_bytes counts one for each slot
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Told when the queue moves."""
+    """The queue has moved."""
 
     ahead: int
     seconds_left: float
@@ -49,7 +48,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of one candidate is drawn."""
+    """A row of a candidate is drawn."""
 
     candidate: int
     y: int
@@ -60,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Done:
-    """All is drawn: images uint8 (n, H, W, 3) and their nats per drawn pixel (n,), as sampling.Drawing has them."""
+    """All pictures are drawn: images uint8 (n, H, W, 3) and nats per drawn pixel (n,), as in sampling.Drawing."""
 
     images: NDArray[np.uint8]
     nats: list[float]
@@ -69,7 +68,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """It will not be drawn; status as HTTP counts them."""
+    """The request failed, with an HTTP status."""
 
     status: int
     message: str
@@ -79,7 +78,7 @@ Event = Waiting | Row | Done | Failed
 
 
 class Busy(Exception):
-    """The queue is full for about so many seconds, or the engine is closing."""
+    """The queue is full, for about `seconds`, or the engine is closing."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -88,20 +87,20 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """A request for n pictures behind one prompt (1, P); `tell` is called in the engine's thread and must not wait."""
+    """A request for n pictures with one prompt (1, P). `notify` is called in the worker's thread and must not block."""
 
     prompt: Tensor
     grid: tuple[int, int]
     n: int
     sampling: SamplingConfig
     seconds: float
-    tell: Callable[[Event], None]
+    notify: Callable[[Event], None]
     arrived: float = field(default_factory=time.monotonic)
-    placed: int = 0  # candidates that have a row, or had one
+    placed: int = 0  # candidates that have or had a row
     finished: int = 0
     over: bool = False
     read: Prefill | None = None  # the prompt's prefill, while candidates wait for rows
-    began: float = 0.0
+    started: float = 0.0
     first_row: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,18 +115,18 @@ class Ticket:
 
 @dataclass(eq=False, kw_only=True)
 class _Candidate(drawing.Row):
-    """A row of the table: whose it is."""
+    """A row of the table, with its request."""
 
     ticket: Ticket
     number: int
 
 
 class Engine:
-    """One model's table of rows. Those in use are the first ones, so that a step costs what they cost.
+    """The table of rows of one model. Rows in use come first, so that a step costs only what they cost.
 
-    `observe` is called with (what, value): "queue_seconds", "first_row_seconds", "pixels", "pixels_per_second".
-    `worker` has one thread, and whatever else works in it comes between two pixels; best it loaded the model, too.
-    Raises InputError where the slots do not fit into memory.
+    `observe` is called with (name, value): "queue_seconds", "first_row_seconds", "pixels", "pixels_per_second".
+    `worker` has a single thread; its other work runs between steps. Raises InputError if the slots do not fit into
+    memory.
     """
 
     def __init__(
@@ -142,48 +141,48 @@ class Engine:
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._reads: dict[bytes, Prefill] = {}  # of the prompts used last, by their tokens
+        self._reads: dict[bytes, Prefill] = {}  # of recent prompts, by their tokens
         self._kept = max(1, slots // KEPT_READS)
         self.closing = self._drawing = False
-        self._left_at: float | None = None  # when the last turn ended, while drawing
+        self._step_ended: float | None = None  # when the last step ended, while drawing
         self._worker = worker
         worker.submit(self._warm_up).result()
 
     def _warm_up(self) -> None:
-        """The first products are slow, and the first request shall be told its time."""
+        """Run the first, slow products, and measure the seconds of a prefill and a step."""
         decoder, half = self._kind(self.model, self.slots), self.model.config.tokens // 2
         self._decoder, self._table = decoder, drawing.Table[_Candidate](decoder)
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
         for _ in range(2):
             start = time.monotonic()
             _, read = decoder.prefill(every.new_zeros(1, half))
-            self.reading = (time.monotonic() - start) / (half + 1)  # seconds for each token of a prompt
+            self.prefill_seconds = (time.monotonic() - start) / (half + 1)  # per token
             decoder.fill(torch.arange(self.slots, device=every.device), read, every)
             start = time.monotonic()
             if half:
                 decoder.step(every)
-            self.pace = time.monotonic() - start
+            self.step_seconds = time.monotonic() - start
 
     # ---- for other threads
 
     def submit(self, ticket: Ticket) -> int:
-        """Queue a request; returns how many are before it, 0 where it begins at once. Raises Busy."""
+        """Queue a request; return the number of requests ahead of it, 0 if it starts at once. Raises Busy."""
         with self._changed:
             if self.closing or len(self._waiting) >= self.limit:
                 raise Busy(self._forecast()[1])
             self._waiting.append(ticket)
             if not self._drawing:
-                self._worker.submit(self._go)
-                self._drawing, self._left_at = True, None
+                self._worker.submit(self._run)
+                self._drawing, self._step_ended = True, None
             return self._ahead(len(self._waiting) - 1)
 
     def cancel(self, ticket: Ticket) -> None:
-        """Its rows are free at the next pixel, its place in the queue at once."""
+        """Remove a request from the queue at once, and from the table at the next step."""
         with self._changed:
             self._end(ticket)
 
     def seconds_left(self, ticket: Ticket) -> float:
-        """Until that request is done: pixels are counted exactly, as long as nobody leaves before his time."""
+        """Seconds until the request is done, assuming that no request is cancelled."""
         with self._changed:
             return self._forecast()[0].get(ticket, 0.0)
 
@@ -196,7 +195,7 @@ class Engine:
         return len(self._waiting)
 
     def drain(self, seconds: float) -> None:
-        """Refuse what waits and what comes; what is being drawn has that long to end."""
+        """Refuse waiting and new requests; give current drawings `seconds` to finish."""
         with self._changed:
             self.closing = True
             for ticket in [ticket for ticket in self._waiting if not ticket.placed]:
@@ -205,7 +204,7 @@ class Engine:
                 ticket.seconds = min(ticket.seconds, time.monotonic() - ticket.arrived + seconds)
 
     def close(self) -> None:
-        """End everything now; the worker is free when this returns."""
+        """Fail all requests, and wait until the worker is idle."""
         with self._changed:
             self.closing = True
             for ticket in self._tickets():
@@ -225,91 +224,93 @@ class Engine:
     def _fail(self, ticket: Ticket, reason: Failed) -> None:
         if not ticket.over:
             self._end(ticket)
-            ticket.tell(reason)
+            ticket.notify(reason)
 
     def _ahead(self, number: int) -> int:
-        """Requests before that number of the queue; those being drawn are one where they take all slots."""
+        """Requests ahead of that queue position; those being drawn count as one if they take all slots."""
         return number + (len(self._table.rows) == self.slots)
 
     def _forecast(self) -> tuple[dict[Ticket, float], float]:
-        """Seconds until each request is done, and until the first that waits has all its rows."""
+        """Seconds until each request is done, and until the first waiting one has all its rows."""
         length = self.model.config.tokens
         ends = [0] * self._table.free + [length - row.known for row in self._table.rows]
         left: dict[Ticket, float] = {}
         for row in self._table.rows:
-            left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.known) * self.pace)
+            left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.known) * self.step_seconds)
         heapq.heapify(ends)
-        room, reading, read = 0.0, 0.0, set(self._reads)
+        room, prefill, read = 0.0, 0.0, set(self._reads)
         for number, ticket in enumerate(self._waiting):
             if ticket.read is None and ticket.key not in read:
-                reading += ticket.prompt.shape[1] * self.reading
+                prefill += ticket.prompt.shape[1] * self.prefill_seconds
                 read.add(ticket.key)
             for _ in range(ticket.n - ticket.placed):
                 start = ends[0]
-                left[ticket] = max(left.get(ticket, 0.0), (start + ticket.drawn) * self.pace + reading)
+                left[ticket] = max(left.get(ticket, 0.0), (start + ticket.drawn) * self.step_seconds + prefill)
                 heapq.heapreplace(ends, start + ticket.drawn)
-                room = max(room, start * self.pace) if number == 0 else room
+                room = max(room, start * self.step_seconds) if number == 0 else room
         return left, room
 
     # ---- in the worker's thread
 
     @torch.inference_mode()
-    def _go(self) -> None:
-        """A turn, and another one behind whatever else waits for the worker."""
+    def _run(self) -> None:
+        """Draw one token per row, then requeue behind the worker's other work."""
         try:
-            self._turn()
+            self._step()
         except Exception:
             logging.getLogger(__name__).exception("drawing failed")
             with self._changed:
                 for ticket in self._tickets():
-                    self._fail(ticket, Failed(500, "the drawing failed; the server's log says why"))
+                    self._fail(ticket, Failed(500, "the drawing failed; see the server's log"))
                 self._table.rows.clear()
         with self._changed:
-            self._drawing, self._left_at = False, time.monotonic()
+            self._drawing, self._step_ended = False, time.monotonic()
             self._changed.notify_all()
             if self._waiting or self._table.rows:
                 try:
-                    self._worker.submit(self._go)
+                    self._worker.submit(self._run)
                     self._drawing = True
-                except RuntimeError:  # the worker is shut down
+                except RuntimeError:  # the worker has been shut down
                     for ticket in self._tickets():
                         self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
 
-    def _turn(self) -> None:
-        """One pixel of every row in use."""
+    def _step(self) -> None:
+        """Draw one token of every row in use."""
         start = time.monotonic()
-        others = 0.0 if self._left_at is None else min(start - self._left_at, READ_SECONDS)  # what else the worker did
+        others = (
+            0.0 if self._step_ended is None else min(start - self._step_ended, READ_SECONDS)
+        )  # the worker's other work
         with self._changed:
             for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
-                    self._fail(ticket, Failed(504, f"not done within {ticket.seconds:g} seconds; ask for fewer"))
-            self._leave()
+                    self._fail(ticket, Failed(504, f"not done within {ticket.seconds:g} seconds; request fewer"))
+            self._free_rows()
         self._admit()
         if not self._table.rows:
             return
         start, count = time.monotonic(), len(self._table.rows)
-        self.observe("pixels", count)  # before anybody is told that they are drawn
+        self.observe("pixels", count)  # before anyone is notified
         rows, tokens, nats = next(iter(self._table))
         for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
             row.ticket.tokens[row.number, row.known - 1] = token
             row.ticket.nats[row.number] += cost
             if row.known % self.model.config.columns == 0 and not row.ticket.over:
-                self._tell_row(row.ticket, row)
+                self._report_row(row.ticket, row)
         with self._changed:
-            self._leave()
+            self._free_rows()
         self._table.step()
         seconds = time.monotonic() - start + others
-        self.pace = PACE_MEMORY * self.pace + (1 - PACE_MEMORY) * seconds
-        self.observe("pixels_per_second", count / self.pace)
+        self.step_seconds = DECAY * self.step_seconds + (1 - DECAY) * seconds
+        self.observe("pixels_per_second", count / self.step_seconds)
 
-    def _leave(self) -> None:
-        """Rows of finished candidates and ended requests are free."""
+    def _free_rows(self) -> None:
+        """Free the rows of finished candidates and ended requests."""
         for row in self._table.rows:
             row.cancelled = row.ticket.over
         self._table.drop_finished()
 
     def _admit(self) -> None:
-        """Free rows go to those that wait, in order; others wait for their pixel READ_SECONDS, or for one prompt."""
+        """Give free rows to waiting requests, in order, with prefills for READ_SECONDS or of one batch."""
         end = time.monotonic() + READ_SECONDS
         while self._table.free and time.monotonic() < end:
             with self._changed:
@@ -322,30 +323,30 @@ class Engine:
                     self._place(ticket, read)
 
     def _read(self, ticket: Ticket) -> Prefill:
-        """A prefill; requests for the same picture share it, those that come a little later as well."""
-        ticket.began = time.monotonic()
-        self.observe("queue_seconds", ticket.began - ticket.arrived)
+        """Prefill the ticket's prompt and others with it, or take a recent prefill of the same prompt."""
+        ticket.started = time.monotonic()
+        self.observe("queue_seconds", ticket.started - ticket.arrived)
         with self._changed:
             if ticket.key in self._reads:
-                self._reads[ticket.key] = self._reads.pop(ticket.key)  # the newest is the last
+                self._reads[ticket.key] = self._reads.pop(ticket.key)  # moves it to the end
                 return self._reads[ticket.key]
-            together = self._unread(ticket)
-        logits, cache = self._decoder.prefill(torch.cat(list(together.values())).to(self.model.device))
-        seconds = (time.monotonic() - ticket.began) / (len(together) * (ticket.prompt.shape[1] + 1))
-        self.reading = PACE_MEMORY * self.reading + (1 - PACE_MEMORY) * seconds
+            prompts = self._unread(ticket)
+        logits, cache = self._decoder.prefill(torch.cat(list(prompts.values())).to(self.model.device))
+        seconds = (time.monotonic() - ticket.started) / (len(prompts) * (ticket.prompt.shape[1] + 1))
+        self.prefill_seconds = DECAY * self.prefill_seconds + (1 - DECAY) * seconds
         caches = [cache]
-        if len(together) > 1:  # copies: one that stays longest must not keep the others' memory
-            caches = [cache.select(torch.tensor([i], device=logits.device)) for i in range(len(together))]
+        if len(prompts) > 1:  # copies, so that one does not keep the memory of all
+            caches = [cache.select(torch.tensor([i], device=logits.device)) for i in range(len(prompts))]
         reads = [(logits[i : i + 1], alone) for i, alone in enumerate(caches)]
         with self._changed:
-            self._reads.update(zip(together, reads, strict=True))
+            self._reads.update(zip(prompts, reads, strict=True))
             awaited = {other.key for other in self._waiting}
             while len(self._reads) > self._kept:
                 self._reads.pop(next((key for key in self._reads if key not in awaited), next(iter(self._reads))))
         return reads[0]
 
     def _unread(self, ticket: Ticket) -> dict[bytes, Tensor]:
-        """Prompts to be read with that of the first who waits: others as long, as many as are kept."""
+        """Prompts to prefill together: that of the ticket and others of the same length."""
         found = {ticket.key: ticket.prompt}
         most = min(self._decoder.prompts_per_prefill(ticket.prompt.shape[1]), self._kept)
         for other in self._waiting:
@@ -355,7 +356,7 @@ class Engine:
         return found
 
     def _place(self, ticket: Ticket, read: Prefill) -> None:
-        """Put as many of its candidates as there is room for into the table."""
+        """Add as many candidates to the table as there are free rows."""
         count = min(self._table.free, ticket.n - ticket.placed)
         numbers, known = range(ticket.placed, ticket.placed + count), ticket.prompt.shape[1]
         rows = [_Candidate(ticket.noise[i], ticket.sampling, known, ticket=ticket, number=i) for i in numbers]
@@ -366,28 +367,28 @@ class Engine:
             self._waiting.popleft()
             left = self._forecast()[0]
             for number, other in enumerate(self._waiting):
-                other.tell(Waiting(self._ahead(number), left[other]))
+                other.notify(Waiting(self._ahead(number), left[other]))
 
-    def _tell_row(self, ticket: Ticket, row: _Candidate) -> None:
-        """Tell a row of the grid as the rows of pixels that it is, and with the last one all."""
+    def _report_row(self, ticket: Ticket, row: _Candidate) -> None:
+        """Notify of the rows of pixels of a finished row of tokens, and of the end."""
         config, tokenizer, now = self.model.config, self.model.tokenizer, time.monotonic()
         if not ticket.first_row:
             ticket.first_row = now
             self.observe("first_row_seconds", now - ticket.arrived)
         rest = min(other.known for other in self._table.rows if other.ticket is ticket)
-        left = (config.tokens - rest) * self.pace if ticket.read is None else self.seconds_left(ticket)
+        left = (config.tokens - rest) * self.step_seconds if ticket.read is None else self.seconds_left(ticket)
         drawn = ticket.tokens[row.number, None, row.known - config.columns : row.known]
         [pixels] = tokenizer.decode(drawn, config.columns)
         first = (row.known // config.columns - 1) * len(pixels)
         for y, line in enumerate(pixels, first):
-            ticket.tell(Row(row.number, y, line, left))
+            ticket.notify(Row(row.number, y, line, left))
         ticket.finished += row.known == config.tokens
         if ticket.finished == ticket.n:
             ticket.over = True
             seconds = {
-                "queue": ticket.began - ticket.arrived,
+                "queue": ticket.started - ticket.arrived,
                 "first_row": ticket.first_row - ticket.arrived,
                 "total": now - ticket.arrived,
             }
             nats = ticket.nats / (ticket.drawn * math.prod(tokenizer.patch))
-            ticket.tell(Done(tokenizer.decode(ticket.tokens, config.columns), nats.tolist(), seconds))
+            ticket.notify(Done(tokenizer.decode(ticket.tokens, config.columns), nats.tolist(), seconds))

@@ -1,4 +1,4 @@
-"""Who may ask: checks before any of a request is read, and the headers of every answer."""
+"""Middleware: access checks before a request is read, a limit on its size, and security headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": PAGE_POLICY,
 }
-OPEN = {"/", "/page.js", "/page.css", "/healthz"}  # without a token: they know nothing
+OPEN = {"/", "/page.js", "/page.css", "/healthz"}  # allowed without a token
 
 
 def guard(
@@ -36,25 +36,25 @@ def guard(
     root_path: str,
     observe: Callable[[str, int, float], None],
 ) -> ASGIApp:
-    """Wraps an application; `observe` gets the route, status and seconds of each request."""
+    """Wrap an application; `observe` is called with the route, status and seconds of each request."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        start, status, taken = time.monotonic(), 500, 0
-        is_head = scope["method"] == "HEAD"  # answered as GET is, without the body
+        start, status, received = time.monotonic(), 500, 0
+        is_head = scope["method"] == "HEAD"  # handled as GET, without the body
         scope = {**scope, "root_path": root_path, "method": "GET" if is_head else scope["method"]}
 
-        async def counted() -> Message:
-            nonlocal taken
+        async def limited_receive() -> Message:
+            nonlocal received
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > upload_bytes:
+            received += len(message.get("body", b""))
+            if received > upload_bytes:
                 raise HTTPException(413, _too_large(upload_bytes))
             return message
 
-        async def dressed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -69,9 +69,9 @@ def guard(
         try:
             refusal = refused(scope, token, hosts, upload_bytes)
             if refusal is None:
-                await app(scope, counted, dressed)
+                await app(scope, limited_receive, send_with_headers)
             else:
-                await _refuse(dressed, *refusal)
+                await _refuse(send_with_headers, *refusal)
         finally:
             observe(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - start)
 
@@ -79,16 +79,16 @@ def guard(
 
 
 def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_bytes: int) -> tuple[int, str] | None:
-    """Status and sentence for a request that may not come in.
+    """Status and message for a request that is refused, or None.
 
-    A page of another site may send requests from the browser of whoever runs the server: its Origin tells. A name that
-    such a site lets point here (DNS rebinding) shows in Host, which must be an address or a name known to the server.
+    Origin and Sec-Fetch-Site reveal requests that a page of another site makes in a user's browser. Host reveals DNS
+    rebinding: it must be an IP address, localhost or one of `hosts`.
     """
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     name = _host_name(host)
     if name is None or not (_is_address(name) or name == "localhost" or name in hosts):
-        return 403, "this server is not known by that name; its option allow_host adds a name"
+        return 403, "the server does not accept this host name; its option allow_host adds one"
     origins = headers.getlist("origin")
     if any(origin.partition("://")[2] != host or not origin.startswith("http") for origin in origins):
         return 403, "requests from pages of other sites are refused"
@@ -98,7 +98,7 @@ def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_byte
     if token is not None and scope["path"].removeprefix(scope["root_path"]) not in OPEN:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if not hmac.compare_digest(given.strip().encode(), token.encode()) or scheme.lower() != "bearer":
-            return 401, "a token is needed: send the header Authorization: Bearer TOKEN"
+            return 401, "a token is required: send the header Authorization: Bearer TOKEN"
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > upload_bytes:
         return 413, _too_large(upload_bytes)

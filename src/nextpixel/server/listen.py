@@ -1,4 +1,4 @@
-"""Listening: the socket, signals, and an orderly end."""
+"""The listening socket, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nextpixel.errors import InputError
 
 
 class _Server(uvicorn.Server):
-    """Tells the engines of a signal, which uvicorn tells the application only after the last answer."""
+    """Drains the engines on a signal, as uvicorn notifies the application only after the last response."""
 
     drain: Callable[[], None]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """At the second Ctrl-C everything ends at once, and uvicorn would log what that cuts off, with tracebacks."""
+        """A second Ctrl-C stops at once; silence the tracebacks that uvicorn would log."""
         if self.should_exit:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().handle_exit(sig, frame)
@@ -31,7 +31,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """A listening socket. Raises InputError where there is none to be had."""
+    """Open a listening socket. Raises InputError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family)
@@ -43,11 +43,11 @@ def listen(config: ServeConfig) -> socket.socket:
 
 
 def serve(app: FastAPI, config: ServeConfig, opened: socket.socket) -> None:
-    """Answer until a signal comes. What is being drawn then has shutdown_seconds to end."""
+    """Serve until a signal; current drawings then have shutdown_seconds to finish."""
     server = _Server(
         uvicorn.Config(
             app,
-            access_log=False,  # nothing of a request is written down
+            access_log=False,  # requests are not logged
             log_level="warning",
             server_header=False,
             limit_concurrency=config.max_connections,

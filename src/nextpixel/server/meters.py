@@ -1,4 +1,4 @@
-"""What /metrics tells, in Prometheus' text format."""
+"""Metrics in the Prometheus text format."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
 class Meters:
-    """Counters of one server; a registry of its own, so that several can live in one process."""
+    """The metrics of one server, in their own registry, so that one process can have several servers."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
 
-        def histogram(name: str, told: str, label: str) -> Histogram:
-            return Histogram(f"nextpixel_{name}", told, [label], buckets=SECONDS, registry=registry)
+        def histogram(name: str, text: str, label: str) -> Histogram:
+            return Histogram(f"nextpixel_{name}", text, [label], buckets=SECONDS, registry=registry)
 
-        def gauge(name: str, told: str) -> Gauge:
-            return Gauge(f"nextpixel_{name}", told, ["model"], registry=registry)
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"nextpixel_{name}", text, ["model"], registry=registry)
 
         self._requests = Counter("nextpixel_requests", "Requests answered.", ["route", "status"], registry=registry)
         self._request_seconds = histogram("request_seconds", "From the first byte in to the last out.", "route")
@@ -40,7 +40,7 @@ class Meters:
         self._request_seconds.labels(route).observe(seconds)
 
     def drawing(self, model: str, what: str, value: float) -> None:
-        """What an engine observes."""
+        """The `observe` of an engine."""
         if what == "pixels":
             self._pixels.labels(model).inc(value)
         elif what == "pixels_per_second":

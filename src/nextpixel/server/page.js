@@ -9,7 +9,7 @@ function remembered(store, key) {
 }
 
 function remember(store, key, value) {
-  try { store.setItem(key, value); } catch { /* then it holds until the page is left */ }
+  try { store.setItem(key, value); } catch { /* kept until the page is closed */ }
 }
 
 const chosenTheme = remembered(localStorage, THEME);
@@ -17,25 +17,25 @@ if (chosenTheme) document.documentElement.dataset.theme = chosenTheme;
 
 const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 
-// ---- what is known
+// ---- state
 
 const state = {
   models: [],
-  upload: Infinity, // bytes that the server takes in one request
+  upload: Infinity, // maximum bytes of a request
   token: remembered(sessionStorage, TOKEN),
-  picture: null, // {name, base64}: the file as it came
+  picture: null, // {name, base64} of the file
   seen: null, // canvas: the picture as the model sees it
   kept: 16, // rows
   heat: null, // {nats, values} of this picture and model
   drawing: null, // AbortController
-  drawn: null, // settings of what the tiles show; null: they show what is kept
+  drawn: null, // settings of the drawn tiles; null: only the kept rows are shown
   tiles: [], // {canvas, context, button, scan, caption, rows, nats}
   shown: -1, // the tile in the dialog
 };
 const $ = (id) => document.getElementById(id);
 const model = () => state.models[$("model").selectedIndex] ?? state.models[0];
 const side = () => model()?.side ?? 32;
-const isExact = () => !model().mode || model().mode === "plain"; // as the server tells it
+const isExact = () => !model().mode || model().mode === "plain"; // mode reported by the server
 const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 const said = (value) => value.toFixed(2);
 
@@ -146,20 +146,20 @@ async function showModel() {
   if (one.trained_on) facts["Trained on"] = one.trained_on;
   if (one.steps) facts.Steps = one.steps.toLocaleString("en");
   facts.Parameters = one.parameters?.toLocaleString("en");
-  facts["It sees"] = `${side()} × ${side()} pixels`;
+  facts["Resolution"] = `${side()} × ${side()} pixels`;
   facts.Colours = one.colors?.toLocaleString("en");
   $("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => {
     const [term, told] = [document.createElement("dt"), document.createElement("dd")];
     [term.textContent, told.textContent] = [name, value];
     return [term, told];
   }));
-  const trained = one.trained_on ? `It learned from ${one.trained_on}. Whatever you give it, it goes on as those go on.`
-    : "It goes on as the pictures go on that it learned from. Which those were is not recorded.";
+  const trained = one.trained_on ? `It was trained on ${one.trained_on}, and continues any picture in their style.`
+    : "It continues any picture in the style of its training images, which are not recorded.";
   const limits = [
-    `Every picture becomes a square of ${side()} × ${side()} pixels first. Finer detail is lost.`,
-    `It knows ${one.colors} colours. Others become the nearest of them.`,
+    `Pictures are resized to ${side()} × ${side()} pixels, which loses detail.`,
+    `It has ${one.colors} colours; others are replaced by the nearest one.`,
     trained,
-    "It reads from the top, row by row: it cannot fill a hole or draw what lies above.",
+    "It draws from top to bottom, so it cannot fill holes or extend a picture upwards.",
   ];
   if (one.objective === "masked") limits.unshift("It was trained on masked pixels and cannot draw; choose another model.");
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
@@ -203,7 +203,7 @@ async function take(file) {
   try {
     if (file.size * 4 / 3 + 1000 > state.upload) { // as base64
       const most = Math.floor((state.upload * 3) / 4e6);
-      throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; this server takes ${most}. Make it smaller.`);
+      throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; the limit of this server is ${most} MB.`);
     }
     const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
     if (await see(picture, state.seen ? state.kept / side() : 0.5)) mark(null);
@@ -275,7 +275,7 @@ function dragLine() {
 
 // ---- surprise
 
-const HEAT = [ // that of the maps which nextpixel score writes
+const HEAT = [ // as in nextpixel score
   [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
 ];
 
@@ -303,7 +303,7 @@ function showHeat(on) {
   $("surprise").textContent = on ? "Show picture" : "Show surprise";
   if (!on) return;
   const values = state.heat.heat.flat();
-  const top = [...values].sort((a, b) => a - b)[Math.floor(0.99 * (values.length - 1))] || 1; // a few pixels shall not darken the rest
+  const top = [...values].sort((a, b) => a - b)[Math.floor(0.99 * (values.length - 1))] || 1; // ignores outliers
   const rgb = values.flatMap((value) => {
     const place = Math.min(Math.max(value / top, 0), 1) * (HEAT.length - 1);
     const below = Math.min(Math.floor(place), HEAT.length - 2);
@@ -329,7 +329,7 @@ function settings() {
     const label = (input.labels[0].firstChild.textContent || "").trim();
     const whole = input.step === "1" ? "a whole number" : "a number";
     const range = input.max ? `from ${input.min} to ${Number(input.max).toLocaleString("en")}` : `of ${input.min} or more`;
-    $("settings-error").textContent = `${label}: ${whole} ${range} is needed.`;
+    $("settings-error").textContent = `${label}: ${whole} ${range} is required.`;
     input.focus();
     return null;
   }
@@ -432,7 +432,7 @@ async function draw(complete) {
   layTiles();
   state.tiles.forEach((tile) => begin(tile, kept));
   busy(true);
-  $("said").textContent = complete && kept ? "Reading the picture" : "Beginning";
+  $("said").textContent = complete && kept ? "Reading the picture" : "Starting";
   const words = many(chosen.n, complete ? "completion" : "picture");
   announce(`Drawing ${words}.`);
   bringIntoView();
@@ -462,7 +462,7 @@ async function draw(complete) {
         if (passed > quarter && passed < 4) announce(["", "A quarter drawn.", "Half drawn.", "Three quarters drawn."][(quarter = passed)]);
       } else if (name === "waiting") {
         const left = data.seconds_left === undefined ? "" : `, ${timeLeft(data.seconds_left)}`;
-        $("said").textContent = data.ahead ? `Waiting: ${many(data.ahead, "drawing")} before this one${left}` : "Beginning";
+        $("said").textContent = data.ahead ? `Waiting: ${many(data.ahead, "drawing")} before this one${left}` : "Starting";
       } else if (name === "error") {
         throw new Refused(data.message, 0);
       } else if (name === "done") {
@@ -501,7 +501,7 @@ function stop() {
   state.drawing?.abort();
 }
 
-function abandon() { // another picture or model came: what is being drawn has no place any more
+function abandon() { // the picture or model has changed
   if (!state.drawing) return;
   stop();
   state.drawing = null;
@@ -548,7 +548,7 @@ function paintLarge() {
   canvas.ariaLabel = title;
   $("large-title").textContent = title;
   const facts = [tile.caption.textContent || (state.drawing ? "being drawn" : "not drawn yet")];
-  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [`${state.drawn.kept} of ${state.drawn.side} rows were given`]));
+  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [`${state.drawn.kept} of ${state.drawn.side} rows given`]));
   $("large-said").textContent = facts.join(" · ");
   const zoom = Math.max(1, Math.floor(1024 / side()));
   $("download").ariaLabel = `Download PNG, ${side()} × ${side()}`;
@@ -593,7 +593,7 @@ async function copy(text, button) {
   setTimeout(() => { button.textContent = before; }, 1500);
 }
 
-// ---- everything that can be pressed
+// ---- event listeners
 
 document.addEventListener("DOMContentLoaded", () => {
   const on = (id, event, act) => $(id).addEventListener(event, act);

@@ -1,4 +1,4 @@
-"""What requests hold. Names and ranges are those of the command line; what is unknown is refused."""
+"""Request bodies. Names and ranges match the command line; unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
 
-FIELDS = 20  # of a form
+FIELDS = 20  # per form
 FIELDS_BYTES = 1 << 16  # of a body without its picture
-QUOTES = 200  # of a body in JSON
+QUOTES = 200  # per JSON body
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -45,30 +45,30 @@ class Request(BaseModel):
 
     model: str | None = Field(None, max_length=1000, description="The id of a model; default: the first one.")
     format: Literal["json", "png"] | None = Field(
-        None, description="Of the answer; else by the Accept header, or json."
+        None, description="Format of the response; default: by the Accept header, or json."
     )
-    timeout_seconds: Positive | None = Field(None, description="Time for this request, at most the server's.")
+    timeout_seconds: Positive | None = Field(None, description="Time limit of this request, at most the server's.")
 
 
 class Sample(Request):
-    """Pictures from nothing."""
+    """New pictures."""
 
-    n: int = Field(1, ge=1, description="How many.")
+    n: int = Field(1, ge=1, description="Number of pictures.")
     temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**63, description="Fixes the draw, as in nextpixel complete.")
-    stream: bool = Field(False, description="Answer with server-sent events: every row as soon as it is drawn.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed, as in nextpixel complete.")
+    stream: bool = Field(False, description="Respond with server-sent events: each row as soon as it is drawn.")
 
     def sampling(self) -> SamplingConfig:
         return SamplingConfig(self.temperature, self.top_k, self.top_p, self.seed)
 
 
 class Complete(Sample):
-    """A picture of which the top rows are kept."""
+    """A picture to complete from its top rows."""
 
     image: Image
-    keep: float = Field(0.5, ge=0, lt=1, description="Fraction of the rows that is kept, from the top.")
+    keep: float = Field(0.5, ge=0, lt=1, description="Fraction of the rows to keep, from the top.")
 
 
 class Picture(Request):
@@ -78,19 +78,19 @@ class Picture(Request):
 
 
 class Features(Picture):
-    """A picture, and which hidden states of it."""
+    """A picture and the layers of its features."""
 
-    layer: Layers | None = Field(None, description="One layer, or several; the middle one unless told.")
+    layer: Layers | None = Field(None, description="One layer, or several; default: the middle one.")
 
 
 R = TypeVar("R", bound=Request)
 
 
 def from_json(kind: type[R], body: bytes) -> R:
-    """Raises InputError in one sentence that does not repeat long values."""
-    # The parser cannot be interrupted, and counts every fault: all but the picture is kept small.
+    """Parse a JSON body. Raises InputError with a message that shortens long values."""
+    # The parser cannot be interrupted and collects every error, so everything but the picture must be small.
     if body.count(b'"') > QUOTES or len(body) - max(map(len, body.split(b'"')[1::2]), default=0) > FIELDS_BYTES:
-        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes beside the image, got more")
+        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes besides the image, got more")
     try:
         return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
@@ -98,10 +98,10 @@ def from_json(kind: type[R], body: bytes) -> R:
 
 
 def from_form(kind: type[R], header: str, body: bytes) -> R:
-    """The same from a form, whose boundary the header Content-Type names."""
+    """Parse a form with the given Content-Type header. Raises InputError."""
     try:
         found = {name: value for name, value in form_fields(header, body).items() if value not in ("", b"")}
-    except Exception as error:  # a parser of the standard library, on bytes that may be anything
+    except Exception as error:  # the standard library's parser, on arbitrary bytes
         raise InputError(f"the form cannot be read ({error}); expected multipart/form-data") from None
     if "," in (layers := str(found.get("layer", ""))):
         found["layer"] = layers.split(",")
@@ -112,20 +112,20 @@ def from_form(kind: type[R], header: str, body: bytes) -> R:
 
 
 def form_fields(header: str, body: bytes) -> dict[str, Any]:
-    """The texts of a form, and the bytes of its files (RFC 7578). Raises ValueError."""
+    """The text fields and files of a form (RFC 7578). Raises ValueError."""
     message = Message()
     message["content-type"] = header
     boundary = message.get_boundary()
     if not boundary or len(boundary) > 70 or not boundary.isascii():
-        raise ValueError("its header names no boundary of at most 70 letters")
+        raise ValueError("its header has no boundary of at most 70 characters")
     before, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode(), FIELDS + 2)
     if before.strip() or not parts or not parts.pop().startswith(b"--"):
-        raise ValueError(f"it is cut off, or has over {FIELDS} fields")
+        raise ValueError(f"it is truncated, or has over {FIELDS} fields")
     found: dict[str, Any] = {}
     for part in parts:
         head, end, value = part.partition(b"\r\n\r\n")
-        told = BytesHeaderParser().parsebytes(head[:FIELDS_BYTES].lstrip())
-        name, file = told.get_param("name", header="content-disposition"), told.get_filename()
+        headers = BytesHeaderParser().parsebytes(head[:FIELDS_BYTES].lstrip())
+        name, file = headers.get_param("name", header="content-disposition"), headers.get_filename()
         if not end or not isinstance(name, str) or (file is None and len(value) > FIELDS_BYTES and name != "image"):
             raise ValueError("a field has no name, or is too long")
         found[name] = value.decode() if file is None else value
@@ -146,7 +146,7 @@ def shortened(value: Any) -> str:
 
 
 REFUSED: dict[str, Any] = {
-    "description": "Refused, with a sentence that says why",
+    "description": "Refused, with a message that says why",
     "content": {
         "application/json": {
             "schema": {
@@ -161,15 +161,15 @@ REFUSED: dict[str, Any] = {
 }
 
 
-def described(kind: type[Request], *answers: str) -> dict[str, Any]:
-    """What OpenAPI is told of a route: a body of JSON, or a form whose picture is a file; answers beside JSON."""
+def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:
+    """The OpenAPI entries of a route: its body, as JSON or as a form with a file, and media types besides JSON."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     form = schema | {"properties": dict(schema["properties"])}
     if "image" in form["properties"]:
         form["properties"]["image"] = {"type": "string", "format": "binary"}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}, "responses": given(*answers)}
+    return {"requestBody": {"required": True, "content": content}, "responses": responses(*answers)}
 
 
-def given(*answers: str) -> dict[int | str, dict[str, Any]]:
+def responses(*answers: str) -> dict[int | str, dict[str, Any]]:
     return {"200": {"content": {answer: {} for answer in answers}}}
