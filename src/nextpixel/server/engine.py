@@ -277,9 +277,8 @@ class Engine:
     def _step(self) -> None:
         """Draw one token of every row in use."""
         start = time.monotonic()
-        others = (
-            0.0 if self._step_ended is None else min(start - self._step_ended, READ_SECONDS)
-        )  # the worker's other work
+        ended = start if self._step_ended is None else self._step_ended
+        others = min(start - ended, READ_SECONDS)  # the worker's other work
         with self._changed:
             for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
