@@ -5,7 +5,7 @@ on held-out training images (probing.py).
 """
 
 from nextpixel.study.correlations import Estimate, Gap, Statistics, statistics
-from nextpixel.study.measuring import measure_runs, probe_layers
+from nextpixel.study.measuring import measure_runs
 from nextpixel.study.points import LayerScore, Point, Study
 
 __all__ = [
@@ -16,6 +16,5 @@ __all__ = [
     "Statistics",
     "Study",
     "measure_runs",
-    "probe_layers",
     "statistics",
 ]

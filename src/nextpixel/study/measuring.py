@@ -71,24 +71,6 @@ def measure_runs(
     )
 
 
-def probe_layers(
-    features: NDArray[np.float32],
-    labels: NDArray[Any],
-    test_features: NDArray[np.float32],
-    test_labels: NDArray[Any],
-    *,
-    seed: int,
-    seen: NDArray[np.bool_] | None = None,
-) -> list[LayerScore]:
-    """Accuracies of a probe of each layer of features (N, J, D); `seen` as in stats.score_of."""
-    scores = []
-    for layer in range(features.shape[1]):
-        probe = LinearProbe(None, layer, seed=seed).fit_features(features[:, [layer]], labels, layers=[layer])
-        score = probe.evaluate_features(test_features[:, layer], test_labels, seen=seen)
-        scores.append(LayerScore(layer, probe.sweep_[layer], score.accuracy, score.accuracy_without_them))
-    return scores
-
-
 class _Cache:
     """The folder of a study: settings.json, and a JSON file for each measurement."""
 
@@ -145,8 +127,14 @@ def _probe(
     seen: NDArray[np.bool_],
     config: StudyConfig,
 ) -> dict[str, Any]:
+    """A probe of each layer of the features (N, J, D), its strength chosen on held-out training images."""
     train, test = extract(images.train), extract(images.test)
-    scores = probe_layers(train, images.labels, test, images.test_labels, seed=config.seed, seen=seen)
+    scores = []
+    for layer in range(train.shape[1]):
+        probe = LinearProbe(None, layer, seed=config.seed)
+        probe.fit_features(train[:, [layer]], images.labels, layers=[layer])
+        score = probe.evaluate_features(test[:, layer], images.test_labels, seen=seen)
+        scores.append(LayerScore(layer, probe.sweep_[layer], score.accuracy, score.accuracy_without_them))
     return {"layers": [asdict(score) for score in scores]}
 
 
