@@ -1,11 +1,12 @@
-"""A small ResNet trained on labels, from scratch or from a distilled student, beside a probe of an Image GPT.
+"""A small ResNet trained on labels, from scratch or from a distilled student, to compare with a probe.
 
-Fits of few labels are seconds long and repeated a hundred times. They run in memory, in a plain loop, and are a
-function of their arguments; what takes hours goes through training.train.
+Fits to few labels take seconds and are repeated a hundred times, so they run in memory, in a plain loop without
+checkpoints. evaluate_convnet calls fit_convnet for each subset of the labels and each Trial.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -30,21 +31,21 @@ from nextpixel.stats import Score, score_of
 from nextpixel.training.optim import cosine_rate, set_rate, sgd
 
 EPOCHS = 30
-PASSES_AT_LEAST = 8_000  # so that few images are seen often enough
+IMAGE_PASSES_AT_LEAST = 8_000  # for small training sets
 BATCH_IMAGES = 128
-BATCH_OF_FEW = 32  # below FEW images: more steps from as many passes
+SMALL_BATCH_IMAGES = 32  # for fewer than FEW images: more steps per epoch
 FEW = 2_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to train, chosen among others on held-out training images."""
+    """Hyperparameters, chosen on held-out training images."""
 
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
 
 
-# In the order in which they are tried: the published rate first (He et al. 2016), then around it.
+# in the order of trial: the published rate (He et al. 2016), then around it
 TRIALS = (
     Trial(0.1, 5e-4),
     Trial(0.03, 5e-4),
@@ -55,11 +56,11 @@ TRIALS = (
 
 
 def best_trial(accuracies: Sequence[float]) -> int:
-    """Place in TRIALS of the highest held-out accuracy; of equal ones the weaker penalty, then the rate nearest 0.1."""
+    """Index in TRIALS of the highest held-out accuracy; ties go to the weaker penalty, then the rate nearest 0.1."""
 
-    def rank(place: int) -> tuple[float, float, float]:
-        trial = TRIALS[place]
-        return accuracies[place], -trial.weight_decay, -abs(math.log(trial.learning_rate / TRIALS[0].learning_rate))
+    def rank(i: int) -> tuple[float, float, float]:
+        trial = TRIALS[i]
+        return accuracies[i], -trial.weight_decay, -abs(math.log(trial.learning_rate / TRIALS[0].learning_rate))
 
     return max(range(len(accuracies)), key=rank)
 
@@ -79,11 +80,11 @@ def fit_convnet(
 ) -> ResNet:
     """A ResNet trained on squares uint8 (N, S, S, 3) and their labels (N,); its classes are `facts["classes"]`.
 
-    From scratch with the shape of `config` (ResNet-20 unless told), or from `init`, a student, whose head starts as
+    From scratch with the shape of `config`, by default ResNet-20, or from `init`, a student, whose head starts as
     the logistic regression on its features (Kumar et al. 2022) at a tenth of the rate. SGD with Nesterov momentum,
-    cosine rate, shifts and flips. 30 epochs unless told, and at least 8,000 images seen.
-    `dtype` is that of the products: auto takes bf16 where the hardware multiplies it natively.
-    Raises InputError for labels that do not fit, WorkError when the loss stops being finite.
+    cosine rate, shifts and flips. By default 30 epochs, but at least 8,000 image passes.
+    `dtype` is the autocast type: auto takes bf16 where the hardware supports it natively.
+    Raises InputError for invalid labels, WorkError when the loss is not finite.
     """
     names, numbers = np.unique(np.asarray(labels), return_inverse=True)
     if squares.ndim != 4 or squares.shape[1] != squares.shape[2] or squares.shape[3] != 3 or squares.dtype != np.uint8:
@@ -94,7 +95,7 @@ def fit_convnet(
         raise InputError(f"expected {len(squares)}, one for each image, got {len(numbers)}", argument="labels")
     if len(names) < 2:
         raise InputError(f"expected at least two classes, got only {names[0]!r}", argument="labels")
-    model = _first(squares, numbers, len(names), init, config, seed).to(device).train()
+    model = _initial_network(squares, numbers, len(names), init, config, seed).to(device).train()
     model.facts |= {"classes": names.tolist(), "trained_images": len(squares), "seed": seed, **asdict(trial)}
     batch, steps = schedule(len(squares), epochs)
     peak = trial.learning_rate * (INIT_RATE if init is not None else 1.0)
@@ -120,13 +121,13 @@ def fit_convnet(
 
 
 def schedule(images: int, epochs: int | None = None) -> tuple[int, int]:
-    """(images a batch, steps) of a fit to that many images."""
-    batch = BATCH_IMAGES if images >= FEW else BATCH_OF_FEW
-    passes = images * epochs if epochs else max(PASSES_AT_LEAST, images * EPOCHS)
+    """(batch size, steps) of a fit to that many images."""
+    batch = BATCH_IMAGES if images >= FEW else SMALL_BATCH_IMAGES
+    passes = images * epochs if epochs else max(IMAGE_PASSES_AT_LEAST, images * EPOCHS)
     return batch, max(1, passes // batch)
 
 
-def _first(
+def _initial_network(
     squares: NDArray[np.uint8],
     numbers: NDArray[np.integer],
     classes: int,
@@ -134,7 +135,7 @@ def _first(
     config: ResNetConfig | None,
     seed: int,
 ) -> ResNet:
-    """The network before its first step."""
+    """The network before training."""
     side = squares.shape[1]
     if init is None:
         model = ResNet(replace(config or ResNetConfig(), side=side, classes=classes), seed=seed)
@@ -171,19 +172,18 @@ def predict_convnet(model: ResNet, squares: NDArray[np.uint8]) -> NDArray[np.flo
 
 @dataclass(frozen=True)
 class TrainedResult:
-    """What a trained network reached with some labels per class (None: all), over repeats with other labels drawn."""
+    """Scores of a trained network for one number of labels per class (None: all), over random subsets."""
 
     reading: str
     labels_per_class: int | None
     scores: list[Score]
     trials: list[list[dict[str, Any]]]
-    """For each repeat what was tried: learning rate, weight decay, and accuracy on held-out training images (None
-    where there was nothing to choose)."""
+    """For each repeat the trials: learning rate, weight decay, and held-out accuracy, None with a single trial."""
     chosen: list[Trial]
     seconds: list[float]
-    """Of training, all trials and the last fit."""
+    """Of training, all trials and the final fit."""
     image_passes: list[int]
-    """Images seen while training, all trials and the last fit."""
+    """Images seen in training, all trials and the final fit."""
 
 
 def evaluate_convnet(
@@ -200,10 +200,10 @@ def evaluate_convnet(
     seen: NDArray[np.bool_] | None = None,
     device: str = "cpu",
 ) -> list[TrainedResult]:
-    """A ResNet on the same random subsets as few_labels.compare; test labels are looked at once, after the last fit.
+    """Train a ResNet on the same random subsets as few_labels.compare, and test it.
 
-    Each trial is fitted to the subset but for one of the folds by which a probe chooses, and judged on that; the best,
-    see best_trial, is fitted again to the whole subset. A single trial is taken as it is.
+    Each trial is fitted without the first of the folds that a probe uses and scored on it; the best, see best_trial, is
+    fitted again to the whole subset. A single trial needs no such selection.
     """
     if not 1 <= trials <= len(TRIALS):
         raise InputError(f"expected 1 to {len(TRIALS)}, got {trials}", argument="trials")
@@ -216,29 +216,20 @@ def evaluate_convnet(
         for repeat in range(1 if count is None else repeats):
             rows = choose_labels(labels, count, seed, repeat)
             own, own_numbers = np.asarray(squares[rows]), numbers[rows]
-            began, passes, tried = time.perf_counter(), 0, []
+            fit = functools.partial(fit_convnet, init=init, epochs=epochs, seed=seed + repeat, device=device)
+            start, passes, tried = time.perf_counter(), 0, []
             folds = folds_of(own_numbers, seed) if trials > 1 else []
             for trial in TRIALS[:trials]:
                 accuracy = None
                 if folds:
                     held = folds[0]
-                    model = fit_convnet(
-                        own[~held],
-                        own_numbers[~held],
-                        init=init,
-                        epochs=epochs,
-                        trial=trial,
-                        seed=seed + repeat,
-                        device=device,
-                    )
+                    model = fit(own[~held], own_numbers[~held], trial=trial)
                     accuracy = float((predict_convnet(model, own[held]).argmax(1) == own_numbers[held]).mean())
                     passes += math.prod(schedule(int((~held).sum()), epochs))
                 tried.append(asdict(trial) | {"held_out_accuracy": accuracy})
             best = best_trial([one["held_out_accuracy"] or 0.0 for one in tried])
-            model = fit_convnet(
-                own, own_numbers, init=init, epochs=epochs, trial=TRIALS[best], seed=seed + repeat, device=device
-            )
-            result.seconds.append(time.perf_counter() - began)
+            model = fit(own, own_numbers, trial=TRIALS[best])
+            result.seconds.append(time.perf_counter() - start)
             result.image_passes.append(passes + math.prod(schedule(len(own), epochs)))
             result.trials.append(tried)
             result.chosen.append(TRIALS[best])

@@ -269,7 +269,7 @@ class LogWindow:
         return distributed.mean_over_ranks([total.item()])[0] / len(self.losses)
 
     def log(self, done: int, loss: float, rate: float) -> None:
-        """Write the line of step `done` and begin a new window."""
+        """Write the line of step `done` and start a new window."""
         now, count = time.monotonic(), len(self.losses)
         seconds = now - self._logged_at
         speed = count * self.images_per_step / seconds
