@@ -25,6 +25,7 @@ from nextpixel import InputError, WorkError
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
 from nextpixel.cli import main
+from nextpixel.config import PretrainConfig
 from nextpixel.data.decoded import Batches
 from nextpixel.images import decode
 from nextpixel.training import loop as training
@@ -127,9 +128,8 @@ def test_checkpoints_by_time(images, tmp_path, monkeypatch, minutes, expected):
 
 
 def test_the_clock_for_checkpoints_starts_anew_with_each():
-    cadence = training.Cadence(
-        1000, log_every_steps=10, evaluate_every_steps=300, checkpoint_every_steps=400, checkpoint_every_minutes=1
-    )
+    config = PretrainConfig(log_every_steps=10, checkpoint_every_steps=400, checkpoint_every_minutes=1)
+    cadence = training.Cadence(config, steps=1000, evaluate_every_steps=300)
     assert [cadence.checkpoint_due(11, seconds) for seconds in (0, 59.9, 60)] == [False, False, True]
     assert [step for step in range(251, 1001) if cadence.checkpoint_due(step, 0)] == [
         300,

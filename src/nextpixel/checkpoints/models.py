@@ -14,7 +14,7 @@ from torch import Tensor
 from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.runs import Run
-from nextpixel.checkpoints.weights import Weights
+from nextpixel.checkpoints.weights import Weights, section
 from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
@@ -64,8 +64,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
         model = ImageGPT(config)
     model.load_state_dict(state, strict=True, assign=True)
     _read_preprocessing(folder, model)
-    facts = values.get("nextpixel")
-    model.facts = facts if isinstance(facts, dict) else {}
+    model.facts = section(values)
     return model.eval()
 
 
@@ -179,8 +178,7 @@ def _copy(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
 def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     path = folder / "preprocessor_config.json"
     values = read_json(path)
-    found = values.get("nextpixel")
-    ours = found if isinstance(found, dict) else {}
+    ours = section(values)
     model.tokenizer = _read_tokenizer(values, ours, model.config, path)
     fit = ours.get("fit", model.fit)
     if fit not in get_args(Fit):

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextpixel.checkpoints.weights import Weights
+from nextpixel.checkpoints.weights import Weights, valid_shape
 from nextpixel.config import ImageGPTConfig
-from nextpixel.errors import InputError
 from nextpixel.network.model import ImageGPT
 
 MODEL_TYPE = "nextpixel"
@@ -20,12 +19,8 @@ MODEL_TYPE = "nextpixel"
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
     """The shape in a config.json."""
-    try:
+    with valid_shape(where):
         return ImageGPTConfig(**values["shape"])
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: expected the shape of an Image GPT, got a problem with {error}") from None
 
 
 def read_state(weights: Weights, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:

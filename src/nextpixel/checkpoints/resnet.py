@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nextpixel.checkpoints.card import public
-from nextpixel.checkpoints.weights import Weights
+from nextpixel.checkpoints.weights import Weights, section, valid_shape
 from nextpixel.config import Fit, Levels, ResNetConfig
 from nextpixel.errors import InputError
 from nextpixel.files import write_json, writing
@@ -23,12 +23,8 @@ MODEL_TYPE = "nextpixel-convnet"
 def read(values: dict[str, Any], folder: Path) -> ResNet:
     """The network of that folder, whose config.json contains `values`."""
     where = folder / "config.json"
-    try:
+    with valid_shape(where, "a ResNet"):
         config = ResNetConfig(**values["shape"])
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: expected the shape of a ResNet, got a problem with {error}") from None
     if values.get("fit") not in get_args(Fit):
         raise InputError(f"{where}: fit: expected one of {', '.join(get_args(Fit))}, got {values.get('fit')!r}")
     weights = Weights(folder)
@@ -38,8 +34,7 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     state = {name: weights.read(name, *tensor.shape).float() for name, tensor in _stored(model).items()}
     model.load_state_dict(state, strict=False)
     model.fit, model.levels = values["fit"], read_levels(values, where)
-    facts = values.get("nextpixel")
-    model.facts = facts if isinstance(facts, dict) else {}
+    model.facts = section(values)
     return model.eval()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextpixel.checkpoints.weights import Weights
+from nextpixel.checkpoints.weights import Weights, valid_shape
 from nextpixel.config import ImageGPTConfig
 from nextpixel.errors import InputError
 from nextpixel.network.model import ImageGPT
@@ -49,7 +49,7 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
             f"{where}: expected a model that scores pixels, got {CLASSIFIER}, which only classifies; load "
             "the model it was exported from"
         )
-    try:
+    with valid_shape(where):
         side = isqrt(values["n_positions"])
         config = ImageGPTConfig(
             layers=values["n_layer"],
@@ -58,10 +58,6 @@ def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
             side=side,
             colors=values["vocab_size"] - 1,
         )
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: expected the shape of an Image GPT, got a problem with {error}") from None
     if side * side != values["n_positions"]:
         raise InputError(f"{where}: n_positions: expected a square number, got {values['n_positions']}")
     expected = {

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,6 +61,23 @@ def check_finite(tensor: Tensor, where: str) -> None:
             f"{where}: expected finite numbers, got NaN or infinity in {count:,} of {tensor.numel():,} values; the "
             "file is damaged, or its training diverged: take an earlier checkpoint"
         )
+
+
+@contextmanager
+def valid_shape(where: Path, network: str = "an Image GPT") -> Iterator[None]:
+    """Errors in building a network's config from the file `where` become InputErrors that name it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: expected the shape of {network}, got a problem with {error}") from None
+
+
+def section(values: dict[str, Any]) -> dict[str, Any]:
+    """What nextpixel wrote into a JSON file of a checkpoint, beside the keys of transformers."""
+    found = values.get("nextpixel")
+    return found if isinstance(found, dict) else {}
 
 
 def _weight_files(folder: Path) -> list[Path]:

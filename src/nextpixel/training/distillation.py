@@ -229,7 +229,7 @@ def _train(run: Run, images: Any) -> ResNet:
         return {"validation_distance": mean}
 
     training = Training(
-        Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
+        Cadence(config, config.steps, config.evaluate_every_steps),
         student,
         optim.sgd(student, config.weight_decay),
         batch_at,

@@ -255,7 +255,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
 
         evaluate_every_steps = config.evaluate_every_epochs * epoch_steps(config, len(train_numbers))
         training = Training(
-            Cadence.of(config, steps=decided.steps, evaluate_every_steps=evaluate_every_steps),
+            Cadence(config, decided.steps, evaluate_every_steps),
             model,
             optim.adam(model),
             batch_at,

@@ -52,28 +52,16 @@ class Interrupted(KeyboardInterrupt):
 class Cadence:
     """How long a run is and how often it logs, evaluates and saves."""
 
+    config: RunConfig
     steps: int
-    log_every_steps: int
     evaluate_every_steps: int
-    checkpoint_every_steps: int
-    checkpoint_every_minutes: float
-
-    @classmethod
-    def of(cls, config: RunConfig, *, steps: int, evaluate_every_steps: int) -> Cadence:
-        return cls(
-            steps,
-            config.log_every_steps,
-            evaluate_every_steps,
-            config.checkpoint_every_steps,
-            config.checkpoint_every_minutes,
-        )
 
     def log_due(self, step: int) -> bool:
-        return step % self.log_every_steps == 0 or step == self.steps
+        return step % self.config.log_every_steps == 0 or step == self.steps
 
     def checkpoint_due(self, step: int, seconds_since: float) -> bool:
-        by_time = 0 < self.checkpoint_every_minutes * 60 <= seconds_since
-        by_step = step % self.checkpoint_every_steps == 0 or step in milestones(self.steps)
+        by_time = 0 < self.config.checkpoint_every_minutes * 60 <= seconds_since
+        by_step = step % self.config.checkpoint_every_steps == 0 or step in milestones(self.steps)
         return by_step or by_time or self.evaluation_due(step)
 
     def evaluation_due(self, step: int) -> bool:

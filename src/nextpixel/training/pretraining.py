@@ -239,7 +239,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
             return accumulate(network, loss_of, len(tokens), decided)
 
         training = Training(
-            Cadence.of(config, steps=config.steps, evaluate_every_steps=config.evaluate_every_steps),
+            Cadence(config, config.steps, config.evaluate_every_steps),
             model,
             optimizers,
             batches.tokens,
