@@ -35,7 +35,7 @@ def stripes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convnet, "PASSES_AT_LEAST", 640)
+    monkeypatch.setattr(convnet, "IMAGE_PASSES_AT_LEAST", 640)
 
 
 def test_resnet_20_has_the_published_number_of_parameters() -> None:
