@@ -283,8 +283,8 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path: Path, classes: int, capsys
 
 def test_onnx_bad_input(desk: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, sentence in (
-        (["student"], "expected OUT, a new folder, or --to"),
-        (["student", "out", "--to", "s.onnx"], "and not both"),
+        (["student"], "expected either OUT, a new folder, or --to"),
+        (["student", "out", "--to", "s.onnx"], "expected either OUT, a new folder, or --to"),
         (["student", "--to", "s.pt"], "--to: expected a file name that ends in .onnx"),
         (["model", "--to", "s.onnx"], "--to: expected a student of nextpixel distill"),
     ):
