@@ -351,6 +351,28 @@ def test_every_verb_checks_its_outputs_before_the_work(complaints, line):
     assert code == 2 and "cannot be written to (expected for" in sentence and sentence.count("\n") == 1, sentence
 
 
+def test_work_from_a_read_only_folder_as_an_ordinary_user(folder, tmp_path, open_folder):
+    photos = tmp_path / "place" / "photos"
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)):
+        (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        save_png(image, photos / "ab"[i % 2] / f"{i}.png")
+    photos.parent.chmod(0o555)
+    (open_folder / "out").mkdir()
+    (open_folder / "out").chmod(0o777)
+    lines = [
+        "complete photos/a/0.png --model {0} --out {1}/a.png",
+        "pretrain photos --out {1}/run --steps 2 --batch-images 4 --layers 1 --width 24 --heads 2 --side 4 --compile off",
+        "probe photos --model {0} --out {1}/probe",
+    ]
+    code = "import sys; from nextpixel.cli import main\nfor line in sys.argv[1:]: assert main(line.split()) == 0, line"
+    commands = [line.format(folder, open_folder / "out") for line in lines]
+    done = as_nobody(code, *commands, cwd=photos.parent, TMPDIR=str(open_folder))
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(open_folder / "out")) == ["a.png", "probe", "run"]
+    assert (open_folder / "out" / "run" / "step_0000002" / "model.safetensors").is_file()
+    assert os.listdir(photos.parent) == ["photos"]
+
+
 def test_no_output_fails_for_the_length_of_a_name(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from nextpixel.errors import shortened
+from nextpixel.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
@@ -61,6 +61,13 @@ def check_array(file: IO[bytes], size: int) -> None:
         raise ValueError(f"its header claims the shape {shortened(shape)}, but it has only {size:,} bytes")
 
 
+def array_fault(error: Exception) -> str:
+    """What is wrong with an array file, without numpy's advice to load it nevertheless."""
+    return (
+        re.sub(r"\s*(when allow_pickle=False|\n.*|If you trust .*)", "", str(error), flags=re.DOTALL) or "it is cut off"
+    )
+
+
 @contextmanager
 def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
     """Open a .npz file of plain arrays. Raises OSError, and ValueError for all other errors, also in the block."""
@@ -77,8 +84,10 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
                     with arrays.zip.open(member) as part:
                         check_array(part, member.file_size)
                 yield arrays
-    except (OSError, ValueError):
+    except (OSError, InputError):
         raise
+    except ValueError as error:
+        raise ValueError(array_fault(error)) from error
     except MemoryError:
         raise ValueError("it needs more memory than available") from None
     except (zipfile.BadZipFile, zlib.error, struct.error, ArithmeticError, EOFError, LookupError) as error:

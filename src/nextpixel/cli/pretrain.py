@@ -94,5 +94,6 @@ def run(argv: Sequence[str]) -> None:
         following = command("features", data["source"], split=data["split"], model=run.path)
         say(f"To extract features: {following}")
     else:
-        say(f"Samples drawn during training: {run.path / 'samples'}")
+        if any((run.path / "samples").glob("*.png")):
+            say(f"Samples drawn during training: {run.path / 'samples'}")
         say(f"To draw pictures: {command('sample', model=run.path)}")

@@ -22,6 +22,7 @@ Preset = Literal["classic", "modern"]
 Switch = Literal["on", "off"]
 Speed = Literal["auto", "exact"]
 Pooling = Literal["mean", "mean-std"]
+HIGHEST_BAND = 65_535  # samples per pixel of a TIFF
 Size = tuple[int, int]  # height and width, or rows and columns
 
 
@@ -47,9 +48,10 @@ class Levels:
             raise InputError(
                 f"expected LOW,HIGH, two increasing numbers such as 0,4095, got {range!r}", argument="range"
             )
-        if numbers is not None and not (len(numbers) in (1, 3) and min(numbers) > 0):
+        if numbers is not None and not (len(numbers) in (1, 3) and 0 < min(numbers) <= max(numbers) <= HIGHEST_BAND):
             raise InputError(
-                f"expected one or three whole numbers from 1 such as 3,2,1, got {bands!r}", argument="bands"
+                f"expected one or three whole numbers from 1 to {HIGHEST_BAND:,} such as 3,2,1, got {shortened(bands)}",
+                argument="bands",
             )
         return cls(low_high, numbers)
 
@@ -68,7 +70,7 @@ def _numbers(value: Any, kind: type) -> tuple[Any, ...] | None:
         return None
     try:
         return tuple(kind(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ()
 
 

@@ -127,7 +127,11 @@ def read_pixels(
                 return _of_picture(picture, bands, content, peek)
         except Exception as error:  # hostile bytes make PIL raise nearly anything: struct.error, SyntaxError, ...
             missing = missing_plugin(name.rpartition(".")[2].lower())
-            reason = f"{missing[0]} needs {missing[1]}; type: pip install {missing[1]}" if missing else _reason(error)
+            reason = (
+                f"{missing[0]} needs {missing[1]}; type: pip install {missing[1]}"
+                if missing
+                else _reason(error, pixel_limit)
+            )
             raise UnreadableImage(name, reason) from error
 
 
@@ -356,14 +360,15 @@ def _upright(picture: Picture) -> Picture:
     return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, pixel_limit: int) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "its content is no known image format"
     if isinstance(error, Image.DecompressionBombError):
-        return f"it claims to have over {PIXEL_LIMIT:,} pixels"
+        return f"it claims to have over {pixel_limit:,} pixels"
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return " ".join(f"{error or type(error).__name__}".split())
+    text = re.sub(r"""\bb(['"])(.*?)\1""", r"\2", str(error))  # PIL quotes bytes
+    return " ".join(text.split()) or type(error).__name__
 
 
 @cache

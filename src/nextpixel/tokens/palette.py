@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import is_sealed, new_file, user_cache, write_sealed
-from nextpixel.limits import read_bytes
+from nextpixel.limits import array_fault, read_bytes
 
 COLOURS_OF_24_BITS = 1 << 24
 TABLE_FROM = 4_096  # pixels, over all calls, from which the table is worth its 33 MB of memory
@@ -74,7 +74,11 @@ class Palette:
         except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError) as error:
             if isinstance(error, InputError):
                 raise InputError(f"{path}: {error}") from None
-            found = "no such file" if isinstance(error, FileNotFoundError) else f"something unreadable ({error})"
+            found = (
+                "no such file"
+                if isinstance(error, FileNotFoundError)
+                else f"something unreadable ({array_fault(error)})"
+            )
             raise InputError(f"{path}: expected a palette as .npy of shape (colours, 3), got {found}") from None
 
     def values(self) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Palette:
 
     @classmethod
     def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Palette:
-        return cls(np.array(values["colors"], np.float32), cache)
+        return cls(np.array(values["colors"], np.float64), cache)
 
     @property
     def hash(self) -> str:

@@ -11,7 +11,7 @@ from nextpixel.errors import InputError
 from nextpixel.images import Numbers, Picture, read_pixels
 from nextpixel.images.sources.base import Numbered, Source, identity, sha256
 from nextpixel.images.sources.splits import choose_split, refuse_split
-from nextpixel.limits import open_arrays
+from nextpixel.limits import array_fault, open_arrays
 
 BANDS_AT_MOST = 256
 OPENAI_TOKENS = re.compile(r"(imagenet|cifar10)_(tr|va|te)X\.npy")
@@ -90,7 +90,7 @@ def open_npy(path: str) -> Source:
         if not isinstance(array, np.ndarray):
             raise ValueError("it holds several arrays; rename it to .npz")
     except (ValueError, OSError, EOFError, ArithmeticError, MemoryError, SyntaxError, TokenError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
+        raise InputError(f"{path} is not a .npy file of numbers: {array_fault(error)}") from error
     may_be_tokens = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size > 0
     if OPENAI_TOKENS.fullmatch(os.path.basename(path)) or (may_be_tokens and _are_tokens(array)):
         from nextpixel.images.sources.tokens import TokenSource  # which needs torch
