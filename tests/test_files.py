@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -250,14 +251,12 @@ def as_nobody(
 
 
 @pytest.fixture
-def open_folder(tmp_path):
-    """A folder that everybody reaches and may write to."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    place = tmp_path / "open"
-    place.mkdir()
-    place.chmod(0o1777)
-    return place
+def open_folder():
+    """A folder that everybody reaches and may write to: not pytest's, which each of its sessions closes to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o1777)
+        yield place
 
 
 @pytest.mark.parametrize(
@@ -354,15 +353,16 @@ def test_every_verb_checks_its_outputs_before_the_work(complaints, line):
 def test_work_from_a_read_only_folder_as_an_ordinary_user(folder, tmp_path, open_folder):
     photos = tmp_path / "place" / "photos"
     for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)):
-        (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        save_png(image, photos / "ab"[i % 2] / f"{i}.png")
+        part = photos / ("test" if i < 8 else "train") / "ab"[i % 2]
+        part.mkdir(parents=True, exist_ok=True)
+        save_png(image, part / f"{i}.png")
     photos.parent.chmod(0o555)
     (open_folder / "out").mkdir()
     (open_folder / "out").chmod(0o777)
     lines = [
-        "complete photos/a/0.png --model {0} --out {1}/a.png",
-        "pretrain photos --out {1}/run --steps 2 --batch-images 4 --layers 1 --width 24 --heads 2 --side 4 --compile off",
-        "probe photos --model {0} --out {1}/probe",
+        "complete photos/test/a/0.png --model {0} --out {1}/a.png",
+        "pretrain photos --out {1}/run --steps 2 --batch-images 4 --layers 1 --width 24 --heads 2 --side 4",
+        "probe photos --out {1}/probe",
     ]
     code = "import sys; from nextpixel.cli import main\nfor line in sys.argv[1:]: assert main(line.split()) == 0, line"
     commands = [line.format(folder, open_folder / "out") for line in lines]

@@ -28,7 +28,7 @@ from nextpixel.data.labels import labels_from_csv
 from nextpixel.errors import MESSAGE_LETTERS, WorkError, clipped, shortened
 from nextpixel.files import read_json
 from nextpixel.images import UnreadableImage, decode
-from nextpixel.images.sources import open_source
+from nextpixel.images.sources import load_images, open_source
 from nextpixel.limits import check_picture, open_arrays, read_bytes
 from nextpixel.progress import printable, say
 
@@ -182,6 +182,31 @@ def test_a_long_or_deep_text_is_refused(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # takes no place
     with cheap(megabytes=300), pytest.raises(InputError, match="over 67,108,864 bytes"):
         read_json(path)
+
+
+def test_what_libraries_say_of_a_file_shows_no_advice_and_no_bytes(tmp_path: Path) -> None:
+    spaces = b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4)}" + b" " * 20_000
+    contents = {
+        "a.npy": b"\x93NUMPY\x02\0" + len(spaces).to_bytes(4, "little") + spaces + bytes(64),
+        "b.npy": b"no array",
+        "w.ppm": b"P6\n8 a\n255\n",
+        "x.ppm": b"P6\n8 8\n255x\n",
+    }
+    np.savez(tmp_path / "c.npz", images=np.array([{}], object))
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for path in tmp_path.iterdir():
+        for read in (load_images, Palette.read):
+            with pytest.raises(InputError) as caught:
+                read(path, 8)
+            said = str(caught.value)
+            assert not re.search(r"allow_pickle|max_header_size|\bb['\"]|trust", said) and path.name in said, said
+
+
+def test_a_bomb_names_the_limit_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UnreadableImage, match="over 40 pixels"):
+        decode(encoded(SMALL, "PNG"), "bomb", pixel_limit=40)
 
 
 # ---- archives and tables

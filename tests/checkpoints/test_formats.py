@@ -96,6 +96,28 @@ def test_old_and_new_preprocessor_files_are_read(model: ImageGPT, folder: Path, 
     assert again.fit == "crop"
 
 
+@pytest.mark.parametrize("color", [1e308, -1e39, 10**400, float("inf"), 2])
+def test_colors_beyond_reason_are_refused(folder: Path, color: float) -> None:
+    path = folder / "preprocessor_config.json"
+    values = json.loads(path.read_text())
+    values["clusters"][3][1] = color
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: clusters: "):
+        nextpixel.load(folder)
+
+
+@pytest.mark.parametrize(
+    "levels", [{"bands": [1, 2, 10**20]}, {"bands": [65_536]}, {"bands": "1e400"}, {"range": [0, 10**400]}]
+)
+def test_levels_beyond_reason_are_refused(folder: Path, levels: dict) -> None:
+    path = folder / "preprocessor_config.json"
+    values = json.loads(path.read_text())
+    values["nextpixel"] |= levels
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=rf"preprocessor_config\.json: {next(iter(levels))}: expected"):
+        nextpixel.load(folder)
+
+
 def test_their_image_processor_gives_the_same_tokens_from_our_folder(folder: Path) -> None:
     processor = ImageGPTImageProcessorPil.from_pretrained(folder)
     pictures = list(np.random.default_rng(1).integers(0, 256, (6, 4, 4, 3), np.uint8))

@@ -126,6 +126,13 @@ def test_a_run_of_an_earlier_version_resumes_without_its_decoded_set(
         nextpixel.pretrain(resume=cut)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_samples_are_mentioned_where_there_are_any(place: Path, tmp_path: Path, capsys, count: int) -> None:
+    options = flags(settings(tmp_path) | {"sample_images": count})
+    assert main(["pretrain", str(place), "--out", str(tmp_path / "run"), *options]) == 0
+    assert (f"{tmp_path / 'run' / 'samples'}" in capsys.readouterr().err) == bool(count)
+
+
 def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> None:
     out = str(tmp_path / "run")
     assert main(["pretrain", str(place), "--out", out, "--data", str(place), *flags(settings(tmp_path))]) == 2
