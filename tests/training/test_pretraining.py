@@ -374,7 +374,7 @@ def test_flags_go_over_the_recipe_and_the_recipe_over_the_defaults(images, tmp_p
         ("steps = 'many'", "steps: expected a whole number, got 'many'"),
         ("augment = 'rotate'", "augment: expected one of none, flip, crop, pad, pad-flip"),
         ("steps = 0", "steps: expected at least 1, got 0"),
-        ("steps = ", "expected a TOML file"),
+        ("steps = ", "expected a valid TOML file"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_bad_input(images, tmp_path, line, complaint, capsys):
