@@ -12,9 +12,10 @@ from nextpixel.config import Pooling
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
 from nextpixel.representation import probing as probing_module
+from nextpixel.representation.baselines import baseline_features
 from nextpixel.representation.probing import LinearProbe, fit_linear
 from nextpixel.stats import likeliest, middle_best, score_of
-from nextpixel.study.points import LayerScore, chosen
+from nextpixel.study.points import LayerScore, best_layer
 
 
 def blobs(count: int, seed: int, layers: int = 3, useful: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +102,7 @@ def test_the_middle_is_taken_among_the_equal_ones_alone() -> None:
     assert middle_best([0.5, 0.9, 0.2, 0.9, 0.9]) == 1  # 1 and 3 are as near to 2
     assert middle_best([0.9, 0.2, 0.2, 0.2, 0.8]) == 0
     layers = [LayerScore(layer, held_out, 0.0) for layer, held_out in enumerate([0.7, 0.9, 0.9, 0.9, 0.9, 0.9])]
-    assert chosen(layers).layer == 3
+    assert best_layer(layers).layer == 3
 
 
 def test_a_few_well_separated_pictures_are_named_with_confidence() -> None:
@@ -241,3 +242,12 @@ def test_fewer_images_than_features_are_solved_in_their_span_with_the_same_resul
     probe = LinearProbe(None, 0)
     probe.linear_ = ours
     assert np.allclose(probe.proba_of(test), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("side", "names"), [(6, 2), (7, 3)])
+def test_pictures_too_small_for_patches_have_the_other_baselines(side: int, names: int) -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=side, colors=16), torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+    squares = np.random.default_rng(1).integers(0, 256, (30, side, side, 3), dtype=np.uint8)
+    found = baseline_features(model, squares[:20], squares[20:], [0])
+    assert len(found) == names and ("k-means patches" in [one.name for one in found]) == (side > 6)

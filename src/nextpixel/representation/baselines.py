@@ -89,7 +89,8 @@ def baseline_features(
     rows: NDArray[np.int64] | None = None,
     pooling: Pooling = "mean",
 ) -> list[FeatureSet]:
-    """Baseline features of the same squares: raw pixels, k-means patches, an untrained model.
+    """Baseline features of the same squares: raw pixels, k-means patches where one fits in a quadrant, an untrained
+    model.
 
     The untrained model uses the same pooling and layers, see few_labels.layer_features. With `rows`, only these
     training squares get features (NaN elsewhere); patches are learned from all of them.
@@ -97,8 +98,9 @@ def baseline_features(
     rows = np.arange(len(train)) if rows is None else rows
     extractors: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
         "raw pixels": raw_pixels,
-        "k-means patches": PatchCodes(train, seed),
     }
+    if train.shape[1] > PATCH:
+        extractors["k-means patches"] = PatchCodes(train, seed)
     return [
         *(
             FeatureSet(name, features_of_rows(extract, train, rows)[:, None], extract(test)[:, None], [0])

@@ -72,7 +72,7 @@ def under_torchrun() -> bool:
 def require_one_process(verb: str) -> None:
     """Raises InputError for work that several processes cannot share."""
     if world_size() > 1:
-        raise InputError(f"{verb} runs in a single process, expected no torchrun, got {world_size()} processes")
+        raise InputError(f"{verb} runs in a single process, got {world_size()}; start it without torchrun")
 
 
 def join(device: str, timeout_minutes: float) -> str:
