@@ -265,7 +265,7 @@ BAD = {
     "info model --html nowhere/page.html": ["--html", "nowhere", "create it first"],
     "info nope": ["nope", "expected a checkpoint folder"],
     "sample --model no-config": ["no-config/config.json", "no such file", "expected it in a checkpoint"],
-    "sample --model no-json": ["no-json/config.json", "expected a JSON file"],
+    "sample --model no-json": ["no-json/config.json", "expected a readable JSON file"],
     "sample --model list-json": ["list-json/config.json", "expected a JSON object", "list"],
     "sample --model other-type": ["other-type/config.json", "model_type", "expected", "'imagegpt'", "'gpt2'"],
     "sample --model odd-heads": ["odd-heads/config.json", "multiple of heads", "heads 2"],

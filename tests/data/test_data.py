@@ -166,7 +166,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(folder, cache):
     (cache / "decoded" / key).rename(new)
     for path in (new, *new.iterdir()):
         os.utime(path, (0, 0))
-    files._swept.clear()
+    files._cleaned.clear()
     assert len(decode(folder, SIDE)) == 12
     assert {path.name for path in (cache / "decoded").iterdir()} == {key, old.name}  # which may be at work
 

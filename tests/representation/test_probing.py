@@ -158,7 +158,7 @@ def test_pictures_of_one_name_are_not_given_each_other_s_labels() -> None:
     source = SimpleNamespace(names=["a", "b", "a"], source_name="both")
     labels = np.array([0, 1, 2])
     left = DecodedSet(np.zeros((2, 4, 4, 3), np.uint8), ["b", "a"], None, None, ["a"], "")
-    with pytest.raises(InputError, match=r"both: .* names of others"):
+    with pytest.raises(InputError, match=r"both: .* share their names with others"):
         labels_of_readable(labels, source, left)
     one = DecodedSet(np.zeros((2, 4, 4, 3), np.uint8), ["a", "a"], None, None, ["b"], "")
     assert labels_of_readable(labels, source, one).tolist() == [0, 2]
