@@ -1,4 +1,4 @@
-"""Two hundred SIGKILLs at random moments, spread over every verb that writes.
+"""Over two hundred SIGKILLs at random moments, spread over every verb that writes.
 
 After each kill, what stands under its final name is whole. Repeating the command, or resuming its run, then gives what
 an undisturbed run gives, byte for byte where the verb promises that, and leaves no half-written file behind.
@@ -32,7 +32,7 @@ from nextpixel.images.sources import open_source
 
 pytestmark = [pytest.mark.trial, pytest.mark.timeout(1800)]
 
-KILLS_PER_VERB = 14
+KILLS_PER_VERB = 15
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["torch", "sklearn.linear_model", "nextpixel.training.pretraining", "nextpixel.cli", __name__]
