@@ -323,9 +323,9 @@ def make_plan(
 ) -> Plan:
     """The plan of `steps` optimiser steps of `batch_images` on that hardware.
 
-    `micro_batch` are the images of one forward pass on a device, chosen unless told. `utilisation` is model FLOPs over
-    the peak of that dtype ("auto": bf16 where the hardware has it), measured or assumed. Raises InputError where it
-    cannot fit.
+    `micro_batch` are the images of one forward pass on a device, by default the most that fit. `utilisation` is model
+    FLOPs over the peak of that dtype ("auto": bf16 where the hardware has it), measured or assumed. Raises InputError
+    where it cannot fit.
     """
     peak = hardware.bf16_flops_per_second
     if dtype == "bf16" and peak is None:

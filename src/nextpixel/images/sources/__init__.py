@@ -166,7 +166,7 @@ def _open_path(path: str, split: str | None, stream: bool) -> Source:
             return _open_files(path, "", expand(path))
         if os.path.isdir(parts := path.rstrip("/") + ".parts"):
             raise InputError(
-                f"{path} is not finished: its parts lie in {parts}; go on with the command that began it, or, after "
+                f"{path} is not finished: its parts lie in {parts}; repeat the command that started it, or, after "
                 f"all of its jobs, with: nextpixel prepare `merge={path}`"
             )
         return open_hub(path, split, stream=stream)
