@@ -26,6 +26,7 @@ pytest.importorskip("fastapi", reason="needs the extra `server`")
 
 import httpx2 as httpx
 import uvicorn
+from anyio import move_on_after
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -297,6 +298,21 @@ def test_a_decoder_that_breaks_down_is_replaced(decoders: Decoders) -> None:
     (error,) = squares(decoders, PNG)
     assert isinstance(error, UnreadableImage) and "crashed" in error.reason
     assert squares(decoders, PNG)[0].shape == (4, 4, 3)
+
+
+def test_a_decoder_whose_request_is_cancelled_leaves_no_zombie(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(decoders_module, "_ask", lambda process, *_: asked.append(process) or time.sleep(0.3))
+
+    async def cancelled() -> None:
+        with move_on_after(0.1):
+            await decoders.square(PNG, (4, 4), "crop")
+
+    asyncio.run(cancelled())
+    assert [process.returncode for process in asked] == [-signal.SIGKILL]
+    assert decoders._idle == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
 from nextpixel.config import Fit, Levels, Size
@@ -51,6 +51,8 @@ class Decoders:
                 raise
             except BaseException:
                 process.kill()  # ends the thread of _ask
+                with CancelScope(shield=True):  # or it stays a zombie with open pipes
+                    await to_thread.run_sync(_end, [process])
                 raise
             self._idle.append(process)
             return pixels
