@@ -23,6 +23,7 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
 from nextpixel.tokens.palette import Palette
+from nextpixel.tokens.words import Words
 
 EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
@@ -30,7 +31,7 @@ FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
 
 @check_keywords()
 def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ImageGPT:
-    """A model in eval mode, with its tokenizer as `.tokenizer` and its provenance as `.facts`.
+    """A model in eval mode, with its tokenizer as `.tokenizer`, its words, if any, and its provenance as `.facts`.
 
     `name` is a checkpoint folder of nextpixel or transformers, a run folder (its best checkpoint on validation) or a
     hub name such as "openai/imagegpt-small"; by default the embedded model. Weights are read from safetensors or a
@@ -122,6 +123,8 @@ def write_model(
         processor = transformers.processor_values(model.config, model.tokenizer)
     else:
         processor, ours["tokenizer"] = {}, tokenizer_facts(model.tokenizer)
+    if model.words is not None:
+        ours["words"] = model.words.values()
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
     write_json(folder / "config.json", config | {"nextpixel": public(model.facts)})
@@ -180,6 +183,8 @@ def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     values = read_json(path)
     ours = section(values)
     model.tokenizer = _read_tokenizer(values, ours, model.config, path)
+    if model.config.words:
+        model.words = _read_words(ours, model.config, path)
     fit = ours.get("fit", model.fit)
     if fit not in get_args(Fit):
         raise InputError(f"{path}: fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}")
@@ -196,3 +201,13 @@ def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageG
     if len(tokenizer) != config.colors:
         raise InputError(f"{path}: {kind}: expected {config.colors} tokens, got {len(tokenizer)}")
     return tokenizer
+
+
+def _read_words(ours: dict[str, Any], config: ImageGPTConfig, path: Path) -> Words:
+    try:
+        words = Words.from_values(ours["words"])
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: words: expected the {config.words} words of its captions, got {error}") from None
+    if len(words) != config.words:
+        raise InputError(f"{path}: words: expected {config.words}, got {len(words)}")
+    return words

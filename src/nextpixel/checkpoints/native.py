@@ -40,4 +40,5 @@ def state(model: ImageGPT) -> Iterator[tuple[str, Tensor]]:
 
 def config_values(config: ImageGPTConfig) -> dict[str, Any]:
     """The contents of config.json."""
-    return {"model_type": MODEL_TYPE, "shape": asdict(config)}
+    shape = {name: value for name, value in asdict(config).items() if name != "words" or value}
+    return {"model_type": MODEL_TYPE, "shape": shape}

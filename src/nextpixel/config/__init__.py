@@ -23,7 +23,7 @@ from nextpixel.config.runs import (
     RunConfig,
     peak_rate,
 )
-from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, ResNetConfig
+from nextpixel.config.shapes import MODERN, SIZES, TAGS, ImageGPTConfig, ResNetConfig
 from nextpixel.config.terms import (
     PICTURES_AT_MOST,
     Activation,
@@ -50,6 +50,7 @@ __all__ = [
     "MUON_RATE",
     "PICTURES_AT_MOST",
     "SIZES",
+    "TAGS",
     "Activation",
     "Augment",
     "Device",

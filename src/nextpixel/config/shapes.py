@@ -9,6 +9,8 @@ from nextpixel.config.keywords import Settings
 from nextpixel.config.terms import Activation, Objective, Positions, Size
 from nextpixel.errors import InputError, shortened
 
+TAGS = 16  # of a caption, at most
+
 
 @dataclass(frozen=True)
 class ImageGPTConfig(Settings):
@@ -30,6 +32,8 @@ class ImageGPTConfig(Settings):
     """Rows of the start table: 1, or 8, one per rotation and reflection of the square."""
     classes: tuple[str, ...] = ()
     """Class names of the class head; empty without one."""
+    words: int = 0
+    """Words that captions, which stand before the picture, may have; 0 without captions."""
 
     # Options beyond the paper; the defaults are the paper's network.
     positions: Positions = "learned"
@@ -72,6 +76,10 @@ class ImageGPTConfig(Settings):
             raise InputError(
                 f"expected a number from 0 to 1,000,000, got {shortened(self.logit_cap)}", argument="logit_cap"
             )
+        if self.words != 0:
+            _check_whole("words", self.words, 1)
+            if self.objective != "autoregressive":
+                raise InputError("a masked model has no prefix, so it takes no captions", argument="words")
         grid = tuple(self.side) if isinstance(self.side, list | tuple) and len(self.side) == 2 else (self.side,) * 2
         sizes = {"layers": [self.layers], "width": [self.width], "heads": [self.heads], "side": grid}
         for name, values in (sizes | {"colors": [self.colors]}).items():
@@ -106,6 +114,11 @@ class ImageGPTConfig(Settings):
         return self.rows * self.columns
 
     @property
+    def prefix_slots(self) -> int:
+        """Vectors before the tokens (F): the tags of the caption, in a model with words, and the start vector."""
+        return TAGS + 1 if self.words else 1
+
+    @property
     def head_width(self) -> int:
         return self.width // self.heads
 
@@ -120,7 +133,7 @@ class ImageGPTConfig(Settings):
         width, layers = self.width, self.layers
         start = width * self.orientations if self.objective == "autoregressive" else 0
         positions = self.tokens * width if self.positions == "learned" else 0
-        embeddings = positions + 2 * self.colors * width + start
+        embeddings = positions + 2 * self.colors * width + start + (self.words + 1) * width * bool(self.words)
         block = self.block_matrix_parameters + 2 * width + (2 if self.mix_input else 0)
         return embeddings + layers * block + width + len(self.classes) * width
 
@@ -172,7 +185,7 @@ class ResNetConfig(Settings):
 
 
 # Upper bounds, far beyond real networks: larger values come from damaged files.
-AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": 4096, "colors": 1 << 24}
+AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": 4096, "colors": 1 << 24, "words": 1 << 20}
 AT_MOST |= {"blocks": 1000, "factor": 1000, "classes": 1 << 24, "targets": 1 << 24}
 
 

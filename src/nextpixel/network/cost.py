@@ -55,7 +55,7 @@ def _forward_flops(config: ImageGPTConfig, seen: int) -> int:
 
 def _block_flops(config: ImageGPTConfig, seen: int) -> int:
     attention = 2 * seen * config.width  # two products with `seen` positions each
-    return 2 * config.tokens * (config.block_matrix_parameters + attention)
+    return 2 * (config.prefix_slots - 1 + config.tokens) * (config.block_matrix_parameters + attention)
 
 
 def _seen(config: ImageGPTConfig) -> int:
@@ -84,7 +84,7 @@ def activation_bytes_per_image(
     block, around, color = _SAVED[config.is_classic, dtype, compiled]
     kept = 4 * config.layers + block if checkpointed else block * config.layers
     around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
-    return config.tokens * (kept * config.width + around_blocks)
+    return (config.prefix_slots - 1 + config.tokens) * (kept * config.width + around_blocks)
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:

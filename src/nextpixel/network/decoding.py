@@ -24,8 +24,11 @@ class Decoder:
 
     name = "plain"
 
-    def __init__(self, model: ImageGPT, rows: int, prefix_slots: int = 1, order: Tensor | None = None) -> None:
-        """For `rows` rows, prefixes of `prefix_slots` vectors, and an order (T,) of the grid, see Positions."""
+    def __init__(
+        self, model: ImageGPT, rows: int, prefix_slots: int | None = None, order: Tensor | None = None
+    ) -> None:
+        """For `rows` rows, prefixes of so many vectors (default: the model's), and an order (T,) of the grid."""
+        prefix_slots = prefix_slots or model.config.prefix_slots
         self.network, self.rows, self.prefix_slots = self.network_of(model), rows, prefix_slots
         self.cache = self.new_cache(rows, prefix_slots - 1 + model.config.tokens)
         if order is None:
@@ -73,7 +76,7 @@ class Decoder:
 
     @staticmethod
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
-        return 2 * config.layers * config.tokens * config.width * itemsize
+        return 2 * config.layers * (config.prefix_slots - 1 + config.tokens) * config.width * itemsize
 
 
 class RowDecoder(Decoder):
@@ -130,7 +133,7 @@ class Int8Decoder(RowDecoder):
     @staticmethod
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
         slot = config.heads * (kernels.rounded(config.head_width) + 4)  # a scale for each head
-        return 2 * config.layers * kernels.rounded(config.tokens) * slot
+        return 2 * config.layers * kernels.rounded(config.prefix_slots - 1 + config.tokens) * slot
 
 
 def choose_decoder(

@@ -15,6 +15,10 @@ scores `tokens[:, t]`, and nobody outside ever shifts.
 
 The options of ImageGPTConfig beyond the paper are written out where they act; without them this is the paper's network.
 
+A model with words has a caption as well: the vectors of its tags, each the sum of its words', stand before the start
+vector, and where there is no tag row 0 of the word table. (Zeros would do, but the gradient of a norm at zero is so
+large that it overflows in deep networks.) Of the prefix only the start vector has a position.
+
 A masked model (the paper's BERT objective) has no start vector, no shift and no causal mask: slot t carries pixel t, or
 nothing where it is masked, and its output scores pixel t.
 """
@@ -33,13 +37,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nextpixel.config import Fit, ImageGPTConfig, Levels, Size
+from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size
 from nextpixel.network.attention import Seen, attention
 from nextpixel.tokens.tokenizer import picture_size, square_side
 
 if TYPE_CHECKING:
     from nextpixel.tokens import Tokenizer
     from nextpixel.tokens.palette import Palette
+    from nextpixel.tokens.words import Words
 
 
 class Norm(nn.Module):
@@ -247,6 +252,7 @@ class ImageGPT(nn.Module):
     fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
     levels = Levels()  # and numbers colours
     _tokenizer: Tokenizer | None = None
+    _words: Words | None = None
 
     def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
         super().__init__()
@@ -257,6 +263,8 @@ class ImageGPT(nn.Module):
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
         if config.positions == "learned":
             self.position_embedding = nn.Parameter(torch.empty(config.tokens, config.width))  # (T, D)
+        if config.words:
+            self.word_embedding = nn.Parameter(torch.empty(config.words + 1, config.width))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
@@ -289,6 +297,8 @@ class ImageGPT(nn.Module):
             if self.config.zero_projections:
                 block.get_parameter("attention.out.weight").zero_()
                 block.get_parameter("mlp.down.weight").zero_()
+        if self.config.words:
+            normal(self.word_embedding, 0.02)
         self.head.weight.zero_()
         if self.class_head is not None:
             self.class_head.weight.zero_()
@@ -324,6 +334,17 @@ class ImageGPT(nn.Module):
         self.tokenizer = palette
 
     @property
+    def words(self) -> Words | None:
+        """The words of its captions, which travel with the weights; None without captions."""
+        return self._words
+
+    @words.setter
+    def words(self, words: Words | None) -> None:
+        if len(words or ()) != self.config.words:
+            raise ValueError(f"words: expected {self.config.words}, got {len(words or ())}")
+        self._words = words
+
+    @property
     def size(self) -> Size:
         """Height and width of its pictures in pixels."""
         return picture_size(self.tokenizer, self.config)
@@ -337,11 +358,25 @@ class ImageGPT(nn.Module):
     def device(self) -> torch.device:
         return self.token_embedding.device
 
-    def prefix(self, orientation: Tensor | int = 0) -> Tensor:
-        """The start vector (1 or B, 1, D) of pictures that lie so, one number or (B,), see images.orient."""
+    def prefix(self, orientation: Tensor | int = 0, tags: Tensor | None = None) -> Tensor:
+        """What stands before the tokens (1 or B, F, D) of pictures that lie so, one number or (B,), see images.orient.
+
+        `tags` (1 or B, TAGS, w) are the words of captions, see Words.encode; by default there is no caption.
+        """
         if self.config.objective != "autoregressive":
             raise ValueError("a masked model has no order of tokens: it cannot draw them one by one")
-        return self.start[orientation].view(-1, 1, self.config.width)
+        start = self.start[orientation].view(-1, 1, self.config.width)
+        if not self.config.words:
+            if tags is not None:
+                raise ValueError("tags: expected none for a model without words")
+            return start
+        if tags is None:
+            tags = torch.zeros(1, TAGS, 1, dtype=torch.int64, device=start.device)
+        counts = tags > 0  # (B, TAGS, w)
+        counts[..., 0] |= ~counts.any(-1)
+        caption = (F.embedding(tags, self.word_embedding) * counts[..., None]).sum(2)  # (B, TAGS, D)
+        rows = max(len(start), len(caption))
+        return torch.cat([caption.expand(rows, -1, -1), start.expand(rows, -1, -1)], dim=1)
 
     def forward(
         self, tokens: Tensor, masked: Tensor | None = None, orientation: Tensor | int = 0, **sequence: Any
@@ -349,7 +384,7 @@ class ImageGPT(nn.Module):
         """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
 
         A masked model sees all t = T tokens but those where `masked` (B, T) is True, and scores every one.
-        `orientation`, one number or (B,), says how the picture lies; for other sequences see `inputs`.
+        `orientation`, one number or (B,), says how the picture lies; for captions and other sequences see `inputs`.
         """
         return self.logits(self._last(tokens, masked, orientation, **sequence))
 
@@ -391,11 +426,11 @@ class ImageGPT(nn.Module):
         first = h
         for layer, block in enumerate(self.blocks):
             if layer in layers:
-                yield layer, self.entering(layer, h, first)
+                yield layer, self.entering(layer, h, first)[:, -tokens.shape[1] :]
             if layer >= max(layers):
                 return
             h = block(h, first, turns, seen)
-        yield len(self.blocks), self.norm(h)
+        yield len(self.blocks), self.norm(h[:, -tokens.shape[1] :])
 
     def inputs(
         self,
@@ -403,6 +438,7 @@ class ImageGPT(nn.Module):
         masked: Tensor | None = None,
         orientation: Tensor | int = 0,
         *,
+        tags: Tensor | None = None,
         prefix: Tensor | None = None,
         positions: Positions | None = None,
         seen: Seen | None = None,
@@ -410,7 +446,8 @@ class ImageGPT(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Seen]:
         """What the blocks take to score tokens (B, t): vectors (B, slots, D), their turns, and what each slot sees.
 
-        prefix     (1 or B, F, D), before the tokens; the start vector of `orientation` by default
+        tags       of the caption, see `prefix`
+        prefix     (1 or B, F, D), before the tokens; that of `orientation` and `tags` by default
         positions  of such a prefix and tokens; raster order by default
         seen       by default the slots up to its own, or all of a masked model
         """
@@ -420,7 +457,7 @@ class ImageGPT(nn.Module):
         if not causal and count != self.config.tokens:
             raise ValueError(f"tokens: a masked model needs all {self.config.tokens} tokens, got {count}")
         if causal and shifted:
-            prefix, tokens = self.prefix(orientation) if prefix is None else prefix, tokens[:, :-1]
+            prefix, tokens = self.prefix(orientation, tags) if prefix is None else prefix, tokens[:, :-1]
         front = 1 if prefix is None else prefix.shape[1]
         self._check_room(count)
         positions = positions or raster(self.config, self.device, front)
@@ -440,10 +477,9 @@ class ImageGPT(nn.Module):
         return block.norm_1(block.mixed(h, first))
 
     def new_cache(self, batch: int, slots: int | None = None) -> KVCache:
-        """An empty cache in the dtype of the weights, of T slots by default: for a prefix of one vector."""
-        return KVCache(
-            self.config, batch, slots or self.config.tokens, dtype=self.token_embedding.dtype, device=self.device
-        )
+        """An empty cache in the dtype of the weights, by default of the F - 1 + T slots that a picture needs."""
+        slots = slots or self.config.prefix_slots - 1 + self.config.tokens
+        return KVCache(self.config, batch, slots, dtype=self.token_embedding.dtype, device=self.device)
 
     def extend(
         self, tokens: Tensor, cache: KVCache, prefix: Tensor | None = None, positions: Positions | None = None

@@ -105,7 +105,7 @@ def untrained(model: Backbone, seed: int = 0) -> Backbone:
     if isinstance(model, ResNet):
         return ResNet(model.config, seed=seed).to(model.device).eval()
     random = ImageGPT(model.config, seed=seed).to(model.device).eval()
-    random.tokenizer = model.tokenizer
+    random.tokenizer, random.words = model.tokenizer, model.words
     return random
 
 

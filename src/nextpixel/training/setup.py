@@ -502,7 +502,7 @@ def write_full_model(model: ImageGPT, folder: Path) -> None:
                 whole = ImageGPT(model.config)
             whole.load_state_dict(state, assign=True)
             whole.tokenizer, whole.fit, whole.facts = model.tokenizer, model.fit, model.facts
-            whole.levels = model.levels
+            whole.levels, whole.words = model.levels, model.words
     distributed.on_first_rank(lambda: write_model(whole, folder))
 
 

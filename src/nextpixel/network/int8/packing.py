@@ -134,7 +134,9 @@ def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
 
 
 def _convert(model: ImageGPT, weights: Weights) -> ImageGPT:
-    memo: dict[int, object] = {id(model._tokenizer): model._tokenizer}  # deepcopy takes what it finds, and copies not
+    memo: dict[int, object] = {
+        id(x): x for x in (model._tokenizer, model._words)
+    }  # deepcopy takes what it finds, and copies not
     if weights == "int8":
         memo[id(model.blocks)] = nn.ModuleList([Int8Blocks(model)])
         memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
@@ -149,7 +151,7 @@ class RoundedHidden:
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
         self.blocks = cast(Int8Blocks, packed_network(model, "int8").blocks[0])
-        self.images = pictures_per_pass(model.config.width, model.config.tokens)
+        self.images = pictures_per_pass(model.config.width, model.config.prefix_slots - 1 + model.config.tokens)
         """So many at once the processor's cache can work on."""
 
     def __call__(
@@ -158,4 +160,4 @@ class RoundedHidden:
         first, turns, seen = self.model.inputs(tokens, masked, shifted=shifted)
         first = first.float()
         for layer, h in self.blocks.hidden(first, layers, turns, seen):
-            yield layer, self.model.entering(layer, h, first)
+            yield layer, self.model.entering(layer, h, first)[:, -tokens.shape[1] :]
