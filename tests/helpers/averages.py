@@ -11,6 +11,7 @@ from torch import Tensor
 
 class Averages:
     kind: ClassVar[str] = "averages"
+    channels = 3
     patch = (2, 2)
 
     def __init__(self, levels: int) -> None:

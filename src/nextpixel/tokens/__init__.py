@@ -1,6 +1,6 @@
 """Pictures <-> tokens: the Tokenizer protocol and its kinds.
 
-May use files and limits.
+May use files, limits and progress.
 """
 
 from nextpixel.tokens.tokenizer import KINDS, Tokenizer, picture_size, read_tokenizer, square_side, tokenizer_facts

@@ -36,6 +36,7 @@ class Palette:
     """
 
     kind: ClassVar[str] = "palette"
+    channels = 3
     patch = (1, 1)
 
     def __init__(self, colors: ArrayLike, cache: str | Path | None = None) -> None:
@@ -110,12 +111,7 @@ class Palette:
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
         """uint8 images (B, H, W, 3) of tokens (B, T), with W = `columns`; by default T is a square number."""
         array = np.atleast_2d(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
-        images, count = array.shape
-        rows = count // columns if columns else math.isqrt(count)
-        if rows * (columns or rows) != count:
-            expected = f"whole rows of {columns}" if columns else "a square number of"
-            raise ValueError(f"tokens: expected {expected} pixels, got {count}")
-        return self.rgb[array].reshape(images, rows, columns or rows, 3)
+        return self.rgb[array].reshape(len(array), *grid_of(array.shape[1], columns), 3)
 
     def _encode_on_device(self, images: Tensor) -> Tensor:
         _check(tuple(images.shape), str(images.dtype).removeprefix("torch."))
@@ -219,6 +215,15 @@ class Palette:
         means.fit(points, sample_weight=counts)
         rgb = _dedupe(np.rint(means.cluster_centers_), points, counts)
         return cls(rgb / 127.5 - 1.0)
+
+
+def grid_of(tokens: int, columns: int | None) -> tuple[int, int]:
+    """Rows and columns of so many tokens; without `columns`, a square. Raises ValueError where they do not fill it."""
+    rows = tokens // columns if columns else math.isqrt(tokens)
+    if rows * (columns or rows) != tokens:
+        expected = f"whole rows of {columns}" if columns else "a square number of"
+        raise ValueError(f"tokens: expected {expected} pixels, got {tokens}")
+    return rows, columns or rows
 
 
 def _dedupe(centers: NDArray[np.float64], points: NDArray[np.float64], counts: NDArray) -> NDArray[np.float64]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nextpixel.config import ImageGPTConfig, Size
 from nextpixel.errors import InputError
+from nextpixel.tokens.exact import ExactPalette
 from nextpixel.tokens.palette import Palette
 
 
 class Tokenizer(Protocol):
-    """Pictures uint8 (B, H, W, 3) <-> tokens int64 (B, T) in raster order, numbers from 0 to its length K - 1.
+    """Pictures uint8 (B, H, W, channels) <-> tokens int64 (B, T) in raster order, numbers from 0 to its length K - 1.
 
     A token stands for a patch of pixels, so a picture is a grid of H / patch height rows and W / patch width columns,
     and T = rows * columns. `len` is the size of the vocabulary.
@@ -23,6 +24,10 @@ class Tokenizer(Protocol):
 
     kind: ClassVar[str]
     """Its name in files."""
+
+    @property
+    def channels(self) -> int:
+        """3: red, green, blue; 4: with alpha."""
 
     @property
     def patch(self) -> tuple[int, int]:
@@ -35,7 +40,7 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
-        """Tokens (B, T) of images (B, H, W, 3), on the device of the images."""
+        """Tokens (B, T) of images (B, H, W, channels), on the device of the images."""
 
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
         """Images of tokens (B, T), or of any number of whole rows; `columns` of the grid; default: square."""
@@ -48,7 +53,7 @@ class Tokenizer(Protocol):
         """Raises InputError, KeyError, TypeError or ValueError for values of anything else."""
 
 
-KINDS: dict[str, type[Tokenizer]] = {Palette.kind: Palette}
+KINDS: dict[str, type[Tokenizer]] = {Palette.kind: Palette, ExactPalette.kind: ExactPalette}
 
 
 def read_tokenizer(values: dict[str, Any], cache: str | Path | None = None) -> Tokenizer:
