@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nextpixel.network.model import ImageGPT as ImageGPT
     from nextpixel.representation.extraction import features as features
     from nextpixel.representation.probing import LinearProbe as LinearProbe
+    from nextpixel.tokens.exact import ExactPalette as ExactPalette
     from nextpixel.tokens.palette import Palette as Palette
     from nextpixel.training.convnet import fit_convnet as fit_convnet
     from nextpixel.training.distillation import distill as distill
@@ -36,6 +37,7 @@ _HOMES = {
     "ImageGPTConfig": "config",
     "InputError": "errors",
     "LinearProbe": "representation.probing",
+    "ExactPalette": "tokens.exact",
     "Palette": "tokens.palette",
     "SIZES": "config",
     "WorkError": "errors",
