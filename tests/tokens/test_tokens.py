@@ -12,7 +12,7 @@ from averages import Averages
 from models import lively
 
 import nextpixel
-from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.drawing.sampling import draw
@@ -50,22 +50,29 @@ def token_nats(model: ImageGPT, tokens: torch.Tensor) -> np.ndarray:
     return cross_entropy(model(tokens), tokens, reduction="none").detach().numpy().reshape(-1, 3, 2)
 
 
-@pytest.mark.parametrize("tokenizer", [Averages(7), Palette(np.random.default_rng(0).uniform(-1, 1, (7, 3)))])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        Averages(7),
+        Palette(np.random.default_rng(0).uniform(-1, 1, (7, 3))),
+        ExactPalette(np.random.default_rng(0).integers(0, 256, (7, 4))),
+    ],
+)
 def test_what_every_tokenizer_does(tokenizer: Tokenizer) -> None:
     height, width = tokenizer.patch
     tokens = torch.arange(24).view(2, 12) % len(tokenizer)
     pictures = tokenizer.decode(tokens, 3)  # 4 rows of 3
-    assert pictures.shape == (2, 4 * height, 3 * width, 3) and pictures.dtype == np.uint8
+    assert pictures.shape == (2, 4 * height, 3 * width, tokenizer.channels) and pictures.dtype == np.uint8
     assert torch.equal(tokenizer.encode(pictures), tokens)
     assert torch.equal(tokenizer.encode(torch.from_numpy(pictures)), tokens)
     assert np.array_equal(tokenizer.decode(tokens[:, 3:6], 3), pictures[:, height : 2 * height])  # a row alone
-    assert tokenizer.decode(tokens[:, :0], 3).shape == (2, 0, 3 * width, 3)
+    assert tokenizer.decode(tokens[:, :0], 3).shape == (2, 0, 3 * width, tokenizer.channels)
     again = read_tokenizer(json.loads(json.dumps(tokenizer_facts(tokenizer))))
     assert again.hash == tokenizer.hash and torch.equal(again.encode(pictures), tokens)
 
 
 def test_a_kind_that_is_not_known_is_named() -> None:
-    with pytest.raises(InputError, match="'palette' or 'averages', got 'patches'"):
+    with pytest.raises(InputError, match="palette, exact, averages, got 'patches'"):
         read_tokenizer({"kind": "patches"})
 
 

@@ -60,7 +60,7 @@ def read_tokenizer(values: dict[str, Any], cache: str | Path | None = None) -> T
     """The tokenizer of `values`, which include its kind. Raises as from_values does."""
     kind = dict(values).get("kind", Palette.kind)
     if kind not in KINDS:
-        raise InputError(f"tokenizer: expected {' or '.join(map(repr, KINDS))}, got {kind!r}")
+        raise InputError(f"tokenizer: expected one of {', '.join(KINDS)}, got {kind!r}")
     return KINDS[kind].from_values(values, cache)
 
 
