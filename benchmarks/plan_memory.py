@@ -29,7 +29,7 @@ from nextpixel import ImageGPT, ImageGPTConfig, pretrain
 from nextpixel.config import MODERN
 from nextpixel.devices import autocast
 from nextpixel.network.cost import memory
-from nextpixel.network.model import cross_entropy
+from nextpixel.network.losses import cross_entropy
 from nextpixel.training import optim, pretraining
 
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -33,7 +33,8 @@ from nextpixel.errors import InputError
 from nextpixel.network import cost as plan
 from nextpixel.network.decoding import Decoder, Int8Decoder, Prefill, choose_decoder
 from nextpixel.network.int8.packing import can_round
-from nextpixel.network.model import ImageGPT, cross_entropy
+from nextpixel.network.losses import cross_entropy
+from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.extraction import pooled
 from nextpixel.tokens.palette import Palette

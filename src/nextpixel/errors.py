@@ -23,6 +23,9 @@ def shortened(value: object, at_most: int = 60) -> str:
 
 
 class _UserError(Exception):
+    everywhere = False
+    """Under torchrun: whether every process that raises it prints it, or only the first one."""
+
     def __init__(self, message: str, *, argument: str | None = None) -> None:
         message = clipped(message)
         super().__init__(message)

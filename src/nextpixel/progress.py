@@ -72,9 +72,11 @@ def silent() -> Iterator[None]:
 
 
 def say(line: str, everywhere: bool = False) -> None:
-    """Print a line on stderr, from the first process or from all (`everywhere`)."""
-    if not (everywhere or is_first()):
-        return
+    """Print a line on stderr, from the first process or from all (`everywhere`), where the others say who they are."""
+    if not is_first():
+        if not everywhere:
+            return
+        line = f"process {os.environ['RANK']}: {line}"
     sys.stderr.write(printable(clipped(line)) + "\n")
     sys.stderr.flush()
 

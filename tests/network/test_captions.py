@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import MODERN, TAGS
-from nextpixel.network.model import cross_entropy
+from nextpixel.network.losses import cross_entropy
 from nextpixel.tokens.words import Words
 
 WORDS = Words(["red", "hair", "glasses", "long", "shirt"], [0.5, 0.25, 0.25, 0.125, 0.1])

@@ -32,7 +32,8 @@ from nextpixel.network.caches import Int8Cache
 from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder, choose_decoder
 from nextpixel.network.int8 import kernels, packing
 from nextpixel.network.int8.packing import packed_network
-from nextpixel.network.model import Norm, cross_entropy
+from nextpixel.network.losses import cross_entropy
+from nextpixel.network.model import Norm
 from nextpixel.training import optim
 
 CLASSIC = ImageGPTConfig(layers=3, width=64, heads=2, side=6, colors=12)

@@ -16,7 +16,7 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.checkpoints import Run
 from nextpixel.data.decoded import masks
 from nextpixel.evaluation.likelihood import evaluate
-from nextpixel.network.model import masked_cross_entropy
+from nextpixel.network.losses import masked_cross_entropy
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=4, colors=10, objective="masked")
 

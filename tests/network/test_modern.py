@@ -17,7 +17,8 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, load, save
 from nextpixel.checkpoints import Run
 from nextpixel.config import MODERN, PretrainConfig
-from nextpixel.network.model import Positions, cross_entropy, raster, rotate
+from nextpixel.network.losses import cross_entropy
+from nextpixel.network.positions import Positions, raster, rotate
 from nextpixel.tokens.palette import Palette
 from nextpixel.training.optim import linear_rate, muon, set_rate
 

@@ -16,7 +16,7 @@ from nextpixel.network.cost import (
     make_plan,
     memory,
 )
-from nextpixel.network.model import cross_entropy
+from nextpixel.network.losses import cross_entropy
 
 SMALL = ImageGPTConfig(layers=2, width=64, heads=2, side=8, colors=50)
 

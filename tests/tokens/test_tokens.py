@@ -21,7 +21,8 @@ from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
 from nextpixel.network.int8 import kernels
 from nextpixel.network.int8.packing import RoundedHidden, can_round
-from nextpixel.network.model import Positions, cross_entropy, raster
+from nextpixel.network.losses import cross_entropy
+from nextpixel.network.positions import Positions, raster
 from nextpixel.server.engine import Done, Engine, Event, Ticket
 from nextpixel.server.engine import Row as ToldRow
 from nextpixel.tokens import KINDS, Tokenizer, read_tokenizer, tokenizer_facts

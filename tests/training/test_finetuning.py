@@ -25,7 +25,7 @@ from nextpixel.cli import main
 from nextpixel.data.decoded import Batches, masks
 from nextpixel.data.labels import choose_labels, held_out
 from nextpixel.images import save_png
-from nextpixel.network.model import cross_entropy, masked_cross_entropy
+from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.stats import majority
 from nextpixel.training import optim
 from nextpixel.training.finetuning import test_score as score_of
@@ -167,10 +167,10 @@ def test_the_rate_is_constant_after_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("place", "call", "number"),
     [
-        ("nextpixel.training.setup.Batches", 1, signal.SIGINT),  # before the first step
+        ("nextpixel.training.steps.Batches", 1, signal.SIGINT),  # before the first step
         ("nextpixel.data.decoded.Batches.__call__", 4, signal.SIGINT),
-        ("nextpixel.training.setup.cross_entropy", 1, signal.SIGTERM),
-        ("nextpixel.training.setup.cross_entropy", 13, signal.SIGINT),  # between micro-batches
+        ("nextpixel.training.steps.cross_entropy", 1, signal.SIGTERM),
+        ("nextpixel.training.steps.cross_entropy", 13, signal.SIGINT),  # between micro-batches
         ("nextpixel.training.loop.save_trainer_state", 4, signal.SIGINT),
         ("nextpixel.training.finetuning.LinearProbe.evaluate_squares", 2, signal.SIGTERM),  # while validating
         ("nextpixel.training.finetuning.LinearProbe.evaluate_squares", 4, signal.SIGINT),  # while testing
@@ -397,7 +397,7 @@ TYPED = ["finetune", "train", "--test", "test", "--model", "model", "--out", "cl
 
 def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 13, lambda: os.kill(os.getpid(), signal.SIGINT))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 13, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert main(TYPED) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert "resume with: nextpixel finetune --resume clf" in last

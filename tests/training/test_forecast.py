@@ -23,9 +23,9 @@ from nextpixel.network.cost import (
     remedy,
     usable_bytes,
 )
-from nextpixel.training import setup as preparation
+from nextpixel.training import decisions
+from nextpixel.training.decisions import Placement
 from nextpixel.training.forecast import check_fits, forecast
-from nextpixel.training.setup import Placement
 
 S = SIZES["s"]
 HOW = {"dtype": "fp32", "compiled": False}
@@ -54,11 +54,11 @@ def test_resuming_tells_what_is_left_and_warns_where_it_may_not_fit(images, tmp_
     import signal
 
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
     assert Run(tmp_path / "run").steps()[-1] == 3
     capsys.readouterr()
-    monkeypatch.setattr(preparation, "free_memory_bytes", lambda device: 10_000)
+    monkeypatch.setattr(decisions, "free_memory_bytes", lambda device: 10_000)
     assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0
     err = capsys.readouterr().err
     assert "for 36 images" in err and "It may not fit: this run is expected to need" in err
@@ -69,7 +69,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(images, tmp_path,
         return memory(ImageGPTConfig(1, 16, 2, 4, 8), micro, dtype="fp32", compiled=False, on_cpu=True).total
 
     # room for one image at a time, and not for the two that are asked for
-    monkeypatch.setattr(preparation, "free_memory_bytes", lambda device: plan_of(1) / 0.9 + 1)
+    monkeypatch.setattr(decisions, "free_memory_bytes", lambda device: plan_of(1) / 0.9 + 1)
     command = ["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]
     before = sorted(path.name for path in tmp_path.iterdir())
     assert main(command) == 2
@@ -96,8 +96,8 @@ def test_a_micro_batch_of_its_own_choice_leaves_room_for_the_weights(monkeypatch
     ).total  # beside which each image takes half as much again
     free = (state + 2.5 * 1.5 * image) / 0.9
     assert micro_batch_images(16, image, free, True) > 2
-    monkeypatch.setattr(preparation, "free_memory_bytes", lambda device: free)
-    place = preparation.place(config, S, config.steps)
+    monkeypatch.setattr(decisions, "free_memory_bytes", lambda device: free)
+    place = decisions.place(config, S, config.steps)
     assert place.micro_batch_images == 2
     check_fits(forecast(config, S, place))
 

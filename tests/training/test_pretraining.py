@@ -24,8 +24,7 @@ from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, peak_rate, r
 from nextpixel.data.decoded import Batches, split_indices
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.network import cost as plan
-from nextpixel.training import optim, pretraining
-from nextpixel.training import setup as preparation
+from nextpixel.training import optim, pretraining, steps
 from nextpixel.training.loop import Interrupted
 
 
@@ -57,13 +56,13 @@ def interrupt(number: int = signal.SIGINT) -> None:
     ("place", "call", "number"),
     [
         ("nextpixel.data.decoded.Batches.__call__", 4, signal.SIGINT),  # in the thread that prepares batches
-        ("nextpixel.training.setup.cross_entropy", 1, signal.SIGTERM),  # in the first step
-        ("nextpixel.training.setup.cross_entropy", 6, signal.SIGINT),  # in step 3, between its micro-batches
+        ("nextpixel.training.steps.cross_entropy", 1, signal.SIGTERM),  # in the first step
+        ("nextpixel.training.steps.cross_entropy", 6, signal.SIGINT),  # in step 3, between its micro-batches
         ("nextpixel.training.loop.save_trainer_state", 3, signal.SIGTERM),  # while a checkpoint is written
         ("nextpixel.training.pretraining.image_nats", 1, signal.SIGINT),  # while validating
         ("nextpixel.training.pretraining.draw", 1, signal.SIGTERM),  # while samples are drawn
         ("nextpixel.checkpoints.runs.write_json", 2, signal.SIGINT),  # while the best checkpoint is marked
-        ("nextpixel.training.setup.cross_entropy", 24, signal.SIGTERM),  # in the last step
+        ("nextpixel.training.steps.cross_entropy", 24, signal.SIGTERM),  # in the last step
         ("nextpixel.training.pretraining.draw", 2, signal.SIGINT),  # after the last step
     ],
 )
@@ -88,7 +87,7 @@ def test_a_compiler_that_ctrl_c_ended_is_no_error(signalled, whole, tmp_path, mo
         raise InductorError(RuntimeError("C++ compile error"), None)
 
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 1, killed)
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 1, killed)
         with pytest.raises(Interrupted if signalled else InductorError, match="at once" if signalled else "C\\+\\+"):
             nextpixel.pretrain(photos(tmp_path), out=tmp_path / "run", **config_of(whole))
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -111,7 +110,7 @@ def test_a_masked_run_resumed_is_the_run_uninterrupted(images, tmp_path, monkeyp
     config = settings(tmp_path, objective="masked")
     nextpixel.pretrain(images, out=tmp_path / "whole", **config)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.masked_cross_entropy", 6, interrupt)
+        on_call(patch, "nextpixel.training.steps.masked_cross_entropy", 6, interrupt)
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "run", **config)
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -120,7 +119,7 @@ def test_a_masked_run_resumed_is_the_run_uninterrupted(images, tmp_path, monkeyp
 
 def test_a_second_signal_stops_at_once_and_loses_only_steps_since_the_checkpoint(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 17, lambda: (interrupt(), interrupt()))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 17, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted, match="stopped at once"):
             nextpixel.pretrain(photos(tmp_path), out=tmp_path / "run", **config_of(whole))
     assert Run(tmp_path / "run").steps()[-1] == 6
@@ -154,7 +153,7 @@ def test_the_handlers_of_signals_are_put_back(images, tmp_path):
 def test_the_command_prints_how_to_go_on_and_that_goes_on(whole, tmp_path, monkeypatch, capsys):
     command = ["pretrain", str(photos(tmp_path)), "--out", str(tmp_path / "run"), *flags(config_of(whole))]
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 5, interrupt)
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 5, interrupt)
         assert main(command) == 130
     said = capsys.readouterr()
     assert said.out == ""
@@ -175,7 +174,7 @@ def test_an_interruption_before_there_is_a_run_leaves_nothing(images, tmp_path, 
 
 
 def test_an_interruption_before_the_first_step_tells_how_to_go_on(images, tmp_path, monkeypatch, capsys):
-    on_call(monkeypatch, "nextpixel.training.setup.Batches", 1, interrupt)
+    on_call(monkeypatch, "nextpixel.training.steps.Batches", 1, interrupt)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
     assert "stopped; resume with: nextpixel pretrain --resume" in capsys.readouterr().err
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -207,10 +206,8 @@ def test_resume_takes_no_settings(whole, beside):
 
 def spoil(monkeypatch, call, how):
     """Change what cross_entropy returns in training, from that call on."""
-    original, calls = preparation.cross_entropy, iter(range(1, 1000))
-    monkeypatch.setattr(
-        preparation, "cross_entropy", lambda *a: how(original(*a)) if next(calls) >= call else original(*a)
-    )
+    original, calls = steps.cross_entropy, iter(range(1, 1000))
+    monkeypatch.setattr(steps, "cross_entropy", lambda *a: how(original(*a)) if next(calls) >= call else original(*a))
 
 
 def spoil_gradient(loss):
@@ -334,7 +331,7 @@ def test_a_continued_run_resumes_exactly_without_the_model_it_began_with(learned
     nextpixel.pretrain(images, out=tmp_path / "whole", **continued(tmp_path, learned))
     begun = shutil.copytree(learned, tmp_path / "begun")
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 1, lambda: (interrupt(), interrupt()))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 1, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, begun))
     assert Run(tmp_path / "more").steps() == [0]  # the run no longer needs the model it began with
@@ -451,7 +448,7 @@ def test_tensorboard_gets_the_figures_of_each_step_once(images, tmp_path, monkey
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 17, lambda: (interrupt(), interrupt()))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 17, lambda: (interrupt(), interrupt()))
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path))
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -513,7 +510,7 @@ def test_a_run_goes_on_from_another_folder_and_without_its_cache(images, tmp_pat
     monkeypatch.chdir(tmp_path)
     np.save("held.npy", pictures(5, seed=9))
     typed = settings(Path("."), validation="held.npy", cache="decoded", steps=6)
-    on_call(monkeypatch, "nextpixel.training.setup.cross_entropy", 4, interrupt)
+    on_call(monkeypatch, "nextpixel.training.steps.cross_entropy", 4, interrupt)
     with pytest.raises(Interrupted):
         nextpixel.pretrain(images.name, out="run", **typed)
     shutil.rmtree("decoded")
@@ -533,7 +530,7 @@ def test_a_compiled_run_learns_the_same_and_resumes_exactly(images, tmp_path, mo
     pairs = zip(figures(tmp_path / "eager"), figures(tmp_path / "whole"), strict=True)
     assert all(a[:2] == b[:2] and a[2] == pytest.approx(b[2], abs=1e-4) for a, b in pairs)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 9, interrupt)
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 9, interrupt)
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "cut", **compiled)
     nextpixel.pretrain(resume=tmp_path / "cut")

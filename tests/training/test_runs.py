@@ -29,8 +29,7 @@ from nextpixel.config import PretrainConfig
 from nextpixel.data.decoded import Batches
 from nextpixel.images import decode
 from nextpixel.training import loop as training
-from nextpixel.training import optim, pretraining
-from nextpixel.training import setup as preparation
+from nextpixel.training import optim, pretraining, run_images
 from nextpixel.training.distributed import save_trainer_state
 
 # Processes that can be killed: each is a fork of one that has imported everything, which saves seconds apiece.
@@ -199,7 +198,7 @@ class Killable:
 
 
 STATIONS = [  # the function that never returns, and what half-done work lies in the run when it is called
-    ("nextpixel.training.setup.cross_entropy", "run.json"),  # no checkpoint yet
+    ("nextpixel.training.steps.cross_entropy", "run.json"),  # no checkpoint yet
     ("nextpixel.training.loop.save_trainer_state", ".nextpixel-*.part/model.safetensors"),  # half a checkpoint
     ("os.rename", ".nextpixel-*.part/trainer/.metadata"),  # a whole one that has not taken its name
     ("shutil.rmtree", ".nextpixel-*.part/trainer"),  # an old one about to go
@@ -351,7 +350,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(run, whole, monke
 @pytest.mark.parametrize("size", [4_000, 25_000], ids=["in the weights", "in the trainer's state"])
 def test_a_write_that_fails_half_way(run, whole, limit, monkeypatch, size, capsys):
     assert (run / "step_0000008" / "model.safetensors").stat().st_size < 25_000
-    on_call(monkeypatch, "nextpixel.training.setup.write_model", 1, lambda: limit(size))
+    on_call(monkeypatch, "nextpixel.training.steps.write_model", 1, lambda: limit(size))
     assert main(["pretrain", "--resume", str(run)]) == 1
     limit()
     last = capsys.readouterr().err.splitlines()[-1]
@@ -394,7 +393,7 @@ def test_a_small_file_that_cannot_be_written_is_named(run, whole, limit, monkeyp
 
 
 def test_a_run_folder_that_cannot_be_made(images, tmp_path, monkeypatch, capsys):
-    preparation.decode(str(images), SIDE)  # which renames as well, and may
+    run_images.decode(str(images), SIDE)  # which renames as well, and may
     monkeypatch.setattr("nextpixel.files.os.rename", refused)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 1
     assert f"{tmp_path / 'run'}: cannot be written (Permission denied)" in capsys.readouterr().err
@@ -405,7 +404,7 @@ def test_a_run_folder_that_cannot_be_made(images, tmp_path, monkeypatch, capsys)
 
 
 def nothing_may_be_decoded(monkeypatch):
-    monkeypatch.setattr(preparation, "decode", lambda *_, **__: pytest.fail("images were decoded before the check"))
+    monkeypatch.setattr(run_images, "decode", lambda *_, **__: pytest.fail("images were decoded before the check"))
 
 
 def test_a_run_is_never_overwritten(run, images, tmp_path, monkeypatch, capsys):

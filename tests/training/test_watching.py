@@ -27,7 +27,7 @@ from nextpixel.reports.curves import Line, chart
 from nextpixel.reports.run_page import page
 from nextpixel.representation.ridge import choose_ridge, fit_ridges, ridge_accuracy, ridge_images
 from nextpixel.stats import outlier_limit
-from nextpixel.training import setup as preparation
+from nextpixel.training import steps
 from nextpixel.training.loop import Interrupted, Spikes
 
 
@@ -84,7 +84,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 def test_wandb_gets_every_line_of_the_log_and_a_resumed_run_is_the_same_one(images, tmp_path, wandb, monkeypatch):
     config = settings(tmp_path, tracker="wandb")
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 17, lambda: os.kill(os.getpid(), signal.SIGINT))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 17, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "run", **config)
     nextpixel.pretrain(resume=tmp_path / "run")
@@ -169,13 +169,13 @@ def test_a_resumed_run_remembers_what_is_usual_and_what_was_told():
 
 
 def test_a_spike_is_said_logged_and_on_the_page(images, tmp_path, capsys, monkeypatch):
-    original, calls = preparation.cross_entropy, iter(range(1, 10_000))
+    original, calls = steps.cross_entropy, iter(range(1, 10_000))
 
     def spoilt(*given: Any) -> torch.Tensor:
         loss = original(*given)
         return loss + 20.0 if next(calls) in (2 * 45, 2 * 46) else loss  # the second half of steps 45 and 46
 
-    monkeypatch.setattr(preparation, "cross_entropy", spoilt)
+    monkeypatch.setattr(steps, "cross_entropy", spoilt)
     config = settings(tmp_path, steps=60, evaluate_every_steps=60, log_every_steps=2)
     nextpixel.pretrain(images, out=tmp_path / "run", **config)
     log = Run(tmp_path / "run").read_log()
@@ -248,7 +248,7 @@ def test_a_run_with_a_probe_is_the_run_without_bit_for_bit(probed, tmp_path):
 def test_a_probed_run_resumes_exactly_without_its_labelled_images(probed, tmp_path, monkeypatch):
     probe_data(tmp_path)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.setup.cross_entropy", 17, lambda: os.kill(os.getpid(), signal.SIGINT))
+        on_call(patch, "nextpixel.training.steps.cross_entropy", 17, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(Interrupted):
             nextpixel.pretrain(photos(tmp_path), out=tmp_path / "run", **with_probe(tmp_path))
     (tmp_path / "labelled.npz").unlink()

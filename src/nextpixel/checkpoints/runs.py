@@ -28,6 +28,7 @@ from nextpixel.files import (
 from nextpixel.limits import open_arrays
 
 ARRAYS = "arrays.npz"
+VERB_NOUNS = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}
 STEP = re.compile(r"step_(\d{7,})")
 MILESTONES = 6  # the last step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
 
@@ -112,6 +113,16 @@ class Run:
         """The contents of run.json; earlier versions called the tokenizer `palette`."""
         facts = read_json(self.path / "run.json")
         return {"tokenizer" if name == "palette" else name: value for name, value in facts.items()}
+
+    @contextmanager
+    def checked_facts(self) -> Iterator[dict[str, Any]]:
+        """The same; within, an error in using them becomes an InputError that names the file."""
+        facts = self.facts()
+        try:
+            yield facts
+        except (KeyError, TypeError, ValueError) as error:
+            name = VERB_NOUNS.get(self.kind, self.kind)
+            raise InputError(f"{self.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The `arrays` of Run.create."""

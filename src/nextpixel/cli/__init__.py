@@ -74,9 +74,9 @@ def _run(verb: str, rest: list[str]) -> int:
     except SystemExit:  # after --help
         return 0
     except InputError as error:
-        return _fail(spell_error(error, module), 2)
+        return _fail(spell_error(error, module), 2, error.everywhere)
     except WorkError as error:
-        return _fail(spell_error(error, module), 1)
+        return _fail(spell_error(error, module), 1, error.everywhere)
     except KeyboardInterrupt as error:
         return _fail(spell_error(error, module) or "interrupted", 130)
     except BrokenPipeError:  # as when piped into head

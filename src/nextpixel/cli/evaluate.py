@@ -134,7 +134,7 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
     from nextpixel.data.decoded import decode
     from nextpixel.evaluation.likelihood import find_training_images
     from nextpixel.images.sources import open_source
-    from nextpixel.training.setup import training_set
+    from nextpixel.training.run_images import training_set
 
     try:
         train = training_set(args.model.model) if args.train is None else None

@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.representation.extraction import check_layers
     from nextpixel.representation.few_labels import FeatureSet, compare, layer_features, sampled_rows
     from nextpixel.representation.probing import LinearProbe
-    from nextpixel.training.setup import absolute
+    from nextpixel.training.run_images import absolute
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)

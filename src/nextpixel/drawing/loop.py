@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nextpixel.config import SamplingConfig
 from nextpixel.network.decoding import Decoder, Prefill, RowDecoder
-from nextpixel.network.model import cross_entropy
+from nextpixel.network.losses import cross_entropy
 
 
 @dataclass(eq=False)

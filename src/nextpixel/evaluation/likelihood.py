@@ -18,7 +18,8 @@ from nextpixel.data.decoded import DecodedSet, decode
 from nextpixel.data.labels import seen_before
 from nextpixel.errors import InputError
 from nextpixel.images.sources import load_images, open_source
-from nextpixel.network.model import ImageGPT, cross_entropy, masked_cross_entropy
+from nextpixel.network.losses import cross_entropy, masked_cross_entropy
+from nextpixel.network.model import ImageGPT
 from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
 
 OPENAI_BATCH = 64

@@ -17,7 +17,8 @@ from nextpixel.data.decoded import decode, split_indices
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import require_autoregressive
 from nextpixel.images import png_bytes
-from nextpixel.network.model import ImageGPT, cross_entropy
+from nextpixel.network.losses import cross_entropy
+from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extraction import check_layers
 from nextpixel.representation.scoring import batches, pixel_maps
 from nextpixel.stats import conformal_p_values

@@ -1,24 +1,80 @@
-"""Caches whose rows stand at slots of their own, so that pictures may join, leave and change places between two tokens.
+"""Caches of keys and values: KVCache for rows in step, RowCache for rows that start and finish independently.
 
-`slot` (B,) is the one that each row fills next; at the end it stays on the last, which makes a finished row harmless.
-`length` is at least the largest of them. A step moves the first `used` rows.
+Int8Cache is a RowCache for the kernels in C.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nextpixel.config import ImageGPTConfig
+from nextpixel.network.attention import Seen, attention
 from nextpixel.network.int8 import kernels
-from nextpixel.network.model import KVCache
 
 BUCKET = 128  # slots: attention looks at a multiple of it
 
 
+class KVCache:
+    """Keys and values of the input slots seen so far, of every block and row; allocated once, at full length.
+
+    All rows fill the same slots. `parts` are keys and values, (L, B, N, slots, E) each.
+    """
+
+    def __init__(
+        self, config: ImageGPTConfig, batch: int, slots: int, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        shape = (config.layers, batch, config.heads, slots, config.head_width)
+        self.parts = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
+        self.slots = slots
+        self.length = 0
+        self.prefix_slots = 1  # F
+
+    @property
+    def stored(self) -> int:
+        """Slots of `parts` that hold something."""
+        return self.length
+
+    def next_slots(self, count: int) -> slice | Tensor:
+        """The numbers of the next slots: a slice, the same for every row; a tensor (B, count) where rows differ."""
+        return slice(self.length, self.length + count)
+
+    def advance(self, count: int) -> None:
+        """Count slots that every block has stored."""
+        self.length += count
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (B, N, count, E) in the next slots; each query sees the slots up to its own."""
+        keys, values = (part[layer] for part in self.parts)
+        count, end = k.shape[2], self.length + k.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        seen: Seen = "causal" if count > 1 else "all"
+        if self.length and count > 1:
+            seen = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(self.length)
+        return attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], seen)
+
+    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
+        """Let `rows` go on as rows `of` of a cache that has read their prompts; all rows must have read as much."""
+        for part, other in zip(self.parts, read.parts, strict=True):
+            part[:, rows, :, : read.stored] = other[:, of, :, : read.stored].to(part.dtype)
+        self.length, self.prefix_slots = read.length, read.prefix_slots
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A cache of these rows, in this order; a row may be taken often."""
+        chosen = copy.copy(self)
+        chosen.parts = [part[:, rows] for part in self.parts]
+        return chosen
+
+
 class RowCache(KVCache):
-    """For torch's attention, with a mask."""
+    """A cache whose rows have slots of their own, so that pictures can join, leave and move between two tokens.
+
+    `slot` (B,) is the slot that each row fills next; at the end it stays on the last, which makes a finished row
+    harmless. `length` is at least the largest of them. A step advances the first `used` rows.
+    """
 
     def __init__(
         self, config: ImageGPTConfig, batch: int, slots: int, *, dtype: torch.dtype, device: torch.device | str

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from nextpixel.config import ImageGPTConfig, Speed
-from nextpixel.network.caches import Int8Cache, RowCache
+from nextpixel.network.caches import Int8Cache, KVCache, RowCache
 from nextpixel.network.int8 import kernels
 from nextpixel.network.int8.packing import can_round, packed_network, pictures_per_pass
-from nextpixel.network.model import ImageGPT, KVCache, Positions, raster
+from nextpixel.network.model import ImageGPT
+from nextpixel.network.positions import Positions, raster
 
 FAST_FROM = 3e8  # parameters times drawn tokens: a third of a second of plain drawing, from which set-up pays off
 Prefill = tuple[Tensor, KVCache]  # logits (M, K) of the token after each of M prompts, and their keys and values

@@ -25,11 +25,8 @@ nothing where it is masked, and its output scores pixel t.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -39,6 +36,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size
 from nextpixel.network.attention import Seen, attention
+from nextpixel.network.caches import KVCache
+from nextpixel.network.initialisation import initialise
+from nextpixel.network.positions import Positions, raster, rotate
 from nextpixel.tokens.tokenizer import picture_size, square_side
 
 if TYPE_CHECKING:
@@ -64,120 +64,13 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, left empty: ImageGPT.initialise fills it from a seed, or a checkpoint does."""
+    """A matrix without bias, left empty: `initialise` fills it from a seed, or a checkpoint does."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def reset_parameters(self) -> None:
         pass
-
-
-class KVCache:
-    """Keys and values of the input slots seen so far, of every block and row; allocated once, at full length.
-
-    All rows fill the same slots. `parts` are keys and values, (L, B, N, slots, E) each.
-    """
-
-    def __init__(
-        self, config: ImageGPTConfig, batch: int, slots: int, *, dtype: torch.dtype, device: torch.device | str
-    ) -> None:
-        shape = (config.layers, batch, config.heads, slots, config.head_width)
-        self.parts = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
-        self.slots = slots
-        self.length = 0
-        self.prefix_slots = 1  # F
-
-    @property
-    def stored(self) -> int:
-        """Slots of `parts` that hold something."""
-        return self.length
-
-    def next_slots(self, count: int) -> slice | Tensor:
-        """The numbers of the next slots: a slice, the same for every row; a tensor (B, count) where rows differ."""
-        return slice(self.length, self.length + count)
-
-    def advance(self, count: int) -> None:
-        """Count slots that every block has stored."""
-        self.length += count
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store k and v (B, N, count, E) in the next slots; each query sees the slots up to its own."""
-        keys, values = (part[layer] for part in self.parts)
-        count, end = k.shape[2], self.length + k.shape[2]
-        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
-        seen: Seen = "causal" if count > 1 else "all"
-        if self.length and count > 1:
-            seen = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(self.length)
-        return attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], seen)
-
-    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
-        """Let `rows` go on as rows `of` of a cache that has read their prompts; all rows must have read as much."""
-        for part, other in zip(self.parts, read.parts, strict=True):
-            part[:, rows, :, : read.stored] = other[:, of, :, : read.stored].to(part.dtype)
-        self.length, self.prefix_slots = read.length, read.prefix_slots
-
-    def select(self, rows: Tensor) -> KVCache:
-        """A cache of these rows, in this order; a row may be taken often."""
-        chosen = copy.copy(self)
-        chosen.parts = [part[:, rows] for part in self.parts]
-        return chosen
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where the slots of a sequence stand on the grid; places are numbered in raster order, and T is none of them."""
-
-    carried: Tensor
-    """The place whose token a slot carries, (slots,)."""
-    predicted: Tensor
-    """The place whose token it predicts, (slots,)."""
-    turns: Tensor | None
-    """With rotary positions cos and sin for its query, which stands at the predicted place, and cos and sin for its
-    key, which stands at the carried one: (4, slots, E / 2)."""
-
-    @classmethod
-    @torch.inference_mode(False)  # made while drawing, they may serve training later
-    def of(cls, config: ImageGPTConfig, device: torch.device, order: Tensor, prefix_slots: int = 1) -> Positions:
-        """A prefix of so many slots, the last of which predicts the first token, and the places in this order (T,).
-
-        A masked model has no prefix, and predicts what it carries.
-        """
-        carried = predicted = order.cpu()
-        if config.objective == "autoregressive":
-            none = torch.full((prefix_slots,), config.tokens, device="cpu")
-            carried, predicted = torch.cat([none, carried[:-1]]), torch.cat([none[1:], carried])
-        turns = None
-        if config.positions == "rotary":
-            cos, sin = _angles(config)
-            turns = torch.stack([cos[predicted], sin[predicted], cos[carried], sin[carried]]).float().to(device)
-        return cls(carried.to(device), predicted.to(device), turns)
-
-
-@functools.lru_cache(maxsize=8)
-def raster(config: ImageGPTConfig, device: torch.device, prefix_slots: int = 1) -> Positions:
-    """From left to right and top to bottom, as in the paper."""
-    with torch.inference_mode(False):  # training may be next to use them
-        return Positions.of(config, device, torch.arange(config.tokens, device="cpu"), prefix_slots)
-
-
-def _angles(config: ImageGPTConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, float64 (T + 1, E / 2), by which vectors at each place of the grid are turned; at none, not at all.
-
-    Rotary positions (Su et al. 2021) on two axes: half of the angles turn with the row, half with the column.
-    """
-    # On the CPU: mps knows no float64.
-    frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device="cpu")[:-1]
-    numbers = torch.arange(config.tokens, device="cpu")
-    grid = torch.stack([numbers // config.columns, numbers % config.columns], dim=1).to(torch.float64)  # (T, 2)
-    angles = F.pad((grid[:, :, None] * frequencies).flatten(1), (0, 0, 0, 1))
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of x (B, N, slots, E) by angles of (1 or B, 1, slots, E / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 def split_heads(qkv: Tensor, config: ImageGPTConfig, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,38 +163,7 @@ class ImageGPT(nn.Module):
         self.head = Linear(config.width, config.colors)
         self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
         if not self.head.weight.is_meta:
-            self.initialise(seed)
-
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Random weights as in openai/image-gpt; the head is zero, so the first loss is exactly ln K.
-
-        Only attention's output is scaled by depth: the paper says more, the released code does this.
-        """
-        generator = torch.Generator(self.head.weight.device).manual_seed(seed)
-        width, layers = self.config.width, self.config.layers
-
-        def normal(weight: Tensor, std: float) -> None:
-            weight.normal_(0.0, std, generator=generator)
-
-        if self.config.positions == "learned":
-            normal(self.position_embedding, 0.01)
-        normal(self.token_embedding, 0.02)
-        if self.config.objective == "autoregressive":
-            normal(self.start, 0.02)
-        for block in self.blocks:
-            normal(block.get_parameter("attention.qkv.weight"), width**-0.5)
-            normal(block.get_parameter("attention.out.weight"), (width * layers) ** -0.5)
-            normal(block.get_parameter("mlp.up.weight"), 0.02)
-            normal(block.get_parameter("mlp.down.weight"), 0.02)
-            if self.config.zero_projections:
-                block.get_parameter("attention.out.weight").zero_()
-                block.get_parameter("mlp.down.weight").zero_()
-        if self.config.words:
-            normal(self.word_embedding, 0.02)
-        self.head.weight.zero_()
-        if self.class_head is not None:
-            self.class_head.weight.zero_()
+            initialise(self, seed)
 
     def set_classes(self, classes: Sequence[str]) -> None:
         """A new class head for these names, all zero, in place of any; without names, none."""
@@ -535,16 +397,3 @@ class ImageGPT(nn.Module):
 def _turns(positions: Positions, slots: slice | Tensor) -> Tensor | None:
     """The turns of these slots, (4, 1, slots, E / 2), or (4, B, 1, slots, E / 2) where rows differ."""
     return None if positions.turns is None else positions.turns[:, slots].unsqueeze(-3)
-
-
-def cross_entropy(logits: Tensor, tokens: Tensor, reduction: str = "mean") -> Tensor:
-    """-ln softmax(logits)[tokens] in fp32 or better: logits (B, T, K), tokens (B, T); (B, T) or its mean."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction=reduction)
-    return loss.view(tokens.shape) if reduction == "none" else loss
-
-
-def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
-    """The loss of each image (B,): -ln p averaged over its pixels where `masked` (B, T) is True; 0 where none is."""
-    losses = cross_entropy(logits, tokens, reduction="none") * masked
-    return losses.sum(1) / masked.sum(1).clamp_min(1)

@@ -17,7 +17,6 @@ from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration
 from nextpixel.reports.curves import Line, Points, chart, per_cent
 from nextpixel.reports.pages import data_url, fill, text
-from nextpixel.training.setup import run_facts
 
 MAX_SAMPLES = 12
 SETTINGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "distill": DistillConfig}
@@ -30,7 +29,7 @@ VALIDATION = {  # metric: title, unit, format
 
 def page(run: Run) -> str:
     """The HTML text. Raises InputError for a run folder that cannot be read."""
-    with run_facts(run) as facts:
+    with run.checked_facts() as facts:
         log, best, steps = _finite(run.read_log()), run.best(), run.steps()
         config, kind = facts["config"], run.kind
         batch = config["batch_images"]

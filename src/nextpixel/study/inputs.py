@@ -17,7 +17,7 @@ from nextpixel.data.labels import labelled, labels_of, refuse_overlap, seen_befo
 from nextpixel.errors import InputError
 from nextpixel.images.sources import open_source
 from nextpixel.progress import say, say_left_out
-from nextpixel.training.setup import training_set
+from nextpixel.training.run_images import training_set
 
 
 @dataclass(frozen=True)

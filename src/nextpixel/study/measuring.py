@@ -27,7 +27,7 @@ from nextpixel.representation.probing import LinearProbe
 from nextpixel.study.inputs import Images, StudyRun, read_images, read_runs
 from nextpixel.study.points import LayerScore, Point, Study, best_layer
 from nextpixel.tokens import read_tokenizer
-from nextpixel.training.setup import side_of
+from nextpixel.training.run_images import side_of
 
 SETTINGS = "settings.json"
 POINTS = "points"

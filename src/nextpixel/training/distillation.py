@@ -32,15 +32,8 @@ from nextpixel.progress import say
 from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.setup import (
-    absolute,
-    create_run,
-    find_sets,
-    relocate_images,
-    run_facts,
-    source_facts,
-    with_absolute_paths,
-)
+from nextpixel.training.run_images import absolute, find_sets, relocate_images, source_facts
+from nextpixel.training.setup import create_run, with_absolute_paths
 from nextpixel.training.tracking import check_tracker
 
 KIND = "distill"
@@ -148,7 +141,7 @@ def train_run(run: Run, images: Any = None) -> ResNet:
 
 
 def _train(run: Run, images: Any) -> ResNet:
-    with run_facts(run) as facts:
+    with run.checked_facts() as facts:
         config = DistillConfig(**facts["config"])
         decided = Decisions(**facts["decisions"])
         shape = ResNetConfig(**facts["model"])

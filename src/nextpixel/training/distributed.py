@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nextpixel.errors import InputError, WorkError
-from nextpixel.progress import is_first, say
+from nextpixel.progress import is_first
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
@@ -171,8 +171,8 @@ def on_all_ranks(work: Callable[[], T], *, patient: bool = False) -> T:
     if not any(failed):
         return result
     if failure is not None and failed.index(True) == rank():
-        if not is_first():
-            say(f"process {rank()}: {str(failure) or type(failure).__name__}", everywhere=True)
+        if isinstance(failure, InputError | WorkError):
+            failure.everywhere = True
         raise failure
     raise WorkError(f"process {failed.index(True)} failed; stopping all processes, see its error") from failure
 
@@ -337,10 +337,9 @@ def lost_process_errors() -> Iterator[None]:
             raise
         minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
         reason = " ".join(str(error).split())
-        sentence = (
+        lost_process = WorkError(
             f"another process died, or did not answer{minutes} (`timeout_minutes`). Continue from the last checkpoint "
             f"with `resume`; torchrun does so by itself with max-restarts ({reason})"
         )
-        if not is_first():
-            say(f"process {rank()}: {sentence}", everywhere=True)
-        raise WorkError(sentence) from error
+        lost_process.everywhere = True
+        raise lost_process from error

@@ -41,26 +41,18 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say, say_once
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.training import distributed, optim
+from nextpixel.training.decisions import decide
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.setup import (
-    OpenRun,
+from nextpixel.training.run_images import decode_sets, find_sets, relocate_run, source_facts
+from nextpixel.training.setup import OpenRun, create_run, open_run, start_once, with_absolute_paths
+from nextpixel.training.steps import (
     TokenBatch,
     TokenBatches,
     accumulate,
-    create_run,
-    decide,
-    decode_sets,
     evaluated_model,
-    find_sets,
-    open_run,
     pixel_loss,
     place_model,
-    relocate_run,
-    run_facts,
-    source_facts,
-    start_once,
     training_batches,
-    with_absolute_paths,
     write_full_model,
 )
 from nextpixel.training.tracking import check_tracker
@@ -216,7 +208,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
     with open_run(run, FinetuneConfig, images) as opened:
         config, decided, shape = opened.config, opened.decided, opened.shape
         arrays, steps = run.arrays(), distributed.on_first_rank(run.steps)
-        with run_facts(run):
+        with run.checked_facts():
             labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
         if not steps:
             raise InputError(f"{run.path}: expected a checkpoint to resume from, got none; start a new run")

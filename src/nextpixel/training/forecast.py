@@ -12,7 +12,7 @@ from nextpixel.hardware import hardware_called
 from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration, is_first, say
 from nextpixel.training import distributed
-from nextpixel.training.setup import Decisions, Placement, expected_memory, free_bytes
+from nextpixel.training.decisions import Decisions, Placement, expected_memory, free_bytes
 
 
 @dataclass(frozen=True)

@@ -40,29 +40,19 @@ from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens.palette import Palette
 from nextpixel.training import distributed, optim
+from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.setup import (
-    Decisions,
-    OpenRun,
+from nextpixel.training.run_images import decode_sets, relocate_run, source_facts
+from nextpixel.training.setup import OpenRun, create_run, launch_facts, open_run, start_once, with_absolute_paths
+from nextpixel.training.steps import (
     TokenBatch,
     TokenBatches,
     accumulate,
-    create_run,
-    decide,
-    decode_sets,
     evaluated_model,
-    launch_facts,
-    open_run,
     pixel_loss,
-    place,
     place_model,
-    relocate_run,
-    run_facts,
-    source_facts,
-    start_once,
     training_batches,
-    with_absolute_paths,
     write_full_model,
 )
 from nextpixel.training.tracking import check_tracker
@@ -189,7 +179,7 @@ def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float |
 
     It starts from the last checkpoint at which both runs have their full rate. See start_once for several processes.
     """
-    with run_facts(source) as facts:
+    with source.checked_facts() as facts:
         config = PretrainConfig(**facts["config"])
     fraction = config.cooldown_fraction if cooldown_fraction is None else cooldown_fraction
     changed = replace_checked(config, {"steps": steps, "cooldown_fraction": fraction})

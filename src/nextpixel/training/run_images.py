@@ -1,0 +1,204 @@
+"""The images of a run: decoded and recorded when it starts, found again when it is resumed, and relocated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nextpixel.checkpoints import Run
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels
+from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, stored_side
+from nextpixel.devices import choose_device
+from nextpixel.errors import InputError
+from nextpixel.files import write_json
+from nextpixel.images.sources import MapSource, open_source
+from nextpixel.tokens import picture_size, read_tokenizer, square_side
+from nextpixel.training import distributed
+from nextpixel.training.decisions import Decisions
+
+
+def source_facts(images: Any, split: str | None) -> dict[str, Any]:
+    """Where images come from, for run.json."""
+    several = list(images) if isinstance(images, list | tuple) else [images]
+    path: Any = None
+    if several and all(isinstance(item, str | os.PathLike) for item in several):
+        path = [absolute(str(item)) for item in several]
+    return {
+        "source": ", ".join(map(str, several)) if path else type(images).__name__,
+        "path": path[0] if path and several[0] is images else path,
+        "split": split,
+    }
+
+
+def decode_sets(
+    images: Any,
+    config: GPTRunConfig,
+    side: int,
+    fit: Fit,
+    levels: Levels,
+    split: str | None,
+    validation: Any = None,
+) -> tuple[DecodedSet, DecodedSet]:
+    """The training set at the side that augmentation needs, and a set at the model's side for validation.
+
+    The second has the `validation` images, in the range of the training set, or else the same images as the first.
+    Raises InputError for a prepared folder of another side or fit.
+    """
+    stored = stored_side(side, config.augment)
+    source = open_source(images, split)
+    if isinstance(source, MapSource):
+        source.check(side, fit, stored)
+    train = decode(source, stored, cache=config.cache, fit=fit, levels=levels)
+    if validation is not None:
+        return train, decode(validation, side, cache=config.cache, fit=fit, levels=train.levels)
+    if stored == side:
+        return train, train
+    if isinstance(source, MapSource):
+        return train, resized(source, side, fit)
+    return train, decode(source, side, cache=config.cache, fit=fit, levels=train.levels)
+
+
+def find_sets(
+    keys: Sequence[str],
+    pixels: Sequence[str],
+    cache: str | None,
+    data: Mapping[str, Any],
+    images: Any,
+    decode: Callable[[Any], Any],
+    argument: str = "data",
+) -> tuple[DecodedSet, ...]:
+    """The sets of a run: from the cache, else decoded again and verified.
+
+    `decode` makes the sets of those keys from `images`, by default from the path in `data`. `argument` is the one
+    that passes these images.
+    """
+    try:
+        return tuple(read_decoded(key, cache) for key in keys)
+    except FileNotFoundError:
+        pass
+    if images is None and data["path"] is None:
+        raise InputError(f"this run was started with images in memory; pass them again as `{argument}`")
+    if images is None:
+        _check_exist(data["path"], argument)
+    sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
+    source = data["source"] if images is None else source_facts(images, None)["source"]
+    _check_same(sets, keys, pixels, cache, [source] * len(sets))
+    return sets
+
+
+def _check_exist(paths: str | Sequence[str], argument: str) -> None:
+    several = [paths] if isinstance(paths, str) else paths
+    if gone := [path for path in several if os.path.isabs(path) and not os.path.exists(path)]:
+        raise InputError(
+            f"{gone[0]}: the images of this run no longer exist; if they were moved, pass their new path as "
+            f"`{argument}`"
+        )
+
+
+def _check_same(
+    sets: Sequence[DecodedSet], keys: Sequence[str], pixels: Sequence[str], cache: str | None, sources: Sequence[str]
+) -> None:
+    """Raises InputError unless the sets have those keys, or the same pixels in the same order."""
+    for i, (found, key, source) in enumerate(zip(sets, keys, sources, strict=True)):
+        with suppress(FileNotFoundError):
+            if key in (found.key, found.key_before) or found.digest() == (
+                pixels[i] if pixels else read_decoded(key, cache).digest()
+            ):
+                continue
+        raise InputError(
+            f"{source}: expected the original images of the run, got others (files were added, removed or changed); "
+            "restore them, or start a new run"
+        )
+
+
+def relocate_run(run: Run, settings: Callable[..., Any], images: Any, validation: Any = None) -> Run:
+    """The run, with `images` and `validation`, if any, recorded as its new sources; see relocate_images."""
+    if images is not None or validation is not None:
+        with run.checked_facts() as facts:
+            device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
+            place = facts["data"]["path"] if images is None else images
+            if validation is not None and facts["config"].get("validation") is None:
+                raise InputError(
+                    f"{run.path} validates on some of its training images; leave it out", argument="validation"
+                )
+        distributed.join(choose_device(device), minutes)
+        distributed.on_first_rank(
+            lambda: relocate_images(run, place, lambda facts: decode_run_images(facts, settings, place), validation),
+            patient=True,
+        )
+    return run
+
+
+def relocate_images(
+    run: Run, images: Any, decode: Callable[[dict[str, Any]], Sequence[DecodedSet]], validation: Any = None
+) -> None:
+    """Record these images, whose sets `decode(facts)` makes, as the source of a run in run.json.
+
+    `validation` is the new path of its validation images. Raises InputError unless all equal the run's images pixel by
+    pixel.
+    """
+    with run.locked():
+        facts = run.facts()
+        data, decisions = facts["data"], facts["decisions"]
+        names = [name for name in ("train_key", "validation_key") if name in decisions]
+        if validation is not None:
+            facts["config"]["validation"] = absolute(str(validation))
+        sets, source = decode(facts), source_facts(images, data["split"])
+        pixels = decisions.get("pixels", [])[: len(sets)]
+        sources = [source["source"], facts["config"].get("validation") or source["source"]][: len(sets)]
+        _check_same(sets, [decisions[name] for name in names], pixels, facts["config"]["cache"], sources)
+        decisions |= dict(zip(names, (found.key for found in sets), strict=True))
+        data |= source
+        write_json(run.path / "run.json", facts)
+
+
+def side_of(facts: dict[str, Any]) -> int:
+    """Side of the pictures of a run, in pixels."""
+    return square_side(picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"])))
+
+
+def decode_run_images(
+    facts: dict[str, Any], settings: Callable[..., Any], images: Any
+) -> tuple[DecodedSet, DecodedSet]:
+    """The training and validation sets of these images, decoded as run.json says."""
+    decided = Decisions(**facts["decisions"])
+    if facts["config"].get("validation"):
+        _check_exist(facts["config"]["validation"], "validation")
+    return decode_sets(
+        images,
+        settings(**facts["config"]),
+        side_of(facts),
+        decided.fit,
+        decided.requested_levels,
+        facts["data"]["split"],
+        facts["config"].get("validation"),
+    )
+
+
+def training_set(model: str | Path | None) -> DecodedSet | None:
+    """The training set of the run that `model` is a folder or checkpoint of; None for any other model.
+
+    Raises InputError where the images no longer exist.
+    """
+    folders = [] if model is None else [Path(model), Path(model).parent]
+    run = next((Run(folder) for folder in folders if (folder / "run.json").is_file()), None)
+    if run is None or run.kind not in ("pretrain", "finetune"):
+        return None
+    with run.checked_facts() as facts:
+        key, cache, data = facts["decisions"]["train_key"], facts["config"]["cache"], facts["data"]
+        side = stored_side(side_of(facts), facts["config"]["augment"])
+        fit, levels = facts["decisions"]["fit"], Levels.of(data.get("range"), data.get("bands"))
+    try:
+        return read_decoded(key, cache)
+    except FileNotFoundError:
+        if data["path"] is None:
+            raise InputError("these were in memory") from None
+        return decode(data["path"], side, split=data["split"], cache=cache, fit=fit, levels=levels)
+
+
+def absolute(path: str | None) -> str | None:
+    """The absolute path of an existing file or folder; any other name, unchanged."""
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else path

@@ -1,0 +1,127 @@
+"""A training step of an Image GPT: the placed network, its batches as tokens, micro-batches, and writing the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nextpixel.checkpoints import Run, load, write_model
+from nextpixel.config import GPTRunConfig
+from nextpixel.data.decoded import Batches
+from nextpixel.network.losses import cross_entropy, masked_cross_entropy
+from nextpixel.network.model import ImageGPT
+from nextpixel.progress import is_first
+from nextpixel.training import distributed
+from nextpixel.training.decisions import Decisions
+from nextpixel.training.setup import OpenRun
+
+# tokens (B, T), or squares to encode; hidden tokens (B, T); orientations (B,), see images.orient
+TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batches:
+    """This process's part of the batches of those training images."""
+    return Batches(
+        opened.train_set.squares,
+        numbers,
+        side=opened.side,
+        batch_images=opened.config.batch_images,
+        augment=opened.config.augment,
+        seed=opened.config.seed,
+        part=(distributed.rank(), distributed.world_size()),
+    )
+
+
+def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
+    """Move the model to its device in train mode, compile its blocks if decided, and wrap it for several processes.
+
+    Calling the result calls that method of the model; see distributed.wrap.
+    """
+    if not config.shard:  # a sharded model is moved shard by shard
+        model.to(decided.device)
+    model.train()
+    model.checkpoint_activations = config.checkpoint_activations
+    if decided.compile:
+        for block in model.blocks:
+            block.compile()
+    blocks = list(model.blocks) if config.shard else None
+    network = distributed.wrap(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
+    return network.to(decided.device)
+
+
+def write_full_model(model: ImageGPT, folder: Path) -> None:
+    """write_model for a model that may be sharded; all processes call this, the first one writes."""
+    whole = model
+    if distributed.is_sharded(model):
+        state = distributed.full_state_dict(model)
+        if is_first():
+            with torch.device("meta"):
+                whole = ImageGPT(model.config)
+            whole.load_state_dict(state, assign=True)
+            whole.tokenizer, whole.fit, whole.facts = model.tokenizer, model.fit, model.facts
+            whole.levels, whole.words = model.levels, model.words
+    distributed.on_first_rank(lambda: write_model(whole, folder))
+
+
+@contextmanager
+def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
+    """The model in eval mode in one process: itself, or, if it is sharded, its checkpoint of that step."""
+    if distributed.is_sharded(model):
+        yield load(run.folder(step), device=device)
+        return
+    model.eval()
+    yield model
+    model.train()
+
+
+class TokenBatches:
+    """Training batches as tokens, with masks or orientations where the model takes them.
+
+    On a CPU pixels are encoded by `tokens`, which the loop calls in a second thread; elsewhere on the device.
+    """
+
+    def __init__(self, batches: Batches, model: ImageGPT, device: str) -> None:
+        self.batches, self.tokenizer, self.shape, self.device = batches, model.tokenizer, model.config, device
+
+    def tokens(self, step: int) -> TokenBatch:
+        batches, shape = self.batches, self.shape
+        squares = batches(step)
+        hidden = torch.from_numpy(batches.masks(step, shape.tokens)) if shape.objective == "masked" else None
+        orientations = torch.from_numpy(batches.orientations(step)) if shape.orientations > 1 else None
+        pixels = self.tokenizer.encode(squares) if self.device == "cpu" else torch.from_numpy(squares)
+        return pixels, hidden, orientations
+
+    def to_device(self, batch: TokenBatch) -> TokenBatch:
+        pixels, hidden, orientations = (None if one is None else one.to(self.device) for one in batch)
+        assert pixels is not None
+        return pixels if self.device == "cpu" else self.tokenizer.encode(pixels), hidden, orientations
+
+
+def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+    """The mean generative loss: over all tokens, or, for a masked model, over the hidden ones of each image."""
+    if hidden is None:
+        return cross_entropy(logits, tokens)
+    return masked_cross_entropy(logits, tokens, hidden).mean()
+
+
+def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
+    """Backward of a batch's mean loss by micro-batches; returns it, detached.
+
+    `loss_of(rows)` is the mean loss of those rows of the batch. Gradients are averaged over processes in the last
+    micro-batch only.
+    """
+    total = torch.zeros((), device=decided.device)
+    for start in range(0, images, decided.micro_batch_images):
+        rows = slice(start, min(start + decided.micro_batch_images, images))
+        with distributed.gradient_sync(network, rows.stop == images):
+            loss = loss_of(rows) * ((rows.stop - rows.start) / images)
+            loss.backward()
+        total += loss.detach()
+    return total
