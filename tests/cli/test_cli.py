@@ -407,7 +407,7 @@ BAD = {
     "pretrain --branch taken": ["--branch", "expected --out and --steps with it"],
     "pretrain --branch taken --steps 9 --out x": ["--branch: expected a run folder", "'taken'"],
     "pretrain --branch taken --steps 9 --out x --width 8": ["--branch", "combined with --width", "--init"],
-    # distillation, rivals, students
+    # distillation, peers, students
     "distill": ["--out", "as in: nextpixel distill"],
     "distill photos": ["--out", "as in: nextpixel distill"],
     "distill nope --out run --model model": ["nope", "no such file"],
@@ -646,7 +646,7 @@ def test_evaluate_finds_copies_of_training_images(capsys: pytest.CaptureFixture[
     told = run_json(command + " --nearest copies.png", capsys)["nearest"]
     assert [by["extractor"].partition("-")[0] for by in told] == ["pixels", "untrained"]
     for by in told:
-        assert [row[0] for row in by["places"]] == list(range(49, 29, -1))
+        assert [row[0] for row in by["indices"]] == list(range(49, 29, -1))
         assert by["median"] == by["ratio"] == 0 and by["real_median"] > 0
     assert read("copies.png").ndim == 3
     lines, _ = run(command, capsys)
@@ -704,7 +704,7 @@ def test_a_palette_is_fitted_and_trained_with(capsys: pytest.CaptureFixture[str]
 def test_a_run_tells_how_far_it_got_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     run(f"pretrain photos --out run {SMALL_RUN}", capsys)
     told = run_json("info run", capsys)
-    assert (told["run"]["steps"], told["run"]["of"]) == (2, 2) and told["run"]["best"]["step"] == 2
+    assert (told["run"]["steps"], told["run"]["planned_steps"]) == (2, 2) and told["run"]["best"]["step"] == 2
     assert any(line.strip() == "steps: 2" for line in run("info run", capsys)[0])
     resumed = run_json("pretrain --resume run", capsys)
     assert resumed["run"] == "run" and resumed["config"]["width"] == 16 and resumed["best"] == told["run"]["best"]

@@ -64,7 +64,7 @@ def test_an_untrained_model_has_the_layers_of_the_model_to_choose_among(
     desk: Path, capsys: pytest.CaptureFixture, layer: str
 ) -> None:
     assert main(["probe", "set.npz", "--model", "model", "--json", "--layer", layer, "--seed", "3"]) == 0
-    results = {result["reading"]: result for result in json.loads(capsys.readouterr().out)["results"]}
+    results = {result["method"]: result for result in json.loads(capsys.readouterr().out)["results"]}
     model = nextpixel.load("model")
     random = nextpixel.ImageGPT(model.config, seed=3).eval()
     random.palette = model.palette
@@ -74,7 +74,7 @@ def test_an_untrained_model_has_the_layers_of_the_model_to_choose_among(
         [trials], [layers], [score] = (results[name][key] for key in ("trials", "layers", "scores"))
         tried = {tuple(trial["layers"]) for trial in trials}
         assert layers == probe.layers_ and score["accuracy"] == probe.score("set.npz", split="test")
-        assert tried == ({(0,), (1,), (2,)} if layer == "best" else {(2,)})
+        assert tried == ({(0,), (1,), (2,)} if layer == "best" else {(2, 1)})
 
 
 def test_few_labels_are_drawn_again_and_again(desk: Path, capsys: pytest.CaptureFixture) -> None:
@@ -113,7 +113,7 @@ def test_only_the_images_that_are_drawn_are_looked_at(
     [few, _] = compare(
         [FeatureSet("all", everything, test, [0, 1, 2])], labels, test_labels, labels_per_class=[2, 3], repeats=2
     )
-    [ours] = [r for r in report["results"] if r["reading"] == "this model" and r["labels_per_class"] == 2]
+    [ours] = [r for r in report["results"] if r["method"] == "this model" and r["labels_per_class"] == 2]
     assert [score["accuracy"] for score in ours["scores"]] == [s.accuracy for s in few.scores] and ours[
         "layers"
     ] == few.layers
@@ -123,8 +123,8 @@ def test_concatenated_layers_stand_beside_the_best_one(desk: Path, capsys: pytes
     command = ["probe", "set.npz", "--model", "model", "--no-baselines", "--labels-per-class", "5", "--repeats", "2"]
     assert main([*command, "--concatenate", "0,2", "--json"]) == 0
     best, joined = json.loads(capsys.readouterr().out)["results"]
-    assert joined["reading"] == "this model, layers 0,2" and joined["layers"] == [[0, 2], [0, 2]]
-    assert best["reading"] == "this model" and all(len(layers) == 1 for layers in best["layers"])
+    assert joined["method"] == "this model, layers 0,2" and joined["layers"] == [[0, 2], [0, 2]]
+    assert best["method"] == "this model" and all(len(layers) == 1 for layers in best["layers"])
     assert main([*command, "--layer", "0,2", "--json"]) == 0
     [alone] = json.loads(capsys.readouterr().out)["results"]
     assert alone["scores"] == joined["scores"] and alone["layers"] == joined["layers"]
@@ -266,7 +266,7 @@ def test_the_training_images_are_no_test_and_a_set_without_splits_needs_one(
         assert said in capsys.readouterr().err
 
 
-def test_a_probe_tells_its_layers_classes_and_the_commonest_class_of_training(
+def test_the_report_holds_layers_classes_and_the_most_common_training_class(
     desk: Path, capsys: pytest.CaptureFixture
 ) -> None:
     images, labels = dark_and_bright(24)
@@ -280,7 +280,7 @@ def test_a_probe_tells_its_layers_classes_and_the_commonest_class_of_training(
     command = ["probe", "uneven.npz", "--model", "model", "--no-baselines", "--layer", "1,2", "--json"]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
-    assert report["commonest_class"] == 0, "dark is commonest in training, and no test image is"
+    assert report["most_common_class"] == 0, "dark is the most common in training; no test image is"
     assert report["results"][0]["layers"] == [[1, 2]] and report["classes"] == ["bright", "dark"]
     assert report["results"][0]["scores"][0]["auc"] is None
     assert (

@@ -80,7 +80,7 @@ def test_every_kept_checkpoint_is_measured_and_written(whole: tuple[Path, str]) 
     values = json.loads((out / "study.json").read_text())
     kept = [(name, step) for name in ("small", "large") for step in Run(name).steps()]
     assert len(kept) == 6 and [(p["run"], p["step"]) for p in values["points"]] == kept
-    assert values["controls"].keys() == {"commonest class", "raw pixels", "untrained 1x16", "untrained 1x32"}
+    assert values["controls"].keys() == {"most common class", "raw pixels", "untrained 1x16", "untrained 1x32"}
     for point in values["points"]:
         assert [score["layer"] for score in point["layers"]] == [0, 1]
         assert point["images"] == 4 * point["step"] and point["flops"] > 0

@@ -174,7 +174,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_rivals_stand_beside_the_probe(desk: Path, capsys: pytest.CaptureFixture) -> None:
+def test_peers_are_reported_beside_the_probe(desk: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["probe", "set.npz", "--model", "model", "--no-baselines", "--against", "resnet20,student"]
     command += ["--labels-per-class", "4", "--repeats", "2", "--trials", "2", "--epochs", "1"]
     assert main(command) == 0
@@ -187,9 +187,9 @@ def test_rivals_stand_beside_the_probe(desk: Path, capsys: pytest.CaptureFixture
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [len(row["trials"][0]) for row in report["results"]] == [3 * 5, 2, 2]
-    assert [len(row["trials"]) for row in report["rivals"]] == [2, 2]
-    assert all(len(tried) == 2 for row in report["rivals"] for tried in row["trials"])
-    scratch = next(row for row in report["costs"] if row["reading"] == "resnet20, from scratch")
+    assert [len(row["trials"]) for row in report["peers"]] == [2, 2]
+    assert all(len(tried) == 2 for row in report["peers"] for tried in row["trials"])
+    scratch = next(row for row in report["costs"] if row["method"] == "resnet20, from scratch")
     side = plan.feature_flops_per_image(ResNetConfig(side=8))
     assert scratch["inference_flops_per_image"] == side
     assert scratch["training_flops"] == 3 * scratch["training_image_passes"] * side
@@ -224,7 +224,7 @@ def test_a_student_takes_the_models_place(desk: Path, capsys: pytest.CaptureFixt
         (["--against", "larger"], "expected a student of side 8, as the model, got 16"),
     ],
 )
-def test_rivals_that_are_none_are_refused(
+def test_unknown_peers_are_refused(
     desk: Path, capsys: pytest.CaptureFixture, arguments: list[str], sentence: str
 ) -> None:
     assert main(["probe", "set.npz", "--model", "model", "--no-baselines", *arguments]) == 2

@@ -209,4 +209,4 @@ def test_the_best_student_on_held_out_images_is_kept_and_other_verbs_leave_it_al
     assert main(["finetune", "labelled.npz", "--model", "run", "--out", "clf"]) == 2
     assert "nextpixel probe LABELLED --against run" in capsys.readouterr().err
     assert main(["info", "run"]) == 0
-    assert "begun_by: distill" in capsys.readouterr().out
+    assert "kind: distill" in capsys.readouterr().out

@@ -425,7 +425,7 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
     (desk / "test" / "noon").rename(desk / "test" / "day")
     capsys.readouterr()
     assert main(["info", "clf"]) == 0
-    assert "begun_by: finetune" in (said := capsys.readouterr()).out and "classes: ('day', 'night')" in said.out
+    assert "kind: finetune" in (said := capsys.readouterr()).out and "classes: ('day', 'night')" in said.out
     assert main(["complete", "test/day", "--model", "clf", "-n", "1", "--out", "half.png"]) == 0
 
 

@@ -115,7 +115,7 @@ def _report(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness
                         "median": one.median,
                         "real_median": one.real_median,
                         "ratio": one.ratio,
-                        "places": one.indices.tolist(),
+                        "indices": one.indices.tolist(),
                         "distances": one.distances.tolist(),
                     }
                     for one in near

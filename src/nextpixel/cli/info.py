@@ -47,9 +47,9 @@ def run(argv: Sequence[str]) -> None:
         planned = written["decisions"].get("steps") or written["config"]["steps"]
         done = run.steps()
         facts["run"] = {
-            "begun_by": run.kind,
+            "kind": run.kind,
             "steps": done[-1] if done else 0,
-            "of": planned,
+            "planned_steps": planned,
             "best": run.best(),
             "checkpoints": done,
         }

@@ -23,12 +23,10 @@ TIMED_IMAGES = 64
 MOST_TRIALS = 5  # the length of convnet.TRIALS and probing.STRENGTHS, whose modules import torch
 
 
-def check_peers(against: str | None, trials: int, epochs: int | None) -> None:
+def check_peers(against: str | None, trials: int) -> None:
     """Raise InputError for invalid options."""
     if not 1 <= trials <= MOST_TRIALS:
         raise InputError(f"--trials: expected 1 to {MOST_TRIALS}, got {trials}")
-    if epochs is not None and epochs < 1:
-        raise InputError(f"--epochs: expected at least 1, got {epochs}")
     if against is not None and not all(names(against)):
         raise InputError(
             f"--against: expected {SCRATCH} or a student's folder, or several comma-separated, got {against!r}"
@@ -84,18 +82,16 @@ def fit_peers(
 
 def costs_of(
     model: Backbone,
-    feature_seconds: float,
     deepest: int,
-    searched: bool,
     results: Sequence[Result],
     peers: Sequence[TrainedResult],
     students: Mapping[str, ResNet],
 ) -> list[dict[str, Any]]:
     """Training and inference costs of the model's probe, the students' probes and each peer, averaged over repeats.
 
-    A probe's seconds include the features of its training images. Training FLOPs count forward and backward passes
-    (three forward passes per image), or for a probe the forward pass to the `deepest` layer. They exclude logistic
-    regression, pretraining and distillation. If layers were `searched`, inference runs to the deepest chosen one.
+    A probe's training includes the features of its images, up to the `deepest` layer; its inference runs up to the
+    deepest chosen layer. Training FLOPs of a peer are three forward passes an image. They exclude logistic regression,
+    pretraining and distillation.
     """
     import numpy as np
 
@@ -103,65 +99,35 @@ def costs_of(
     from nextpixel.network.cost import feature_flops_per_image
     from nextpixel.network.resnet import ResNet
 
-    side = model.side
-    backbones: dict[str, tuple[Backbone, float]] = {"this model": (model, feature_seconds)}
-    for name, student in students.items():
-        backbones[f"{name}, probe"] = student, milliseconds(student) / 1e3
+    fresh = ResNet(ResNetConfig(side=model.side)).eval()
+    probed: dict[str, Backbone] = {"this model": model} | {f"{name}, probe": one for name, one in students.items()}
     rows = []
+
+    def add(
+        one: Result | TrainedResult, network: Backbone, layer: int, images: int, flops: int, seconds: float = 0.0
+    ) -> None:
+        rows.append(
+            {
+                "method": one.method,
+                "labels_per_class": one.labels_per_class,
+                "training_seconds": float(np.mean(one.seconds)) + seconds,
+                "training_image_passes": images,
+                "training_flops": images * flops,
+                "inference_flops_per_image": feature_flops_per_image(network.config, layer),
+                "inference_ms_per_image": milliseconds(network, layer),
+            }
+        )
+
     for result in results:
-        if result.reading not in backbones:
-            continue
-        backbone, per_image = backbones[result.reading]
-        seen = 0 if isinstance(backbone, ResNet) else deepest
-        used = max(max(layers) for layers in result.layers) if searched and seen else seen
-        flops = feature_flops_per_image(backbone.config, used)
-        images = int(np.mean(result.train_images))
-        rows.append(
-            _cost(
-                result,
-                seconds=float(np.mean(result.seconds)) + images * per_image,
-                passes=images,
-                flops=images * feature_flops_per_image(backbone.config, seen),
-                inference_flops=flops,
-                inference_ms=milliseconds(backbone, used),
-            )
-        )
-    for fitted in peers:
-        of = students.get(fitted.reading.removesuffix(", fine-tuned"))
-        network = of or ResNet(ResNetConfig(side=side)).eval()
-        flops = feature_flops_per_image(network.config)
-        passes = int(np.mean(fitted.image_passes))
-        rows.append(
-            _cost(
-                fitted,
-                seconds=float(np.mean(fitted.seconds)),
-                passes=passes,
-                flops=3 * passes * flops,
-                inference_flops=flops,
-                inference_ms=milliseconds(network),
-            )
-        )
+        if network := probed.get(result.method):
+            layers = (0, 0) if isinstance(network, ResNet) else (deepest, max(max(chosen) for chosen in result.layers))
+            images = int(np.mean(result.train_images))
+            flops, seconds = feature_flops_per_image(network.config, layers[0]), milliseconds(network, layers[0]) / 1e3
+            add(result, network, layers[1], images, flops, images * seconds)
+    for peer in peers:
+        network = students.get(peer.method.removesuffix(", fine-tuned"), fresh)
+        add(peer, network, 0, int(np.mean(peer.image_passes)), 3 * feature_flops_per_image(network.config))
     return rows
-
-
-def _cost(
-    result: Result | TrainedResult,
-    *,
-    seconds: float,
-    passes: int,
-    flops: int,
-    inference_flops: int,
-    inference_ms: float,
-) -> dict[str, Any]:
-    return {
-        "reading": result.reading,
-        "labels_per_class": result.labels_per_class,
-        "training_seconds": seconds,
-        "training_image_passes": passes,
-        "training_flops": flops,
-        "inference_flops_per_image": inference_flops,
-        "inference_ms_per_image": inference_ms,
-    }
 
 
 def milliseconds(model: Backbone, layer: int = 0) -> float:
@@ -187,16 +153,16 @@ def peers_report(peers: Sequence[TrainedResult], costs: Sequence[Mapping[str, An
     for fitted in peers:
         scores = [asdict(score) | {"confusion": score.confusion.tolist()} for score in fitted.scores]
         rows.append(asdict(fitted) | {"scores": scores})
-    return {"rivals": rows, "costs": list(costs)}
+    return {"peers": rows, "costs": list(costs)}
 
 
 def print_costs(costs: Sequence[Mapping[str, Any]]) -> None:
     """Print a line per method and number of labels."""
-    widest = max((len(str(row["reading"])) for row in costs), default=0) + 2
+    widest = max((len(str(row["method"])) for row in costs), default=0) + 2
     for row in costs:
         count = "all labels" if row["labels_per_class"] is None else f"{row['labels_per_class']:>4} a class"
         show(
-            f"{row['reading']:<{widest}}{count}  training {row['training_seconds']:.1f} s, "
+            f"{row['method']:<{widest}}{count}  training {row['training_seconds']:.1f} s, "
             f"{row['training_image_passes']:,} images, {row['training_flops'] / 1e9:,.0f} GFLOP; inference "
             f"{row['inference_ms_per_image']:.2f} ms, {row['inference_flops_per_image'] / 1e6:,.0f} MFLOP an image"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,9 +80,9 @@ def run(argv: Sequence[str]) -> None:
     joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
     if joined is not None and fixed is not None:
         raise InputError("--concatenate: requires --layer best; --layer itself also concatenates")
-    check_numbers(args, at_least_one="repeats", at_least_zero="seed")
+    check_numbers(args, at_least_one="repeats epochs", at_least_zero="seed")
     check_folder(args.out, "out")
-    check_peers(args.against, args.trials, args.epochs)
+    check_peers(args.against, args.trials)
     if args.figure is not None:
         check_file(args.figure, ".png", [args.train], argument="figure")
         if fixed is not None and counts == [None]:
@@ -107,16 +106,14 @@ def run(argv: Sequence[str]) -> None:
     seen = seen_before(squares, test_squares, args.test or args.train)
     refuse_overlap(seen, args.test or args.train)
     rows = sampled_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
-    began = time.perf_counter()
     concatenate = fixed is not None
     ours = layer_features(
         OURS, model, squares, test_squares, layers, concatenate=concatenate, rows=rows, pooling=args.pooling
     )
-    feature_seconds = (time.perf_counter() - began) / (len(rows) + len(test_squares))
     feature_sets = [ours]
     if joined is not None:
         both = [f[:, joined].reshape(len(f), 1, -1) for f in (ours.train, ours.test)]
-        feature_sets.append(FeatureSet(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined[:1]))
+        feature_sets.append(FeatureSet(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined))
     if args.baselines:
         feature_sets += baseline_features(
             model,
@@ -159,9 +156,7 @@ def run(argv: Sequence[str]) -> None:
         seen=seen,
         device=str(model.device),
     )
-    costs = (
-        costs_of(model, feature_seconds, max(layers), fixed is None, results, peers, students) if args.against else []
-    )
+    costs = costs_of(model, max(layers), results, peers, students) if args.against else []
     majority = majority_accuracy(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
@@ -234,7 +229,7 @@ def _print(
 
     show(f"{images:,} training and {test_images:,} test images; most common class: {majority:.1%}")
     rows: list[Result | TrainedResult] = [*results, *peers]
-    widest = max(18, *(len(row.reading) + 2 for row in rows))
+    widest = max(18, *(len(row.method) + 2 for row in rows))
     for result in rows:
         mean, spread, half = mean_interval([score.accuracy for score in result.scores])
         if result.labels_per_class is None:
@@ -256,11 +251,9 @@ def _print(
         nearest = ""
         if isinstance(result, Result):
             nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
-        show(f"{result.reading:<{widest}}{text}{auc}{nearest}")
+        show(f"{result.method:<{widest}}{text}{auc}{nearest}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
-        means = {
-            r.reading: np.mean([score.accuracy for score in r.scores]) for r in rows if r.labels_per_class == count
-        }
+        means = {r.method: np.mean([score.accuracy for score in r.scores]) for r in rows if r.labels_per_class == count}
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
             show(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
@@ -283,26 +276,15 @@ def _print(
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, majority: float) -> dict[str, Any]:
-    from nextpixel.representation.baselines import UNTRAINED
-
-    fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
-    joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
-
-    def layers_of(result: Result) -> list[list[int]]:
-        """The layers of each fit; a result of concatenated layers records only the first."""
-        several = joined if joined and result.reading.startswith(f"{OURS}, layers") else fixed
-        own = result.reading.startswith((OURS, UNTRAINED))
-        return [several] * len(result.layers) if several and own else result.layers
-
     report: dict[str, Any] = {
         "seed": args.seed,
         "pooling": args.pooling,
-        "commonest_class": majority,
+        "most_common_class": majority,
         "results": [
             {
-                "reading": result.reading,
+                "method": result.method,
                 "labels_per_class": result.labels_per_class,
-                "layers": layers_of(result),
+                "layers": result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
                 "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],

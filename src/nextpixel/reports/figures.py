@@ -29,8 +29,8 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
 def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
     """Test accuracy against labels per class, a line for each feature set, with 95 % intervals of the mean."""
     axes, figure = _axes("labels per class", "test accuracy")
-    for name in dict.fromkeys(result.reading for result in results):
-        rows = [r for r in results if r.reading == name and r.labels_per_class is not None]
+    for name in dict.fromkeys(result.method for result in results):
+        rows = [r for r in results if r.method == name and r.labels_per_class is not None]
         means, _, halves = zip(*(mean_interval([score.accuracy for score in row.scores]) for row in rows), strict=True)
         axes.errorbar([row.labels_per_class for row in rows], means, halves, marker="o", capsize=3, label=name)
     axes.set_xscale("log")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from nextpixel.evaluation.oddness import COLUMNS, Oddness, local_nats
 from nextpixel.images import HEAT, heatmap
-from nextpixel.reports.pages import fill, image, text
+from nextpixel.reports.pages import BAR, MARK, OTHER, fill, image, new_axes, svg, text
 
 MAX_CARDS = 24
 MAX_ROWS = 2_000
@@ -145,51 +145,23 @@ def _row(odd: Oddness, row: int, by: str, beyond: dict[str, NDArray[np.bool_]]) 
 
 def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
     """Bars for the images, an outline for the normal ones scaled to the same area, a line at the threshold."""
-    values, normal = odd.values[by], odd.calibration.get(by)
+    values, normal, unit = odd.values[by], odd.calibration.get(by), COLUMNS[by].unit
     every = np.concatenate([values] + ([] if normal is None else [normal]) + ([] if limit is None else [[limit]]))
-    low, high = float(every.min()), float(every.max())
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    counts = np.histogram(values, edges)[0]
-    outline = None if normal is None else np.histogram(normal, edges)[0] * (len(values) / len(normal))
-    tallest = max(counts.max(), 0 if outline is None else outline.max())
-    width, height, foot = 720, 240, 40
-    step = width / BINS
-
-    def up(count: float) -> float:
-        return height * (1 - count / tallest)
-
-    parts = [
-        f'<rect class="bar" x="{i * step + 1:.1f}" y="{up(n):.1f}" width="{step - 2:.1f}" '
-        f'height="{height - up(n):.1f}"/>'
-        for i, n in enumerate(counts)
-        if n
-    ]
-    if outline is not None:
-        points = " ".join(f"{i * step:.1f},{up(n):.1f} {(i + 1) * step:.1f},{up(n):.1f}" for i, n in enumerate(outline))
-        parts.append(f'<polyline class="normal" points="0,{height} {points} {width},{height}"/>')
-    if limit is not None:
-        x = width * (limit - edges[0]) / (edges[-1] - edges[0])
-        parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
-    parts.append(f'<line class="axis" x1="0" x2="{width}" y1="{height}" y2="{height}"/>')
-    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        value = format_value(by, edges[0] + share * (edges[-1] - edges[0]))
-        parts.append(f'<text x="{share * width:.0f}" y="{height + 26}" text-anchor="{anchor}">{value}</text>')
-    label = (
-        f"Histogram of {COLUMNS[by].title}: {len(values):,} images from {format_value(by, values.min())} to "
-        f"{format_value(by, values.max())} {COLUMNS[by].unit}, median {format_value(by, float(np.median(values)))}"
-    )
-    keys = [f'<li><i style="background: var(--bar)"></i>{len(values):,} images</li>']
+    edges = np.histogram_bin_edges(every, BINS)
+    axes = new_axes(7.5)
+    axes.hist(values, edges, color=BAR, rwidth=0.9, label=f"{len(values):,} images")
     if normal is not None:
-        outlined = "border: 2px solid var(--other); border-bottom: 0"
-        keys.append(f'<li><i style="{outlined}"></i>{len(normal):,} normal images, scaled to the same area</li>')
+        counts = np.histogram(normal, edges)[0] * (len(values) / len(normal))
+        axes.stairs(counts, edges, color=OTHER, lw=1.5, label=f"{len(normal):,} normal images, scaled to the same area")
     if limit is not None:
         side = "below" if COLUMNS[by].smaller_is_odder else "above"
-        note = f"threshold: odd {side} {format_value(by, limit)}"
-        keys.append(f'<li><i style="border-left: 2px dashed var(--mark); width: 2px"></i>{note}</li>')
-    return (
-        f'<svg viewBox="0 0 {width} {height + foot}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>\n'
-        f'<ul class="key">{"".join(keys)}<li>in {text(COLUMNS[by].unit)}</li></ul>'
+        axes.axvline(limit, color=MARK, ls="--", lw=1.5, label=f"threshold: odd {side} {format_value(by, limit)}")
+    axes.set_xlabel(unit)
+    label = (
+        f"Histogram of {COLUMNS[by].title}: {len(values):,} images from {format_value(by, values.min())} to "
+        f"{format_value(by, values.max())} {unit}, median {format_value(by, float(np.median(values)))}"
     )
+    return svg(axes, label)
 
 
 def _p(value: float) -> str:

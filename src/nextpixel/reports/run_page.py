@@ -137,7 +137,6 @@ def _charts(log: list[dict[str, Any]], spikes: Points) -> list[str]:
         "nats per pixel" if nats else "",
         [Line("training", loss), Line("validation", nats, "held", errors)],
         lambda value: f"{value:.3f}",
-        wide=True,
         clipped=True,
         spikes=spikes,
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ NEIGHBOURS = 20
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of the training and test images by one method, (N, J, D) each, for J layers."""
+    """Features of the training and test images by one method, (N, J, D) each; J is 1 for concatenated layers."""
 
     name: str
     train: NDArray[np.float32]
@@ -52,14 +52,14 @@ def layer_features(
     both = [features_of_rows(extract, train, np.arange(len(train)) if rows is None else rows), extract(test)]
     if concatenate:
         both = [features.reshape(len(features), 1, -1) for features in both]
-    return FeatureSet(name, both[0], both[1], list(layers[:1] if concatenate else layers), trials)
+    return FeatureSet(name, both[0], both[1], list(layers), trials)
 
 
 @dataclass(frozen=True)
 class Result:
     """Scores of one feature set with some labels per class (None: all), one for each random subset."""
 
-    reading: str
+    method: str
     labels_per_class: int | None
     scores: list[Score]
     neighbours: list[float]
@@ -91,15 +91,15 @@ def compare(
         subsets = _subsets(labels, count, repeats, seed)
         for features in feature_sets:
             result = Result(features.name, count, [], [], [], [], [len(rows) for rows in subsets], [])
-            layer: Literal["best"] | int = "best" if len(features.layers) > 1 else features.layers[0]
+            several = features.train.shape[1] > 1
             strengths = STRENGTHS if features.trials is None else middle_strengths(features.trials)
             for rows in subsets:
                 start = time.perf_counter()
-                probe = LinearProbe(None, layer, seed=seed, strengths=strengths)
+                probe = LinearProbe(None, "best" if several else features.layers, seed=seed, strengths=strengths)
                 probe.fit_features(features.train[rows], labels[rows], layers=features.layers)
                 result.seconds.append(time.perf_counter() - start)
                 result.trials.append(probe.trials_)
-                column = features.layers.index(probe.layers_[0])
+                column = features.layers.index(probe.layers_[0]) if several else 0
                 train, test = features.train[rows, column], features.test[:, column]
                 result.scores.append(probe.evaluate_features(test, test_labels, seen=seen))
                 result.neighbours.append(_neighbour_accuracy(train, labels[rows], test, test_labels))

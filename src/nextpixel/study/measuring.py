@@ -180,7 +180,7 @@ def _controls(
         shape = _shape_name(member.shape)
         found[f"untrained {shape}"] = cache.get(f"untrained-{shape}-{member.shape.heads}", partial(untrained, member))
     accuracies = {name: best_layer(_scores(measured)).accuracy for name, measured in found.items()}
-    return {"commonest class": majority_accuracy(images.labels, images.test_labels)} | accuracies
+    return {"most common class": majority_accuracy(images.labels, images.test_labels)} | accuracies
 
 
 def _scores(measured: dict[str, Any]) -> list[LayerScore]:

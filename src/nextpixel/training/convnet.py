@@ -174,7 +174,7 @@ def predict_convnet(model: ResNet, squares: NDArray[np.uint8]) -> NDArray[np.flo
 class TrainedResult:
     """Scores of a trained network for one number of labels per class (None: all), over random subsets."""
 
-    reading: str
+    method: str
     labels_per_class: int | None
     scores: list[Score]
     trials: list[list[dict[str, Any]]]
