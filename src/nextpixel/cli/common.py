@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,31 @@ from numpy.typing import NDArray
 
 from nextpixel.config import ModelOptions, check_picture_count
 from nextpixel.errors import InputError
-from nextpixel.progress import say_left_out
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     from nextpixel.data.decoded import DecodedSet
+    from nextpixel.drawing.sampling import Drawing
+    from nextpixel.images import Picture
     from nextpixel.network.model import ImageGPT
     from nextpixel.representation.extraction import Backbone
     from nextpixel.representation.probing import LinearProbe
+
+
+CELL_PIXELS = 96  # a picture's height in an animation
+ANIMATED_AT_MOST = 256  # pictures
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Files for other programs, at the model's resolution; a model of exact colours writes exactly its palette."""
+
+    each: Path | None = None
+    """Also write each picture to a file in this new folder."""
+    sheet: Path | None = None
+    """Also write all pictures into this PNG, side by side without gaps, and their places into a .json beside it."""
+    gif: Path | None = None
+    """Also write an animation of the drawing to this .gif file."""
 
 
 def load_model(options: ModelOptions) -> ImageGPT:
@@ -90,7 +108,14 @@ def decode_for(model: Backbone, images: Any, split: str | None = None) -> Decode
 def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
     """Check the outputs and the number of pictures of complete and sample."""
     check_file(args.out, ".png", inputs)
-    check_folder(args.each, "each")
+    check_folder(args.files.each, "each")
+    if args.files.sheet is not None:
+        check_file(args.files.sheet, ".png", inputs, "sheet")
+        check_file(args.files.sheet.with_suffix(".json"), ".json", inputs, "sheet")
+        if args.files.sheet.resolve() == args.out.resolve():
+            raise InputError(f"expected another file than that of `out`, got {args.out}", argument="sheet")
+    if args.files.gif is not None:
+        check_file(args.files.gif, ".gif", inputs, "gif")
     check_picture_count(args.n)
 
 
@@ -155,16 +180,42 @@ def _safe_cell(value: Any) -> Any:
     return value
 
 
-def write_each(folder: Path | None, images: NDArray[np.uint8], stems: Sequence[str]) -> list[str]:
+def write_each(folder: Path | None, images: Iterable[Picture | NDArray[np.uint8]], stems: Sequence[str]) -> list[str]:
     """Write each image as a numbered PNG to the new folder; return the paths."""
     if folder is None:
         return []
-    from nextpixel.files import clipped, new_folder
+    from nextpixel.files import new_folder
     from nextpixel.images import save_png
 
-    digits = len(str(len(images) - 1))
-    names = [clipped(f"{i:0{digits}d}_{stem}", ".png") for i, stem in enumerate(stems)]
+    names = _numbered(stems)
     with new_folder(folder) as part:
         for name, image in zip(names, images, strict=True):
             save_png(image, part / name)
     return [str(folder / name) for name in names]
+
+
+def _numbered(stems: Sequence[str]) -> list[str]:
+    """File names."""
+    from nextpixel.files import clipped
+
+    digits = len(str(len(stems) - 1))
+    return [clipped(f"{i:0{digits}d}_{stem}", ".png") for i, stem in enumerate(stems)]
+
+
+def write_pictures(files: PictureFiles, model: ImageGPT, drawing: Drawing, stems: Sequence[str]) -> dict[str, Any]:
+    """Write the files that were asked for; return their paths for JSON. `stems` name the pictures."""
+    from nextpixel.drawing.sampling import pictures
+    from nextpixel.images import write_gif, write_sheet
+    from nextpixel.tokens import exact_colours
+
+    paths: dict[str, Any] = {"each": write_each(files.each, pictures(model, drawing), stems)}
+    if files.sheet is not None:
+        index = write_sheet(files.sheet, drawing.images, _numbered(stems), exact_colours(model.tokenizer))
+        paths |= {"sheet": str(files.sheet), "sheet_index": str(index)}
+    if files.gif is not None:
+        if len(drawing.images) > ANIMATED_AT_MOST:
+            say(f"{files.gif} shows the first {ANIMATED_AT_MOST} of {len(drawing.images):,} pictures")
+        zoom = max(1, CELL_PIXELS // drawing.images.shape[1])
+        write_gif(files.gif, drawing.images[:ANIMATED_AT_MOST], drawing.drawn_at, zoom)
+        paths["gif"] = str(files.gif)
+    return paths

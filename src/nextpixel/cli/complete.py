@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import check_drawing, decode_for, load_model, show_pictures, write_each
+from nextpixel.cli.common import PictureFiles, check_drawing, decode_for, load_model, show_pictures, write_pictures
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
@@ -42,10 +42,9 @@ class Complete:
     """The split to use, if the source has several (train, test)."""
     out: Path = Path("completions.png")
     """The grid, a PNG file."""
-    each: Path | None = None
-    """Also write each completion to a file in this new folder, at the model's resolution."""
     show: bool = False
     """Show the result in the terminal."""
+    files: PictureFiles = field(default_factory=PictureFiles)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -80,22 +79,24 @@ def run(argv: Sequence[str]) -> None:
     drawn = time.perf_counter()
 
     rows, captions = [], []
+    hidden = np.array([225, 225, 225, 255], np.uint8)[: drawing.images.shape[3]]
     for i, square in enumerate(squares[:pictures]):
         mine = slice(i * args.n, i * args.n + columns)
-        given = np.where(drawing.kept[..., None], drawing.images[mine.start], np.uint8(225))
+        given = np.where(drawing.kept[..., None], drawing.images[mine.start], hidden)
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
     titles = ["given", *(str(k + 1) for k in range(columns)), "original"]
     save_png(
         grid(rows, zoom=max(1, GRID_PIXELS // drawing.images.shape[1]), titles=titles, captions=captions), args.out
     )
-    files = write_each(args.each, drawing.images, [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)])
+    stems = [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)]
+    files = write_pictures(args.files, model, drawing, stems)
     show_pictures(rows, args)
     if args.output.json:
         print_json(
             {
                 "out": str(args.out),
-                "each": files,
+                **files,
                 "kept_rows": int(drawing.kept.any(1).sum()),
                 "kept_columns": int(drawing.kept.any(0).sum()),
                 "seed": args.sampling.seed,
@@ -112,7 +113,9 @@ def run(argv: Sequence[str]) -> None:
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
             show(f"{name}: nats per pixel {nats}")
-        show(args.out)
+        for path in (args.out, args.files.sheet, args.files.gif):
+            if path is not None:
+                show(path)
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")

@@ -11,12 +11,11 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import check_drawing, load_model, show_pictures, write_each
+from nextpixel.cli.common import CELL_PIXELS, PictureFiles, check_drawing, load_model, show_pictures, write_pictures
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
-CELL_PIXELS = 96
 GRID_AT_MOST = 1024
 
 
@@ -28,10 +27,9 @@ class Sample:
     """Number of pictures."""
     out: Path = Path("samples.png")
     """The grid, a PNG file."""
-    each: Path | None = None
-    """Also write each picture to a file in this new folder, at the model's resolution."""
     show: bool = False
     """Show the result in the terminal."""
+    files: PictureFiles = field(default_factory=PictureFiles)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -51,20 +49,22 @@ def run(argv: Sequence[str]) -> None:
     columns = math.ceil(math.sqrt(shown))
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
     save_png(grid(rows, zoom=max(1, CELL_PIXELS // drawing.images.shape[1])), args.out)
-    files = write_each(args.each, drawing.images, [f"seed{args.sampling.seed}"] * args.n)
+    files = write_pictures(args.files, model, drawing, [f"seed{args.sampling.seed}"] * args.n)
     show_pictures(rows, args)
     if args.output.json:
         print_json(
             {
                 "out": str(args.out),
-                "each": files,
+                **files,
                 "seed": args.sampling.seed,
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "nats_per_pixel": drawing.nats.tolist(),
             }
         )
     else:
-        show(args.out)
+        for path in (args.out, args.files.sheet, args.files.gif):
+            if path is not None:
+                show(path)
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     say(f"For other pictures: --seed {args.sampling.seed + 1}")

@@ -18,11 +18,12 @@ from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, 
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, from_array, orient, upright
+from nextpixel.images import Picture, orient, to_picture, upright
 from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.tokens import exact_colours
 
 MAX_ROWS = 256
 ORIENTATIONS: dict[KeepSide, int] = {
@@ -39,13 +40,18 @@ class Drawing:
     """n completions of each of M pictures, flat, picture by picture."""
 
     images: NDArray[np.uint8]
-    """(M * n, H, W, 3); kept pixels are decoded from their tokens."""
+    """(M * n, H, W, C); kept pixels are decoded from their tokens."""
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
-    kept: NDArray[np.bool_]
-    """(H, W), the pixels that were given."""
+    drawn_at: NDArray[np.int64]
+    """(H, W), the step, counted from 1, in which each pixel was drawn, row by row; 0: it was given."""
     mode: str
     """The decoder that `speed` selected."""
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """(H, W), the pixels that were given."""
+        return self.drawn_at == 0
 
 
 class DrawnRow(NamedTuple):
@@ -55,13 +61,16 @@ class DrawnRow(NamedTuple):
     """Their indices in the flat list, picture by picture."""
     y: int
     pixels: NDArray[np.uint8]
-    """(len(candidates), W, 3)"""
+    """(len(candidates), W, C)"""
 
 
 @check_keywords(SamplingKeywords)
 def sample(model: ImageGPT, n: int = 1, **settings: Unpack[SamplingKeywords]) -> list[Picture]:
-    """Draw n whole pictures as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...)."""
-    return [from_array(image) for image in draw(model, None, n=n, sampling=SamplingConfig(**settings)).images]
+    """Draw n whole pictures as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...).
+
+    A model of exact colours gives indexed pictures with its palette, or RGBA ones beyond 256 colours.
+    """
+    return pictures(model, draw(model, None, n=n, sampling=SamplingConfig(**settings)))
 
 
 @check_keywords(SamplingKeywords)
@@ -82,7 +91,13 @@ def complete(
     """
     squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
     drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
-    return [from_array(image) for image in drawing.images]
+    return pictures(model, drawing)
+
+
+def pictures(model: ImageGPT, drawing: Drawing) -> list[Picture]:
+    """A drawing of the model as PIL images, see images.to_picture."""
+    palette = exact_colours(model.tokenizer)
+    return [to_picture(image, palette) for image in drawing.images]
 
 
 @check_keywords(SamplingKeywords)
@@ -112,7 +127,7 @@ def draw(
     sampling: SamplingConfig | None = None,
     keep_side: KeepSide = "top",
 ) -> Drawing:
-    """Complete squares uint8 (M, H, W, 3) at the model's side, or, for None, draw n whole pictures."""
+    """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures."""
     sampling = sampling or SamplingConfig()
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
@@ -130,10 +145,10 @@ def draw(
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
     images = tokenizer.decode(tokens, config.columns)
-    kept = np.zeros((1, *images.shape[1:3]), bool)
-    kept[:, : plan.kept_rows * tokenizer.patch[0]] = True
+    steps = np.maximum(np.arange(images.shape[1]) // tokenizer.patch[0] - plan.kept_rows + 1, 0)
+    drawn_at = upright(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
     nats /= math.prod(tokenizer.patch)
-    return Drawing(upright(images, orientation), nats, upright(kept, orientation)[0], plan.decoder.name)
+    return Drawing(upright(images, orientation), nats, drawn_at, plan.decoder.name)
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:

@@ -16,7 +16,10 @@ from nextpixel.images.canvas import (
     zoom_nearest,
 )
 from nextpixel.images.dicom import is_dicom
+from nextpixel.images.exports import to_picture, write_gif, write_sheet
 from nextpixel.images.numbers import Numbers, coloured, find_range
+from nextpixel.images.palette_files import FORMATS as PALETTE_FORMATS
+from nextpixel.images.palette_files import is_palette_file, read_palette_file, write_palette_file
 from nextpixel.images.pixels import (
     EXTENSIONS,
     FORMATS,
@@ -49,6 +52,7 @@ __all__ = [
     "HEAT",
     "IMAGENET_SIDE",
     "INK",
+    "PALETTE_FORMATS",
     "PIXEL_LIMIT",
     "Content",
     "Numbers",
@@ -64,15 +68,21 @@ __all__ = [
     "grid",
     "heatmap",
     "is_dicom",
+    "is_palette_file",
     "missing_plugin",
     "orient",
     "png_bytes",
+    "read_palette_file",
     "read_pixels",
     "readable_extensions",
     "save_png",
     "terminal_picture",
     "terminal_row",
+    "to_picture",
     "to_rgb",
     "upright",
+    "write_gif",
+    "write_palette_file",
+    "write_sheet",
     "zoom_nearest",
 ]

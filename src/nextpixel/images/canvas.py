@@ -16,10 +16,12 @@ from nextpixel.images.pixels import Picture
 
 BACKGROUND = (247, 247, 245)
 INK = (64, 64, 68)
+CHECKS = (140, 115)
+CHECK_PIXELS = 2
 
 
 def zoom_nearest(pixels: np.ndarray, zoom: int) -> np.ndarray:
-    """Each pixel becomes zoom x zoom: (H, W, 3) -> (H * zoom, W * zoom, 3)."""
+    """Each pixel becomes zoom x zoom: (H, W, C) -> (H * zoom, W * zoom, C)."""
     if zoom < 1:
         raise InputError(f"zoom must be at least 1, got {zoom}")
     return pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -34,7 +36,7 @@ def grid(
     captions: Sequence[Sequence[str | None]] | None = None,
     text_height: int = 13,
 ) -> Picture:
-    """Rows of images, uint8 (h, w, 3) each, as one RGB picture on a light ground.
+    """Rows of images, uint8 (h, w, 3 or 4) each, as one RGB picture on a light ground.
 
     zoom         screen pixels per image pixel; sizes may differ between cells, None leaves a place empty
     gap          pixels between the cells; the outer margin is twice that
@@ -82,7 +84,8 @@ def grid(
         for c, cell in enumerate(row):
             if cell is not None:
                 large = Image.fromarray(zoom_nearest(cell, zoom))
-                sheet.paste(large, (lefts[c] + (widths[c] - large.width) // 2, top))
+                place = (lefts[c] + (widths[c] - large.width) // 2, top)
+                sheet.paste(large, place, large if large.mode == "RGBA" else None)
             if text := caption(r, c):
                 middle = (lefts[c] + widths[c] / 2, top + heights[r] + line * 0.55)
                 draw.text(middle, text, INK, font, anchor="mm")
@@ -91,7 +94,7 @@ def grid(
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) or (H, W) as the content of a PNG file, compressed as far as it goes."""
+    """uint8 (H, W, 3 or 4) or (H, W) as the content of a PNG file, compressed as far as it goes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=9)
     return buffer.getvalue()
@@ -116,9 +119,10 @@ def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
 
 
 def terminal_picture(image: np.ndarray, width_limit: int = 80) -> str:
-    """uint8 (h, w, 3) -> lines of half blocks in 24-bit ANSI colours, two pixel rows a line.
+    """uint8 (h, w, 3 or 4) -> lines of half blocks in 24-bit ANSI colours, two pixel rows a line.
 
-    Wider than `width_limit` columns it is shrunk. Every line ends with a reset; no newline after the last.
+    Transparency is laid over a checkerboard. Wider than `width_limit` columns it is shrunk. Every line ends with a
+    reset; no newline after the last.
     """
     return "\n".join(_terminal_lines(image, width_limit))
 
@@ -146,6 +150,8 @@ def _terminal_lines(image: np.ndarray, width_limit: int) -> list[str]:
     if width_limit < 1:
         raise InputError(f"a terminal needs at least 1 column, got {width_limit}")
     height, width = image.shape[:2]
+    if image.shape[2] == 4:
+        image = _over_checkerboard(image)
     if width > width_limit:
         size = (width_limit, max(1, round(height * width_limit / width)))
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
@@ -160,6 +166,14 @@ def _terminal_lines(image: np.ndarray, width_limit: int) -> list[str]:
             last = code
         lines.append(line + "\x1b[0m")
     return lines
+
+
+def _over_checkerboard(image: np.ndarray) -> np.ndarray:
+    """(h, w, 4) -> (h, w, 3)"""
+    rows, columns = np.indices(image.shape[:2]) // CHECK_PIXELS
+    ground = np.array(CHECKS)[(rows + columns) % 2][..., None]
+    alpha = image[..., 3:] / 255
+    return np.rint(image[..., :3] * alpha + ground * (1 - alpha)).astype(np.uint8)
 
 
 HEAT = np.array(  # black, purple, red, orange, yellow: after matplotlib's inferno, so lightness only rises

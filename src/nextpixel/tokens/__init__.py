@@ -3,6 +3,14 @@
 May use files, limits and progress.
 """
 
-from nextpixel.tokens.tokenizer import KINDS, Tokenizer, picture_size, read_tokenizer, square_side, tokenizer_facts
+from nextpixel.tokens.tokenizer import (
+    KINDS,
+    Tokenizer,
+    exact_colours,
+    picture_size,
+    read_tokenizer,
+    square_side,
+    tokenizer_facts,
+)
 
-__all__ = ["KINDS", "Tokenizer", "tokenizer_facts", "picture_size", "read_tokenizer", "square_side"]
+__all__ = ["KINDS", "Tokenizer", "exact_colours", "tokenizer_facts", "picture_size", "read_tokenizer", "square_side"]

@@ -69,6 +69,11 @@ def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"kind": tokenizer.kind, "sha256": tokenizer.hash, **tokenizer.values()}
 
 
+def exact_colours(tokenizer: Tokenizer) -> NDArray[np.uint8] | None:
+    """The colours (K, 4) of an exact palette; None for other tokenizers."""
+    return tokenizer.rgba if isinstance(tokenizer, ExactPalette) else None
+
+
 def picture_size(tokenizer: Tokenizer, shape: ImageGPTConfig) -> Size:
     """Height and width, in pixels, of a model's pictures."""
     return shape.rows * tokenizer.patch[0], shape.columns * tokenizer.patch[1]
