@@ -1,10 +1,13 @@
 """Small random models and tokens for tests."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from nextpixel import ImageGPT, ImageGPTConfig
+from nextpixel import ImageGPT, ImageGPTConfig, Palette
+from nextpixel.tokens.words import Words
 
 CONFIG = ImageGPTConfig(layers=3, width=32, heads=4, side=4, colors=10)
 
@@ -27,3 +30,17 @@ def dark_and_bright(count: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.array(["dark", "bright"])[rng.integers(0, 2, count)]
     low = np.where(labels == "dark", 0, 128)[:, None, None, None]
     return (rng.integers(0, 128, (count, 4, 4, 3)) + low).astype(np.uint8), labels
+
+
+def with_words(config: ImageGPTConfig, dtype: torch.dtype = torch.float64) -> ImageGPT:
+    """A lively model that takes captions of eight words, each of which changes its logits."""
+    model = lively(dataclasses.replace(config, words=8), dtype)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        model.word_embedding.normal_(0, 1, generator=generator)
+        for block in model.blocks:  # where the modern preset begins with zeros
+            for name in ("attention.out.weight", "mlp.down.weight"):
+                block.get_parameter(name).normal_(0, 0.2, generator=generator)
+    model.words = Words(["red", "hair", "glasses", "long", "shirt", "green", "happy", "hat"], [0.5] * 8)
+    model.tokenizer = Palette(np.random.default_rng(0).uniform(-1, 1, (config.colors, 3)))
+    return model

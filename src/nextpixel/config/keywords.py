@@ -63,6 +63,9 @@ class SamplingKeywords(TypedDict, total=False):
     temperature: float
     top_k: int | None
     top_p: float | None
+    guidance: float
+    allow_colors: str | None
+    forbid_colors: str | None
     seed: int
     speed: Speed
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from nextpixel.config.keywords import Settings
 from nextpixel.config.terms import Device, Fit, Levels, Speed, check_numbers
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, shortened
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,13 @@ class SamplingConfig(Settings):
     """Sample only from this many most likely colours."""
     top_p: float | None = None
     """Sample only from the most likely colours that together have this probability."""
+    guidance: float = 1.0
+    """How strongly a caption steers: adds guidance - 1 times the difference between the logits with the caption and
+    without; 1 is off, and above 1 takes twice the time."""
+    allow_colors: str | None = None
+    """Draw only with these colours of the model, as in "#ff0000,#00000000,7": colours or their numbers."""
+    forbid_colors: str | None = None
+    """Draw without these colours."""
     seed: int = 0
     """Random seed; the noise depends only on seed, picture, completion and pixel."""
     speed: Speed = "auto"
@@ -28,9 +35,14 @@ class SamplingConfig(Settings):
     cache rounded to int8 where that is faster; keeps the distribution, but not the pixels that a seed gives."""
 
     def __post_init__(self) -> None:
+        for name in ("allow_colors", "forbid_colors"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(
+                    f'expected text as in "#ff0000,7", got {shortened(getattr(self, name))}', argument=name
+                )
         if self.speed not in ("auto", "exact"):
             raise InputError(f"expected auto or exact, got {self.speed!r}", argument="speed")
-        check_numbers(self, finite="temperature", at_least_one="top_k", share="top_p", at_least_zero="seed")
+        check_numbers(self, finite="temperature guidance", at_least_one="top_k", share="top_p", at_least_zero="seed")
 
 
 @dataclass(frozen=True)

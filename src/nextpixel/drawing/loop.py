@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import SamplingConfig
-from nextpixel.network.decoding import Decoder, Prefill, RowDecoder
+from nextpixel.network.decoding import Decoder, Prefill
 from nextpixel.network.losses import cross_entropy
 
 
@@ -30,6 +30,8 @@ class Row:
     sampling: SamplingConfig
     known: int
     """Number of tokens given or drawn; the row is finished when all T are."""
+    allowed: Tensor | None = None
+    """Which tokens may be drawn, (K,); None: all."""
     cancelled: bool = False
 
 
@@ -39,28 +41,31 @@ R = TypeVar("R", bound=Row)
 class Table(Generic[R]):
     """Rows that a decoder draws in parallel; those in use come first, so a step computes only them.
 
-    Iterating draws: each round yields the rows, their tokens (B,) on the model's device, and the -ln p of these at
-    temperature 1 (B,), until no row is left. Rows may be added or cancelled between two rounds.
+    Iterating draws: each round yields the rows, their tokens (B,) on the model's device, and the -ln p of these (B,) by
+    the model itself, at temperature 1 and without guidance, until no row is left. Rows may be added or cancelled
+    between two rounds.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.length = decoder, decoder.network.config.tokens
         self.rows: list[R] = []
-        self._logits, self._noise = torch.empty(0), torch.empty(0)  # of the rows, (B, K) and (B, T)
+        # of the rows, (B, K) or of a guided decoder (B, 2, K), and (B, T)
+        self._logits, self._noise = torch.empty(0), torch.empty(0)
         self._tokens: Tensor | None = None  # (B,), not yet given to the decoder
-        self._groups: list[tuple[SamplingConfig, list[int]]] | None = None
+        self._groups: list[list[int]] | None = None
 
     @property
     def free(self) -> int:
         return self.decoder.rows - len(self.rows)
 
     def begin(self, rows: Sequence[R], prompts: Tensor, of: Sequence[int], prefix: Tensor | None = None) -> None:
-        """Prefill prompts (M, P), each once, and add rows; row i continues prompt of[i]."""
+        """Prefill prompts (M, P), each once, and add rows; row i continues prompt of[i]. `prefix` is (1 or M, F, D)."""
         size = self.decoder.prompts_per_prefill(prompts.shape[1])
         for first in range(0, len(prompts), size):
             group = prompts[first : first + size]
             own = [i for i, prompt in enumerate(of) if first <= prompt < first + len(group)]
-            self.add([rows[i] for i in own], self.decoder.prefill(group, prefix), [of[i] - first for i in own])
+            before = prefix if prefix is None or len(prefix) == 1 else prefix[first : first + size]
+            self.add([rows[i] for i in own], self.decoder.prefill(group, before), [of[i] - first for i in own])
 
     def add(self, rows: Sequence[R], prefill: Prefill, of: Sequence[int]) -> None:
         """Add rows, at most as many as are free; row i continues prompt of[i] of the prefill."""
@@ -82,7 +87,6 @@ class Table(Generic[R]):
             if self.rows[number].cancelled or self.rows[number].known == self.length:
                 last = kept.pop()
                 if number < len(kept):
-                    assert isinstance(self.decoder, RowDecoder)
                     self.decoder.copy(len(kept), number)
                     kept[number] = last
         if len(kept) < len(self.rows):
@@ -100,8 +104,7 @@ class Table(Generic[R]):
         """Give the last tokens to the decoder, if it has not had them. Returns whether rows are left."""
         self.drop_finished()
         if self.rows and self._tokens is not None:
-            if isinstance(self.decoder, RowDecoder):
-                self.decoder.shorten(max(row.known for row in self.rows))
+            self.decoder.shorten(max(row.known for row in self.rows))
             self._logits = self.decoder.step(self._tokens)
         self._tokens = None
         return bool(self.rows)
@@ -112,34 +115,44 @@ class Table(Generic[R]):
             noise = self._noise[:, known[0]]
         else:
             noise = self._noise.gather(1, torch.tensor(known, device=self._noise.device)[:, None])[:, 0]
+        own, logits = self._guided()
         groups = self._by_sampling()
-        if len(groups) == 1:
-            tokens = choose(self._logits, noise, groups[0][0])
-        else:
-            tokens = torch.empty(len(known), dtype=torch.int64, device=self._logits.device)
-            for sampling, numbers in groups:
-                tokens[numbers] = choose(self._logits[numbers], noise[numbers], sampling)
+        tokens = torch.empty(len(known), dtype=torch.int64, device=logits.device)
+        for numbers in groups:
+            part = slice(None) if len(groups) == 1 else numbers
+            row = self.rows[numbers[0]]
+            tokens[part] = choose(logits[part], noise[part], row.sampling, row.allowed)
         for row in self.rows:
             row.known += 1
         self._tokens = tokens
-        return list(self.rows), tokens, cross_entropy(self._logits[:, None], tokens[:, None], reduction="none")[:, 0]
+        return list(self.rows), tokens, cross_entropy(own[:, None], tokens[:, None], reduction="none")[:, 0]
 
-    def _by_sampling(self) -> list[tuple[SamplingConfig, list[int]]]:
-        """Row numbers grouped by sampling settings; cached until rows change."""
+    def _guided(self) -> tuple[Tensor, Tensor]:
+        """The model's logits (B, K), and those to draw from (Ho & Salimans 2022)."""
+        if self._logits.ndim == 2:
+            return self._logits, self._logits
+        own, plain = self._logits.unbind(1)
+        strength = torch.tensor([row.sampling.guidance - 1 for row in self.rows]).to(own)
+        return own, own + strength[:, None] * (own - plain)
+
+    def _by_sampling(self) -> list[list[int]]:
+        """Row numbers grouped by how their tokens are chosen; cached until rows change."""
         if self._groups is None:
-            groups: dict[SamplingConfig, list[int]] = {}
+            groups: dict[tuple[SamplingConfig, int], list[int]] = {}
             for number, row in enumerate(self.rows):
-                groups.setdefault(replace(row.sampling, seed=0), []).append(number)
-            self._groups = list(groups.items())
+                groups.setdefault((replace(row.sampling, seed=0, guidance=1), id(row.allowed)), []).append(number)
+            self._groups = list(groups.values())
         return self._groups
 
 
-def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1).
+def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig, allowed: Tensor | None = None) -> Tensor:
+    """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1), of those where `allowed` (K,) is True.
 
     top_k and then top_p truncate the distribution (top_p: Holtzman et al. 2020); of equally probable tokens they keep
     the lower numbers.
     """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf"))
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits.to(wide_type(logits))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack
 
@@ -14,16 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, Speed, check_keywords, check_picture_count
+from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, check_keywords, check_picture_count
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, orient, to_picture, upright
 from nextpixel.images.sources import load_images
-from nextpixel.network.decoding import Decoder, choose_decoder
+from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
 from nextpixel.tokens import exact_colours
+from nextpixel.tokens.colors import allowed_tokens
+from nextpixel.tokens.words import encode_captions
 
 MAX_ROWS = 256
 ORIENTATIONS: dict[KeepSide, int] = {
@@ -42,7 +44,7 @@ class Drawing:
     images: NDArray[np.uint8]
     """(M * n, H, W, C); kept pixels are decoded from their tokens."""
     nats: NDArray[np.float32]
-    """(M * n,) mean -ln p of the drawn pixels under the model itself, at temperature 1."""
+    """(M * n,) mean -ln p of the drawn pixels under the model itself, given the caption, at temperature 1."""
     drawn_at: NDArray[np.int64]
     """(H, W), the step, counted from 1, in which each pixel was drawn, row by row; 0: it was given."""
     mode: str
@@ -65,12 +67,17 @@ class DrawnRow(NamedTuple):
 
 
 @check_keywords(SamplingKeywords)
-def sample(model: ImageGPT, n: int = 1, **settings: Unpack[SamplingKeywords]) -> list[Picture]:
-    """Draw n whole pictures as PIL images; `settings` are those of SamplingConfig (temperature, seed, ...).
+def sample(
+    model: ImageGPT, n: int = 1, *, caption: str | Sequence[str] | None = None, **settings: Unpack[SamplingKeywords]
+) -> list[Picture]:
+    """Draw n whole pictures as PIL images, or n of each caption, caption by caption.
 
-    A model of exact colours gives indexed pictures with its palette, or RGBA ones beyond 256 colours.
+    A caption has up to 16 tags of words that the model knows, model.words, as in "long red hair, glasses". `settings`
+    are those of SamplingConfig (temperature, seed, guidance, ...). A model of exact colours gives indexed pictures with
+    its palette, or RGBA ones beyond 256 colours.
     """
-    return pictures(model, draw(model, None, n=n, sampling=SamplingConfig(**settings)))
+    drawing = draw(model, None, n=n, sampling=SamplingConfig(**settings), caption=caption)
+    return pictures(model, drawing)
 
 
 @check_keywords(SamplingKeywords)
@@ -81,16 +88,19 @@ def complete(
     n: int = 1,
     *,
     keep_side: KeepSide = "top",
+    caption: str | Sequence[str] | None = None,
     **settings: Unpack[SamplingKeywords],
 ) -> list[Picture]:
     """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
 
     Returns one flat list of PIL images at the model's side, picture by picture. Kept pixels keep their tokens exactly.
-    Any other `keep_side` needs a model trained with augment="orient", which draws the picture rotated. Raises
-    InputError for bad images or settings.
+    Any other `keep_side` needs a model trained with augment="orient", which draws the picture rotated. `caption` is one
+    for all pictures, or one for each, see sample. Raises InputError for bad images or settings.
     """
     squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
-    drawing = draw(model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side)
+    drawing = draw(
+        model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side, caption=caption
+    )
     return pictures(model, drawing)
 
 
@@ -102,15 +112,21 @@ def pictures(model: ImageGPT, drawing: Drawing) -> list[Picture]:
 
 @check_keywords(SamplingKeywords)
 def stream(
-    model: ImageGPT, images: Any, keep: float = 0.5, n: int = 1, **settings: Unpack[SamplingKeywords]
+    model: ImageGPT,
+    images: Any,
+    keep: float = 0.5,
+    n: int = 1,
+    *,
+    caption: str | Sequence[str] | None = None,
+    **settings: Unpack[SamplingKeywords],
 ) -> Iterator[DrawnRow]:
     """`complete` row by row: yields each drawn row of the candidates of a batch.
 
-    With `images` None, draws whole pictures.
+    With `images` None, draws whole pictures, as sample does.
     """
     squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)
-    plan = _plan(model, squares, keep, n, sampling.speed)
+    plan = _plan(model, squares, keep, n, sampling, caption)
     for candidates in plan.batches:
         for row, tokens, _ in _draw_rows(model, plan, candidates, sampling):
             pixels = model.tokenizer.decode(tokens, model.config.columns)
@@ -126,12 +142,13 @@ def draw(
     n: int = 1,
     sampling: SamplingConfig | None = None,
     keep_side: KeepSide = "top",
+    caption: str | Sequence[str] | None = None,
 ) -> Drawing:
-    """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures."""
+    """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures of each caption."""
     sampling = sampling or SamplingConfig()
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
-    plan = _plan(model, squares, keep, n, sampling.speed)
+    plan = _plan(model, squares, keep, n, sampling, caption)
     config, tokenizer = model.config, model.tokenizer
     tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
     tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
@@ -166,21 +183,64 @@ def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
 @dataclass(frozen=True)
 class _Plan:
     prompts: Tensor  # (M, P) on the CPU
+    tags: Tensor | None  # (1 or M, TAGS, w)
+    allowed: Tensor | None  # (K,)
     completions: int
     kept_rows: int
     batches: list[range]  # indices in the flat list
     decoder: type[Decoder]
+    guided: bool
+
+    def new_decoder(self, model: ImageGPT, rows: int) -> Decoder:
+        return GuidedDecoder(self.decoder, model, rows) if self.guided else self.decoder(model, rows)
 
 
-def _plan(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float, n: int, speed: Speed) -> _Plan:
+def _plan(
+    model: ImageGPT,
+    squares: NDArray[np.uint8] | None,
+    keep: float,
+    n: int,
+    sampling: SamplingConfig,
+    caption: str | Sequence[str] | None,
+) -> _Plan:
     check_picture_count(n)
     prompts = prompt_tokens(model, squares, keep)
-    count = len(prompts) * n
-    decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], speed)
+    tags = caption_tags(model, caption, sampling)
+    if tags is not None and squares is None:
+        prompts = prompts.expand(len(tags), -1)
+    if tags is not None and len(tags) not in (1, len(prompts)):
+        raise InputError(
+            f"expected one, or one for each of {len(prompts)} pictures, got {len(tags)}", argument="caption"
+        )
+    count, guided = len(prompts) * n, sampling.guidance != 1
+    decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], sampling.speed)
     memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
-    size = min(MAX_ROWS, max(1, int(memory / decoder.row_bytes(model))))
+    size = min(MAX_ROWS, max(1, int(memory / decoder.row_bytes(model) / (1 + guided))))
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
-    return _Plan(prompts, n, prompts.shape[1] // model.config.columns, batches, decoder)
+    allowed = allowed_mask(model, sampling)
+    return _Plan(prompts, tags, allowed, n, prompts.shape[1] // model.config.columns, batches, decoder, guided)
+
+
+def caption_tags(model: ImageGPT, caption: str | Sequence[str] | None, sampling: SamplingConfig) -> Tensor | None:
+    """The words (captions, TAGS, w) of one caption or several, on the model's device, see Words.encode.
+
+    Raises InputError for a caption that the model cannot take, and for guidance without one.
+    """
+    if sampling.guidance != 1 and (model.words is None or caption is None):
+        why = "as the model was trained without captions" if model.words is None else "without `caption`"
+        raise InputError(f"expected 1, {why}, got {sampling.guidance:g}", argument="guidance")
+    if caption is None:
+        return None
+    tags = encode_captions(model.words, caption).to(model.device)
+    if not len(tags):
+        raise InputError("expected at least one, got none", argument="caption")
+    return tags
+
+
+def allowed_mask(model: ImageGPT, sampling: SamplingConfig) -> Tensor | None:
+    """Which tokens may be drawn (K,), on the model's device; None for all. Raises as allowed_tokens does."""
+    allowed = allowed_tokens(model.tokenizer, sampling.allow_colors, sampling.forbid_colors)
+    return None if allowed is None else torch.from_numpy(allowed).to(model.device)
 
 
 def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
@@ -213,11 +273,13 @@ def _draw_rows(
     n, config = plan.completions, model.config
     first, last = candidates.start // n, (candidates.stop - 1) // n
     prompts = plan.prompts[first : last + 1].to(model.device)
-    table: Table[Row] = Table(plan.decoder(model, len(candidates)))
+    table: Table[Row] = Table(plan.new_decoder(model, len(candidates)))
     rows = [
-        Row(token_noise(sampling.seed, *divmod(c, n), config.tokens), sampling, prompts.shape[1]) for c in candidates
+        Row(token_noise(sampling.seed, *divmod(c, n), config.tokens), sampling, prompts.shape[1], plan.allowed)
+        for c in candidates
     ]
-    table.begin(rows, prompts, [c // n - first for c in candidates], model.prefix(orientation))
+    tags = plan.tags if plan.tags is None or len(plan.tags) == 1 else plan.tags[first : last + 1]
+    table.begin(rows, prompts, [c // n - first for c in candidates], model.prefix(orientation, tags))
     drawn = iter(table)
     for row in range(plan.kept_rows, config.rows):
         _, tokens, nats = zip(*itertools.islice(drawn, config.columns), strict=True)

@@ -63,6 +63,13 @@ class Decoder:
         """Logits (n, K) of the token after these tokens (n,) of the first n rows."""
         return self.network.extend(tokens[:, None], self.cache, None, self.positions)[:, -1]
 
+    def shorten(self, tokens: int) -> None:
+        """Limit attention to that many tokens, the most of any row."""
+
+    def copy(self, row: int, to: int) -> None:
+        """Copy row `row` to row `to`."""
+        raise NotImplementedError("rows of this decoder stay where they are")
+
     def prompts_per_prefill(self, tokens: int) -> int:
         """Number of prompts of that many tokens in one prefill; on a CPU, as many as its cache holds."""
         if self.network.device.type != "cpu":
@@ -94,11 +101,9 @@ class RowDecoder(Decoder):
         return super().step(tokens)
 
     def shorten(self, tokens: int) -> None:
-        """Limit attention to that many tokens, the most of any row."""
         self.cache.length = self.prefix_slots - 1 + tokens
 
     def copy(self, row: int, to: int) -> None:
-        """Copy row `row` to row `to`."""
         self.cache.copy(row, to)
 
 
@@ -135,6 +140,46 @@ class Int8Decoder(RowDecoder):
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
         slot = config.heads * (kernels.rounded(config.head_width) + 4)  # a scale for each head
         return 2 * config.layers * kernels.rounded(config.prefix_slots - 1 + config.tokens) * slot
+
+
+class GuidedDecoder(Decoder):
+    """Draws with and without the caption: another decoder with two rows, 2 i and 2 i + 1, for each row i.
+
+    Its logits are (n, 2, K): with the caption, and without. Its prefills have as many, (M, 2, K).
+    """
+
+    def __init__(self, kind: type[Decoder], model: ImageGPT, rows: int) -> None:
+        self.inner, self.rows = kind(model, 2 * rows), rows
+        self.network, self.prefix_slots, self.name = self.inner.network, self.inner.prefix_slots, self.inner.name
+
+    def prefill(self, prompts: Tensor, prefix: Tensor | None = None) -> Prefill:
+        prefix = self.network.prefix() if prefix is None else prefix
+        plain = self.network.prefix()[:, :-1].to(prefix).expand(len(prefix), -1, -1)
+        plain = torch.cat([plain, prefix[:, -1:]], dim=1)
+        both = torch.stack([prefix, plain], dim=1).expand(len(prompts), -1, -1, -1)  # (M, 2, F, D)
+        logits, cache = self.inner.prefill(prompts.repeat_interleave(2, 0), both.flatten(0, 1))
+        return logits.unflatten(0, (-1, 2)), cache
+
+    def fill(self, rows: Tensor, cache: KVCache, of: Tensor) -> None:
+        self.inner.fill(_pairs(rows), cache, _pairs(of))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.inner.step(tokens.repeat_interleave(2)).unflatten(0, (-1, 2))
+
+    def shorten(self, tokens: int) -> None:
+        self.inner.shorten(tokens)
+
+    def copy(self, row: int, to: int) -> None:
+        for i in range(2):
+            self.inner.copy(2 * row + i, 2 * to + i)
+
+    def prompts_per_prefill(self, tokens: int) -> int:
+        return max(1, self.inner.prompts_per_prefill(tokens) // 2)
+
+
+def _pairs(numbers: Tensor) -> Tensor:
+    """The numbers of both rows of each, (2 n,)."""
+    return torch.stack([2 * numbers, 2 * numbers + 1], dim=1).flatten()
 
 
 def choose_decoder(

@@ -123,3 +123,10 @@ def tags_of(caption: str) -> list[list[str]]:
     parts = unicodedata.normalize("NFKC", caption).lower().split(",")
     tags = [[word for part in tag.split() if (word := part.strip(AROUND))] for tag in parts]
     return [tag for tag in tags if tag]
+
+
+def encode_captions(words: Words | None, captions: str | Sequence[str]) -> Tensor:
+    """Words.encode of one caption or several. Raises InputError where `words` is None: for a model without captions."""
+    if words is None:
+        raise InputError("expected none, as the model was trained without captions, got one", argument="caption")
+    return words.encode([captions] if isinstance(captions, str) else captions)
