@@ -38,6 +38,8 @@ class Complete:
     """The side to keep; all but top need a model trained with --augment orient."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
     """Completions per picture."""
+    caption: str | None = None
+    """What the pictures show, for a model with words, see nextpixel sample."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     out: Path = Path("completions.png")
@@ -75,7 +77,9 @@ def run(argv: Sequence[str]) -> None:
         if shown < count:
             say(f"{args.out} shows the first {shown} of {count:,} {what}; --each FOLDER writes all")
     loaded = time.perf_counter()
-    drawing = draw(model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side)
+    drawing = draw(
+        model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side, caption=args.caption
+    )
     drawn = time.perf_counter()
 
     rows, captions = [], []
@@ -99,6 +103,8 @@ def run(argv: Sequence[str]) -> None:
                 **files,
                 "kept_rows": int(drawing.kept.any(1).sum()),
                 "kept_columns": int(drawing.kept.any(0).sum()),
+                "caption": args.caption,
+                "guidance": args.sampling.guidance,
                 "seed": args.sampling.seed,
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "seconds": {"load": loaded - began, "draw": drawn - loaded},

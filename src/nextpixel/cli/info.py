@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -16,6 +16,10 @@ from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
+if TYPE_CHECKING:
+    from nextpixel.network.model import ImageGPT
+    from nextpixel.network.resnet import ResNet
+
 
 @dataclass(frozen=True)
 class Info:
@@ -23,6 +27,9 @@ class Info:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "embedded"
     """A checkpoint folder, a run folder or a hub name; default: the embedded model."""
+    words: bool = False
+    """List the words that captions may have, the most frequent first, with the share of training captions that have
+    them."""
     html: Path | None = None
     """Write a self-contained .html page about a run: curves, samples, throughput, checkpoints, settings."""
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -76,6 +83,8 @@ def run(argv: Sequence[str]) -> None:
         "fit": model.fit,
         "made": model.facts,
     }
+    if args.words:
+        facts["words"] = _words(model)
     print_json(facts) if args.output.json else _print(facts)
     if not isinstance(model, ImageGPT):
         say(f"To probe it: {command('probe', 'labelled/', model=args.model)}")
@@ -83,6 +92,15 @@ def run(argv: Sequence[str]) -> None:
     if path.is_dir() and args.html is None and "run" in facts:
         say(f"To write a page of its curves and samples: {command('info', path, '--html', 'run.html')}")
     say(first_use(model, None if args.model == "embedded" else args.model))
+
+
+def _words(model: ImageGPT | ResNet) -> dict[str, float | None]:
+    """Its words, and their shares where they are known."""
+    from nextpixel.network.model import ImageGPT
+
+    if not isinstance(model, ImageGPT) or model.words is None:
+        raise InputError("expected a model that was trained with captions, got one without words", argument="words")
+    return dict(zip(model.words.table, model.words.shares or [None] * len(model.words)))
 
 
 def _print(values: dict[str, Any], indent: str = "") -> None:

@@ -23,6 +23,9 @@ GRID_AT_MOST = 1024
 class Sample:
     """Draw new pictures, and write them to one grid."""
 
+    caption: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CAPTION]")] = None
+    """What to draw, for a model with words: up to 16 tags in any order, as in "long red hair, glasses"; `nextpixel info
+    MODEL --words` lists the words."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """Number of pictures."""
     out: Path = Path("samples.png")
@@ -45,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
     shown = min(args.n, GRID_AT_MOST)
     if shown < args.n:
         say(f"{args.out} shows the first {shown:,} of {args.n:,} pictures; --each FOLDER writes all")
-    drawing = draw(model, None, n=args.n, sampling=args.sampling)
+    drawing = draw(model, None, n=args.n, sampling=args.sampling, caption=args.caption)
     columns = math.ceil(math.sqrt(shown))
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
     save_png(grid(rows, zoom=max(1, CELL_PIXELS // drawing.images.shape[1])), args.out)
@@ -56,6 +59,8 @@ def run(argv: Sequence[str]) -> None:
             {
                 "out": str(args.out),
                 **files,
+                "caption": args.caption,
+                "guidance": args.sampling.guidance,
                 "seed": args.sampling.seed,
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "nats_per_pixel": drawing.nats.tolist(),

@@ -1,0 +1,80 @@
+"""Captions on the command line."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import with_words
+from PIL import Image
+
+import nextpixel
+from nextpixel import ImageGPTConfig
+from nextpixel.cli import main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that has words, and a picture."""
+    home = tmp_path_factory.mktemp("captions")
+    nextpixel.save(with_words(ImageGPTConfig(1, 16, 2, 4, 12), torch.float32), home / "model")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)).save(home / "cat.png")
+    return home
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_pictures_are_drawn_and_completed_from_captions(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", str(place / "model"), "--json"]
+    found = json.loads(printed(capsys, "sample", "long red hair, glasses", "-n", "3", "--guidance", "1.5", *model))
+    assert (found["caption"], found["guidance"], len(found["nats_per_pixel"])) == ("long red hair, glasses", 1.5, 3)
+    assert json.loads(printed(capsys, "sample", "-n", "1", *model))["caption"] is None
+    cat = str(place / "cat.png")
+    told = json.loads(printed(capsys, "complete", cat, "--caption", "happy, hat", "--allow-colors", "3,4", *model))
+    plain = json.loads(printed(capsys, "complete", cat, *model))
+    assert told["caption"] == "happy, hat" and told["pictures"] != plain["pictures"]
+
+
+def test_info_lists_the_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(printed(capsys, "info", str(place / "model"), "--words", "--json"))
+    assert list(found["words"].items())[:2] == [("red", 0.5), ("hair", 0.5)] and len(found["words"]) == 8
+    assert "  glasses: 0.5\n" in printed(capsys, "info", str(place / "model"), "--words")
+    assert "words" not in json.loads(printed(capsys, "info", str(place / "model"), "--json"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample zebra --model {model}", "CAPTION: expected words that the model knows, got 'zebra'; it knows 8"),
+        ("complete {cat} --caption glasse --model {model}", "--caption: expected words .*'glasse' .near: glasses"),
+        ("sample {many} --model {model}", "CAPTION: expected at most 16 tags, .* got 17 tags"),
+        ("sample red", "CAPTION: expected none, as the model was trained without captions"),
+        ("complete {cat} --caption red", "--caption: expected none, as the model was trained without captions"),
+        ("sample --guidance 2", "--guidance: expected 1, as the model was trained without captions, got 2"),
+        ("sample --guidance 2 --model {model}", "--guidance: expected 1, without CAPTION, got 2"),
+        ("complete {cat} --guidance 2 --model {model}", "--guidance: expected 1, without --caption, got 2"),
+        ("sample red --guidance -1 --model {model}", "--guidance: expected a number of 0 or more, got -1"),
+        ("sample --allow-colors #12345 --model {model}", "--allow-colors: expected #rrggbb"),
+        ("sample --forbid-colors #123456 --model {model}", "--forbid-colors: expected colours of the model"),
+        ("info --words", "--words: expected a model that was trained with captions"),
+    ],
+)
+def test_bad_captions_end_in_one_sentence(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str,
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    known = {"model": str(place / "model"), "cat": str(place / "cat.png"), "many": ",".join(["red"] * 17)}
+    assert main([part.format(**known) for part in command.split()]) == 2
+    out, err = capsys.readouterr()
+    [line] = err.splitlines()
+    assert not out and not list(tmp_path.iterdir())
+    assert re.match(f"nextpixel: {message}", line), line
