@@ -41,9 +41,11 @@ from nextpixel import (
     sample,
     surprise,
 )
-from nextpixel.cli.serve import _token
+from nextpixel.cli.serve import read_token
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.drawing.sampling import draw
+from nextpixel.evaluation.likelihood import square_nats
+from nextpixel.network.decoding import Decoder, Prefill, choose_decoder
 from nextpixel.server.app import create_app
 from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
 from nextpixel.server.listen import listen
@@ -262,7 +264,7 @@ def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
         ("/v1/complete", {"image": TEXT, "keep": 0.95}, ["keep", "at least one of 6 rows"]),
         ("/v1/complete", {"image": TEXT, "n": 0}, ["n:", "greater than or equal to 1", "got 0"]),
         ("/v1/complete", {"image": TEXT, "n": 33}, ["n:", "at most 32", "got 33"]),
-        ("/v1/complete", {"image": TEXT, "n": "two"}, ["n:", "integer", '"two"']),
+        ("/v1/complete", {"image": TEXT, "n": "two"}, ["n:", "integer", "'two'"]),
         ("/v1/complete", {"image": TEXT, "n": 1.5}, ["n:", "integer", "1.5"]),
         ("/v1/complete", {"image": TEXT, "temperature": -1}, ["temperature", "-1"]),
         ("/v1/complete", {"image": TEXT, "top_p": 0}, ["top_p", "greater than 0"]),
@@ -467,11 +469,11 @@ def test_a_token_is_asked_for(model: ImageGPT, tmp_path: Path) -> None:
         assert client.get(path, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
     assert client.get("/").status_code == client.get("/healthz").status_code == 200
     (tmp_path / "token").write_text(f"{secret}\n")
-    assert _token(tmp_path / "token") == secret
+    assert read_token(tmp_path / "token") == secret
     for text in ("short", "", "two words that are long enough"):
         (tmp_path / "token").write_text(text)
         with pytest.raises(InputError, match="at least 16 characters"):
-            _token(tmp_path / "token")
+            read_token(tmp_path / "token")
 
 
 def test_a_taken_port_is_bad_input() -> None:
@@ -493,19 +495,19 @@ class Asked:
         keep: int = 0,
         seconds: float = 60.0,
         prompt: torch.Tensor | None = None,
-        **manner: Any,
+        **options: Any,
     ) -> None:
         self.events: list[Event] = []
-        self.over = threading.Event()
+        self.ended = threading.Event()
         self.engine = engine
         prompt = torch.arange(keep * 6)[None] % 12 if prompt is None else prompt
-        sampling = SamplingConfig(seed=seed, **manner)
-        self.ticket = Ticket(prompt, (6, 6), n, sampling, seconds, self.tell)
+        sampling = SamplingConfig(seed=seed, **options)
+        self.ticket = Ticket(prompt, engine.model.config.tokens, n, sampling, seconds, self.notify)
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         self.events.append(event)
         if isinstance(event, Done | Failed):
-            self.over.set()
+            self.ended.set()
 
     def submit(self) -> "Asked":
         self.engine.submit(self.ticket)
@@ -513,7 +515,7 @@ class Asked:
 
     @property
     def last(self) -> Event:
-        assert self.over.wait(60)
+        assert self.ended.wait(60)
         return self.events[-1]
 
     @property
@@ -522,9 +524,13 @@ class Asked:
         return self.last.images
 
 
+def ignore(what: str, value: float) -> None:
+    pass
+
+
 @pytest.fixture
 def engine(model: ImageGPT) -> Iterator[Engine]:
-    engine = Engine(model, ServeConfig(slots=3, queue=2), lambda what, value: None, WORKER)
+    engine = Engine(model, ServeConfig(slots=3, queue=2), ignore, WORKER)
     yield engine
     engine.close()
 
@@ -532,14 +538,26 @@ def engine(model: ImageGPT) -> Iterator[Engine]:
 @pytest.fixture
 def held(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Each release lets the engine draw one pixel of every row."""
-    allowed, choose = threading.Semaphore(0), engine._table._choose
-
-    def choose_when_allowed() -> Any:
-        assert allowed.acquire(timeout=60)
-        return choose()
-
-    monkeypatch.setattr(engine._table, "_choose", choose_when_allowed)
+    allowed = threading.Semaphore(0)
+    monkeypatch.setattr(engine, "observe", lambda what, _: what != "pixels" or allowed.acquire(timeout=60))
     return allowed
+
+
+@pytest.fixture
+def prefills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the prompts that engines made from here on prefill, the two of their start included."""
+    shapes: list[tuple[int, ...]] = []
+
+    def choose(*args: Any, **options: Any) -> type[Decoder]:
+        class Recorded(choose_decoder(*args, **options)):  # type: ignore[misc]
+            def prefill(self, prompts: torch.Tensor, prefix: torch.Tensor | None = None) -> Prefill:
+                shapes.append(tuple(prompts.shape))
+                return super().prefill(prompts, prefix)
+
+        return Recorded
+
+    monkeypatch.setattr("nextpixel.server.engine.choose_decoder", choose)
+    return shapes
 
 
 def until(found: Any) -> None:
@@ -550,7 +568,7 @@ def until(found: Any) -> None:
     raise AssertionError("this did not come")
 
 
-MANNERS: list[dict[str, Any]] = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.7},
     {"temperature": 0.0},
@@ -562,10 +580,10 @@ MANNERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("slots", [1, 3, 7])
 def test_among_others_a_request_draws_what_it_draws_alone(model: ImageGPT, slots: int) -> None:
     """In float64 every pixel, whatever joins, leaves or is cancelled meanwhile."""
-    engine = Engine(model, ServeConfig(slots=slots, queue=50, speed="exact"), lambda what, value: None, WORKER)
+    engine = Engine(model, ServeConfig(slots=slots, queue=50, speed="exact"), ignore, WORKER)
     rng = np.random.default_rng(0)
     wishes = [
-        dict(n=int(rng.integers(1, 5)), seed=i, keep=int(rng.integers(0, 6)), **MANNERS[i % len(MANNERS)])
+        dict(n=int(rng.integers(1, 5)), seed=i, keep=int(rng.integers(0, 6)), **SETTINGS[i % len(SETTINGS)])
         for i in range(15)
     ]
     asked = []
@@ -586,71 +604,61 @@ def test_among_others_a_request_draws_what_it_draws_alone(model: ImageGPT, slots
     engine.close()
 
 
-def test_one_prefill_serves_all_completions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, prompts = engine._decoder.prefill, []
-    monkeypatch.setattr(engine._decoder, "prefill", lambda tokens: prompts.append(tokens.shape) or read(tokens))
+def test_one_prefill_serves_all_completions(prefills: list[tuple[int, ...]], engine: Engine) -> None:
     images = Asked(engine, n=8, keep=4).submit().images  # more than there are slots
-    assert prompts == [(1, 24)]
+    assert prefills[2:] == [(1, 24)]
     assert len({image.tobytes() for image in images}) == 8
 
 
-def test_requests_for_one_picture_share_its_reading(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(model, ServeConfig(slots=8), lambda what, value: None, WORKER)
-    read, prompts = engine._decoder.prefill, []
-    monkeypatch.setattr(engine._decoder, "prefill", lambda tokens: prompts.append(tokens.shape[1]) or read(tokens))
+def test_requests_for_one_picture_share_its_prefill(prefills: list[tuple[int, ...]], model: ImageGPT) -> None:
+    engine = Engine(model, ServeConfig(slots=8), ignore, WORKER)  # which keeps two prefills
+    prefills.clear()
     first = [Asked(engine, keep=keep, seed=seed).submit() for seed in range(3) for keep in (4, 2)]
     images = [asked.images for asked in first]
-    assert sorted(prompts) == [12, 24]
+    assert sorted(prefills) == [(1, 12), (1, 24)]
     assert np.array_equal(Asked(engine, keep=4, seed=2).submit().images, images[4])
-    assert len({image.tobytes() for image in images}) == 6 and sorted(prompts) == [12, 24]
-    for keep in (1, 3, 2):
+    assert len({image.tobytes() for image in images}) == 6 and len(prefills) == 2
+    for keep in (1, 3, 2, 3):
         assert isinstance(Asked(engine, keep=keep).submit().last, Done)
-        assert len(engine._reads) == 2  # of 8 slots
-    assert prompts.count(12) == 2
+    assert prefills[2:] == [(1, 6), (1, 18), (1, 12)]  # the second was dropped by then, the last is kept
     engine.close()
 
 
-def test_different_pictures_that_wait_are_read_together(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(model, ServeConfig(slots=16, speed="exact"), lambda what, value: None, WORKER)
-    read, shapes, go = engine._decoder.prefill, [], threading.Event()
-    monkeypatch.setattr(engine._decoder, "prefill", lambda tokens: shapes.append(tuple(tokens.shape)) or read(tokens))
+def test_different_pictures_that_wait_are_prefilled_together(prefills: list[tuple[int, ...]], model: ImageGPT) -> None:
+    engine = Engine(model, ServeConfig(slots=16, speed="exact"), ignore, WORKER)
+    prefills.clear()
     prompts = [(torch.arange(pixels)[None] + i) % 12 for i, pixels in enumerate([24, 24, 12, 24, 24, 24, 24])]
     prompts.insert(1, prompts[0])
+    go = threading.Event()
     WORKER.submit(go.wait, 60)
     asked = [Asked(engine, seed=i, prompt=prompt).submit() for i, prompt in enumerate(prompts)]
     go.set()
     images = [one.images for one in asked]
-    assert shapes == [(4, 24), (1, 12), (2, 24)]  # at most as many as stay read, of 16 slots
+    assert prefills == [(4, 24), (1, 12), (2, 24)]  # at most as many as are kept, of 16 slots
     for i, prompt in enumerate(prompts):
         assert np.array_equal(Asked(engine, seed=i, prompt=prompt).submit().images, images[i])
     engine.close()
 
 
-def test_one_who_leaves_while_his_picture_is_read_harms_nobody(
+def test_a_request_that_is_cancelled_during_its_prefill_harms_nobody(
     model: ImageGPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, go = Engine(model, ServeConfig(slots=4), lambda what, value: None, WORKER), threading.Event()
-    assert isinstance(Asked(engine, keep=4).submit().last, Done)  # stays read, and is waited for again
-    read = engine._decoder.prefill
-
-    def leave(tokens: torch.Tensor) -> Any:
-        engine.cancel(first.ticket)
-        return read(tokens)
-
-    monkeypatch.setattr(engine._decoder, "prefill", leave)
+    engine, go = Engine(model, ServeConfig(slots=4), ignore, WORKER), threading.Event()
+    assert isinstance(Asked(engine, keep=4).submit().last, Done)  # its prefill is kept, and used again
+    monkeypatch.setattr(engine, "observe", lambda what, _: what != "queue_seconds" or engine.cancel(first.ticket))
     WORKER.submit(go.wait, 60)
     first, second = Asked(engine, keep=2).submit(), Asked(engine, keep=4, seed=1).submit()
     go.set()
-    assert isinstance(second.last, Done)
+    assert isinstance(second.last, Done) and first.events == []
     engine.close()
 
 
-def test_a_worker_that_is_shut_down_ends_what_is_drawn(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = ThreadPoolExecutor(1)
-    engine = Engine(model, ServeConfig(slots=4), lambda what, value: None, worker)
+def test_a_worker_that_is_shut_down_ends_what_is_drawn(model: ImageGPT) -> None:
     drawing, go = threading.Event(), threading.Event()
-    draw = engine._table._choose
-    monkeypatch.setattr(engine._table, "_choose", lambda: (drawing.set(), go.wait(60), draw())[-1])
+    worker = ThreadPoolExecutor(1)
+    engine = Engine(
+        model, ServeConfig(slots=4), lambda what, _: what == "pixels" and (drawing.set(), go.wait(60)), worker
+    )
     asked = Asked(engine).submit()
     assert drawing.wait(60)
     worker.shutdown(wait=False)
@@ -665,21 +673,19 @@ def test_calls_leave_room_for_pixels_and_deadlines_count_from_the_request(
     app = create_app({"tiny": model}, ServeConfig(slots=4))
     order: list[str] = []
     with TestClient(app, base_url=ADDRESS) as client, ThreadPoolExecutor(8) as clients:
-        engine = app.state.engines["tiny"]
-        turn, forward = engine._step, ImageGPT._last
 
-        def call(*args: Any) -> torch.Tensor:
+        def call(*args: Any) -> Iterator[np.ndarray]:
             order.append("call")
             time.sleep(0.1)
-            return forward(*args)
+            return square_nats(*args)
 
-        def pixel() -> None:
-            order.append("pixel")
-            time.sleep(0.03)
-            turn()
+        def observe(what: str, _: float) -> None:
+            if what == "pixels":
+                order.append("pixel")
+                time.sleep(0.03)
 
-        monkeypatch.setattr(engine, "_step", pixel)
-        monkeypatch.setattr(ImageGPT, "_last", call)
+        monkeypatch.setattr(app.state.engines["tiny"], "observe", observe)
+        monkeypatch.setattr("nextpixel.server.app.square_nats", call)
         drawing = clients.submit(client.post, "/v1/sample", json={})
         until(lambda: "pixel" in order)
         scores = [clients.submit(client.post, "/v1/score", json={"image": TEXT}) for _ in range(5)]
@@ -695,32 +701,33 @@ def test_all_networks_work_in_one_thread(
     client: TestClient, model: ImageGPT, masked: ImageGPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More threads would make OpenMP slow for all of them."""
-    threads: set[int] = set()
-    for owner, name in ((ImageGPT, "extend"), (ImageGPT, "_last"), (ImageGPT, "hidden"), (Palette, "encode")):
-        monkeypatch.setattr(owner, name, watched(getattr(owner, name), threads))
+    threads: dict[str, set[int]] = {}
+
+    def watched(name: str, method: Any) -> Any:
+        def called(*args: Any, **options: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.get_ident())
+            return method(*args, **options)
+
+        return called
+
+    for owner, name in ((ImageGPT, "extend"), (ImageGPT, "forward"), (ImageGPT, "hidden"), (Palette, "encode")):
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
     for route, more in (("complete", {"n": 2}), ("score", {}), ("features", {"model": "blind"}), ("encode", {})):
         assert client.post(f"/v1/{route}", json={"image": TEXT, **more}).status_code == 200
-    assert len(threads) == 1 and threading.get_ident() not in threads
-
-
-def watched(method: Any, threads: set[int]) -> Any:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        threads.add(threading.get_ident())
-        return method(*args, **kwargs)
-
-    return called
+    assert set(threads) == {"extend", "forward", "hidden", "encode"}
+    (used,) = set.union(*threads.values())
+    assert used != threading.get_ident()
 
 
 def test_cancelled_rows_are_free_within_a_pixel(engine: Engine, held: threading.Semaphore) -> None:
     asked = Asked(engine, n=3).submit()
     waiting = Asked(engine, n=1, seed=4).submit()
+    until(lambda: (engine.used, engine.waiting) == (3, 1))
     for _ in range(4):
         held.release()
-    until(lambda: engine._table.rows and engine._table.rows[0].known == 4)
-    assert (engine.used, engine.waiting) == (3, 1)
     engine.cancel(asked.ticket)
     held.release()
-    until(lambda: [place.ticket for place in engine._table.rows] == [waiting.ticket])
+    until(lambda: (engine.used, engine.waiting) == (1, 0))
     for _ in range(36):
         held.release()
     assert waiting.images.shape == (1, 6, 6, 3)
@@ -734,13 +741,17 @@ def test_time_left_is_counted_and_the_queue_moves(engine: Engine, held: threadin
     until(lambda: engine.used == 2)
     second.submit()
     third.submit()
-    with engine._changed:
-        engine.prefill_seconds = 0.0
-        left, room = engine._forecast()
-        assert (left[first.ticket], left[second.ticket], left[third.ticket], room) == (36, 36, 36 + 36, 18)
-        engine.prefill_seconds = 0.5
-        left, room = engine._forecast()
-        assert (left[second.ticket], left[third.ticket], room) == (36 + 9, 36 + 36 + 9, 18)
+
+    def left() -> tuple[float, ...]:
+        """Of each request, and until the first waiting one has all its rows."""
+        with pytest.raises(Busy) as full:
+            Asked(engine).submit()
+        return *(engine.seconds_left(asked.ticket) for asked in (first, second, third)), full.value.seconds
+
+    engine.prefill_seconds = 0.0
+    assert left() == (36, 36, 36 + 36, 18)
+    engine.prefill_seconds = 0.5
+    assert left() == (36, 36 + 9, 36 + 36 + 9, 18)
     for _ in range(300):
         held.release()
     assert isinstance(third.last, Done)
@@ -776,11 +787,11 @@ def test_deadlines_end_what_waits_and_what_is_drawn(engine: Engine, held: thread
 def test_a_failure_ends_its_requests_and_not_the_engine(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(_: Any) -> None:
+    def broken(*_: Any) -> None:
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._decoder, "step", broken)
+        patch.setattr("nextpixel.drawing.loop.choose", broken)
         failed = Asked(engine, n=2).submit().last
     assert isinstance(failed, Failed) and failed.status == 500 and "memory" not in failed.message
     assert "no memory" in caplog.text
@@ -798,12 +809,12 @@ def test_a_stop_refuses_what_waits_and_ends_what_is_drawn(engine: Engine, held: 
         held.release()
     assert running.images.shape == (3, 6, 6, 3)
     engine.close()
-    assert not engine._drawing and WORKER.submit(lambda: 7).result(10) == 7
+    assert WORKER.submit(lambda: 7).result(10) == 7
 
 
 def test_slots_that_do_not_fit_are_bad_input(model: ImageGPT) -> None:
     with pytest.raises(InputError, match=r"slots: 1000000000 slots need .* GB"):
-        Engine(model, ServeConfig(slots=10**9), lambda what, value: None, WORKER)
+        Engine(model, ServeConfig(slots=10**9), ignore, WORKER)
 
 
 # ---- over a socket
@@ -815,8 +826,7 @@ def slow(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
     config = ServeConfig(port=0, slots=2, queue=1)
     app = create_app({"tiny": model}, config)
     engine: Engine = app.state.engines["tiny"]
-    draw = engine._table._choose
-    monkeypatch.setattr(engine._table, "_choose", lambda: (time.sleep(0.05), draw())[1])
+    monkeypatch.setattr(engine, "observe", lambda what, _: what == "pixels" and time.sleep(0.05))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11", ws="none"))
     opened = listen(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
@@ -868,17 +878,17 @@ def test_429_with_retry_after_and_a_deadline(slow: tuple[str, Engine]) -> None:
 def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_alone() -> None:
     """In fp32, exact, over 1,000 requests: the first pixel that differs, if any does, is a near tie."""
     import nextpixel
-    from nextpixel.drawing.sampling import pixel_noise
+    from nextpixel.drawing.loop import token_noise
 
     model, count = nextpixel.load(), 1_000
-    crowd = Engine(model, ServeConfig(slots=32, queue=count, speed="exact"), lambda what, value: None, WORKER)
+    crowd = Engine(model, ServeConfig(slots=32, queue=count, speed="exact"), ignore, WORKER)
     tokens = torch.randint(0, 512, (count, 1024), generator=torch.Generator().manual_seed(1))
     kept = [30 - i % 7 for i in range(count)]
     together = [
         Asked(crowd, seed=100 + i, seconds=10_000, prompt=tokens[i, None, : 32 * kept[i]]).submit()
         for i in range(count)
     ]
-    assert all(one.over.wait(3_600) for one in together)
+    assert all(one.ended.wait(3_600) for one in together)
     crowd.close()
     found = {"equal": 0, "near tie": 0, "wrong": 0, "pixels": sum(32 * (32 - rows) for rows in kept)}
     for i, one in enumerate(together):
@@ -891,7 +901,7 @@ def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_al
         mine, theirs = one.ticket.tokens[0], model.palette.encode(alone)[0].numpy()
         t = int((mine != theirs).nonzero()[0][0])
         below = model(torch.from_numpy(mine)[None])[0, t].double().softmax(-1).cumsum(-1)
-        near = (below - pixel_noise(100 + i, 0, 0, 1024)[t]).abs().min() < 1e-5
+        near = (below - token_noise(100 + i, 0, 0, 1024)[t]).abs().min() < 1e-5
         found["near tie" if near else "wrong"] += 1
     print(found)  # pytest -s shows it
     assert found["wrong"] == 0 and found["near tie"] <= 20, found

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -31,11 +32,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from nextpixel import ImageGPT
-from nextpixel.config import ServeConfig
+from nextpixel.config import Levels, ServeConfig
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.server import decoders as decoders_module
-from nextpixel.server.app import FORMATS, create_app
+from nextpixel.server.app import create_app
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.schema import form_fields
 
@@ -243,9 +244,23 @@ def test_a_jpeg_of_many_scans_is_refused(client: TestClient, times: int) -> None
     assert time.monotonic() - start < 10
 
 
-def test_a_request_s_time_counts_its_decoding(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert client.post("/v1/encode", json={"image": TEXT}).status_code == 200  # the process is there
-    (process,) = client.app.state.decoders._idle  # type: ignore[attr-defined]
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that are started from here on."""
+    processes = []
+
+    class Recorded(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            processes.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    return processes
+
+
+def test_a_request_s_time_counts_its_decoding(started: list[subprocess.Popen[bytes]], client: TestClient) -> None:
+    assert client.post("/v1/encode", json={"image": TEXT}).status_code == 200
+    (process,) = started
     os.kill(process.pid, signal.SIGSTOP)
     start = time.monotonic()
     answer = client.post("/v1/encode", json={"image": TEXT, "timeout_seconds": 0.5})
@@ -260,75 +275,81 @@ def test_a_request_s_time_counts_its_decoding(client: TestClient, monkeypatch: p
 
 def squares(decoders: Decoders, *pictures: bytes) -> list[Any]:
     async def all_of_them() -> list[Any]:
-        return await asyncio.gather(*(decoders.square(p, (4, 4), "crop") for p in pictures), return_exceptions=True)
+        return await asyncio.gather(
+            *(decoders.decode(p, (4, 4), "crop", Levels()) for p in pictures), return_exceptions=True
+        )
 
     return asyncio.run(all_of_them())
 
 
 @pytest.fixture
 def decoders() -> Iterator[Decoders]:
-    found = Decoders(1 << 24, FORMATS)
+    found = Decoders(1 << 24)
     yield found
     found.close()
 
 
-def test_processes_give_what_this_one_would(decoders: Decoders) -> None:
+def test_processes_give_what_this_one_would(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
     from nextpixel.images import fit_square
 
     found = squares(decoders, *[PNG, encoded(SMALL, "JPEG"), b"nothing", encoded(SMALL, "TIFF")] * 3)
     assert all(np.array_equal(square, fit_square(SMALL, 4)) for square in found[::4])
     assert found[1].shape == (4, 4, 3)
     assert all(isinstance(error, UnreadableImage) for error in found[2::4] + found[3::4])
-    assert 0 < len(decoders._idle) <= decoders_module.PROCESSES
+    assert 0 < len(started) <= decoders_module.PROCESSES
 
 
-def test_a_picture_that_takes_too_long_is_given_up(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_takes_too_long_is_given_up(
+    started: list[subprocess.Popen[bytes]], decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoders_module, "CPU_SECONDS", 0.05)
     slow = encoded(Image.effect_noise((4000, 4000), 60), "PNG", compress_level=1)
     (error,) = squares(decoders, slow)
     assert isinstance(error, UnreadableImage) and "takes over 0.05 s" in error.reason
-    assert decoders._idle == []
+    assert [process.returncode for process in started] == [-signal.SIGPROF]
     assert squares(decoders, PNG)[0].shape == (4, 4, 3)
 
 
-def test_a_decoder_that_breaks_down_is_replaced(decoders: Decoders) -> None:
+def test_a_decoder_that_breaks_down_is_replaced(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
     squares(decoders, PNG)
-    decoders._idle[0].kill()
-    decoders._idle[0].wait()
+    started[0].kill()
+    started[0].wait()
     (error,) = squares(decoders, PNG)
     assert isinstance(error, UnreadableImage) and "crashed" in error.reason
     assert squares(decoders, PNG)[0].shape == (4, 4, 3)
 
 
 def test_a_decoder_whose_request_is_cancelled_leaves_no_zombie(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+    started: list[subprocess.Popen[bytes]], decoders: Decoders
 ) -> None:
-    asked = []
-    monkeypatch.setattr(decoders_module, "_ask", lambda process, *_: asked.append(process) or time.sleep(0.3))
+    squares(decoders, PNG)
+    started[0].send_signal(signal.SIGSTOP)
 
     async def cancelled() -> None:
         with move_on_after(0.1):
-            await decoders.square(PNG, (4, 4), "crop")
+            await decoders.decode(PNG, (4, 4), "crop", Levels())
 
     asyncio.run(cancelled())
-    assert [process.returncode for process in asked] == [-signal.SIGKILL]
-    assert decoders._idle == []
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    assert started[0].stdin is not None and started[0].stdin.closed
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")
-def test_a_decoder_has_a_limit_of_memory_and_loads_little(decoders: Decoders) -> None:
+def test_a_decoder_has_a_limit_of_memory_and_loads_little(
+    started: list[subprocess.Popen[bytes]], decoders: Decoders
+) -> None:
     squares(decoders, PNG)
-    here = Path(f"/proc/{decoders._idle[0].pid}")
+    here = Path(f"/proc/{started[0].pid}")
     (limit,) = re.findall(r"Max address space +(\d+)", (here / "limits").read_text())
     assert int(limit) == (1 << 30) + 64 * (1 << 24)
     assert "torch" not in (here / "maps").read_text()
 
 
-def test_a_client_that_leaves_stops_the_decoding(model: ImageGPT) -> None:
+def test_a_client_that_leaves_stops_the_decoding(started: list[subprocess.Popen[bytes]], model: ImageGPT) -> None:
     app = create_app({"tiny": model}, ServeConfig(slots=1))
     with served(app) as address:
         assert httpx.post(f"{address}/v1/encode", json={"image": TEXT}, timeout=30).status_code == 200
-        (process,) = app.state.decoders._idle
+        (process,) = started
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{address}/v1/encode", json={"image": TEXT}, timeout=0.5)

@@ -53,7 +53,7 @@ class Serve:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Serve, "serve", argv)
-    token = None if args.token_file is None else _token(args.token_file)
+    token = None if args.token_file is None else read_token(args.token_file)
     names = args.models.model or (None,)
     options = ModelOptions(**{f.name: getattr(args.models, f.name) for f in fields(ModelOptions)} | {"model": None})
     try:
@@ -95,7 +95,8 @@ def run(argv: Sequence[str]) -> None:
         serve(app, args.server, opened)
 
 
-def _token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token in a file. Raises InputError."""
     try:
         with path.open("rb") as file:  # may be a pipe
             text = file.read(TOKEN_AT_MOST).decode("ascii").strip()

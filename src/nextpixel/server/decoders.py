@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from nextpixel.config import Fit, Levels, Size
 from nextpixel.images import UnreadableImage, decode, fit_size
 
-NO_LEVELS = Levels()
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few and widely reviewed decoders
 PROCESSES = 2
 CPU_SECONDS = 5.0  # per picture; valid ones of 16 million pixels take less than one
 MEMORY_BYTES = 1 << 30  # per process, plus for each pixel of the limit:
@@ -29,20 +28,19 @@ PIXEL_BYTES = 64
 class Decoders:
     """A few processes, started on demand and killed when cancelled or over time.
 
-    pixel_limit  maximum width times height
-    formats      as for images.decode
+    `pixel_limit` is the maximum of width times height.
     """
 
-    def __init__(self, pixel_limit: int, formats: Sequence[str]) -> None:
-        self._settings = pixel_limit, list(formats)
+    def __init__(self, pixel_limit: int) -> None:
+        self._pixel_limit = pixel_limit
         self._idle: list[subprocess.Popen[bytes]] = []
         self._limiter = CapacityLimiter(PROCESSES)
         self.close = weakref.finalize(self, _end, self._idle)
 
-    async def square(self, image: bytes, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
+    async def decode(self, image: bytes, size: Size, fit: Fit, levels: Levels) -> NDArray[np.uint8]:
         """Decode the picture to `size`, (H, W, 3). Raises UnreadableImage."""
         async with self._limiter:
-            process = self._idle.pop() if self._idle else _start(*self._settings)
+            process = self._idle.pop() if self._idle else _start(self._pixel_limit)
             try:
                 pixels = await to_thread.run_sync(_ask, process, image, size, fit, levels, abandon_on_cancel=True)
             except UnreadableImage:
@@ -58,10 +56,10 @@ class Decoders:
             return pixels
 
 
-def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
+def _start(pixel_limit: int) -> subprocess.Popen[bytes]:
     # Not multiprocessing, which would import the caller's main module.
     code = f"import sys; sys.path[:] = {sys.path!r}; from nextpixel.server.decoders import work; "
-    code += f"work({pixel_limit}, {formats}, {CPU_SECONDS})"
+    code += f"work({pixel_limit}, {CPU_SECONDS})"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
@@ -72,9 +70,7 @@ def _start(pixel_limit: int, formats: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(
-    process: subprocess.Popen[bytes], image: bytes, size: Size, fit: Fit, levels: Levels = NO_LEVELS
-) -> NDArray[np.uint8]:
+def _ask(process: subprocess.Popen[bytes], image: bytes, size: Size, fit: Fit, levels: Levels) -> NDArray[np.uint8]:
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
         process.stdin.write(json.dumps([len(image), size, fit, levels.values()]).encode() + b"\n" + image)
@@ -98,7 +94,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 # ---- in the decoding process
 
 
-def work(pixel_limit: int, formats: Sequence[str], cpu_seconds: float) -> None:
+def work(pixel_limit: int, cpu_seconds: float) -> None:
     """Decode pictures from stdin until it closes. Both directions are a line of JSON, then file or pixel bytes."""
     with suppress(ImportError, OSError, ValueError):  # some systems lack these limits
         import resource
@@ -112,9 +108,8 @@ def work(pixel_limit: int, formats: Sequence[str], cpu_seconds: float) -> None:
         image = asked.read(count)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
         try:
-            picture = decode(
-                image, "in the request", levels=Levels.of(**levels), pixel_limit=pixel_limit, formats=tuple(formats)
-            )
+            given = Levels.of(**levels)
+            picture = decode(image, "in the request", levels=given, pixel_limit=pixel_limit, formats=FORMATS)
             reason, pixels = None, fit_size(picture, size, fit).tobytes()
         except UnreadableImage as error:
             reason, pixels = error.reason, b""

@@ -15,7 +15,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,16 +26,15 @@ from torch import Tensor
 
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.devices import free_memory_bytes
-from nextpixel.drawing import loop as drawing
-from nextpixel.drawing.loop import token_noise
+from nextpixel.drawing import loop
 from nextpixel.errors import InputError
 from nextpixel.network.decoding import Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
 
 MEMORY_SHARE = 0.5
 DECAY = 0.9  # of the running means of seconds
-READ_SECONDS = 0.2  # for prefills between two steps; at least one is done
-KEPT_READS = 4  # slots per cached prefill: row_bytes counts one for each slot
+PREFILL_SECONDS = 0.2  # for prefills between two steps; at least one is done
+SLOTS_PER_PREFILL = 4  # slots per cached prefill: row_bytes counts one for each slot
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class Failed:
 
 
 Event = Waiting | Row | Done | Failed
+SHUTTING_DOWN = Failed(503, "the server is shutting down; try again later")
 
 
 class Busy(Exception):
@@ -87,10 +87,13 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """A request for n pictures with one prompt (1, P). `notify` is called in the worker's thread and must not block."""
+    """A request for n pictures of `length` tokens with one prompt (1, P).
+
+    `notify` is called in the worker's thread and must not block.
+    """
 
     prompt: Tensor
-    grid: tuple[int, int]
+    length: int
     n: int
     sampling: SamplingConfig
     seconds: float
@@ -98,23 +101,22 @@ class Ticket:
     arrived: float = field(default_factory=time.monotonic)
     placed: int = 0  # candidates that have or had a row
     finished: int = 0
-    over: bool = False
-    read: Prefill | None = None  # the prompt's prefill, while candidates wait for rows
+    ended: bool = False
+    prefill: Prefill | None = None  # the prompt's prefill, while candidates wait for rows
     started: float = 0.0
     first_row: float = 0.0
 
     def __post_init__(self) -> None:
-        length = math.prod(self.grid)
         self.key = self.prompt.numpy().tobytes()
-        self.noise = [token_noise(self.sampling.seed, 0, i, length) for i in range(self.n)]
-        self.tokens = np.zeros((self.n, length), np.int64)
+        self.noise = [loop.token_noise(self.sampling.seed, 0, i, self.length) for i in range(self.n)]
+        self.tokens = np.zeros((self.n, self.length), np.int64)
         self.tokens[:, : self.prompt.shape[1]] = self.prompt.numpy()
-        self.drawn = length - self.prompt.shape[1]
+        self.drawn = self.length - self.prompt.shape[1]
         self.nats = np.zeros(self.n)
 
 
 @dataclass(eq=False, kw_only=True)
-class _Candidate(drawing.Row):
+class _Candidate(loop.Row):
     """A row of the table, with its request."""
 
     ticket: Ticket
@@ -141,8 +143,8 @@ class Engine:
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._reads: dict[bytes, Prefill] = {}  # of recent prompts, by their tokens
-        self._kept = max(1, slots // KEPT_READS)
+        self._prefills: dict[bytes, Prefill] = {}  # of recent prompts, by their tokens
+        self._kept = max(1, slots // SLOTS_PER_PREFILL)
         self.closing = self._drawing = False
         self._step_ended: float | None = None  # when the last step ended, while drawing
         self._worker = worker
@@ -151,13 +153,13 @@ class Engine:
     def _warm_up(self) -> None:
         """Run the first, slow products, and measure the seconds of a prefill and a step."""
         decoder, half = self._kind(self.model, self.slots), self.model.config.tokens // 2
-        self._decoder, self._table = decoder, drawing.Table[_Candidate](decoder)
+        self._decoder, self._table = decoder, loop.Table[_Candidate](decoder)
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
         for _ in range(2):
             start = time.monotonic()
-            _, read = decoder.prefill(every.new_zeros(1, half))
+            _, cache = decoder.prefill(every.new_zeros(1, half))
             self.prefill_seconds = (time.monotonic() - start) / (half + 1)  # per token
-            decoder.fill(torch.arange(self.slots, device=every.device), read, every)
+            decoder.fill(torch.arange(self.slots, device=every.device), cache, every)
             start = time.monotonic()
             if half:
                 decoder.step(every)
@@ -198,8 +200,7 @@ class Engine:
         """Refuse waiting and new requests; give current drawings `seconds` to finish."""
         with self._changed:
             self.closing = True
-            for ticket in [ticket for ticket in self._waiting if not ticket.placed]:
-                self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
+            self._fail([ticket for ticket in self._waiting if not ticket.placed], SHUTTING_DOWN)
             for ticket in self._tickets():
                 ticket.seconds = min(ticket.seconds, time.monotonic() - ticket.arrived + seconds)
 
@@ -207,8 +208,7 @@ class Engine:
         """Fail all requests, and wait until the worker is idle."""
         with self._changed:
             self.closing = True
-            for ticket in self._tickets():
-                self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
+            self._fail(self._tickets(), SHUTTING_DOWN)
             self._changed.wait_for(lambda: not self._drawing)
 
     # ---- with the lock held
@@ -217,14 +217,15 @@ class Engine:
         return {*self._waiting, *(place.ticket for place in self._table.rows)}
 
     def _end(self, ticket: Ticket) -> None:
-        ticket.over, ticket.read = True, None
+        ticket.ended, ticket.prefill = True, None
         if ticket in self._waiting:
             self._waiting.remove(ticket)
 
-    def _fail(self, ticket: Ticket, reason: Failed) -> None:
-        if not ticket.over:
-            self._end(ticket)
-            ticket.notify(reason)
+    def _fail(self, tickets: Iterable[Ticket], reason: Failed) -> None:
+        for ticket in tickets:
+            if not ticket.ended:
+                self._end(ticket)
+                ticket.notify(reason)
 
     def _ahead(self, number: int) -> int:
         """Requests ahead of that queue position; those being drawn count as one if they take all slots."""
@@ -238,14 +239,14 @@ class Engine:
         for row in self._table.rows:
             left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.known) * self.step_seconds)
         heapq.heapify(ends)
-        room, prefill, read = 0.0, 0.0, set(self._reads)
+        room, seconds, done = 0.0, 0.0, set(self._prefills)
         for number, ticket in enumerate(self._waiting):
-            if ticket.read is None and ticket.key not in read:
-                prefill += ticket.prompt.shape[1] * self.prefill_seconds
-                read.add(ticket.key)
+            if ticket.prefill is None and ticket.key not in done:
+                seconds += ticket.prompt.shape[1] * self.prefill_seconds
+                done.add(ticket.key)
             for _ in range(ticket.n - ticket.placed):
                 start = ends[0]
-                left[ticket] = max(left.get(ticket, 0.0), (start + ticket.drawn) * self.step_seconds + prefill)
+                left[ticket] = max(left.get(ticket, 0.0), (start + ticket.drawn) * self.step_seconds + seconds)
                 heapq.heapreplace(ends, start + ticket.drawn)
                 room = max(room, start * self.step_seconds) if number == 0 else room
         return left, room
@@ -260,8 +261,7 @@ class Engine:
         except Exception:
             logging.getLogger(__name__).exception("drawing failed")
             with self._changed:
-                for ticket in self._tickets():
-                    self._fail(ticket, Failed(500, "the drawing failed; see the server's log"))
+                self._fail(self._tickets(), Failed(500, "the drawing failed; see the server's log"))
                 self._table.rows.clear()
         with self._changed:
             self._drawing, self._step_ended = False, time.monotonic()
@@ -271,18 +271,17 @@ class Engine:
                     self._worker.submit(self._run)
                     self._drawing = True
                 except RuntimeError:  # the worker has been shut down
-                    for ticket in self._tickets():
-                        self._fail(ticket, Failed(503, "the server is shutting down; try again later"))
+                    self._fail(self._tickets(), SHUTTING_DOWN)
 
     def _step(self) -> None:
         """Draw one token of every row in use."""
         start = time.monotonic()
         ended = start if self._step_ended is None else self._step_ended
-        others = min(start - ended, READ_SECONDS)  # the worker's other work
+        others = min(start - ended, PREFILL_SECONDS)  # the worker's other work
         with self._changed:
             for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
-                    self._fail(ticket, Failed(504, f"not done within {ticket.seconds:g} seconds; request fewer"))
+                    self._fail([ticket], Failed(504, f"not done within {ticket.seconds:g} seconds; request fewer"))
             self._free_rows()
         self._admit()
         if not self._table.rows:
@@ -293,7 +292,7 @@ class Engine:
         for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
             row.ticket.tokens[row.number, row.known - 1] = token
             row.ticket.nats[row.number] += cost
-            if row.known % self.model.config.columns == 0 and not row.ticket.over:
+            if row.known % self.model.config.columns == 0 and not row.ticket.ended:
                 self._report_row(row.ticket, row)
         with self._changed:
             self._free_rows()
@@ -305,64 +304,66 @@ class Engine:
     def _free_rows(self) -> None:
         """Free the rows of finished candidates and ended requests."""
         for row in self._table.rows:
-            row.cancelled = row.ticket.over
+            row.cancelled = row.ticket.ended
         self._table.drop_finished()
 
     def _admit(self) -> None:
-        """Give free rows to waiting requests, in order, with prefills for READ_SECONDS or of one batch."""
-        end = time.monotonic() + READ_SECONDS
+        """Give free rows to waiting requests, in order, with prefills for PREFILL_SECONDS or of one batch."""
+        end = time.monotonic() + PREFILL_SECONDS
         while self._table.free and time.monotonic() < end:
             with self._changed:
                 if not self._waiting:
                     return
                 ticket = self._waiting[0]
-            read = ticket.read or self._read(ticket)
+            prefill = ticket.prefill or self._prefill(ticket)
             with self._changed:
-                if not ticket.over:
-                    self._place(ticket, read)
+                if not ticket.ended:
+                    self._place(ticket, prefill)
 
-    def _read(self, ticket: Ticket) -> Prefill:
+    def _prefill(self, ticket: Ticket) -> Prefill:
         """Prefill the ticket's prompt and others with it, or take a recent prefill of the same prompt."""
         ticket.started = time.monotonic()
         self.observe("queue_seconds", ticket.started - ticket.arrived)
         with self._changed:
-            if ticket.key in self._reads:
-                self._reads[ticket.key] = self._reads.pop(ticket.key)  # moves it to the end
-                return self._reads[ticket.key]
-            prompts = self._unread(ticket)
+            if ticket.key in self._prefills:
+                self._prefills[ticket.key] = self._prefills.pop(ticket.key)  # moves it to the end
+                return self._prefills[ticket.key]
+            prompts = self._prompts_like(ticket)
         logits, cache = self._decoder.prefill(torch.cat(list(prompts.values())).to(self.model.device))
         seconds = (time.monotonic() - ticket.started) / (len(prompts) * (ticket.prompt.shape[1] + 1))
         self.prefill_seconds = DECAY * self.prefill_seconds + (1 - DECAY) * seconds
         caches = [cache]
         if len(prompts) > 1:  # copies, so that one does not keep the memory of all
             caches = [cache.select(torch.tensor([i], device=logits.device)) for i in range(len(prompts))]
-        reads = [(logits[i : i + 1], alone) for i, alone in enumerate(caches)]
+        prefills = [(logits[i : i + 1], alone) for i, alone in enumerate(caches)]
         with self._changed:
-            self._reads.update(zip(prompts, reads, strict=True))
+            self._prefills.update(zip(prompts, prefills, strict=True))
             awaited = {other.key for other in self._waiting}
-            while len(self._reads) > self._kept:
-                self._reads.pop(next((key for key in self._reads if key not in awaited), next(iter(self._reads))))
-        return reads[0]
+            while len(self._prefills) > self._kept:
+                self._prefills.pop(
+                    next((key for key in self._prefills if key not in awaited), next(iter(self._prefills)))
+                )
+        return prefills[0]
 
-    def _unread(self, ticket: Ticket) -> dict[bytes, Tensor]:
+    def _prompts_like(self, ticket: Ticket) -> dict[bytes, Tensor]:
         """Prompts to prefill together: that of the ticket and others of the same length."""
         found = {ticket.key: ticket.prompt}
         most = min(self._decoder.prompts_per_prefill(ticket.prompt.shape[1]), self._kept)
         for other in self._waiting:
-            alike = other.prompt.shape == ticket.prompt.shape and other.key not in self._reads
-            if len(found) < most and alike and other.read is None:
+            alike = other.prompt.shape == ticket.prompt.shape and other.key not in self._prefills
+            if len(found) < most and alike and other.prefill is None:
                 found.setdefault(other.key, other.prompt)
         return found
 
-    def _place(self, ticket: Ticket, read: Prefill) -> None:
+    def _place(self, ticket: Ticket, prefill: Prefill) -> None:
         """Add as many candidates to the table as there are free rows."""
         count = min(self._table.free, ticket.n - ticket.placed)
         numbers, known = range(ticket.placed, ticket.placed + count), ticket.prompt.shape[1]
         rows = [_Candidate(ticket.noise[i], ticket.sampling, known, ticket=ticket, number=i) for i in numbers]
-        self._table.add(rows, read, [0] * count)
+        self._table.add(rows, prefill, [0] * count)
         ticket.placed += count
-        ticket.read = read if ticket.placed < ticket.n else None
-        if ticket.read is None:
+        ticket.prefill = prefill if ticket.placed < ticket.n else None
+        if ticket.prefill is None:
             self._waiting.popleft()
             left = self._forecast()[0]
             for number, other in enumerate(self._waiting):
@@ -375,7 +376,7 @@ class Engine:
             ticket.first_row = now
             self.observe("first_row_seconds", now - ticket.arrived)
         rest = min(other.known for other in self._table.rows if other.ticket is ticket)
-        left = (config.tokens - rest) * self.step_seconds if ticket.read is None else self.seconds_left(ticket)
+        left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
         drawn = ticket.tokens[row.number, None, row.known - config.columns : row.known]
         [pixels] = tokenizer.decode(drawn, config.columns)
         first = (row.known // config.columns - 1) * len(pixels)
@@ -383,7 +384,7 @@ class Engine:
             ticket.notify(Row(row.number, y, line, left))
         ticket.finished += row.known == config.tokens
         if ticket.finished == ticket.n:
-            ticket.over = True
+            ticket.ended = True
             seconds = {
                 "queue": ticket.started - ticket.arrived,
                 "first_row": ticket.first_row - ticket.arrived,

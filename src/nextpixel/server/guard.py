@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import json
 import time
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
@@ -12,6 +11,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nextpixel.server.responses import error_response
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -71,7 +72,8 @@ def guard(
             if refusal is None:
                 await app(scope, limited_receive, send_with_headers)
             else:
-                await _refuse(send_with_headers, *refusal)
+                headers = {"WWW-Authenticate": "Bearer"} if refusal[0] == 401 else None
+                await error_response(*refusal, headers)(scope, receive, send_with_headers)
         finally:
             observe(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - start)
 
@@ -86,8 +88,7 @@ def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_byte
     """
     headers = Headers(scope=scope)
     host = headers.get("host", "")
-    name = _host_name(host)
-    if name is None or not (_is_address(name) or name == "localhost" or name in hosts):
+    if not _is_trusted(host, hosts):
         return 403, "the server does not accept this host name; its option allow_host adds one"
     origins = headers.getlist("origin")
     if any(origin.partition("://")[2] != host or not origin.startswith("http") for origin in origins):
@@ -105,32 +106,18 @@ def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_byte
     return None
 
 
-def _host_name(host: str) -> str | None:
+def _is_trusted(host: str, hosts: Collection[str]) -> bool:
+    """Whether a Host header has an IP address, localhost or one of `hosts`; starlette's middleware knows names only."""
     try:
         parts = urlsplit(f"//{host}")
-        return parts.hostname if parts.netloc == host and "@" not in host else None
-    except ValueError:
-        return None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
+        if parts.netloc != host or "@" in host or parts.hostname is None:
+            return False
+        return parts.hostname in ("localhost", *hosts) or bool(ipaddress.ip_address(parts.hostname))
     except ValueError:
         return False
-    return True
 
 
 def _too_large(upload_bytes: int) -> str:
     return (
         f"expected a request of at most {upload_bytes / 1e6:g} MB (the server's max_upload_mb); send a smaller picture"
     )
-
-
-async def _refuse(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error": {"message": message}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

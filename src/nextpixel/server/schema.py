@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+from dataclasses import fields
 from email.message import Message
 from email.parser import BytesHeaderParser
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from starlette.exceptions import HTTPException
 
-from nextpixel.config import SamplingConfig
-from nextpixel.errors import InputError
+from nextpixel.config import SamplingConfig, Size
+from nextpixel.errors import InputError, shortened
 
 FIELDS = 20  # per form
 FIELDS_BYTES = 1 << 16  # of a body without its picture
@@ -51,17 +52,29 @@ class Request(BaseModel):
 
 
 class Sample(Request):
-    """New pictures."""
+    """New pictures. A field of SamplingConfig that is added here is passed on and shown on the page."""
 
     n: int = Field(1, ge=1, description="Number of pictures.")
-    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="1 samples from the model's distribution; lower values are safer, 0 always picks the most likely "
+        "colour.",
+    )
+    top_k: int | None = Field(None, ge=1, title="Top-k", description="Sample only from this many most likely colours.")
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        title="Top-p",
+        description="Sample only from the most likely colours that together have this probability.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed, as in nextpixel complete.")
     stream: bool = Field(False, description="Respond with server-sent events: each row as soon as it is drawn.")
 
     def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.seed)
+        return SamplingConfig(**self.model_dump(include={field.name for field in fields(SamplingConfig)}))
 
 
 class Complete(Sample):
@@ -86,35 +99,40 @@ class Features(Picture):
 R = TypeVar("R", bound=Request)
 
 
-def from_json(kind: type[R], body: bytes) -> R:
-    """Parse a JSON body. Raises InputError with a message that shortens long values."""
-    # The parser cannot be interrupted and collects every error, so everything but the picture must be small.
-    if body.count(b'"') > QUOTES or len(body) - max(map(len, body.split(b'"')[1::2]), default=0) > FIELDS_BYTES:
-        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes besides the image, got more")
+def parse(content_type: str, body: bytes, kind: type[R]) -> R:
+    """Parse a JSON or form body. Raises InputError with a message that shortens long values, and HTTPException."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in ("application/json", "multipart/form-data"):
+        raise HTTPException(415, "expected a body of application/json or multipart/form-data")
     try:
-        return kind.model_validate_json(body, strict=True)
+        if media_type == "application/json":
+            _check_json(body)
+            return kind.model_validate_json(body, strict=True)
+        return kind.model_validate(_form(content_type, body))
     except ValidationError as error:
         raise InputError(_sentence(error)) from None
 
 
-def from_form(kind: type[R], header: str, body: bytes) -> R:
-    """Parse a form with the given Content-Type header. Raises InputError."""
+def _check_json(body: bytes) -> None:
+    """The parser cannot be interrupted and collects every error, so everything but the picture must be small."""
+    if body.count(b'"') > QUOTES or len(body) - max(map(len, body.split(b'"')[1::2]), default=0) > FIELDS_BYTES:
+        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes besides the image, got more")
+
+
+def _form(content_type: str, body: bytes) -> dict[str, Any]:
     try:
-        found = {name: value for name, value in form_fields(header, body).items() if value not in ("", b"")}
+        found = {name: value for name, value in form_fields(content_type, body).items() if value not in ("", b"")}
     except Exception as error:  # the standard library's parser, on arbitrary bytes
         raise InputError(f"the form cannot be read ({error}); expected multipart/form-data") from None
     if "," in (layers := str(found.get("layer", ""))):
         found["layer"] = layers.split(",")
-    try:
-        return kind.model_validate(found)
-    except ValidationError as error:
-        raise InputError(_sentence(error)) from None
+    return found
 
 
-def form_fields(header: str, body: bytes) -> dict[str, Any]:
+def form_fields(content_type: str, body: bytes) -> dict[str, Any]:
     """The text fields and files of a form (RFC 7578). Raises ValueError."""
     message = Message()
-    message["content-type"] = header
+    message["content-type"] = content_type
     boundary = message.get_boundary()
     if not boundary or len(boundary) > 70 or not boundary.isascii():
         raise ValueError("its header has no boundary of at most 70 characters")
@@ -140,25 +158,14 @@ def _sentence(error: ValidationError) -> str:
     return f"{place}: {what[:1].lower() + what[1:]}{got}" if place else what
 
 
-def shortened(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=True)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+class Error(BaseModel):
+    message: str
 
 
-REFUSED: dict[str, Any] = {
-    "description": "Refused, with a message that says why",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "error": {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
-                },
-                "required": ["error"],
-            }
-        }
-    },
-}
+class Refusal(BaseModel):
+    """Refused, with a message that says why."""
+
+    error: Error
 
 
 def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:
@@ -173,3 +180,8 @@ def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:
 
 def responses(*answers: str) -> dict[int | str, dict[str, Any]]:
     return {"200": {"content": {answer: {} for answer in answers}}}
+
+
+def side(size: Size) -> int | Size:
+    """The side of a model's pictures as responses give it: height and width if they are not square."""
+    return size[0] if size[0] == size[1] else size
