@@ -8,14 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from models import lively
 from PIL import Image
 
 import nextpixel
+from nextpixel.server.schema import Sample
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -31,19 +35,38 @@ def needs(found: object, name: str) -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed")
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+@contextmanager
+def serve(*options: str) -> Iterator[str]:
+    """The address of a server."""
     needs(find_spec("fastapi"), "the extra `server`")
-    command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1", "--speed", "exact"]
+    command = [
+        sys.executable,
+        "-m",
+        "nextpixel",
+        "serve",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        "--speed",
+        "exact",
+        *options,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
-            said = server.stdout.readline()
-            found = re.search(r"http://[\w.:\[\]]+", said)
-            assert found, said
+            line = server.stdout.readline()
+            found = re.search(r"http://[\w.:\[\]]+", line)
+            assert found, line
             yield found[0].rstrip("/")
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serve() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +256,15 @@ def test_a_seed_gives_the_same_pictures_again_and_another_others(visit: Visit) -
     assert other != first
 
 
-def test_pictures_from_nothing(visit: Visit) -> None:
+def test_pictures_from_scratch(visit: Visit) -> None:
     visit.page.fill("#n", "1")
     visit.page.click("summary")
     visit.page.fill("#top-k", "40")
+    visit.page.fill("#temperature", "0.9")
     (drawn,) = visit.draw("#sample")
     assert pixels(drawn).size == (SIDE, SIDE)
+    command = "nextpixel sample -n 1 --seed 0 --temperature 0.9 --top-k 40 --speed exact"
+    assert visit.page.text_content("#command") == command.replace("sample", "complete cat.jpg --keep 0.5", 1)
     visit.page.click(".tile")
     visit.page.click("#copy-command")
     visit.expect(visit.page.locator("#copy-command")).to_have_text("Copied")
@@ -517,6 +543,49 @@ def test_dark_follows_the_system_and_the_button_overrules_it(visit: Visit) -> No
     visit.page.reload()
     visit.open()
     assert visit.value(ground) == light  # remembered
+
+
+def test_settings_are_shown_as_the_server_describes_them(visit: Visit) -> None:
+    fields = Sample.model_fields
+    names = visit.value("[...document.querySelectorAll('#sampling input')].map(input => input.name)")
+    assert names == ["temperature", "top_k", "top_p"]
+    for name in names:
+        label = visit.page.locator(f"#sampling label:has([name={name}])")
+        visit.expect(label).to_contain_text(fields[name].description)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 16), (10, 30)])
+def test_pictures_that_are_not_square(browser: Any, tmp_path: Path, height: int, width: int) -> None:
+    model = lively(nextpixel.ImageGPTConfig(layers=2, width=32, heads=4, side=(height, width), colors=12))
+    model.palette = nextpixel.Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
+    nextpixel.save(model, tmp_path / "model")
+    with serve("--model", str(tmp_path / "model")) as address:
+        visit = Visit(browser, address).open()
+        visit.expect(visit.page.locator("#facts")).to_contain_text(f"{width} × {height} pixels")
+        visit.set(kept=height - 3)
+        given = pixels(visit.value("document.getElementById('picture').toDataURL()"))
+        assert given.size == (width, height)
+        for url, whole in zip(visit.draw(), nextpixel.complete(model, CAT, keep=1 - 3 / height, n=2, speed="exact")):
+            assert pixels(url).tobytes() == whole.tobytes()
+            assert pixels(url).crop((0, 0, width, height - 3)) == given.crop((0, 0, width, height - 3))
+        for selector in ("#stage", ".tile"):
+            box = visit.page.locator(selector).first.bounding_box()
+            assert box and box["width"] % width == 0 and box["width"] / width == pytest.approx(box["height"] / height)
+        visit.page.click("#surprise")
+        visit.expect(visit.page.locator("#heat")).to_be_visible()
+        assert pixels(visit.value("document.getElementById('heat').toDataURL()")).size == (width, height)
+        visit.page.locator(".tile").first.click()
+        zoom = 1024 // max(height, width)
+        for link, times in (("#download", 1), ("#download-large", zoom)):
+            with visit.page.expect_download() as coming:
+                visit.page.click(link)
+            coming.value.save_as(tmp_path / "got.png")
+            with Image.open(tmp_path / "got.png") as got:
+                assert got.size == (width * times, height * times)
+        visit.page.keyboard.press("Escape")
+        for url, whole in zip(visit.draw("#sample"), nextpixel.sample(model, n=2, speed="exact"), strict=True):
+            assert pixels(url).tobytes() == whole.tobytes()
+        visit.close()
 
 
 def test_what_the_model_is_and_cannot_do(visit: Visit) -> None:

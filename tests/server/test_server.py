@@ -188,6 +188,34 @@ def test_scores_features_and_the_encoded_picture(client: TestClient, model: Imag
     assert np.array_equal(seen[:5], pixels_of(kept)[:5])
 
 
+@pytest.mark.parametrize(("height", "width"), [(24, 16), (3, 5)])
+def test_pictures_that_are_not_square(height: int, width: int) -> None:
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=(height, width), colors=12))
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
+    opened = Image.open(io.BytesIO(PNG))
+    with TestClient(create_app({"wide": model}, ServeConfig(slots=2)), base_url=ADDRESS) as client:
+        assert client.get("/v1/models").json()["models"][0]["side"] == [height, width]
+        body = {"image": TEXT, "keep": 0.7, "n": 2, "seed": 4}
+        for path, wanted in (
+            ("complete", complete(model, opened, keep=0.7, n=2, seed=4)),
+            ("sample", sample(model, n=2, seed=4)),
+        ):
+            asked = body if path == "complete" else {"n": 2, "seed": 4}
+            images = np.stack([pixels_of(text) for text in client.post(f"/v1/{path}", json=asked).json()["images"]])
+            assert np.array_equal(images, np.stack([np.asarray(image) for image in wanted]))
+            assert images.shape == (2, height, width, 3)
+            (_, start), *rows, _ = events_of(client.post(f"/v1/{path}", json=asked | {"stream": True}).text)
+            kept = round(0.7 * height) if path == "complete" else 0
+            assert (start["side"], start["kept_rows"], len(rows)) == ([height, width], kept, 2 * (height - kept))
+            for _, row in rows:
+                pixels = np.frombuffer(base64.b64decode(row["pixels"]), np.uint8).reshape(width, 3)
+                assert np.array_equal(pixels, images[row["candidate"], row["y"]])
+        assert np.allclose(client.post("/v1/score", json={"image": TEXT}).json()["heat"], surprise(model, opened)[0])
+        assert pixels_of(client.post("/v1/encode", json={"image": TEXT}).json()["image"]).shape == (height, width, 3)
+        grid = client.post("/v1/sample", json={"n": 2, "format": "png"}).content
+        assert max(Image.open(io.BytesIO(grid)).size) < 2 * 160 + 100
+
+
 def test_no_progress_of_requests_is_shown(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

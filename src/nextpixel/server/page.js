@@ -25,7 +25,7 @@ const state = {
   token: remembered(sessionStorage, TOKEN),
   picture: null, // {name, base64} of the file
   seen: null, // canvas: the picture as the model sees it
-  kept: 16, // rows
+  kept: 16, // rows of pixels
   heat: null, // {nats, values} of this picture and model
   drawing: null, // AbortController
   drawn: null, // settings of the drawn tiles; null: only the kept rows are shown
@@ -34,10 +34,11 @@ const state = {
 };
 const $ = (id) => document.getElementById(id);
 const model = () => state.models[$("model").selectedIndex] ?? state.models[0];
-const side = () => model()?.side ?? 32;
+const height = () => [model()?.side ?? 32].flat()[0]; // a side is a number, or height and width
+const width = () => [model()?.side ?? 32].flat().at(-1);
 const isExact = () => !model().mode || model().mode === "plain"; // mode reported by the server
 const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
-const said = (value) => value.toFixed(2);
+const rounded = (value) => value.toFixed(2);
 
 // ---- the server
 
@@ -56,10 +57,9 @@ async function call(path, body, signal) {
     throw new Refused("The server does not answer. Is nextpixel serve still running?", 0);
   }
   if (answer.ok) return answer;
-  const told = await answer.json().catch(() => ({}));
-  const words = told.error?.message ?? told.error ?? told.message ?? told.detail;
+  const { error } = await answer.json().catch(() => ({}));
   if (answer.status === 401) askForToken();
-  throw new Refused(typeof words === "string" && words ? words : `The server answered ${answer.status}.`, answer.status);
+  throw new Refused(error?.message ?? `The server answered ${answer.status}.`, answer.status);
 }
 
 async function* events(answer) {
@@ -107,9 +107,8 @@ function base64Of(blob) {
   });
 }
 
-function paint(context, y, width, rgb) {
-  const height = rgb.length / 3 / width;
-  const pixels = context.createImageData(width, height);
+function paint(context, y, rgb) {
+  const pixels = context.createImageData(width(), rgb.length / 3 / width());
   for (let from = 0, to = 0; from < rgb.length; from += 3, to += 4) {
     pixels.data[to] = rgb[from];
     pixels.data[to + 1] = rgb[from + 1];
@@ -125,9 +124,10 @@ async function start() {
   $("start-error").textContent = "";
   try {
     const answer = await (await call("v1/models")).json();
-    state.models = answer.models ?? answer.data ?? answer;
-    $("n").max = answer.limits?.n ?? 16;
-    state.upload = (answer.limits?.upload_mb ?? Infinity) * 1e6;
+    state.models = answer.models;
+    await showSettings();
+    $("n").max = answer.limits.n;
+    state.upload = answer.limits.upload_mb * 1e6;
   } catch (error) {
     if (error.status !== 401) $("start-error").textContent = error.message;
     return;
@@ -141,59 +141,61 @@ async function start() {
 
 async function showModel() {
   const one = model();
-  document.documentElement.style.setProperty("--snap", `${side() <= 64 ? side() : 1}px`); // whole screen pixels for each
+  const root = document.documentElement.style;
+  root.setProperty("--snap", `${width() <= 64 ? width() : 1}px`); // whole screen pixels for each
+  root.setProperty("--aspect", `${width()} / ${height()}`);
   const facts = { Name: one.id };
   if (one.trained_on) facts["Trained on"] = one.trained_on;
   if (one.steps) facts.Steps = one.steps.toLocaleString("en");
   facts.Parameters = one.parameters?.toLocaleString("en");
-  facts["Resolution"] = `${side()} × ${side()} pixels`;
+  facts["Resolution"] = `${width()} × ${height()} pixels`;
   facts.Colours = one.colors?.toLocaleString("en");
   $("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => {
-    const [term, told] = [document.createElement("dt"), document.createElement("dd")];
-    [term.textContent, told.textContent] = [name, value];
-    return [term, told];
+    const [term, text] = [document.createElement("dt"), document.createElement("dd")];
+    [term.textContent, text.textContent] = [name, value];
+    return [term, text];
   }));
   const trained = one.trained_on ? `It was trained on ${one.trained_on}, and continues any picture in their style.`
     : "It continues any picture in the style of its training images, which are not recorded.";
   const limits = [
-    `Pictures are resized to ${side()} × ${side()} pixels, which loses detail.`,
+    `Pictures are resized to ${width()} × ${height()} pixels, which loses detail.`,
     `It has ${one.colors} colours; others are replaced by the nearest one.`,
     trained,
     "It draws from top to bottom, so it cannot fill holes or extend a picture upwards.",
   ];
   if (one.objective === "masked") limits.unshift("It was trained on masked pixels and cannot draw; choose another model.");
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
-  $("line").ariaValueMax = side() - 1;
+  $("line").ariaValueMax = height() - 1;
   $("rounded").hidden = isExact();
   clearDrawn();
   if (state.picture) await see(state.picture, state.kept / $("picture").height);
-  else keepRows(Math.round(side() / 2));
+  else keepRows(Math.round(height() / 2));
 }
 
 // ---- the picture
 
-let looking = 0; // the newest request wins
+let newest = 0; // a picture chosen later wins
 
 async function see(picture, keep = 0.5) {
-  const mine = ++looking;
+  const mine = ++newest;
   $("picture-error").textContent = "";
   try {
     const answer = await (await call("v1/encode", { image: picture.base64, model: model().id })).json();
     const bitmap = await createImageBitmap(new Blob([bytesOf(answer.image)], { type: "image/png" }));
-    if (mine !== looking) return false;
+    if (mine !== newest) return false;
     abandon();
     const canvas = $("picture");
-    canvas.width = canvas.height = side();
+    [canvas.width, canvas.height] = [width(), height()];
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
     $("stage").classList.add("filled");
     canvas.ariaLabel = `${picture.name}, as the model sees it`;
     Object.assign(state, { picture, seen: canvas, heat: null });
     clearDrawn();
-    keepRows(Math.round(keep * side()));
+    keepRows(Math.round(keep * height()));
     showHeat(false);
     return true;
   } catch (error) {
-    if (mine === looking && error.status !== 401) $("picture-error").textContent = error.message.replace(/^image: /, `${picture.name}: `);
+    if (mine === newest && error.status !== 401) $("picture-error").textContent = error.message.replace(/^image: /, `${picture.name}: `);
     return false;
   }
 }
@@ -206,7 +208,7 @@ async function take(file) {
       throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; the limit of this server is ${most} MB.`);
     }
     const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
-    if (await see(picture, state.seen ? state.kept / side() : 0.5)) mark(null);
+    if (await see(picture, state.seen ? state.kept / height() : 0.5)) mark(null);
   } catch (error) {
     $("picture-error").textContent = error.message;
   }
@@ -217,14 +219,14 @@ const mark = (button) => $("thumbs").querySelectorAll("button").forEach((one) =>
 async function showPictures() {
   try {
     const answer = await (await call("v1/pictures")).json();
-    const buttons = await Promise.all((answer.pictures ?? answer).map(async (name) => {
+    const buttons = await Promise.all(answer.pictures.map(async (name) => {
       const blob = await (await call(`v1/pictures/${encodeURIComponent(name)}`)).blob();
       const button = Object.assign(document.createElement("button"), { type: "button", ariaPressed: "false" });
       button.ariaLabel = name;
       button.append(Object.assign(new Image(48, 48), { alt: "", src: URL.createObjectURL(blob) }));
       button.addEventListener("click", async () => {
         const picture = { name, base64: await base64Of(blob) };
-        if (await see(picture, state.seen ? state.kept / side() : 0.5)) mark(button);
+        if (await see(picture, state.seen ? state.kept / height() : 0.5)) mark(button);
       });
       return button;
     }));
@@ -236,9 +238,9 @@ async function showPictures() {
 }
 
 function keepRows(rows) {
-  state.kept = Math.min(Math.max(rows, 0), side() - 1);
-  $("stage").style.setProperty("--at", `${(100 * state.kept) / side()}%`);
-  const text = `${state.kept} of ${side()} rows kept`;
+  state.kept = Math.min(Math.max(rows, 0), height() - 1);
+  $("stage").style.setProperty("--at", `${(100 * state.kept) / height()}%`);
+  const text = `${state.kept} of ${height()} rows kept`;
   $("kept").textContent = text;
   $("line").ariaValueNow = state.kept;
   $("line").ariaValueText = text;
@@ -249,7 +251,7 @@ function keepRows(rows) {
 function dragLine() {
   const rowAt = (event) => {
     const box = $("stage").getBoundingClientRect();
-    return Math.round(((event.clientY - box.top) / box.height) * side());
+    return Math.round(((event.clientY - box.top) / box.height) * height());
   };
   let held = null;
   $("stage").addEventListener("pointerdown", (event) => {
@@ -266,7 +268,7 @@ function dragLine() {
   $("stage").addEventListener("click", (event) => { if (event.pointerType === "touch") keepRows(rowAt(event)); });
   $("line").addEventListener("keydown", (event) => {
     // The line goes where the arrow points: down keeps more.
-    const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: 4, PageUp: -4, Home: -side(), End: side() };
+    const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: 4, PageUp: -4, Home: -height(), End: height() };
     if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     keepRows(state.kept + steps[event.key]);
@@ -310,16 +312,42 @@ function showHeat(on) {
     return HEAT[below].map((low, c) => Math.round(low + (place - below) * (HEAT[below + 1][c] - low)));
   });
   const canvas = $("heat");
-  canvas.width = canvas.height = side();
-  paint(canvas.getContext("2d"), 0, side(), rgb);
-  const mean = `${said(state.heat.nats_per_pixel)} nats per pixel on average`;
+  [canvas.width, canvas.height] = [width(), height()];
+  paint(canvas.getContext("2d"), 0, rgb);
+  const mean = `${rounded(state.heat.nats_per_pixel)} nats per pixel on average`;
   canvas.ariaLabel = `Where the picture surprises the model: ${mean}`;
   $("scale-top").textContent = top.toFixed(1);
-  $("scale-mean").textContent = `mean ${said(state.heat.nats_per_pixel)} nats`;
+  $("scale-mean").textContent = `mean ${rounded(state.heat.nats_per_pixel)} nats`;
   announce(mean);
 }
 
 // ---- settings
+
+// The fields of a request that have a place of their own on the page; all others are shown as the server describes them.
+const PLACED = ["model", "format", "timeout_seconds", "n", "seed", "stream", "image", "keep"];
+
+async function showSettings() {
+  const { paths } = await (await call("openapi.json")).json();
+  const { properties } = paths["/v1/complete"].post.requestBody.content["application/json"].schema;
+  const shown = Object.entries(properties).filter(([name]) => !PLACED.includes(name));
+  $("sampling").replaceChildren(...shown.map(([name, field]) => {
+    const { type, minimum, exclusiveMinimum, maximum = "" } = field.anyOf?.[0] ?? field;
+    const label = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { id: name.replaceAll("_", "-"), name, type: "text" });
+    if (type !== "string") {
+      const step = type === "integer" ? 1 : 0.01;
+      const min = minimum ?? (exclusiveMinimum ?? 0) + step;
+      Object.assign(input, { type: "number", inputMode: type === "integer" ? "numeric" : "decimal", min, max: maximum, step });
+    }
+    if (field.default == null) input.placeholder = type === "string" ? "" : "all";
+    else Object.assign(input, { defaultValue: field.default, required: true });
+    const help = Object.assign(document.createElement("span"), { textContent: field.description });
+    label.append(`${field.title} `, input, help);
+    return label;
+  }));
+}
+
+const sampling = () => [...$("sampling").querySelectorAll("input")];
 
 function settings() {
   for (const input of $("settings").querySelectorAll("input")) {
@@ -334,11 +362,9 @@ function settings() {
     return null;
   }
   $("settings-error").textContent = "";
-  const number = (id) => ($(id).value === "" ? null : $(id).valueAsNumber);
-  return {
-    n: number("n"), temperature: number("temperature"), top_k: number("top-k"), top_p: number("top-p"), seed: number("seed"),
-    model: model().id,
-  };
+  const value = (input) => (input.value === "" ? null : input.type === "number" ? input.valueAsNumber : input.value);
+  const chosen = Object.fromEntries(sampling().map((input) => [input.name, value(input)]));
+  return { n: value($("n")), seed: value($("seed")), model: model().id, ...chosen };
 }
 
 function quoted(word) {
@@ -346,11 +372,12 @@ function quoted(word) {
 }
 
 function commandOf(drawn) {
-  const words = drawn.kept === null ? ["nextpixel sample"] : ["nextpixel complete", quoted(drawn.name), "--keep", drawn.kept / drawn.side];
+  const words = drawn.kept === null ? ["nextpixel sample"] : ["nextpixel complete", quoted(drawn.name), "--keep", drawn.kept / drawn.height];
   words.push("-n", drawn.n, "--seed", drawn.seed);
-  if (drawn.temperature !== 1) words.push("--temperature", drawn.temperature);
-  if (drawn.top_k !== null) words.push("--top-k", drawn.top_k);
-  if (drawn.top_p !== null) words.push("--top-p", drawn.top_p);
+  for (const input of sampling()) {
+    const value = drawn[input.name];
+    if (String(value ?? "") !== input.defaultValue) words.push(`--${input.id}`, quoted(String(value)));
+  }
   if (drawn.model !== "embedded") words.push("--model", quoted(drawn.model));
   if (isExact()) words.push("--speed exact");
   return words.join(" ");
@@ -359,7 +386,7 @@ function commandOf(drawn) {
 function showCommand() {
   const whole = [...$("settings").querySelectorAll("input")].every((input) => input.checkValidity());
   if (!whole || !state.models.length) return;
-  const now = { ...settings(), side: side(), kept: state.seen ? state.kept : null, name: state.picture?.name };
+  const now = { ...settings(), height: height(), kept: state.seen ? state.kept : null, name: state.picture?.name };
   $("command").textContent = commandOf(now);
 }
 
@@ -390,18 +417,18 @@ function addTile(index) {
 }
 
 function begin(tile, kept) {
-  tile.canvas.width = tile.canvas.height = side(); // which also empties it
-  if (kept) tile.context.drawImage(state.seen, 0, 0, side(), kept, 0, 0, side(), kept);
+  [tile.canvas.width, tile.canvas.height] = [width(), height()]; // which also empties it
+  if (kept) tile.context.drawImage(state.seen, 0, 0, width(), kept, 0, 0, width(), kept);
   Object.assign(tile, { rows: kept, nats: null });
   tell(tile, "");
   scanAt(tile, kept);
 }
 
-const scanAt = (tile, y) => tile.scan.style.setProperty("--at", `${(100 * y) / side()}%`);
+const scanAt = (tile, y) => tile.scan.style.setProperty("--at", `${(100 * y) / height()}%`);
 
 function tell(tile, text) {
   const number = state.tiles.indexOf(tile) + 1;
-  const value = tile.nats === null ? null : Object.assign(document.createElement("b"), { textContent: said(tile.nats) });
+  const value = tile.nats === null ? null : Object.assign(document.createElement("b"), { textContent: rounded(tile.nats) });
   tile.caption.replaceChildren(...(value ? [value, " nats per pixel"] : [text]));
   tile.button.ariaLabel = `Candidate ${number}: ${tile.caption.textContent || "not drawn yet"}. Enlarge`;
 }
@@ -426,9 +453,9 @@ async function draw(complete) {
   }
   const chosen = settings();
   if (!chosen) return;
-  const kept = complete ? state.kept : 0;
+  let kept = complete ? state.kept : 0;
   const mine = (state.drawing = new AbortController());
-  state.drawn = { ...chosen, side: side(), kept: complete ? kept : null, name: complete ? state.picture.name : "drawn" };
+  state.drawn = { ...chosen, height: height(), kept: complete ? kept : null, name: complete ? state.picture.name : "drawn" };
   layTiles();
   state.tiles.forEach((tile) => begin(tile, kept));
   busy(true);
@@ -437,22 +464,26 @@ async function draw(complete) {
   announce(`Drawing ${words}.`);
   bringIntoView();
 
-  const rows = chosen.n * (side() - kept);
+  let rows = chosen.n * (height() - kept);
   const body = { ...chosen, stream: true };
-  if (complete) Object.assign(body, { keep: kept / side(), image: state.picture.base64 });
+  if (complete) Object.assign(body, { keep: kept / height(), image: state.picture.base64 });
   let count = 0, first = 0, counted = 0, quarter = 0;
   try {
     for await (const { name, data } of events(await call(complete ? "v1/complete" : "v1/sample", body, mine.signal))) {
       mine.signal.throwIfAborted(); // rows that had come already
-      if (name === "row") {
+      if (name === "start" && data.kept_rows !== kept) { // a token may cover several rows of pixels
+        state.drawn.kept = kept = data.kept_rows;
+        rows = chosen.n * (height() - kept);
+        state.tiles.forEach((tile) => begin(tile, kept));
+      } else if (name === "row") {
         const tile = state.tiles[data.candidate];
-        paint(tile.context, data.y, side(), bytesOf(data.pixels));
+        paint(tile.context, data.y, bytesOf(data.pixels));
         tile.rows = data.y + 1;
         scanAt(tile, tile.rows);
         if (state.shown === data.candidate) paintLarge();
         const now = performance.now();
         count += 1;
-        // The first row of all candidates carries the reading of the picture: the pace is that of those after it.
+        // The first row of each candidate waits for the prompt's prefill, so the pace is that of later rows.
         if (count <= chosen.n) [first, counted] = [now, count];
         const rate = count > counted ? (now - first) / (count - counted) : 0;
         $("progress").value = count / rows;
@@ -475,7 +506,7 @@ async function draw(complete) {
         const text = `Drawn with seed ${data.seed ?? chosen.seed}`;
         $("said").textContent = text;
         const [low, high] = [Math.min(...data.nats), Math.max(...data.nats)];
-        announce(`${text}: ${words}, ${low === high ? said(low) : `${said(low)} to ${said(high)}`} nats per pixel.`);
+        announce(`${text}: ${words}, ${low === high ? rounded(low) : `${rounded(low)} to ${rounded(high)}`} nats per pixel.`);
       }
     }
     if (!state.drawn?.done) throw new Refused("The server ended before the pictures were finished.", 0);
@@ -542,18 +573,19 @@ function paintLarge() {
   const tile = state.tiles[state.shown];
   if (!tile) return $("large").close();
   const canvas = $("large-picture");
-  canvas.width = canvas.height = side();
+  [canvas.width, canvas.height] = [width(), height()];
   canvas.getContext("2d").drawImage(tile.canvas, 0, 0);
   const title = `Candidate ${state.shown + 1} of ${state.tiles.length}`;
   canvas.ariaLabel = title;
   $("large-title").textContent = title;
   const facts = [tile.caption.textContent || (state.drawing ? "being drawn" : "not drawn yet")];
-  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [`${state.drawn.kept} of ${state.drawn.side} rows given`]));
+  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [`${state.drawn.kept} of ${state.drawn.height} rows kept`]));
   $("large-said").textContent = facts.join(" · ");
-  const zoom = Math.max(1, Math.floor(1024 / side()));
-  $("download").ariaLabel = `Download PNG, ${side()} × ${side()}`;
-  $("download-large").textContent = `${side() * zoom} × ${side() * zoom}`;
-  $("download-large").ariaLabel = `Download PNG, enlarged to ${side() * zoom} × ${side() * zoom}`;
+  const zoom = Math.max(1, Math.floor(1024 / Math.max(width(), height())));
+  const enlarged = `${width() * zoom} × ${height() * zoom}`;
+  $("download").ariaLabel = `Download PNG, ${width()} × ${height()}`;
+  $("download-large").textContent = enlarged;
+  $("download-large").ariaLabel = `Download PNG, enlarged to ${enlarged}`;
   const stem = (state.drawn?.name ?? state.picture?.name ?? "drawn").replace(/\.[^.]*$/, "");
   const base = `${stem}-seed${state.drawn?.seed ?? $("seed").value}-${state.shown + 1}`;
   offer($("download"), tile.canvas, 1, `${base}.png`);
@@ -562,7 +594,7 @@ function paintLarge() {
 
 function offer(link, source, zoom, name) {
   const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = source.width * zoom;
+  [canvas.width, canvas.height] = [source.width * zoom, source.height * zoom];
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(source, 0, 0, canvas.width, canvas.height);
@@ -641,7 +673,6 @@ document.addEventListener("DOMContentLoaded", () => {
 
   on("settings", "submit", (event) => { event.preventDefault(); draw(true); });
   on("settings", "input", (event) => {
-    $("temperature-said").textContent = $("temperature").value;
     if (event.target.ariaInvalid === "true") settings();
     if (event.target === $("n") && !state.drawn && $("n").checkValidity()) layTiles();
     showCommand();
