@@ -153,8 +153,9 @@ def test_all_of_it_works_under_a_path(model: ImageGPT, prefix: str, strip: bool)
         links = re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page.text)
         assert len(links) == 2
         assert all(httpx.get(urljoin(f"{outside}/", link)).status_code == 200 for link in links)
-        asked = re.findall(r'["`](/?v1/[a-z]+)', httpx.get(f"{outside}/page.js").text)
+        asked = re.findall(r'(?<!\[)["`](/?v1/[a-z]+)', httpx.get(f"{outside}/page.js").text)
         assert set(asked) == {f"v1/{name}" for name in "models encode pictures score complete sample".split()}
+        assert "/v1/complete" in httpx.get(f"{outside}/openapi.json", headers=headers).json()["paths"]
         assert httpx.get(f"{outside}/v1/models").status_code == 401
         assert httpx.get(urljoin(f"{outside}/", "v1/models"), headers=headers).status_code == 200
         drawn = httpx.post(f"{outside}/v1/complete", json={"image": TEXT}, headers=headers, timeout=30)
