@@ -32,7 +32,7 @@ from nextpixel.drawing import loop as drawing
 from nextpixel.errors import InputError
 from nextpixel.network import cost as plan
 from nextpixel.network.decoding import Decoder, Int8Decoder, Prefill, choose_decoder
-from nextpixel.network.int8.packing import can_round
+from nextpixel.network.int8.packing import supports_int8
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
@@ -231,7 +231,7 @@ def _nextpixel(model: ImageGPT, work: str, batch: int, pixels: int | None, speed
     how, flops = dtype, float(batch * plan.flops_per_image(config))  # forward and backward
     run: Callable[[Tensor], object]
     if work == "features":
-        layer, how = config.layers // 2, "int8" if speed == "auto" and can_round(model) else dtype
+        layer, how = config.layers // 2, "int8" if speed == "auto" and supports_int8(model) else dtype
         flops = batch * plan.feature_flops_per_image(config, layer)
         run = partial(pooled, model, layers=[layer], dtype=how, compiled=how != "int8")
     elif work == "score":

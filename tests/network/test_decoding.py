@@ -1,6 +1,5 @@
 """The fast ways to draw against the plain network."""
 
-import contextlib
 import copy
 import ctypes
 import platform
@@ -390,7 +389,7 @@ def test_the_attention_kernel_is_torch_s_attention(width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 3, 2, 1, width, generator=generator)
     read = torch.randn(2, 2, 2, 49, width, generator=generator)
-    slots, numbers = kernels.rounded(50), kernels.rounded(width)
+    slots, numbers = kernels.padded(50), kernels.padded(width)
     stored = torch.randint(0, 256, (2, 1, 3, 2, slots, numbers), dtype=torch.uint8, generator=generator)
     scales = torch.rand(2, 3, 2, slots, generator=generator)
     cache = kernels.Cache(*stored, *scales[:, None])
@@ -436,7 +435,7 @@ def test_the_int8_kernel_is_a_matrix_product(rows: int, activation: Activation |
     exact = [inputs @ (weight * scale[:, None]).T for inputs in (in_groups(x), x)]
     if activation is not None:
         exact = [y.relu().square() if activation == "squared-relu" else y * torch.sigmoid(1.702 * y) for y in exact]
-    ordered = kernels.order(weight)
+    ordered = kernels.pack(weight)
     y = kernels.multiply(x, ordered, scale, activation=activation)
     assert off(y, *exact) < 1e-3
     assert torch.equal(kernels.multiply(x[rows // 2 :], ordered, scale, activation=activation), y[rows // 2 :])
@@ -450,7 +449,7 @@ def test_numbers_whose_squares_no_float_holds_are_rounded_as_others(size: float)
     x = size * torch.randn(4, 192, generator=generator)
     x[:, 7] = 20 * size
     exact = [inputs @ weight.float().T for inputs in (in_groups(x), x)]
-    assert off(kernels.multiply(x, kernels.order(weight), torch.ones(48)), *exact) < 1e-3
+    assert off(kernels.multiply(x, kernels.pack(weight), torch.ones(48)), *exact) < 1e-3
 
 
 @needs_compiler
@@ -462,19 +461,19 @@ def test_the_int8_kernel_normalises_before_and_adds_after() -> None:
     norm.gain.data = torch.rand(192, generator=generator)
     norm.requires_grad_(False)
     exact = [add + inputs @ (weight * scale[:, None]).T for inputs in (in_groups(norm(x)), norm(x))]
-    y = kernels.multiply(x, kernels.order(weight), scale, gain=norm.gain.detach(), add=add)
+    y = kernels.multiply(x, kernels.pack(weight), scale, gain=norm.gain.detach(), add=add)
     assert off(y.flatten(), *(x.flatten() for x in exact)) < 1e-3
 
 
 @needs_compiler
 @pytest.mark.parametrize("processor", ["haswell", "alderlake", "x86-64"])
-def test_the_loops_of_other_processors_are_the_same_product(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernels_of_other_processors_are_the_same_product(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if platform.machine() != "x86_64" or not _runs(processor):
         pytest.skip(f"needs what a {processor} can do")
     without = ["-mno-avx512f", "-mno-avx512vnni"] if processor != "x86-64" else []
     flags = [flag for flag in kernels.FLAGS if flag not in ("-march=native", "-O3")]  # -O3 compiles for 20 s there
     monkeypatch.setattr(kernels, "FLAGS", [*flags, "-O2", f"-march={processor}", *without])
-    other = kernels._load.__wrapped__()
+    other = kernels.build()
     assert other.lanes() == (4 if processor == "x86-64" else 8)
     monkeypatch.setattr(kernels, "load", lambda: other)
     for activation in (None, "quick-gelu", "squared-relu"):
@@ -488,7 +487,7 @@ def test_the_loops_of_other_processors_are_the_same_product(processor: str, monk
 
 
 @pytest.mark.parametrize("processor", ["armv8.2-a+dotprod", "armv8-a"])
-def test_the_loops_on_an_emulated_arm(processor: str, tmp_path: Path) -> None:
+def test_the_kernels_on_an_emulated_arm(processor: str, tmp_path: Path) -> None:
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
         pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
@@ -515,12 +514,10 @@ def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("quick_build")
-def test_three_threads_build_at_once_and_all_have_the_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_threads_build_at_once_and_all_have_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "_load", kernels._load.__wrapped__)  # each looks for itself, as processes do
-    monkeypatch.setattr(kernels, "_LOCK", contextlib.nullcontext())
     with ThreadPoolExecutor(3) as pool:
-        found = [future.result() for future in [pool.submit(kernels.load) for _ in range(3)]]
+        found = [future.result() for future in [pool.submit(kernels.build) for _ in range(3)]]
     assert all(found)
     (built,) = (tmp_path / "kernels").iterdir()
     assert built.suffix == ".so"
@@ -531,7 +528,7 @@ def test_three_threads_build_at_once_and_all_have_the_loops(tmp_path: Path, monk
 def test_a_damaged_library_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, which a library that is mapped beyond its end would kill."""
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path / "cache"))
-    assert kernels._load.__wrapped__() is not None
+    assert kernels.build() is not None
     (built,) = (tmp_path / "cache" / "kernels").iterdir()
     built.rename(tmp_path / "whole.so")
     compiler = tmp_path / "cc"  # which needs no second for each length
@@ -541,8 +538,7 @@ def test_a_damaged_library_is_never_opened(tmp_path: Path, monkeypatch: pytest.M
     code = """if True:
         import pathlib, sys
         from nextpixel.network.int8 import kernels
-        load = kernels._load.__wrapped__
-        load()
+        kernels.build()
         [built] = pathlib.Path(sys.argv[1]).iterdir()
         whole = built.read_bytes()
         lengths = [0, 1, 64, *(len(whole) * n // 10 for n in range(1, 10)), len(whole) - 4096, len(whole) - 1]
@@ -550,7 +546,7 @@ def test_a_damaged_library_is_never_opened(tmp_path: Path, monkeypatch: pytest.M
         for content in damaged:
             built.unlink()  # else the library in use would change
             built.write_bytes(content)
-            assert load() is not None and built.read_bytes() == whole, len(content)
+            assert kernels.build() is not None and built.read_bytes() == whole, len(content)
         print(len(damaged))
     """
     command = [sys.executable, "-c", code, str(built.parent)]
@@ -570,15 +566,15 @@ def test_a_cache_from_which_nothing_may_be_run_costs_a_second_only(monkeypatch: 
         return ctypes.CDLL(path)
 
     monkeypatch.setattr(kernels, "ctypes", SimpleNamespace(**vars(ctypes) | {"CDLL": library}))
-    assert kernels._load.__wrapped__() is not None and len(opened) == 2
+    assert kernels.build() is not None and len(opened) == 2
 
 
 def test_without_a_compiler_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
-    assert kernels._load.__wrapped__() is None
+    assert kernels.build() is None
     monkeypatch.setenv("CC", "false")
-    assert kernels._load.__wrapped__() is None
+    assert kernels.build() is None
 
 
 @pytest.mark.parametrize("compiled", ["in the cache", "in a temporary folder"])
@@ -594,9 +590,9 @@ def test_a_compiler_that_takes_too_long_is_waited_for_once(
     monkeypatch.setenv("NEXTPIXEL_CACHE", str(cache))
     monkeypatch.setenv("CC", str(slow))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(kernels, "SECONDS", 0.3)
+    monkeypatch.setattr(kernels, "COMPILE_SECONDS", 0.3)
     start = time.monotonic()
-    assert [kernels._load.__wrapped__() for _ in range(3)] == [None] * 3
+    assert [kernels.build() for _ in range(3)] == [None] * 3
     assert started.read_text().count("\n") == 1
     assert capsys.readouterr().err.count("did not compile the CPU kernels in 0.3 s") == 1
     assert time.monotonic() - start < 10

@@ -80,22 +80,22 @@ def test_a_new_modern_model_knows_nothing() -> None:
 
 def test_rotary_scores_depend_on_the_step_between_two_pixels_alone() -> None:
     config = dataclasses.replace(CLASSIC, positions="rotary", side=6)
-    turns = raster(config, torch.device("cpu")).turns
-    assert turns is not None
+    rotations = raster(config, torch.device("cpu")).rotations
+    assert rotations is not None
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(8, generator=generator), torch.randn(8, generator=generator)
 
     def score(predicted: tuple[int, int], carried: tuple[int, int]) -> float:
         query, key = predicted[0] * 6 + predicted[1], carried[0] * 6 + carried[1] + 1  # slot t carries pixel t - 1
-        turned_q = rotate(q.expand(1, 1, 1, 8), turns[0, query : query + 1], turns[1, query : query + 1])
-        turned_k = rotate(k.expand(1, 1, 1, 8), turns[2, key : key + 1], turns[3, key : key + 1])
+        turned_q = rotate(q.expand(1, 1, 1, 8), rotations[0, query : query + 1], rotations[1, query : query + 1])
+        turned_k = rotate(k.expand(1, 1, 1, 8), rotations[2, key : key + 1], rotations[3, key : key + 1])
         return float((turned_q * turned_k).sum())
 
     above = score((3, 2), (2, 2))
     assert score((5, 4), (4, 4)) == pytest.approx(above, abs=1e-5)
     assert score((3, 2), (3, 1)) != pytest.approx(above, abs=1e-3)  # left is not above
     assert score((3, 2), (1, 2)) != pytest.approx(above, abs=1e-3)
-    assert torch.equal(turns[2, 0], torch.ones(4)) and not turns[3, 0].any()  # the start vector is not turned
+    assert torch.equal(rotations[2, 0], torch.ones(4)) and not rotations[3, 0].any()  # the start vector is not turned
 
 
 def test_logits_of_a_modern_layer_equal_the_formulas_written_out() -> None:
@@ -143,8 +143,8 @@ def test_rotations_first_made_while_drawing_serve_training_too() -> None:
     with torch.inference_mode():
         model(tokens)
     cross_entropy(model(tokens), tokens).backward()
-    turns = raster(config, torch.device("cpu")).turns
-    assert turns is not None and not turns.is_inference()
+    rotations = raster(config, torch.device("cpu")).rotations
+    assert rotations is not None and not rotations.is_inference()
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest() -> None:
@@ -235,8 +235,13 @@ def test_rotations_need_no_float64_of_the_device() -> None:
     """mps has none; meta stands for it."""
     config = ImageGPTConfig(layers=1, width=16, heads=2, side=5, colors=4, **MODERN)
     with Wide() as wide:
-        turns = Positions.of(config, torch.device("meta"), torch.arange(25)).turns
-    assert turns is not None and wide.found == [] and turns.device.type == "meta" and turns.dtype == torch.float32
+        rotations = Positions.of(config, torch.device("meta"), torch.arange(25)).rotations
+    assert (
+        rotations is not None
+        and wide.found == []
+        and rotations.device.type == "meta"
+        and rotations.dtype == torch.float32
+    )
 
 
 def test_a_branch_is_the_run_it_would_have_been(tmp_path: Path) -> None:

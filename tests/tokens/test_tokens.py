@@ -20,7 +20,7 @@ from nextpixel.evaluation.oddness import measure
 from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
 from nextpixel.network.int8 import kernels
-from nextpixel.network.int8.packing import RoundedHidden, can_round
+from nextpixel.network.int8.packing import Int8Hidden, supports_int8
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.positions import Positions, raster
 from nextpixel.server.engine import Done, Engine, Event, Ticket
@@ -155,7 +155,7 @@ def test_the_server_s_engine_draws_the_same(model: ImageGPT) -> None:
 @pytest.mark.parametrize("front", [1, 3])
 def test_every_decoder_takes_a_prefix_and_an_order(model: ImageGPT, kind: type[Decoder], front: int) -> None:
     """Bottom up, behind a prefix of any length, against the whole network at once."""
-    if kind is Int8Decoder and not can_round(model):
+    if kind is Int8Decoder and not supports_int8(model):
         pytest.skip("needs a C compiler")
     tokens = model.tokenizer.encode(PICTURES)
     prefix = torch.randn(1, front, 32, generator=torch.Generator().manual_seed(0))
@@ -183,10 +183,10 @@ def test_rows_behind_one_long_prefix_are_drawn_as_the_network_scores_them(model:
 def test_the_mask_of_attention_is_an_argument(model: ImageGPT) -> None:
     tokens = model.tokenizer.encode(PICTURES)
     causal = torch.ones(6, 6, dtype=torch.bool).tril()
-    assert torch.allclose(model(tokens, seen=causal), model(tokens), atol=1e-5)
-    every = model(tokens, seen="all")
+    assert torch.allclose(model(tokens, attention_mask=causal), model(tokens), atol=1e-5)
+    every = model(tokens, attention_mask="all")
     assert (every - model(tokens)).abs().max() > 1e-3
-    assert torch.allclose(model(tokens, seen=torch.ones_like(causal)), every, atol=1e-5)
+    assert torch.allclose(model(tokens, attention_mask=torch.ones_like(causal)), every, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, MODERN])
@@ -196,7 +196,7 @@ def test_the_int8_blocks_see_all_slots_where_the_network_does(options: dict[str,
         pytest.skip("needs a C compiler")
     tokens = torch.randint(0, 8, (6, 15), generator=torch.Generator().manual_seed(0))
     masked = torch.rand(6, 15, generator=torch.Generator().manual_seed(1)) < 0.3
-    exact, rounded = (dict(hidden(tokens, [1, 3], masked)) for hidden in (model.hidden, RoundedHidden(model)))
+    exact, rounded = (dict(hidden(tokens, [1, 3], masked)) for hidden in (model.hidden, Int8Hidden(model)))
     for layer in (1, 3):
         assert (rounded[layer] - exact[layer]).norm() < 0.05 * exact[layer].norm()
         assert not torch.equal(rounded[layer], exact[layer])

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextpixel.config import ImageGPTConfig
-from nextpixel.network.attention import Seen, attention
+from nextpixel.network.attention import Mask, attention
 from nextpixel.network.int8 import kernels
 
-BUCKET = 128  # slots: attention looks at a multiple of it
+BUCKET = 128  # attention reads a multiple of this many slots
 
 
 class KVCache:
-    """Keys and values of the input slots seen so far, of every block and row; allocated once, at full length.
+    """Keys and values of every block and row, allocated once at full length; all rows fill the same slots.
 
-    All rows fill the same slots. `parts` are keys and values, (L, B, N, slots, E) each.
+    `parts` are keys and values, (L, B, N, slots, E) each; the first `length` slots are filled.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class KVCache:
 
     @property
     def stored(self) -> int:
-        """Slots of `parts` that hold something."""
+        """Number of filled slots of `parts`."""
         return self.length
 
     def next_slots(self, count: int) -> slice | Tensor:
-        """The numbers of the next slots: a slice, the same for every row; a tensor (B, count) where rows differ."""
+        """The next slots: a slice if they are the same for every row, else a tensor (B, count)."""
         return slice(self.length, self.length + count)
 
     def advance(self, count: int) -> None:
-        """Count slots that every block has stored."""
+        """Add slots that every block has stored to `length`."""
         self.length += count
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,19 +51,19 @@ class KVCache:
         keys, values = (part[layer] for part in self.parts)
         count, end = k.shape[2], self.length + k.shape[2]
         keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
-        seen: Seen = "causal" if count > 1 else "all"
+        mask: Mask = "causal" if count > 1 else "all"
         if self.length and count > 1:
-            seen = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(self.length)
-        return attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], seen)
+            mask = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(self.length)
+        return attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], mask)
 
-    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
-        """Let `rows` go on as rows `of` of a cache that has read their prompts; all rows must have read as much."""
-        for part, other in zip(self.parts, read.parts, strict=True):
-            part[:, rows, :, : read.stored] = other[:, of, :, : read.stored].to(part.dtype)
-        self.length, self.prefix_slots = read.length, read.prefix_slots
+    def fill(self, rows: Tensor, prefilled: KVCache, of: Tensor) -> None:
+        """Let `rows` continue rows `of` of a prefill's cache; the prompts of all rows must be of one length."""
+        for part, other in zip(self.parts, prefilled.parts, strict=True):
+            part[:, rows, :, : prefilled.stored] = other[:, of, :, : prefilled.stored].to(part.dtype)
+        self.length, self.prefix_slots = prefilled.length, prefilled.prefix_slots
 
     def select(self, rows: Tensor) -> KVCache:
-        """A cache of these rows, in this order; a row may be taken often."""
+        """A cache of these rows, in this order; rows may repeat."""
         chosen = copy.copy(self)
         chosen.parts = [part[:, rows] for part in self.parts]
         return chosen
@@ -81,7 +81,7 @@ class RowCache(KVCache):
     ) -> None:
         super().__init__(config, batch, slots, dtype=dtype, device=device)
         for part in self.parts:
-            part.zero_()  # attention with a mask multiplies what was never filled by zero
+            part.zero_()  # masked attention multiplies unfilled slots by zero
         self.used = batch
         self.slot = torch.zeros(batch, dtype=torch.int64, device=device)
         self.rows = torch.arange(batch, device=device)
@@ -95,21 +95,21 @@ class RowCache(KVCache):
         self.length = min(self.length + count, self.slots - 1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One slot a row."""
+        """One slot per row."""
         keys, values = (part[layer, : self.used] for part in self.parts)
         rows, slot = self.rows[: self.used], self.slot[: self.used]
         keys[rows, :, slot] = k[:, :, 0].to(keys.dtype)
         values[rows, :, slot] = v[:, :, 0].to(keys.dtype)
         end = min(-(-(self.length + 1) // BUCKET) * BUCKET, self.slots)
-        seen = (self.numbers[:end] <= slot[:, None])[:, None, None]  # (B, 1, 1, end)
-        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], attn_mask=seen)
+        mask = (self.numbers[:end] <= slot[:, None])[:, None, None]  # (B, 1, 1, end)
+        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], attn_mask=mask)
         return y.to(q.dtype)
 
-    def fill(self, rows: Tensor, read: KVCache, of: Tensor) -> None:
+    def fill(self, rows: Tensor, prefilled: KVCache, of: Tensor) -> None:
         before = self.length
-        super().fill(rows, read, of)
-        self.slot[rows] = min(read.length, self.slots - 1)
-        self.length = min(max(before, read.length), self.slots - 1)
+        super().fill(rows, prefilled, of)
+        self.slot[rows] = min(prefilled.length, self.slots - 1)
+        self.length = min(max(before, prefilled.length), self.slots - 1)
 
     def select(self, rows: Tensor) -> RowCache:
         chosen = super().select(rows)
@@ -118,17 +118,17 @@ class RowCache(KVCache):
         return chosen
 
     def copy(self, row: int, to: int) -> None:
-        """Row `to` goes on as row `row` was."""
+        """Copy row `row` to row `to`."""
         for part in (*self.parts, self.slot[None]):
             part[:, to] = part[:, row]
 
 
 class Int8Cache(RowCache):
-    """For the loops of kernels.py: bytes in an order of their own, and a scale for each slot of a head."""
+    """For kernels.py: bytes in the kernels' own layout, and a scale for each slot of a head."""
 
     def __init__(self, config: ImageGPTConfig, batch: int, slots: int) -> None:
         super().__init__(config, 0, slots, dtype=torch.uint8, device="cpu")
-        room, width = kernels.rounded(slots), kernels.rounded(config.head_width)
+        room, width = kernels.padded(slots), kernels.padded(config.head_width)
         shape = (config.layers, batch, config.heads, room)
         self.parts = [torch.empty(*shape, width, dtype=torch.uint8) for _ in range(2)]
         self.parts += [torch.ones(shape, dtype=torch.float32) for _ in range(2)]
@@ -136,9 +136,9 @@ class Int8Cache(RowCache):
 
     @property
     def stored(self) -> int:
-        return kernels.rounded(self.length)
+        return kernels.padded(self.length)
 
     @property
     def bytes(self) -> kernels.Cache:
-        """What the loops take."""
+        """The tensors that the kernels take."""
         return kernels.Cache(*self.parts)

@@ -12,7 +12,7 @@ from torch import Tensor
 from nextpixel.config import ImageGPTConfig, Speed
 from nextpixel.network.caches import Int8Cache, KVCache, RowCache
 from nextpixel.network.int8 import kernels
-from nextpixel.network.int8.packing import can_round, packed_network, pictures_per_pass
+from nextpixel.network.int8.packing import packed_network, pictures_per_pass, supports_int8
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.positions import Positions, raster
 
@@ -138,8 +138,8 @@ class Int8Decoder(RowDecoder):
 
     @staticmethod
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
-        slot = config.heads * (kernels.rounded(config.head_width) + 4)  # a scale for each head
-        return 2 * config.layers * kernels.rounded(config.prefix_slots - 1 + config.tokens) * slot
+        slot = config.heads * (kernels.padded(config.head_width) + 4)  # a scale for each head
+        return 2 * config.layers * kernels.padded(config.prefix_slots - 1 + config.tokens) * slot
 
 
 class GuidedDecoder(Decoder):
@@ -195,4 +195,4 @@ def choose_decoder(
     packs = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if speed == "exact" or not (known and large and packs):
         return RowDecoder if independent_rows else Decoder
-    return Int8Decoder if can_round(model) else PackedDecoder
+    return Int8Decoder if supports_int8(model) else PackedDecoder

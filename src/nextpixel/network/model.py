@@ -8,19 +8,20 @@ Legend, here and everywhere:
     F  vectors of the prefix            S  rows of the start table (one in a classic model)
     C  classes, where it has a class head
 
-The network knows tokens, not what they stand for; with a palette a token is a pixel's colour. A sequence is a prefix,
-here a start vector, and the tokens in some order, here that of the rows. The prefix and the shift by one token live in
-here: input slot t carries token t - 1 (slot 0 the start vector), and its output scores token t. So `logits[:, t]`
-scores `tokens[:, t]`, and nobody outside ever shifts.
+The network knows tokens, not what they stand for; with a palette a token is a pixel's colour. A sequence is a prefix
+(the start vector) and the tokens in some order (by default row by row). The model adds the prefix and shifts by one
+token itself: input slot t carries token t - 1 (slot 0 the start vector), and its output scores token t. So
+`logits[:, t]` scores `tokens[:, t]`, and callers never shift.
 
-The options of ImageGPTConfig beyond the paper are written out where they act; without them this is the paper's network.
+The options of ImageGPTConfig beyond the paper are implemented where they apply; without them this is the paper's
+network.
 
-A model with words has a caption as well: the vectors of its tags, each the sum of its words', stand before the start
-vector, and where there is no tag row 0 of the word table. (Zeros would do, but the gradient of a norm at zero is so
-large that it overflows in deep networks.) Of the prefix only the start vector has a position.
+A model with words also takes a caption. Its tags stand before the start vector, each the sum of its words' vectors;
+an absent tag is row 0 of the word table. (Zeros would do, but the gradient of a norm at zero is so large that it
+overflows in deep networks.) Of the prefix only the start vector has a position.
 
 A masked model (the paper's BERT objective) has no start vector, no shift and no causal mask: slot t carries pixel t, or
-nothing where it is masked, and its output scores pixel t.
+zeros where it is masked, and its output scores pixel t.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size
-from nextpixel.network.attention import Seen, attention
+from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise
 from nextpixel.network.positions import Positions, raster, rotate
@@ -73,14 +74,14 @@ class Linear(nn.Linear):
         pass
 
 
-def split_heads(qkv: Tensor, config: ImageGPTConfig, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (B, N, slots, E) each, of what a block's first matrix gives, (B, slots, 3 D)."""
+def split_heads(qkv: Tensor, config: ImageGPTConfig, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (B, N, slots, E) each, from the output of a block's first matrix (B, slots, 3 D)."""
     batch, slots, width = qkv.shape
     q, k, v = qkv.view(batch, slots, 3, config.heads, width // 3 // config.heads).permute(2, 0, 3, 1, 4)
-    if config.qk_norm:  # 1.2 on either side lets attention become sharper, as in nanochat
+    if config.qk_norm:  # the factor 1.2 on both sides allows sharper attention, as in nanochat
         q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
-    if turns is not None:
-        q, k = rotate(q, turns[0], turns[1]), rotate(k, turns[2], turns[3])
+    if rotations is not None:
+        q, k = rotate(q, rotations[0], rotations[1]), rotate(k, rotations[2], rotations[3])
     return q, k, v
 
 
@@ -91,12 +92,12 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, turns: Tensor | None, seen: Seen | KVCache) -> Tensor:
-        q, k, v = split_heads(self.qkv(x), self.config, turns)
-        if isinstance(seen, KVCache):
-            y = seen.attend(self.layer, q, k, v)
+    def forward(self, x: Tensor, rotations: Tensor | None, mask: Mask | KVCache) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), self.config, rotations)
+        if isinstance(mask, KVCache):
+            y = mask.attend(self.layer, q, k, v)
         else:
-            y = attention(q, k, v, seen)
+            y = attention(q, k, v, mask)
         y = y.transpose(1, 2).reshape(x.shape).to(x.dtype)
         return self.out(y)
 
@@ -124,14 +125,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.mix_input else None
 
-    def mixed(self, h: Tensor, first: Tensor) -> Tensor:
-        """What the block reads: the residual stream h, or a mix of it and the network's input, both (B, slots, D)."""
-        return h if self.mix is None else self.mix[0] * h + self.mix[1] * first
+    def mixed(self, h: Tensor, x0: Tensor) -> Tensor:
+        """The block's input: the residual stream h, or a mix of it and the network's input x0, both (B, slots, D)."""
+        return h if self.mix is None else self.mix[0] * h + self.mix[1] * x0
 
-    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, seen: Seen | KVCache) -> Tensor:
-        """`turns` are those of the slots (4, 1 or B, 1, slots, E / 2); `seen` says what they see, or is their cache."""
-        h = self.mixed(h, first)
-        h = h + self.attention(self.norm_1(h), turns, seen)
+    def forward(self, h: Tensor, x0: Tensor, rotations: Tensor | None, mask: Mask | KVCache) -> Tensor:
+        """`rotations` (4, 1 or B, 1, slots, E / 2): see Positions; a cache instead of a mask also stores the keys."""
+        h = self.mixed(h, x0)
+        h = h + self.attention(self.norm_1(h), rotations, mask)
         return h + self.mlp(self.norm_2(h))
 
 
@@ -142,15 +143,15 @@ class ImageGPT(nn.Module):
     """
 
     checkpoint_activations = False
-    fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
-    levels = Levels()  # and numbers colours
+    fit: Fit = "crop"  # how pictures are made square, see images.fit_square
+    levels = Levels()  # how values beyond 8 bits become colours
     _tokenizer: Tokenizer | None = None
     _words: Words | None = None
 
     def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.facts: dict[str, Any] = {}  # of its making; they travel with the weights
+        self.facts: dict[str, Any] = {}  # its provenance, saved with the weights
         if config.objective == "autoregressive":
             self.start = nn.Parameter(torch.empty(config.orientations, config.width))  # (S, D)
         self.token_embedding = nn.Parameter(torch.empty(config.colors, config.width))  # (K, D)
@@ -166,7 +167,7 @@ class ImageGPT(nn.Module):
             initialise(self, seed)
 
     def set_classes(self, classes: Sequence[str]) -> None:
-        """A new class head for these names, all zero, in place of any; without names, none."""
+        """Replace the class head by a new one for these names, all zero; without names, remove it."""
         self.config = dataclasses.replace(self.config, classes=tuple(classes))
         self.class_head = None
         if classes:
@@ -175,7 +176,7 @@ class ImageGPT(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What its tokens stand for; it travels with the weights."""
+        """The tokenizer of its pictures, saved with the weights."""
         if self._tokenizer is None:
             raise ValueError("the model has no tokenizer; set model.tokenizer, for instance to a nextpixel.Palette")
         return self._tokenizer
@@ -197,7 +198,7 @@ class ImageGPT(nn.Module):
 
     @property
     def words(self) -> Words | None:
-        """The words of its captions, which travel with the weights; None without captions."""
+        """The words of its captions, saved with the weights; None without captions."""
         return self._words
 
     @words.setter
@@ -221,9 +222,10 @@ class ImageGPT(nn.Module):
         return self.token_embedding.device
 
     def prefix(self, orientation: Tensor | int = 0, tags: Tensor | None = None) -> Tensor:
-        """What stands before the tokens (1 or B, F, D) of pictures that lie so, one number or (B,), see images.orient.
+        """The vectors before the tokens (1 or B, F, D): the caption's, in a model with words, and the start vector.
 
-        `tags` (1 or B, TAGS, w) are the words of captions, see Words.encode; by default there is no caption.
+        `orientation` is one number or (B,), see images.orient; `tags` (1 or B, TAGS, w) are the words of captions, see
+        Words.encode, by default none.
         """
         if self.config.objective != "autoregressive":
             raise ValueError("a masked model has no order of tokens: it cannot draw them one by one")
@@ -245,34 +247,36 @@ class ImageGPT(nn.Module):
     ) -> Tensor:
         """Logits (B, t, K) for tokens (B, t), t <= T: `logits[:, i]` scores `tokens[:, i]` given those before.
 
-        A masked model sees all t = T tokens but those where `masked` (B, T) is True, and scores every one.
-        `orientation`, one number or (B,), says how the picture lies; for captions and other sequences see `inputs`.
+        A masked model takes all t = T tokens, sees those where `masked` (B, T) is False, and scores every one.
+        For `orientation` see `prefix`; for captions and other sequences see `inputs`.
         """
-        return self.logits(self._last(tokens, masked, orientation, **sequence))
+        return self.logits(self._final_hidden(tokens, masked, orientation, **sequence))
 
     def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
-        last = self._last(tokens, masked)
+        last = self._final_hidden(tokens, masked)
         return self.logits(last), self._classify(last)
 
     def classify(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Class logits (B, C): the class head on the final norm's output, averaged over all slots."""
-        return self._classify(self._last(tokens, masked))
+        return self._classify(self._final_hidden(tokens, masked))
 
     def _classify(self, last: Tensor) -> Tensor:
         if self.class_head is None:
             raise ValueError("this model has no class head; give it one with set_classes, and train it")
         return self.class_head(last.mean(1))
 
-    def _last(self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0, **sequence: Any) -> Tensor:
-        """What the final norm gives in the slots that predict tokens (B, t, D)."""
-        h, turns, seen = self.inputs(tokens, masked, orientation, **sequence)
-        first = h
+    def _final_hidden(
+        self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0, **sequence: Any
+    ) -> Tensor:
+        """The final norm's output in the slots that predict the tokens, (B, t, D)."""
+        h, rotations, mask = self.inputs(tokens, masked, orientation, **sequence)
+        x0 = h
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                h = checkpoint(block, h, first, turns, seen, use_reentrant=False)
+                h = checkpoint(block, h, x0, rotations, mask, use_reentrant=False)
             else:
-                h = block(h, first, turns, seen)
+                h = block(h, x0, rotations, mask)
         return self.norm(h[:, h.shape[1] - tokens.shape[1] :])
 
     def hidden(
@@ -280,18 +284,18 @@ class ImageGPT(nn.Module):
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (l, n^l) with n^l (B, T, D) for each of `layers`, 0 <= l <= L, in order; stops at the deepest.
 
-        n^l is the residual stream before block l after that block's first norm; n^L comes after the final norm (Chen
-        et al. 2020, section 2.3). `shifted=False` puts token t in slot t without a start vector, as other programs feed
-        these weights; the network was not trained so.
+        n^l is the output of block l's first norm, n^L that of the final norm (Chen et al. 2020, section 2.3).
+        `shifted=False` puts token t in slot t without a start vector, as other programs feed these weights; the network
+        was not trained that way.
         """
-        h, turns, seen = self.inputs(tokens, masked, shifted=shifted)
-        first = h
+        h, rotations, mask = self.inputs(tokens, masked, shifted=shifted)
+        x0 = h
         for layer, block in enumerate(self.blocks):
             if layer in layers:
-                yield layer, self.entering(layer, h, first)[:, -tokens.shape[1] :]
+                yield layer, self.hidden_state(layer, h, x0)[:, -tokens.shape[1] :]
             if layer >= max(layers):
                 return
-            h = block(h, first, turns, seen)
+            h = block(h, x0, rotations, mask)
         yield len(self.blocks), self.norm(h[:, -tokens.shape[1] :])
 
     def inputs(
@@ -303,15 +307,15 @@ class ImageGPT(nn.Module):
         tags: Tensor | None = None,
         prefix: Tensor | None = None,
         positions: Positions | None = None,
-        seen: Seen | None = None,
+        attention_mask: Mask | None = None,
         shifted: bool = True,
-    ) -> tuple[Tensor, Tensor | None, Seen]:
-        """What the blocks take to score tokens (B, t): vectors (B, slots, D), their turns, and what each slot sees.
+    ) -> tuple[Tensor, Tensor | None, Mask]:
+        """The blocks' inputs to score tokens (B, t): vectors (B, slots, D), their rotations, and the attention mask.
 
-        tags       of the caption, see `prefix`
-        prefix     (1 or B, F, D), before the tokens; that of `orientation` and `tags` by default
-        positions  of such a prefix and tokens; raster order by default
-        seen       by default the slots up to its own, or all of a masked model
+        tags            of the caption, see `prefix`
+        prefix          (1 or B, F, D); by default that of `orientation` and `tags`
+        positions       of prefix and tokens; by default raster order
+        attention_mask  by default causal, or none for a masked model
         """
         causal, count = self.config.objective == "autoregressive", tokens.shape[1]
         if causal and masked is not None:
@@ -320,23 +324,22 @@ class ImageGPT(nn.Module):
             raise ValueError(f"tokens: a masked model needs all {self.config.tokens} tokens, got {count}")
         if causal and shifted:
             prefix, tokens = self.prefix(orientation, tags) if prefix is None else prefix, tokens[:, :-1]
-        front = 1 if prefix is None else prefix.shape[1]
-        self._check_room(count)
-        positions = positions or raster(self.config, self.device, front)
-        slots = slice(0, front - 1 + count)
+        prefix_slots = 1 if prefix is None else prefix.shape[1]
+        self._check_length(count)
+        positions = positions or raster(self.config, self.device, prefix_slots)
+        slots = slice(0, prefix_slots - 1 + count)
         h = F.embedding(tokens, self.token_embedding)
         if masked is not None:
             h = h * ~masked[:, :, None]
-        if seen is None:
-            seen = "causal" if causal else "all"
-        return self._placed(prefix, h, positions, slots), _turns(positions, slots), seen
+        mask = attention_mask if attention_mask is not None else "causal" if causal else "all"
+        return self._embed(prefix, h, positions, slots), positions.rotations_of(slots), mask
 
-    def entering(self, layer: int, h: Tensor, first: Tensor) -> Tensor:
-        """n^l (B, T, D) of the stream h before block l, `first` being the network's input; of that behind all, n^L."""
+    def hidden_state(self, layer: int, h: Tensor, x0: Tensor) -> Tensor:
+        """n^l from the residual stream h before block l and the network's input x0, all (B, slots, D)."""
         if layer == len(self.blocks):
             return self.norm(h)
         block = cast(Block, self.blocks[layer])
-        return block.norm_1(block.mixed(h, first))
+        return block.norm_1(block.mixed(h, x0))
 
     def new_cache(self, batch: int, slots: int | None = None) -> KVCache:
         """An empty cache in the dtype of the weights, by default of the F - 1 + T slots that a picture needs."""
@@ -346,38 +349,38 @@ class ImageGPT(nn.Module):
     def extend(
         self, tokens: Tensor, cache: KVCache, prefix: Tensor | None = None, positions: Positions | None = None
     ) -> Tensor:
-        """Logits (B, t, K) of the tokens that the newly filled slots predict; the last row scores the next one.
+        """Logits (B, t, K) of the tokens that the newly filled slots predict; the last row scores the next token.
 
-        With an empty cache, `prefix` (1 or B, F, D), by default the upright start vector, is put before tokens (B, P),
-        P >= 0, which fills F + P slots of the F - 1 + T that a picture needs; later calls take the tokens drawn since,
-        most often one. The same method serves prefill and decode. `positions` are as in `inputs`.
+        Serves both prefill and step. With an empty cache, `prefix` (1 or B, F, D), by default that of an upright
+        picture without a caption, comes before the prompt (B, P), P >= 0; later calls take the tokens drawn since, most
+        often one. A picture fills F - 1 + T slots. `positions` are as in `inputs`.
         """
-        front = 0
+        prefix_slots = 0
         if cache.length:
             prefix = None
         else:
             prefix = self.prefix() if prefix is None else prefix.to(self.start.dtype)
-            front = cache.prefix_slots = prefix.shape[1]
-        count = front + tokens.shape[1]
-        self._check_room(cache.length + count - cache.prefix_slots + 1)
+            prefix_slots = cache.prefix_slots = prefix.shape[1]
+        count = prefix_slots + tokens.shape[1]
+        self._check_length(cache.length + count - cache.prefix_slots + 1)
         positions = positions or raster(self.config, self.device, cache.prefix_slots)
         slots = cache.next_slots(count)
-        h = first = self._placed(prefix, F.embedding(tokens, self.token_embedding), positions, slots)
-        turns = _turns(positions, slots)
+        h = x0 = self._embed(prefix, F.embedding(tokens, self.token_embedding), positions, slots)
+        rotations = positions.rotations_of(slots)
         for block in self.blocks:
-            h = block(h, first, turns, cache)
+            h = block(h, x0, rotations, cache)
         cache.advance(count)
-        return self.logits(self.norm(h if front < 2 else h[:, front - 1 :]))
+        return self.logits(self.norm(h if prefix_slots < 2 else h[:, prefix_slots - 1 :]))
 
-    def _check_room(self, tokens: int) -> None:
+    def _check_length(self, tokens: int) -> None:
         if tokens > self.config.tokens:
             raise ValueError(
                 f"tokens: expected at most {self.config.tokens} ({self.config.rows} x {self.config.columns}), "
                 f"got {tokens}; encode pictures at the model's side"
             )
 
-    def _placed(self, prefix: Tensor | None, h: Tensor, positions: Positions, slots: slice | Tensor) -> Tensor:
-        """The network's input: prefix and tokens h (B, t, D) told where they are."""
+    def _embed(self, prefix: Tensor | None, h: Tensor, positions: Positions, slots: slice | Tensor) -> Tensor:
+        """The network's input: prefix and embedded tokens h (B, t, D), with their position embeddings."""
         if prefix is not None:
             h = torch.cat([prefix.expand(len(h), -1, -1), h], dim=1)
         if self.config.positions == "learned":
@@ -388,12 +391,7 @@ class ImageGPT(nn.Module):
         return F.rms_norm(h, h.shape[-1:]) if self.config.mix_input else h
 
     def logits(self, last: Tensor) -> Tensor:
-        """Logits (B, t, K) of n^L (B, t, D), what the final norm gives."""
+        """Logits (B, t, K) of n^L (B, t, D), the output of the final norm."""
         logits = self.head(last)
         cap = self.config.logit_cap
         return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def _turns(positions: Positions, slots: slice | Tensor) -> Tensor | None:
-    """The turns of these slots, (4, 1, slots, E / 2), or (4, B, 1, slots, E / 2) where rows differ."""
-    return None if positions.turns is None else positions.turns[:, slots].unsqueeze(-3)

@@ -14,47 +14,51 @@ from nextpixel.config import ImageGPTConfig
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the slots of a sequence stand on the grid; places are numbered in raster order, and T is none of them."""
+    """The grid positions of a sequence's slots, numbered in raster order; T stands for no position."""
 
     carried: Tensor
-    """The place whose token a slot carries, (slots,)."""
+    """The position of the token that a slot carries, (slots,)."""
     predicted: Tensor
-    """The place whose token it predicts, (slots,)."""
-    turns: Tensor | None
-    """With rotary positions cos and sin for its query, which stands at the predicted place, and cos and sin for its
-    key, which stands at the carried one: (4, slots, E / 2)."""
+    """The position of the token that it predicts, (slots,)."""
+    rotations: Tensor | None
+    """With rotary positions (4, slots, E / 2): cos and sin for queries, at the predicted positions, and for keys, at
+    the carried ones."""
 
     @classmethod
-    @torch.inference_mode(False)  # made while drawing, they may serve training later
+    @torch.inference_mode(False)  # computed while drawing, they may be used in training later
     def of(cls, config: ImageGPTConfig, device: torch.device, order: Tensor, prefix_slots: int = 1) -> Positions:
-        """A prefix of so many slots, the last of which predicts the first token, and the places in this order (T,).
+        """Those of a prefix, whose last slot predicts the first token, and of the grid's tokens in this order (T,).
 
-        A masked model has no prefix, and predicts what it carries.
+        A masked model has no prefix, and each slot predicts the token it carries.
         """
         carried = predicted = order.cpu()
         if config.objective == "autoregressive":
             none = torch.full((prefix_slots,), config.tokens, device="cpu")
             carried, predicted = torch.cat([none, carried[:-1]]), torch.cat([none[1:], carried])
-        turns = None
+        rotations = None
         if config.positions == "rotary":
             cos, sin = _angles(config)
-            turns = torch.stack([cos[predicted], sin[predicted], cos[carried], sin[carried]]).float().to(device)
-        return cls(carried.to(device), predicted.to(device), turns)
+            rotations = torch.stack([cos[predicted], sin[predicted], cos[carried], sin[carried]]).float().to(device)
+        return cls(carried.to(device), predicted.to(device), rotations)
+
+    def rotations_of(self, slots: slice | Tensor) -> Tensor | None:
+        """The rotations of these slots, (4, 1, slots, E / 2), or (4, B, 1, slots, E / 2) for slots (B, slots)."""
+        return None if self.rotations is None else self.rotations[:, slots].unsqueeze(-3)
 
 
 @functools.lru_cache(maxsize=8)
 def raster(config: ImageGPTConfig, device: torch.device, prefix_slots: int = 1) -> Positions:
     """From left to right and top to bottom, as in the paper."""
-    with torch.inference_mode(False):  # training may be next to use them
+    with torch.inference_mode(False):  # as above
         return Positions.of(config, device, torch.arange(config.tokens, device="cpu"), prefix_slots)
 
 
 def _angles(config: ImageGPTConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, float64 (T + 1, E / 2), by which vectors at each place of the grid are turned; at none, not at all.
+    """cos and sin of the angles at each position, float64 (T + 1, E / 2); zero angles for no position.
 
-    Rotary positions (Su et al. 2021) on two axes: half of the angles turn with the row, half with the column.
+    Half of the angles depend on the row, half on the column.
     """
-    # On the CPU: mps knows no float64.
+    # on the CPU: mps has no float64
     frequencies = 100.0 ** -torch.linspace(0, 1, config.head_width // 4 + 1, dtype=torch.float64, device="cpu")[:-1]
     numbers = torch.arange(config.tokens, device="cpu")
     grid = torch.stack([numbers // config.columns, numbers % config.columns], dim=1).to(torch.float64)  # (T, 2)
@@ -63,6 +67,6 @@ def _angles(config: ImageGPTConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of x (B, N, slots, E) by angles of (1 or B, 1, slots, E / 2)."""
+    """Rotate the pairs of x (B, N, slots, E) by angles (1 or B, 1, slots, E / 2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)

@@ -28,7 +28,7 @@ from nextpixel.images import UnreadableImage
 from nextpixel.images.sources import Source, load_images, open_source, settle
 from nextpixel.images.sources.maps import check_readable
 from nextpixel.network import cost as plan
-from nextpixel.network.int8.packing import RoundedHidden, can_round
+from nextpixel.network.int8.packing import Int8Hidden, supports_int8
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress, say
@@ -262,7 +262,7 @@ def pooled(
     `pictures` are squares or their tokens, see scoring.batches. `shifted=False` feeds token t into slot t, without the
     start vector. `mask_seed` hides tokens from a masked model; without it all are shown. The mean is over all tokens.
     `compiled` compiles the blocks for this call; by default where that saves time. `dtype` is that of the matrix
-    products: fp32, bf16 or int8 (see packing.can_round).
+    products: fp32, bf16 or int8 (see packing.supports_int8).
     Raises InputError for a mask with a model that is not masked, see also check_dtype.
     """
     if mask_seed is not None and model.config.objective != "masked":
@@ -276,7 +276,7 @@ def pooled(
     batch_images = BATCH_IMAGES
     check_dtype(model, dtype)
     if dtype == "int8":
-        hidden = rounded = RoundedHidden(model)
+        hidden = rounded = Int8Hidden(model)
         compiled, dtype, batch_images = False, "fp32", rounded.images
     if compiled is None:
         compiled = _worth_compiling(model, layers, len(pictures))
@@ -306,7 +306,7 @@ def check_dtype(model: Backbone, dtype: str) -> None:
     """Raises InputError for an unknown dtype, and for int8 where this model or machine does not support it."""
     if dtype not in ("fp32", "bf16", "int8"):
         raise InputError(f"expected fp32, bf16 or int8, got {dtype!r}", argument="dtype")
-    if dtype == "int8" and not (isinstance(model, ImageGPT) and can_round(model)):
+    if dtype == "int8" and not (isinstance(model, ImageGPT) and supports_int8(model)):
         raise InputError(
             "int8 features need an autoregressive Image GPT of a width that 16 divides, a CPU and a C "
             "compiler; expected fp32 or bf16",

@@ -54,7 +54,7 @@ typedef int8_t bytes __attribute__((vector_size(LANES)));
 
 #define OWN 16      // with so many rows for each, threads work on rows of their own instead of columns
 #define CHUNK 128   // of these a thread takes so many through a block at once: what it makes of them stays in its cache
-#define TOGETHER 4  // queries of a head that meet its cache at once
+#define QUERIES 4  // queries of a head that meet its cache at once
 #define GROUP 64    // numbers that share a scale
 
 int64_t lanes(void) { return LANES; }  // Python must know the order of the bytes
@@ -207,7 +207,7 @@ INLINE floats exponential(floats x) {
 
 /* Scores in place become exp(score - largest) * scale, zero from `count` up to `room`, multiples of LANES; returns the
    sum of the exponentials. */
-static float weigh(float *scores, const float *scales, int64_t count, int64_t room) {
+static float softmax_terms(float *scores, const float *scales, int64_t count, int64_t room) {
     for (int64_t t = count; t < room; t++) scores[t] = -INFINITY;
     floats most = load(scores), total = {0};
     for (int64_t t = LANES; t < room; t += LANES) most = larger(most, load(scores + t));
@@ -280,12 +280,12 @@ INLINE void dot(const int rows, const int columns, const numbers *x, const uint8
 
 /* softmax(query K / sqrt(width)) V in place of `rows` queries, which lie `apart` from each other. The first looks at
    `count` slots, each other one at `more`, 1 or 0, more than the one before. `scratch` is that of a thread. */
-INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t more, int64_t E,
+INLINE void attend_queries(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t more, int64_t E,
                    int64_t width, float *scratch) {
     const int columns = rows > 1 ? 2 : 4;  // what the registers hold
     int64_t room = (count + (rows - 1) * more + LANES - 1) / LANES * LANES;
-    float *padded[TOGETHER], *scores[TOGETHER], *space[TOGETHER], total[TOGETHER];
-    numbers packed[TOGETHER];
+    float *padded[QUERIES], *scores[QUERIES], *space[QUERIES], total[QUERIES];
+    numbers packed[QUERIES];
     floats y[4][4];
     for (int j = 0; j < rows; j++) {
         padded[j] = scratch, scores[j] = padded[j] + E, space[j] = scores[j] + room;
@@ -301,7 +301,7 @@ INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t 
         }
     }
     for (int j = 0; j < rows; j++) {
-        total[j] = weigh(scores[j], from.value_scales, count + j * more, room);
+        total[j] = softmax_terms(scores[j], from.value_scales, count + j * more, room);
         packed[j] = pack(scores[j], space[j], room);
     }
     for (int64_t e = 0; e < E;) {
@@ -317,7 +317,7 @@ INLINE void answer(const int rows, cache from, float *x, int64_t apart, int64_t 
 
 /* A query or key of E numbers, zero beyond `width`, as model.split_heads makes it: with `qk_norm` of root mean square
    1.2, then turned. */
-static void turn(float *restrict x, const float *restrict cos, const float *restrict sin, int64_t E, int64_t width,
+static void rotate(float *restrict x, const float *restrict cos, const float *restrict sin, int64_t E, int64_t width,
                  int qk_norm) {
     if (qk_norm) {
         floats squares = {0};
@@ -334,7 +334,7 @@ static void turn(float *restrict x, const float *restrict cos, const float *rest
 /* How many floats of scratch each thread needs: nothing on its stack grows with a picture or a network. C is the width of
    rows that are normalised. */
 int64_t scratch_room(int64_t T, int64_t E, int64_t C) {
-    int64_t queries = TOGETHER * (E + T + (T > E ? T : E)), entries = 4 * E;
+    int64_t queries = QUERIES * (E + T + (T > E ? T : E)), entries = 4 * E;
     int64_t most = queries > entries ? queries : entries;
     return most > C ? most : C;
 }
@@ -351,7 +351,7 @@ INLINE team this_team(float *scratch, int64_t room) {
 }
 
 /* Until all are here. */
-INLINE void meet(team of) {
+INLINE void wait_for_all(team of) {
     if (of.threads > 1) {
 #pragma omp barrier
     }
@@ -388,14 +388,14 @@ typedef struct {
     int64_t B, Q, N, width;  // rows, slots of each, heads, numbers of a head
     int64_t T, E;            // of the cache
     const int64_t *positions;
-    const float *turns;  // cos and sin for queries, cos and sin for keys: (4, 1 or B, Q, width / 2), or null
-    int64_t turns_part, turns_row;
+    const float *rotations;  // cos and sin for queries, cos and sin for keys: (4, 1 or B, Q, width / 2), or null
+    int64_t rotations_part, rotations_row;
     int qk_norm, causal;  // causal: queries see the slots up to their own, else all of them
 } heads;
 
 /* Slots first to end of B * Q: of qkv (slots, 3, N, width) the queries, turned, into their places in (B, Q, N, width),
    keys and values into the cache (B, N, T, E), from place positions[b] on. */
-static void enter(const float *qkv, float *queries, cache all, heads of, int64_t first, int64_t end, team by) {
+static void store_qkv(const float *qkv, float *queries, cache all, heads of, int64_t first, int64_t end, team by) {
     int64_t N = of.N, Q = of.Q, E = of.E, width = of.width;
     range own = share((end - first) * N, 1, by);
     for (int64_t item = own.first; item < own.end; item++) {
@@ -405,8 +405,8 @@ static void enter(const float *qkv, float *queries, cache all, heads of, int64_t
         memset(q, 0, 3 * E * sizeof *q);
         for (int j = 0; j < 3; j++) memcpy(q + j * E, from + j * N * width, width * sizeof *from);
         for (int j = 0; j < 2; j++) {
-            const float *cos = of.turns ? of.turns + 2 * j * of.turns_part + b * of.turns_row + i * (width / 2) : NULL;
-            turn(q + j * E, cos, cos ? cos + of.turns_part : NULL, E, width, of.qk_norm);
+            const float *cos = of.rotations ? of.rotations + 2 * j * of.rotations_part + b * of.rotations_row + i * (width / 2) : NULL;
+            rotate(q + j * E, cos, cos ? cos + of.rotations_part : NULL, E, width, of.qk_norm);
         }
         memcpy(queries + (row * N + n) * width, q, width * sizeof *queries);
         store(part(all, b * N + n, of.T, E), of.positions[b] + i, k, v, (uint8_t *)(v + E), E);
@@ -415,19 +415,19 @@ static void enter(const float *qkv, float *queries, cache all, heads of, int64_t
 
 /* What the queries (B, Q, N, width) see, in their places: each the slots up to its own, or all of them. */
 static void attention(float *queries, cache all, heads of, team by) {
-    int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, tiles = (Q + TOGETHER - 1) / TOGETHER;
+    int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, tiles = (Q + QUERIES - 1) / QUERIES;
     int64_t items = of.B * N * tiles, at_once = tiles > 1 ? 4 : (items + by.threads - 1) / by.threads;
     for (int64_t start = by.thread * at_once; start < items; start += by.threads * at_once) {  // late queries take longer
         for (int64_t item = start; item < start + at_once && item < items; item++) {
-            int64_t b = item / tiles / N, n = item / tiles % N, i = item % tiles * TOGETHER;
-            int64_t end = i + TOGETHER < Q ? i + TOGETHER : Q;
+            int64_t b = item / tiles / N, n = item / tiles % N, i = item % tiles * QUERIES;
+            int64_t end = i + QUERIES < Q ? i + QUERIES : Q;
             cache head = part(all, b * N + n, of.T, E);
             float *x = queries + ((b * Q + i) * N + n) * width;
-            int64_t seen = of.positions[b] + (of.causal ? i + 1 : Q);
-            if (end - i == TOGETHER) answer(TOGETHER, head, x, N * width, seen, of.causal, E, width, by.scratch);
+            int64_t keys_end = of.positions[b] + (of.causal ? i + 1 : Q);
+            if (end - i == QUERIES) attend_queries(QUERIES, head, x, N * width, keys_end, of.causal, E, width, by.scratch);
             else
-                for (; i < end; i++, seen += of.causal, x += N * width)
-                    answer(1, head, x, 0, seen, 1, E, width, by.scratch);
+                for (; i < end; i++, keys_end += of.causal, x += N * width)
+                    attend_queries(1, head, x, 0, keys_end, 1, E, width, by.scratch);
         }
     }
 }
@@ -510,14 +510,14 @@ static void product(const float *x, const float *gain, matrix with, const float 
         if (gain) normalise(x + m * C, gain, by.scratch, C);
         in.packed[m] = pack(gain ? by.scratch : x + m * C, in.floats + m * C, C);
     }
-    meet(by);
+    wait_for_all(by);
     own = share(R, 2 * LANES, by);
     steps then = {with.scale, add, activation};
     for (int64_t r = own.first; r < own.end; r += 2 * LANES) {
         if (r + 2 * LANES <= R) tiles(2, in.packed, with.weight, then, y, M, R, C, r);
         else tiles(1, in.packed, with.weight, then, y, M, R, C, r);
     }
-    meet(by);
+    wait_for_all(by);
 }
 
 /* How many floats of room `multiply` needs for a row of C numbers, and `blocks` for one of D; the scratch is separate. */
@@ -547,12 +547,12 @@ void multiply(const float *x, const float *gain, const uint8_t *weight, const fl
 }
 
 /* The attention of one block, alone for tests. */
-void attend(const float *qkv, const float *turns, uint8_t *keys, uint8_t *values, float *key_scales,
+void attend(const float *qkv, const float *rotations, uint8_t *keys, uint8_t *values, float *key_scales,
             float *value_scales, const int64_t *positions, float *out, float *scratch, int64_t B, int64_t Q, int64_t N,
-            int64_t width, int64_t T, int64_t E, int64_t turns_part, int64_t turns_row, int64_t qk_norm, int threads) {
-    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm, 1};
+            int64_t width, int64_t T, int64_t E, int64_t rotations_part, int64_t rotations_row, int64_t qk_norm, int threads) {
+    heads of = {B, Q, N, width, T, E, positions, rotations, rotations_part, rotations_row, (int)qk_norm, 1};
     cache all = {keys, values, key_scales, value_scales};
-    enter(qkv, out, all, of, 0, B * Q, (team){0, 1, scratch});
+    store_qkv(qkv, out, all, of, 0, B * Q, (team){0, 1, scratch});
 #pragma omp parallel num_threads(threads)
     attention(out, all, of, this_team(scratch, scratch_room(T, E, 0)));
 }
@@ -563,20 +563,20 @@ typedef struct {
     matrix qkv, out, up, down;
 } block;
 
-/* All L blocks, in place: h (B, Q, D), and `first`, the network's input. The cache is (L, slots, N, T, E), slots >= B, or
+/* All L blocks, in place: h (B, Q, D), and `x0`, the network's input. The cache is (L, slots, N, T, E), slots >= B, or
    with `one_cache` (1, slots, N, T, E), which every block fills anew. */
-void blocks(const block *layers, float *h, const float *first, const float *turns, uint8_t *keys, uint8_t *values,
+void blocks(const block *layers, float *h, const float *x0, const float *rotations, uint8_t *keys, uint8_t *values,
             float *key_scales, float *value_scales, const int64_t *positions, float *room, float *scratch, int64_t L,
             int64_t one_cache, int64_t slots, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
-            int64_t turns_part, int64_t turns_row, int64_t qk_norm, int64_t causal, int64_t activation, int threads) {
+            int64_t rotations_part, int64_t rotations_row, int64_t qk_norm, int64_t causal, int64_t activation, int threads) {
     int64_t M = B * Q, D = N * width;
-    heads of = {B, Q, N, width, T, E, positions, turns, turns_part, turns_row, (int)qk_norm, (int)causal};
+    heads of = {B, Q, N, width, T, E, positions, rotations, rotations_part, rotations_row, (int)qk_norm, (int)causal};
 #pragma omp parallel num_threads(threads)
     {
         team all = this_team(scratch, scratch_room(T, E, D));
         portion own = divide(M, all);
         space in = split(room, M);
-        float *answers = in.floats + 8 * M * D, *wide = in.floats + (4 * M + 4 * own.first) * D;
+        float *attended = in.floats + 8 * M * D, *wide = in.floats + (4 * M + 4 * own.first) * D;
         in = after(in, own.first, 4 * D);
         for (int64_t layer = 0; layer < L; layer++) {
             const block *b = layers + layer;
@@ -586,17 +586,17 @@ void blocks(const block *layers, float *h, const float *first, const float *turn
                 float *x = h + m * D;
                 range mine = share(count, 1, own.by);
                 for (int64_t i = mine.first * D; b->mix && i < mine.end * D; i++)
-                    x[i] = b->mix[0] * x[i] + b->mix[1] * first[m * D + i];
+                    x[i] = b->mix[0] * x[i] + b->mix[1] * x0[m * D + i];
                 product(x, b->norm_1, b->qkv, NULL, NO_ACTIVATION, wide, in, count, 3 * D, D, own.by);
-                enter(wide, answers, to, of, m, m + count, own.by);
+                store_qkv(wide, attended, to, of, m, m + count, own.by);
             }
-            meet(all);
-            attention(answers, to, of, all);
-            meet(all);
+            wait_for_all(all);
+            attention(attended, to, of, all);
+            wait_for_all(all);
             for (int64_t m = own.first; m < own.end; m += own.at_once) {
                 int64_t count = own.end - m < own.at_once ? own.end - m : own.at_once;
                 float *x = h + m * D;
-                product(answers + m * D, NULL, b->out, x, NO_ACTIVATION, x, in, count, D, D, own.by);
+                product(attended + m * D, NULL, b->out, x, NO_ACTIVATION, x, in, count, D, D, own.by);
                 product(x, b->norm_2, b->up, NULL, (int)activation, wide, in, count, 4 * D, D, own.by);
                 product(wide, NULL, b->down, x, NO_ACTIVATION, x, in, count, D, 4 * D, own.by);
             }

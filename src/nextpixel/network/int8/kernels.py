@@ -1,9 +1,9 @@
 """The blocks of a network with int8 weights over an int8 cache on a CPU, in C.
 
-torch reads a bf16 cache at 3 GB/s there when each row asks one query, attends over no int8 cache, and has no fast
-product of int8 weights with more than a few rows; these loops do (docs/performance.md). The machine's own C compiler
-builds them once, in about a second, into the user's cache, or for this process alone where that cannot be written.
-Without one, `load` says so by None and drawing goes on with torch alone.
+On a CPU, torch reads a bf16 cache at 3 GB/s with one query per row, has no attention over an int8 cache, and no fast
+product of int8 weights with more than a few rows; these kernels do (docs/performance.md). The machine's C compiler
+builds them once, in about a second, into the user's cache, or for this process alone where that is not writable.
+Without a compiler `load` returns None, and drawing uses torch alone.
 """
 
 from __future__ import annotations
@@ -31,25 +31,28 @@ from nextpixel.errors import WorkError
 from nextpixel.files import is_sealed, user_cache, write_sealed
 from nextpixel.progress import say
 
-# Without -ffast-math: linking with it changes how the whole process treats the smallest numbers. Without contraction: a
-# row may not depend on the tile it comes in.
+# No -ffast-math: linking with it changes how the whole process treats subnormal numbers. No contraction: a row must not
+# depend on the tile it is computed in.
 FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
 FLAGS += "-Wno-psabi -fopenmp -shared -fPIC".split()
-SECONDS = 300  # of compiling: a second is usual, a minute on a busy machine
+COMPILE_SECONDS = 300  # at most; a second is usual, a minute on a busy machine
 ACTIVATIONS: tuple[Activation | None, ...] = (None, "quick-gelu", "squared-relu")  # as numbered in C
-
-
 _LOCK = threading.Lock()
 
 
 def load() -> ctypes.CDLL | None:
-    """The loops, or None where there is no compiler that builds them. Threads may ask at once."""
+    """`build`, once per process. Thread-safe."""
     with _LOCK:
-        return _load()
+        return _built()
 
 
 @functools.cache
-def _load() -> ctypes.CDLL | None:
+def _built() -> ctypes.CDLL | None:
+    return build()
+
+
+def build() -> ctypes.CDLL | None:
+    """The kernels, from the cache or compiled; None without a compiler that builds them."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None or platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"):
         return None
@@ -57,7 +60,7 @@ def _load() -> ctypes.CDLL | None:
     key = hashlib.sha256("\n".join([source, compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
     try:
         library = _open_or_build(user_cache("kernels") / f"{key}.so", source, compiler)
-    except (OSError, WorkError):  # a full disk, or a cache from which nothing may be run
+    except (OSError, WorkError):  # a full disk, or a cache folder mounted noexec
         try:
             with tempfile.TemporaryDirectory() as folder:
                 library = _open_or_build(Path(folder) / "kernels.so", source, compiler)
@@ -84,15 +87,15 @@ def _open_or_build(path: Path, source: str, compiler: str) -> ctypes.CDLL:
             part = Path(folder, path.name)
             command = [*compiler.split(), *FLAGS, "-x", "c", "-", "-o", str(part), "-lm"]
             slow = path.with_suffix(".slow")
-            if slow.exists():  # one process waited, the others need not
-                raise subprocess.TimeoutExpired(command, SECONDS)
+            if slow.exists():  # another process has waited already
+                raise subprocess.TimeoutExpired(command, COMPILE_SECONDS)
             try:
                 _compile(command, source)
             except subprocess.TimeoutExpired:
                 slow.touch()
                 say(
-                    f"{compiler} did not compile the CPU kernels in {SECONDS} s; working on with torch alone, which is "
-                    f"slower (delete {slow} to try again)"
+                    f"{compiler} did not compile the CPU kernels in {COMPILE_SECONDS} s; continuing with torch alone, "
+                    f"which is slower (delete {slow} to try again)"
                 )
                 raise
             write_sealed(path, part.read_bytes())
@@ -100,11 +103,11 @@ def _open_or_build(path: Path, source: str, compiler: str) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], source: str) -> None:
-    """In a session of its own: what a compiler starts ends with it."""
+    """In a session of its own, so that the compiler's subprocesses end with it."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         try:
-            process.communicate(source, timeout=SECONDS)
+            process.communicate(source, timeout=COMPILE_SECONDS)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -113,7 +116,7 @@ def _compile(command: list[str], source: str) -> None:
 
 
 def _processor() -> str:
-    """What -march=native looks at: a home folder may be shared by unlike machines."""
+    """What -march=native depends on: different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -121,19 +124,19 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))}))
 
 
-def rounded(count: int) -> int:
-    """Room for that many slots, or numbers of a head: a multiple of 16."""
+def padded(count: int) -> int:
+    """The next multiple of 16, to which slots and the numbers of a head are padded."""
     return -(-count // 16) * 16
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (..., C) and fp32 scales (...): the largest number of each row becomes 127."""
+    """int8 (..., C) and fp32 scales (...): the largest absolute value of each row becomes 127."""
     scale = x.float().abs().amax(-1).clamp_min(1e-12) / 127
     return (x.float() / scale[..., None]).round().to(torch.int8), scale
 
 
-def order(weight: Tensor) -> Tensor:
-    """int8 (R, C) as `multiply` reads it: bytes, R and C multiples of 16."""
+def pack(weight: Tensor) -> Tensor:
+    """int8 (R, C) in the layout that `multiply` reads, as bytes; R and C are multiples of 16."""
     rows, columns = weight.shape
     lanes = _library().lanes()
     parts = (weight.to(torch.int16) + 128).to(torch.uint8).view(rows // lanes, lanes, columns // 4, 4)
@@ -149,11 +152,11 @@ def multiply(
     activation: Activation | None = None,
     add: Tensor | None = None,
 ) -> Tensor:
-    """add + activation(norm(x) W^T): fp32 (M, R) of fp32 x (M, C), W being `order`ed bytes (R, C) times scale (R,).
+    """add + activation(norm(x) W^T): fp32 (M, R) of fp32 x (M, C), W being `pack`ed bytes (R, C) times scale (R,).
 
-    With a gain (C,), model.Norm is taken of x first. Where the processor multiplies bytes, each 64 numbers of a row are
-    then rounded to 8 bits of the largest of them: off by 3.1 % of them at worst, in root mean square, and mostly by
-    less than 1.8 %. A row does not depend on the other rows.
+    With a gain (C,), x is normalised first, as by model.Norm. Where the processor multiplies bytes, each group of 64
+    numbers of a row is then rounded to 8 bits, with an error of at most 3.1 %, and mostly below 1.8 %, of their root
+    mean square. A row does not depend on the other rows.
     """
     (rows, columns), count = x.shape, weight.shape[0]
     library = _library()
@@ -165,7 +168,7 @@ def multiply(
 
 
 class Cache(NamedTuple):
-    """Of all blocks: bytes (L, B, N, T, E), T and E `rounded` up, in an order of the loops' own, and fp32 scales."""
+    """The cache of all blocks: bytes (L, B, N, T, E) in the kernels' layout, T and E `padded`, and fp32 scales."""
 
     keys: Tensor
     values: Tensor
@@ -175,25 +178,25 @@ class Cache(NamedTuple):
 
 
 def attend(
-    qkv: Tensor, cache: Cache, positions: Tensor, *, turns: Tensor | None = None, qk_norm: bool = False
+    qkv: Tensor, cache: Cache, positions: Tensor, *, rotations: Tensor | None = None, qk_norm: bool = False
 ) -> Tensor:
     """Store k and v in the slots of the first block's cache from positions[b] on; each query sees those up to its own.
 
-    qkv is fp32 (B, Q, 3, N, E) and `turns` what ImageGPT._turns gives; returned is (B, Q, N, E). `blocks` does the same
-    for each block; this is for tests.
+    qkv is fp32 (B, Q, 3, N, E), `rotations` as Positions.rotations_of returns them, the result (B, Q, N, E). `blocks`
+    does the same for each block; this function is for tests.
     """
     batch, slots, _, heads, width = qkv.shape
     qkv, out = qkv.clone(memory_format=torch.contiguous_format), qkv.new_empty(batch, slots, heads, width)
-    turns, *steps = _turns(turns)
-    tensors = (qkv, turns, *cache, positions, out, _scratch(0, cache))
+    rotations, *steps = _contiguous(rotations)
+    tensors = (qkv, rotations, *cache, positions, out, _scratch(0, cache))
     _call(_library().attend, tensors, batch, slots, heads, width, *cache.keys.shape[3:], *steps, qk_norm)
     return out
 
 
 def pointers(parts: Sequence[Sequence[Tensor | None]]) -> Tensor:
-    """The table (L, 11) that `blocks` reads. The tensors must outlive it.
+    """The table (L, 11) that `blocks` reads; it holds addresses, so the tensors must outlive it.
 
-    Of each block: mix or None, the gains of both norms, then weight, `order`ed, and scale of qkv, out, up and down.
+    For each block: mix or None, the gains of both norms, then the `pack`ed weight and the scale of qkv, out, up, down.
     """
     return torch.tensor([[0 if x is None else x.data_ptr() for x in block] for block in parts], dtype=torch.int64)
 
@@ -201,8 +204,8 @@ def pointers(parts: Sequence[Sequence[Tensor | None]]) -> Tensor:
 def blocks(
     table: Tensor,
     h: Tensor,
-    first: Tensor,
-    turns: Tensor | None,
+    x0: Tensor,
+    rotations: Tensor | None,
     cache: Cache,
     positions: Tensor,
     heads: int,
@@ -210,32 +213,33 @@ def blocks(
     activation: Activation,
     causal: bool = True,
 ) -> Tensor:
-    """What all blocks of a network make of h (B, Q, D), `first` being its input; fp32. Not causal, all Q see all Q.
+    """The output of all blocks, fp32, for the stream h and the network's input x0, both (B, Q, D).
 
-    See `attend` for the cache; one of a single block serves all of them where nothing is drawn afterwards.
+    See `attend` for the cache; a cache of a single block is reused by all where nothing is drawn afterwards. If not
+    `causal`, all Q slots see each other.
     """
     batch, slots, width = h.shape
     library = _library()
-    h, first = h.clone(memory_format=torch.contiguous_format), first.contiguous()
+    h, x0 = h.clone(memory_format=torch.contiguous_format), x0.contiguous()
     room = h.new_empty(batch * slots * library.blocks_room(width))
-    turns, *steps = _turns(turns)
-    tensors = (table, h, first, turns, *cache, positions, room, _scratch(width, cache))
+    rotations, *steps = _contiguous(rotations)
+    tensors = (table, h, x0, rotations, *cache, positions, room, _scratch(width, cache))
     one_cache = len(cache.keys) == 1
     sizes = (len(table), one_cache, cache.keys.shape[1], batch, slots, heads, width // heads, *cache.keys.shape[3:])
     _call(library.blocks, tensors, *sizes, *steps, qk_norm, causal, ACTIVATIONS.index(activation))
     return h
 
 
-def _turns(turns: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """With numbers of a slot side by side, and how far apart its parts and its rows are."""
-    if turns is None:
+def _contiguous(rotations: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """Contiguous rotations, and the strides of their parts and rows."""
+    if rotations is None:
         return None, 0, 0
-    turns = turns.contiguous()
-    return turns, turns.stride(0), turns.stride(1) if turns.shape[1] > 1 else 0
+    rotations = rotations.contiguous()
+    return rotations, rotations.stride(0), rotations.stride(1) if rotations.shape[1] > 1 else 0
 
 
 def _scratch(width: int, cache: Cache | None = None) -> Tensor:
-    """For all threads."""
+    """Scratch memory of all threads."""
     slots, head_width = (0, 0) if cache is None else cache.keys.shape[3:]
     return torch.empty(torch.get_num_threads() * _library().scratch_room(slots, head_width, width))
 
@@ -247,6 +251,6 @@ def _library() -> ctypes.CDLL:
 
 
 def _call(function: Any, tensors: tuple[Any, ...], *numbers: int) -> None:
-    """The tensors, arrays of ctypes or None among them, are kept alive by the caller's names."""
+    """Call with the tensors' addresses; the caller keeps the tensors alive."""
     pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in tensors]
     function(*pointers, *numbers, torch.get_num_threads())

@@ -1,6 +1,6 @@
-"""The network with its blocks exchanged for those of kernels.c, or its matrices for packed ones, on a CPU.
+"""Copies of a network for a CPU, with int8 blocks that run in kernels.c, or with fp32 matrices packed for oneDNN.
 
-Everything else stays in model.py. `decoding` draws with it, `extraction` takes features from it.
+The rest of the network is model.py's. `decoding` draws with them; `extraction` computes features with int8 blocks.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel.network.attention import Seen
+from nextpixel.network.attention import Mask
 from nextpixel.network.caches import Int8Cache
 from nextpixel.network.int8 import kernels
 from nextpixel.network.model import Block, ImageGPT, Linear, Norm
 
-PACKED_FOR = 4  # rows of input that oneDNN is told to expect
-PASS_BYTES = 1 << 23  # of the widest layer: larger batches overflow the CPU cache and take twice as long
+PACKED_FOR = 4  # input rows for which oneDNN chooses the layout
+PASS_BYTES = 1 << 23  # in the widest layer: larger batches overflow the CPU cache and take twice as long
 
 Weights = Literal["fp32", "int8"]
 
@@ -32,7 +32,7 @@ def pictures_per_pass(width: int, slots: int) -> int:
 
 
 class PackedLinear(nn.Module):
-    """A matrix in oneDNN's own order, so that it is not reordered at each product: fp32, CPU only."""
+    """A matrix in oneDNN's own layout, so that it is not reordered for each product: fp32, CPU only."""
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
@@ -43,15 +43,15 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """norm(x) W^T with eight bits a weight and a scale a row."""
+    """norm(x) W^T with 8-bit weights and a scale per row."""
 
     def __init__(self, linear: Linear, norm: Norm) -> None:
         super().__init__()
         self.gain = norm.gain.detach().float().clone()
         weight, self.scale = kernels.quantise(linear.weight.detach())
         self.rows = len(weight)
-        room = kernels.rounded(self.rows) - self.rows
-        self.weight, self.scale = kernels.order(F.pad(weight, (0, 0, 0, room))), F.pad(self.scale, (0, room))
+        room = kernels.padded(self.rows) - self.rows
+        self.weight, self.scale = kernels.pack(F.pad(weight, (0, 0, 0, room))), F.pad(self.scale, (0, room))
 
     def forward(self, x: Tensor) -> Tensor:
         y = kernels.multiply(x.flatten(0, -2), self.weight, self.scale, gain=self.gain)
@@ -59,7 +59,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Blocks(nn.Module):
-    """All of a network's blocks, of int8 matrices: one call of C, where torch needs some forty operations a block."""
+    """All blocks of a network with int8 matrices, in one call of C; torch needs some forty operations per block."""
 
     def __init__(self, model: ImageGPT) -> None:
         super().__init__()
@@ -69,30 +69,30 @@ class Int8Blocks(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.table = kernels.pointers(self.parts)  # a copy has parts of its own
+        self.table = kernels.pointers(self.parts)  # a copy has its own parts
 
-    def forward(self, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache) -> Tensor:
-        return self._run(slice(None), h, first, turns, cache)
+    def forward(self, h: Tensor, x0: Tensor, rotations: Tensor | None, cache: Int8Cache) -> Tensor:
+        return self._run(slice(None), h, x0, rotations, cache)
 
     def hidden(
-        self, first: Tensor, layers: Collection[int], turns: Tensor | None, seen: Seen
+        self, x0: Tensor, layers: Collection[int], rotations: Tensor | None, mask: Mask
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (l, h) with the stream h (B, T, D) before block l, or behind all, for each of `layers`, in order."""
-        assert not isinstance(seen, Tensor)
-        (rows, slots, _), c = first.shape, self.config
+        """Yield (l, h) with the stream h (B, T, D) before block l, or after all for l = L, for each of `layers`."""
+        assert not isinstance(mask, Tensor)
+        (rows, slots, _), c = x0.shape, self.config
         cache = Int8Cache(dataclasses.replace(c, layers=1), rows, slots)  # one for all blocks
-        h, done = first, 0
+        h, done = x0, 0
         for layer in sorted(layers):
             if layer > done:
-                h, done = self._run(slice(done, layer), h, first, turns, cache, seen == "causal"), layer
+                h, done = self._run(slice(done, layer), h, x0, rotations, cache, mask == "causal"), layer
             yield layer, h
 
     def _run(
-        self, which: slice, h: Tensor, first: Tensor, turns: Tensor | None, cache: Int8Cache, causal: bool = True
+        self, which: slice, h: Tensor, x0: Tensor, rotations: Tensor | None, cache: Int8Cache, causal: bool = True
     ) -> Tensor:
         c = self.config
         settings = (c.heads, c.qk_norm, c.activation, causal)
-        return kernels.blocks(self.table[which], h, first, turns, cache.bytes, cache.slot, *settings)
+        return kernels.blocks(self.table[which], h, x0, rotations, cache.bytes, cache.slot, *settings)
 
 
 def _int8_parts(block: Block) -> list[Tensor | None]:
@@ -101,12 +101,12 @@ def _int8_parts(block: Block) -> list[Tensor | None]:
     parts = [None if x is None else x.detach().float().clone() for x in (block.mix, *gains)]
     for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
         weight, scale = kernels.quantise(linear.weight.detach())
-        parts += [kernels.order(weight), scale]
+        parts += [kernels.pack(weight), scale]
     return parts
 
 
-def can_round(model: ImageGPT) -> bool:
-    """Whether there are int8 blocks for this model on this machine: on a CPU with a C compiler, pixels in order."""
+def supports_int8(model: ImageGPT) -> bool:
+    """Whether this model can use int8 blocks on this machine: autoregressive, on a CPU, with a C compiler."""
     return (
         model.device.type == "cpu"
         and model.config.objective == "autoregressive"
@@ -119,7 +119,7 @@ _NETWORKS: weakref.WeakKeyDictionary[ImageGPT, tuple[object, ImageGPT]] = weakre
 
 
 def packed_network(model: ImageGPT, weights: Weights) -> ImageGPT:
-    """The network with its matrices in that type; kept as long as the model, made again when its weights change."""
+    """The network with such matrices; cached as long as the model exists, rebuilt when its weights change."""
     state = weights, [_fingerprint(p.detach()) for p in model.parameters()]
     kept = _NETWORKS.get(model)
     if kept is None or kept[0] != state:
@@ -129,14 +129,13 @@ def packed_network(model: ImageGPT, weights: Weights) -> ImageGPT:
 
 
 def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
-    """torch counts most changes in place, but not those of the fused Adam on a CPU, nor any through `.data`."""
+    """torch's version counter misses in-place changes by the fused Adam on a CPU, and any through `.data`."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.sum(dtype=torch.float64).item()
 
 
 def _convert(model: ImageGPT, weights: Weights) -> ImageGPT:
-    memo: dict[int, object] = {
-        id(x): x for x in (model._tokenizer, model._words)
-    }  # deepcopy takes what it finds, and copies not
+    # what deepcopy finds in the memo is used instead of a copy
+    memo: dict[int, object] = {id(x): x for x in (model._tokenizer, model._words)}
     if weights == "int8":
         memo[id(model.blocks)] = nn.ModuleList([Int8Blocks(model)])
         memo[id(model.norm)], memo[id(model.head)] = nn.Identity(), Int8Linear(model.head, model.norm)
@@ -145,19 +144,19 @@ def _convert(model: ImageGPT, weights: Weights) -> ImageGPT:
     return copy.deepcopy(model, memo).float()
 
 
-class RoundedHidden:
-    """model.hidden in fp32 with blocks of int8 weights over an int8 cache, for a model that `can_round`."""
+class Int8Hidden:
+    """model.hidden in fp32 with int8 weights and an int8 cache, for a model that `supports_int8`."""
 
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
         self.blocks = cast(Int8Blocks, packed_network(model, "int8").blocks[0])
         self.images = pictures_per_pass(model.config.width, model.config.prefix_slots - 1 + model.config.tokens)
-        """So many at once the processor's cache can work on."""
+        """Number of images whose activations fit into the CPU cache."""
 
     def __call__(
         self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        first, turns, seen = self.model.inputs(tokens, masked, shifted=shifted)
-        first = first.float()
-        for layer, h in self.blocks.hidden(first, layers, turns, seen):
-            yield layer, self.model.entering(layer, h, first)[:, -tokens.shape[1] :]
+        x0, rotations, mask = self.model.inputs(tokens, masked, shifted=shifted)
+        x0 = x0.float()
+        for layer, h in self.blocks.hidden(x0, layers, rotations, mask):
+            yield layer, self.model.hidden_state(layer, h, x0)[:, -tokens.shape[1] :]
