@@ -1,10 +1,11 @@
 import importlib.util
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import sklearn
 
-from nextpixel.evaluation import sample_metrics
 from nextpixel.evaluation.sample_metrics import (
     density_coverage,
     frechet_distance,
@@ -32,10 +33,10 @@ def with_moments(mean: np.ndarray, covariance: np.ndarray, count: int = 20, seed
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks do not fit the numbers of rows."""
-    monkeypatch.setattr(sample_metrics, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(sample_metrics, "EXACT_ROWS", 5)
+def small_blocks() -> Iterator[None]:
+    """scikit-learn works on a few rows at a time."""
+    with sklearn.config_context(working_memory=1e-3):
+        yield
 
 
 # ---- Frechet

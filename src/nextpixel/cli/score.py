@@ -76,71 +76,35 @@ def run(argv: Sequence[str]) -> None:
     if args.out is not None:
         check_file(args.out, ".csv", inputs)
     model = load_model(args.model)
-    if args.wants_table:
-        _table(args, model)
-    else:
-        _likelihoods(args, model)
-
-
-def _likelihoods(args: Score, model: ImageGPT) -> None:
-    """Print nats per pixel."""
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
-
-    images = decode_for(model, args.images, args.split)
-    if args.heatmap is None:
-        nats, maps = np.concatenate([part.mean((1, 2)) for part in square_nats(model, images.squares)]), None
-    else:
-        maps = np.concatenate(list(square_nats(model, images.squares)))
-        nats = maps.mean((1, 2))
-    order = np.argsort(-nats, kind="stable")
-    files = [] if maps is None else _heatmaps(args.heatmap, images.squares[order], maps[order], images.names, order)
-    mean, error = mean_and_error(nats)
-    if args.output.json:
-        scores = [{"file": images.names[i], "nats_per_pixel": float(nats[i])} for i in order]
-        print_json(
-            {
-                "mean": mean,
-                "standard_error": error,
-                "images": scores,
-                "heatmaps": files,
-                "unreadable": images.unreadable,
-            }
-        )
-    else:
-        for i in order:
-            show(f"{nats[i]:.4f}  {images.names[i]}")
-        show(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(nats)} images")
-    if args.heatmap is None:
-        again = command("score", args.images, "--heatmap", "surprise/", split=args.split, model=args.model.model)
-        say(f"To map nats per pixel: {again}")
-
-
-def _table(args: Score, model: ImageGPT) -> None:
-    """Print, and write to the page and the CSV file, all scores."""
-    from nextpixel.evaluation.likelihood import mean_and_error, square_nats
-    from nextpixel.evaluation.oddness import COLUMNS, DEFAULT_COLUMN, odd_images
+    from nextpixel.evaluation.oddness import DEFAULT_COLUMN, odd_images
     from nextpixel.files import write_text
-    from nextpixel.reports.oddness_page import MAX_CARDS, format_value, page
 
-    odd = odd_images(
-        model, args.images, split=args.split, against=args.against, false_alarms=args.false_alarms,
-        dtype=args.model.dtype, seed=args.seed,
-    )  # fmt: skip
-    say_left_out(odd.unreadable)
-    by = args.by or (DEFAULT_COLUMN if args.false_alarms is not None else odd.clearest)
+    if args.wants_table:
+        maps, odd = None, odd_images(
+            model, args.images, split=args.split, against=args.against, false_alarms=args.false_alarms,
+            dtype=args.model.dtype, seed=args.seed,
+        )  # fmt: skip
+        say_left_out(odd.unreadable)
+        by = args.by or (DEFAULT_COLUMN if args.false_alarms is not None else odd.clearest)
+    else:
+        (odd, maps), by = _likelihoods(args, model), "nats_per_pixel"
     order = odd.order(by)
     rows = [_row(odd, i) for i in order]
     files: list[str] = []
-    shown = order if args.heatmap is not None else order[:MAX_CARDS]
     if args.heatmap is not None or args.report is not None:
-        maps = np.concatenate(list(square_nats(model, odd.squares[shown])))
-        files = _heatmaps(args.heatmap, odd.squares[shown], maps, odd.names, shown)
-    if args.report is not None:
-        text = page(
-            odd, maps[:MAX_CARDS], source=args.images, model=args.model.model or "embedded", by=by,
-            against=args.against, false_alarms=args.false_alarms,
-        )  # fmt: skip
-        write_text(args.report, text)
+        from nextpixel.reports.oddness_page import MAX_CARDS, page
+
+        shown = order if args.heatmap is not None else order[:MAX_CARDS]
+        maps = np.concatenate(list(square_nats(model, odd.squares[shown]))) if maps is None else maps[shown]
+        if args.heatmap is not None:
+            files = _heatmaps(args.heatmap, odd.squares[shown], maps, [odd.names[i] for i in shown])
+        if args.report is not None:
+            text = page(
+                odd, maps[:MAX_CARDS], source=args.images, model=args.model.model or "embedded", by=by,
+                against=args.against, false_alarms=args.false_alarms,
+            )  # fmt: skip
+            write_text(args.report, text)
     if args.out is not None:
         write_rows(args.out, rows)
     mean, error = mean_and_error(odd.values["nats_per_pixel"])
@@ -160,41 +124,62 @@ def _table(args: Score, model: ImageGPT) -> None:
             }
         )
     else:
-        for i in order:
-            p = odd.p_values[by][i] if odd.p_values else None
-            if args.false_alarms is None or (p is not None and p <= args.false_alarms):
-                p_text = "" if p is None else f"  p {p:.2g}"
-                show(f"{format_value(by, odd.values[by][i])}{p_text}  {odd.names[i]}")
-        if alarms:
-            show(
-                f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
-                f"{format_value(by, alarms['thresholds'][by])}, as {100 * alarms['rate']:g} % of normal "
-                f"images are; {alarms['rate'] * len(odd):.1f} expected by chance"
-            )
-        if args.by is None:
-            show(f"ordered by {COLUMNS[by].title}; use --by for another order")
+        _print(args, odd, by, order, alarms)
         show(f"mean {mean:.4f} +- {error:.4f} nats per pixel over {len(odd)} images")
-        for path in (args.report, args.out):
-            if path is not None:
-                show(path)
-    if args.against is None:
-        again = command(
-            "score", args.images, "--against", "normal/", "--report", args.report or "odd.html",
-            split=args.split, model=args.model.model,
-        )  # fmt: skip
-        say(f"To add p-values from normal images: {again}")
-    elif args.report is None:
-        again = command(
-            "score", args.images, "--against", str(args.against), "--report", "odd.html",
-            split=args.split, model=args.model.model,
-        )  # fmt: skip
-        say(f"To write a page: {again}")
+        show(*(path for path in (args.report, args.out) if path is not None))
+    _suggest(args)
+
+
+def _likelihoods(args: Score, model: ImageGPT) -> tuple[Oddness, np.ndarray | None]:
+    """Nats per pixel alone, and the maps (N, H, W) if they are wanted."""
+    from nextpixel.evaluation.likelihood import square_nats
+    from nextpixel.evaluation.oddness import Oddness
+
+    images = decode_for(model, args.images, args.split)
+    parts = square_nats(model, images.squares)
+    maps = None if args.heatmap is None else np.concatenate(list(parts))
+    nats = np.concatenate([part.mean((1, 2)) for part in (parts if maps is None else [maps])])
+    return Oddness(images.names, {"nats_per_pixel": nats}, {}, {}, images.squares, images.unreadable), maps
+
+
+def _print(args: Score, odd: Oddness, by: str, order: np.ndarray, alarms: dict[str, Any]) -> None:
+    from nextpixel.evaluation.oddness import COLUMNS
+    from nextpixel.reports.oddness_page import format_value
+
+    for i in order:
+        p = odd.p_values[by][i] if odd.p_values else None
+        if args.false_alarms is None or (p is not None and p <= args.false_alarms):
+            p_text = "" if p is None else f"  p {p:.2g}"
+            show(f"{format_value(by, odd.values[by][i])}{p_text}  {odd.names[i]}")
+    if alarms:
+        show(
+            f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
+            f"{format_value(by, alarms['thresholds'][by])}, as {100 * alarms['rate']:g} % of normal "
+            f"images are; {alarms['rate'] * len(odd):.1f} expected by chance"
+        )
+    if args.wants_table and args.by is None:
+        show(f"ordered by {COLUMNS[by].title}; use --by for another order")
+
+
+def _suggest(args: Score) -> None:
+    """Print the next command."""
+    report = str(args.report or "odd.html")
+    if not args.wants_table:
+        done, what, words = args.heatmap, "To map nats per pixel", ["--heatmap", "surprise/"]
+    elif args.against is None:
+        done, what = None, "To add p-values from normal images"
+        words = ["--against", "normal/", "--report", report]
+    else:
+        done, what, words = args.report, "To write a page", ["--against", args.against, "--report", report]
+    if done is None:
+        say(f"{what}: {command('score', args.images, *words, split=args.split, model=args.model.model)}")
 
 
 def _row(odd: Oddness, i: int) -> dict[str, Any]:
     """A row of the CSV file and of --json."""
     row: dict[str, Any] = {"file": odd.names[i]} | {name: float(values[i]) for name, values in odd.values.items()}
-    row["png_bytes"] = int(row["png_bytes"])
+    if "png_bytes" in row:
+        row["png_bytes"] = int(row["png_bytes"])
     return row | {f"p_{name}": float(values[i]) for name, values in odd.p_values.items()}
 
 
@@ -209,15 +194,10 @@ def _alarms(args: Score, odd: Oddness, by: str) -> dict[str, Any]:
     }
 
 
-def _heatmaps(
-    folder: Path | None, squares: np.ndarray, maps: np.ndarray, names: Sequence[str], order: np.ndarray
-) -> list[str]:
+def _heatmaps(folder: Path, squares: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> list[str]:
     """Write each square with its map, enlarged, to the folder; return the paths."""
-    if folder is None:
-        return []
     from nextpixel.images import heatmap
 
     top = float(np.quantile(maps, 0.999))
     pairs = [np.concatenate([square, heatmap(m, vmax=top)], axis=1) for square, m in zip(squares, maps, strict=True)]
-    large = np.stack(pairs).repeat(8, 1).repeat(8, 2)
-    return write_each(folder, large, [Path(names[i]).stem for i in order])
+    return write_each(folder, np.stack(pairs).repeat(8, 1).repeat(8, 2), [Path(name).stem for name in names])

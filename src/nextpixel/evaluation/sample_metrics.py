@@ -1,21 +1,20 @@
 """Metrics that compare samples with real images by their features, (N, D) and (M, D).
 
-Distances are Euclidean, arithmetic is float64. Memory beyond the features in float64 is a few blocks of BLOCK_ROWS x N,
-about 200 MB for 10,000 against 10,000. Identical sets have Frechet distance 0, precision, recall and coverage 1.
+Distances are Euclidean, arithmetic is float64. Memory beyond the features in float64 is about 1 GB at most
+(scikit-learn's `working_memory`). Identical sets have Frechet distance 0, precision, recall and coverage 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Features = NDArray[np.floating[Any]]
-BLOCK_ROWS = 1_000
-EXACT_ROWS = 128
 KERNEL_DEGREE = 3
 
 
@@ -67,15 +66,16 @@ def kernel_distance(reference: Features, samples: Features, *, subsets: int = 10
 
 
 def _discrepancy(x: Features, y: Features) -> float:
-    def total(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-        return sum(float(((a[rows] @ b.T / a.shape[1] + 1) ** KERNEL_DEGREE).sum()) for rows in _blocks(len(a)))
+    from sklearn.metrics.pairwise import polynomial_kernel
+
+    kernel = partial(polynomial_kernel, degree=KERNEL_DEGREE)  # by default of x . y / D + 1
 
     def among(a: NDArray[np.float64]) -> float:
-        own = float((((a**2).sum(1) / a.shape[1] + 1) ** KERNEL_DEGREE).sum())
-        return (total(a, a) - own) / (len(a) * (len(a) - 1))
+        own = ((a**2).sum(1) / a.shape[1] + 1) ** KERNEL_DEGREE
+        return float(kernel(a, a).sum() - own.sum()) / (len(a) * (len(a) - 1))
 
     a, b = x.astype(np.float64), y.astype(np.float64)
-    return among(a) + among(b) - 2 * total(a, b) / (len(a) * len(b))
+    return among(a) + among(b) - 2 * float(kernel(a, b).mean())
 
 
 def precision_recall(reference: Features, samples: Features, k: int = 3) -> tuple[float, float]:
@@ -97,29 +97,32 @@ def density_coverage(reference: Features, samples: Features, k: int = 5) -> tupl
     """
     x, y = reference.astype(np.float64), samples.astype(np.float64)
     radii = _radii(x, k)
-    inside = covered = 0
-    for rows in _blocks(len(x)):
-        within = _distances(x[rows], y) < radii[rows, None]
-        inside += int(within.sum())
-        covered += int(within.any(1).sum())
-    return inside / (k * len(y)), covered / len(x)
+    inside = _by_rows(x, y, lambda found, start: (found < radii[start : start + len(found), None]).sum(1))
+    return float(inside.sum()) / (k * len(y)), float((inside > 0).mean())
 
 
 def _radii(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Distance of each row to its k-th nearest other row, (N,)."""
     if len(x) <= k:
         raise ValueError(f"the {k}-th nearest of the others needs more than {k} rows, got {len(x)}")
-    radii = np.empty(len(x))
-    for rows in _blocks(len(x)):
-        distances = _distances(x[rows], x)
-        distances[np.arange(len(distances)), np.arange(len(x))[rows]] = np.inf
-        radii[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
-    return radii
+
+    def kth(distances: NDArray[np.float64], start: int) -> NDArray[np.float64]:
+        rows = np.arange(len(distances))
+        distances[rows, start + rows] = np.inf
+        return np.partition(distances, k - 1, axis=1)[:, k - 1]
+
+    return _by_rows(x, x, kth)
 
 
 def _share_within(points: NDArray[np.float64], centers: NDArray[np.float64], radii: NDArray[np.float64]) -> float:
-    found = sum(int((_distances(points[rows], centers) <= radii).any(1).sum()) for rows in _blocks(len(points)))
-    return found / len(points)
+    return float(_by_rows(points, centers, lambda distances, _: (distances <= radii).any(1)).mean())
+
+
+def _by_rows(x: NDArray[np.float64], y: NDArray[np.float64], reduce: Callable[..., Any]) -> NDArray[Any]:
+    """reduce(distances (n, M), index of their first row) for blocks of rows of x (N, D) and all y (M, D), (N,)."""
+    from sklearn.metrics import pairwise_distances_chunked
+
+    return np.concatenate(list(pairwise_distances_chunked(x, y, reduce_func=reduce)))
 
 
 def nearest(x: Features, blocks: Iterable[Features], k: int = 1) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -128,31 +131,19 @@ def nearest(x: Features, blocks: Iterable[Features], k: int = 1) -> tuple[NDArra
     Sorted, the nearest first; ties go to the earlier row. Distances are computed from differences, so a copy has
     distance 0. Where the set has fewer than k rows, distances end with inf and indices with -1.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     values = x.astype(np.float64)
     indices, distances = np.full((len(x), k), -1), np.full((len(x), k), np.inf)
     start = 0
     for block in blocks:
         others = block.astype(np.float64)
-        for rows in _blocks(len(x), EXACT_ROWS):
-            found = np.argpartition(_distances(values[rows], others), min(k, len(others)) - 1, axis=1)[:, :k]
-            found.sort(axis=1)
-            exact = np.sqrt(((others[found] - values[rows, None]) ** 2).sum(2))
-            candidates = np.concatenate([distances[rows], exact], 1)
-            order = np.argsort(candidates, axis=1, kind="stable")[:, :k]
-            distances[rows] = np.take_along_axis(candidates, order, 1)
-            indices[rows] = np.take_along_axis(np.concatenate([indices[rows], found + start], 1), order, 1)
+        search = NearestNeighbors(n_neighbors=min(k, len(others)), algorithm="brute").fit(others)
+        found = np.sort(search.kneighbors(values, return_distance=False), axis=1)
+        exact = np.stack([np.linalg.norm(others[column] - values, axis=1) for column in found.T], 1)
+        candidates = np.concatenate([distances, exact], 1)
+        order = np.argsort(candidates, axis=1, kind="stable")[:, :k]
+        distances = np.take_along_axis(candidates, order, 1)
+        indices = np.take_along_axis(np.concatenate([indices, found + start], 1), order, 1)
         start += len(block)
     return indices, distances
-
-
-def _blocks(count: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Euclidean distances (N, M), from |x|^2 - 2 x y + |y|^2."""
-    squares = x @ y.T
-    squares *= -2
-    squares += np.einsum("nd,nd->n", x, x)[:, None]
-    squares += np.einsum("nd,nd->n", y, y)
-    return np.sqrt(np.maximum(squares, 0, out=squares), out=squares)

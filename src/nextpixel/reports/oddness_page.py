@@ -79,7 +79,9 @@ def page(
 
 def format_value(column: str, value: float) -> str:
     """A value of that column, formatted for tables."""
-    return f"{value:,.0f}" if column == "png_bytes" else f"{value:.3f}"
+    return (
+        f"{value:,.0f}" if column == "png_bytes" else f"{value:.4f}" if column == "nats_per_pixel" else f"{value:.3f}"
+    )
 
 
 def _verdict(odd: Oddness, by: str, false_alarms: float | None, beyond: NDArray[np.bool_]) -> str:
