@@ -80,7 +80,7 @@ def main() -> None:
     facts, best = run.facts(), run.best()
     config, data = facts["config"], facts["data"]
     model = nextpixel.load(args.run)
-    test = load_images(args.data, model.side, split="test")
+    test = load_images(args.data, model.size, split="test")
     shutil.rmtree(args.out, ignore_errors=True)
     with new_folder(args.out) as part:
         model.facts = {

@@ -31,7 +31,7 @@ from sklearn.metrics import roc_auc_score
 
 from nextpixel import ImageGPT, load
 from nextpixel.evaluation.oddness import COLUMNS, Measurements, local_nats, oriented, png_bytes, score_batches, table
-from nextpixel.images import fit_square
+from nextpixel.images import fit_image
 from nextpixel.images.sources import Source, open_source
 
 PATCH = 8
@@ -58,7 +58,7 @@ def draw(source: Source, count: int, side: int, rng: np.random.Generator) -> tup
     """At most that many images of a source as squares, and their labels."""
     chosen = np.sort(rng.permutation(len(source))[:count])
     assert source.labels is not None
-    return np.stack([fit_square(source.read(int(i)), side) for i in chosen]), source.labels[chosen]
+    return np.stack([fit_image(source.read(int(i)), (side, side)) for i in chosen]), source.labels[chosen]
 
 
 def score(model: ImageGPT, squares: np.ndarray, labels: np.ndarray, dtype: str) -> Scored:
@@ -134,7 +134,7 @@ def columns(normal: Measurements, odd: Measurements, reference: Measurements, se
 
 def less_png(measured: Measurements) -> np.ndarray:
     """Nats per pixel less those of the PNG file, as they stand (Serra et al. 2020)."""
-    pixels = measured.squares.shape[1] * measured.squares.shape[2]
+    pixels = measured.images.shape[1] * measured.images.shape[2]
     return measured.nats_per_pixel - measured.png_bytes * 8 * math.log(2) / pixels
 
 
@@ -146,7 +146,7 @@ def continued(model: ImageGPT, name: str | None, source: Source, steps: int, see
     normal = np.flatnonzero(~np.isin(source.labels, PAIRS[0]))
     rows = np.sort(np.random.default_rng([seed, 3]).permutation(normal)[: steps * 16 + 32])
     with tempfile.TemporaryDirectory() as folder:
-        squares = np.stack([fit_square(source.read(int(i)), model.side) for i in rows])
+        squares = np.stack([fit_image(source.read(int(i)), model.size) for i in rows])
         np.save(Path(folder) / "normal.npy", squares)
         return pretrain(
             Path(folder) / "normal.npy", init=name or "embedded", steps=steps, batch_images=16, clip_norm=1.0,
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--images: expected at least 50, so that every class occurs, got {args.images}")
     start, n, seed = time.monotonic(), args.images, args.seed
     model = load(args.model)
-    side = model.side
+    side = model.size[0]
     rng = np.random.default_rng(seed)
 
     def read(name: str, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     clean, spoilt = squares[shuffled[:n]], squares[shuffled[n:]]
     cifar_test = scored("CIFAR-10, test", clean, labels[shuffled[:n]])
     for kind in KINDS:
-        images, where = spoil(spoilt, cifar_train.measured.squares, kind, rng)
+        images, where = spoil(spoilt, cifar_train.measured.images, kind, rng)
         odd = scored(f"CIFAR-10 with defects, {kind}", images, labels[shuffled[n:]])
         rows[f"defect: {kind}"] = columns(cifar_test.measured, odd.measured, cifar_train.measured, seed)
         excess = odd.nats - odd.entropy

@@ -30,9 +30,9 @@ def main() -> None:
     train, test = (decode(args.data, args.side, split=split) for split in ("train", "test"))
     assert train.labels is not None and test.labels is not None
     wall, cpu = time.perf_counter(), time.process_time()
-    model = fit_convnet(np.asarray(train.squares), train.labels, epochs=args.epochs, seed=args.seed)
+    model = fit_convnet(np.asarray(train.images), train.labels, epochs=args.epochs, seed=args.seed)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    right = predict_convnet(model, test.squares).argmax(1) == test.labels
+    right = predict_convnet(model, test.images).argmax(1) == test.labels
     found = {"accuracy": float(right.mean()), "train": len(train), "test": len(test), "wall": wall, "cpu": cpu}
     print(json.dumps(vars(args) | found))
 

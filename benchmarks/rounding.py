@@ -59,7 +59,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    tokens = model.palette.encode(load_images(args.images, model.side, split=args.split)[: args.count])
+    tokens = model.palette.encode(load_images(args.images, model.size, split=args.split)[: args.count])
     found = {}
     for name in args.modes:
         parts = []

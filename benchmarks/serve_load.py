@@ -157,7 +157,7 @@ async def measure(address: str, pid: int, args: argparse.Namespace, images: list
 def offline(args: argparse.Namespace, pixels: int) -> str:
     """A completion of each of as many pictures, in one call of the package."""
     model = nextpixel.load(args.model)
-    squares = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pictures(args.clients, model.side)])
+    squares = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pictures(args.clients, model.size[0])])
     sampling = SamplingConfig(speed=args.speed)
     draw(model, squares, keep=0.9, n=1, sampling=sampling)
     start, used = time.perf_counter(), time.process_time()
@@ -186,7 +186,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    pixels = model.config.tokens - round(args.keep * model.side) * model.side
+    pixels = model.config.tokens - round(args.keep * model.size[0]) * model.size[1]
     command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--slots", str(args.slots)]
     command += ["--speed", args.speed, "--threads", str(args.threads), "--timeout-seconds", "600"]
     command += ["--model", args.model] if args.model else []
@@ -197,7 +197,7 @@ def main() -> None:
         if not address:
             raise SystemExit("the server did not start")
         mode = json.loads(httpx.get(f"{address}/v1/models").text)["models"][0]["mode"]
-        lines = asyncio.run(measure(address, server.pid, args, pictures(REQUESTS_AT_MOST, model.side), pixels))
+        lines = asyncio.run(measure(address, server.pid, args, pictures(REQUESTS_AT_MOST, model.size[0]), pixels))
     finally:
         server.terminate()
         server.wait(60)

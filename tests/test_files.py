@@ -215,9 +215,9 @@ def test_a_private_folder_of_somebody_else_is_not_taken_either(tmp_path, monkeyp
         (folder / own).chmod(0o777)
         folder.chmod(0o1777)
     monkeypatch.setattr(files.tempfile, "tempdir", str(temporary))
-    files._own_temporary_folder.cache_clear()
+    files.own_temporary_folder.cache_clear()
     found = user_cache("kernels", place)
-    files._own_temporary_folder.cache_clear()
+    files.own_temporary_folder.cache_clear()
     assert found.parent.parent == temporary and found.parent.name != own and mode(found) == 0o700
 
 
@@ -227,7 +227,7 @@ def test_a_cache_of_another_user_is_not_loaded_from(tmp_path, monkeypatch):
     uid = os.geteuid()
     monkeypatch.setattr(files.os, "geteuid", lambda: uid + 1)
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(files, "_own_temporary_folder", lambda: pytest.fail("another one is private"))
+    monkeypatch.setattr(files, "own_temporary_folder", lambda: pytest.fail("another one is private"))
     with pytest.raises(pytest.fail.Exception):  # whatever this user makes belongs to another, too
         user_cache("decoded", place)
 

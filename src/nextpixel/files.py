@@ -33,7 +33,7 @@ LONGEST_NAME = 255  # bytes, on all common file systems
 DIGEST_BYTES = 32
 REMEDY = "Free some space or correct the permissions, then resume"
 _reported: set[str] = set()
-_cleaned: set[str] = set()
+cleaned: set[str] = set()
 
 
 @contextmanager
@@ -249,11 +249,11 @@ def _private_folders(place: str | None) -> Iterator[str]:
     if place:
         yield os.path.join(place, name)
     yield os.path.join(tempfile.gettempdir(), name)
-    yield _own_temporary_folder()
+    yield own_temporary_folder()
 
 
 @functools.cache
-def _own_temporary_folder() -> str:
+def own_temporary_folder() -> str:
     """A temporary folder that is removed when the process exits."""
     folder = tempfile.mkdtemp(prefix="nextpixel-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -274,7 +274,7 @@ def _unusable(place: str, kind: str) -> str | None:
             return f"others can write to {folder}; chmod go-w allows it again"
         if not os.access(folder, os.W_OK | os.X_OK):
             return f"{folder} cannot be written to"
-    if folder not in _cleaned:
-        _cleaned.add(folder)
+    if folder not in cleaned:
+        cleaned.add(folder)
         remove_parts(Path(folder), STALE_SECONDS, ANY_PART)
     return None

@@ -1,5 +1,6 @@
 """The decoded set and the batches drawn from it."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -9,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from PIL import Image
 
 from nextpixel import InputError, WorkError, files
-from nextpixel.data import decoded as data
-from nextpixel.data.decoded import Batches, decode, read_decoded, split_indices, stored_side
-from nextpixel.images import save_png
+from nextpixel.data.decoded import Batches, crop_box, decode, read_decoded, split_indices, stored_size
+from nextpixel.images import fit_image, save_png
 from nextpixel.images.sources.arrays import ArraySource
 from nextpixel.images.sources.files import FileSource
 
 SIDE = 8
 
 
-def noise(count: int, side: int = SIDE) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+def noise(count: int, height: int = SIDE, width: int | None = None) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width or height, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_pictures_are_decoded_once(folder, reads, cache):
     assert sorted(reads) == sorted(first.names) and len(reads) == 12
     second = decode(str(folder), SIDE)
     assert len(reads) == 12
-    assert np.array_equal(first.squares, second.squares) and first.key == second.key
+    assert np.array_equal(first.images, second.images) and first.key == second.key
     assert [path.name for path in (cache / "decoded").iterdir()] == [first.key]
     assert list(folder.rglob("*.png")) and not list(folder.rglob("*.u8"))  # the cache is elsewhere
 
@@ -62,14 +63,14 @@ def test_the_set_holds_pixels_names_and_labels_in_the_order_of_the_names(folder)
     decoded = decode(folder, SIDE)
     assert decoded.names == sorted(decoded.names)
     assert decoded.classes == ["cats", "dogs"]
-    for square, name, label in zip(decoded.squares, decoded.names, decoded.labels, strict=True):
+    for square, name, label in zip(decoded.images, decoded.names, decoded.labels, strict=True):
         kind, number = name.removesuffix(".png").split("/")
         assert np.array_equal(square, noise(12)[int(number)])
         assert decoded.classes[label] == kind
 
 
 def test_the_set_is_a_memory_map_that_cannot_be_changed(folder):
-    squares = decode(folder, SIDE).squares
+    squares = decode(folder, SIDE).images
     assert isinstance(squares, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         squares[0] = 0
@@ -108,7 +109,7 @@ def test_a_change_of_a_file_is_noticed(folder, reads, change):
 
 def test_another_side_is_another_set(folder):
     assert decode(folder, SIDE).key != decode(folder, SIDE // 2).key
-    assert decode(folder, SIDE // 2).squares.shape == (12, SIDE // 2, SIDE // 2, 3)
+    assert decode(folder, SIDE // 2).images.shape == (12, SIDE // 2, SIDE // 2, 3)
 
 
 # ---- unreadable pictures
@@ -166,7 +167,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(folder, cache):
     (cache / "decoded" / key).rename(new)
     for path in (new, *new.iterdir()):
         os.utime(path, (0, 0))
-    files._cleaned.clear()
+    files.cleaned.clear()
     assert len(decode(folder, SIDE)) == 12
     assert {path.name for path in (cache / "decoded").iterdir()} == {key, old.name}  # which may be at work
 
@@ -188,19 +189,19 @@ def test_two_processes_that_decode_the_same_set_do_not_mind(folder, cache, monke
 @pytest.mark.parametrize("size", [0, 1, 50, 100])
 def test_a_damaged_set_is_made_again(folder, cache, name, size):
     before = decode(folder, SIDE)
-    squares, names = np.array(before.squares), list(before.names)
+    squares, names = np.array(before.images), list(before.names)
     place = cache / "decoded" / before.key
     os.truncate(place / name, min(size, (place / name).stat().st_size - 1))
     again = decode(folder, SIDE)
-    assert np.array_equal(again.squares, squares) and list(again.names) == names
+    assert np.array_equal(again.images, squares) and list(again.names) == names
     assert [path.name for path in (cache / "decoded").iterdir()] == [before.key]
 
 
 def test_a_large_set_keeps_its_order(monkeypatch):
     images = noise(600, 2)
-    assert np.array_equal(decode(images, 2).squares, images)
+    assert np.array_equal(decode(images, 2).images, images)
     monkeypatch.setattr(ArraySource, "read", lambda *_: pytest.fail("decoded again"))
-    assert np.array_equal(decode(images.copy(), 2).squares, images)
+    assert np.array_equal(decode(images.copy(), 2).images, images)
 
 
 # ---- the split
@@ -225,15 +226,34 @@ def test_one_picture_cannot_be_split():
         split_indices(1, 0.1, 0)
 
 
+# ---- sizes
+
+
+@pytest.mark.parametrize("fit", ["crop", "imagenet", "squash"])
+@pytest.mark.parametrize("size", [(8, 8), (24, 16), (3, 9)])
+def test_a_set_has_the_size_that_was_asked_for(folder, size, fit):
+    found = decode(folder, size, fit=fit)
+    assert found.images.shape == (12, *size, 3)
+    with Image.open(folder / found.names[5]) as picture:
+        assert np.array_equal(found.images[5], fit_image(picture, size, fit))
+    assert decode(folder, f"{size[0]}x{size[1]}", fit=fit).key == found.key
+
+
+def test_the_keys_of_square_sets_are_those_of_earlier_versions():
+    keys = {size: decode(noise(3), size).key for size in (SIDE, (SIDE, SIDE), (SIDE, 4))}
+    assert keys[SIDE] == keys[SIDE, SIDE] == "07ada4bbb3576a1d1fd2207ccd400fc3"
+    assert keys[SIDE, 4] != keys[SIDE]
+
+
 # ---- batches
 
 AUGMENTATIONS = ["none", "flip", "crop", "pad", "pad-flip"]
 
 
-def batches(augment="none", count=10, batch_images=4, seed=0, squares=None) -> Batches:
-    squares = noise(count + 3, stored_side(SIDE, augment)) if squares is None else squares
-    chosen = np.arange(len(squares))[3:]  # the first three are held out
-    return Batches(squares, chosen, side=SIDE, batch_images=batch_images, augment=augment, seed=seed)
+def batches(augment="none", count=10, batch_images=4, seed=0, images=None, size=(SIDE, SIDE)) -> Batches:
+    images = noise(count + 3, *stored_size(size, augment)) if images is None else images
+    chosen = np.arange(len(images))[3:]  # the first three are held out
+    return Batches(images, chosen, size=size, batch_images=batch_images, augment=augment, seed=seed)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -248,17 +268,24 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(augment):
     assert not np.array_equal(batches(augment, seed=1)(0), expected[0])
 
 
+@pytest.mark.parametrize("size", [(8, 8), (24, 16), (5, 9)])
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_batches_have_the_side_of_the_model(augment):
+def test_batches_have_the_size_of_the_model(augment, size):
     for step in range(6):
-        images = batches(augment)(step)
-        assert images.shape == (4, SIDE, SIDE, 3) and images.dtype == np.uint8
+        images = batches(augment, size=size)(step)
+        assert images.shape == (4, *size, 3) and images.dtype == np.uint8
+
+
+def test_only_square_images_are_rotated():
+    with pytest.raises(InputError, match="augment: orient needs square pictures, got 24 x 16 pixels"):
+        batches("orient", size=(24, 16))
+    assert batches("orient", size=(16, 16))(0).shape == (4, 16, 16, 3)
 
 
 @pytest.mark.parametrize("batch_images", [1, 4, 10, 25])
 def test_every_training_image_comes_once_an_epoch_and_in_another_order(batch_images):
-    squares = np.broadcast_to(np.arange(13, dtype=np.uint8)[:, None, None, None], (13, SIDE, SIDE, 3))
-    asked = batches(batch_images=batch_images, squares=squares)
+    images = np.broadcast_to(np.arange(13, dtype=np.uint8)[:, None, None, None], (13, SIDE, SIDE, 3))
+    asked = batches(batch_images=batch_images, images=images)
     shown = np.concatenate([asked(step)[:, 0, 0, 0] for step in range(100 // batch_images)])
     epochs = shown.reshape(-1, 10)
     assert all(sorted(epoch) == list(range(3, 13)) for epoch in epochs)
@@ -271,18 +298,18 @@ def test_the_size_of_a_batch_changes_neither_order_nor_flips():
     assert np.array_equal(in_small, np.concatenate([large(step) for step in range(3)]))
 
 
-def test_augmentation_leaves_the_stored_squares_alone():
-    squares = noise(13)
-    squares.setflags(write=False)
+def test_augmentation_leaves_the_stored_images_alone():
+    images = noise(13)
+    images.setflags(write=False)
     for augment in ("flip", "pad-flip"):
         for step in range(5):
-            batches(augment, squares=squares)(step)
-    assert np.array_equal(squares, noise(13))
+            batches(augment, images=images)(step)
+    assert np.array_equal(images, noise(13))
 
 
-def originals(augment: str, steps: int = 50) -> list[tuple[np.ndarray, np.ndarray]]:
+def originals(augment: str, steps: int = 50, size=(SIDE, SIDE)) -> list[tuple[np.ndarray, np.ndarray]]:
     """(augmented, as it was) of many images."""
-    plain, changed = batches("none"), batches(augment, squares=noise(13))
+    plain, changed = batches("none", size=size), batches(augment, images=noise(13, *size), size=size)
     return [pair for step in range(steps) for pair in zip(changed(step), plain(step), strict=True)]
 
 
@@ -294,58 +321,46 @@ def test_about_half_of_the_images_are_mirrored():
 
 
 def test_the_same_image_is_mirrored_in_some_epochs_only():
-    asked = batches("flip", batch_images=10, squares=noise(13))
+    asked = batches("flip", batch_images=10, images=noise(13))
     mean_left = [asked(epoch)[:, :, :4].mean((1, 2, 3)).round(3) for epoch in range(20)]
     assert len({value for values in mean_left for value in values}) == 20  # two for each of ten images
 
 
+@pytest.mark.parametrize("size", [(8, 8), (16, 8)])
 @pytest.mark.parametrize(("augment", "flips"), [("pad", (False,)), ("pad-flip", (False, True))])
-def test_padding_shows_every_window_of_the_reflected_image(augment, flips):
-    pad = SIDE // 8
+def test_padding_shows_every_window_of_the_reflected_image(augment, flips, size):
+    (height, width), (rows, columns) = size, (size[0] // 8, size[1] // 8)
     windows = set()
-    for image, square in originals(augment, steps=100):
-        padded = np.pad(square, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    for image, original in originals(augment, steps=200, size=size):
+        padded = np.pad(original, ((rows, rows), (columns, columns), (0, 0)), mode="reflect")
         found = [
             (top, left, flip)
-            for top in range(2 * pad + 1)
-            for left in range(2 * pad + 1)
+            for top in range(2 * rows + 1)
+            for left in range(2 * columns + 1)
             for flip in flips
-            if np.array_equal(image[:, ::-1] if flip else image, padded[top : top + SIDE, left : left + SIDE])
+            if np.array_equal(image[:, ::-1] if flip else image, padded[top : top + height, left : left + width])
         ]
         assert len(found) == 1
         windows |= set(found)
-    assert len(windows) == len(flips) * (2 * pad + 1) ** 2
+    assert len(windows) == len(flips) * (2 * rows + 1) * (2 * columns + 1)
 
 
-def crop_boxes(monkeypatch, extreme: bool) -> tuple[list[tuple[float, ...]], int]:
-    boxes: list[tuple[float, ...]] = []
-    original = data.crop_resize
-    monkeypatch.setattr(data, "crop_resize", lambda square, box, side: boxes.append(box) or original(square, box, side))
-    asked = batches("crop", batch_images=10)
-    if extreme:
-        least, most = np.float32(0), np.nextafter(np.float32(1), np.float32(0))
-        corners = np.array([[least, s, x, y] for s in (least, most) for x in (least, most) for y in (least, most)])
-        asked._epochs = {step: (np.arange(10), corners[np.arange(10) % 8]) for step in range(2)}
-        asked._epoch = lambda epoch: asked._epochs[epoch % 2]
-    for step in range(2 if extreme else 50):
-        asked(step)
-    return boxes, stored_side(SIDE, "crop")
-
-
-@pytest.mark.parametrize("extreme", [False, True])
-def test_crops_lie_within_the_image_and_are_those_of_the_paper(monkeypatch, extreme):
-    boxes, stored = crop_boxes(monkeypatch, extreme)
-    for left, top, right, bottom in boxes:
-        assert 0 <= left < right <= stored and 0 <= top < bottom <= stored
-        assert right - left == pytest.approx(bottom - top, abs=1e-4)
-        assert 224 / 384 - 1e-5 <= (right - left) / stored <= 224 / 256 + 1e-5
-    sizes = [right - left for left, _, right, _ in boxes]
-    assert min(sizes) < 0.62 * stored and max(sizes) > 0.84 * stored
+@pytest.mark.parametrize("size", [(16, 16), (48, 32), (7, 500)])
+def test_crops_lie_within_the_image_and_are_those_of_the_paper(size):
+    least, most = np.float32(0), np.nextafter(np.float32(1), np.float32(0))
+    noise = np.random.default_rng(0).random((500, 3), np.float32)
+    shares = []
+    for scale, x, y in [*noise, *itertools.product([least, most], repeat=3)]:
+        left, top, right, bottom = crop_box(size, scale, x, y)
+        assert 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
+        shares.append((right - left) / size[1])
+        assert (bottom - top) / size[0] == pytest.approx(shares[-1], abs=1e-4)
+    assert min(shares) == pytest.approx(224 / 384, abs=1e-5) and max(shares) == pytest.approx(224 / 256, abs=1e-5)
 
 
 def test_a_crop_shows_that_part_of_the_image():
     ramp = np.broadcast_to(np.linspace(0, 255, 2 * SIDE).astype(np.uint8)[:, None], (13, 2 * SIDE, 2 * SIDE))
-    images = batches("crop", squares=np.stack([ramp, ramp.transpose(0, 2, 1), ramp], -1))(0).astype(int)
+    images = batches("crop", images=np.stack([ramp, ramp.transpose(0, 2, 1), ramp], -1))(0).astype(int)
     assert (np.diff(images[..., 0], axis=2) >= 0).all() or (np.diff(images[..., 0], axis=1) >= 0).all()
     spans = np.ptp(images[..., 0], axis=(1, 2)) / 255
     assert ((spans > 0.4) & (spans < 0.95)).all()

@@ -18,12 +18,13 @@ import nextpixel
 from nextpixel import InputError, WorkError
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.config import to_size
 from nextpixel.data import decoded as data
 from nextpixel.data import prepared
 from nextpixel.data.decoded import Batches, decode
 from nextpixel.data.prepared import Job, merge, missing_jobs, prepare
 from nextpixel.images import save_png
-from nextpixel.images.sources import MapSource, load_images, open_source, tables
+from nextpixel.images.sources import MapSource, load_images, open_source
 from nextpixel.images.sources.files import FileSource
 
 SIDE = 8
@@ -62,7 +63,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 
 def assert_equal(found: MapSource, expected: data.DecodedSet) -> None:
-    assert np.array_equal(found.squares, expected.squares)
+    assert np.array_equal(found.images, expected.images)
     assert list(found.names) == list(expected.names)
     assert np.array_equal(found.labels, expected.labels) and found.classes == expected.classes
     assert found.unreadable == expected.unreadable
@@ -75,7 +76,7 @@ def test_it_holds_what_decoding_gives(folder, tmp_path):
     found = prepare(folder, tmp_path / "out", side=SIDE)
     assert_equal(found, decode(folder, SIDE))
     assert len(found) == COUNT - 1 and found.classes == ["cats", "dogs"] and "07.png" in found.unreadable[0]
-    assert isinstance(found.squares, np.memmap)
+    assert isinstance(found.images, np.memmap)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
@@ -90,10 +91,29 @@ def test_it_is_the_same_for_any_number_of_jobs_and_workers(folder, tmp_path, job
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize(("side", "stored"), [("24x16", (24, 16)), ((4, 6), (8, 12))])
+def test_images_need_not_be_square(folder, tmp_path, side, stored):
+    out = tmp_path / "out"
+    found = prepare(folder, out, side=side, store_side=stored)
+    assert_equal(found, decode(folder, stored))
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["side"] == list(stored) and found.images.shape[1:] == (*stored, 3)
+    assert np.array_equal(decode(out, stored).images, found.images)
+    serves = to_size(side)
+    assert data.resized(found, serves, "crop").images[:3].shape == (3, *serves, 3)
+    with pytest.raises(InputError, match=r"got side [0-9x]+ and `fit=crop`; .* NEW `side=16x24` `fit=crop`$"):
+        decode(out, (16, 24))
+
+
+def test_stored_images_have_the_proportions_of_the_model(folder, tmp_path):
+    with pytest.raises(InputError, match="store_side: expected at least the side 24x16, in its proportions, got 48"):
+        prepare(folder, tmp_path / "out", side=(24, 16), store_side=48)
+
+
 def test_real_chunks_are_of_whole_readings(monkeypatch):
     monkeypatch.undo()
     for side in (1, 32, 64, 100, 224, 1000):
-        chunk = prepared._chunk_images(side)
+        chunk = prepared.chunk_images((side, side))
         assert chunk % data.READ_TOGETHER == 0 and chunk <= 4096
         assert chunk * side * side * 3 <= 64 * 2**20 or chunk == data.READ_TOGETHER
 
@@ -134,8 +154,8 @@ def test_shards_keep_their_order_and_classes(tmp_path):
     order = [number for shard in range(3) for number in range(shard, COUNT, 3)]
     assert list(found.names) == [f"set-{number % 3:02d}.tar/{number:04d}.png" for number in order]
     assert found.labels.tolist() == [number % 2 for number in order]
-    for square, number in zip(found.squares, order, strict=True):
-        assert np.array_equal(square, open_source(noise(COUNT)[number]).square(0, SIDE, "crop"))
+    for square, number in zip(found.images, order, strict=True):
+        assert np.array_equal(square, open_source(noise(COUNT)[number]).image(0, (SIDE, SIDE), "crop"))
 
 
 def test_patterns_name_shards(tmp_path):
@@ -201,7 +221,10 @@ def hub(tmp_path, monkeypatch):
 
         def skip(self, count):
             skipped.append(count)
-            return self.rows.skip(count)
+            for number, row in enumerate(self.rows.skip(count), count):
+                if number == told.get("stops_at"):
+                    raise ConnectionError("reset by\npeer")
+                yield row
 
     def load_dataset(name, config=None, streaming=False):
         return {"train": Rows(local.to_iterable_dataset())} if streaming else {"train": local}
@@ -216,7 +239,7 @@ def test_a_set_on_the_hub_is_streamed_once(hub, tmp_path):
     skipped, _ = hub
     found = prepare("owner/set", "out", side=SIDE)
     expected = decode(tmp_path / "hub.parquet", SIDE)
-    assert np.array_equal(found.squares, expected.squares)
+    assert np.array_equal(found.images, expected.images)
     assert found.classes == ["dog", "cat"] and np.array_equal(found.labels, expected.labels)
     assert found.names[0] == "train/00" and skipped == [0]
 
@@ -245,23 +268,12 @@ def test_a_stream_that_ends_early_is_an_error(hub):
 
 
 def test_a_hub_that_stops_answering_keeps_what_was_read(hub, monkeypatch):
-    skipped, _ = hub
+    skipped, told = hub
     prepare("owner/set", "one", side=SIDE)
-    original = tables.StreamSource._go_to
-
-    def unreachable(*_):
-        raise ConnectionError("reset by\npeer")
-
-    def go_to(self, index):
-        if index >= 9:
-            monkeypatch.setattr(self.rows, "skip", unreachable)
-            self._place = None
-        original(self, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tables.StreamSource, "_go_to", go_to)
-        with pytest.raises(WorkError, match=r"owner/set: the hub stopped answering \(reset by peer\)"):
-            prepare("owner/set", "out", side=SIDE)
+    told["stops_at"] = 9
+    with pytest.raises(WorkError, match=r"owner/set: the hub stopped answering \(reset by peer\)"):
+        prepare("owner/set", "out", side=SIDE)
+    del told["stops_at"]
     prepare("owner/set", "out", side=SIDE)
     assert skipped == [0, 0, 8] and contents(Path("out")) == contents(Path("one"))
 
@@ -404,22 +416,22 @@ def test_it_is_used_where_it_lies(folder, tmp_path, cache):
     out = tmp_path / "out"
     prepare(folder, out, side=SIDE)
     found = decode(out, SIDE)
-    assert Path(found.squares.filename) == out / "squares.u8"
+    assert Path(found.images.filename) == out / "squares.u8"
     assert not (cache / "decoded").exists()
-    assert np.array_equal(found.squares, decode(folder, SIDE).squares)
-    assert np.array_equal(load_images(str(out), SIDE), found.squares)
-    assert np.array_equal(open_source([str(out)]).square(3, SIDE, "crop"), found.squares[3])
+    assert np.array_equal(found.images, decode(folder, SIDE).images)
+    assert np.array_equal(load_images(str(out), SIDE), found.images)
+    assert np.array_equal(open_source([str(out)]).image(3, (SIDE, SIDE), "crop"), found.images[3])
 
 
 def test_it_serves_a_smaller_side_only_where_it_was_made_for_it(folder, tmp_path):
     out = tmp_path / "out"
     found = prepare(folder, out, side=4, store_side=SIDE)
-    small = data.resized(found, 4, "crop")
-    assert small.squares.shape == (COUNT - 1, 4, 4, 3)
-    assert np.array_equal(small.squares[[2, 0]], decode(out, 4).squares[[2, 0]])
-    assert np.array_equal(small.squares[1:3], decode(out, 4).squares[1:3])
+    small = data.resized(found, (4, 4), "crop")
+    assert small.images.shape == (COUNT - 1, 4, 4, 3)
+    assert np.array_equal(small.images[[2, 0]], decode(out, 4).images[[2, 0]])
+    assert np.array_equal(small.images[1:3], decode(out, 4).images[1:3])
     again = r"nextpixel prepare .*photos NEW `side=2` `fit=crop`"
-    with pytest.raises(InputError, match=f"expected squares of side 2 made with `fit=crop`, got side 8.*{again}"):
+    with pytest.raises(InputError, match=f"expected images of side 2 made with `fit=crop`, got side 8.*{again}"):
         decode(out, 2)
     with pytest.raises(InputError, match="`fit=squash`"):
         load_images(str(out), 4, fit="squash")
@@ -453,12 +465,12 @@ def test_training_on_it_goes_on_after_an_interruption(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"side": 8}, r"expected squares of side 8 .* got side 4 .*photos.npy NEW `side=8` `fit=crop`$"),
+        ({"side": 8}, r"expected images of side 8 .* got side 4 .*photos.npy NEW `side=8` `fit=crop`$"),
         ({"fit": "squash"}, r"`fit=squash`, got side 4 and `fit=crop`.*`side=4` `fit=squash`$"),
-        ({"augment": "crop"}, r"expected squares of side 8 .* got side 4 .*`side=4` `fit=crop` `store_side=8`$"),
+        ({"augment": "crop"}, r"expected images of side 8 .* got side 4 .*`side=4` `fit=crop` `store_side=8`$"),
     ],
 )
-def test_the_wrong_squares_are_refused_with_the_command_that_makes_the_right_ones(tmp_path, changes, told):
+def test_the_wrong_images_are_refused_with_the_command_that_makes_the_right_ones(tmp_path, changes, told):
     prepare(photos(tmp_path), tmp_path / "set", side=4)
     with pytest.raises(InputError, match=told):
         nextpixel.pretrain(str(tmp_path / "set"), out=tmp_path / "run", **settings(tmp_path, **changes))
@@ -522,7 +534,7 @@ MEMORY = """
     before = private()
     found = decode(sys.argv[1], 64)
     train, held = split_indices(len(found), 0.1, 0)
-    batches = Batches(found.squares, train, side=64, batch_images=128, augment="flip", seed=0)
+    batches = Batches(found.images, train, size=(64, 64), batch_images=128, augment="flip", seed=0)
     epoch = len(train) // 128
     for step in [*range(200), *range(epoch - 100, epoch + 100)]:
         batches(step)

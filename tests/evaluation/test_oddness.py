@@ -253,7 +253,7 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_else_and_shows_images_and_maps(model: ImageGPT) -> None:
     odd = odd_images(model, noise(30), against=noise(60, seed=1))
     order = odd.order("peak_nats")
-    maps = nextpixel.surprise(model, odd.squares[order[:3]])
+    maps = nextpixel.surprise(model, odd.images[order[:3]])
     text = page(
         odd, maps, source="<b>photos</b> \udce9", model="tiny", by="peak_nats", against="normal", false_alarms=0.1
     )
@@ -263,7 +263,7 @@ def test_the_page_needs_nothing_else_and_shows_images_and_maps(model: ImageGPT) 
     assert [a for tag, a in found.tags if tag == "script" and a] == []
     shown = found.images()
     assert len(shown) == 6 and all(image.shape == (SIDE, SIDE, 3) for image in shown)
-    assert np.array_equal(shown[0], odd.squares[order[0]])
+    assert np.array_equal(shown[0], odd.images[order[0]])
     assert not np.array_equal(shown[1], shown[0])
     hottest = np.unravel_index(local_nats(maps)[0].argmax(), maps[0].shape)
     assert shown[1][hottest].sum() == shown[1].sum(-1).max() > 500  # the palest of all
@@ -285,7 +285,7 @@ def test_the_page_needs_nothing_else_and_shows_images_and_maps(model: ImageGPT) 
 
 def test_a_page_of_equal_images_and_without_normal_ones(model: ImageGPT) -> None:
     odd = odd_images(model, np.full((3, SIDE, SIDE, 3), 128, np.uint8))
-    text = page(odd, nextpixel.surprise(model, odd.squares), source="same", model="tiny", by="png_bytes")
+    text = page(odd, nextpixel.surprise(model, odd.images), source="same", model="tiny", by="png_bytes")
     assert "nan" not in text and "only a ranking" in text
     again = page(odd, nextpixel.surprise(model, odd.squares), source="same", model="tiny", by="png_bytes")
     assert again == text, "without dates and random ids"

@@ -52,7 +52,7 @@ WORDS = [
 def read_all(path: Path) -> None:
     source = open_source(str(path))
     for index in range(min(3, len(source))):
-        source.square(index, 8, "crop")
+        source.image(index, (8, 8), "crop")
 
 
 def picture(kind: str, **options: object) -> bytes:

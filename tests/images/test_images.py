@@ -20,7 +20,7 @@ from nextpixel.images import (
     UnreadableImage,
     crop_resize,
     decode,
-    fit_square,
+    fit_image,
     grid,
     heatmap,
     save_png,
@@ -61,13 +61,13 @@ def in_mode(pixels: np.ndarray, mode: str) -> Image.Image:
 
 @given(st.sampled_from(MODES), st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(0, 99))
 @settings(max_examples=150, deadline=None)
-def test_any_mode_size_and_aspect_becomes_an_rgb_square(mode, height, width, side, seed):
+def test_any_mode_size_and_aspect_becomes_rgb_at_the_size(mode, height, width, side, seed):
     picture = in_mode(noise(height, width, seed=seed), mode)
     assert to_rgb(picture).mode == "RGB"
     assert to_rgb(picture).size == (width, height)
-    square = fit_square(picture, side)
-    assert square.shape == (side, side, 3)
-    assert square.dtype == np.uint8
+    image = fit_image(picture, (side, 13 - side))
+    assert image.shape == (side, 13 - side, 3)
+    assert image.dtype == np.uint8
 
 
 @pytest.mark.parametrize("dtype", ["uint16", ">u2", "int32"])
@@ -250,64 +250,77 @@ def test_unreadable_survives_pickling():
     )
 
 
-# ---- squares and crops
+# ---- fitting and crops
 
 
-@given(st.integers(1, 24), st.integers(0, 99), st.sampled_from(["PNG", "BMP", "TIFF", "GIF"]))
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 99), st.sampled_from(["PNG", "BMP", "TIFF", "GIF"]))
 @settings(max_examples=40, deadline=None)
-def test_a_lossless_file_at_its_own_side_is_bit_identical(side, seed, kind):
-    pixels = noise(side, side, seed=seed)
+def test_a_lossless_file_at_its_own_size_is_bit_identical(height, width, seed, kind):
+    pixels = noise(height, width, seed=seed)
     if kind == "GIF":
         pixels = pixels[..., :1].repeat(3, axis=2)
-    assert (fit_square(decode(encoded(Image.fromarray(pixels), kind), "x"), side) == pixels).all()
+    assert (fit_image(decode(encoded(Image.fromarray(pixels), kind), "x"), (height, width)) == pixels).all()
 
 
-@pytest.mark.parametrize(("height", "width"), [(5, 8), (5, 9), (8, 5), (9, 5)])
-def test_where_the_shorter_side_fits_it_is_only_cropped(height, width):
+@pytest.mark.parametrize("fit", ["crop", "imagenet"])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(5, 8, (5, 5)), (5, 9, (5, 5)), (8, 5, (5, 5)), (9, 5, (5, 5)), (9, 4, (6, 4)), (6, 9, (6, 4)), (4, 9, (4, 6))],
+)
+def test_where_one_side_fits_it_is_only_cropped(height, width, size, fit):
     pixels = noise(height, width)
-    top, left = (height - 5) // 2, (width - 5) // 2
-    assert (fit_square(Image.fromarray(pixels), 5) == pixels[top : top + 5, left : left + 5]).all()
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    expected = pixels[top : top + size[0], left : left + size[1]]
+    assert (fit_image(Image.fromarray(pixels), size, fit) == expected).all()
 
 
-def test_the_square_is_resize_then_centre_crop():
+@pytest.mark.parametrize(("columns", "left"), [(30, 10), (50, 0), (20, 15)])
+def test_a_crop_is_resize_then_centre_crop(columns, left):
     picture = Image.fromarray(noise(60, 100)).resize((200, 120), Image.Resampling.BICUBIC)  # smooth
     whole = np.asarray(picture.resize((50, 30), Image.Resampling.BILINEAR))
-    assert (fit_square(picture, 30) == whole[:, 10:40]).all()
-    assert not (fit_square(picture, 30, filter="box") == whole[:, 10:40]).all()
+    assert (fit_image(picture, (30, columns)) == whole[:, left : left + columns]).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 16), (16, 40)])
+def test_imagenet_goes_by_a_shorter_side_of_224(size):
+    picture = Image.fromarray(noise(300, 500))
+    first = round(size[0] * 224 / min(size)), round(size[1] * 224 / min(size))
+    middle = Image.fromarray(fit_image(picture, first))
+    expected = np.asarray(middle.resize(size[::-1], Image.Resampling.BILINEAR))
+    assert (fit_image(picture, size, "imagenet") == expected).all()
+    assert not (fit_image(picture, size) == expected).all()
 
 
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (1, 1)])
 def test_extreme_aspects_work(size):
-    assert (fit_square(Image.new("RGB", size, (9, 8, 7)), 32) == (9, 8, 7)).all()
+    assert (fit_image(Image.new("RGB", size, (9, 8, 7)), (32, 20)) == (9, 8, 7)).all()
 
 
 def test_the_resize_is_antialiased():
     checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    assert abs(fit_square(Image.fromarray(checks), 8).astype(int) - 127.5).max() < 8
+    assert abs(fit_image(Image.fromarray(checks), (8, 8)).astype(int) - 127.5).max() < 8
 
 
-def test_bad_sides_filters_and_empty_pictures_are_refused():
+def test_bad_sizes_and_empty_pictures_are_refused():
     picture = Image.new("RGB", (4, 4))
-    with pytest.raises(InputError, match="side must be at least 1 pixel, got 0"):
-        fit_square(picture, 0)
-    with pytest.raises(InputError, match=r"bilinear.*got 'soft'"):
-        fit_square(picture, 2, filter="soft")
+    with pytest.raises(InputError, match="expected a size of at least 1 x 1 pixels, got 3 x 0"):
+        fit_image(picture, (3, 0), "squash")
     with pytest.raises(InputError, match="at least one pixel, got 0 x 4"):
-        fit_square(Image.new("RGB", (0, 4)), 2)
+        fit_image(Image.new("RGB", (0, 4)), (2, 3))
 
 
 def test_crop_resize_of_whole_pixels_is_a_crop():
     square = noise(16, 16)
-    assert (crop_resize(square, (3, 2, 11, 10), 8) == square[2:10, 3:11]).all()
-    assert crop_resize(square, (0.5, 1.25, 12.25, 13.0), 5).shape == (5, 5, 3)
+    assert (crop_resize(square, (3, 2, 11, 10), (8, 8)) == square[2:10, 3:11]).all()
+    assert crop_resize(square, (0.5, 1.25, 12.25, 13.0), (5, 7)).shape == (5, 7, 3)
     flat = np.full((9, 9, 3), 77, np.uint8)
-    assert (crop_resize(flat, (0.3, 0.3, 8.9, 8.9), 4) == 77).all()
+    assert (crop_resize(flat, (0.3, 0.3, 8.9, 8.9), (4, 3)) == 77).all()
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 4, 17), (4, 0, 4, 4), (0, 5, 4, 4), (0, 0, float("nan"), 4)])
 def test_crop_boxes_outside_the_square_are_refused(box):
     with pytest.raises(InputError, match="a crop box must lie within 0, 0, 16, 16"):
-        crop_resize(noise(16, 16), box, 4)
+        crop_resize(noise(16, 16), box, (4, 4))
 
 
 # ---- grids and files

@@ -59,17 +59,17 @@ def test_12_bits_in_16_are_neither_black_nor_stretched_one_by_one(end, tmp_path,
     dark, bright = ramp(0, 500), ramp(0, 4095)
     found = decode(folder_of(tmp_path / "set", dark, bright, end=end), SIDE)
     assert found.levels.range == (0, 4095)
-    assert (found.squares[0] == scaled(dark, 0, 4095)).all() and (found.squares[1] == scaled(bright, 0, 4095)).all()
+    assert (found.images[0] == scaled(dark, 0, 4095)).all() and (found.images[1] == scaled(bright, 0, 4095)).all()
     assert "0 is black and 4095 white" in capsys.readouterr().err
     assert decode(str(tmp_path / "set"), SIDE).levels == found.levels  # from the cache
 
 
 def test_signed_numbers_and_colours_of_16_bits(tmp_path):
     scan = ramp(-1000, 2000, np.int16)
-    assert (decode(folder_of(tmp_path / "ct", scan), SIDE).squares[0] == scaled(scan, -1000, 2000)).all()
+    assert (decode(folder_of(tmp_path / "ct", scan), SIDE).images[0] == scaled(scan, -1000, 2000)).all()
     colours = np.stack([ramp(0, 4095), ramp(4095, 0), ramp(100, 100)], -1)
     found = decode(folder_of(tmp_path / "rgb", colours), SIDE)
-    assert found.levels.range == (0, 4095) and (found.squares[0] == scaled(colours, 0, 4095)).all()
+    assert found.levels.range == (0, 4095) and (found.images[0] == scaled(colours, 0, 4095)).all()
 
 
 @pytest.mark.parametrize("mark", [-9999.0, np.nan, np.inf, -3.4028235e38, 1e6])
@@ -102,7 +102,7 @@ def test_arrays_of_any_number_are_read_in_their_range(kind):
 def test_8_bits_stay_as_they_are(tmp_path, capsys):
     dark = ramp(0, 20, np.uint8)
     found = decode(folder_of(tmp_path / "set", dark, end="png"), SIDE)
-    assert found.levels == Levels() and (found.squares[0] == dark[..., None]).all()
+    assert found.levels == Levels() and (found.images[0] == dark[..., None]).all()
     assert "black" not in capsys.readouterr().err
     assert (load_images(dark, SIDE)[0] == dark[..., None]).all()
 
@@ -128,9 +128,9 @@ def test_a_range_that_is_given_holds(tmp_path, capsys):
     values = ramp(-1000, 2000, np.int16)
     place = folder_of(tmp_path / "set", values)
     found = decode(place, SIDE, levels=Levels.of("-160,240"))
-    assert (found.squares[0] == scaled(values, -160, 240)).all()
+    assert (found.images[0] == scaled(values, -160, 240)).all()
     assert main(["prepare", place, str(tmp_path / "out"), "--side", str(SIDE), "--range", "-160,240"]) == 0
-    assert (open_source(tmp_path / "out").squares == found.squares).all()
+    assert (open_source(tmp_path / "out").images == found.images).all()
     assert open_source(tmp_path / "out").levels.range == (-160, 240)
     assert decode(str(tmp_path / "out"), SIDE).levels.range == (-160, 240)
     with pytest.raises(InputError, match=r"prepared with range \(0.0, 5.0\), got \(-160.0, 240.0\)"):
@@ -162,7 +162,7 @@ def test_jobs_agree_on_the_range(tmp_path):
     for number in (2, 1):
         prepare(place, tmp_path / "out", side=SIDE, job=Job(number, 2))
     assert merge(tmp_path / "out").levels.range == (0, 4095)
-    assert (open_source(tmp_path / "out").squares == decode(place, SIDE).squares).all()
+    assert (open_source(tmp_path / "out").images == decode(place, SIDE).images).all()
 
 
 def test_a_trained_model_keeps_the_range(tmp_path):
@@ -200,12 +200,12 @@ def test_a_probe_keeps_the_range_of_its_images(tmp_path):
 def test_bands_are_chosen(tmp_path, capsys):
     values = np.arange(SIDE * SIDE * 5, dtype=np.uint8).reshape(1, SIDE, SIDE, 5)
     np.save(tmp_path / "five.npy", values)
-    assert (decode(str(tmp_path / "five.npy"), SIDE).squares == values[..., :3]).all()
+    assert (decode(str(tmp_path / "five.npy"), SIDE).images == values[..., :3]).all()
     assert "bands 1, 2, 3 of 5 are shown" in capsys.readouterr().err
     found = decode(str(tmp_path / "five.npy"), SIDE, levels=Levels.of(None, "5,2,1"))
-    assert (found.squares == values[..., [4, 1, 0]]).all() and found.levels.bands == (5, 2, 1)
+    assert (found.images == values[..., [4, 1, 0]]).all() and found.levels.bands == (5, 2, 1)
     grey = decode(str(tmp_path / "five.npy"), SIDE, levels=Levels.of(None, "4"))
-    assert (grey.squares == values[..., [3]]).all()
+    assert (grey.images == values[..., [3]]).all()
     with pytest.raises(InputError, match="it has 5 bands, but bands asks for number 6"):
         decode(str(tmp_path / "five.npy"), SIDE, levels=Levels.of(None, "6,2,1"))
 
@@ -271,7 +271,7 @@ def test_dicom_files_are_read_by_slope_and_window(tmp_path):
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / "IM0001").write_bytes(dicom(stored, **units))
     found = decode(str(tmp_path / "scan"), SIDE)  # without an extension, and without a window
-    assert found.levels.range == (-1000, 2000) and (found.squares[0] == scaled(stored, 0, 3000)).all()
+    assert found.levels.range == (-1000, 2000) and (found.images[0] == scaled(stored, 0, 3000)).all()
 
     window = dicom(stored, **units, WindowCenter=40, WindowWidth=400, VOILUTFunction="LINEAR_EXACT")
     (tmp_path / "window.dcm").write_bytes(window)

@@ -227,9 +227,9 @@ def bare(monkeypatch):
     """No library for further formats is installed."""
     for module in ("pillow_heif", "pillow_jxl", "pydicom"):
         monkeypatch.setitem(sys.modules, module, None)
-    pixels._formats.cache_clear()
+    pixels.all_formats.cache_clear()
     yield
-    pixels._formats.cache_clear()
+    pixels.all_formats.cache_clear()
 
 
 KINDS = {
@@ -304,7 +304,7 @@ def test_only_what_cannot_be_read_is_an_error_that_says_what_there_is(bare, tmp_
 @pytest.mark.parametrize(("module", "name"), [("pillow_heif", "a.heic"), ("pillow_jxl", "a.jxl")])
 def test_further_formats_are_read_where_their_library_is_installed(tmp_path, module, name):
     pytest.importorskip(module)
-    pixels._formats()
+    pixels.all_formats()
     ramp = np.zeros((32, 32, 3), np.uint8)
     ramp[..., 0] = np.arange(32) * 8
     Image.fromarray(ramp).save(tmp_path / name, quality=95)

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from nextpixel.config import Levels
-from nextpixel.images import decode, fit_square, to_rgb
+from nextpixel.images import decode, fit_image, to_rgb
 from nextpixel.images.sources import load_images, open_source
 from nextpixel.images.sources.tables import HubSource
 from nextpixel.server.decoders import Decoders
@@ -101,7 +101,7 @@ def test_orientation_is_applied_once_to_bytes_and_uploads(fit):
             decoders.close()
 
     for data in (photo(6), photo(5, "PNG"), photo(8, "WEBP")):
-        for square in (fit_square(decode(data, "x"), 32, fit=fit), asyncio.run(served(data))):
+        for square in (fit_image(decode(data, "x"), (32, 32), fit), asyncio.run(served(data))):
             assert abs(square.astype(int) - UPRIGHT[::2, ::2])[8::16, 8::16].max() < 12
 
 

@@ -424,7 +424,7 @@ def test_parquet_is_read_batch_by_batch_in_any_order(tmp_path, monkeypatch):
     for order in orders:
         assert all((np.asarray(source.read(i)) == images[i]).all() for i in order)
         assert isinstance(source, ParquetSource)
-        assert len(source._kept) <= tables.BATCHES_KEPT
+        assert len(source.kept) <= tables.BATCHES_KEPT
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda i: np.asarray(source.read(i)), range(60)))
     assert (np.stack(read) == images).all()

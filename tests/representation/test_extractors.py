@@ -70,14 +70,14 @@ def test_an_untrained_network_is_the_same_each_time(model: ImageGPT) -> None:
 
 def test_pictures_of_another_side_are_resized() -> None:
     flat = np.broadcast_to(squares(5, 1), (5, 8, 8, 3))
-    assert np.array_equal(pixel_extractor(4)(flat), pixel_extractor(4)(np.ascontiguousarray(flat[:, :4, :4])))
+    assert np.array_equal(pixel_extractor((4, 4))(flat), pixel_extractor((4, 4))(np.ascontiguousarray(flat[:, :4, :4])))
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pixel_extractor(4)(squares(10))
+    whole = pixel_extractor((4, 4))(squares(10))
     monkeypatch.setattr("nextpixel.representation.extractors.CHUNK_IMAGES", 3)
-    assert [len(part) for part in pixel_extractor(4).chunks(squares(10))] == [3, 3, 3, 1]
-    assert np.array_equal(pixel_extractor(4)(squares(10)), whole)
+    assert [len(part) for part in pixel_extractor((4, 4)).chunks(squares(10))] == [3, 3, 3, 1]
+    assert np.array_equal(pixel_extractor((4, 4))(squares(10)), whole)
 
 
 # ---- ONNX
@@ -110,14 +110,14 @@ def test_a_network_is_fed_as_its_file_wants(network: Path, monkeypatch: pytest.M
     fed = pretend(monkeypatch, "tensor(float)", ["N", 3, 8, 8], lambda x: mean(x)[..., None])
     white = np.full((70, 4, 4, 3), 255, np.uint8)
     white[:, :, :, 1] = 0
-    extractor = onnx_extractor(network, 4)
+    extractor = onnx_extractor(network, (4, 4))
     assert extractor.side == 8 and extractor.name.startswith("net-")
     assert np.allclose(extractor(white), 1 / 3)
     assert [x.shape for x in fed] == [(64, 3, 8, 8), (6, 3, 8, 8)] and fed[0].dtype == np.float32
     assert fed[0][:, 0].min() == 1 and fed[0][:, 1].max() == -1
 
     fed = pretend(monkeypatch, "tensor(uint8)", [4, None, None, 3], mean)
-    extractor = onnx_extractor(network, 4)
+    extractor = onnx_extractor(network, (4, 4))
     assert np.allclose(extractor(white[:6]), 170) and extractor(white[:6]).shape == (6, 1)
     assert [x.shape for x in fed[:2]] == [(4, 4, 4, 3)] * 2 and fed[0].dtype == np.uint8
 
@@ -137,19 +137,19 @@ def test_a_network_with_another_input_is_refused(
 ) -> None:
     pretend(monkeypatch, kind, shape, lambda x: x)
     with pytest.raises(InputError, match=r"net\.onnx: expected one input, uint8 \(N, H, W, 3\) or float32"):
-        onnx_extractor(network, 8)
+        onnx_extractor(network, (8, 8))
 
 
 def test_maps_are_no_features(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "tensor(float)", [None, 3, 4, 4], lambda x: x)
     with pytest.raises(InputError, match=r"expected an output \(N, D\), got \(2, 3, 4, 4\)"):
-        onnx_extractor(network, 4)(squares(2))
+        onnx_extractor(network, (4, 4))(squares(2))
 
 
 def test_without_onnxruntime_the_line_to_type_is_told(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"pip install 'nextpixel\[onnx\]'"):
-        onnx_extractor(network, 4)
+        onnx_extractor(network, (4, 4))
 
 
 def test_a_real_onnx_file(tmp_path: Path) -> None:

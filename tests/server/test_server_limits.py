@@ -291,10 +291,10 @@ def decoders() -> Iterator[Decoders]:
 
 
 def test_processes_give_what_this_one_would(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
-    from nextpixel.images import fit_square
+    from nextpixel.images import fit_image
 
     found = squares(decoders, *[PNG, encoded(SMALL, "JPEG"), b"nothing", encoded(SMALL, "TIFF")] * 3)
-    assert all(np.array_equal(square, fit_square(SMALL, 4)) for square in found[::4])
+    assert all(np.array_equal(square, fit_image(SMALL, (4, 4))) for square in found[::4])
     assert found[1].shape == (4, 4, 3)
     assert all(isinstance(error, UnreadableImage) for error in found[2::4] + found[3::4])
     assert 0 < len(started) <= decoders_module.PROCESSES

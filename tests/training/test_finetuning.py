@@ -113,7 +113,7 @@ def test_the_first_losses_are_those_by_hand(objective: str, tmp_path: Path) -> N
     run = tmp_path / "run"
     nextpixel.finetune(begun, images, labels, out=run, **TINY | {"epochs": 1, "augment": "none", "warmup_steps": 0})
     arrays = Run(run).arrays()
-    batches = Batches(images, arrays["train"], side=SIDE, batch_images=8, augment="none", seed=0)
+    batches = Batches(images, arrays["train"], size=(SIDE, SIDE), batch_images=8, augment="none", seed=0)
     mine = nextpixel.load(Run(run).folder(0)) if 0 in Run(run).steps() else model(objective)
     mine.set_classes(["day", "night"])
     optimizer = torch.optim.Adam(mine.parameters(), lr=0.01, betas=(0.9, 0.95))

@@ -320,7 +320,9 @@ def test_a_continued_model_starts_at_its_loss_with_its_palette(learned, images, 
         nextpixel.save(model, init)
     more = nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, init))
     _, _, first = figures(tmp_path / "more")[0]
-    shown = Batches(pictures(20), split_indices(20, 0.1, 0)[0], side=SIDE, batch_images=18, augment="none", seed=0)(0)
+    shown = Batches(
+        pictures(20), split_indices(20, 0.1, 0)[0], size=(SIDE, SIDE), batch_images=18, augment="none", seed=0
+    )(0)
     assert first == pytest.approx(np.concatenate(list(square_nats(model, shown))).mean(), abs=1e-5)
     assert first < 0.6 * math.log(8)
     assert np.array_equal(more.palette.colors, model.palette.colors)

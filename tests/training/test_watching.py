@@ -214,22 +214,22 @@ def test_probe_images_are_balanced_readable_and_never_score_what_they_are_fitted
     squares, names = labelled(60)
     names[:8] = "dusk"
     np.savez(tmp_path / "labelled.npz", images=squares, labels=names)
-    arrays = ridge_images(tmp_path / "labelled.npz", SIDE, "crop", 40, 0)
+    arrays = ridge_images(tmp_path / "labelled.npz", (SIDE, SIDE), "crop", 40, 0)
     counts = np.bincount(arrays["probe_labels"])
     assert arrays["probe_squares"].shape == (40, SIDE, SIDE, 3) and sorted(counts) == [8, 16, 16]
     assert 0 < arrays["probe_scored"].sum() <= 10
-    again = ridge_images(tmp_path / "labelled.npz", SIDE, "crop", 40, 0)
+    again = ridge_images(tmp_path / "labelled.npz", (SIDE, SIDE), "crop", 40, 0)
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
-    other = ridge_images(tmp_path / "labelled.npz", SIDE, "crop", 40, 1)
+    other = ridge_images(tmp_path / "labelled.npz", (SIDE, SIDE), "crop", 40, 1)
     assert not np.array_equal(arrays["probe_squares"], other["probe_squares"])
     with pytest.raises(InputError, match="expected labelled images"):
-        ridge_images(squares, SIDE, "crop", 40, 0)
+        ridge_images(squares, (SIDE, SIDE), "crop", 40, 0)
     with pytest.raises(InputError, match="raise `probe_images`"):
-        ridge_images(tmp_path / "labelled.npz", SIDE, "crop", 2, 0)
+        ridge_images(tmp_path / "labelled.npz", (SIDE, SIDE), "crop", 2, 0)
 
 
 def test_the_probe_learns_what_the_features_show(tmp_path):
-    arrays = ridge_images(probe_data(tmp_path), SIDE, "crop", 60, 0)
+    arrays = ridge_images(probe_data(tmp_path), (SIDE, SIDE), "crop", 60, 0)
     before = torch.get_rng_state()
     accuracy = ridge_accuracy(gpt(), arrays)
     assert accuracy == ridge_accuracy(gpt(), arrays) > 0.8

@@ -29,7 +29,7 @@ class _Outputs(nn.Module):
 def export_onnx(model: ResNet, out: str | Path) -> list[str]:
     """Write the new file `out`; returns the names of its outputs: "features" and, with a class head, "logits".
 
-    The input is "squares": uint8 (B, S, S, 3), RGB, for any B; scaling is part of the graph. Features are float32
+    The input is "squares": uint8 (B, H, W, 3), RGB, for any B; scaling is part of the graph. Features are float32
     (B, D), logits float32 (B, C). Raises InputError where onnx is not installed.
     """
     path = new_output(out)
@@ -39,11 +39,11 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
     except ImportError:
         raise InputError('writing an .onnx file needs: pip install "nextpixel[onnx]"', argument="to") from None
     names = ["features"] if model.head is None else ["features", "logits"]
-    side = model.side
+    height, width = model.size
     with new_file(path) as file, warnings.catch_warnings(action="ignore"), _quiet():
         program = torch.onnx.export(
             _Outputs(model.cpu().eval()),
-            (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+            (torch.zeros(2, height, width, 3, dtype=torch.uint8),),
             input_names=["squares"],
             output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

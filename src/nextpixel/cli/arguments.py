@@ -19,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag, spell
-from nextpixel.config import PretrainConfig, read_recipe
+from nextpixel.config import PretrainConfig, Size, read_recipe, side_text, to_side, to_size
 from nextpixel.errors import InputError
 
 T = TypeVar("T")
@@ -99,6 +99,23 @@ def _rules() -> ConstructorRegistry:
             for f in spec.fields
         ]
         return dataclasses.replace(spec, instantiate=make, fields=tuple(fields))
+
+    @rules.primitive_rule
+    def side(info: PrimitiveTypeInfo) -> Any:
+        """Parse a side, such as 32, or rows and columns, such as 24x16."""
+        if info.type not in (int | Size, int | Size | None):
+            return None
+
+        def read(words: list[str]) -> int | Size:
+            try:
+                return to_side(to_size(words[0]))
+            except InputError as error:
+                raise ValueError(error.message) from None
+
+        spec = _primitive("INT|INTxINT", read)
+        return dataclasses.replace(
+            spec, str_from_instance=lambda value: [] if value is None else [side_text(to_size(value))]
+        )
 
     @rules.primitive_rule
     def optional(info: PrimitiveTypeInfo) -> Any:

@@ -99,7 +99,7 @@ def decode_for(model: Backbone, images: Any, split: str | None = None) -> Decode
     """Decode the images for the model, report unreadable ones, and keep their range as the model's."""
     from nextpixel.data.decoded import decode
 
-    found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
+    found = decode(images, model.size, split=split, fit=model.fit, levels=model.levels)
     model.levels = found.levels
     say_left_out(found.unreadable)
     return found

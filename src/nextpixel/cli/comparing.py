@@ -84,7 +84,7 @@ def compare(args: Evaluate) -> None:
 
 
 def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
-    return decode_for(model, images).squares
+    return decode_for(model, images).images
 
 
 def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8]:

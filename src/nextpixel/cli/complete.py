@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
         names, unreadable = list(source.names), []
     else:
         found = decode_for(model, source)
-        squares, names, unreadable = found.squares, list(found.names), found.unreadable
+        squares, names, unreadable = found.images, list(found.names), found.unreadable
     pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
     for what, shown, count in (("pictures", pictures, len(squares)), ("completions", columns, args.n)):
         if shown < count:

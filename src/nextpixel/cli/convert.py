@@ -22,7 +22,7 @@ class Convert:
     """Convert a TensorFlow checkpoint of openai/image-gpt, autoregressive or BERT, to a model folder, or a model folder
     or run to another layout.
 
-    With --to, convert a student of nextpixel distill to an ONNX file. Its input is uint8 (batch, side, side, 3), its
+    With --to, convert a student of nextpixel distill to an ONNX file. Its input is uint8 (batch, height, width, 3), its
     outputs are features and, if it was trained on labels, logits.
     """
 
@@ -36,7 +36,7 @@ class Convert:
     palette: Path | None = None
     """The colours of the tokens, a .npy file such as kmeans_centers.npy; default: OpenAI's 512 colours."""
     fit: Fit | None = None
-    """How pictures are made square for this model, see pretrain --help; default: imagenet for OpenAI's checkpoints."""
+    """How pictures get the size of this model, see pretrain --help; default: imagenet for OpenAI's checkpoints."""
     for_transformers: bool = False
     """Write a fine-tuned model as an ImageGPTForImageClassification of transformers, and refuse models that
     transformers computes incorrectly."""
@@ -87,5 +87,5 @@ def _write_onnx(args: Convert, to: Path) -> None:
     if args.output.json:
         print_json({"out": str(to), "outputs": outputs, "parameters": student.config.parameters})
     else:
-        side = student.side
-        show(f"{to}: squares uint8 (batch, {side}, {side}, 3) to {' and '.join(outputs)}")
+        height, width = student.size
+        show(f"{to}: images uint8 (batch, {height}, {width}, 3) to {' and '.join(outputs)}")

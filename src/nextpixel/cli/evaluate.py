@@ -147,7 +147,7 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
         known = open_source(args.train or args.images)
         if args.train is None and known.split != "train":
             return None
-        train = decode(known, model.side, fit=model.fit, levels=model.levels)
+        train = decode(known, model.size, fit=model.fit, levels=model.levels)
     return find_training_images(train, model, args.images, args.split)
 
 
@@ -157,7 +157,7 @@ def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.boo
     from nextpixel.representation.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
-    images = decode(source, model.side, fit=model.fit, levels=model.levels)
+    images = decode(source, model.size, fit=model.fit, levels=model.levels)
     squares, names, rows = labelled(labels, source, images)
     return probe.evaluate_squares(squares, names, masks=args.masks, seen=None if seen is None else seen[rows])
 

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command
-from nextpixel.config import Levels, OutputOptions, check_numbers
+from nextpixel.config import Levels, OutputOptions, Size, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -29,8 +29,8 @@ class PaletteArguments:
     """Number of colours."""
     out: Path = Path("palette.npy")
     """The palette, float32 (colours, 3) in [-1, 1]; a .png of the colours is written next to it."""
-    side: int = 32
-    """Side of the squares that images are resized to."""
+    side: int | Size = 32
+    """Side that images are resized to, or rows x columns as in 24x16."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     range: str | None = None
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     check_file(swatch, ".png", [args.images])
     if not 2 <= args.colors <= 65_000:
         raise InputError(f"--colors: expected 2 to 65000, got {args.colors}")
-    check_numbers(args, at_least_one="side")
+    size = to_size(args.side)
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed: expected 0 to {2**32 - 1}, got {args.seed}")
     import numpy as np
@@ -62,9 +62,9 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.tokens.palette import Palette, psnr, save_palette
 
     levels = Levels.of(args.range, args.bands)
-    images = decode(args.images, args.side, split=args.split, cache=args.cache, levels=levels)
+    images = decode(args.images, size, split=args.split, cache=args.cache, levels=levels)
     rng = np.random.default_rng(args.seed)
-    squares = images.squares[np.sort(rng.permutation(len(images))[:20_000])]
+    squares = images.images[np.sort(rng.permutation(len(images))[:20_000])]
     palette = Palette.fit(squares, args.colors, args.seed)
     own, openai = psnr(squares, palette), psnr(squares, Palette.openai())
     by_light = palette.rgb[np.argsort(palette.rgb @ np.array([0.299, 0.587, 0.114]))]
@@ -79,5 +79,5 @@ def run(argv: Sequence[str]) -> None:
             f"{args.out}: {args.colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}"
         )
         print(swatch)
-    words = (args.images, "--palette", args.out, "--side", args.side, "--out", "run")
+    words = (args.images, "--palette", args.out, "--side", side_text(size), "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")

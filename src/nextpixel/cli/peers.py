@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.cli.arguments import show
+from nextpixel.config import side_text, to_side
 from nextpixel.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def load_students(against: str | None, model: Backbone) -> dict[str, ResNet]:
             raise InputError(
                 f"--against: expected {SCRATCH} or a student of nextpixel distill, got an Image GPT: {name}"
             )
-        if student.side != model.side:
-            raise InputError(f"--against: expected a student of side {model.side}, as the model, got {student.side}")
+        if student.size != model.size:
+            expected, got = side_text(model.size), side_text(student.size)
+            raise InputError(f"--against: expected a student of side {expected}, as the model, got {got}")
         found[name] = student
     return found
 
@@ -99,7 +101,7 @@ def costs_of(
     from nextpixel.network.cost import feature_flops_per_image
     from nextpixel.network.resnet import ResNet
 
-    fresh = ResNet(ResNetConfig(side=model.side)).eval()
+    fresh = ResNet(ResNetConfig(side=to_side(model.size))).eval()
     probed: dict[str, Backbone] = {"this model": model} | {f"{name}, probe": one for name, one in students.items()}
     rows = []
 
@@ -131,12 +133,12 @@ def costs_of(
 
 
 def milliseconds(model: Backbone, layer: int = 0) -> float:
-    """Milliseconds per image for features of a batch of black squares: the better of two runs after a warm-up."""
+    """Milliseconds per image for features of a batch of black images: the better of two runs after a warm-up."""
     import numpy as np
 
     from nextpixel.representation.extraction import features_of
 
-    squares = np.zeros((TIMED_IMAGES, model.side, model.side, 3), np.uint8)
+    squares = np.zeros((TIMED_IMAGES, *model.size, 3), np.uint8)
     taken = []
     for _ in range(3):
         began = time.perf_counter()

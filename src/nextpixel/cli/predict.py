@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     model = probe.model
     assert model is not None
     images = decode_for(model, args.images, args.split)
-    probabilities, chosen = probe.predictions(images.squares, masks=args.masks)
+    probabilities, chosen = probe.predictions(images.images, masks=args.masks)
     columns = [f"class {c}" if str(c) in ("file", "class") else str(c) for c in probe.classes_]
     rows = [
         {"file": name, "class": str(probe.classes_[number])}

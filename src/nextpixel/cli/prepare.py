@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_alone, parse, print_json, show
 from nextpixel.cli.hints import command
-from nextpixel.config import Augment, Fit, Levels, OutputOptions
+from nextpixel.config import Augment, Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -34,19 +34,19 @@ class Prepare:
     """The new folder. Incomplete parts are kept in OUT.parts."""
     merge: Path | None = None
     """Merge the parts of all jobs; no other setting is allowed."""
-    side: int = 32
-    """Pixels along each side of the model's pictures."""
+    side: int | Size = 32
+    """Pixels along each side of the model's pictures, or rows x columns as in 24x16."""
     fit: Fit = "crop"
-    """How pictures are made square, see pretrain --help; training must use the same."""
+    """How pictures get the size of the model, see pretrain --help; training must use the same."""
     range: str | None = None
     """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
     DICOM without a window); default: the range of the images."""
     bands: str | None = None
     """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
     augment: Augment = "flip"
-    """Augmentation in training: crop needs squares of twice the side, the others of the side."""
-    store_side: int | None = None
-    """Pixels along each side of the stored squares; default: by --augment."""
+    """Augmentation in training: crop needs images of twice the side, the others of the side."""
+    store_side: int | Size | None = None
+    """Pixels along each side of the stored images; default: by --augment."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     job: str | None = None
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
         check_alone(argv, args.images, "--merge")
     elif args.images is None or args.out is None:
         raise InputError("expected images and a new folder, as in: nextpixel prepare photos/ prepared/")
-    from nextpixel.data.decoded import stored_side
+    from nextpixel.data.decoded import stored_size
     from nextpixel.data.prepared import Job, merge, missing_jobs, prepare
     from nextpixel.files import parts_folder
 
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
         return
     assert args.images is not None and args.out is not None
     job = None if args.job is None else Job.parse(args.job)
-    store_side = args.store_side if args.store_side is not None else stored_side(args.side, args.augment)
+    store_side = args.store_side if args.store_side is not None else stored_size(to_size(args.side), args.augment)
     try:
         found = prepare(
             args.images,
@@ -105,11 +105,13 @@ def run(argv: Sequence[str]) -> None:
 def _report(found: MapSource, out: Path, json: bool) -> None:
     say_left_out(found.unreadable)
     if json:
-        facts = {"out": str(out), "images": len(found), "side": found.side, "serves": found.serves, "fit": found.fit}
+        sides = {"side": to_side(found.size), "serves": to_side(found.serves)}
+        facts = {"out": str(out), "images": len(found), **sides, "fit": found.fit}
         print_json(facts | {"labelled": found.labels is not None, "unreadable": found.unreadable})
     else:
         labelled = " with labels" if found.labels is not None else ""
-        show(f"{out}: {len(found):,} images at {found.side} x {found.side}{labelled}")
-    crops = ["--augment", "crop"] if found.side == 2 * found.serves else []
+        show(f"{out}: {len(found):,} images at {found.size[0]} x {found.size[1]}{labelled}")
+    crops = ["--augment", "crop"] if found.size[0] == 2 * found.serves[0] else []
     other = ["--fit", found.fit] if found.fit != "crop" else []
-    say(f"To train on it: {command('pretrain', out, '--side', found.serves, *other, *crops, '--out', 'run')}")
+    side = "--side", side_text(found.serves)
+    say(f"To train on it: {command('pretrain', out, *side, *other, *crops, '--out', 'run')}")

@@ -96,9 +96,9 @@ def run(argv: Sequence[str]) -> None:
         from nextpixel.reports.oddness_page import MAX_CARDS, page
 
         shown = order if args.heatmap is not None else order[:MAX_CARDS]
-        maps = np.concatenate(list(square_nats(model, odd.squares[shown]))) if maps is None else maps[shown]
+        maps = np.concatenate(list(square_nats(model, odd.images[shown]))) if maps is None else maps[shown]
         if args.heatmap is not None:
-            files = _heatmaps(args.heatmap, odd.squares[shown], maps, [odd.names[i] for i in shown])
+            files = _heatmaps(args.heatmap, odd.images[shown], maps, [odd.names[i] for i in shown])
         if args.report is not None:
             text = page(
                 odd, maps[:MAX_CARDS], source=args.images, model=args.model.model or "embedded", by=by,
@@ -136,10 +136,10 @@ def _likelihoods(args: Score, model: ImageGPT) -> tuple[Oddness, np.ndarray | No
     from nextpixel.evaluation.oddness import Oddness
 
     images = decode_for(model, args.images, args.split)
-    parts = square_nats(model, images.squares)
+    parts = square_nats(model, images.images)
     maps = None if args.heatmap is None else np.concatenate(list(parts))
     nats = np.concatenate([part.mean((1, 2)) for part in (parts if maps is None else [maps])])
-    return Oddness(images.names, {"nats_per_pixel": nats}, {}, {}, images.squares, images.unreadable), maps
+    return Oddness(images.names, {"nats_per_pixel": nats}, {}, {}, images.images, images.unreadable), maps
 
 
 def _print(args: Score, odd: Oddness, by: str, order: np.ndarray, alarms: dict[str, Any]) -> None:

@@ -41,6 +41,9 @@ from nextpixel.config.terms import (
     Switch,
     check_numbers,
     check_picture_count,
+    side_text,
+    to_side,
+    to_size,
 )
 
 __all__ = [
@@ -86,4 +89,7 @@ __all__ = [
     "peak_rate",
     "read_recipe",
     "replace_checked",
+    "side_text",
+    "to_side",
+    "to_size",
 ]

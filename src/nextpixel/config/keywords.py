@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, Self, TypedDict, TypeVar
 
-from nextpixel.config.terms import Activation, Augment, Device, Fit, Objective, Positions, Preset, Speed, Switch
+from nextpixel.config.terms import Activation, Augment, Device, Fit, Objective, Positions, Preset, Size, Speed, Switch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,7 +104,7 @@ class PretrainKeywords(GPTRunKeywords, total=False):
     layers: int | None
     width: int | None
     heads: int | None
-    side: int | None
+    side: int | Size | None
     palette: str | None
     preset: Preset | None
     positions: Positions | None

@@ -52,7 +52,7 @@ class ModelOptions(Settings):
     model: str | None = None
     """A checkpoint folder, a run folder or a hub name; default: the embedded model."""
     fit: Fit | None = None
-    """How pictures are made square, see pretrain; default: as in training."""
+    """How pictures get the size of the model, see pretrain; default: as in training."""
     range: str | None = None
     """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
     DICOM without a window); default: the model's range, or else that of the images."""

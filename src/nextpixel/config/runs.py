@@ -17,8 +17,11 @@ from nextpixel.config.terms import (
     Objective,
     Positions,
     Preset,
+    Size,
     Switch,
     check_numbers,
+    to_side,
+    to_size,
 )
 from nextpixel.errors import InputError
 
@@ -58,7 +61,7 @@ class RunConfig(Settings):
     clip_norm: float = 0.0
     """Maximum global norm of the gradient; 0: no clipping, as in the paper."""
     fit: Fit | None = None
-    """How pictures are made square; saved with the model. crop: resize the shorter side, then crop the centre;
+    """How pictures get the size of the model; saved with it. crop: resize the shorter side, then crop the centre;
     imagenet: the same at 224 pixels, then downsample, as the paper evaluates; squash: resize without keeping the
     proportions, as transformers does. Default: that of the initial model, or crop."""
     range: str | None = None
@@ -147,8 +150,8 @@ class PretrainConfig(GPTRunConfig):
     """Width of the residual stream."""
     heads: int | None = None
     """Number of attention heads."""
-    side: int | None = None
-    """Pixels along each side; default: 32, or with `init` that of the model."""
+    side: int | Size | None = None
+    """Pixels along each side, or rows x columns as in 24x16; default: 32, or with `init` that of the model."""
     palette: str | None = None
     """A palette.npy file; default: OpenAI's 512 colours."""
     preset: Preset | None = None
@@ -205,11 +208,19 @@ class PretrainConfig(GPTRunConfig):
         super().__post_init__()
         check_numbers(
             self,
-            at_least_one="layers width heads side steps validation_images evaluate_every_steps probe_images "
+            at_least_one="layers width heads steps validation_images evaluate_every_steps probe_images "
             "probe_every_evaluations",
             at_least_zero="sample_images",
             share="cooldown_fraction",
         )
+        if self.side is not None:
+            size = to_size(self.side)
+            object.__setattr__(self, "side", to_side(size))  # a list if read from JSON
+            if self.augment == "orient" and size[0] != size[1]:
+                raise InputError(
+                    f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
+                    argument="augment",
+                )
         fixed = "size layers width heads palette objective".split() + list(MODERN)
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:

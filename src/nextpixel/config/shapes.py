@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from nextpixel.config.keywords import Settings
-from nextpixel.config.terms import Activation, Objective, Positions, Size
+from nextpixel.config.terms import HIGHEST_SIDE, Activation, Objective, Positions, Size, to_side, to_size
 from nextpixel.errors import InputError, shortened
 
 TAGS = 16  # of a caption, at most
@@ -152,16 +152,17 @@ class ResNetConfig(Settings):
     """Blocks in each of the three stages (n); 6 n + 2 layers."""
     factor: int = 1
     """Width multiplier; 1 means 16, 32 and 64 channels."""
-    side: int = 32
-    """Pixels along each side of the picture."""
+    side: int | Size = 32
+    """Pixels along each side of the picture, or (rows, columns) if it is not square."""
     classes: int = 0
     """Outputs of the class head (C); 0 without one."""
     targets: int = 0
     """Outputs of the head that predicts a teacher's features; 0 without one."""
 
     def __post_init__(self) -> None:
-        for name, least in {"blocks": 1, "factor": 1, "side": 1, "classes": 0, "targets": 0}.items():
+        for name, least in {"blocks": 1, "factor": 1, "classes": 0, "targets": 0}.items():
             _check_whole(name, getattr(self, name), least)
+        object.__setattr__(self, "side", to_side(to_size(self.side)))  # a list if read from JSON
 
     @property
     def width(self) -> int:
@@ -185,7 +186,8 @@ class ResNetConfig(Settings):
 
 
 # Upper bounds, far beyond real networks: larger values come from damaged files.
-AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": 4096, "colors": 1 << 24, "words": 1 << 20}
+AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": HIGHEST_SIDE, "colors": 1 << 24}
+AT_MOST |= {"words": 1 << 20}
 AT_MOST |= {"blocks": 1000, "factor": 1000, "classes": 1 << 24, "targets": 1 << 24}
 
 

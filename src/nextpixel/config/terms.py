@@ -24,6 +24,33 @@ Speed = Literal["auto", "exact"]
 Pooling = Literal["mean", "mean-std"]
 HIGHEST_BAND = 65_535  # samples per pixel of a TIFF
 Size = tuple[int, int]  # height and width, or rows and columns
+HIGHEST_SIDE = 4096
+
+
+def to_size(side: Any, argument: str = "side") -> Size:
+    """Rows and columns of 32, (24, 16), "32" or "24x16". Raises InputError."""
+    pair = side.split("x") if isinstance(side, str) else [side] if isinstance(side, numbers.Integral) else side
+    try:
+        found = tuple(int(part) for part in pair)
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) not in (1, 2) or isinstance(side, bool) or not all(1 <= n <= HIGHEST_SIDE for n in found):
+        raise InputError(
+            f"expected at least 1 and at most {HIGHEST_SIDE} pixels, or rows and columns as in 24x16, got "
+            f"{side if isinstance(side, str) else shortened(side)}",
+            argument=argument,
+        )
+    return found[0], found[-1]
+
+
+def to_side(size: Size) -> int | Size:
+    """One number for squares, as settings and files have it."""
+    return size[0] if size[0] == size[1] else size
+
+
+def side_text(size: Size) -> str:
+    """32, or 24x16 (rows x columns), as options have it."""
+    return "x".join(str(n) for n in (size[:1] if size[0] == size[1] else size))
 
 
 @dataclass(frozen=True)

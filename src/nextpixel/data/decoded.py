@@ -1,4 +1,4 @@
-"""Decoded sets, memory maps of uint8 squares, and the training batches drawn from them."""
+"""Decoded sets, memory maps of uint8 images of one size, and the training batches drawn from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Augment, Fit, Levels
+from nextpixel.config import Augment, Fit, Levels, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, remove_folder, user_cache
 from nextpixel.images import UnreadableImage, crop_resize, orient
@@ -23,7 +23,7 @@ from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.images.sources.maps import Part, check_readable, write_set
 from nextpixel.progress import Advance, progress, say_once
 
-PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_square
+PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_image
 PREPROCESSING_BEFORE = "bilinear; 2"  # applied the EXIF orientation twice; the keys of older runs have it
 FLIPS = ("flip", "pad-flip")  # augmentations that mirror half of the images
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
@@ -31,9 +31,9 @@ MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """Squares uint8 (N, S, S, 3) in a memory map, in the order of the sorted names."""
+    """Images uint8 (N, H, W, 3) in a memory map, in the order of the sorted names."""
 
-    squares: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     names: Sequence[str]
     labels: NDArray[np.int64] | None
     classes: list[str] | None
@@ -51,50 +51,50 @@ class DecodedSet:
     """The key of the same pictures as the previous version decoded them."""
 
     def __len__(self) -> int:
-        return len(self.squares)
+        return len(self.images)
 
     def digest(self) -> str:
-        """Hex SHA-256 of the squares, independent of file names."""
+        """Hex SHA-256 of the images, independent of file names."""
         if self.pixels is not None:
             return self.pixels
         found = hashlib.sha256()
         for start in range(0, len(self), READ_TOGETHER):
-            found.update(np.ascontiguousarray(self.squares[start : start + READ_TOGETHER]).data)
+            found.update(np.ascontiguousarray(self.images[start : start + READ_TOGETHER]).data)
         return found.hexdigest()
 
 
 def decode(
     images: Any,
-    side: int,
+    size: int | Size,
     *,
     split: str | None = None,
     cache: str | Path | None = None,
     fit: Fit = "crop",
     levels: Levels = NO_LEVELS,
 ) -> DecodedSet:
-    """The decoded set of any source at `side`, see images.fit_square; decoded once, then read from the cache.
+    """The decoded set of any source at `size`, see images.fit_image; decoded once, then read from the cache.
 
     A prepared folder is used in place. Without a range in `levels`, it is measured on the set. Raises InputError when
     more than one picture in ten cannot be read, or none can, or for a prepared folder with other settings.
     """
-    source = open_source(images, split)
+    source, size = open_source(images, split), to_size(size, "size")
     if isinstance(source, MapSource):
-        source.check(side, fit)
+        source.check(size, fit)
         settle(source, levels)  # raises for other levels
-    key = _key(source, side, fit, levels)
-    if isinstance(source, MapSource) and source.side == side:
-        return replace(_decoded(source, key), key_before=_key(source, side, fit, levels, PREPROCESSING_BEFORE))
+    key = _key(source, size, fit, levels)
+    if isinstance(source, MapSource) and source.size == size:
+        return replace(_decoded(source, key), key_before=_key(source, size, fit, levels, PREPROCESSING_BEFORE))
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     try:
         found = read_decoded(key, cache)
     except FileNotFoundError:
-        _decode_into(_folder(key, cache), source, side, fit, levels)
+        _decode_into(_folder(key, cache), source, size, fit, levels)
         found = read_decoded(key, cache)
     if found.note:
         say_once(found.note)
     unreadable = [*source.unreadable, *found.unreadable]
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
-    before = _key(source, side, fit, levels, PREPROCESSING_BEFORE)
+    before = _key(source, size, fit, levels, PREPROCESSING_BEFORE)
     return replace(found, unreadable=unreadable, passed_over=source.passed_over, key_before=before)
 
 
@@ -109,17 +109,19 @@ def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
         raise FileNotFoundError(str(error)) from error
 
 
-def resized(source: MapSource, side: int, fit: Fit) -> DecodedSet:
-    """A prepared set at the smaller side that it was made for, resized on access."""
-    found = _decoded(source, _key(source, side, fit, NO_LEVELS))
-    return replace(found, squares=cast(Any, ResizedSquares(source, side)), pixels=f"{found.digest()} at {side}")
+def resized(source: MapSource, size: Size, fit: Fit) -> DecodedSet:
+    """A prepared set at the smaller size that it was made for, resized on access."""
+    found = _decoded(source, _key(source, size, fit, NO_LEVELS))
+    pixels = f"{found.digest()} at {side_text(size)}"
+    return replace(found, images=cast(Any, ResizedImages(source, size)), pixels=pixels)
 
 
-class ResizedSquares:
-    """Squares at a smaller side, uint8 (N, side, side, 3), resized when they are indexed."""
+class ResizedImages:
+    """Images at a smaller size, uint8 (N, H, W, 3), resized when they are indexed."""
 
-    def __init__(self, source: MapSource, side: int) -> None:
-        self.source, self.shape, self.dtype = source, (len(source), side, side, 3), np.dtype(np.uint8)
+    def __init__(self, source: MapSource, size: Size) -> None:
+        self.source, self.size, self.shape = source, size, (len(source), *size, 3)
+        self.dtype = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -128,18 +130,19 @@ class ResizedSquares:
         numbers = np.arange(len(self))[rows]
         found = np.empty((numbers.size, *self.shape[1:]), np.uint8)
         for i, number in enumerate(numbers.reshape(-1)):
-            found[i] = self.source.square(int(number), self.shape[1], self.source.fit)
+            found[i] = self.source.image(int(number), self.size, self.source.fit)
         return found.reshape(*numbers.shape, *self.shape[1:])
 
 
-def _key(source: Source, side: int, fit: Fit, levels: Levels, preprocessing: str = PREPROCESSING) -> str:
+def _key(source: Source, size: Size, fit: Fit, levels: Levels, preprocessing: str = PREPROCESSING) -> str:
     requested = "" if isinstance(source, MapSource) or not levels else f" {levels}"
-    return hashlib.sha256(f"{source.fingerprint()} {side} {fit} {preprocessing}{requested}".encode()).hexdigest()[:32]
+    key = f"{source.fingerprint()} {side_text(size)} {fit} {preprocessing}{requested}"
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _decoded(source: MapSource, key: str) -> DecodedSet:
     labels, classes, unreadable = source.labels, source.classes, list(source.unreadable)
-    found = DecodedSet(source.squares, source.names, labels, classes, unreadable, key)
+    found = DecodedSet(source.images, source.names, labels, classes, unreadable, key)
     return replace(found, levels=source.levels, note=source.note, pixels=source.pixels)
 
 
@@ -147,10 +150,10 @@ def _folder(key: str, cache: str | Path | None) -> Path:
     return user_cache("decoded", cache) / key
 
 
-def _decode_into(folder: Path, source: Source, side: int, fit: Fit, levels: Levels) -> None:
+def _decode_into(folder: Path, source: Source, size: Size, fit: Fit, levels: Levels) -> None:
     levels, note = settle(source, levels)
     facts = {
-        "side": side,
+        "side": to_side(size),
         "fit": fit,
         "preprocessing": PREPROCESSING,
         "source": source.source_name,
@@ -160,42 +163,42 @@ def _decode_into(folder: Path, source: Source, side: int, fit: Fit, levels: Leve
     }
     remedy = "Free some space, or use another folder with NEXTPIXEL_CACHE or `cache`"
     with new_folder(folder, remedy, shared=True) as part, progress("decoding", len(source), "images") as advance:
-        write_set(part, read_parts(source, range(len(source)), side, fit, levels, advance=advance), facts)
+        write_set(part, read_parts(source, range(len(source)), size, fit, levels, advance=advance), facts)
 
 
 def read_parts(
     source: Source,
     numbers: range,
-    side: int,
+    size: Size,
     fit: Fit,
     levels: Levels = NO_LEVELS,
     *,
     workers: int | None = None,
     advance: Advance | None = None,
 ) -> Iterator[Part]:
-    """The pictures `numbers` of a source as squares, in order, in parts of READ_TOGETHER.
+    """The pictures `numbers` of a source as images, in order, in parts of READ_TOGETHER.
 
     Independent of the number of threads, `workers`. Calls `advance(count)` after each part.
     """
 
     def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
         try:
-            return source.square(i, side, fit, levels)
+            return source.image(i, size, fit, levels)
         except UnreadableImage as error:
             return error
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoders release the GIL
         for start in range(numbers.start, numbers.stop, READ_TOGETHER):
             rows = range(start, min(start + READ_TOGETHER, numbers.stop))
-            squares, kept, unreadable = [], [], []
-            for row, square in zip(rows, pool.map(one, rows), strict=True):
-                if isinstance(square, UnreadableImage):
-                    unreadable.append(str(square))
+            images, kept, unreadable = [], [], []
+            for row, image in zip(rows, pool.map(one, rows), strict=True):
+                if isinstance(image, UnreadableImage):
+                    unreadable.append(str(image))
                 else:
-                    squares.append(square)
+                    images.append(image)
                     kept.append(row)
             labels = None if source.labels is None else source.labels[kept]
-            found = np.stack(squares) if squares else np.empty((0, side, side, 3), np.uint8)
+            found = np.stack(images) if images else np.empty((0, *size, 3), np.uint8)
             yield Part(found, [source.names[row] for row in kept], labels, unreadable)
             if advance is not None:
                 advance(len(rows))
@@ -226,9 +229,9 @@ def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0)
     return hidden
 
 
-def stored_side(side: int, augment: Augment) -> int:
-    """The side at which pictures are stored: twice as large for random crops."""
-    return 2 * side if augment == "crop" else side
+def stored_size(size: Size, augment: Augment) -> Size:
+    """The size at which pictures are stored: twice as large for random crops."""
+    return (2 * size[0], 2 * size[1]) if augment == "crop" else size
 
 
 class Batches:
@@ -240,24 +243,26 @@ class Batches:
 
     def __init__(
         self,
-        squares: NDArray[np.uint8],
+        images: NDArray[np.uint8],
         chosen: NDArray[np.int64],
         *,
-        side: int,
+        size: Size,
         batch_images: int,
         augment: Augment,
         seed: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.squares, self.chosen, self.side = squares, chosen, side
+        self.images, self.chosen, self.size = images, chosen, size
         self.batch_images, self.augment, self.seed = batch_images, augment, seed
         self.number, self.parts = part
+        if augment == "orient" and size[0] != size[1]:
+            raise InputError(f"orient needs square pictures, got {size[0]} x {size[1]} pixels", argument="augment")
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
 
     def __call__(self, step: int) -> NDArray[np.uint8]:
-        """The squares of a step, counted from 0, uint8 (batch_images / n, side, side, 3)."""
+        """The images of a step, counted from 0, uint8 (batch_images / n, H, W, 3)."""
         parts = [
-            self._augmented(self.squares[self.chosen[rows]], self._epoch(epoch)[1][rows])
+            self._augmented(self.images[self.chosen[rows]], self._epoch(epoch)[1][rows])
             for epoch, rows in self._rows(step)
         ]
         return np.concatenate(parts)
@@ -299,36 +304,42 @@ class Batches:
             self._epochs[epoch] = order, rng.random((len(order), 4), dtype=np.float32)
         return self._epochs[epoch]
 
-    def _augmented(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _augmented(self, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
         if self.augment == "crop":
-            return np.stack([self._crop(square, *n) for square, n in zip(squares, noise, strict=True)])
+            return np.stack(
+                [crop_resize(i, crop_box(i.shape[:2], *n[1:]), self.size) for i, n in zip(images, noise, strict=True)]
+            )
         if self.augment in ("pad", "pad-flip"):
-            squares = self._shift(squares, noise)
+            images = self._shift(images, noise)
         if self.augment in FLIPS:
             mirrored = _mirrored(noise)
-            squares = squares.copy()
-            squares[mirrored] = squares[mirrored, :, ::-1]
+            images = images.copy()
+            images[mirrored] = images[mirrored, :, ::-1]
         if self.augment == "orient":
-            orientations, squares = _orientations(noise), squares.copy()
+            orientations, images = _orientations(noise), images.copy()
             for orientation in np.unique(orientations):
                 rows = orientations == orientation
-                squares[rows] = orient(squares[rows], orientation)
-        return squares
+                images[rows] = orient(images[rows], orientation)
+        return images
 
-    def _crop(self, square: NDArray[np.uint8], _: float, scale: float, x: float, y: float) -> NDArray[np.uint8]:
-        """Chen et al. 2020, section 3.1: shorter side between 256 and 384, a 224 x 224 crop, down to `side`."""
-        size = len(square) * 224 / (256 + 128 * scale)
-        left, top = (len(square) - size) * x, (len(square) - size) * y
-        return crop_resize(square, (left, top, left + size, top + size), self.side)
-
-    def _shift(self, squares: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _shift(self, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and take a random crop."""
-        pad = max(1, self.side // 8)
-        padded = np.pad(squares, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        offsets = (noise[:, 1:3] * (2 * pad + 1)).astype(np.int64)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side), axis=(1, 2))
-        picked = windows[np.arange(len(squares)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
+        rows, columns = (max(1, n // 8) for n in self.size)
+        padded = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="reflect")
+        offsets = (noise[:, 1:3] * np.array([2 * rows + 1, 2 * columns + 1], np.float32)).astype(np.int64)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=(1, 2))
+        picked = windows[np.arange(len(images)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
         return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def crop_box(size: Size, scale: float, x: float, y: float) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a random crop of an image, by three numbers from 0 to 1.
+
+    Chen et al. 2020, section 3.1: shorter side between 256 and 384, a 224 x 224 crop.
+    """
+    height, width = (n * 224 / (256 + 128 * scale) for n in size)
+    left, top = (size[1] - width) * x, (size[0] - height) * y
+    return left, top, left + width, top + height
 
 
 def _orientations(noise: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nextpixel.config import side_text
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.errors import InputError, clipped, shortened
 from nextpixel.images.sources.base import label_array
@@ -175,18 +176,18 @@ def plain_name(name: str) -> str:
 def labelled(
     names: NDArray[Any], source: Any, decoded: DecodedSet
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]]:
-    """Squares (M, S, S, 3), labels (M,) and indices (M,) of the labelled pictures of a decoded set.
+    """Images (M, H, W, 3), labels (M,) and indices (M,) of the labelled pictures of a decoded set.
 
     Prints how many have no label. Raises InputError where no readable picture has one, and as labels_of_readable does.
     """
     names = labels_of_readable(names, source, decoded)
     rows = np.flatnonzero(has_label(names))
     if len(rows) == len(names):
-        return decoded.squares, names, rows
+        return decoded.images, names, rows
     if not len(rows):
         raise InputError(f"{source.source_name}: expected labelled images, got none that can be read")
     say_once(f"{source.source_name}: {len(names) - len(rows):,} of {len(names):,} images have no label, left out")
-    return decoded.squares[rows], names[rows], rows
+    return decoded.images[rows], names[rows], rows
 
 
 def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:
@@ -233,17 +234,17 @@ def refuse_overlap(seen: NDArray[np.bool_], where: str) -> None:
 def seen_before(
     train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str, what: str = "test images"
 ) -> NDArray[np.bool_]:
-    """Which squares of `test` (N, S, S, 3) are also in `train`, pixel by pixel, (N,); prints how many, if any."""
+    """Which images of `test` (N, H, W, 3) are also in `train`, pixel by pixel, (N,); prints how many, if any."""
 
-    def digests(squares: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
-        return (hashlib.blake2b(square.tobytes(), digest_size=16).digest() for square in squares)
+    def digests(images: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
+        return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
 
     known = set(digests(train))
     seen = np.fromiter((digest in known for digest in digests(test)), np.bool_, len(test))
     if seen.any():
         say(
             f"{where}: {seen.sum():,} of {len(seen):,} {what} are training images, pixel by pixel at side "
-            f"{test.shape[1]}{'; figures are given with and without them' * (what == 'test images')}"
+            f"{side_text(test.shape[1:3])}{'; figures are given with and without them' * (what == 'test images')}"
         )
     return seen
 

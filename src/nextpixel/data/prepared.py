@@ -1,6 +1,6 @@
 """Prepared folders: a source decoded once into the memory map that training reads, by threads and by many jobs.
 
-A source is split into chunks whose size depends only on the side. Each is decoded and written atomically into
+A source is split into chunks whose size depends only on that of the images. Each is decoded and written atomically into
 `out.parts`, so the chunks do not depend on the number of threads, jobs and retries; `merge` makes `out` of them.
 """
 
@@ -17,7 +17,7 @@ from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
-from nextpixel.config import Fit, Levels
+from nextpixel.config import Fit, Levels, Size, side_text, to_side, to_size
 from nextpixel.data.decoded import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json
@@ -57,25 +57,28 @@ def prepare(
     images: Any,
     out: str | Path,
     *,
-    side: int = 32,
+    side: int | Size = 32,
     fit: Fit = "crop",
     levels: Levels = NO_LEVELS,
-    store_side: int | None = None,
+    store_side: int | Size | None = None,
     split: str | None = None,
     job: Job | None = None,
     workers: int | None = None,
 ) -> MapSource | None:
     """Decode a source into the new folder `out`, or one job's share of it; finished chunks are not decoded again.
 
-    `store_side` is the side of the squares, `side` that of the model they are for; `workers` are threads. Returns the
-    folder as a source, or None for a job, see merge. Raises InputError, also when `out` exists or its parts have
-    another source or other settings; WorkError when the disk is full, which keeps finished chunks.
+    `store_side` is the side, or rows and columns, of the stored images, `side` that of the model they are for;
+    `workers` are threads. Returns the folder as a source, or None for a job, see merge. Raises InputError, also when
+    `out` exists or its parts have another source or other settings; WorkError when the disk is full, which keeps
+    finished chunks.
     """
-    stored = side if store_side is None else store_side
-    if side < 1:
-        raise InputError(f"expected at least 1, got {side}", argument="side")
-    if stored < side:
-        raise InputError(f"expected at least the side {side}, got {stored}", argument="store_side")
+    size = to_size(side)
+    stored = size if store_side is None else to_size(store_side, "store_side")
+    if stored[0] < size[0] or stored[0] * size[1] != stored[1] * size[0]:
+        raise InputError(
+            f"expected at least the side {side_text(size)}, in its proportions, got {side_text(stored)}",
+            argument="store_side",
+        )
     if workers is not None and workers < 1:
         raise InputError(f"expected at least 1, got {workers}", argument="workers")
     out = Path(out)
@@ -98,13 +101,13 @@ def prepare(
         "unreadable": list(source.unreadable),
         "images": len(source),
         "classes": source.classes,
-        "side": stored,
-        "serves": side,
+        "side": to_side(stored),
+        "serves": to_side(size),
         "fit": fit,
         **levels.values(),
         "note": note,
         "preprocessing": PREPROCESSING,
-        "chunk_images": _chunk_images(stored),
+        "chunk_images": chunk_images(stored),
         "jobs": 1 if job is None else job.jobs,
     }
     parts.mkdir(exist_ok=True)
@@ -157,7 +160,7 @@ def missing_jobs(out: str | Path) -> list[int]:
 
 
 def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: range, workers: int | None) -> None:
-    images, side, step = plan["images"], plan["side"], plan["chunk_images"]
+    images, size, step = plan["images"], to_size(plan["side"]), plan["chunk_images"]
     levels = Levels.of(plan.get("range"), plan.get("bands"))
     done = [chunk for chunk in chunks if is_zipfile(parts / _name(chunk))]
     ranges = {chunk: range(chunk * step, min((chunk + 1) * step, images)) for chunk in chunks}
@@ -166,7 +169,7 @@ def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: ra
     with progress("preparing", sum(map(len, ranges.values())), "images", before) as advance:
         for chunk in sorted(set(chunks) - set(done)):
             numbers = ranges[chunk]
-            found = list(read_parts(source, numbers, side, plan["fit"], levels, workers=workers, advance=advance))
+            found = list(read_parts(source, numbers, size, plan["fit"], levels, workers=workers, advance=advance))
             unreadable += [line for part in found for line in part.unreadable]
             # fail early where merge would
             check_readable(source.source_name, unreadable, images + len(source.unreadable))
@@ -175,7 +178,7 @@ def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: ra
             with new_file(parts / _name(chunk)) as file:
                 np.savez(
                     file,
-                    squares=np.concatenate([part.squares for part in found]),
+                    squares=np.concatenate([part.images for part in found]),
                     names=_packed([name for part in found for name in part.names]),
                     unreadable=_packed([line for part in found for line in part.unreadable]),
                     **arrays,
@@ -230,9 +233,9 @@ def _name(chunk: int) -> str:
     return f"{chunk:06d}.npz"
 
 
-def _chunk_images(side: int) -> int:
+def chunk_images(size: Size) -> int:
     """A multiple of READ_TOGETHER, so that streams never have to seek back."""
-    fitting = min(CHUNK_IMAGES, CHUNK_BYTES // (side * side * 3))
+    fitting = min(CHUNK_IMAGES, CHUNK_BYTES // (size[0] * size[1] * 3))
     return max(1, fitting // READ_TOGETHER) * READ_TOGETHER
 
 

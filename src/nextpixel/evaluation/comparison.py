@@ -145,7 +145,7 @@ def compare_by(
     *,
     seed: int = 0,
 ) -> Comparison:
-    """Compare squares uint8 (N, S, S, 3) with real ones (M, S, S, 3) by one extractor.
+    """Compare images uint8 (N, H, W, 3) with real ones (M, H, W, 3) by one extractor.
 
     `tokenizer` is that of the model that drew them; None for pictures of unknown origin.
     """
@@ -230,7 +230,7 @@ def nearest_images(
     *,
     k: int = 3,
 ) -> Nearness:
-    """The k nearest training images of each picture, with the distances of other real images; squares of one side.
+    """The k nearest training images of each picture, with the distances of other real images; images of one size.
 
     All are converted to the model's colours first, so that a copy has distance 0.
     """

@@ -104,8 +104,8 @@ def find_training_images(
 ) -> NDArray[np.bool_]:
     """Which images of a source equal a training image in every pixel, (N,); reports how many."""
     source = open_source(images, split)
-    found = decode(source, train.squares.shape[1], fit=model.fit, levels=model.levels)
-    return seen_before(train.squares, found.squares, source.source_name)
+    found = decode(source, train.images.shape[1:3], fit=model.fit, levels=model.levels)
+    return seen_before(train.images, found.images, source.source_name)
 
 
 def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tuple[NDArray[np.uint8], list[str]]:
@@ -114,8 +114,8 @@ def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tupl
     Files are decoded once and cached, unreadable ones skipped; images in memory are used directly.
     """
     if isinstance(images, str | os.PathLike):
-        found = decode(images, model.side, split=split, fit=model.fit, levels=model.levels)
-        return found.squares, found.unreadable
+        found = decode(images, model.size, split=split, fit=model.fit, levels=model.levels)
+        return found.images, found.unreadable
     return load_images(images, model.size, split=split, fit=model.fit, levels=model.levels), []
 
 

@@ -79,16 +79,16 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the columns are computed from: N squares uint8 (N, H, W, 3), and a row of each array for each."""
+    """What the columns are computed from: N images uint8 (N, H, W, 3), and a row of each array for each."""
 
-    squares: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     nats_per_pixel: NDArray[np.float64]
     peak_nats: NDArray[np.float64]
     features: NDArray[np.float32]
     png_bytes: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.squares)
+        return len(self.images)
 
     def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Measurements:
         """The measurements of the chosen images."""
@@ -106,7 +106,7 @@ class Oddness:
     """(N,) of each of COLUMNS: the share of held-out normal images at least as odd; empty without normal images."""
     calibration: dict[str, NDArray[np.float64]]
     """(n,) of each of COLUMNS, of the held-out normal images; empty without them."""
-    squares: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     """uint8 (N, H, W, 3): the images as they were scored."""
     unreadable: list[str]
     """A line for each file that was skipped because it cannot be read."""
@@ -174,10 +174,10 @@ def odd_images(
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
     """
     require_autoregressive(model)
-    normal = None if against is None else decode(against, model.side, fit=model.fit, levels=model.levels)
+    normal = None if against is None else decode(against, model.size, fit=model.fit, levels=model.levels)
     levels = model.levels if normal is None else normal.levels
     found = decode(images, model.side, split=split, fit=model.fit, levels=levels)
-    squares, names, unreadable = found.squares, found.names, found.unreadable
+    squares, names, unreadable = found.images, found.names, found.unreadable
     if normal is None:
         if len(squares) < 2:
             raise InputError(
@@ -186,18 +186,18 @@ def odd_images(
             )
         measured = measure(model, squares, layer, dtype=dtype)
         return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
-    if len(normal.squares) < 4:
-        raise InputError(f"expected at least 4 normal images, got {len(normal.squares)}; add some", argument="against")
+    if len(normal.images) < 4:
+        raise InputError(f"expected at least 4 normal images, got {len(normal.images)}; add some", argument="against")
     if normal.key == found.key:
         raise InputError(
             "expected other images than those to score, got the same; leave it out, or split", argument="against"
         )
-    fit, held = split_indices(len(normal.squares), CALIBRATION_SHARE, seed)
+    fit, held = split_indices(len(normal.images), CALIBRATION_SHARE, seed)
     if false_alarms is not None:
         check_false_alarms(false_alarms, len(held))
     fit = fit[_subset(len(fit), seed)]
     measured = measure(model, squares, layer, dtype=dtype)
-    reference = measure(model, normal.squares[np.concatenate([fit, held])], layer, dtype=dtype)
+    reference = measure(model, normal.images[np.concatenate([fit, held])], layer, dtype=dtype)
     fitted, calibrating = reference.rows(np.arange(len(fit))), reference.rows(np.arange(len(fit), len(reference)))
     values, calibration = (table(part, fitted, seed=seed) for part in (measured, calibrating))
     p_values = {
@@ -274,7 +274,7 @@ def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0)
         return (part.features - center) / scale
 
     def flat(part: Measurements) -> NDArray[np.float32]:
-        return part.squares.reshape(len(part), -1).astype(np.float32)
+        return part.images.reshape(len(part), -1).astype(np.float32)
 
     return {
         "nats_per_pixel": measured.nats_per_pixel,

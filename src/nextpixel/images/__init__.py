@@ -1,6 +1,6 @@
-"""Pictures: read from files and arrays (pixels), cut to squares, drawn on a canvas. The only unit that uses PIL.
+"""Pictures: read from files and arrays (pixels), fitted to a size, drawn on a canvas. Only this room uses PIL.
 
-H and W are rows and columns of pixels, S the side of a square. Images are uint8 (H, W, 3), 0-255, sRGB.
+H and W are rows and columns of pixels. Images are uint8 (H, W, 3), 0-255, sRGB.
 """
 
 from nextpixel.images.canvas import (
@@ -17,6 +17,7 @@ from nextpixel.images.canvas import (
 )
 from nextpixel.images.dicom import is_dicom
 from nextpixel.images.exports import to_picture, write_gif, write_sheet
+from nextpixel.images.fitting import crop_resize, fit_image, orient, upright
 from nextpixel.images.numbers import Numbers, coloured, find_range
 from nextpixel.images.palette_files import FORMATS as PALETTE_FORMATS
 from nextpixel.images.palette_files import is_palette_file, read_palette_file, write_palette_file
@@ -34,23 +35,12 @@ from nextpixel.images.pixels import (
     readable_extensions,
     to_rgb,
 )
-from nextpixel.images.squares import (
-    FILTERS,
-    IMAGENET_SIDE,
-    crop_resize,
-    fit_size,
-    fit_square,
-    orient,
-    upright,
-)
 
 __all__ = [
     "BACKGROUND",
     "EXTENSIONS",
-    "FILTERS",
     "FORMATS",
     "HEAT",
-    "IMAGENET_SIDE",
     "INK",
     "PALETTE_FORMATS",
     "PIXEL_LIMIT",
@@ -62,8 +52,7 @@ __all__ = [
     "crop_resize",
     "decode",
     "find_range",
-    "fit_size",
-    "fit_square",
+    "fit_image",
     "from_array",
     "grid",
     "heatmap",

@@ -116,7 +116,7 @@ def read_pixels(
             if formats is None and dicom.is_dicom(content):
                 return dicom.read(content, pixel_limit)
             try:
-                opened = _open(content, formats or _formats())
+                opened = _open(content, formats or all_formats())
             except Image.UnidentifiedImageError:
                 if formats is None and multiband.is_tiff(content):
                     return multiband.read(content, bands, pixel_limit)
@@ -372,7 +372,7 @@ def _reason(error: Exception, pixel_limit: int) -> str:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def all_formats() -> tuple[str, ...]:
     for library in ("PIL", "tifffile", "pydicom"):  # or they would print what errors say as well
         logging.getLogger(library).addHandler(logging.NullHandler())
     Image.init()  # fills Image.OPEN with what this build of PIL can read

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from nextpixel.config import SIZES, ImageGPTConfig, ResNetConfig
+from nextpixel.config import SIZES, ImageGPTConfig, ResNetConfig, to_size
 from nextpixel.errors import InputError
 from nextpixel.hardware import Hardware
 
@@ -67,12 +67,12 @@ def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 
     """Of the features of one image: the first `layer` blocks of an Image GPT, or the whole of a ResNet."""
     if isinstance(config, ImageGPTConfig):
         return layer * _block_flops(config, _seen(config))
-    side, before = config.side, 16 * config.factor
-    total = 2 * 27 * before * side**2
+    (rows, columns), before = to_size(config.side), 16 * config.factor
+    total = 2 * 27 * before * rows * columns
     for stage in range(3):
         channels = 16 * config.factor << stage
-        side = math.ceil(side / 2) if stage else side
-        total += 2 * 9 * channels * (before + (2 * config.blocks - 1) * channels) * side**2
+        rows, columns = (math.ceil(rows / 2), math.ceil(columns / 2)) if stage else (rows, columns)
+        total += 2 * 9 * channels * (before + (2 * config.blocks - 1) * channels) * rows * columns
         before = channels
     return total
 

@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size
+from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size, to_side
 from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise
 from nextpixel.network.positions import Positions, raster, rotate
-from nextpixel.tokens.tokenizer import picture_size, square_side
+from nextpixel.tokens.tokenizer import picture_size
 
 if TYPE_CHECKING:
     from nextpixel.tokens import Tokenizer
@@ -143,7 +143,7 @@ class ImageGPT(nn.Module):
     """
 
     checkpoint_activations = False
-    fit: Fit = "crop"  # how pictures are made square, see images.fit_square
+    fit: Fit = "crop"  # how pictures are fitted to its size, see images.fit_image
     levels = Levels()  # how values beyond 8 bits become colours
     _tokenizer: Tokenizer | None = None
     _words: Words | None = None
@@ -213,9 +213,9 @@ class ImageGPT(nn.Module):
         return picture_size(self.tokenizer, self.config)
 
     @property
-    def side(self) -> int:
-        """Pixels along each side of its pictures. Raises InputError where they are not square."""
-        return square_side(self.size)
+    def side(self) -> int | Size:
+        """Pixels along each side of its pictures, or height and width where they are not square."""
+        return to_side(self.size)
 
     @property
     def device(self) -> torch.device:

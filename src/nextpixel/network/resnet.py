@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel.config import Fit, Levels, ResNetConfig, Size
+from nextpixel.config import Fit, Levels, ResNetConfig, Size, to_size
 
 CHANNELS = 16, 32, 64
 
@@ -44,7 +44,7 @@ class ResNet(nn.Module):
     that whitened them. `seed` fixes the random weights; on the meta device there are none to fix.
     """
 
-    fit: Fit = "crop"  # how pictures become its squares, see images.fit_square
+    fit: Fit = "crop"  # how pictures are fitted to its size, see images.fit_image
     levels = Levels()  # and numbers colours
 
     def __init__(self, config: ResNetConfig, seed: int = 0) -> None:
@@ -92,11 +92,11 @@ class ResNet(nn.Module):
     @property
     def size(self) -> Size:
         """Height and width of its pictures in pixels."""
-        return self.side, self.side
+        return to_size(self.config.side)
 
     @property
-    def side(self) -> int:
-        """Pixels along each side of its pictures."""
+    def side(self) -> int | Size:
+        """Pixels along each side of its pictures, or height and width where they are not square."""
         return self.config.side
 
     @property

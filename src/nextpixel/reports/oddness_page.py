@@ -111,7 +111,7 @@ def _card(odd: Oddness, row: int, rank: int, by: str, heat: NDArray[np.uint8], b
         score += f", p {_p(odd.p_values[by][row])}"
     mark = ' class="beyond"' if beyond else ""
     return (
-        f'<li><div class="pair">{image(odd.squares[row], f"number {rank}: {name}")}'
+        f'<li><div class="pair">{image(odd.images[row], f"number {rank}: {name}")}'
         f"{image(heat, f'nats of {name}')}</div><b>{name}</b><span{mark}>{score}</span></li>"
     )
 

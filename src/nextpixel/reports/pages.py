@@ -29,8 +29,8 @@ def fill(name: str, *, title: str, **values: str) -> str:
 
 def image(pixels: NDArray[np.uint8], alt: str) -> str:
     """An image (S, S, 3) as an HTML element; `alt` is escaped already."""
-    side = len(pixels)
-    return f'<img src="{data_url(png_bytes(pixels))}" width="{side}" height="{side}" alt="{alt}">'
+    height, width = pixels.shape[:2]
+    return f'<img src="{data_url(png_bytes(pixels))}" width="{width}" height="{height}" alt="{alt}">'
 
 
 def data_url(png: bytes) -> str:

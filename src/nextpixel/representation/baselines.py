@@ -32,10 +32,9 @@ class PatchCodes:
         from sklearn.cluster import MiniBatchKMeans
 
         rng = np.random.default_rng([seed, 0xC0A7])
-        side = squares.shape[1]
         count = min(PATCHES, len(squares) * 100)
         images = rng.integers(0, len(squares), count)
-        ys, xs = rng.integers(0, side - PATCH + 1, (2, count))
+        ys, xs = (rng.integers(0, n - PATCH + 1, count) for n in squares.shape[1:3])
         windows = _windows(squares)
         patches = _normalised(windows[images, ys, xs].reshape(count, -1))
         self.mean = patches.mean(0)
@@ -99,7 +98,7 @@ def baseline_features(
     extractors: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
         "raw pixels": raw_pixels,
     }
-    if train.shape[1] > PATCH:
+    if min(train.shape[1:3]) > PATCH:
         extractors["k-means patches"] = PatchCodes(train, seed)
     return [
         *(

@@ -198,7 +198,7 @@ def _read_squares(
     squares, kept, lost = [], [], []
     for number in numbers:
         try:
-            squares.append(source.square(number, model.side, model.fit, levels))
+            squares.append(source.image(number, model.size, model.fit, levels))
             kept.append(number)
         except UnreadableImage as error:
             lost.append(str(error))
@@ -225,7 +225,7 @@ def features_of(
     compiled: bool | None = None,
     pooling: Pooling = "mean",
 ) -> NDArray[np.float32]:
-    """Features (N, len(layers), D), or 2 D for "mean-std", of squares uint8 (N, S, S, 3).
+    """Features (N, len(layers), D), or 2 D for "mean-std", of images uint8 (N, H, W, 3).
 
     Of a ResNet they are its pooled ones. Raises InputError for a ResNet with "mean-std", see also check_dtype.
     """

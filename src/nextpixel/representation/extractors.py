@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.checkpoints import load_backbone
+from nextpixel.config import Size, side_text
 from nextpixel.errors import InputError
 from nextpixel.images import crop_resize
 from nextpixel.limits import open_arrays
@@ -37,13 +38,13 @@ class Extractor:
 
     name: str
     """Part of a metric's name, as in frechet[pixels-32]."""
-    side: int
-    """Side of its input squares; others are resized first, bilinear and antialiased."""
+    size: Size
+    """Height and width of its input; others are resized first, bilinear and antialiased."""
     extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    """uint8 (N, side, side, 3) to (N, D)."""
+    """uint8 (N, H, W, 3) to (N, D)."""
 
     def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (N, D) of squares uint8 (N, S, S, 3)."""
+        """Features (N, D) of images uint8 (N, H, W, 3)."""
         return np.concatenate(list(self.chunks(squares)))
 
     def chunks(
@@ -58,16 +59,16 @@ class Extractor:
                 advance(len(part))
 
     def _resized(self, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size = squares.shape[1]
-        if size == self.side:
+        height, width = squares.shape[1:3]
+        if (height, width) == self.size:
             return squares
-        return np.stack([crop_resize(square, (0, 0, size, size), self.side) for square in squares])
+        return np.stack([crop_resize(square, (0, 0, width, height), self.size) for square in squares])
 
 
 def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = None) -> Extractor:
     """The extractor of that name, for pictures of the `judged` model.
 
-    pixels     the pixels themselves, at the judged model's side
+    pixels     the pixels themselves, at the judged model's size
     untrained  hidden states of a network of the judged model's shape with random weights (seed 0)
     NAME.onnx  the first output of a network in an ONNX file, see onnx_extractor
     otherwise  features of the model or student of that name (see checkpoints.load_backbone)
@@ -77,11 +78,11 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     if isinstance(what, Extractor):
         return what
     if what == PIXELS:
-        return pixel_extractor(judged.side)
+        return pixel_extractor(judged.size)
     if what == UNTRAINED:
         return model_extractor(untrained(judged), layer, kind=UNTRAINED)
     if what.endswith(".onnx"):
-        return onnx_extractor(what, judged.side)
+        return onnx_extractor(what, judged.size)
     if what.endswith(".npz"):
         raise InputError(
             f"{what} holds features and no network; compare two such files with: nextpixel evaluate "
@@ -114,9 +115,9 @@ def raw_pixels(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
     return squares.reshape(len(squares), -1).astype(np.float32) / np.float32(255)
 
 
-def pixel_extractor(side: int) -> Extractor:
+def pixel_extractor(size: Size) -> Extractor:
     """The pixels themselves: no network involved, sensitive only to colours and coarse layout."""
-    return Extractor(f"{PIXELS}-{side}", side, raw_pixels)
+    return Extractor(f"{PIXELS}-{side_text(size)}", size, raw_pixels)
 
 
 def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | None = None) -> Extractor:
@@ -126,14 +127,14 @@ def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | No
     def extract(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         return features_of(model, squares, layers)[:, 0]
 
-    return Extractor(features_name(model, layers, kind), model.side, extract)
+    return Extractor(features_name(model, layers, kind), model.size, extract)
 
 
-def onnx_extractor(path: str | Path, side: int) -> Extractor:
+def onnx_extractor(path: str | Path, size: Size) -> Extractor:
     """The first output (N, D) of a network in an ONNX file; axes of length 1 behind D are dropped.
 
-    Its only input is uint8 (N, H, W, 3), 0 to 255, or float32 (N, 3, H, W), -1 to 1, square; `side` is that of a file
-    that leaves the size open. A fixed N is the batch size. Runs on the CPU.
+    Its only input is uint8 (N, H, W, 3), 0 to 255, or float32 (N, 3, H, W), -1 to 1; `size` is that of a file
+    that leaves it open. A fixed N is the batch size. Runs on the CPU.
     Raises InputError where onnxruntime is missing or the file does not hold such a network.
     """
     path = Path(path)
@@ -154,13 +155,12 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
     bytes_last = kind == "tensor(uint8)" and len(shape) == 4 and shape[3] in (3, None)
     floats_first = kind == "tensor(float)" and len(shape) == 4 and shape[1] in (3, None)
     sizes = shape[1:3] if bytes_last else shape[2:4]
-    if not (bytes_last or floats_first) or (sizes[0] != sizes[1] and all(isinstance(size, int) for size in sizes)):
+    if not (bytes_last or floats_first):
         raise InputError(
-            f"{path}: expected one input, uint8 (N, H, W, 3) or float32 (N, 3, H, W) with H = W, got "
-            f"{kind} {tuple(shape)}",
+            f"{path}: expected one input, uint8 (N, H, W, 3) or float32 (N, 3, H, W), got {kind} {tuple(shape)}",
             argument="extractor",
         )
-    fixed = [size for size in sizes if isinstance(size, int)]
+    fixed = [n for n in sizes if isinstance(n, int)]
     batch = shape[0] if isinstance(shape[0], int) else None
     name = inputs[0].name
 
@@ -182,7 +182,7 @@ def onnx_extractor(path: str | Path, side: int) -> Extractor:
         return np.concatenate(parts)
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:6]
-    return Extractor(f"{path.stem}-{digest}", fixed[0] if fixed else side, extract)
+    return Extractor(f"{path.stem}-{digest}", (fixed[0], fixed[-1]) if fixed else size, extract)
 
 
 def holds_features(path: str | os.PathLike[str]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels
+from nextpixel.config import Fit, Levels, Size
 from nextpixel.data.labels import folds_of, has_label, held_out, labels_of
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
@@ -29,11 +29,11 @@ SCORED = 0.25  # share of the labelled images
 
 
 def ridge_images(
-    images: Any, side: int, fit: Fit, count: int, seed: int, levels: Levels = NO_LEVELS
+    images: Any, size: Size, fit: Fit, count: int, seed: int, levels: Levels = NO_LEVELS
 ) -> dict[str, NDArray[Any]]:
     """The arrays a run keeps for its probe, from at most `count` labelled images.
 
-    {"probe_squares": uint8 (N, side, side, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,), the
+    {"probe_squares": uint8 (N, H, W, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,), the
     images to score on}. Classes are sampled equally as far as they have images. Raises InputError for images without
     labels, of fewer than two classes, or with a single image of each.
     """
@@ -57,7 +57,7 @@ def ridge_images(
         if len(kept) == count:
             break
         try:
-            squares.append(source.square(int(known[i]), side, fit, levels))
+            squares.append(source.image(int(known[i]), size, fit, levels))
             kept.append(i)
         except UnreadableImage:
             continue

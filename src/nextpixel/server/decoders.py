@@ -16,7 +16,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
 from nextpixel.config import Fit, Levels, Size
-from nextpixel.images import UnreadableImage, decode, fit_size
+from nextpixel.images import UnreadableImage, decode, fit_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few and widely reviewed decoders
 PROCESSES = 2
@@ -110,7 +110,7 @@ def work(pixel_limit: int, cpu_seconds: float) -> None:
         try:
             given = Levels.of(**levels)
             picture = decode(image, "in the request", levels=given, pixel_limit=pixel_limit, formats=FORMATS)
-            reason, pixels = None, fit_size(picture, size, fit).tobytes()
+            reason, pixels = None, fit_image(picture, size, fit).tobytes()
         except UnreadableImage as error:
             reason, pixels = error.reason, b""
         signal.setitimer(signal.ITIMER_PROF, 0)

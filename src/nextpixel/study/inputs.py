@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import ImageGPTConfig, Levels, StudyConfig
+from nextpixel.config import ImageGPTConfig, Levels, Size, StudyConfig
 from nextpixel.data.decoded import DecodedSet, decode
 from nextpixel.data.labels import labelled, labels_of, refuse_overlap, seen_before
 from nextpixel.errors import InputError
@@ -104,14 +104,14 @@ def _comparable(member: StudyRun) -> dict[str, Any]:
     }
 
 
-def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Sequence[StudyRun]) -> Images:
+def read_images(data: Any, size: Size, fit: Any, config: StudyConfig, members: Sequence[StudyRun]) -> Images:
     """Read the labelled images. Raises InputError where a run was trained on the test images."""
     sources = [open_source(data, split) for split in ("train", "test")]
     names = [labels_of(source) for source in sources]
     trained_on = members[0].facts["data"]
     levels = Levels.of(trained_on.get("range"), trained_on.get("bands"))
-    train = decode(sources[0], side, fit=fit, levels=levels)
-    test = decode(sources[1], side, fit=fit, levels=train.levels)
+    train = decode(sources[0], size, fit=fit, levels=levels)
+    test = decode(sources[1], size, fit=fit, levels=train.levels)
     say_left_out(train.unreadable + test.unreadable)
     for member in members:
         keys = [member.facts["decisions"]["train_key"]]
@@ -124,7 +124,7 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
         return _subset(*labelled(names[1], sources[1], test)[:2], config.test_images, config.seed)
 
     test_squares, test_names = subset_of(test)
-    seen = seen_before(train.squares, test_squares, str(data))
+    seen = seen_before(train.images, test_squares, str(data))
     refuse_overlap(seen, str(data))
     seen_by = {}
     for member in members:
@@ -135,8 +135,8 @@ def read_images(data: Any, side: int, fit: Any, config: StudyConfig, members: Se
             say(f"could not check the test images against the training images of {member.name}: {error}")
             continue
         if own is not None:
-            squares, _ = subset_of(decode(sources[1], own.squares.shape[1], fit=fit, levels=train.levels))
-            seen_by[member.name] = seen | seen_before(own.squares, squares, f"{data}, {member.name}")
+            squares, _ = subset_of(decode(sources[1], own.images.shape[1:3], fit=fit, levels=train.levels))
+            seen_by[member.name] = seen | seen_before(own.images, squares, f"{data}, {member.name}")
     images = Images(
         *_subset(*labelled(names[0], sources[0], train)[:2], config.train_images, config.seed),
         test_squares,

@@ -27,7 +27,7 @@ from nextpixel.representation.probing import LinearProbe
 from nextpixel.study.inputs import Images, StudyRun, read_images, read_runs
 from nextpixel.study.points import LayerScore, Point, Study, best_layer
 from nextpixel.tokens import read_tokenizer
-from nextpixel.training.run_images import side_of
+from nextpixel.training.run_images import size_of
 
 SETTINGS = "settings.json"
 POINTS = "points"
@@ -47,7 +47,7 @@ def measure_runs(
         new_output(out)  # refuses before any work
     members = read_runs(runs)
     facts = members[0].facts
-    images = read_images(data, side_of(facts), facts["decisions"]["fit"], config, members)
+    images = read_images(data, size_of(facts), facts["decisions"]["fit"], config, members)
     cache = _Cache(Path(out), config, images.key, facts["tokenizer"]["sha256"])
     total = sum(len(member.steps) for member in members)
     points: list[Point] = []

@@ -9,8 +9,7 @@ from nextpixel.tokens.tokenizer import (
     exact_colours,
     picture_size,
     read_tokenizer,
-    square_side,
     tokenizer_facts,
 )
 
-__all__ = ["KINDS", "Tokenizer", "exact_colours", "tokenizer_facts", "picture_size", "read_tokenizer", "square_side"]
+__all__ = ["KINDS", "Tokenizer", "exact_colours", "tokenizer_facts", "picture_size", "read_tokenizer"]

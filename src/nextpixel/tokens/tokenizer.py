@@ -77,10 +77,3 @@ def exact_colours(tokenizer: Tokenizer) -> NDArray[np.uint8] | None:
 def picture_size(tokenizer: Tokenizer, shape: ImageGPTConfig) -> Size:
     """Height and width, in pixels, of a model's pictures."""
     return shape.rows * tokenizer.patch[0], shape.columns * tokenizer.patch[1]
-
-
-def square_side(size: Size) -> int:
-    """The side of square pictures. Raises InputError for any other size."""
-    if size[0] != size[1]:
-        raise InputError(f"expected a model of square pictures, got one of {size[0]} x {size[1]} pixels")
-    return size[0]

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional as F
 
-from nextpixel.config import INIT_RATE, ResNetConfig, check_keywords
+from nextpixel.config import INIT_RATE, ResNetConfig, check_keywords, side_text, to_side
 from nextpixel.data.decoded import Batches
 from nextpixel.data.labels import choose_labels, class_numbers, folds_of
 from nextpixel.devices import autocast, choose_dtype
@@ -78,7 +78,7 @@ def fit_convnet(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> ResNet:
-    """A ResNet trained on squares uint8 (N, S, S, 3) and their labels (N,); its classes are `facts["classes"]`.
+    """A ResNet trained on images uint8 (N, H, W, 3) and their labels (N,); its classes are `facts["classes"]`.
 
     From scratch with the shape of `config`, by default ResNet-20, or from `init`, a student, whose head starts as
     the logistic regression on its features (Kumar et al. 2022) at a tenth of the rate. SGD with Nesterov momentum,
@@ -87,9 +87,9 @@ def fit_convnet(
     Raises InputError for invalid labels, WorkError when the loss is not finite.
     """
     names, numbers = np.unique(np.asarray(labels), return_inverse=True)
-    if squares.ndim != 4 or squares.shape[1] != squares.shape[2] or squares.shape[3] != 3 or squares.dtype != np.uint8:
+    if squares.ndim != 4 or squares.shape[3] != 3 or squares.dtype != np.uint8:
         raise InputError(
-            f"squares: expected uint8 of shape (images, side, side, 3), got {squares.dtype} {squares.shape}"
+            f"squares: expected uint8 of shape (images, height, width, 3), got {squares.dtype} {squares.shape}"
         )
     if len(numbers) != len(squares):
         raise InputError(f"expected {len(squares)}, one for each image, got {len(numbers)}", argument="labels")
@@ -101,8 +101,8 @@ def fit_convnet(
     peak = trial.learning_rate * (INIT_RATE if init is not None else 1.0)
     dtype = choose_dtype(dtype, device)
     optimizers = sgd(model, trial.weight_decay)
-    side, chosen = model.side, np.arange(len(squares))
-    batches = Batches(squares, chosen, side=side, batch_images=batch, augment="pad-flip", seed=seed)
+    size, chosen = model.size, np.arange(len(squares))
+    batches = Batches(squares, chosen, size=size, batch_images=batch, augment="pad-flip", seed=seed)
     targets = torch.from_numpy(numbers.astype(np.int64))
     with progress("fitting", steps * batch, "images") as advance:
         for step in range(steps):
@@ -136,14 +136,15 @@ def _initial_network(
     seed: int,
 ) -> ResNet:
     """The network before training."""
-    side = squares.shape[1]
+    size = squares.shape[1:3]
     if init is None:
-        model = ResNet(replace(config or ResNetConfig(), side=side, classes=classes), seed=seed)
+        model = ResNet(replace(config or ResNetConfig(), side=to_side(size), classes=classes), seed=seed)
         model.set_scale(squares)
         return model
-    if init.side != side:
+    if init.size != size:
         raise InputError(
-            f"expected a student of side {side}, as the squares have, got side {init.side}", argument="init"
+            f"expected a student of side {side_text(size)}, as the images have, got side {side_text(init.size)}",
+            argument="init",
         )
     model = ResNet(replace(init.config, classes=classes), seed=seed)
     known = {name: value for name, value in init.state_dict().items() if not name.startswith("head.")}
@@ -161,7 +162,7 @@ def _initial_network(
 
 @torch.inference_mode()
 def predict_convnet(model: ResNet, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probabilities (N, C) of squares uint8 (N, S, S, 3)."""
+    """Probabilities (N, C) of images uint8 (N, H, W, 3)."""
     model.eval()
     parts = [
         model(torch.from_numpy(np.array(squares[start : start + 256])).to(model.device)).softmax(1).cpu().numpy()

@@ -22,7 +22,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
-from nextpixel.config import DistillConfig, DistillKeywords, Fit, Levels, ResNetConfig, check_keywords, replace_checked
+from nextpixel.config import (
+    DistillConfig,
+    DistillKeywords,
+    Fit,
+    Levels,
+    ResNetConfig,
+    check_keywords,
+    replace_checked,
+    to_side,
+    to_size,
+)
 from nextpixel.data.decoded import FLIPS, Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
@@ -94,9 +104,9 @@ def start_run(
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)
     requested = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
-    layers, side = check_layers(teacher, requested), teacher.side
+    layers, size = check_layers(teacher, requested), teacher.size
     fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
-    decoded = decode(images, side, split=split, cache=config.cache, fit=fit, levels=levels)
+    decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
     decided = Decisions(
         device=device,
@@ -114,7 +124,7 @@ def start_run(
         KIND,
         config,
         decided,
-        shape=ResNetConfig(config.blocks, config.factor, side, targets=len(layers) * teacher.config.width),
+        shape=ResNetConfig(config.blocks, config.factor, to_side(size), targets=len(layers) * teacher.config.width),
         tokenizer=None,
         data=source_facts(images, split) | {"train_images": len(rows), "validation_images": len(held)},
         sets=[decoded],
@@ -131,7 +141,7 @@ def relocate_run(run: Run, images: Any) -> Run:
 def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
     decided, cache = Decisions(**facts["decisions"]), facts["config"]["cache"]
     levels, split = Levels.of(**decided.levels), facts["data"]["split"]
-    return (decode(images, facts["model"]["side"], split=split, cache=cache, fit=decided.fit, levels=levels),)
+    return (decode(images, to_size(facts["model"]["side"]), split=split, cache=cache, fit=decided.fit, levels=levels),)
 
 
 def train_run(run: Run, images: Any = None) -> ResNet:
@@ -153,7 +163,7 @@ def _train(run: Run, images: Any) -> ResNet:
     (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
-        _cache_teacher_features(run, decoded.squares, config, decided, teacher_file)
+        _cache_teacher_features(run, decoded.images, config, decided, teacher_file)
     taught = np.load(teacher_file, mmap_mode="r")  # (N, 1 or 2, D): of each image, and of its mirror image
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
 
@@ -164,7 +174,7 @@ def _train(run: Run, images: Any) -> ResNet:
         assert isinstance(student, ResNet)
     else:
         student = ResNet(shape, seed=config.seed)
-        student.set_scale(decoded.squares[rows])
+        student.set_scale(decoded.images[rows])
         mean, matrix = whitening(np.concatenate([*taught[rows].swapaxes(0, 1)]), config.shrinkage)
         student.get_buffer("teacher_mean").copy_(torch.from_numpy(mean))
         student.get_buffer("teacher_whiten").copy_(torch.from_numpy(matrix))
@@ -179,9 +189,9 @@ def _train(run: Run, images: Any) -> ResNet:
     student.to(decided.device).train()
     warmup_steps = max(1, config.steps // 20) if config.warmup_steps is None else config.warmup_steps
     batches = Batches(
-        decoded.squares,
+        decoded.images,
         rows,
-        side=shape.side,
+        size=to_size(shape.side),
         batch_images=config.batch_images,
         augment=config.augment,
         seed=config.seed,
@@ -210,7 +220,7 @@ def _train(run: Run, images: Any) -> ResNet:
         student.eval()
         parts = [
             distance(
-                predicted(torch.from_numpy(np.array(decoded.squares[part]))),
+                predicted(torch.from_numpy(np.array(decoded.images[part]))),
                 target_of(np.asarray(taught[part, 0])),
                 config.loss,
             )
@@ -269,7 +279,7 @@ def _cache_teacher_features(
     """Write the teacher's features of every image, and of its mirror image, to `path`; an interrupted call resumes."""
     dtype = "bf16" if config.dtype == "bf16" else "fp32"
     teacher = load(decided.teacher, device=decided.device)
-    teacher.fit = "crop"  # a no-op on squares
+    teacher.fit = "crop"  # a no-op on images of its size
     views = [squares, squares[:, :, ::-1]] if config.augment in FLIPS else [squares]
     mirrored = " and of their mirror images" if len(views) > 1 else ""
     say(f"features of layers {decided.layers} of {len(squares):,} images{mirrored}")

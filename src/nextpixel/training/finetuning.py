@@ -134,11 +134,11 @@ def _start(
     config = with_absolute_paths(config)
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
     network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
-    side = network.side
+    size = network.size
 
     source = open_source(images, split)
     names = given_labels(source, labels)
-    sets: tuple[DecodedSet, ...] = decode_sets(source, config, side, network.fit, levels, None)
+    sets: tuple[DecodedSet, ...] = decode_sets(source, config, size, network.fit, levels, None)
     network.levels = sets[0].levels
     _, names, rows = labelled(names, source, sets[0])
     classes, numbers = np.unique(np.array([str(name) for name in names], object), return_inverse=True)
@@ -163,9 +163,9 @@ def _start(
     if test is not None:
         test_source = open_test(test)
         test_names = given_labels(test_source, test_labels)
-        sets += (decode(test_source, side, cache=config.cache, fit=network.fit, levels=network.levels),)
+        sets += (decode(test_source, size, cache=config.cache, fit=network.fit, levels=network.levels),)
         test_squares, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])
-        trained = (sets[1].squares[row] for row in rows[chosen])
+        trained = (sets[1].images[row] for row in rows[chosen])
         arrays["test_seen"] = seen_before(trained, test_squares, test_source.source_name)
         refuse_overlap(arrays["test_seen"], test_source.source_name)
         arrays["test_labels"] = class_numbers(test_names, classes, test_source.source_name)
@@ -220,7 +220,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         network = place_model(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
         batches = training_batches(opened, train_numbers)
         tokens = TokenBatches(batches, model, decided.device)
-        held_squares = opened.validation_set.squares[validation_numbers]
+        held_squares = opened.validation_set.images[validation_numbers]
         held_names = np.array(shape.classes, object)[labels[validation_numbers]]
 
         def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
@@ -299,14 +299,14 @@ def _test(opened: OpenRun[FinetuneConfig], model: ImageGPT, images: Any, arrays:
 
     def decode_again(found: Any) -> tuple[DecodedSet]:
         source = open_test(found) if images is not None else open_source(found, data["split"])
-        return (decode(source, model.side, cache=config.cache, fit=decided.fit, levels=model.levels),)
+        return (decode(source, model.size, cache=config.cache, fit=decided.fit, levels=model.levels),)
 
     keys, pixels = [str(decided.test_key)], decided.pixels[2:]
     (found,) = find_sets(keys, pixels, config.cache, data, images, decode_again, "test")
     model.to(decided.device)
     names = np.array(model.config.classes, object)[arrays["test_labels"]]
     rows = arrays.get("test_rows")  # older runs took all of them
-    squares = found.squares if rows is None or len(rows) == len(found) else found.squares[rows]
+    squares = found.images if rows is None or len(rows) == len(found) else found.images[rows]
     score = LinearProbe.of(model).evaluate_squares(squares, names, dtype=decided.dtype, seen=arrays.get("test_seen"))
     write_json(run.path / "test.json", {"step": step} | asdict(score) | {"confusion": score.confusion.tolist()})
     model.to("cpu")

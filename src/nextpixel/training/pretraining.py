@@ -27,6 +27,8 @@ from nextpixel.config import (
     peak_rate,
     read_recipe,
     replace_checked,
+    side_text,
+    to_size,
 )
 from nextpixel.data.decoded import DecodedSet, decode, split_indices
 from nextpixel.data.labels import seen_before
@@ -126,8 +128,9 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     config = with_absolute_paths(config)
     model = _initial_model(config)
     shape = model.config
-    if config.side and config.side != model.side:
-        raise InputError(f"the model of `init` works at side {model.side}, got {config.side}", argument="side")
+    if config.side and to_size(config.side) != model.size:
+        expected, got = side_text(model.size), side_text(to_size(config.side))
+        raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
     config = _continued(config, shape)
     if config.augment == "orient" and shape.orientations == 1:
         raise InputError(
@@ -136,15 +139,15 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
         check_fits(forecast(config, shape, placed))
-    sets = decode_sets(images, config, model.side, model.fit, model.levels, split, config.validation)
+    sets = decode_sets(images, config, model.size, model.fit, model.levels, split, config.validation)
     if config.validation:
-        side = sets[0].squares.shape[1]  # larger than the model's for random crops
-        held = decode(config.validation, side, cache=config.cache, fit=model.fit, levels=sets[0].levels)
-        seen_before(sets[0].squares, held.squares, config.validation, "validation images")
+        size = sets[0].images.shape[1:3]  # larger than the model's for random crops
+        held = decode(config.validation, size, cache=config.cache, fit=model.fit, levels=sets[0].levels)
+        seen_before(sets[0].images, held.images, config.validation, "validation images")
     arrays = None
     if config.probe_data:
         arrays = ridge_images(
-            config.probe_data, model.side, model.fit, config.probe_images, config.seed, sets[0].levels
+            config.probe_data, model.size, model.fit, config.probe_images, config.seed, sets[0].levels
         )
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
@@ -215,7 +218,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
         network = place_model(model, config, decided)
         optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
         batches = TokenBatches(training_batches(opened, train_indices), model, decided.device)
-        held_out = opened.validation_set.squares[validation_indices]
+        held_out = opened.validation_set.images[validation_indices]
 
         def step(batch: TokenBatch) -> Tensor:
             tokens, hidden, orientations = batches.to_device(batch)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels
-from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, stored_side
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, Size
+from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, stored_size
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
 from nextpixel.images.sources import MapSource, open_source
-from nextpixel.tokens import picture_size, read_tokenizer, square_side
+from nextpixel.tokens import picture_size, read_tokenizer
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 
@@ -36,29 +36,29 @@ def source_facts(images: Any, split: str | None) -> dict[str, Any]:
 def decode_sets(
     images: Any,
     config: GPTRunConfig,
-    side: int,
+    size: Size,
     fit: Fit,
     levels: Levels,
     split: str | None,
     validation: Any = None,
 ) -> tuple[DecodedSet, DecodedSet]:
-    """The training set at the side that augmentation needs, and a set at the model's side for validation.
+    """The training set at the size that augmentation needs, and a set at the model's size for validation.
 
     The second has the `validation` images, in the range of the training set, or else the same images as the first.
-    Raises InputError for a prepared folder of another side or fit.
+    Raises InputError for a prepared folder of another size or fit.
     """
-    stored = stored_side(side, config.augment)
+    stored = stored_size(size, config.augment)
     source = open_source(images, split)
     if isinstance(source, MapSource):
-        source.check(side, fit, stored)
+        source.check(size, fit, stored)
     train = decode(source, stored, cache=config.cache, fit=fit, levels=levels)
     if validation is not None:
-        return train, decode(validation, side, cache=config.cache, fit=fit, levels=train.levels)
-    if stored == side:
+        return train, decode(validation, size, cache=config.cache, fit=fit, levels=train.levels)
+    if stored == size:
         return train, train
     if isinstance(source, MapSource):
-        return train, resized(source, side, fit)
-    return train, decode(source, side, cache=config.cache, fit=fit, levels=train.levels)
+        return train, resized(source, size, fit)
+    return train, decode(source, size, cache=config.cache, fit=fit, levels=train.levels)
 
 
 def find_sets(
@@ -155,9 +155,9 @@ def relocate_images(
         write_json(run.path / "run.json", facts)
 
 
-def side_of(facts: dict[str, Any]) -> int:
-    """Side of the pictures of a run, in pixels."""
-    return square_side(picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"])))
+def size_of(facts: dict[str, Any]) -> Size:
+    """Height and width of the pictures of a run, in pixels."""
+    return picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"]))
 
 
 def decode_run_images(
@@ -170,7 +170,7 @@ def decode_run_images(
     return decode_sets(
         images,
         settings(**facts["config"]),
-        side_of(facts),
+        size_of(facts),
         decided.fit,
         decided.requested_levels,
         facts["data"]["split"],
@@ -189,14 +189,14 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
         return None
     with run.checked_facts() as facts:
         key, cache, data = facts["decisions"]["train_key"], facts["config"]["cache"], facts["data"]
-        side = stored_side(side_of(facts), facts["config"]["augment"])
+        size = stored_size(size_of(facts), facts["config"]["augment"])
         fit, levels = facts["decisions"]["fit"], Levels.of(data.get("range"), data.get("bands"))
     try:
         return read_decoded(key, cache)
     except FileNotFoundError:
         if data["path"] is None:
             raise InputError("these were in memory") from None
-        return decode(data["path"], side, split=data["split"], cache=cache, fit=fit, levels=levels)
+        return decode(data["path"], size, split=data["split"], cache=cache, fit=fit, levels=levels)
 
 
 def absolute(path: str | None) -> str | None:

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig
+from nextpixel.config import GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig, Size
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.devices import choose_device, machine, set_threads
 from nextpixel.progress import say
 from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
-from nextpixel.training.run_images import absolute, decode_run_images, find_sets, side_of
+from nextpixel.training.run_images import absolute, decode_run_images, find_sets, size_of
 
 PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings recorded as absolute paths
 Settings = TypeVar("Settings", bound=GPTRunConfig)
@@ -106,8 +106,8 @@ class OpenRun(Generic[Settings]):
     """With the device of this process."""
     shape: ImageGPTConfig
     tokenizer: Tokenizer
-    side: int
-    """Side of the pictures, see ImageGPT.side."""
+    size: Size
+    """Height and width of the pictures, in pixels."""
     data: dict[str, Any]
     train_set: DecodedSet
     validation_set: DecodedSet
@@ -141,7 +141,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
             )
         )
         decided = replace(decided, device=device)
-        yield OpenRun(run, config, decided, shape, tokenizer, side_of(facts), data, train_set, validation_set)
+        yield OpenRun(run, config, decided, shape, tokenizer, size_of(facts), data, train_set, validation_set)
 
 
 def with_absolute_paths(config: AnyConfig) -> AnyConfig:

@@ -29,9 +29,9 @@ TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
 def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batches:
     """This process's part of the batches of those training images."""
     return Batches(
-        opened.train_set.squares,
+        opened.train_set.images,
         numbers,
-        side=opened.side,
+        size=opened.size,
         batch_images=opened.config.batch_images,
         augment=opened.config.augment,
         seed=opened.config.seed,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nextpixel.config import Fit, Levels, Size
+from nextpixel.config import Fit, Levels, Size, to_size
 from nextpixel.errors import InputError
-from nextpixel.images import Content, Picture, UnreadableImage, fit_size, is_dicom, readable_extensions
+from nextpixel.images import Content, Picture, UnreadableImage, is_dicom, readable_extensions
 from nextpixel.images.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.images.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
 from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image, unread_kind
@@ -79,19 +79,16 @@ def load_images(
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     levels, note = settle(source, levels)
-    height, width = (size, size) if isinstance(size, int) else size
-    squares = np.empty((len(source), height, width, 3), np.uint8)
+    size = to_size(size, "size")
+    found = np.empty((len(source), *size, 3), np.uint8)
     for index in range(len(source)):
         try:
-            if height == width:
-                squares[index] = source.square(index, height, fit, levels)
-            else:
-                squares[index] = fit_size(source.read(index, levels), (height, width), fit)
+            found[index] = source.image(index, size, fit, levels)
         except UnreadableImage as error:
             raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
     if note:
         say_once(note)
-    return squares
+    return found
 
 
 class JoinedSource(Source):
@@ -121,9 +118,9 @@ class JoinedSource(Source):
         part, place = self.places.locate(index)
         return self.parts[part].content(place)
 
-    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
+    def image(self, index: int, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
         part, place = self.places.locate(index)
-        return self.parts[part].square(place, side, fit, levels)
+        return self.parts[part].image(place, size, fit, levels)
 
     def fingerprint(self) -> str:
         return sha256(part.fingerprint().encode() for part in self.parts)

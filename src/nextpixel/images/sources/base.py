@@ -8,8 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from nextpixel.config import Fit, Levels
-from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_square
+from nextpixel.config import Fit, Levels, Size
+from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_image
 
 NO_LEVELS = Levels()
 READ_TOGETHER = 256  # pictures that threads read before the next ones: what a source that streams must keep
@@ -71,9 +71,9 @@ class Source(ABC):
         """Picture `index` in RGB. Raises UnreadableImage."""
         return decode(self.content(index), self.names[index], levels=levels)
 
-    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
-        """Picture `index` as a square, uint8 (side, side, 3), see images.fit_square. Raises as read does."""
-        return fit_square(self.read(index, levels), side, fit=fit)
+    def image(self, index: int, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
+        """Picture `index` at a size, uint8 (H, W, 3), see images.fit_image. Raises as read does."""
+        return fit_image(self.read(index, levels), size, fit)
 
     def sampled(self, count: int) -> range:
         """Numbers of at most `count` pictures, evenly spaced, by which the range of a set is found."""

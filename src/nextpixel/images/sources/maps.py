@@ -1,4 +1,4 @@
-"""Decoded sets on disk: a folder with squares in a memory map, and their names and labels beside them."""
+"""Decoded sets on disk: a folder with images of one size in a memory map, and their names and labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels
+from nextpixel.config import Fit, Levels, Size, side_text, to_size
 from nextpixel.errors import InputError
-from nextpixel.images import fit_square, from_array
+from nextpixel.images import fit_image, from_array
 from nextpixel.images.sources.base import NO_LEVELS, Names, Source
 
-SQUARES, META = "squares.u8", "meta.json"
+IMAGES, META = "squares.u8", "meta.json"
 NAMES, NAME_ENDS, LABELS = "names.bin", "name_ends.npy", "labels.npy"
 UNREADABLE_AT_MOST = 0.1
 
@@ -29,7 +29,7 @@ UNREADABLE_AT_MOST = 0.1
 class Part:
     """Pictures that follow each other in a source, as far as they can be read."""
 
-    squares: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     names: Sequence[str]
     labels: NDArray[np.int64] | None
     unreadable: list[str]
@@ -59,9 +59,9 @@ class StoredNames(Names):
 
 
 class MapSource(Source):
-    """A folder that write_set made. `squares` uint8 (N, side, side, 3) is a memory map; nothing is held or copied.
+    """A folder that write_set made. `images` uint8 (N, H, W, 3) is a memory map; nothing is held or copied.
 
-    `serves` is the smaller side that random crops of the squares are made for, or else their own. `levels` are those
+    `size` is (H, W), and `serves` the smaller size that random crops are made for, or the same. `levels` are those
     they were made with, and `note` a line that says so.
     Raises FileNotFoundError where there is no set, InputError for a damaged one.
     """
@@ -71,8 +71,8 @@ class MapSource(Source):
         text = (place / META).read_text(encoding="utf-8", errors="replace")
         try:
             meta = json.loads(text)
-            self.side, self.fit = int(meta["side"]), meta["fit"]
-            self.serves = int(meta.get("serves", self.side))
+            self.size, self.fit = to_size(meta["side"]), meta["fit"]
+            self.serves = to_size(meta.get("serves", self.size))
             self.unreadable = meta["unreadable"]
             self.levels, self.note = Levels.of(meta.get("range"), meta.get("bands")), meta.get("note")
             self.made_from, self.digest = str(meta["source"]), str(meta.get("content"))
@@ -83,38 +83,38 @@ class MapSource(Source):
             else:
                 names = StoredNames(place)
                 labels = np.load(place / LABELS, allow_pickle=False) if meta["labelled"] else None
-            shape = len(names), self.side, self.side, 3
-            size = (place / SQUARES).stat().st_size
+            shape = len(names), *self.size, 3
+            size = (place / IMAGES).stat().st_size
             if size != int(np.prod(shape)) or len(names) != meta.get("images", len(names)):
-                raise ValueError(f"{SQUARES} has {size:,} bytes instead of {int(np.prod(shape)):,}")
-            self.squares: NDArray[np.uint8] = np.memmap(place / SQUARES, np.uint8, "r", shape=shape)
+                raise ValueError(f"{IMAGES} has {size:,} bytes instead of {int(np.prod(shape)):,}")
+            self.images: NDArray[np.uint8] = np.memmap(place / IMAGES, np.uint8, "r", shape=shape)
             classes = meta["classes"]
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{place}: expected decoded images, got damaged files ({error}); {remedy}") from None
         super().__init__(str(folder), names, labels, classes)
 
     def __len__(self) -> int:
-        return len(self.squares)
+        return len(self.images)
 
     def content(self, index: int) -> NDArray[np.uint8]:
-        return self.squares[index]
+        return self.images[index]
 
-    def square(self, index: int, side: int, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
-        self.check(side, fit)
-        if side == self.side:
-            return np.array(self.squares[index])
-        return fit_square(from_array(self.squares[index]), side)  # proportions were settled when it was prepared
+    def image(self, index: int, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> NDArray[np.uint8]:
+        self.check(size, fit)
+        if size == self.size:
+            return np.array(self.images[index])
+        return fit_image(from_array(self.images[index]), size)  # proportions were settled when it was prepared
 
-    def check(self, side: int, fit: Fit, stored: int | None = None) -> None:
-        """Raises InputError unless squares of that side and fit can be had; with `stored`, lie here at that side."""
-        if fit == self.fit and side in (self.side, self.serves) and stored in (None, self.side):
+    def check(self, size: Size, fit: Fit, stored: Size | None = None) -> None:
+        """Raises InputError unless images of that size and fit can be had; with `stored`, lie here at that size."""
+        if fit == self.fit and size in (self.size, self.serves) and stored in (None, self.size):
             return
-        again = f"nextpixel prepare {shlex.quote(self.made_from)} NEW `side={side}` `fit={fit}`"
-        if stored not in (None, side):
-            again += f" `store_side={stored}`"
+        again = f"nextpixel prepare {shlex.quote(self.made_from)} NEW `side={side_text(size)}` `fit={fit}`"
+        if stored is not None and stored != size:
+            again += f" `store_side={side_text(stored)}`"
         raise InputError(
-            f"{self.source_name}: expected squares of side {stored or side} made with `fit={fit}`, got side "
-            f"{self.side} and `fit={self.fit}`; make the right ones with: {again}"
+            f"{self.source_name}: expected images of side {side_text(stored or size)} made with `fit={fit}`, got side "
+            f"{side_text(self.size)} and `fit={self.fit}`; make the right ones with: {again}"
         )
 
     def fingerprint(self) -> str:
@@ -123,15 +123,15 @@ class MapSource(Source):
 
 def is_map(folder: str | Path) -> bool:
     """Whether a folder holds a decoded set."""
-    return all(os.path.isfile(os.path.join(folder, name)) for name in (META, SQUARES))
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (META, IMAGES))
 
 
 def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_out: Sequence[str] = ()) -> None:
     """Write the files of a decoded set into an existing folder, in one pass; the last of them is meta.json.
 
-    `facts` are source, side (of the squares), fit, classes and whatever else is to be recorded; `left_out` are lines
-    about pictures that were known not to be readable before. Raises InputError
-    when more than one picture in ten cannot be read, or none can.
+    `facts` are source, side (see config.to_side), fit, classes and whatever else is to be recorded; `left_out` are
+    lines about pictures that were known not to be readable before. Raises InputError when more than one picture in
+    ten cannot be read, or none can.
     """
     digest, shown, ends, labels, unreadable, count = (
         hashlib.sha256(),
@@ -142,10 +142,10 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
         0,
     )
     digest.update(f"{facts['side']} {facts['fit']} {facts['classes']}".encode())
-    with (folder / SQUARES).open("wb") as squares, (folder / NAMES).open("wb") as names:
+    with (folder / IMAGES).open("wb") as images, (folder / NAMES).open("wb") as names:
         for part in parts:
-            pixels = np.ascontiguousarray(part.squares)
-            squares.write(pixels.data)  # a plain write: a full disk is an error, not a bus fault
+            pixels = np.ascontiguousarray(part.images)
+            images.write(pixels.data)  # a plain write: a full disk is an error, not a bus fault
             shown.update(pixels.data)
             for name in part.names:
                 text = name.encode("utf-8", "surrogatepass")  # a file name need not be text

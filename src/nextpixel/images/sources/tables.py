@@ -55,7 +55,7 @@ class ParquetSource(Source):
         if label_column is not None:
             self.take_labels(*_labels(self.files, label_column))
         self._groups = [_group_starts(file.metadata) for file in self.files]
-        self._kept: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
+        self.kept: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
         self._stream: tuple[tuple[int, int], int, Iterator[Any]] | None = None  # group, next batch, batches
         self._lock = threading.Lock()
 
@@ -87,12 +87,12 @@ class ParquetSource(Source):
         rows = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
         rows = min(max(rows, BATCH_ROWS[0]), BATCH_ROWS[1])
         key = file, group, row // rows
-        if key not in self._kept:
-            self._kept[key] = self._batch(file, group, row // rows, rows)
-            if len(self._kept) > BATCHES_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key][row % rows].as_py()
+        if key not in self.kept:
+            self.kept[key] = self._batch(file, group, row // rows, rows)
+            if len(self.kept) > BATCHES_KEPT:
+                self.kept.popitem(last=False)
+        self.kept.move_to_end(key)
+        return self.kept[key][row % rows].as_py()
 
     def _batch(self, file: int, group: int, wanted: int, rows: int) -> Any:
         """Batch number `wanted` of a row group: further along the stream that is open, or from the start."""

@@ -1,0 +1,72 @@
+"""Pictures at a size: crops, resizes and rotations."""
+
+import numpy as np
+from PIL import Image
+
+from nextpixel.config import Fit, Size
+from nextpixel.errors import InputError
+from nextpixel.images.pixels import Picture, to_rgb
+
+IMAGENET_SIDE = 224  # Chen et al. 2020, section 3.1
+
+
+def orient(images: np.ndarray, orientation: int) -> np.ndarray:
+    """Images (N, H, W, C) rotated by `orientation` % 4 quarter turns counter-clockwise, and from 4 on then mirrored.
+
+    One turn brings the right side to the top, two the bottom, three the left.
+    """
+    turned = np.rot90(images, orientation % 4, axes=(1, 2))
+    return np.ascontiguousarray(turned[:, :, ::-1] if orientation >= 4 else turned)
+
+
+def upright(images: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo `orient`."""
+    turned = images[:, :, ::-1] if orientation >= 4 else images
+    return np.ascontiguousarray(np.rot90(turned, -(orientation % 4), axes=(1, 2)))
+
+
+def fit_image(picture: Picture, size: Size, fit: Fit = "crop") -> np.ndarray:
+    """The picture at a height and width, uint8 (height, width, 3), resized bilinearly with antialiasing.
+
+    fit  crop: the largest part of these proportions around the centre, resized; imagenet: the same with a shorter side
+         of 224 and then down to the size, as Chen et al. 2020 evaluate; squash: width and height resized independently,
+         as transformers does
+
+    A crop is one resize of its box, so that a strip of 1 x 10,000 pixels costs no memory. Where the box has the size
+    already, its pixels are unchanged. Raises InputError.
+    """
+    picture = to_rgb(picture)
+    height, width = size
+    if min(size) < 1:
+        raise InputError(f"expected a size of at least 1 x 1 pixels, got {height} x {width}")
+    if min(picture.size) == 0:
+        raise InputError(f"an image must have at least one pixel, got {picture.width} x {picture.height}")
+    if fit == "squash":
+        return _resize(picture, size, (0, 0, *picture.size))
+    cut_width = min(picture.width, picture.height * width / height)
+    cut_height = min(picture.height, picture.width * height / width)
+    left, top = (picture.width - cut_width) // 2, (picture.height - cut_height) // 2
+    box = (left, top, left + cut_width, top + cut_height)
+    if (cut_width, cut_height) == (width, height):
+        return np.array(picture.crop(box))
+    if fit == "imagenet":
+        scale = IMAGENET_SIDE / min(size)
+        first = round(height * scale), round(width * scale)
+        return _resize(Image.fromarray(_resize(picture, first, box)), size, (0, 0, first[1], first[0]))
+    return _resize(picture, size, box)
+
+
+def crop_resize(image: np.ndarray, box: tuple[float, float, float, float], size: Size) -> np.ndarray:
+    """The part `box` of an image: uint8 (H, W, 3) -> (height, width, 3), antialiased. Raises InputError.
+
+    box  left, top, right, bottom in pixels of the image and fractions of them
+    """
+    left, top, right, bottom = box
+    height, width = image.shape[:2]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise InputError(f"a crop box must lie within 0, 0, {width}, {height}; got {box}")
+    return _resize(Image.fromarray(image), size, box)
+
+
+def _resize(picture: Picture, size: Size, box: tuple[float, float, float, float]) -> np.ndarray:
+    return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR, box=box))

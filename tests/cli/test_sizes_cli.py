@@ -1,0 +1,100 @@
+"""Pictures that are not square, from pretraining through every verb that reads or draws them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nextpixel
+from nextpixel.checkpoints import load_backbone
+from nextpixel.cli import main
+
+SMALL = "--layers 1 --width 16 --heads 2 --batch-images 4 --steps 4 --sample-images 1 --device cpu --threads 1".split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Wide pictures in two classes, and a run on them at 6 rows and 4 columns."""
+    place = tmp_path_factory.mktemp("sizes")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 9, 14, 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        path = place / "photos" / ("train" if number < 10 else "test") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEXTPIXEL_CACHE", str(place / "cache"))
+        assert main(["pretrain", str(place / "photos"), "--side", "6x4", *SMALL, "--out", str(place / "run")]) == 0
+    return place
+
+
+@pytest.fixture
+def run(home, monkeypatch, capsys):
+    """Run a command in that folder; returns its stdout."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("NEXTPIXEL_CACHE", str(home / "cache"))
+
+    def call(words: str) -> str:
+        assert main(words.split()) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return call
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_the_model_and_the_run_have_the_size(home):
+    model = nextpixel.load(home / "run")
+    assert model.size == model.side == (6, 4) and model.config.tokens == 24
+    facts = json.loads((home / "run" / "run.json").read_text())
+    assert facts["config"]["side"] == facts["model"]["side"] == [6, 4]
+    assert nextpixel.sample(model, n=1)[0].size == (4, 6)
+
+
+def test_drawing(run):
+    run("sample --model run -n 2 --out drawn.png")
+    run("complete photos/train/a/0.png --model run -n 2 --out completed.png")
+    assert size_of("drawn.png")[1] > size_of("drawn.png")[0] / 2 and size_of("completed.png")[0] > 0
+
+
+def test_scoring(run):
+    found = json.loads(run("evaluate photos --split test --model run --json"))
+    assert 5 < found["nats_per_pixel"] < 8
+    lines = run("score photos --split test --model run --heatmap maps").splitlines()
+    assert len(lines) >= 6
+    assert {size_of(path) for path in Path("maps").iterdir()} == {(64, 48)}  # two of 4 x 6, zoomed 8 times
+    run("score photos --split test --against photos --model run")
+
+
+def test_features_and_probes(run):
+    run("features photos --model run --out features.npz")
+    with np.load("features.npz") as found:
+        assert found["features"].shape == (10, 16)
+    assert "accuracy" in run("probe photos --model run --layer 1")
+
+
+def test_training_on(run, home):
+    run("distill photos --model run --steps 2 --batch-images 4 --out student")
+    assert load_backbone("student").size == (6, 4)
+    run("finetune photos --model run --epochs 1 --batch-images 4 --augment crop --out tuned")
+    run("prepare photos prepared --side 6x4 --augment crop")
+    assert main(["pretrain", "prepared", "--side", "6x4", "--augment", "crop", *SMALL, "--out", "again"]) == 0
+
+
+@pytest.mark.parametrize("side", ["0", "6x0", "x4", "6x4x3", "6 4", "-2", "9999", "6X4", "six"])
+def test_other_sides_are_refused(home, capsys, side):
+    assert main(["pretrain", str(home / "photos"), f"--side={side}", "--out", str(home / "no")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("nextpixel: --side: expected at least 1 and at most 4096 pixels, or rows and columns")
+    assert f"got {side}" in err and not (home / "no").exists()
+
+
+def test_only_square_pictures_are_rotated(home, capsys):
+    assert main(["pretrain", str(home / "photos"), "--side=6x4", "--augment=orient", "--out", str(home / "no")]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "nextpixel: --augment: orient rotates by quarter turns, for square pictures only, got 6 x 4; use flip"
+    )
