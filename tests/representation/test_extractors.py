@@ -53,7 +53,7 @@ def test_a_student_gives_its_pooled_features_and_its_statistics_count(model: Ima
     student = ResNet(ResNetConfig(blocks=1, side=8)).eval()
     nextpixel.save(student, tmp_path / "student")
     extractor = open_extractor(str(tmp_path / "student"), model)
-    assert extractor.side == 8 and extractor.name.startswith("resnet-") and extractor.name.endswith(" layer 0")
+    assert extractor.size == (8, 8) and extractor.name.startswith("resnet-") and extractor.name.endswith(" layer 0")
     assert np.allclose(extractor(squares(3, 8)), nextpixel.features(student, squares(3, 8)), atol=1e-6)
     student.norm.running_mean += 1
     nextpixel.save(student, tmp_path / "other")
@@ -111,7 +111,7 @@ def test_a_network_is_fed_as_its_file_wants(network: Path, monkeypatch: pytest.M
     white = np.full((70, 4, 4, 3), 255, np.uint8)
     white[:, :, :, 1] = 0
     extractor = onnx_extractor(network, (4, 4))
-    assert extractor.side == 8 and extractor.name.startswith("net-")
+    assert extractor.size == (8, 8) and extractor.name.startswith("net-")
     assert np.allclose(extractor(white), 1 / 3)
     assert [x.shape for x in fed] == [(64, 3, 8, 8), (6, 3, 8, 8)] and fed[0].dtype == np.float32
     assert fed[0][:, 0].min() == 1 and fed[0][:, 1].max() == -1
