@@ -176,7 +176,7 @@ def test_a_real_onnx_file(tmp_path: Path) -> None:
 
 
 def test_compare_samples_takes_anything_with_features(model: ImageGPT) -> None:
-    colours = Extractor("colours", 4, lambda x: x.mean((1, 2)).astype(np.float32))
+    colours = Extractor("colours", (4, 4), lambda x: x.mean((1, 2)).astype(np.float32))
     real = squares(90)
     bright, same = nextpixel.compare_samples(model, real, squares(30, seed=1) // 4 + 190, extractor=[colours, "pixels"])
     assert (bright.extractor, bright.width, same.width) == ("colours", 3, 48)
