@@ -23,6 +23,7 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
 from nextpixel.tokens.palette import Palette
+from nextpixel.tokens.training_pictures import TrainingPictures
 from nextpixel.tokens.words import Words
 
 EMBEDDED = "embedded"
@@ -65,6 +66,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
         model = ImageGPT(config)
     model.load_state_dict(state, strict=True, assign=True)
     _read_preprocessing(folder, model)
+    model.training_pictures = TrainingPictures.read(folder, config.tokens, config.colors)
     model.facts = section(values)
     return model.eval()
 
@@ -134,6 +136,8 @@ def write_model(
             folder / "config.json", folder / "model.safetensors"
         )  # safetensors makes it readable by the owner only
     write_json(folder / "preprocessor_config.json", processor | {"nextpixel": ours})
+    if model.training_pictures is not None:
+        model.training_pictures.write(folder)
 
 
 def find_model(name: str | Path | None) -> Path:
@@ -185,10 +189,14 @@ def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     model.tokenizer = _read_tokenizer(values, ours, model.config, path)
     if model.config.words:
         model.words = _read_words(ours, model.config, path)
-    fit = ours.get("fit", model.fit)
+    fit = ours.get("fit", model.fit)  # set with the tokenizer
     if fit not in get_args(Fit):
         raise InputError(f"{path}: fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}")
-    model.fit, model.levels = fit, resnet.read_levels(ours, path)
+    try:
+        model.fit = fit
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    model.levels = resnet.read_levels(ours, path)
 
 
 def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageGPTConfig, path: Path) -> Tokenizer:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nextpixel.cli.arguments import parse, print_json, recipe_defaults, show
-from nextpixel.config import ImageGPTConfig, OutputOptions, PretrainConfig, check_numbers
+from nextpixel.config import EXACT, ImageGPTConfig, OutputOptions, PretrainConfig, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -123,12 +123,24 @@ def run(argv: Sequence[str]) -> None:
 
 def _shape(config: PretrainConfig) -> ImageGPTConfig:
     if config.init is None:
-        from nextpixel.tokens.palette import Palette
-
-        return config.model(len(Palette.read(config.palette)) if config.palette else ImageGPTConfig().colors)
+        return config.model(_colors(config.palette))
     from nextpixel.checkpoints import load
 
     return load(config.init).config
+
+
+def _colors(palette: str | None) -> int:
+    """How many colours a palette has; of exact, at most."""
+    if palette is None:
+        return ImageGPTConfig().colors
+    from nextpixel.images import read_palette_file
+    from nextpixel.images.palette_files import holds_exact_colours
+    from nextpixel.tokens.exact import COLOURS_AT_MOST
+    from nextpixel.tokens.palette import Palette
+
+    if palette == EXACT:
+        return COLOURS_AT_MOST
+    return len(read_palette_file(palette) if holds_exact_colours(palette) else Palette.read(palette))
 
 
 def _count(text: str) -> int:

@@ -17,6 +17,7 @@ from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
 GRID_AT_MOST = 1024
+COPIES_FROM = 16  # pictures above which their copies are counted
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Sample:
     """The grid, a PNG file."""
     show: bool = False
     """Show the result in the terminal."""
+    no_copies: bool = False
+    """Draw others instead of copies of training pictures, for a model of exact colours."""
     files: PictureFiles = field(default_factory=PictureFiles)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -42,17 +45,24 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
     check_drawing(args)
     model = load_model(args.model)
-    from nextpixel.drawing.sampling import draw
+    from nextpixel.drawing.copies import draw_without_copies, find_copies
+    from nextpixel.drawing.sampling import Drawing, draw
     from nextpixel.images import grid, save_png
 
     shown = min(args.n, GRID_AT_MOST)
     if shown < args.n:
         say(f"{args.out} shows the first {shown:,} of {args.n:,} pictures; --each FOLDER writes all")
-    drawing = draw(model, None, n=args.n, sampling=args.sampling, caption=args.caption)
+
+    def draw_more(n: int, first: int) -> Drawing:
+        return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first)
+
+    drawing, redrawn = draw_without_copies(model, args.n, draw_more) if args.no_copies else (draw_more(args.n, 0), 0)
+    copies = find_copies(model, drawing.images) if args.n > COPIES_FROM or args.output.json else None
+    shown = min(shown, len(drawing.images))
     columns = math.ceil(math.sqrt(shown))
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
     save_png(grid(rows, zoom=max(1, CELL_PIXELS // drawing.images.shape[1])), args.out)
-    files = write_pictures(args.files, model, drawing, [f"seed{args.sampling.seed}"] * args.n)
+    files = write_pictures(args.files, model, drawing, [f"seed{args.sampling.seed}"] * len(drawing.images))
     show_pictures(rows, args)
     if args.output.json:
         print_json(
@@ -64,12 +74,19 @@ def run(argv: Sequence[str]) -> None:
                 "seed": args.sampling.seed,
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "nats_per_pixel": drawing.nats.tolist(),
+                **({} if copies is None else {"copies": copies.figures() | {"redrawn": redrawn}}),
             }
         )
     else:
         for path in (args.out, args.files.sheet, args.files.gif):
             if path is not None:
                 show(path)
+        if copies is not None:
+            show(copies)
+    if redrawn:
+        say(f"{redrawn:,} copies were drawn and left out")
+    if len(drawing.images) < args.n:
+        say(f"only {len(drawing.images):,} of {args.n:,} pictures are no copies; train on more pictures, or less long")
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     say(f"For other pictures: --seed {args.sampling.seed + 1}")

@@ -13,6 +13,7 @@ from nextpixel.config.keywords import (
 from nextpixel.config.options import ModelOptions, OutputOptions, SamplingConfig, ServeConfig, StudyConfig
 from nextpixel.config.recipes import read_recipe, replace_checked
 from nextpixel.config.runs import (
+    EXACT,
     INIT_RATE,
     LEARNING_RATES,
     MUON_RATE,
@@ -47,6 +48,7 @@ from nextpixel.config.terms import (
 )
 
 __all__ = [
+    "EXACT",
     "INIT_RATE",
     "LEARNING_RATES",
     "MODERN",

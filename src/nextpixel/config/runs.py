@@ -39,6 +39,7 @@ LEARNING_RATES: dict[str, float] = {
 }
 
 
+EXACT = "exact"  # the palette of the images' own colours
 INIT_RATE = 0.1  # of the pretraining rate, for continued training (Chen et al. 2020, section 3.4)
 
 
@@ -153,7 +154,8 @@ class PretrainConfig(GPTRunConfig):
     side: int | Size | None = None
     """Pixels along each side, or rows x columns as in 24x16; default: 32, or with `init` that of the model."""
     palette: str | None = None
-    """A palette.npy file; default: OpenAI's 512 colours."""
+    """A palette.npy file, exact (the RGBA colours of the images, at most 1,024, kept exactly), or a .gpl, .hex, .pal or
+    .png palette, also kept exactly; default: OpenAI's 512 colours."""
     preset: Preset | None = None
     """classic: the paper's network and recipe. modern: 2D rotary positions, normalised queries and keys, squared ReLU,
     zero-initialised projections, capped logits, Muon, and a constant learning rate with a linear cool-down. Default:

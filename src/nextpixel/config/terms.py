@@ -14,7 +14,7 @@ from nextpixel.errors import InputError, shortened
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Augment = Literal["none", "flip", "crop", "pad", "pad-flip", "orient"]
 KeepSide = Literal["top", "right", "bottom", "left"]
-Fit = Literal["crop", "imagenet", "squash"]
+Fit = Literal["crop", "imagenet", "squash", "place"]
 Objective = Literal["autoregressive", "masked"]
 Positions = Literal["learned", "rotary"]
 Activation = Literal["quick-gelu", "squared-relu"]

@@ -6,7 +6,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -143,12 +143,16 @@ def draw(
     sampling: SamplingConfig | None = None,
     keep_side: KeepSide = "top",
     caption: str | Sequence[str] | None = None,
+    first: int = 0,
 ) -> Drawing:
-    """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures of each caption."""
+    """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures of each caption.
+
+    `first` is the number of the first completion: further ones of the same seed, without those before it.
+    """
     sampling = sampling or SamplingConfig()
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
-    plan = _plan(model, squares, keep, n, sampling, caption)
+    plan = replace(_plan(model, squares, keep, n, sampling, caption), first=first)
     config, tokenizer = model.config, model.tokenizer
     tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
     tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
@@ -190,6 +194,7 @@ class _Plan:
     batches: list[range]  # indices in the flat list
     decoder: type[Decoder]
     guided: bool
+    first: int = 0  # number of the first completion
 
     def new_decoder(self, model: ImageGPT, rows: int) -> Decoder:
         return GuidedDecoder(self.decoder, model, rows) if self.guided else self.decoder(model, rows)
@@ -275,7 +280,12 @@ def _draw_rows(
     prompts = plan.prompts[first : last + 1].to(model.device)
     table: Table[Row] = Table(plan.new_decoder(model, len(candidates)))
     rows = [
-        Row(token_noise(sampling.seed, *divmod(c, n), config.tokens), sampling, prompts.shape[1], plan.allowed)
+        Row(
+            token_noise(sampling.seed, c // n, plan.first + c % n, config.tokens),
+            sampling,
+            prompts.shape[1],
+            plan.allowed,
+        )
         for c in candidates
     ]
     tags = plan.tags if plan.tags is None or len(plan.tags) == 1 else plan.tags[first : last + 1]

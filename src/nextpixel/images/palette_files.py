@@ -6,6 +6,7 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import NamedTuple
@@ -63,6 +64,15 @@ def write_palette_file(path: Path, colours: Colours) -> None:
 def is_palette_file(path: str | Path) -> bool:
     """Whether `path` ends as a palette file does."""
     return Path(path).suffix.lower() in FORMATS
+
+
+def holds_exact_colours(path: str | Path) -> bool:
+    """Whether `path` is a palette file of exact colours; a .npy file may also have OpenAI's, numbers from -1 to 1."""
+    if Path(path).suffix.lower() != ".npy":
+        return is_palette_file(path)
+    with suppress(Exception):  # whoever reads it says what is wrong
+        return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint8)
+    return False
 
 
 def _format(path: str | Path) -> Format:

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size, to_side
+from nextpixel.errors import InputError
 from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise
@@ -45,6 +46,7 @@ from nextpixel.tokens.tokenizer import picture_size
 if TYPE_CHECKING:
     from nextpixel.tokens import Tokenizer
     from nextpixel.tokens.palette import Palette
+    from nextpixel.tokens.training_pictures import TrainingPictures
     from nextpixel.tokens.words import Words
 
 
@@ -143,10 +145,11 @@ class ImageGPT(nn.Module):
     """
 
     checkpoint_activations = False
-    fit: Fit = "crop"  # how pictures are fitted to its size, see images.fit_image
     levels = Levels()  # how values beyond 8 bits become colours
     _tokenizer: Tokenizer | None = None
+    _fit: Fit = "crop"
     _words: Words | None = None
+    training_pictures: TrainingPictures | None = None  # to find copies among drawn ones; they travel with the weights
 
     def __init__(self, config: ImageGPTConfig, seed: int = 0) -> None:
         super().__init__()
@@ -186,6 +189,23 @@ class ImageGPT(nn.Module):
         if len(tokenizer) != self.config.colors:
             raise ValueError(f"tokenizer: expected a vocabulary of {self.config.colors}, got {len(tokenizer)}")
         self._tokenizer = tokenizer
+        if (tokenizer.channels == 4) != (self._fit == "place"):
+            self._fit = "place" if tokenizer.channels == 4 else "crop"
+
+    @property
+    def fit(self) -> Fit:
+        """How pictures become its own, see images.fit_image; a tokenizer of four channels takes place alone."""
+        return self._fit
+
+    @fit.setter
+    def fit(self, fit: Fit) -> None:
+        if self._tokenizer is not None and (self._tokenizer.channels == 4) != (fit == "place"):
+            raise InputError(
+                f"expected {'place' if self._tokenizer.channels == 4 else 'crop, imagenet or squash'}, got {fit}: "
+                "place is for models of exact colours, which resizing would mix",
+                argument="fit",
+            )
+        self._fit = fit
 
     @property
     def palette(self) -> Palette:

@@ -79,6 +79,12 @@ class ExactPalette:
         known, tokens = self._tokens_of(codes)
         return tokens[torch.searchsorted(known, codes)]
 
+    def changed(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which pixels of uint8 images (B, H, W, 4) have a colour that is not one of these, (B, H, W)."""
+        codes = _codes(torch.from_numpy(images))
+        own = _codes(torch.from_numpy(self.rgba))
+        return ~torch.isin(codes, own).numpy()
+
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
         """uint8 images (B, H, W, 4) of tokens (B, T), with W = `columns`; by default T is a square number."""
         array = np.atleast_2d(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)

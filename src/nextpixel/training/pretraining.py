@@ -40,7 +40,8 @@ from nextpixel.images import grid, save_png
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
-from nextpixel.tokens.palette import Palette
+from nextpixel.tokens import exact_colours
+from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPictures
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
@@ -57,6 +58,7 @@ from nextpixel.training.steps import (
     training_batches,
     write_full_model,
 )
+from nextpixel.training.tokenizers import choose_tokenizer
 from nextpixel.training.tracking import check_tracker
 
 KIND = "pretrain"
@@ -126,7 +128,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     check_tracker(config.tracker)
     distributed.local_batch_images(config.batch_images)
     config = with_absolute_paths(config)
-    model = _initial_model(config)
+    model = _initial_model(config, images, split)
     shape = model.config
     if config.side and to_size(config.side) != model.size:
         expected, got = side_text(model.size), side_text(to_size(config.side))
@@ -214,11 +216,11 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
     with open_run(run, PretrainConfig, images) as opened:
         config, decided = opened.config, opened.decided
         train_indices, validation_indices = _choose(opened.train_set, opened.validation_set, config)
-        model = _current_model(opened)
+        held_out = opened.validation_set.images[validation_indices]
+        model = _current_model(opened, train_indices, held_out)
         network = place_model(model, config, decided)
         optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
         batches = TokenBatches(training_batches(opened, train_indices), model, decided.device)
-        held_out = opened.validation_set.images[validation_indices]
 
         def step(batch: TokenBatch) -> Tensor:
             tokens, hidden, orientations = batches.to_device(batch)
@@ -247,7 +249,9 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
         return load(run.path)
 
 
-def _current_model(opened: OpenRun[PretrainConfig]) -> ImageGPT:
+def _current_model(
+    opened: OpenRun[PretrainConfig], train_indices: NDArray[np.int64], held_out: NDArray[np.uint8]
+) -> ImageGPT:
     """The model of the last checkpoint, of `init`, or a new one."""
     run, config, decided = opened.run, opened.config, opened.decided
     steps = distributed.on_first_rank(run.steps)
@@ -256,10 +260,12 @@ def _current_model(opened: OpenRun[PretrainConfig]) -> ImageGPT:
         with run.checkpoint(steps[-1]) as folder:
             model = load(folder)
     elif config.init:
-        model = _initial_model(config)
+        model = _load_init(config.init, config)
     else:
         model = ImageGPT(opened.shape, seed=config.seed)
     model.tokenizer, model.fit, model.levels = opened.tokenizer, decided.fit, opened.train_set.levels
+    if not steps:
+        model.training_pictures = _kept_pictures(model, opened.train_set.images, train_indices, held_out)
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
     if config.init and not steps:  # so that the run no longer needs that model
@@ -270,6 +276,20 @@ def _current_model(opened: OpenRun[PretrainConfig]) -> ImageGPT:
 
         distributed.on_first_rank(write_first)
     return model
+
+
+def _kept_pictures(
+    model: ImageGPT, pictures: NDArray[np.uint8], numbers: NDArray[np.int64], held_out: NDArray[np.uint8]
+) -> TrainingPictures | None:
+    """The training pictures of a model of exact colours, to find copies among what it draws."""
+    colours = exact_colours(model.tokenizer)
+    if colours is None or len(numbers) > PICTURES_AT_MOST:
+        return None
+    blanks = np.flatnonzero(~colours.any(1))
+    tokens, others = (model.tokenizer.encode(np.ascontiguousarray(part)) for part in (pictures[numbers], held_out))
+    return TrainingPictures.of(
+        tokens.numpy(), others.numpy(), model.config.columns, int(blanks[0]) if len(blanks) else -1, len(colours)
+    )
 
 
 def _rate(step: int, config: PretrainConfig, decided: Decisions) -> float:
@@ -331,14 +351,19 @@ def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
     return replace(config, preset="modern" if modern else "classic")
 
 
-def _initial_model(config: PretrainConfig) -> ImageGPT:
+def _load_init(init: str, config: PretrainConfig) -> ImageGPT:
+    model = load(init)
+    model.set_classes(())
+    model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
+    return model
+
+
+def _initial_model(config: PretrainConfig, images: Any, split: str | None) -> ImageGPT:
     if config.init:
-        model = load(config.init)
-        model.set_classes(())
-        model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
-        return model
-    palette = Palette.read(config.palette, config.cache) if config.palette else Palette.openai(config.cache)
+        return _load_init(config.init, config)
+    tokenizer = choose_tokenizer(images, config, split)
     with torch.device("meta"):
-        model = ImageGPT(config.model(len(palette)))
-    model.tokenizer, model.fit, model.levels = palette, config.fit or model.fit, config.levels
+        model = ImageGPT(config.model(len(tokenizer)))
+    model.tokenizer, model.levels = tokenizer, config.levels
+    model.fit = config.fit or model.fit
     return model

@@ -47,6 +47,8 @@ def decode_sets(
     The second has the `validation` images, in the range of the training set, or else the same images as the first.
     Raises InputError for a prepared folder of another size or fit.
     """
+    if fit == "place" and config.augment == "crop":
+        raise InputError("expected another augmentation for exact colours, which crop mixes", argument="augment")
     stored = stored_size(size, config.augment)
     source = open_source(images, split)
     if isinstance(source, MapSource):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig, Size
+from nextpixel.config import EXACT, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig, Size
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.devices import choose_device, machine, set_threads
 from nextpixel.progress import say
@@ -147,7 +147,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
 def with_absolute_paths(config: AnyConfig) -> AnyConfig:
     """So that the run can be resumed from another folder."""
     given = {name: getattr(config, name, None) for name in PATHS}
-    paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path and path != EXACT}
     if config.cache:  # which may not exist yet
         paths["cache"] = os.path.abspath(config.cache)
     return replace(config, **paths)

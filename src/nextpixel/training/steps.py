@@ -67,6 +67,7 @@ def write_full_model(model: ImageGPT, folder: Path) -> None:
             whole.load_state_dict(state, assign=True)
             whole.tokenizer, whole.fit, whole.facts = model.tokenizer, model.fit, model.facts
             whole.levels, whole.words = model.levels, model.words
+            whole.training_pictures = model.training_pictures
     distributed.on_first_rank(lambda: write_model(whole, folder))
 
 

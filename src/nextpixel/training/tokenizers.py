@@ -1,0 +1,52 @@
+"""The tokenizer of a new run: OpenAI's palette, that of a file, or the exact colours of its images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nextpixel.config import EXACT, PretrainConfig
+from nextpixel.data.decoded import decode
+from nextpixel.errors import InputError
+from nextpixel.images import read_palette_file
+from nextpixel.images.palette_files import holds_exact_colours
+from nextpixel.images.sources.base import READ_TOGETHER
+from nextpixel.progress import say
+from nextpixel.tokens import Tokenizer
+from nextpixel.tokens.exact import ExactPalette
+from nextpixel.tokens.palette import Palette
+
+SIDE = 32  # by default
+
+
+def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = None) -> Tokenizer:
+    """The tokenizer that `palette` names. Raises InputError.
+
+    Exact colours are those of the images, or of a palette file. Where the images have transparent pixels and the file
+    has no transparent colour, one is added; pixels of other colours become the nearest, which is said.
+    """
+    if config.palette is None:
+        return Palette.openai(config.cache)
+    if config.palette != EXACT and not holds_exact_colours(config.palette):
+        return Palette.read(config.palette, config.cache)
+    if config.fit not in (None, "place"):
+        raise InputError(
+            f"expected place for exact colours, which resizing would mix, got {config.fit}", argument="fit"
+        )
+    of_file = None if config.palette == EXACT else read_palette_file(config.palette)
+    if of_file is not None:
+        ExactPalette(of_file)  # raises before any work
+    found = decode(
+        images, config.side or SIDE, split=split, cache=config.cache, fit="place", levels=config.levels
+    ).images
+    if of_file is None:
+        return ExactPalette.fit(found, seed=config.seed)
+    parts = [np.ascontiguousarray(found[i : i + READ_TOGETHER]) for i in range(0, len(found), READ_TOGETHER)]
+    if of_file.any(1).all() and any((part[..., 3] == 0).any() for part in parts):
+        of_file = np.concatenate([np.zeros((1, 4), np.uint8), of_file])
+    palette = ExactPalette(of_file)
+    if changed := sum(palette.changed(part).sum() for part in parts):
+        pixels = found.size // found.shape[-1]
+        say(f"{changed / pixels:.1%} of the pixels have colours that {config.palette} has not, and become its nearest")
+    return palette
