@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Make one sheet of sprites as an artist would have it: 704 icons of 24 x 24 pixels, black on transparent.
+
+    python benchmarks/sprite_sheet.py --out data/sprites
+
+needs node and npm. The icons are those of the npm package pixelarticons (Gerrit Halfmann, MIT licence), without its
+sharp-cornered doubles. Written are
+
+    sheet.png    768 x 528 pixels: 32 icons a row, in the order of their names
+    sheet.csv    file, row, column, caption: "alarm clock" for alarm-clock.svg
+    icons/       the same icons as single files, alarm-clock.png
+
+Exit code 2: something is wrong with the request; 1: a download or the drawing failed.
+"""
+
+import argparse
+import csv
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fetch_datasets import BadRequest, DownloadFailed, atomic, png, run
+
+PACKAGES = ("pixelarticons@2.4.1", "@resvg/resvg-js@2.6.2")
+SIDE, COLUMNS = 24, 32
+RASTERISE = """
+import fs from "node:fs";
+import { Resvg } from "@resvg/resvg-js";
+const [folder, out] = process.argv.slice(2);
+const names = fs.readdirSync(folder).filter((name) => name.endsWith(".svg") && !name.includes("-sharp")).sort();
+const draw = (name) => new Resvg(fs.readFileSync(`${folder}/${name}`, "utf8"), { shapeRendering: 0 }).render().pixels;
+fs.writeFileSync(`${out}/pixels.bin`, Buffer.concat(names.map(draw)));
+fs.writeFileSync(`${out}/names.txt`, names.join("\\n"));
+"""
+
+
+def draw() -> tuple[np.ndarray, list[str]]:
+    """The icons, uint8 (N, 24, 24, 4), and their names."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(["npm", "install", "--silent", "--no-save", *PACKAGES], folder)
+        (folder / "rasterise.mjs").write_text(RASTERISE)
+        run(["node", "rasterise.mjs", "node_modules/pixelarticons/svg", "."], folder)
+        pixels = np.fromfile(folder / "pixels.bin", np.uint8).reshape(-1, SIDE, SIDE, 4)
+        return pixels, [Path(line).stem for line in (folder / "names.txt").read_text().splitlines()]
+
+
+def make(out: Path) -> None:
+    pixels, names = draw()
+    rows = -(-len(names) // COLUMNS)
+    cells = np.zeros((rows * COLUMNS, SIDE, SIDE, 4), np.uint8)
+    cells[: len(pixels)] = pixels
+    sheet = cells.reshape(rows, COLUMNS, SIDE, SIDE, 4).swapaxes(1, 2).reshape(rows * SIDE, COLUMNS * SIDE, 4)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["file", "row", "column", "caption"])
+    writer.writerows(["sheet.png", *divmod(i, COLUMNS), name.replace("-", " ")] for i, name in enumerate(names))
+    files = {"sheet.png": png(sheet), "sheet.csv": table.getvalue().encode()}
+    files |= {f"icons/{name}.png": png(icon) for name, icon in zip(names, pixels, strict=True)}
+    for file, content in files.items():
+        with atomic(out / file) as temporary:
+            temporary.write_bytes(content)
+    colors = len(np.unique(pixels.reshape(-1, 4), axis=0))
+    print(f"{out / 'sheet.png'}: {len(names)} sprites of {SIDE} x {SIDE} in {rows} rows, {colors} RGBA colours")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("data/sprites"), help="default: data/sprites")
+    args = parser.parse_args(argv)
+    try:
+        make(args.out)
+    except BadRequest as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (DownloadFailed, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
