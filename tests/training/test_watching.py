@@ -23,9 +23,10 @@ import nextpixel
 from nextpixel import InputError, WorkError
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.data.labels import folds_of
 from nextpixel.reports.curves import Line, chart
 from nextpixel.reports.run_page import page
-from nextpixel.representation.ridge import choose_ridge, fit_ridges, ridge_accuracy, ridge_images
+from nextpixel.representation.ridge import PENALTIES, fit_ridge, ridge_accuracy, ridge_images
 from nextpixel.stats import outlier_limit
 from nextpixel.training import steps
 from nextpixel.training.loop import Interrupted, Spikes
@@ -192,22 +193,34 @@ def test_a_spike_is_said_logged_and_on_the_page(images, tmp_path, capsys, monkey
 # ---- the probe
 
 
-def test_ridge_solves_its_normal_equations_and_chooses_by_what_is_held_out():
+def test_ridge_solves_its_normal_equations_with_the_penalty_that_held_out_images_choose():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(3, 6))
     labels = rng.integers(0, 3, 200)
-    features = (centres[labels] + 0.3 * rng.normal(size=(200, 6))).astype(np.float32) * 5 + 7
-    features = np.concatenate([features, np.full((200, 1), 2, np.float32)], axis=1)  # one that never changes
-    [linear] = fit_ridges(features, labels, 3, [0.1])
-    points = (features - linear.mean) / linear.scale
-    targets = np.eye(3)[labels]
-    expected = np.linalg.solve(points.T @ points + 20 * np.eye(7), points.T @ (targets - targets.mean(0))).T
-    np.testing.assert_allclose(linear.weight, expected, atol=1e-5)
-    chosen = choose_ridge(features, labels)
-    assert (chosen.logits(features).argmax(1) == labels).mean() > 0.95
-    wide = rng.normal(size=(60, 300)).astype(np.float32)  # noise: little of it can be trusted
-    noisy = choose_ridge(wide, rng.integers(0, 2, 60), penalties=[1e-4, 1e4])
-    assert np.isfinite(noisy.weight).all()
+    features = (centres[labels] + 0.9 * rng.normal(size=(200, 6))) * 5 + 7
+    features = np.concatenate([features, np.full((200, 1), 2)], axis=1)  # one that never changes
+    probe = fit_ridge(features, labels)
+    scores = {}
+    for penalty in PENALTIES:
+        scores[penalty] = sum(
+            (solved(features, labels, ~held, penalty)[held] == labels[held]).sum() for held in folds_of(labels, 0)
+        )
+    chosen = min(penalty for penalty in PENALTIES if scores[penalty] == max(scores.values()))
+    every = np.ones(len(labels), bool)
+    assert np.array_equal(probe.predict(features), solved(features, labels, every, chosen))
+    assert probe.score(features, labels) > 0.8 and len(set(scores.values())) > 1
+    alone = fit_ridge(features[[0, 1, 2, 3]], np.arange(4))  # nothing can be held out
+    assert alone.score(features[[0, 1, 2, 3]], np.arange(4)) == 1
+
+
+def solved(features, labels, rows, penalty):
+    """The classes that ridge regression of one-hot labels on these rows gives all rows."""
+    scale = features[rows].std(0)
+    points = (features - features[rows].mean(0)) / np.where(scale < 1e-6, 1, scale)
+    targets = np.eye(3)[labels[rows]]
+    known = points[rows]
+    normal = known.T @ known + rows.sum() * penalty * np.eye(known.shape[1])
+    return (points @ np.linalg.solve(normal, known.T @ (targets - targets.mean(0))) + targets.mean(0)).argmax(1)
 
 
 def test_probe_images_are_balanced_readable_and_never_score_what_they_are_fitted_to(tmp_path):

@@ -6,7 +6,6 @@ probe. It is scored on part of the labelled images given, never on test images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from nextpixel.images.sources import open_source, settle
 from nextpixel.images.sources.base import NO_LEVELS
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extraction import features_of
-from nextpixel.representation.probing import Linear, standard
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the number of images, on standardised features
 MIDDLE_PENALTY = PENALTIES[2]
@@ -76,49 +74,29 @@ def ridge_accuracy(model: ImageGPT, arrays: dict[str, NDArray[Any]], *, dtype: s
     """Accuracy of the probe on the scored images of ridge_images; leaves torch's random state alone."""
     with torch.compiler.set_stance("eager_on_recompile"):  # the blocks may be compiled for training
         layers = [model.config.layers // 2]
-        features = features_of(model, arrays["probe_squares"], layers, dtype=dtype, compiled=False)[:, 0]
+        features = features_of(model, arrays["probe_squares"], layers, dtype=dtype, compiled=False)[:, 0].astype(
+            np.float64
+        )
     labels, scored = arrays["probe_labels"], arrays["probe_scored"]
-    linear = choose_ridge(features[~scored], labels[~scored], seed=seed)
-    return float((linear.logits(features[scored]).argmax(1) == labels[scored]).mean())
+    ridge = fit_ridge(features[~scored], labels[~scored], seed=seed)
+    return float(ridge.score(features[scored], labels[scored]))
 
 
-def choose_ridge(
-    features: NDArray[np.float32],
-    labels: NDArray[np.integer],
-    *,
-    seed: int = 0,
-    penalties: Sequence[float] = PENALTIES,
-) -> Linear:
-    """Ridge regression of features (N, D) with the penalty of the highest held-out accuracy, fitted to all rows.
+def fit_ridge(features: NDArray[np.float64], labels: NDArray[np.integer], *, seed: int = 0) -> Any:
+    """A scikit-learn classifier: ridge regression of the classes on standardised features (N, D).
 
-    Of equally accurate penalties the weakest is taken.
+    The penalty is the one of the highest held-out accuracy; of equally accurate ones, the weakest.
     """
-    correct = np.zeros(len(penalties))
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def fit(rows: NDArray[np.bool_], penalty: float) -> Any:
+        ridge = make_pipeline(StandardScaler(), RidgeClassifier(penalty * rows.sum()))
+        return ridge.fit(features[rows], labels[rows])
+
+    def correct(penalty: float) -> int:
+        return sum(int((fit(~held, penalty).predict(features[held]) == labels[held]).sum()) for held in folds)
+
     folds = folds_of(labels, seed)
-    classes = int(labels.max()) + 1
-    for held in folds:
-        candidates = fit_ridges(features[~held], labels[~held], classes, penalties)
-        correct += [(linear.logits(features[held]).argmax(1) == labels[held]).sum() for linear in candidates]
-    best = min(penalty for penalty, hits in zip(penalties, correct, strict=True) if hits == correct.max())
-    [linear] = fit_ridges(features, labels, classes, [best if folds else MIDDLE_PENALTY])
-    return linear
-
-
-def fit_ridges(
-    features: NDArray[np.float32], labels: NDArray[np.integer], classes: int, penalties: Sequence[float]
-) -> list[Linear]:
-    """Ridge regression of one-hot labels on standardised features, for each penalty, by one eigendecomposition.
-
-    With X the standardised features and Y the centred labels, W = (X'X + N penalty I)^-1 X'Y (Hoerl & Kennard 1970).
-    """
-    mean, scale = standard(features)
-    points = ((features - mean) / scale).astype(np.float64)
-    targets = np.eye(classes)[labels]
-    bias = targets.mean(0)
-    values, vectors = np.linalg.eigh(points.T @ points)
-    projected = vectors.T @ (points.T @ (targets - bias))  # (D, C)
-    found = []
-    for penalty in penalties:
-        weight = vectors @ (projected / (np.maximum(values, 0) + len(points) * penalty)[:, None])
-        found.append(Linear(mean, scale, weight.T.astype(np.float32), bias.astype(np.float32)))
-    return found
+    return fit(np.ones(len(labels), bool), max(PENALTIES, key=correct) if folds else MIDDLE_PENALTY)
