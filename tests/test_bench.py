@@ -1,11 +1,10 @@
-import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
 from nextpixel import ImageGPT, ImageGPTConfig, InputError
-from nextpixel.bench import WORKS, _drawing_floor, bench, table
+from nextpixel.bench import WORKS, bench, drawing_floor, table
 from nextpixel.network.decoding import Decoder, Int8Decoder
 from nextpixel.tokens.palette import Palette
 
@@ -22,7 +21,6 @@ def model() -> ImageGPT:
 
 def test_every_work_is_timed_and_every_repetition_kept(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
-    monkeypatch.setattr("nextpixel.representation.extraction._compiled", lambda model: contextlib.nullcontext())
     monkeypatch.setattr("nextpixel.bench.can_compile", lambda device: False)
     result = bench(model, list(WORKS), [1, 2], repeats=2)
     assert json.loads(json.dumps(result)) is not None
@@ -43,7 +41,6 @@ def test_pixels_and_images_per_second_agree(model: ImageGPT, monkeypatch: pytest
 def test_transformers_takes_its_turns(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
-    monkeypatch.setattr("nextpixel.representation.extraction._compiled", lambda model: contextlib.nullcontext())
     monkeypatch.setattr("nextpixel.bench.can_compile", lambda device: False)
     rows = bench(model, ["complete", "decode", "features", "train"], [2], repeats=1, pixels=2, against=True)["rows"]
     assert [row["contender"] for row in rows[:3]] == ["nextpixel", "transformers fp32", "transformers bf16"]
@@ -61,10 +58,10 @@ def test_both_draw_to_the_last_pixel(model: ImageGPT, monkeypatch: pytest.Monkey
 def test_the_floor_of_a_step_is_what_it_reads_or_multiplies() -> None:
     matrices = 2 * 12 * 64**2 + 512 * 64
     cache = 2 * 2 * 9.5 * 64  # keys and values of two layers, on average over slots 9 and 10
-    read = _drawing_floor(CONFIG, Int8Decoder, 1, 8, 2, LIMITS | {"bf16_per_second": 1e15})
+    read = drawing_floor(CONFIG, Int8Decoder, 1, 8, 2, LIMITS | {"bf16_per_second": 1e15})
     cache *= 1 + 4 / CONFIG.head_width  # a byte a number and an fp32 scale a head
     assert read == pytest.approx(2 * (matrices + cache) / 1e9)
-    multiplied = _drawing_floor(CONFIG, Decoder, 1000, 8, 2, LIMITS | {"bytes_per_second": 1e15})
+    multiplied = drawing_floor(CONFIG, Decoder, 1000, 8, 2, LIMITS | {"bytes_per_second": 1e15})
     assert multiplied == pytest.approx(2 * 2 * 1000 * matrices / 1e9)
 
 

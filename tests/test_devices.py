@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nextpixel import devices
+from nextpixel.devices import free_memory_bytes
 
 MEMINFO = "MemTotal:  24000 kB\nMemFree:  1000 kB\nMemAvailable:  9000 kB\nHugePages_Total:  0\n"
 UNLIMITED_V1 = "9223372036854771712"
@@ -23,8 +23,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_without_a_cgroup_the_kernel_s_estimate_holds(root: Path) -> None:
-    assert devices._told_bytes(root) == [9000 * 1024]
+def test_without_a_cgroup_the_kernels_estimate_holds(root: Path) -> None:
+    assert free_memory_bytes("cpu", root) == 9000 * 1024
 
 
 def test_the_limits_of_all_outer_cgroups_hold_and_their_page_cache_is_free(root: Path) -> None:
@@ -34,7 +34,9 @@ def test_the_limits_of_all_outer_cgroups_hold_and_their_page_cache_is_free(root:
     group(mount / "jobs/mine", memory__max="max", memory__current="100", memory__stat=stat)
     group(mount / "jobs", memory__max="1000", memory__current="500", memory__stat="anon 200\ninactive_file 300")
     group(mount, memory__stat=stat)  # the outermost has no limit
-    assert devices._told_bytes(root) == [9000 * 1024, 800]
+    assert free_memory_bytes("cpu", root) == 1000 - (500 - 300)
+    group(mount / "jobs", memory__max="10000000", memory__current="500", memory__stat="inactive_file 0")
+    assert free_memory_bytes("cpu", root) == 9000 * 1024, "the kernel's estimate is lower"
 
 
 @pytest.mark.parametrize("path", ["/jobs/mine", "/docker/0123"], ids=["host", "container"])
@@ -45,16 +47,10 @@ def test_the_limit_of_a_version_1_cgroup_holds(root: Path, path: str) -> None:
     used = {"memory__usage_in_bytes": "500", "memory__stat": "cache 400\ntotal_inactive_file 300"}
     group(root / "sys/fs/cgroup/memory", memory__limit_in_bytes=UNLIMITED_V1, **used)
     group(own, memory__limit_in_bytes="1000", **used)
-    assert min(devices._told_bytes(root)) == 800
+    assert free_memory_bytes("cpu", root) == 800
+    group(own, memory__limit_in_bytes="100", **used)
+    assert free_memory_bytes("cpu", root) == 0, "never negative"
 
 
-@pytest.mark.parametrize(("told", "free"), [([5000, 700], 700), ([5000, -3], 0)])
-def test_free_memory_is_the_least_of_what_is_told(told: list[int], free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_told_bytes", lambda root: told)
-    assert devices.free_memory_bytes("cpu") == free
-
-
-def test_a_system_that_tells_nothing_has_some_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert devices._told_bytes(tmp_path) == []
-    monkeypatch.setattr(devices, "_told_bytes", lambda root: [])
-    assert devices.free_memory_bytes("cpu") > 0
+def test_a_system_without_reports_has_some_memory(tmp_path: Path) -> None:
+    assert free_memory_bytes("cpu", tmp_path) > 0

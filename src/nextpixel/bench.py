@@ -233,7 +233,7 @@ def _nextpixel(model: ImageGPT, work: str, batch: int, pixels: int | None, speed
     if work == "features":
         layer, how = config.layers // 2, "int8" if speed == "auto" and supports_int8(model) else dtype
         flops = batch * plan.feature_flops_per_image(config, layer)
-        run = partial(pooled, model, layers=[layer], dtype=how, compiled=how != "int8")
+        run = partial(pooled, model, layers=[layer], dtype=how, compiled=how != "int8" and can_compile(device))
     elif work == "score":
         flops /= 3
 
@@ -285,7 +285,7 @@ def _nextpixel_drawing(model: ImageGPT, work: str, batch: int, pixels: int | Non
         for _ in itertools.islice(table, min(steps, config.tokens - known)):
             pass
 
-    floor = partial(_drawing_floor, config, decoder, batch, known, drawn)
+    floor = partial(drawing_floor, config, decoder, batch, known, drawn)
     return _Contender("nextpixel", decoder.name, begin, draw, drawn, floor)
 
 
@@ -301,7 +301,7 @@ def _training_step(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callab
     return step
 
 
-def _drawing_floor(
+def drawing_floor(
     config: ImageGPTConfig, decoder: type[Decoder], batch: int, known: int, drawn: int, limits: dict[str, float]
 ) -> float:
     """Each step reads the weights and every row's filled cache, or computes the products if that takes longer."""

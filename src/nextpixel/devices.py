@@ -54,27 +54,26 @@ def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
     return torch.autocast(device.split(":")[0], torch.bfloat16)
 
 
-def free_memory_bytes(device: str) -> int:
-    """Memory that can be had now, on the device itself; of the CPU's, what the kernel and every cgroup allow."""
+def free_memory_bytes(device: str, root: Path = Path("/")) -> int:
+    """Free memory of the device now; for the CPU, what the kernel and every cgroup allow, read from below `root`."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0]
-    told = _told_bytes(Path("/"))
-    if told:
-        return max(0, min(told))
+    if reported := _reported_bytes(root):
+        return max(0, min(reported))
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
+    except (ValueError, OSError, AttributeError):  # not every system reports it
         return 4 << 30
 
 
-def _told_bytes(root: Path) -> list[int]:
-    """What Linux says can be had: MemAvailable, and what is left of the limit of each cgroup around this process.
+def _reported_bytes(root: Path) -> list[int]:
+    """What Linux reports as free: MemAvailable, and what is left of the limit of each cgroup around this process.
 
     Page cache counts as free in both: the kernel gives it up before it refuses memory.
     """
-    told = []
+    found = []
     with contextlib.suppress(OSError, LookupError, ValueError):
-        told.append(_numbers(root / "proc/meminfo")["MemAvailable:"] * 1024)
+        found.append(_numbers(root / "proc/meminfo")["MemAvailable:"] * 1024)
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -89,8 +88,8 @@ def _told_bytes(root: Path) -> list[int]:
             for folder in (group, *group.parents):  # outer limits hold too; a container may not see its own path
                 with contextlib.suppress(OSError, LookupError, ValueError):  # ValueError: "max", which is no limit
                     taken = int((folder / used).read_text()) - _numbers(folder / "memory.stat")[cache]
-                    told.append(int((folder / limit).read_text()) - taken)
-    return told
+                    found.append(int((folder / limit).read_text()) - taken)
+    return found
 
 
 def _numbers(path: Path) -> dict[str, int]:
@@ -101,7 +100,7 @@ def _numbers(path: Path) -> dict[str, int]:
 def machine(device: str) -> dict[str, object]:
     """What a run worked on, for its run.json: processor, cores, memory, and the GPU where it is on one."""
     found: dict[str, object] = {"processor": processor_name(), "cores": os.cpu_count()}
-    with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system tells
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system reports it
         found["memory_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if device.startswith("cuda"):
         gpu = torch.cuda.get_device_properties(torch.device(device))
@@ -110,7 +109,7 @@ def machine(device: str) -> dict[str, object]:
 
 
 def processor_name() -> str:
-    """The CPU as its maker calls it, where the system tells."""
+    """The model name of the CPU, where the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_file, check_folder, decode_for, load_features_model
 from nextpixel.cli.hints import command
-from nextpixel.cli.peers import check_peers, costs_of, fit_peers, load_students, peers_report, print_costs
+from nextpixel.cli.peers import check_peers, fit_peers, load_students, peers_report, scores_report
 from nextpixel.config import ModelOptions, OutputOptions, Pooling, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -156,7 +156,6 @@ def run(argv: Sequence[str]) -> None:
         seen=seen,
         device=str(model.device),
     )
-    costs = costs_of(model, max(layers), results, peers, students) if args.against else []
     majority = majority_accuracy(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
@@ -168,10 +167,9 @@ def run(argv: Sequence[str]) -> None:
         _draw(args.figure, [*results, *peers], probe)
     if args.output.json:
         report = _report(args, results, probe, majority)
-        print_json(report | {"classes": np.unique(labels).tolist()} | peers_report(peers, costs))
+        print_json(report | {"classes": np.unique(labels).tolist()} | ({"peers": peers_report(peers)} if peers else {}))
     else:
         _print(results, peers, probe, majority, len(labels), len(test_labels))
-        print_costs(costs)
     if args.out is not None:
         following = command("predict", args.out, "new/", "--out", "predictions.csv", model=args.model.model)
         say(f"To classify new images: {following}")
@@ -248,10 +246,11 @@ def _print(
             auc += f"  without training images {mean_interval(without)[0]:.1%}"
             if areas := [s.auc_without_them for s in result.scores if s.auc_without_them is not None]:
                 auc += f", AUC {mean_interval(areas)[0]:.3f}"
-        nearest = ""
         if isinstance(result, Result):
-            nearest = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
-        show(f"{result.method:<{widest}}{text}{auc}{nearest}")
+            last = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
+        else:
+            last = f"  trained in {np.mean(result.seconds):,.1f} s"
+        show(f"{result.method:<{widest}}{text}{auc}{last}")
     for count in dict.fromkeys(result.labels_per_class for result in results):
         means = {r.method: np.mean([score.accuracy for score in r.scores]) for r in rows if r.labels_per_class == count}
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
@@ -287,7 +286,8 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
                 "layers": result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
-                "scores": [asdict(score) | {"confusion": score.confusion.tolist()} for score in result.scores],
+                "seconds": result.seconds,
+                "scores": scores_report(result.scores),
             }
             for result in results
         ],

@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.files import write_json, write_text
     from nextpixel.reports.figures import layer_depth_figure, loss_accuracy_figure
     from nextpixel.study import measure_runs, statistics
-    from nextpixel.study.report import study_report, study_rows, study_summary, study_table
+    from nextpixel.study.report import study_report, study_rows, study_summary
 
     device = choose_device(args.device)
     set_threads(args.threads)
@@ -64,7 +64,6 @@ def run(argv: Sequence[str]) -> None:
     rows = io.StringIO(newline="")
     csv.writer(rows, lineterminator="\n").writerows(study_rows(study))
     write_text(args.out / "table.csv", rows.getvalue())
-    write_text(args.out / "table.md", study_table(study))
     write_text(args.out / "summary.md", text)
     write_json(args.out / "study.json", values)
     loss_accuracy_figure(study.points, study.controls, args.out / "loss_accuracy.png")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nextpixel.files import new_file
+from nextpixel.reports.pages import new_axes
 from nextpixel.representation.few_labels import Result
 from nextpixel.stats import mean_interval, middle_best
 from nextpixel.study.points import Point, points_by_run
@@ -18,24 +19,24 @@ MARKERS = "os^Dv<>pP*"
 
 def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
     """Held-out accuracy of each layer (as Chen et al. 2020, Figure 2)."""
-    axes, figure = _axes("layer", "held-out accuracy")
+    axes = new_axes(6, 4, "layer", "held-out accuracy")
     axes.plot(list(sweep), list(sweep.values()), marker="o", color="#3b6ea5")
     best = list(sweep)[middle_best(list(sweep.values()))]
     axes.annotate(f"{sweep[best]:.3f}", (best, sweep[best]), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set_xticks(list(sweep))
-    _save(figure, path)
+    _save(axes, path)
 
 
 def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
     """Test accuracy against labels per class, a line for each feature set, with 95 % intervals of the mean."""
-    axes, figure = _axes("labels per class", "test accuracy")
+    axes = new_axes(6, 4, "labels per class", "test accuracy")
     for name in dict.fromkeys(result.method for result in results):
         rows = [r for r in results if r.method == name and r.labels_per_class is not None]
         means, _, halves = zip(*(mean_interval([score.accuracy for score in row.scores]) for row in rows), strict=True)
         axes.errorbar([row.labels_per_class for row in rows], means, halves, marker="o", capsize=3, label=name)
     axes.set_xscale("log")
     axes.legend(frameon=False)
-    _save(figure, path)
+    _save(axes, path)
 
 
 def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float], path: Path) -> None:
@@ -43,7 +44,7 @@ def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float],
 
     Each run is a line, each shape a colour, each seed a marker; last checkpoints are filled, controls dotted.
     """
-    axes, figure = _axes("nats per pixel on test images (falling)", "probe accuracy, %")
+    axes = new_axes(6, 4, "nats per pixel on test images (falling)", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
     for run, found in points_by_run(points).items():
         color, marker = colors[found[0].shape], markers[found[0].seed]
@@ -54,12 +55,12 @@ def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float],
     axes.invert_xaxis()
     _controls(axes, controls, colors)
     _legend(axes, colors, markers)
-    _save(figure, path)
+    _save(axes, path)
 
 
 def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], path: Path) -> None:
     """Test accuracy by layer of each run's last checkpoint against relative depth; the chosen layer is filled."""
-    axes, figure = _axes("layer / layers of the network", "probe accuracy, %")
+    axes = new_axes(6, 4, "layer / layers of the network", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
     for run, found in points_by_run(points).items():
         last = found[-1]
@@ -70,7 +71,7 @@ def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], p
         axes.plot([last.best.layer / deepest], [100 * last.accuracy], color=color, marker=marker, ms=5)
     _controls(axes, controls, colors)
     _legend(axes, colors, markers)
-    _save(figure, path)
+    _save(axes, path)
 
 
 def _by_shape(points: Sequence[Point]) -> dict[str, str]:
@@ -103,18 +104,6 @@ def _legend(axes: Any, colors: Mapping[str, str], markers: Mapping[int, str]) ->
     axes.legend(handles=keys, frameon=False, fontsize=8)
 
 
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
-
-    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return axes, figure
-
-
-def _save(figure: Any, path: Path) -> None:
+def _save(axes: Any, path: Path) -> None:
     with new_file(path) as file:
-        figure.savefig(file, format="png")
+        axes.figure.savefig(file, format="png", dpi=120)

@@ -150,7 +150,7 @@ def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
     values, normal, unit = odd.values[by], odd.calibration.get(by), COLUMNS[by].unit
     every = np.concatenate([values] + ([] if normal is None else [normal]) + ([] if limit is None else [[limit]]))
     edges = np.histogram_bin_edges(every, BINS)
-    axes = new_axes(7.5)
+    axes = new_axes(7.5, x=unit)
     axes.hist(values, edges, color=BAR, rwidth=0.9, label=f"{len(values):,} images")
     if normal is not None:
         counts = np.histogram(normal, edges)[0] * (len(values) / len(normal))
@@ -158,7 +158,6 @@ def _histogram(odd: Oddness, by: str, limit: float | None) -> str:
     if limit is not None:
         side = "below" if COLUMNS[by].smaller_is_odder else "above"
         axes.axvline(limit, color=MARK, ls="--", lw=1.5, label=f"threshold: odd {side} {format_value(by, limit)}")
-    axes.set_xlabel(unit)
     label = (
         f"Histogram of {COLUMNS[by].title}: {len(values):,} images from {format_value(by, values.min())} to "
         f"{format_value(by, values.max())} {unit}, median {format_value(by, float(np.median(values)))}"

@@ -43,8 +43,8 @@ def text(value: object) -> str:
     return escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def new_axes(width: float, height: float = 2.6) -> Any:
-    """Axes of a new figure of that size in inches, in the colours of a page."""
+def new_axes(width: float, height: float = 2.6, x: str = "", y: str = "") -> Any:
+    """Axes of a new figure of that size in inches, with these labels, in the colours of a page."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     axes = Figure(figsize=(width, height), layout="constrained").subplots()
@@ -53,7 +53,8 @@ def new_axes(width: float, height: float = 2.6) -> Any:
     axes.grid(axis="y", color=LINE, lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, labelsize=9, length=0)
-    axes.xaxis.label.set_color(SOFT)
+    axes.set_xlabel(x, color=SOFT)
+    axes.set_ylabel(y, color=SOFT)
     return axes
 
 

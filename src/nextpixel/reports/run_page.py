@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -122,42 +122,24 @@ def _seconds(log: list[dict[str, Any]], batch: int) -> float:
 
 
 def _charts(log: list[dict[str, Any]], spikes: Points) -> list[str]:
-    loss, nats = _points(log, "loss"), _points(log, "validation_nats")
-    charts = []
     last = max((entry["step"] for entry in log), default=0)
-
-    def add(title: str, unit: str, lines: list[Line], form: Callable[[float], str], **options: Any) -> None:
-        lines = [line for line in lines if line.points]
-        if lines:
-            charts.append(chart(title, unit, lines, form, last, **options))
-
-    errors = _points(log, "validation_standard_error")
-    add(
-        "Loss",
-        "nats per pixel" if nats else "",
-        [Line("training", loss), Line("validation", nats, "held", errors)],
-        lambda value: f"{value:.3f}",
-        clipped=True,
-        spikes=spikes,
-    )
-    for name, (title, unit, _) in VALIDATION.items():
-        if name != "validation_nats":
-            form = per_cent if "accuracy" in name else lambda value: f"{value:.4f}"
-            add(title.capitalize(), unit, [Line("validation", _points(log, name), "held")], form)
-    add(
-        "Probe accuracy",
-        "ridge regression on the middle layer, held-out images",
-        [Line("probe", _points(log, "probe_accuracy"), "held")],
-        per_cent,
-    )
-    add(
-        "Learning rate", "", [Line("rate", _points(log, "rate"), "plain")], lambda value: f"{value:.3g}", from_zero=True
-    )
-    speeds = Line("images a second", _points(log, "images_per_second"))
-    add("Throughput", "images a second", [speeds], lambda value: f"{value:,.3g}", from_zero=True)
-    waiting = _points(log, "waiting")
-    if any(share > 0.01 for _, share in waiting):
-        add("Waiting for batches", "share of the time", [Line("waiting", waiting)], per_cent, from_zero=True)
+    nats = _points(log, "validation_nats")
+    validation = Line("validation", nats, "held", _points(log, "validation_standard_error"))
+    losses = [line for line in (Line("training", _points(log, "loss")), validation) if line.points]
+    unit = "nats per pixel" if nats else ""
+    charts = [chart("Loss", unit, losses, "{:.3f}".format, last, clipped=True, spikes=spikes)] if losses else []
+    ridge = "ridge regression on the middle layer, held-out images"
+    for name, title, unit, kind, form in (
+        ("validation_accuracy", "Validation accuracy", "", "held", per_cent),
+        ("validation_distance", "Validation distance", "", "held", "{:.4f}".format),
+        ("probe_accuracy", "Probe accuracy", ridge, "held", per_cent),
+        ("rate", "Learning rate", "", "plain", "{:.3g}".format),
+        ("images_per_second", "Throughput", "images a second", "train", "{:,.3g}".format),
+        ("waiting", "Waiting for batches", "share of the time", "train", per_cent),
+    ):
+        points = _points(log, name)
+        if points and (name != "waiting" or max(share for _, share in points) > 0.01):
+            charts.append(chart(title, unit, [Line(title, points, kind)], form, last, from_zero=kind != "held"))
     return charts
 
 

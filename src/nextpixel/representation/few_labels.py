@@ -67,7 +67,6 @@ class Result:
     layers: list[list[int]]
     seconds: list[float]
     """For choosing layer and strength and for fitting; extracting the features is not included."""
-    train_images: list[int]
     trials: list[list[dict[str, Any]]]
     """The settings tried in each repeat, with their accuracy on held-out training images."""
 
@@ -90,7 +89,7 @@ def compare(
     for count in labels_per_class:
         subsets = _subsets(labels, count, repeats, seed)
         for features in feature_sets:
-            result = Result(features.name, count, [], [], [], [], [len(rows) for rows in subsets], [])
+            result = Result(features.name, count, [], [], [], [], [])
             several = features.train.shape[1] > 1
             strengths = STRENGTHS if features.trials is None else middle_strengths(features.trials)
             for rows in subsets:

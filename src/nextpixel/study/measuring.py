@@ -142,7 +142,7 @@ def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
     shape, images = member.shape, step * member.batch_images
     return Point(
         run=member.name,
-        shape=_shape_name(shape),
+        shape=shape_name(shape),
         parameters=shape.parameters,
         seed=member.seed,
         step=step,
@@ -155,7 +155,7 @@ def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
     )
 
 
-def _shape_name(shape: ImageGPTConfig) -> str:
+def shape_name(shape: ImageGPTConfig) -> str:
     """Layers x width, and options that differ from the paper's network."""
     others = [field for field in fields(shape) if field.name not in SIZES_OF_SHAPE]
     options = [f"{f.name}={getattr(shape, f.name)}" for f in others if getattr(shape, f.name) != f.default]
@@ -177,7 +177,7 @@ def _controls(
 
     found = {"raw pixels": cache.get("raw-pixels", raw)}
     for member in members:
-        shape = _shape_name(member.shape)
+        shape = shape_name(member.shape)
         found[f"untrained {shape}"] = cache.get(f"untrained-{shape}-{member.shape.heads}", partial(untrained, member))
     accuracies = {name: best_layer(_scores(measured)).accuracy for name, measured in found.items()}
     return {"most common class": majority_accuracy(images.labels, images.test_labels)} | accuracies

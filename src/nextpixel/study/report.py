@@ -1,4 +1,4 @@
-"""A study as JSON, CSV, a Markdown table and text."""
+"""A study as JSON, CSV and text."""
 
 from __future__ import annotations
 
@@ -27,24 +27,6 @@ def study_rows(study: Study) -> Iterator[list[Any]]:
         values = asdict(point) | {"layer": point.best.layer, "accuracy": point.accuracy}
         by_layer = [" ".join(f"{getattr(s, name):.4f}" for s in point.layers) for name in ("held_out", "accuracy")]
         yield [*(values[name] for name in COLUMNS), *by_layer]
-
-
-def study_table(study: Study) -> str:
-    """The checkpoints and the controls as a Markdown table."""
-    lines = [
-        "| run | shape | step | images | nats per pixel | layer | accuracy |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {p.run} | {p.shape} | {p.step:,} | {p.images:,} | {p.nats:.4f} +- {p.nats_error:.4f} "
-            f"| {p.best.layer} | {p.accuracy:.1%} |"
-            for p in study.points
-        ),
-        "",
-        "| without training | accuracy |",
-        "|---|---|",
-        *(f"| {name} | {accuracy:.1%} |" for name, accuracy in study.controls.items()),
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def study_summary(study: Study, found: Statistics) -> str:
