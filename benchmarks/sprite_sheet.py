@@ -28,27 +28,41 @@ SIDE, COLUMNS = 24, 32
 RASTERISE = """
 import fs from "node:fs";
 import { Resvg } from "@resvg/resvg-js";
-const [folder, out] = process.argv.slice(2);
-const names = fs.readdirSync(folder).filter((name) => name.endsWith(".svg") && !name.includes("-sharp")).sort();
-const draw = (name) => new Resvg(fs.readFileSync(`${folder}/${name}`, "utf8"), { shapeRendering: 0 }).render().pixels;
-fs.writeFileSync(`${out}/pixels.bin`, Buffer.concat(names.map(draw)));
-fs.writeFileSync(`${out}/names.txt`, names.join("\\n"));
+const [folder, side] = process.argv.slice(2);
+const names = fs.readdirSync(folder).filter((name) => name.endsWith(".svg")).sort();
+const fitTo = { mode: "width", value: Number(side) };
+const draw = (name) => {
+  const svg = fs.readFileSync(`${folder}/${name}`, "utf8").replace("<svg ", '<svg shape-rendering="crispEdges" ');
+  return new Resvg(svg, { fitTo }).render().pixels;
+};
+fs.writeFileSync("pixels.bin", Buffer.concat(names.map(draw)));
+fs.writeFileSync("names.txt", names.join("\\n"));
 """
 
 
-def draw() -> tuple[np.ndarray, list[str]]:
-    """The icons, uint8 (N, 24, 24, 4), and their names."""
+def rasterise(folder: Path, svgs: str, side: int) -> dict[str, np.ndarray]:
+    """The pictures of a folder of SVG files, without anti-aliasing, uint8 (side, side, 4), by name.
+
+    `folder` has the npm package of resvg, and `svgs` is a path inside it.
+    """
+    (folder / "rasterise.mjs").write_text(RASTERISE)
+    run(["node", "rasterise.mjs", svgs, str(side)], folder)
+    pixels = np.fromfile(folder / "pixels.bin", np.uint8).reshape(-1, side, side, 4)
+    names = (folder / "names.txt").read_text().splitlines()
+    return {Path(name).stem: picture for name, picture in zip(names, pixels, strict=True)}
+
+
+def draw() -> dict[str, np.ndarray]:
+    """The icons, uint8 (24, 24, 4), by name."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        run(["npm", "install", "--silent", "--no-save", *PACKAGES], folder)
-        (folder / "rasterise.mjs").write_text(RASTERISE)
-        run(["node", "rasterise.mjs", "node_modules/pixelarticons/svg", "."], folder)
-        pixels = np.fromfile(folder / "pixels.bin", np.uint8).reshape(-1, SIDE, SIDE, 4)
-        return pixels, [Path(line).stem for line in (folder / "names.txt").read_text().splitlines()]
+        run(["npm", "install", "--silent", "--no-save", *PACKAGES], Path(name))
+        icons = rasterise(Path(name), "node_modules/pixelarticons/svg", SIDE)
+    return {name: icon for name, icon in icons.items() if "-sharp" not in name}
 
 
 def make(out: Path) -> None:
-    pixels, names = draw()
+    icons = draw()
+    names, pixels = list(icons), np.stack(list(icons.values()))
     rows = -(-len(names) // COLUMNS)
     cells = np.zeros((rows * COLUMNS, SIDE, SIDE, 4), np.uint8)
     cells[: len(pixels)] = pixels
@@ -58,7 +72,7 @@ def make(out: Path) -> None:
     writer.writerow(["file", "row", "column", "caption"])
     writer.writerows(["sheet.png", *divmod(i, COLUMNS), name.replace("-", " ")] for i, name in enumerate(names))
     files = {"sheet.png": png(sheet), "sheet.csv": table.getvalue().encode()}
-    files |= {f"icons/{name}.png": png(icon) for name, icon in zip(names, pixels, strict=True)}
+    files |= {f"icons/{name}.png": png(icon) for name, icon in icons.items()}
     for file, content in files.items():
         with atomic(out / file) as temporary:
             temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""benchmarks/faces.py and benchmarks/adherence.py, with a design made by hand instead of npm's."""
+"""The benchmarks of pixel art, with a design of faces made by hand instead of npm's packages."""
 
 import importlib
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("fetch_datasets", "faces", "adherence")
+NAMES = ("fetch_datasets", "faces", "adherence", "sprite_sheet", "emoji")
 
 # rows and columns of each variant (first, last), by DiceBear's names
 BOXES = {
@@ -375,3 +375,55 @@ def test_the_command_measures_a_model(scripts, drawn, tmp_path, monkeypatch):
             assert shares[f"{name}: {length}, guidance 1"] < 0.5
     assert made["copies"] == {"drawn": 2 * 7 * 10, "copies": 2 * 7 * 10}
     assert made["nats"]["held-in"] == pytest.approx({"right": 0.2, "shuffled": 0.2, "no": 0.5})
+
+
+def test_a_sheet_has_its_sprites_in_order(scripts, tmp_path, monkeypatch):
+    icons = {name: np.full((24, 24, 4), i + 1, np.uint8) for i, name in enumerate(f"icon-{n:02}" for n in range(40))}
+    monkeypatch.setattr(scripts.sprite_sheet, "draw", lambda: icons)
+    assert scripts.sprite_sheet.main(["--out", str(tmp_path)]) == 0
+    sheet = np.asarray(scripts.adherence.Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (48, 768, 4)
+    header, *rows = (tmp_path / "sheet.csv").read_text().splitlines()
+    assert header == "file,row,column,caption"
+    assert rows[33] == "sheet.png,1,1,icon 33"
+    for line in rows:
+        _, row, column, caption = line.split(",")
+        cell = sheet[int(row) * 24 :, int(column) * 24 :][:24, :24]
+        assert (cell == icons[caption.replace(" ", "-")]).all()
+        assert (
+            np.asarray(scripts.adherence.Image.open(tmp_path / "icons" / f"{caption.replace(' ', '-')}.png")) == cell
+        ).all()
+    assert not sheet[24:, 8 * 24 :].any()  # the cells that are left over
+
+
+@pytest.mark.parametrize(
+    ("label", "group", "caption"),
+    [
+        ("woman: light skin tone, red hair", "person", "woman, light skin tone, red hair, person"),
+        ("flag: Côte d’Ivoire", "country-flag", "flag, côte d’ivoire, country flag"),
+        ("person", "person", "person"),
+        ("keycap: #", "keycap", "keycap"),
+        ("Japanese “open for business” button", "alphanum", "japanese open for business button, alphanum"),
+    ],
+)
+def test_an_emojis_caption(scripts, label, group, caption):
+    assert scripts.emoji.caption(label, group) == caption
+
+
+def test_an_emojis_file(scripts):
+    names = dict.fromkeys(["23-20e3", "1f636-200d-1f32b-fe0f", "263a"])
+    assert scripts.emoji.file_name("0023-FE0F-20E3", names) == "23-20e3"
+    assert scripts.emoji.file_name("1F636-200D-1F32B-FE0F", names) == "1f636-200d-1f32b-fe0f"
+    assert scripts.emoji.file_name("263A-FE0F", names) == "263a"
+    assert scripts.emoji.file_name("1F600", names) is None
+
+
+def test_pictures_with_the_most_colours_of_their_own_go_first(scripts, monkeypatch):
+    monkeypatch.setattr(scripts.emoji, "COLORS", 3)
+    pictures = [np.zeros((2, 2, 4), np.uint8) for _ in range(4)]
+    pictures[1][0, :, 0] = 5, 6  # two colours of its own
+    pictures[2][0, 0, 1] = 7  # shared with the next one
+    pictures[3][0, :, 1] = 7, 8
+    assert scripts.emoji.with_few_colors(pictures) == [0, 2, 3]
+    monkeypatch.setattr(scripts.emoji, "COLORS", 5)
+    assert scripts.emoji.with_few_colors(pictures) == [0, 1, 2, 3]
