@@ -166,10 +166,7 @@ def draw(model: Any, captions: Sequence[str], guidance: float, seed: int) -> np.
     """One picture of each caption, uint8 (N, 16, 16, 4)."""
     import nextpixel
 
-    drawn = []
-    for i, caption in enumerate(captions):
-        settings: dict[str, Any] = {"caption": caption, "guidance": guidance, "seed": seed + i}
-        drawn += nextpixel.sample(model, 1, **settings)
+    drawn = nextpixel.sample(model, 1, caption=list(captions), guidance=guidance, seed=seed)
     return np.stack([np.asarray(picture.convert("RGBA")) for picture in drawn])
 
 
@@ -184,11 +181,12 @@ def likelihoods(model: Any, pictures: np.ndarray, captions: list[str], rng: np.r
     import nextpixel
 
     images = [Image.fromarray(picture) for picture in pictures]
-    nats = {}
-    for name, texts in (("right", captions), ("shuffled", shuffled(captions, rng)), ("no", [""] * len(captions))):
-        settings: dict[str, Any] = {"captions": texts}
-        nats[name] = float(nextpixel.nll(model, images, **settings).mean())
-    return nats
+    given: dict[str, dict[str, Any]] = {
+        "right": {"captions": captions},
+        "shuffled": {"captions": shuffled(captions, rng)},
+        "no": {},
+    }
+    return {name: float(nextpixel.nll(model, images, **settings).mean()) for name, settings in given.items()}
 
 
 def shuffled(captions: Sequence[str], rng: np.random.Generator) -> list[str]:

@@ -352,13 +352,13 @@ def test_the_command_measures_a_model(scripts, drawn, tmp_path, monkeypatch):
 
     def sample(model, n, *, caption, guidance, seed):
         assert (model, n) == ("the model", 1)
-        wanted = frozenset(caption.split(", "))
-        drawing = next(its for tags, its in by_caption.items() if (wanted <= tags) == (guidance == 2))
-        return [scripts.adherence.Image.fromarray(drawing)]
+        wanted = [frozenset(its.split(", ")) for its in caption]
+        chosen = [next(p for tags, p in by_caption.items() if (its <= tags) == (guidance == 2)) for its in wanted]
+        return [scripts.adherence.Image.fromarray(picture) for picture in chosen]
 
-    def nll(model, images, *, captions):
-        assert len(images) == len(captions)
-        return np.array([0.2 if caption else 0.5 for caption in captions], np.float32)
+    def nll(model, images, *, captions=None):
+        assert captions is None or len(images) == len(captions)
+        return np.full(len(images), 0.2 if captions else 0.5, np.float32)
 
     monkeypatch.setattr(nextpixel, "load", lambda name: f"the {name}", raising=False)
     monkeypatch.setattr(nextpixel, "sample", sample, raising=False)
