@@ -103,6 +103,14 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_files_that_are_named_exist(page: Path) -> None:
+    files = re.findall(
+        r"\b(?:benchmarks|docs|src|tests)/[\w/.-]+\.(?:html|md|py|toml)\b", page.read_text(encoding="utf-8")
+    )
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_anchors_are_headings(page: Path) -> None:
     text = outside_code(page.read_text(encoding="utf-8"))
     anchors = [target.partition("#") for target in re.findall(r"\]\(([^)\s:]*#[^)\s]+)", text)]
