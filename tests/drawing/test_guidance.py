@@ -133,7 +133,7 @@ def test_guided_rows_join_leave_and_change_places(model: ImageGPT, kind: type[Ro
             found[rows.index(one)].append(token)
         if number == 3:
             table.begin(rows[2:], tokens[2:, :9], [0], prefix[2:])
-        if table.free + sum(one.known == 16 for one in table.rows) and number == 11:
+        if table.free + sum(one.position == 16 for one in table.rows) and number == 11:
             table.drop_finished()
             table.begin(rows[1:2], tokens[1:2, :0], [0], prefix[1:2])
     assert found == expected

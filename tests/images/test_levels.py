@@ -302,7 +302,7 @@ def test_dicom_files_without_an_extension_count_beside_other_pictures(
         monkeypatch.setattr("nextpixel.images.pixels.find_spec", lambda module: None)
     source = open_source(folder)
     assert list(source.names) == (sorted([name, "a.png"]) if installed else ["a.png"])
-    assert source.passed_over == ["README: other file"]
+    assert source.skipped == ["README: other file"]
     err = capsys.readouterr().err
     assert "1 x other file" in err and ("1 x DICOM (to read it: pip install pydicom)" in err) == (not installed)
     assert len(source.unreadable) == (not installed)

@@ -276,7 +276,7 @@ def test_folders_of_servers_and_systems_are_no_pictures(tmp_path, capsys):
     source = open_source(tmp_path)
     assert list(source.names) == ["cat/1.png", "dog/1.png"] and source.classes == ["cat", "dog"]
     assert "passed over 14 x hidden or system entry, 4 x other file (.csv, .txt)" in capsys.readouterr().err
-    assert "cat/@eaDir: hidden or system entry" in source.passed_over and len(source.passed_over) == 18
+    assert "cat/@eaDir: hidden or system entry" in source.skipped and len(source.skipped) == 18
     assert len(decode(tmp_path, 8).unreadable) == 0
 
 
@@ -358,8 +358,8 @@ def test_samples_without_a_picture_are_counted(bare, tmp_path, capsys):
     members = [(f"{n}.{end}", png() if end == "png" else b"{}") for n in range(19) for end in ("png", "json")]
     path = shard(tmp_path / "x.tar", [*members, ("19.heic", b"x"), ("19.json", b"{}"), ("20.json", b"{}")])
     source = open_source(path)
-    assert len(source) == 19 and len(source.unreadable) == len(source.passed_over) == 1
-    assert "x.tar/19.heic" in source.unreadable[0] and source.passed_over[0].startswith("x.tar/20.json: sample without")
+    assert len(source) == 19 and len(source.unreadable) == len(source.skipped) == 1
+    assert "x.tar/19.heic" in source.unreadable[0] and source.skipped[0].startswith("x.tar/20.json: sample without")
     err = capsys.readouterr().err
     assert "passed over 1 x HEIC (to read it: pip install pillow-heif), 1 x sample without a picture" in err
 

@@ -40,7 +40,7 @@ class DecodedSet:
     unreadable: list[str]
     """For each file that could not be read, its name and the reason."""
     key: str
-    passed_over: Sequence[str] = ()
+    skipped: Sequence[str] = ()
     """For each other file or folder beside the pictures, a line."""
     levels: Levels = NO_LEVELS
     """Including the range, where it was measured on the set."""
@@ -95,7 +95,7 @@ def decode(
     unreadable = [*source.unreadable, *found.unreadable]
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
     before = _key(source, size, fit, levels, PREPROCESSING_BEFORE)
-    return replace(found, unreadable=unreadable, passed_over=source.passed_over, key_before=before)
+    return replace(found, unreadable=unreadable, skipped=source.skipped, key_before=before)
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:

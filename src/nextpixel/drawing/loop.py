@@ -28,8 +28,8 @@ class Row:
     noise: NDArray[np.float64]
     """(T,), see token_noise."""
     sampling: SamplingConfig
-    known: int
-    """Number of tokens given or drawn; the row is finished when all T are."""
+    position: int
+    """Index of the next token, after those given or drawn; at T the row is finished."""
     allowed: Tensor | None = None
     """Which tokens may be drawn, (K,); None: all."""
     cancelled: bool = False
@@ -84,7 +84,7 @@ class Table(Generic[R]):
         """Free the rows that are finished or cancelled; the last rows move into them."""
         kept = list(range(len(self.rows)))
         for number in reversed(range(len(self.rows))):
-            if self.rows[number].cancelled or self.rows[number].known == self.length:
+            if self.rows[number].cancelled or self.rows[number].position == self.length:
                 last = kept.pop()
                 if number < len(kept):
                     self.decoder.copy(len(kept), number)
@@ -104,26 +104,26 @@ class Table(Generic[R]):
         """Give the last tokens to the decoder, if it has not had them. Returns whether rows are left."""
         self.drop_finished()
         if self.rows and self._tokens is not None:
-            self.decoder.shorten(max(row.known for row in self.rows))
+            self.decoder.shorten(max(row.position for row in self.rows))
             self._logits = self.decoder.step(self._tokens)
         self._tokens = None
         return bool(self.rows)
 
     def _choose(self) -> tuple[list[R], Tensor, Tensor]:
-        known = [row.known for row in self.rows]
-        if known.count(known[0]) == len(known):
-            noise = self._noise[:, known[0]]
+        positions = [row.position for row in self.rows]
+        if positions.count(positions[0]) == len(positions):
+            noise = self._noise[:, positions[0]]
         else:
-            noise = self._noise.gather(1, torch.tensor(known, device=self._noise.device)[:, None])[:, 0]
+            noise = self._noise.gather(1, torch.tensor(positions, device=self._noise.device)[:, None])[:, 0]
         own, logits = self._guided()
         groups = self._by_sampling()
-        tokens = torch.empty(len(known), dtype=torch.int64, device=logits.device)
+        tokens = torch.empty(len(positions), dtype=torch.int64, device=logits.device)
         for numbers in groups:
             part = slice(None) if len(groups) == 1 else numbers
             row = self.rows[numbers[0]]
             tokens[part] = choose(logits[part], noise[part], row.sampling, row.allowed)
         for row in self.rows:
-            row.known += 1
+            row.position += 1
         self._tokens = tokens
         return list(self.rows), tokens, cross_entropy(own[:, None], tokens[:, None], reduction="none")[:, 0]
 

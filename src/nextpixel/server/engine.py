@@ -234,10 +234,10 @@ class Engine:
     def _forecast(self) -> tuple[dict[Ticket, float], float]:
         """Seconds until each request is done, and until the first waiting one has all its rows."""
         length = self.model.config.tokens
-        ends = [0] * self._table.free + [length - row.known for row in self._table.rows]
+        ends = [0] * self._table.free + [length - row.position for row in self._table.rows]
         left: dict[Ticket, float] = {}
         for row in self._table.rows:
-            left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.known) * self.step_seconds)
+            left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.position) * self.step_seconds)
         heapq.heapify(ends)
         room, seconds, done = 0.0, 0.0, set(self._prefills)
         for number, ticket in enumerate(self._waiting):
@@ -290,9 +290,9 @@ class Engine:
         self.observe("pixels", count)  # before anyone is notified
         rows, tokens, nats = next(iter(self._table))
         for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
-            row.ticket.tokens[row.number, row.known - 1] = token
+            row.ticket.tokens[row.number, row.position - 1] = token
             row.ticket.nats[row.number] += cost
-            if row.known % self.model.config.columns == 0 and not row.ticket.ended:
+            if row.position % self.model.config.columns == 0 and not row.ticket.ended:
                 self._report_row(row.ticket, row)
         with self._changed:
             self._free_rows()
@@ -375,14 +375,14 @@ class Engine:
         if not ticket.first_row:
             ticket.first_row = now
             self.observe("first_row_seconds", now - ticket.arrived)
-        rest = min(other.known for other in self._table.rows if other.ticket is ticket)
+        rest = min(other.position for other in self._table.rows if other.ticket is ticket)
         left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
-        drawn = ticket.tokens[row.number, None, row.known - config.columns : row.known]
+        drawn = ticket.tokens[row.number, None, row.position - config.columns : row.position]
         [pixels] = tokenizer.decode(drawn, config.columns)
-        first = (row.known // config.columns - 1) * len(pixels)
+        first = (row.position // config.columns - 1) * len(pixels)
         for y, line in enumerate(pixels, first):
             ticket.notify(Row(row.number, y, line, left))
-        ticket.finished += row.known == config.tokens
+        ticket.finished += row.position == config.tokens
         if ticket.finished == ticket.n:
             ticket.ended = True
             seconds = {

@@ -53,7 +53,7 @@ def create_run(
     Unreadable pictures of `sets` are listed in unreadable.txt. `decided` is a dataclass of decisions.
     """
     unreadable = [line for decoded in sets for line in decoded.unreadable]
-    passed_over = [line for decoded in sets for line in decoded.passed_over]
+    skipped = [line for decoded in sets for line in decoded.skipped]
     facts = {
         "kind": kind,
         "config": asdict(config),
@@ -66,7 +66,7 @@ def create_run(
         **launch_facts(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    run = Run.create(out, facts, unreadable + passed_over, arrays, write_model)
+    run = Run.create(out, facts, unreadable + skipped, arrays, write_model)
     if unreadable:
         say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
     return run

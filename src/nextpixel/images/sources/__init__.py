@@ -106,7 +106,7 @@ class JoinedSource(Source):
         self.parts = parts
         self.places = Numbered([("", len(part)) for part in parts])
         self.unreadable = [line for part in parts for line in part.unreadable]
-        self.passed_over = [line for part in parts for line in part.passed_over]
+        self.skipped = [line for part in parts for line in part.skipped]
         self.split = ", ".join(sorted({part.split for part in parts if part.split})) or None
         labels = [part.labels for part in parts if part.labels is not None]
         if len(labels) == len(parts) and all(part.classes is None for part in parts):
@@ -207,13 +207,13 @@ def _find_dicom(found: Listing) -> None:
     def bare(name: str) -> bool:  # also a UID, which ends in a number
         return "." not in os.path.basename(name) or extension(name).isdigit()
 
-    others = [name for name, kind in found.passed_over if kind == "other file" and (not found.names or bare(name))]
+    others = [name for name, kind in found.skipped if kind == "other file" and (not found.names or bare(name))]
     dicom = [name for name in others if is_dicom(os.path.join(found.folder, name))]
     if kind := unread_kind("dcm"):
         found.unreadable = sorted([*found.unreadable, *((name, kind) for name in dicom)])
     else:
         found.names = sorted([*found.names, *dicom])
-    found.passed_over = [entry for entry in found.passed_over if entry[0] not in set(dicom)]
+    found.skipped = [entry for entry in found.skipped if entry[0] not in set(dicom)]
 
 
 def _open_folder(folder: str, split: str | None) -> Source:
@@ -223,7 +223,7 @@ def _open_folder(folder: str, split: str | None) -> Source:
     found = Listing(folder, readable_extensions() | TABLES | SHARDS)
     if not any(extension(name) in TABLES | SHARDS for name in found.names):
         _find_dicom(found)
-    others = count_kinds(found.unreadable + found.passed_over)
+    others = count_kinds(found.unreadable + found.skipped)
     if not found.names:
         raise InputError(
             f"the folder {folder} holds no image: nothing in it or below ends in .png, .jpg, another image's "
@@ -255,5 +255,5 @@ def _open_folder(folder: str, split: str | None) -> Source:
     source = _open_files(root, root, names, level)
     source.split = chosen
     source.unreadable = [*source.unreadable, *(str(UnreadableImage(name, kind)) for name, kind in unreadable)]
-    source.passed_over = [*source.passed_over, *(f"{name}: {kind}" for name, kind in found.passed_over)]
+    source.skipped = [*source.skipped, *(f"{name}: {kind}" for name, kind in found.skipped)]
     return source

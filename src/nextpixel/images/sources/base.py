@@ -25,13 +25,13 @@ class Source(ABC):
     label_problem  what came instead of labels where there are some but none can be used
     split        which of several splits these are, or None
     unreadable   a line for each picture that is known not to be readable without looking into it; not in `names`
-    passed_over  a line for each other file or folder that was found beside the pictures
+    skipped      a line for each other file or folder that was found beside the pictures
     """
 
     split: str | None = None
     label_problem: str | None = None
     unreadable: Sequence[str] = ()
-    passed_over: Sequence[str] = ()
+    skipped: Sequence[str] = ()
 
     def __init__(
         self,

@@ -110,9 +110,9 @@ class Listing:
         self.folder, self.extensions = folder, extensions
         self.names: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
-        self.passed_over: list[tuple[str, str]] = []
+        self.skipped: list[tuple[str, str]] = []
         self._walk(folder, "", ())
-        for found in (self.names, self.unreadable, self.passed_over):
+        for found in (self.names, self.unreadable, self.skipped):
             found.sort()
 
     def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
@@ -125,7 +125,7 @@ class Listing:
                 for entry in entries:
                     name, end = prefix + entry.name, extension(entry.name)
                     if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
-                        self.passed_over.append((name, "hidden or system entry"))
+                        self.skipped.append((name, "hidden or system entry"))
                     elif entry.is_symlink() and _is_circle(entry):
                         self.unreadable.append((name, "broken link, pipe or device"))
                     elif entry.is_dir():
@@ -133,7 +133,7 @@ class Listing:
                     elif kind := unread_kind(end):
                         self.unreadable.append((name, kind))
                     elif end not in self.extensions:
-                        self.passed_over.append((name, "other file"))
+                        self.skipped.append((name, "other file"))
                     elif entry.is_file():
                         self.names.append(name)
                     else:
@@ -159,7 +159,7 @@ def unread_kind(end: str) -> str | None:
 
 
 def count_kinds(entries: Iterable[tuple[str, str]]) -> str:
-    """(name, kind) of each -> how many of each kind, the commonest first; "" for none."""
+    """(name, kind) of each -> how many of each kind, the most common first; "" for none."""
     entries = list(entries)
     ends = sorted({extension(name) for name, kind in entries if kind == "other file" and "." in name})
     shown = f" ({', '.join(f'.{end}' for end in ends[:5])}{', ...' if len(ends) > 5 else ''})" if ends else ""

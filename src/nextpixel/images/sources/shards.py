@@ -58,7 +58,7 @@ class ShardSource(Source):
             say_once(f"{source_name}: passed over {others}")
         super().__init__(source_name, names)
         self.unreadable = [str(UnreadableImage(name, kind)) for name, kind in entries if kind != NO_PICTURE]
-        self.passed_over = [f"{name}: {kind}" for name, kind in entries if kind == NO_PICTURE]
+        self.skipped = [f"{name}: {kind}" for name, kind in entries if kind == NO_PICTURE]
         if any(classes):
             are_numbers = all(re.fullmatch(r"-?\d{1,18}", kind) for kind in classes if kind)
             self.take_labels([int(kind) if kind and are_numbers else kind or None for kind in classes])
