@@ -291,6 +291,15 @@ def test_recomputed_activations_change_no_number(images, tmp_path):
     assert_same(tmp_path / "runFalse", tmp_path / "runTrue")
 
 
+def test_patience_ends_a_run_that_no_longer_improves(images, tmp_path, capsys):
+    config = settings(tmp_path, steps=60, evaluate_every_steps=2, patience=3, learning_rate=3.0, sample_images=0)
+    nextpixel.pretrain(images, out=tmp_path / "run", **config)
+    run = Run(tmp_path / "run")
+    evaluated = [entry["step"] for entry in run.read_log() if "validation_nats" in entry]
+    assert run.steps()[-1] == evaluated[-1] == run.best()["step"] + 3 * 2 < 60
+    assert f"no better validation nats in 3 evaluations: done at step {evaluated[-1]}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("augment", ["none", "crop", "pad-flip"])
 def test_every_augmentation_trains_and_validates_on_whole_pictures(images, tmp_path, augment):
     nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path, steps=3, augment=augment))
@@ -371,7 +380,7 @@ def test_flags_go_over_the_recipe_and_the_recipe_over_the_defaults(images, tmp_p
     [
         ("learing_rate = 0.1", "did you mean learning_rate"),
         ("steps = 'many'", "steps: expected a whole number, got 'many'"),
-        ("augment = 'rotate'", "augment: expected one of none, flip, crop, pad, pad-flip"),
+        ("augment = 'rotate'", "augment: expected none, or some of flip, crop, pad"),
         ("steps = 0", "steps: expected at least 1, got 0"),
         ("steps = ", "expected a valid TOML file"),
     ],

@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_alone, parse, print_json, show
 from nextpixel.cli.hints import command
-from nextpixel.config import Augment, Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
+from nextpixel.config import Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -43,7 +43,7 @@ class Prepare:
     DICOM without a window); default: the range of the images."""
     bands: str | None = None
     """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
-    augment: Augment = "flip"
+    augment: str = "flip"
     """Augmentation in training: crop needs images of twice the side, the others of the side."""
     store_side: int | Size | None = None
     """Pixels along each side of the stored images; default: by --augment."""

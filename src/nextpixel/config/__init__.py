@@ -26,9 +26,9 @@ from nextpixel.config.runs import (
 )
 from nextpixel.config.shapes import MODERN, SIZES, TAGS, ImageGPTConfig, ResNetConfig
 from nextpixel.config.terms import (
+    AUGMENTATIONS,
     PICTURES_AT_MOST,
     Activation,
-    Augment,
     Device,
     Fit,
     KeepSide,
@@ -40,6 +40,7 @@ from nextpixel.config.terms import (
     Size,
     Speed,
     Switch,
+    augmentations,
     check_numbers,
     check_picture_count,
     side_text,
@@ -48,6 +49,7 @@ from nextpixel.config.terms import (
 )
 
 __all__ = [
+    "AUGMENTATIONS",
     "EXACT",
     "INIT_RATE",
     "LEARNING_RATES",
@@ -57,7 +59,6 @@ __all__ = [
     "SIZES",
     "TAGS",
     "Activation",
-    "Augment",
     "Device",
     "DistillConfig",
     "DistillKeywords",
@@ -86,6 +87,7 @@ __all__ = [
     "StudyConfig",
     "Switch",
     "check_numbers",
+    "augmentations",
     "check_keywords",
     "check_picture_count",
     "peak_rate",

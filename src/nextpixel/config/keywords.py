@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, ParamSpec, Self, TypedDict, TypeVar
 
-from nextpixel.config.terms import Activation, Augment, Device, Fit, Objective, Positions, Preset, Size, Speed, Switch
+from nextpixel.config.terms import Activation, Device, Fit, Objective, Positions, Preset, Size, Speed, Switch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +92,7 @@ class RunKeywords(TypedDict, total=False):
 class GPTRunKeywords(RunKeywords, total=False):
     learning_rate: float | None
     micro_batch_images: int | None
-    augment: Augment
+    augment: str
     compile: Literal["auto", "on", "off"]
     checkpoint_activations: bool
     shard: bool
@@ -122,6 +122,7 @@ class PretrainKeywords(GPTRunKeywords, total=False):
     validation: str | None
     validation_images: int
     evaluate_every_steps: int
+    patience: int | None
     sample_images: int
     probe_data: str | None
     probe_images: int

@@ -10,7 +10,6 @@ from nextpixel.config.keywords import Settings
 from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig
 from nextpixel.config.terms import (
     Activation,
-    Augment,
     Device,
     Fit,
     Levels,
@@ -19,6 +18,7 @@ from nextpixel.config.terms import (
     Preset,
     Size,
     Switch,
+    augmentations,
     check_numbers,
     to_side,
     to_size,
@@ -116,9 +116,11 @@ class GPTRunConfig(RunConfig):
 
     micro_batch_images: int | None = None
     """Images per forward pass; gradients are accumulated over the batch. Default: as many as fit into memory."""
-    augment: Augment = "flip"
-    """flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip: both;
-    orient: rotate and mirror in all eight ways, with the orientation as an input of the network."""
+    augment: str = "flip"
+    """none, or several, separated by commas. flip: mirror half of the images; crop: the paper's random crop; pad:
+    reflect-pad and shift (pad-flip: pad,flip); orient: rotate and mirror in all eight ways, with the orientation as an
+    input of the network; shift: move within the transparent margin; wrap: shift what leaves on one side in on the
+    other, for textures that repeat; recolour: give half of the images the colours of others, ramp by ramp."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the network block by block; auto: where the run is long enough to gain from it."""
     checkpoint_activations: bool = False
@@ -132,6 +134,7 @@ class GPTRunConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, at_least_one="micro_batch_images", above_zero="timeout_minutes")
+        augmentations(self.augment)
         if self.micro_batch_images and self.batch_images % self.micro_batch_images:
             raise InputError(
                 f"expected a divisor of `batch_images={self.batch_images}`, got {self.micro_batch_images}",
@@ -196,6 +199,8 @@ class PretrainConfig(GPTRunConfig):
     """Maximum number of images scored at each evaluation."""
     evaluate_every_steps: int = 1_000
     """Steps between evaluations, which score the validation images and draw samples; a checkpoint is written first."""
+    patience: int | None = None
+    """Stop after this many evaluations without an improvement of the validation nats; default: train all steps."""
     sample_images: int = 16
     """Pictures drawn at each evaluation; 0: none."""
     probe_data: str | None = None
@@ -210,7 +215,7 @@ class PretrainConfig(GPTRunConfig):
         super().__post_init__()
         check_numbers(
             self,
-            at_least_one="layers width heads steps validation_images evaluate_every_steps probe_images "
+            at_least_one="layers width heads steps validation_images evaluate_every_steps patience probe_images "
             "probe_every_evaluations",
             at_least_zero="sample_images",
             share="cooldown_fraction",
@@ -218,7 +223,7 @@ class PretrainConfig(GPTRunConfig):
         if self.side is not None:
             size = to_size(self.side)
             object.__setattr__(self, "side", to_side(size))  # a list if read from JSON
-            if self.augment == "orient" and size[0] != size[1]:
+            if "orient" in augmentations(self.augment) and size[0] != size[1]:
                 raise InputError(
                     f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
                     argument="augment",
@@ -255,7 +260,7 @@ class PretrainConfig(GPTRunConfig):
             side=self.side or shape.side,
             colors=colors,
             objective=self.objective or "autoregressive",
-            orientations=8 if self.augment == "orient" else 1,
+            orientations=8 if "orient" in augmentations(self.augment) else 1,
         )
 
 
@@ -272,8 +277,8 @@ class FinetuneConfig(GPTRunConfig):
     learning_rate: float | None = None
     """Learning rate, constant after the warm-up; default: a tenth of the size's pretraining rate. Small datasets
     profit from more."""
-    augment: Augment = "pad-flip"
-    """flip: mirror half of the images; crop: the paper's random crop; pad: reflect-pad and shift; pad-flip: both."""
+    augment: str = "pad-flip"
+    """none, or several of flip, crop, pad, shift, wrap and recolour, separated by commas; see pretrain."""
     batch_images: int = 32
     """Images per optimiser step, over all processes."""
     labels_per_class: int | None = None
@@ -283,8 +288,8 @@ class FinetuneConfig(GPTRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augment == "orient":
-            raise InputError("expected none, flip, crop, pad or pad-flip, got orient", argument="augment")
+        if "orient" in augmentations(self.augment):
+            raise InputError("expected others, such as flip, crop, pad or pad-flip, got orient", argument="augment")
         check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
 
 

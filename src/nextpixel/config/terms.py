@@ -12,7 +12,6 @@ from typing import Any, Literal
 from nextpixel.errors import InputError, shortened
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Augment = Literal["none", "flip", "crop", "pad", "pad-flip", "orient"]
 KeepSide = Literal["top", "right", "bottom", "left"]
 Fit = Literal["crop", "imagenet", "squash", "place"]
 Objective = Literal["autoregressive", "masked"]
@@ -25,6 +24,24 @@ Pooling = Literal["mean", "mean-std"]
 HIGHEST_BAND = 65_535  # samples per pixel of a TIFF
 Size = tuple[int, int]  # height and width, or rows and columns
 HIGHEST_SIDE = 4096
+AUGMENTATIONS = ("flip", "crop", "pad", "orient", "shift", "wrap", "recolour")
+
+
+def augmentations(augment: str) -> frozenset[str]:
+    """The parts of "shift,flip"; pad-flip is another name of "pad,flip". Raises InputError."""
+    parts = [] if augment == "none" else str(augment).replace("pad-flip", "pad,flip").split(",")
+    found = frozenset(parts)
+    unknown = found.difference(AUGMENTATIONS)
+    if unknown or not isinstance(augment, str):
+        raise InputError(
+            f"expected none, or some of {', '.join(AUGMENTATIONS)}, separated by commas, got {shortened(augment)}",
+            argument="augment",
+        )
+    for group in ({"crop", "pad", "shift", "wrap"}, {"flip", "orient"}):
+        if len(both := sorted(found & group)) > 1:
+            expected = f"expected at most one of {', '.join(sorted(group))}"
+            raise InputError(f"{expected}, got {' and '.join(both)}", argument="augment")
+    return found
 
 
 def to_size(side: Any, argument: str = "side") -> Size:

@@ -14,7 +14,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Augment, Fit, Levels, Size, side_text, to_side, to_size
+from nextpixel.config import Fit, Levels, Size, augmentations, side_text, to_side, to_size
+from nextpixel.data.recolour import Recolouring, apply_colours
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, remove_folder, user_cache
 from nextpixel.images import UnreadableImage, crop_resize, orient
@@ -25,7 +26,6 @@ from nextpixel.progress import Advance, progress, say_once
 
 PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_image
 PREPROCESSING_BEFORE = "bilinear; 2"  # applied the EXIF orientation twice; the keys of older runs have it
-FLIPS = ("flip", "pad-flip")  # augmentations that mirror half of the images
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
 
@@ -229,9 +229,9 @@ def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0)
     return hidden
 
 
-def stored_size(size: Size, augment: Augment) -> Size:
+def stored_size(size: Size, augment: str) -> Size:
     """The size at which pictures are stored: twice as large for random crops."""
-    return (2 * size[0], 2 * size[1]) if augment == "crop" else size
+    return (2 * size[0], 2 * size[1]) if "crop" in augmentations(augment) else size
 
 
 class Batches:
@@ -248,21 +248,22 @@ class Batches:
         *,
         size: Size,
         batch_images: int,
-        augment: Augment,
+        augment: str,
         seed: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.images, self.chosen, self.size = images, chosen, size
-        self.batch_images, self.augment, self.seed = batch_images, augment, seed
+        self.batch_images, self.augment, self.seed = batch_images, augmentations(augment), seed
         self.number, self.parts = part
-        if augment == "orient" and size[0] != size[1]:
+        if "orient" in self.augment and size[0] != size[1]:
             raise InputError(f"orient needs square pictures, got {size[0]} x {size[1]} pixels", argument="augment")
+        self._recolouring = Recolouring(images, chosen, seed)
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
 
     def __call__(self, step: int) -> NDArray[np.uint8]:
         """The images of a step, counted from 0, uint8 (batch_images / n, H, W, 3)."""
         parts = [
-            self._augmented(self.images[self.chosen[rows]], self._epoch(epoch)[1][rows])
+            self._augmented(self._coloured(epoch, self.chosen[rows]), self._epoch(epoch)[1][rows])
             for epoch, rows in self._rows(step)
         ]
         return np.concatenate(parts)
@@ -273,12 +274,12 @@ class Batches:
 
     def mirrored(self, step: int) -> NDArray[np.bool_]:
         """Which of that step's images are mirrored, (batch_images / n,)."""
-        flips = self.augment in FLIPS
+        flips = "flip" in self.augment
         return np.concatenate([_mirrored(self._epoch(epoch)[1][rows]) & flips for epoch, rows in self._rows(step)])
 
     def orientations(self, step: int) -> NDArray[np.int64]:
         """The orientations of that step's images, (batch_images / n,), see images.orient."""
-        oriented = self.augment == "orient"
+        oriented = "orient" in self.augment
         return np.concatenate(
             [_orientations(self._epoch(epoch)[1][rows]) * oriented for epoch, rows in self._rows(step)]
         )
@@ -305,24 +306,36 @@ class Batches:
         return self._epochs[epoch]
 
     def _augmented(self, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
-        if self.augment == "crop":
+        if "crop" in self.augment:
             return np.stack(
                 [crop_resize(i, crop_box(i.shape[:2], *n[1:]), self.size) for i, n in zip(images, noise, strict=True)]
             )
-        if self.augment in ("pad", "pad-flip"):
-            images = self._shift(images, noise)
-        if self.augment in FLIPS:
+        if "pad" in self.augment:
+            images = self._padded(images, noise)
+        if "shift" in self.augment:
+            images = np.stack([_shifted(*pair) for pair in zip(images, noise[:, 1:3], strict=True)])
+        if "wrap" in self.augment:
+            offsets = (noise[:, 1:3] * np.array(self.size, np.float32)).astype(np.int64)
+            images = np.stack([np.roll(one, by, (0, 1)) for one, by in zip(images, offsets, strict=True)])
+        if "flip" in self.augment:
             mirrored = _mirrored(noise)
             images = images.copy()
             images[mirrored] = images[mirrored, :, ::-1]
-        if self.augment == "orient":
+        if "orient" in self.augment:
             orientations, images = _orientations(noise), images.copy()
             for orientation in np.unique(orientations):
                 rows = orientations == orientation
                 images[rows] = orient(images[rows], orientation)
         return images
 
-    def _shift(self, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _coloured(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        images = self.images[numbers]
+        if "recolour" in self.augment:
+            pairs = zip(images, numbers.tolist(), strict=True)
+            images = np.stack([apply_colours(one, self._recolouring(number, epoch)[0]) for one, number in pairs])
+        return images
+
+    def _padded(self, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and take a random crop."""
         rows, columns = (max(1, n // 8) for n in self.size)
         padded = np.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="reflect")
@@ -330,6 +343,17 @@ class Batches:
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=(1, 2))
         picked = windows[np.arange(len(images)), offsets[:, 0], offsets[:, 1]]  # (B, 3, H, W)
         return np.ascontiguousarray(picked.transpose(0, 2, 3, 1))
+
+
+def _shifted(image: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """An image (H, W, 4) moved to a random place by as much as its transparent margin allows."""
+    drawn = image[..., 3] > 0
+    offsets = []
+    for axis, share in ((1, noise[0]), (0, noise[1])):
+        places = np.flatnonzero(drawn.any(axis))
+        first, last = (places[0], places[-1]) if len(places) else (0, drawn.shape[1 - axis] - 1)
+        offsets.append(int(share * (drawn.shape[1 - axis] - last + first)) - int(first))
+    return np.roll(image, offsets, (0, 1))
 
 
 def crop_box(size: Size, scale: float, x: float, y: float) -> tuple[float, float, float, float]:

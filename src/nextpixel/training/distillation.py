@@ -28,12 +28,13 @@ from nextpixel.config import (
     Fit,
     Levels,
     ResNetConfig,
+    augmentations,
     check_keywords,
     replace_checked,
     to_side,
     to_size,
 )
-from nextpixel.data.decoded import FLIPS, Batches, DecodedSet, decode, split_indices
+from nextpixel.data.decoded import Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
@@ -280,7 +281,7 @@ def _cache_teacher_features(
     dtype = "bf16" if config.dtype == "bf16" else "fp32"
     teacher = load(decided.teacher, device=decided.device)
     teacher.fit = "crop"  # a no-op on images of its size
-    views = [squares, squares[:, :, ::-1]] if config.augment in FLIPS else [squares]
+    views = [squares, squares[:, :, ::-1]] if "flip" in augmentations(config.augment) else [squares]
     mirrored = " and of their mirror images" if len(views) > 1 else ""
     say(f"features of layers {decided.layers} of {len(squares):,} images{mirrored}")
     parts = run.path / "teacher.parts"

@@ -23,6 +23,7 @@ from nextpixel.config import (
     PretrainConfig,
     PretrainKeywords,
     SamplingConfig,
+    augmentations,
     check_keywords,
     peak_rate,
     read_recipe,
@@ -134,7 +135,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         expected, got = side_text(model.size), side_text(to_size(config.side))
         raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
     config = _continued(config, shape)
-    if config.augment == "orient" and shape.orientations == 1:
+    if "orient" in augmentations(config.augment) and shape.orientations == 1:
         raise InputError(
             "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
         )
@@ -244,6 +245,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
             write_model=lambda folder: write_full_model(model, folder),
             images_per_step=config.batch_images,
             clip_norm=config.clip_norm,
+            patience=config.patience,
         )
         train(run, training)
         return load(run.path)

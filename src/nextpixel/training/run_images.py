@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, Size
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, Size, augmentations
 from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, stored_size
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
@@ -47,8 +47,11 @@ def decode_sets(
     The second has the `validation` images, in the range of the training set, or else the same images as the first.
     Raises InputError for a prepared folder of another size or fit.
     """
-    if fit == "place" and config.augment == "crop":
+    exact, parts = fit == "place", augmentations(config.augment)
+    if exact and "crop" in parts:
         raise InputError("expected another augmentation for exact colours, which crop mixes", argument="augment")
+    if not exact and (needed := sorted(parts & {"recolour", "shift"})):
+        raise InputError(f"{needed[0]} needs exact colours, as of `palette=exact`", argument="augment")
     stored = stored_size(size, config.augment)
     source = open_source(images, split)
     if isinstance(source, MapSource):
