@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -250,12 +252,19 @@ def as_nobody(
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=known | environment)
 
 
-@pytest.fixture
-def open_folder():
-    """A folder that everybody reaches and may write to: not pytest's, which each of its sessions closes to others."""
+@contextmanager
+def public_folder(bits: int) -> Iterator[Path]:
+    """A folder that every user can reach: not pytest's, which each of its sessions closes to others."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        place.chmod(0o1777)
+        place.chmod(bits)
+        yield place
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may write to."""
+    with public_folder(0o1777) as place:
         yield place
 
 
@@ -280,8 +289,14 @@ def test_without_a_cache_a_private_temporary_folder_is_used_and_said(open_folder
 
 
 def test_where_nothing_can_be_written_the_sentence_names_a_remedy():
-    code = "from nextpixel.files import *; files = __import__('nextpixel.files').files\n"
-    code += "files.tempfile._candidate_tempdir_list = lambda: ['/proc', '/usr']\nuser_cache('decoded')"
+    code = """if True:
+        import tempfile
+        from nextpixel.files import user_cache
+        def none():
+            raise FileNotFoundError(2, "No usable temporary directory found")
+        tempfile.gettempdir = none
+        user_cache("decoded")
+    """
     done = as_nobody(code, HOME="/nonexistent")
     assert "WorkError: cache: expected a folder that can be written to, got none" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("set NEXTPIXEL_CACHE to one")
@@ -324,12 +339,8 @@ OUTPUTS = [  # of every verb; its model or pictures are missing, too, which woul
 
 
 @pytest.fixture(scope="module")
-def complaints(tmp_path_factory) -> dict[str, tuple[int, str]]:
+def complaints() -> dict[str, tuple[int, str]]:
     """The exit code and the sentence of each of OUTPUTS, into a folder that may not be written to."""
-    place = tmp_path_factory.mktemp("outputs")
-    for folder in (place, *place.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    place.chmod(0o555)
     code = """if True:
         import contextlib, io, json, shlex, sys
         from nextpixel.cli import main
@@ -339,8 +350,9 @@ def complaints(tmp_path_factory) -> dict[str, tuple[int, str]]:
                 told[line] = main(shlex.split(line.format(sys.argv[2]))), err.getvalue()
         print(json.dumps(told))
     """
-    done = as_nobody(code, json.dumps(OUTPUTS), str(place), cwd=place)
-    assert done.returncode == 0 and list(place.iterdir()) == [], done.stderr
+    with public_folder(0o555) as place:
+        done = as_nobody(code, json.dumps(OUTPUTS), str(place), cwd=place)
+        assert done.returncode == 0 and list(place.iterdir()) == [], done.stderr
     return json.loads(done.stdout)
 
 

@@ -2,9 +2,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.spatial
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -39,34 +42,47 @@ def test_any_palette_with_repeated_and_symmetric_colours_takes_the_first_on_ties
     grid = np.random.default_rng(seed).choice([-1.0, -0.5, 0.0, 0.5, 1.0], (colours, 3)).astype(np.float32)
     expected = nearest(image, grid)
     assert np.array_equal(Palette(grid).encode(image)[0], expected)
-    if colours > 1:
-        assert np.array_equal(Palette(grid)._search_tree(palette_module._codes(image.reshape(-1, 3))), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(palette_module, "TREE_FROM", 1)
+        assert np.array_equal(Palette(grid).encode(image)[0], expected)
 
 
 @settings(max_examples=20, deadline=None)
 @given(images)
 def test_the_tree_finds_openai_s_nearest_colours(image: np.ndarray) -> None:
-    assert np.array_equal(
-        OPENAI._search_tree(palette_module._codes(image.reshape(-1, 3))), nearest(image, OPENAI.colors)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(palette_module, "TREE_FROM", 1)
+        assert np.array_equal(Palette(OPENAI.colors).encode(image)[0], nearest(image, OPENAI.colors))
 
 
-def test_many_colours_take_the_tree_and_without_scipy_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of colours of each search by tree."""
+    counts: list[int] = []
+
+    class Recorded(scipy.spatial.KDTree):
+        def query(self, x: np.ndarray, *args: Any, **options: Any) -> Any:
+            counts.append(len(x))
+            return super().query(x, *args, **options)
+
+    monkeypatch.setattr(scipy.spatial, "KDTree", Recorded)
+    return counts
+
+
+def test_many_colours_take_the_tree_and_without_scipy_the_tokens_are_the_same(
+    searches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 100, 100, 3), np.uint8)
-    searched, search = [], Palette._search_tree
-    monkeypatch.setattr(Palette, "_search_tree", lambda self, codes: (searched.append(1), search(self, codes))[1])
     tokens = Palette.openai().encode(image)
-    assert searched
+    assert sum(searches) > 9_900
     monkeypatch.setitem(sys.modules, "scipy.spatial", None)
     assert np.array_equal(Palette.openai().encode(image), tokens)
 
 
-def test_the_table_of_a_device_is_the_table_of_the_cpu() -> None:
-    codes = np.random.default_rng(1).integers(0, 1 << 24, 5000)
-    import torch
-
-    colors = torch.from_numpy(OPENAI.colors.astype(np.float64))
-    assert np.array_equal(palette_module._brute_force(torch.from_numpy(codes), colors), OPENAI._nearest(codes))
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_tokens_of_the_cpu() -> None:
+    image = torch.randint(0, 256, (2, 50, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(OPENAI.encode(image.cuda()).cpu(), OPENAI.encode(image))
 
 
 def test_openai_s_palette_is_the_published_one() -> None:
@@ -86,7 +102,10 @@ def test_decoding_rounds_half_to_even_and_clips() -> None:
     assert palette.rgb.tolist() == [[0, 128, 255], [255, 0, 191]]
 
 
-def test_a_saved_table_is_used_and_a_damaged_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_table_is_used_and_a_damaged_one_is_not(
+    tmp_path: Path, searches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(palette_module, "TREE_FROM", 1)
     monkeypatch.setattr(palette_module, "SAVE_TABLE_FROM", 1)
     monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
     image = np.random.default_rng(2).integers(0, 256, (1, 20, 20, 3), np.uint8)
@@ -94,27 +113,31 @@ def test_a_saved_table_is_used_and_a_damaged_one_is_not(tmp_path: Path, monkeypa
     [table] = (tmp_path / "colour-tables").iterdir()
     (tmp_path / "plain").touch()
     assert table.stat().st_mode == (tmp_path / "plain").stat().st_mode  # a shared cache is for others to read as well
-    monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("searched for a colour of the table"))
-    assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
-    monkeypatch.undo()
-    monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
+    assert len(searches) == 1
+    assert np.array_equal(Palette.openai(tmp_path).encode(image), expected) and len(searches) == 1
     table.write_bytes(table.read_bytes()[:1000])
-    assert np.array_equal(Palette.openai(tmp_path).encode(image), expected)
+    assert np.array_equal(Palette.openai(tmp_path).encode(image), expected) and len(searches) == 2
 
 
-def test_many_small_calls_come_to_use_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_many_small_calls_come_to_use_the_table(
+    searches: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A training batch of small pictures is small, and there are thousands."""
+    monkeypatch.setattr(palette_module, "TREE_FROM", 1)
     palette, image = Palette.openai(tmp_path), np.random.default_rng(4).integers(0, 256, (1, 16, 16, 3), np.uint8)
     calls = 1 + palette_module.TABLE_FROM // 256
     tokens = [palette.encode(image) for _ in range(calls)]
-    monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("searched for a colour of the table"))
+    assert len(searches) == calls
     tokens.append(palette.encode(image))
+    assert len(searches) == calls
     assert all(np.array_equal(tokens[0], other) for other in tokens)
 
 
-def test_two_threads_that_copy_a_saved_table_at_once_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_that_copy_a_saved_table_at_once_lose_nothing(
+    searches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(palette_module, "TABLE_FROM", 0)
-    palette = Palette.openai()
+    monkeypatch.setattr(palette_module, "TREE_FROM", 1)
     first_copies, second_copies, first_done = threading.Event(), threading.Event(), threading.Event()
 
     class Saved(np.ndarray):
@@ -126,8 +149,11 @@ def test_two_threads_that_copy_a_saved_table_at_once_lose_nothing(monkeypatch: p
             second_copies.wait(0.2)
             return np.array(self)
 
-    palette._table = np.zeros(1 << 24, np.uint16).view(Saved)
-    palette._table.flags.writeable = False
+    saved = np.zeros(1 << 24, np.uint16).view(Saved)
+    saved.flags.writeable = False
+    monkeypatch.setattr(palette_module, "is_sealed", lambda path: True)
+    monkeypatch.setattr(np, "memmap", lambda *args, **options: saved)
+    palette = Palette.openai()
     pictures = np.random.default_rng(5).integers(0, 256, (2, 1, 5, 5, 3), np.uint8)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(palette.encode, pictures[0])
@@ -136,10 +162,11 @@ def test_two_threads_that_copy_a_saved_table_at_once_lose_nothing(monkeypatch: p
         tokens = [first.result().numpy()]
         first_done.set()
         tokens.append(second.result().numpy())
-    monkeypatch.setattr(Palette, "_nearest", lambda *_: pytest.fail("a colour that was met is searched for again"))
+    searched = len(searches)
     for picture, found in zip(pictures, tokens, strict=True):
         assert np.array_equal(found[0], nearest(picture, OPENAI.colors))
         assert np.array_equal(palette.encode(picture), found)
+    assert len(searches) == searched == 2  # no colour that is known is searched for again
 
 
 @pytest.mark.parametrize(
