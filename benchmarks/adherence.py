@@ -34,6 +34,9 @@ from faces import LAYERS, SIDE, Design, numbers
 from fetch_datasets import BadRequest, atomic
 from PIL import Image
 
+import nextpixel
+from nextpixel.errors import InputError
+
 MATCH = 0.75  # intersection over union, at least
 Z = 1.96  # 95 %
 NOUNS = {"sunglasses": "glasses"}  # parts are called as in captions, but for this one
@@ -164,8 +167,6 @@ def make_captions(full: Sequence[str], count: int, rng: np.random.Generator, pai
 
 def draw(model: Any, captions: Sequence[str], guidance: float, seed: int) -> np.ndarray:
     """One picture of each caption, uint8 (N, 16, 16, 4)."""
-    import nextpixel
-
     drawn = nextpixel.sample(model, 1, caption=list(captions), guidance=guidance, seed=seed)
     return np.stack([np.asarray(picture.convert("RGBA")) for picture in drawn])
 
@@ -178,8 +179,6 @@ def copies(pictures: np.ndarray, training: np.ndarray) -> int:
 
 def likelihoods(model: Any, pictures: np.ndarray, captions: list[str], rng: np.random.Generator) -> dict[str, float]:
     """Mean nats per pixel with the right, another picture's and no caption."""
-    import nextpixel
-
     images = [Image.fromarray(picture) for picture in pictures]
     given: dict[str, dict[str, Any]] = {
         "right": {"captions": captions},
@@ -227,8 +226,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.model is None:
         return results
 
-    import nextpixel
-
     model = nextpixel.load(args.model)
     training, _ = read_set(args.data / "train.parquet")
     results["copies"] = Counter()
@@ -257,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         results = measure(args)
-    except BadRequest as error:
+    except (BadRequest, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.out:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import nextpixel
+
 ROOT = Path(__file__).parents[1]
 NAMES = ("fetch_datasets", "faces", "adherence", "sprite_sheet", "emoji")
 
@@ -341,8 +343,6 @@ def test_the_ceiling_on_the_real_set(scripts):
 
 def test_the_command_measures_a_model(scripts, drawn, tmp_path, monkeypatch):
     """A stand-in for a model that draws a real picture of the caption at guidance 2, and another one at 1."""
-    import nextpixel
-
     design, pictures, captions = drawn
     design.write(tmp_path / "design.json")
     rows = list(zip(pictures, captions, EVERY))
@@ -360,9 +360,9 @@ def test_the_command_measures_a_model(scripts, drawn, tmp_path, monkeypatch):
         assert captions is None or len(images) == len(captions)
         return np.full(len(images), 0.2 if captions else 0.5, np.float32)
 
-    monkeypatch.setattr(nextpixel, "load", lambda name: f"the {name}", raising=False)
-    monkeypatch.setattr(nextpixel, "sample", sample, raising=False)
-    monkeypatch.setattr(nextpixel, "nll", nll, raising=False)
+    monkeypatch.setattr(nextpixel, "load", lambda name: f"the {name}")
+    monkeypatch.setattr(nextpixel, "sample", sample)
+    monkeypatch.setattr(nextpixel, "nll", nll)
     out = tmp_path / "out.json"
     arguments = ["--model", "model", "--captions", "10", "--guidance", "1", "2", "--out", str(out)]
     assert scripts.adherence.main([str(tmp_path), *arguments]) == 0
