@@ -1,10 +1,17 @@
 import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import nextpixel
 from nextpixel import SIZES, ImageGPT, ImageGPTConfig, InputError
-from nextpixel.config import LEARNING_RATES, PretrainConfig, replace_checked
+from nextpixel.config import PretrainConfig, peak_rate, replace_checked
 
 # Exact counts for 512 colours and no class head; at side 32 those of S, M, L and XL are the paper's own.
 PARAMETERS = {
@@ -33,8 +40,63 @@ def test_sizes_have_exactly_the_published_number_of_parameters(size: str, side: 
     assert sum(p.numel() for p in model.parameters()) == config.parameters == PARAMETERS[size, side]
 
 
-def test_every_size_has_a_learning_rate() -> None:
-    assert LEARNING_RATES.keys() == SIZES.keys()
+def test_sizes_have_the_published_learning_rates() -> None:
+    rates = {"xxs": 0.003, "xs": 0.003, "s": 0.003, "m": 0.003, "l": 0.001, "xl": 0.0003}
+    assert {name: peak_rate(config.parameters) for name, config in SIZES.items()} == rates
+
+
+USE_A_NEW_SIZE = """
+import contextlib, io, json, sys
+import torch
+import nextpixel
+from nextpixel.cli import main
+from nextpixel.config import PretrainConfig, peak_rate, read_recipe
+from nextpixel.network.cost import remedy
+
+def said(*command):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(command)
+    return code, out.getvalue(), err.getvalue()
+
+shape, larger = nextpixel.SIZES["huge"], nextpixel.ImageGPTConfig(layers=99, width=6144, heads=48)
+with torch.device("meta"):
+    model = nextpixel.ImageGPT(shape)
+plan = said("plan", "--size", "huge", "--hardware", "b200", "--count", "64", "--shard", "--json")
+verbs = ["pretrain", "photos"], ["bench"], ["plan"]
+print(json.dumps({
+    "counts": [sum(p.numel() for p in model.parameters()), shape.parameters],
+    "plan": json.loads(plan[1])["parameters"],
+    "config": PretrainConfig(size="huge").model(512).parameters,
+    "recipe": read_recipe(sys.argv[1]).size,
+    "rate": peak_rate(shape.parameters),
+    "choices": [said(*verb, "--size", "none")[2] for verb in verbs],
+    "help": said("pretrain", "--help")[1],
+    "remedy": remedy(larger, 1, 30 * shape.parameters, batch_images=1, dtype="bf16"),
+}))
+"""
+
+
+def test_a_size_is_one_line(tmp_path: Path) -> None:
+    """A size added to the table, in a copy of the package, is known everywhere."""
+    package = Path(nextpixel.__file__).parent
+    shutil.copytree(package, tmp_path / "nextpixel", copy_function=os.symlink, ignore=shutil.ignore_patterns("*.pyc"))
+    shapes, table = tmp_path / "nextpixel" / "config" / "shapes.py", "SIZES: dict[str, ImageGPTConfig] = {\n"
+    text = shapes.read_text()
+    assert text.count(table) == 1
+    shapes.unlink()
+    shapes.write_text(text.replace(table, table + '    "huge": ImageGPTConfig(layers=72, width=4096, heads=32),\n'))
+    (tmp_path / "recipe.toml").write_text('size = "huge"\n')
+    command = [sys.executable, "-c", USE_A_NEW_SIZE, str(tmp_path / "recipe.toml")]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    count = 72 * (12 * 4096**2 + 2 * 4096) + (32 * 32 + 2 * 512 + 1 + 1) * 4096
+    assert [*found["counts"], found["plan"], found["config"]] == [count] * 4
+    assert found["recipe"] == "huge" and found["rate"] == 0.0003  # that of the nearest published size, xl
+    assert all("huge, xxs, xs, s, m, l, xl" in choices for choices in found["choices"]), found["choices"]
+    assert "huge" in found["help"]
+    assert found["remedy"] == "`size=huge`"
 
 
 @pytest.mark.parametrize("wrong", [{"layers": 0}, {"width": 10, "heads": 4}, {"side": -1}, {"colors": 1.5}])

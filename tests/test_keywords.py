@@ -12,7 +12,7 @@ import torch
 import nextpixel
 from nextpixel import InputError, config
 from nextpixel.config import PretrainConfig
-from nextpixel.config.keywords import Settings
+from nextpixel.config.settings import Settings
 from nextpixel.images import UnreadableImage, decode
 
 PAIRS = {

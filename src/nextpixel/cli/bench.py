@@ -10,7 +10,7 @@ from typing import Literal
 from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_file, load_model
 from nextpixel.cli.hints import command
-from nextpixel.config import ModelOptions, OutputOptions, Speed, check_numbers
+from nextpixel.config import ModelOptions, OutputOptions, SizeName, Speed, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -26,7 +26,7 @@ class Bench:
     """What to time, comma-separated: complete, sample, decode, features, score, encode, train."""
     batch: str = "1,8,32"
     """Comma-separated batch sizes."""
-    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
+    size: SizeName | None = None
     """Use random weights of a named size instead of --model."""
     pixels: int | None = None
     """Number of pixels drawn per picture; default: all, and 32 for decode."""

@@ -8,14 +8,12 @@ from nextpixel.config.keywords import (
     FinetuneKeywords,
     PretrainKeywords,
     SamplingKeywords,
-    check_keywords,
 )
 from nextpixel.config.options import ModelOptions, OutputOptions, SamplingConfig, ServeConfig, StudyConfig
 from nextpixel.config.recipes import read_recipe, replace_checked
 from nextpixel.config.runs import (
     EXACT,
     INIT_RATE,
-    LEARNING_RATES,
     MUON_RATE,
     DistillConfig,
     FinetuneConfig,
@@ -24,7 +22,8 @@ from nextpixel.config.runs import (
     RunConfig,
     peak_rate,
 )
-from nextpixel.config.shapes import MODERN, SIZES, TAGS, ImageGPTConfig, ResNetConfig
+from nextpixel.config.settings import check_keywords
+from nextpixel.config.shapes import MODERN, SIZES, TAGS, ImageGPTConfig, ResNetConfig, SizeName
 from nextpixel.config.terms import (
     AUGMENTATIONS,
     PICTURES_AT_MOST,
@@ -47,53 +46,3 @@ from nextpixel.config.terms import (
     to_side,
     to_size,
 )
-
-__all__ = [
-    "AUGMENTATIONS",
-    "EXACT",
-    "INIT_RATE",
-    "LEARNING_RATES",
-    "MODERN",
-    "MUON_RATE",
-    "PICTURES_AT_MOST",
-    "SIZES",
-    "TAGS",
-    "Activation",
-    "Device",
-    "DistillConfig",
-    "DistillKeywords",
-    "FinetuneConfig",
-    "FinetuneKeywords",
-    "Fit",
-    "GPTRunConfig",
-    "ImageGPTConfig",
-    "KeepSide",
-    "Levels",
-    "ModelOptions",
-    "Objective",
-    "OutputOptions",
-    "Pooling",
-    "Positions",
-    "Preset",
-    "PretrainConfig",
-    "PretrainKeywords",
-    "ResNetConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "SamplingKeywords",
-    "ServeConfig",
-    "Size",
-    "Speed",
-    "StudyConfig",
-    "Switch",
-    "check_numbers",
-    "augmentations",
-    "check_keywords",
-    "check_picture_count",
-    "peak_rate",
-    "read_recipe",
-    "replace_checked",
-    "side_text",
-    "to_side",
-    "to_size",
-]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from nextpixel.config.keywords import Settings
+from nextpixel.config.settings import Settings
 from nextpixel.config.terms import Device, Fit, Levels, Speed, check_numbers
 from nextpixel.errors import InputError, shortened
 

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from nextpixel.config.keywords import unknown_name
 from nextpixel.config.runs import PretrainConfig, RunConfig
+from nextpixel.config.settings import unknown_name
 from nextpixel.errors import InputError
 from nextpixel.limits import read_bytes
 

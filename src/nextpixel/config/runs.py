@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nextpixel.config.keywords import Settings
-from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig
+from nextpixel.config.settings import Settings
+from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, SizeName
 from nextpixel.config.terms import (
     Activation,
     Device,
@@ -27,26 +27,17 @@ from nextpixel.errors import InputError
 
 MUON_RATE = 0.02  # for the matrices of the modern preset; its other parameters use a quarter of it
 
-# Peak rates at batch 128. l and xl: Chen et al. 2020, Table 5; s: karpathy/minGPT's note of the same table.
-# m is not confirmed by a primary source; xs and xxs follow s.
-LEARNING_RATES: dict[str, float] = {
-    "xxs": 0.003,
-    "xs": 0.003,
-    "s": 0.003,
-    "m": 0.003,
-    "l": 0.001,
-    "xl": 0.0003,
-}
-
-
+# Peak rates at batch 128. l and xl: Chen et al. 2020, Table 5; s: karpathy/minGPT's note of the same table; m is not
+# confirmed by a primary source.
+PUBLISHED_RATES = {"s": 0.003, "m": 0.003, "l": 0.001, "xl": 0.0003}
 EXACT = "exact"  # the palette of the images' own colours
 INIT_RATE = 0.1  # of the pretraining rate, for continued training (Chen et al. 2020, section 3.4)
 
 
 def peak_rate(parameters: int) -> float:
-    """The published learning rate of the named size closest in number of parameters."""
-    name = min(SIZES, key=lambda size: abs(math.log(SIZES[size].parameters / parameters)))
-    return LEARNING_RATES[name]
+    """The learning rate published for the size closest in number of parameters."""
+    name = min(PUBLISHED_RATES, key=lambda size: abs(math.log(SIZES[size].parameters / parameters)))
+    return PUBLISHED_RATES[name]
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ class GPTRunConfig(RunConfig):
 class PretrainConfig(GPTRunConfig):
     """Settings of a pretraining run; recorded in its run.json."""
 
-    size: Literal["xxs", "xs", "s", "m", "l", "xl"] | None = None
+    size: SizeName | None = None
     """Named size (default: xs); the next three options override its dimensions."""
     layers: int | None = None
     """Number of transformer blocks."""

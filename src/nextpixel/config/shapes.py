@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from nextpixel.config.keywords import Settings
+from nextpixel.config.settings import Settings
 from nextpixel.config.terms import HIGHEST_SIDE, Activation, Objective, Positions, Size, to_side, to_size
 from nextpixel.errors import InputError, shortened
 
@@ -207,6 +207,10 @@ SIZES: dict[str, ImageGPTConfig] = {
     "l": ImageGPTConfig(layers=48, width=1536, heads=16),
     "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
 }
+if TYPE_CHECKING:
+    SizeName = str
+else:
+    SizeName = Literal[tuple(SIZES)]
 
 # The modern preset; docs/results.md has an ablation.
 MODERN: dict[str, Any] = {
