@@ -5,6 +5,7 @@ autoregressive one also holds the slots of Adam and a class head.
 """
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.checkpoints import load_openai
-from nextpixel.checkpoints.tensorflow import Bundle, _fields, _pairs, crc32c
+from nextpixel.checkpoints.tensorflow import Bundle, fields, pairs
 from nextpixel.cli import main
 from nextpixel.config import Fit
 from nextpixel.evaluation.likelihood import evaluate
@@ -268,32 +269,15 @@ def test_a_failed_write_leaves_nothing(capsys: pytest.CaptureFixture[str], monke
 # ---- the parts of the reader
 
 
-def test_checksums_of_the_standard() -> None:
-    """RFC 3720, B.4, and the usual check value."""
-    known = {bytes(32): 0x8A9136AA, b"\xff" * 32: 0x62A8AB43, bytes(range(32)): 0x46DD794E, b"123456789": 0xE3069283}
-    assert all(crc32c(np.frombuffer(data, np.uint8)) == value for data, value in known.items())
-
-
-@given(st.binary(max_size=80))
-def test_checksums_by_pairs_are_checksums_byte_by_byte(data: bytes) -> None:
-    register = 0xFFFFFFFF
-    for byte in data:
-        register ^= byte
-        for _ in range(8):
-            register = (register >> 1) ^ (register & 1) * 0x82F63B78
-    assert crc32c(np.frombuffer(data, np.uint8)) == register ^ 0xFFFFFFFF
-
-
-def test_checksums_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = np.random.default_rng(0).integers(0, 256, (5 << 20) // 2 + 3, np.uint8)
-    whole = crc32c(data)
-    monkeypatch.setattr("nextpixel.checkpoints.tensorflow.PIECE_LEVELS", 11)
-    assert crc32c(data) == whole
+def test_without_the_library_for_checksums_one_sentence_says_what_to_install(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    assert main(["convert", "openai-masked", "out"]) == 2
+    assert 'needs: pip install "nextpixel[openai]"' in capsys.readouterr().err
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_parsers(data: bytes) -> None:
-    for parser in (_fields, _pairs):
+    for parser in (fields, pairs):
         try:
             list(parser(data))
         except ValueError as error:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
-
-from nextpixel.checkpoints.tensorflow import crc32c
 
 CODES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9}
 MAGIC = bytes.fromhex("57fb808b247547db")
@@ -78,5 +77,5 @@ def varint(value: int) -> bytes:
 
 
 def checksum(content: bytes) -> bytes:
-    value = crc32c(np.frombuffer(content, np.uint8))
+    value = google_crc32c.value(content)
     return ((value >> 15 | value << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")

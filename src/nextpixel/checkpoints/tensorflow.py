@@ -10,7 +10,6 @@ TensorFlow writes the index uncompressed; compressed blocks are refused.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -27,9 +26,6 @@ FOOTER_BYTES = 48  # two block handles, zeros, the magic number
 TRAILER_BYTES = 5  # of a block: compression type, masked crc32c
 FLOAT32 = 1
 DTYPES = {1: "float32", 2: "float64", 3: "int32", 7: "string", 9: "int64", 10: "bool", 14: "bfloat16", 19: "float16"}
-
-CASTAGNOLI = 0x82F63B78  # crc32c's polynomial, lowest bit first
-PIECE_LEVELS = 18  # checksums are computed over pieces of at most 4 << 18 bytes, which fit in the CPU cache
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,13 @@ class Bundle:
             )
         try:
             table = dict(_table(self.index.read_bytes()))
-            header = dict(_fields(table.pop(b"", b"")))
+            header = dict(fields(table.pop(b"", b"")))
             self.shards = _number(header.get(1, 0))
             self.entries = {name.decode("utf-8", "replace"): _entry(value) for name, value in table.items()}
             if header.get(2, 0) != 0:
                 raise ValueError("one written on a big-endian machine")
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"{self.index}: expected the index of a TensorFlow checkpoint, got {error}") from None
         self._check_shards()
@@ -90,7 +88,7 @@ class Bundle:
             raise InputError(f"{where}: expected {4 * math.prod(shape)} bytes for {shape}, got {entry.size}")
         path = self._shard(entry.shard)
         values = np.fromfile(path, "<f4", math.prod(shape), offset=entry.offset)
-        if values.nbytes != entry.size or _masked(crc32c(values.view(np.uint8))) != entry.checksum:
+        if values.nbytes != entry.size or _masked_checksum(values.tobytes()) != entry.checksum:
             raise InputError(f"{path}: {name}: expected the recorded checksum, got another one; download it again")
         return values.reshape(shape)
 
@@ -125,9 +123,9 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("a file without its end: cut short, or of another kind")
     _, position = _handle(footer, 0)  # of a block without content
     (offset, size), _ = _handle(footer, position)
-    for _, handle in _pairs(_block(data, offset, size)):
+    for _, handle in pairs(_block(data, offset, size)):
         (offset, size), _ = _handle(handle, 0)
-        yield from _pairs(_block(data, offset, size))
+        yield from pairs(_block(data, offset, size))
 
 
 def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
@@ -140,14 +138,14 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
     block = data[offset : offset + size + TRAILER_BYTES]
     if len(block) != size + TRAILER_BYTES:
         raise ValueError("one cut short")
-    if _masked(crc32c(np.frombuffer(block[:-4], np.uint8))) != int.from_bytes(block[-4:], "little"):
+    if _masked_checksum(block[:-4]) != int.from_bytes(block[-4:], "little"):
         raise ValueError("a damaged one (its checksum is wrong); download it again")
     if block[-TRAILER_BYTES] != 0:
         raise ValueError("a compressed one, which TensorFlow does not write; save it again with tf.train.Saver")
     return block[:-TRAILER_BYTES]
 
 
-def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+def pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """A key is what it shares with the key before it, and the rest; restart points at the end are for searches."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 - 4 * restarts
@@ -163,7 +161,7 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield key, block[position - length : position]
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(number, value) of every field of a protobuf message."""
     position = 0
     while position < len(message):
@@ -187,16 +185,16 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _entry(message: bytes) -> Entry:
-    fields = dict(_fields(message))
-    dims = [dict(_fields(_message(dim))) for number, dim in _fields(_message(fields.get(2, b""))) if number == 2]
+    found = dict(fields(message))
+    dims = [dict(fields(_message(dim))) for number, dim in fields(_message(found.get(2, b""))) if number == 2]
     return Entry(
-        dtype=_number(fields.get(1, 0)),
+        dtype=_number(found.get(1, 0)),
         shape=tuple(_number(dim.get(1, 0)) for dim in dims),
-        shard=_number(fields.get(3, 0)),
-        offset=_number(fields.get(4, 0)),
-        size=_number(fields.get(5, 0)),
-        checksum=_number(fields.get(6, 0)),
-        partitioned=7 in fields,
+        shard=_number(found.get(3, 0)),
+        offset=_number(found.get(4, 0)),
+        size=_number(found.get(5, 0)),
+        checksum=_number(found.get(6, 0)),
+        partitioned=7 in found,
     )
 
 
@@ -222,47 +220,11 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     raise ValueError("a damaged one (a number is cut short)")
 
 
-def crc32c(data: NDArray[np.uint8]) -> int:
-    """The Castagnoli checksum of contiguous bytes.
-
-    A register moved past n bytes is a linear function of itself. So all words start as registers of their own, and
-    neighbours are joined pair by pair: the left one, moved past the right one's bytes, plus the right one.
-    """
-    moves = _moves()
-    register = 0xFFFFFFFF
-    while len(data) >= 4:
-        level = min(PIECE_LEVELS, (len(data) // 4).bit_length() - 1)
-        words = data[: 4 << level].view("<u4").copy()
-        words[0] ^= register
-        for move in moves[:level]:
-            words = _moved(words[0::2], move) ^ words[1::2]
-        register = int(_moved(words, moves[0])[0])
-        data = data[4 << level :]
-    for byte in data.tolist():
-        register ^= byte
-        for _ in range(8):
-            register = (register >> 1) ^ (register & 1) * CASTAGNOLI
-    return register ^ 0xFFFFFFFF
-
-
-def _masked(checksum: int) -> int:
-    """As LevelDB stores a checksum, so that checksums of data with checksums in it stay sound."""
+def _masked_checksum(data: bytes) -> int:
+    """The CRC-32C of data as LevelDB stores it, masked so that checksums of data with checksums in it stay sound."""
+    try:
+        import google_crc32c
+    except ImportError:
+        raise InputError('reading TensorFlow checkpoints needs: pip install "nextpixel[openai]"') from None
+    checksum: int = google_crc32c.value(data)
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-@functools.cache
-def _moves() -> list[NDArray[np.uint32]]:
-    """moves[k] (2, 65536): the low and high halves of a register, moved past 4 << k zero bytes."""
-    halves = np.arange(65536, dtype=np.uint32)
-    move = np.stack([halves, halves << np.uint32(16)])
-    for _ in range(32):
-        move = (move >> np.uint32(1)) ^ (move & np.uint32(1)) * np.uint32(CASTAGNOLI)
-    moves = [move]
-    for _ in range(PIECE_LEVELS - 1):
-        moves.append(_moved(moves[-1], moves[-1]))
-    return moves
-
-
-def _moved(registers: NDArray[np.uint32], move: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    moved: NDArray[np.uint32] = move[0][registers & np.uint32(0xFFFF)] ^ move[1][registers >> np.uint32(16)]
-    return moved
