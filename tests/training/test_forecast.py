@@ -174,7 +174,7 @@ def test_a_driver_s_name_finds_the_device_or_nothing(name, memory_bytes, key):
 
 def test_the_time_is_measured_before_it_is_told(images, tmp_path, capsys, monkeypatch):
     """By the second line of the log, whose steps neither compile nor warm up."""
-    monkeypatch.setattr("nextpixel.training.loop.ESTIMATE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr("nextpixel.training.log.ESTIMATE_FROM_SECONDS", 0.0)
     nextpixel.pretrain(images, out=tmp_path / "run", **settings(tmp_path, log_every_steps=3))
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("About ")]
     assert "left for 6 steps, without evaluations" in line and "over steps 4 to 6" in line

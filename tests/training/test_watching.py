@@ -29,7 +29,8 @@ from nextpixel.reports.run_page import page
 from nextpixel.representation.ridge import PENALTIES, fit_ridge, ridge_accuracy, ridge_images
 from nextpixel.stats import outlier_limit
 from nextpixel.training import steps
-from nextpixel.training.loop import Interrupted, Spikes
+from nextpixel.training.log import Spikes
+from nextpixel.training.loop import Interrupted
 
 
 @pytest.fixture

@@ -19,23 +19,15 @@ COMPILE_FROM_SECONDS = 300  # compiling costs about ten seconds per shape and sa
 CPU_FLOPS_PER_SECOND = 1e11  # rough: it only separates short runs from long ones
 
 
-@dataclass(frozen=True)
-class Decisions:
+@dataclass(frozen=True, kw_only=True)
+class RunDecisions:
     """What "auto" resolved to; decided once, so that a resumed run continues as it started."""
 
     device: str
     dtype: str
-    compile: bool
     threads: int
-    micro_batch_images: int
-    learning_rate: float
-    warmup_steps: int
     fit: Fit
     train_key: str
-    validation_key: str
-    test_key: str | None = None
-    steps: int = 0
-    """Total; 0 in runs of versions that did not record it."""
     pixels: Sequence[str] = ()
     """DecodedSet.digest of the training, validation and test sets; empty in runs of earlier versions."""
     levels: Mapping[str, Any] = field(default_factory=dict)
@@ -44,6 +36,20 @@ class Decisions:
     @property
     def requested_levels(self) -> Levels:
         return Levels.of(**self.levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions(RunDecisions):
+    """Those of a run of an Image GPT."""
+
+    compile: bool
+    micro_batch_images: int
+    learning_rate: float
+    warmup_steps: int
+    validation_key: str
+    test_key: str | None = None
+    steps: int = 0
+    """Total; 0 in runs of earlier versions."""
 
 
 @dataclass(frozen=True)

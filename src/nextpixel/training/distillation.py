@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,8 +24,6 @@ from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_mode
 from nextpixel.config import (
     DistillConfig,
     DistillKeywords,
-    Fit,
-    Levels,
     ResNetConfig,
     augmentations,
     check_keywords,
@@ -42,10 +39,10 @@ from nextpixel.network.resnet import ResNet
 from nextpixel.progress import say
 from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
+from nextpixel.training.decisions import RunDecisions
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import absolute, find_sets, relocate_images, source_facts
-from nextpixel.training.setup import create_run, with_absolute_paths
-from nextpixel.training.tracking import check_tracker
+from nextpixel.training.setup import checked_settings, create_run
 
 KIND = "distill"
 EVALUATION_IMAGES = 256  # a batch
@@ -79,29 +76,19 @@ def distill(
     return train_run(start_run(images, Path(out), config, model, split), images)
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """What "auto" resolved to; recorded in run.json."""
+@dataclass(frozen=True, kw_only=True)
+class DistillDecisions(RunDecisions):
+    """Those of a distillation."""
 
-    device: str
-    dtype: str
-    threads: int
     layers: list[int]
     teacher: str | None
-    fit: Fit
-    train_key: str
-    pixels: Sequence[str] = ()
-    levels: Mapping[str, Any] = field(default_factory=dict)
-    """The range and bands that were requested."""
 
 
 def start_run(
     images: Any, out: Path, config: DistillConfig, model: str | Path | None = None, split: str | None = None
 ) -> Run:
     """Decode the images, resolve every "auto", and create the run folder."""
-    Run.new_path(out)  # refuses before any work is done
-    check_tracker(config.tracker)
-    config = with_absolute_paths(config)
+    config = checked_settings(out, config)
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)
     requested = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
@@ -109,7 +96,7 @@ def start_run(
     fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
     decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
-    decided = Decisions(
+    decided = DistillDecisions(
         device=device,
         dtype=choose_dtype(config.dtype, device),
         threads=threads,
@@ -140,9 +127,9 @@ def relocate_run(run: Run, images: Any) -> Run:
 
 
 def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
-    decided, cache = Decisions(**facts["decisions"]), facts["config"]["cache"]
-    levels, split = Levels.of(**decided.levels), facts["data"]["split"]
-    return (decode(images, to_size(facts["model"]["side"]), split=split, cache=cache, fit=decided.fit, levels=levels),)
+    decided, cache = DistillDecisions(**facts["decisions"]), facts["config"]["cache"]
+    size, split, levels = to_size(facts["model"]["side"]), facts["data"]["split"], decided.requested_levels
+    return (decode(images, size, split=split, cache=cache, fit=decided.fit, levels=levels),)
 
 
 def train_run(run: Run, images: Any = None) -> ResNet:
@@ -154,7 +141,7 @@ def train_run(run: Run, images: Any = None) -> ResNet:
 def _train(run: Run, images: Any) -> ResNet:
     with run.checked_facts() as facts:
         config = DistillConfig(**facts["config"])
-        decided = Decisions(**facts["decisions"])
+        decided = DistillDecisions(**facts["decisions"])
         shape = ResNetConfig(**facts["model"])
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     choose_device(decided.device)  # raises if it is gone
@@ -275,7 +262,7 @@ def whitening(features: NDArray[np.float32], shrinkage: float) -> tuple[NDArray[
 
 
 def _cache_teacher_features(
-    run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: Decisions, path: Path
+    run: Run, squares: NDArray[np.uint8], config: DistillConfig, decided: DistillDecisions, path: Path
 ) -> None:
     """Write the teacher's features of every image, and of its mirror image, to `path`; an interrupted call resumes."""
     dtype = "bf16" if config.dtype == "bf16" else "fp32"

@@ -44,7 +44,7 @@ from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import decide
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import decode_sets, find_sets, relocate_run, source_facts
-from nextpixel.training.setup import OpenRun, create_run, open_run, start_once, with_absolute_paths
+from nextpixel.training.setup import OpenRun, checked_settings, create_run, open_run, start_once
 from nextpixel.training.steps import (
     TokenBatch,
     TokenBatches,
@@ -55,7 +55,6 @@ from nextpixel.training.steps import (
     training_batches,
     write_full_model,
 )
-from nextpixel.training.tracking import check_tracker
 
 KIND = "finetune"
 
@@ -128,10 +127,7 @@ def _start(
     test: Any,
     test_labels: ArrayLike | str | Path | None,
 ) -> Run:
-    Run.new_path(out)  # refuses before any work is done
-    check_tracker(config.tracker)
-    distributed.local_batch_images(config.batch_images)
-    config = with_absolute_paths(config)
+    config = checked_settings(out, config)
     network = copy.deepcopy(model) if isinstance(model, ImageGPT) else load(model)
     network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
     size = network.size

@@ -48,7 +48,7 @@ from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import decode_sets, relocate_run, source_facts
-from nextpixel.training.setup import OpenRun, create_run, launch_facts, open_run, start_once, with_absolute_paths
+from nextpixel.training.setup import OpenRun, checked_settings, create_run, launch_facts, open_run, start_once
 from nextpixel.training.steps import (
     TokenBatch,
     TokenBatches,
@@ -60,7 +60,6 @@ from nextpixel.training.steps import (
     write_full_model,
 )
 from nextpixel.training.tokenizers import choose_tokenizer
-from nextpixel.training.tracking import check_tracker
 
 KIND = "pretrain"
 
@@ -125,10 +124,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
-    Run.new_path(out)  # refuses before any work is done
-    check_tracker(config.tracker)
-    distributed.local_batch_images(config.batch_images)
-    config = with_absolute_paths(config)
+    config = checked_settings(out, config)
     model = _initial_model(config, images, split)
     shape = model.config
     if config.side and to_size(config.side) != model.size:

@@ -1,6 +1,7 @@
 """What every kind of training run records before its first step, and restores when it is resumed.
 
-create_run writes the run folder; open_run locks it, joins the processes and finds its images.
+checked_settings checks what can be checked first; create_run writes the run folder; open_run locks it, joins the
+processes and finds its images.
 """
 
 from __future__ import annotations
@@ -29,10 +30,26 @@ from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.run_images import absolute, decode_run_images, find_sets, size_of
+from nextpixel.training.tracking import check_tracker
 
 PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings recorded as absolute paths
 Settings = TypeVar("Settings", bound=GPTRunConfig)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+def checked_settings(out: Path, config: AnyConfig) -> AnyConfig:
+    """The settings of a new run, with absolute paths, so that it can be resumed from another folder.
+
+    Raises InputError, before any work, where `out` exists, the tracker is missing or the batch cannot be divided.
+    """
+    Run.new_path(out)
+    check_tracker(config.tracker)
+    distributed.local_batch_images(config.batch_images)
+    given = {name: getattr(config, name, None) for name in PATHS}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path and path != EXACT}
+    if config.cache:  # which may not exist yet
+        paths["cache"] = os.path.abspath(config.cache)
+    return replace(config, **paths)
 
 
 def create_run(
@@ -142,15 +159,6 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
         )
         decided = replace(decided, device=device)
         yield OpenRun(run, config, decided, shape, tokenizer, size_of(facts), data, train_set, validation_set)
-
-
-def with_absolute_paths(config: AnyConfig) -> AnyConfig:
-    """So that the run can be resumed from another folder."""
-    given = {name: getattr(config, name, None) for name in PATHS}
-    paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path and path != EXACT}
-    if config.cache:  # which may not exist yet
-        paths["cache"] = os.path.abspath(config.cache)
-    return replace(config, **paths)
 
 
 def _versions() -> dict[str, str]:
