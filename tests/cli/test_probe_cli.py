@@ -19,7 +19,7 @@ from nextpixel.cli.common import load_classifier
 from nextpixel.config import ModelOptions
 from nextpixel.images import from_array, save_png
 from nextpixel.images.sources import load_images
-from nextpixel.representation import extraction, few_labels
+from nextpixel.representation import baselines, extraction, few_labels
 from nextpixel.representation.few_labels import FeatureSet, compare
 from nextpixel.representation.probing import LinearProbe
 
@@ -36,6 +36,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         arrays[f"{split}_images"] = images.repeat(2, 1).repeat(2, 2)
         arrays[f"{split}_labels"] = (labels == "dark").astype(np.int64)
     np.savez(tmp_path / "set.npz", class_names=np.array(["bright", "dark"]), **arrays)
+    monkeypatch.setattr(baselines, "PATCHES", 2_000)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -78,13 +79,13 @@ def test_an_untrained_model_has_the_layers_of_the_model_to_choose_among(
 
 
 def test_few_labels_are_drawn_again_and_again(desk: Path, capsys: pytest.CaptureFixture) -> None:
-    command = ["probe", "set.npz", "--model", "model", "--labels-per-class", "2,5", "--repeats", "3", "--json"]
+    command = ["probe", "set.npz", "--model", "model", "--labels-per-class", "2,5", "--repeats", "2", "--json"]
     reports = []
     for _ in range(2):
         assert main([*command, "--no-baselines", "--layer", "1,2"]) == 0
         reports.append(json.loads(capsys.readouterr().out))
     assert reports[0] == reports[1]  # the seed decides
-    assert [(r["labels_per_class"], len(r["scores"])) for r in reports[0]["results"]] == [(2, 3), (5, 3)]
+    assert [(r["labels_per_class"], len(r["scores"])) for r in reports[0]["results"]] == [(2, 2), (5, 2)]
 
 
 def test_only_the_images_that_are_drawn_are_looked_at(

@@ -286,7 +286,6 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
                 "layers": result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
-                "seconds": result.seconds,
                 "scores": scores_report(result.scores),
             }
             for result in results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,8 +64,6 @@ class Result:
     neighbours: list[float]
     """Accuracy of cosine nearest neighbours on the same features: 20, or as many as the rarest class has."""
     layers: list[list[int]]
-    seconds: list[float]
-    """For choosing layer and strength and for fitting; extracting the features is not included."""
     trials: list[list[dict[str, Any]]]
     """The settings tried in each repeat, with their accuracy on held-out training images."""
 
@@ -89,14 +86,12 @@ def compare(
     for count in labels_per_class:
         subsets = _subsets(labels, count, repeats, seed)
         for features in feature_sets:
-            result = Result(features.name, count, [], [], [], [], [])
+            result = Result(features.name, count, [], [], [], [])
             several = features.train.shape[1] > 1
             strengths = STRENGTHS if features.trials is None else middle_strengths(features.trials)
             for rows in subsets:
-                start = time.perf_counter()
                 probe = LinearProbe(None, "best" if several else features.layers, seed=seed, strengths=strengths)
                 probe.fit_features(features.train[rows], labels[rows], layers=features.layers)
-                result.seconds.append(time.perf_counter() - start)
                 result.trials.append(probe.trials_)
                 column = features.layers.index(probe.layers_[0]) if several else 0
                 train, test = features.train[rows, column], features.test[:, column]
