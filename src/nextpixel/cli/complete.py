@@ -64,6 +64,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import load_images, open_source
+    from nextpixel.tokens.exact import ExactPalette
 
     source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
     if len(source) == len(args.images):  # only single files, which must all be readable
@@ -81,6 +82,12 @@ def run(argv: Sequence[str]) -> None:
         model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side, caption=args.caption
     )
     drawn = time.perf_counter()
+    changed = 0
+    if isinstance(model.tokenizer, ExactPalette):
+        changed = int(model.tokenizer.changed(squares)[:, drawing.kept].sum())
+        if changed:
+            total = len(squares) * int(drawing.kept.sum())
+            say(f"{changed:,} of {total:,} kept pixels have colours that the model has not, and became its nearest")
 
     rows, captions = [], []
     hidden = np.array([225, 225, 225, 255], np.uint8)[: drawing.images.shape[3]]
@@ -103,6 +110,7 @@ def run(argv: Sequence[str]) -> None:
                 **files,
                 "kept_rows": int(drawing.kept.any(1).sum()),
                 "kept_columns": int(drawing.kept.any(0).sum()),
+                "changed_pixels": changed,
                 "caption": args.caption,
                 "guidance": args.sampling.guidance,
                 "seed": args.sampling.seed,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from nextpixel.network.resnet import ResNet
 
 
+COLOURS_SHOWN = 64
+
+
 @dataclass(frozen=True)
 class Info:
     """Describe a model, or a run and its progress."""
@@ -80,6 +83,7 @@ def run(argv: Sequence[str]) -> None:
         "shape": {name: value for name, value in asdict(model.config).items() if value != ()},
         "parameters": model.config.parameters,
         "palette_sha256": tokenizer_hash(model),
+        **({"palette": _palette(model, whole=args.output.json)} if isinstance(model, ImageGPT) else {}),
         "fit": model.fit,
         "made": model.facts,
     }
@@ -92,6 +96,19 @@ def run(argv: Sequence[str]) -> None:
     if path.is_dir() and args.html is None and "run" in facts:
         say(f"To write a page of its curves and samples: {command('info', path, '--html', 'run.html')}")
     say(first_use(model, None if args.model == "embedded" else args.model))
+
+
+def _palette(model: ImageGPT, *, whole: bool) -> dict[str, Any]:
+    """What its tokens are; of exact colours, these as rrggbbaa, if not `whole` the first ones."""
+    from nextpixel.tokens import exact_colours
+
+    facts: dict[str, Any] = {"kind": model.tokenizer.kind, "tokens": len(model.tokenizer)}
+    colours = exact_colours(model.tokenizer)
+    if colours is None:
+        return facts
+    named = [bytes(colour).hex() for colour in colours]
+    shown = " ".join(named[:COLOURS_SHOWN]) + (" ..." if len(named) > COLOURS_SHOWN else "")
+    return facts | {"with_transparency": int((colours[:, 3] < 255).sum()), "rgba": named if whole else shown}
 
 
 def _words(model: ImageGPT | ResNet) -> dict[str, float | None]:

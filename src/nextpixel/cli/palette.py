@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import check_file
@@ -21,14 +23,17 @@ SWATCH_COLUMNS = 32
 
 @dataclass(frozen=True)
 class PaletteArguments:
-    """Fit a palette to your images by k-means, and compare its error with that of OpenAI's palette."""
+    """Fit a palette to your images by k-means, and compare its error with OpenAI's; or collect their exact colours."""
 
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """A folder, an array, a parquet file or a hub name."""
-    colors: int = 512
-    """Number of colours."""
-    out: Path = Path("palette.npy")
-    """The palette, float32 (colours, 3) in [-1, 1]; a .png of the colours is written next to it."""
+    exact: bool = False
+    """Collect the colours that the images have, with their transparency, for pixel art."""
+    colors: int | None = None
+    """Number of colours; default: 512. With --exact at most so many, by k-means where there are more; default: 1024."""
+    out: Path | None = None
+    """The palette, float32 (colours, 3) in [-1, 1]; default: palette.npy. With --exact a .gpl, .hex, .pal, .png or .npy
+    file; default: palette.gpl. A .png of the colours is written next to it."""
     side: int | Size = 32
     """Side that images are resized to, or rows x columns as in 24x16."""
     split: str | None = None
@@ -47,16 +52,59 @@ class PaletteArguments:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(PaletteArguments, "palette", argv)
-    swatch = args.out.with_suffix(".png")
-    check_file(args.out, ".npy", [args.images])
-    check_file(swatch, ".png", [args.images])
-    if not 2 <= args.colors <= 65_000:
-        raise InputError(f"--colors: expected 2 to 65000, got {args.colors}")
-    size = to_size(args.side)
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed: expected 0 to {2**32 - 1}, got {args.seed}")
-    import numpy as np
+    if args.exact:
+        _collect(args)
+    else:
+        _fit(args)
 
+
+def _collect(args: PaletteArguments) -> None:
+    out = args.out or Path("palette.gpl")
+    swatch = out.with_suffix(".png")
+    from nextpixel.tokens.exact import COLOURS_AT_MOST, ExactPalette
+
+    colors = COLOURS_AT_MOST if args.colors is None else args.colors
+    if not 2 <= colors <= COLOURS_AT_MOST:
+        raise InputError(f"--colors: expected 2 to {COLOURS_AT_MOST} with --exact, got {colors}")
+    from nextpixel.data.decoded import decode
+    from nextpixel.images import PALETTE_FORMATS, grid, save_png, write_palette_file
+
+    if out.suffix.lower() not in PALETTE_FORMATS:
+        raise InputError(f"--out: expected a file that ends in {', '.join(PALETTE_FORMATS)}, got {str(out)!r}")
+    check_file(out, out.suffix.lower(), [args.images])
+    check_file(swatch, ".png", [args.images])
+    levels, size = Levels.of(args.range, args.bands), to_size(args.side)
+    images = decode(args.images, size, split=args.split, cache=args.cache, fit="place", levels=levels)
+    palette = ExactPalette.fit(images.images, colors, args.seed)
+    write_palette_file(out, palette.rgba)
+    if swatch != out:
+        save_png(grid(_swatch(palette.rgba), zoom=20, gap=2), swatch)
+    clear = int((palette.rgba[:, 3] < 255).sum())
+    if args.output.json:
+        print_json({"out": str(out), "swatch": str(swatch), "colors": len(palette), "with_transparency": clear})
+    else:
+        show(f"{out}: {len(palette):,} colours, {clear:,} of them with transparency, of {len(images):,} images")
+        if swatch != out:
+            print(swatch)
+    words = (args.images, "--palette", out, "--side", side_text(size), "--out", "run")
+    say(f"To train with it: {command('pretrain', *words, split=args.split)}")
+
+
+def _swatch(colours: NDArray[np.uint8]) -> list[list[NDArray[np.uint8]]]:
+    """Rows of colours (K, C), as pictures of one pixel."""
+    return [list(colours[i : i + SWATCH_COLUMNS, None, None]) for i in range(0, len(colours), SWATCH_COLUMNS)]
+
+
+def _fit(args: PaletteArguments) -> None:
+    out, colors = args.out or Path("palette.npy"), 512 if args.colors is None else args.colors
+    swatch = out.with_suffix(".png")
+    check_file(out, ".npy", [args.images])
+    check_file(swatch, ".png", [args.images])
+    if not 2 <= colors <= 65_000:
+        raise InputError(f"--colors: expected 2 to 65000, got {colors}")
+    size = to_size(args.side)
     from nextpixel.data.decoded import decode
     from nextpixel.images import grid, save_png
     from nextpixel.tokens.palette import Palette, psnr, save_palette
@@ -65,19 +113,16 @@ def run(argv: Sequence[str]) -> None:
     images = decode(args.images, size, split=args.split, cache=args.cache, levels=levels)
     rng = np.random.default_rng(args.seed)
     squares = images.images[np.sort(rng.permutation(len(images))[:20_000])]
-    palette = Palette.fit(squares, args.colors, args.seed)
+    palette = Palette.fit(squares, colors, args.seed)
     own, openai = psnr(squares, palette), psnr(squares, Palette.openai())
     by_light = palette.rgb[np.argsort(palette.rgb @ np.array([0.299, 0.587, 0.114]))]
-    cells = [list(by_light[i : i + SWATCH_COLUMNS, None, None]) for i in range(0, len(by_light), SWATCH_COLUMNS)]
-    save_png(grid(cells, zoom=20, gap=2), swatch)
-    save_palette(palette, args.out)
-    figures = {"out": str(args.out), "swatch": str(swatch), "psnr_db": own, "psnr_db_openai": openai}
+    save_png(grid(_swatch(by_light), zoom=20, gap=2), swatch)
+    save_palette(palette, out)
+    figures = {"out": str(out), "swatch": str(swatch), "psnr_db": own, "psnr_db_openai": openai}
     if args.output.json:
         print_json(figures)
     else:
-        show(
-            f"{args.out}: {args.colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}"
-        )
+        show(f"{out}: {colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}")
         print(swatch)
-    words = (args.images, "--palette", args.out, "--side", side_text(size), "--out", "run")
+    words = (args.images, "--palette", out, "--side", side_text(size), "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")

@@ -81,7 +81,7 @@ class ExactPalette:
 
     def changed(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which pixels of uint8 images (B, H, W, 4) have a colour that is not one of these, (B, H, W)."""
-        codes = _codes(torch.from_numpy(images))
+        codes = _codes(torch.from_numpy(np.ascontiguousarray(images)))
         own = _codes(torch.from_numpy(self.rgba))
         return ~torch.isin(codes, own).numpy()
 
