@@ -23,4 +23,6 @@ def first_use(model: ImageGPT, place: str | Path | None) -> str:
         return f"To classify new images: {command('predict', place, 'new/', '--out', 'predictions.csv')}"
     if model.config.objective == "masked":
         return f"To extract features: {command('features', 'photos/', model=place)}"
+    if model.words is not None:
+        return f"To draw from a caption: {command('sample', model.words.table[0], model=place)}"
     return f"To complete a picture: {command('complete', 'photo.jpg', model=place)}"

@@ -49,6 +49,8 @@ class Prepare:
     """Pixels along each side of the stored images; default: by --augment."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
+    captions: str | None = None
+    """Keep captions in the folder, for training with the same option, see pretrain --help."""
     job: str | None = None
     """Do one share of the work, as in 3/16: the third of sixteen."""
     workers: int | None = None
@@ -81,6 +83,7 @@ def run(argv: Sequence[str]) -> None:
             levels=Levels.of(args.range, args.bands),
             store_side=store_side,
             split=args.split,
+            captions=args.captions,
             job=job,
             workers=args.workers,
         )
@@ -114,4 +117,5 @@ def _report(found: MapSource, out: Path, json: bool) -> None:
     crops = ["--augment", "crop"] if found.size[0] == 2 * found.serves[0] else []
     other = ["--fit", found.fit] if found.fit != "crop" else []
     side = "--side", side_text(found.serves)
-    say(f"To train on it: {command('pretrain', out, *side, *other, *crops, '--out', 'run')}")
+    captions = ["--captions", found.captions_from] if found.captions_from is not None else []
+    say(f"To train on it: {command('pretrain', out, *side, *other, *crops, *captions, '--out', 'run')}")

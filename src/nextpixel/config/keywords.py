@@ -71,6 +71,8 @@ class PretrainKeywords(GPTRunKeywords, total=False):
     schedule: Literal["cosine", "linear"] | None
     cooldown_fraction: float
     objective: Objective | None
+    captions: str | None
+    words: int | None
     validation: str | None
     validation_images: int
     evaluate_every_steps: int

@@ -184,6 +184,13 @@ class PretrainConfig(GPTRunConfig):
     """autoregressive: predict each pixel from those before it; masked: predict hidden pixels from the others (BERT).
     Default: autoregressive, or with `init` that of the model."""
 
+    captions: str | None = None
+    """Train with captions: names (red_potion_01.png), folders, a .csv or .jsonl file of file,caption, or the name of a
+    text column (parquet, hub), of a shard sample's member or of the files beside the pictures (txt)."""
+    words: int | None = None
+    """Maximum number of different words in captions, the most frequent; others, and those in fewer than 3 captions, are
+    left out. Default: 1,000, or with `init` the words of the model."""
+
     validation: str | None = None
     """Validation images; default: a held-out part of the training images."""
     validation_images: int = 1_000
@@ -206,7 +213,7 @@ class PretrainConfig(GPTRunConfig):
         super().__post_init__()
         check_numbers(
             self,
-            at_least_one="layers width heads steps validation_images evaluate_every_steps patience probe_images "
+            at_least_one="layers width heads words steps validation_images evaluate_every_steps patience probe_images "
             "probe_every_evaluations",
             at_least_zero="sample_images",
             share="cooldown_fraction",
@@ -219,11 +226,11 @@ class PretrainConfig(GPTRunConfig):
                     f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
                     argument="augment",
                 )
-        fixed = "size layers width heads palette objective".split() + list(MODERN)
+        fixed = "size layers width heads palette objective words".split() + list(MODERN)
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:
             raise InputError(
-                f"cannot be combined with `{given[0]}`: the model has its own shape, palette and objective",
+                f"cannot be combined with `{given[0]}`: the model has its own shape, palette, words and objective",
                 argument="init",
             )
 

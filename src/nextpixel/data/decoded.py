@@ -26,6 +26,7 @@ from nextpixel.progress import Advance, progress, say_once
 
 PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_image
 PREPROCESSING_BEFORE = "bilinear; 2"  # applied the EXIF orientation twice; the keys of older runs have it
+DROPPED = 0.1  # share of the captions that training leaves out: guidance compares with none (Ho & Salimans 2022)
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
 
 
@@ -173,12 +174,14 @@ def read_parts(
     fit: Fit,
     levels: Levels = NO_LEVELS,
     *,
+    captions: Sequence[str] | None = None,
     workers: int | None = None,
     advance: Advance | None = None,
 ) -> Iterator[Part]:
     """The pictures `numbers` of a source as images, in order, in parts of READ_TOGETHER.
 
-    Independent of the number of threads, `workers`. Calls `advance(count)` after each part.
+    `captions` are those of the whole source. Independent of the number of threads, `workers`. Calls `advance(count)`
+    after each part.
     """
 
     def one(i: int) -> NDArray[np.uint8] | UnreadableImage:
@@ -199,7 +202,8 @@ def read_parts(
                     kept.append(row)
             labels = None if source.labels is None else source.labels[kept]
             found = np.stack(images) if images else np.empty((0, *size, 3), np.uint8)
-            yield Part(found, [source.names[row] for row in kept], labels, unreadable)
+            own = None if captions is None else [captions[row] for row in kept]
+            yield Part(found, [source.names[row] for row in kept], labels, unreadable, own)
             if advance is not None:
                 advance(len(rows))
 
@@ -227,6 +231,23 @@ def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0)
         noise = np.random.Generator(np.random.Philox(entropy)).random(tokens)
         hidden[row] = noise < max(MASKED_PART, np.nextafter(noise.min(), 1))
     return hidden
+
+
+def some_tags(tags: NDArray[np.integer], numbers: NDArray[np.int64], *, seed: int, epoch: int = 0) -> NDArray[np.int64]:
+    """The tags that training sees of pictures `numbers`, (B, TAGS, w) of (N, TAGS, w), by (seed, epoch, number).
+
+    One caption in ten is left out. Of the others each tag is kept with a probability that is drawn anew for each
+    picture, in random order: a model that has always seen all kinds of tags draws wreckage where one is left out.
+    """
+    found = np.zeros((len(numbers), *tags.shape[1:]), np.int64)
+    for row, number in enumerate(numbers):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0xCA97, epoch, int(number)])))
+        own = tags[number][tags[number].any(-1)]
+        dropped, share = rng.random(2)
+        kept = rng.permutation(len(own))[rng.random(len(own)) < share]
+        if dropped >= DROPPED:
+            found[row, : len(kept)] = own[kept]
+    return found
 
 
 def stored_size(size: Size, augment: str) -> Size:
@@ -287,6 +308,11 @@ class Batches:
     def masks(self, step: int, tokens: int) -> NDArray[np.bool_]:
         """Which tokens of that step's images are hidden from a masked model, (batch_images / n, T)."""
         parts = [masks(self.chosen[rows], tokens, seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)]
+        return np.concatenate(parts)
+
+    def tags(self, step: int, tags: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Those of the tags (N, TAGS, w) of the set that training sees of that step's images, see some_tags."""
+        parts = [some_tags(tags, self.chosen[rows], seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)]
         return np.concatenate(parts)
 
     def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,32 +25,31 @@ from nextpixel.progress import say, say_once
 FORMULA = tuple("=+-@\t\r'")  # first characters of a spreadsheet formula, and the quote that escapes it
 UNLABELLED = ("-1", "-1.0")  # the second from pandas, for a column with empty cells
 NO_NAMES = frozenset({"nan", "none", "null", "n/a"})  # written by programs for missing values
+ALIASES = {"file": ["file", "file_name"], "caption": ["caption", "text"]}  # the second of the hub's image folders
 HELD_OUT = 0.1
 FOLDS = 5
 FOLDS_BELOW = 2_000  # training images; with fewer, a single held-out tenth is too noisy
 
 
 def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
-    """The label of each name in a CSV file with the columns file and label; "" where its cell is empty or -1.
+    """The label of each name in a table, see values_of_table; "" where its cell is empty or -1."""
+    labels = values_of_table(path, names, "label")
+    return np.array([label if label.strip() not in UNLABELLED else "" for label in labels], object)
+
+
+def values_of_table(path: str | Path, names: Sequence[str], column: str) -> list[str]:
+    """The value of each name in a CSV or JSONL file with a column `file` and one of this name; see also ALIASES.
 
     A row matches the picture of that path, or else by the longest common end of both paths, with or without the
     extension, where it is unique. Raises InputError for a picture without a row, and for contradictory rows.
     """
-    try:
-        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:  # Excel writes a byte order mark
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or (), list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: expected a CSV file of file,label, got something unreadable: {error}") from None
-    if not {"file", "label"} <= set(columns):
-        raise InputError(f"{path}: expected the columns file and label, got {shortened(columns, 200)}")
     table: dict[tuple[str, ...], str] = {}
-    for row in rows:
-        key, label = path_parts(plain_cell(row["file"] or "")), plain_cell(row["label"] or "")
-        if table.setdefault(key, label) != label:
+    for file, value in _rows(path, column):
+        key = path_parts(file)
+        if table.setdefault(key, value) != value:
             raise InputError(
-                f"{path}: expected one label for {shortened(row['file'])}, got {shortened(table[key])} and "
-                f"{shortened(label)}; keep one row"
+                f"{path}: expected one {column} for {shortened(file)}, got {shortened(table[key])} and "
+                f"{shortened(value)}; keep one row"
             )
     found = _match([path_parts(name) for name in names], list(table))
     missing = [name for name, key in zip(names, found, strict=True) if key is None]
@@ -60,8 +60,36 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
             f"{len(names):,}: looked for {missing[0]!r}, the column file has {held or 'nothing'}"
             f"{', ...' if len(table) > 3 else ''}; add rows, or make the paths unambiguous"
         )
-    labels = (table[key] for key in found if key is not None)
-    return np.array([label if label.strip() not in UNLABELLED else "" for label in labels], object)
+    return [table[key] for key in found if key is not None]
+
+
+def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
+    """The file and the value of each row of a table."""
+    lines = str(path).lower().endswith(".jsonl")
+    rows: list[dict[str, Any]]
+    try:
+        with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:  # Excel writes a byte order mark
+            if lines:
+                rows = [json.loads(line) for line in file if line.strip()]
+                if not all(isinstance(row, dict) for row in rows):
+                    raise ValueError("a line that is no object")
+                columns: Sequence[str] = list(dict.fromkeys(name for row in rows for name in row))
+            else:
+                reader = csv.DictReader(file)
+                columns, rows = reader.fieldnames or (), list(reader)
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        kind = "JSONL" if lines else "CSV"
+        raise InputError(
+            f"{path}: expected a {kind} file of file,{column}, got something unreadable: {error}"
+        ) from None
+    chosen = [next((name for name in ALIASES.get(part, [part]) if name in columns), "") for part in ("file", column)]
+    if "" in chosen:
+        raise InputError(f"{path}: expected the columns file and {column}, got {shortened(columns, 200)}")
+    cells = [[row.get(name) for name in chosen] for row in rows]
+    wrong = next((cell for pair in cells for cell in pair if not isinstance(cell, str | None)), None)
+    if wrong is not None:
+        raise InputError(f"{path}: expected text in the columns file and {column}, got {shortened(wrong)}")
+    return [(plain_cell(file or ""), plain_cell(value or "")) for file, value in cells]
 
 
 def plain_cell(text: str) -> str:

@@ -18,6 +18,7 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 
 from nextpixel.config import Fit, Levels, Size, side_text, to_side, to_size
+from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json
@@ -62,15 +63,16 @@ def prepare(
     levels: Levels = NO_LEVELS,
     store_side: int | Size | None = None,
     split: str | None = None,
+    captions: str | None = None,
     job: Job | None = None,
     workers: int | None = None,
 ) -> MapSource | None:
     """Decode a source into the new folder `out`, or one job's share of it; finished chunks are not decoded again.
 
     `store_side` is the side, or rows and columns, of the stored images, `side` that of the model they are for;
-    `workers` are threads. Returns the folder as a source, or None for a job, see merge. Raises InputError, also when
-    `out` exists or its parts have another source or other settings; WorkError when the disk is full, which keeps
-    finished chunks.
+    `workers` are threads. `captions`, see captions_of, are kept in the folder, for training with the same `captions`.
+    Returns the folder as a source, or None for a job, see merge. Raises InputError, also when `out` exists or its parts
+    have another source or other settings; WorkError when the disk is full, which keeps finished chunks.
     """
     size = to_size(side)
     stored = size if store_side is None else to_size(store_side, "store_side")
@@ -87,6 +89,7 @@ def prepare(
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     check_output(out, "OUT")
     source = open_source(images, split, stream=True)
+    texts = None if captions is None else captions_of(source, captions).tolist()
     earlier = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
     if earlier is None:
         levels, note = settle(source, levels)
@@ -106,6 +109,7 @@ def prepare(
         "fit": fit,
         **levels.values(),
         "note": note,
+        "captions": captions,
         "preprocessing": PREPROCESSING,
         "chunk_images": chunk_images(stored),
         "jobs": 1 if job is None else job.jobs,
@@ -116,7 +120,7 @@ def prepare(
     else:
         with new_file(parts / PLAN) as file:  # jobs on several machines may write it at the same time
             file.write(json.dumps(plan, indent=2).encode())
-    _decode_chunks(source, plan, parts, (job or Job()).chunks(_count(plan)), workers)
+    _decode_chunks(source, plan, parts, (job or Job()).chunks(_count(plan)), workers, texts)
     return merge(out) if job is None else None
 
 
@@ -141,7 +145,7 @@ def merge(out: str | Path) -> MapSource:
                 f"finished: {listed}; run those (again) with `job`, then merge",
                 argument="merge",
             )
-        kept = "source side serves fit range bands note preprocessing classes split".split()
+        kept = "source side serves fit range bands note preprocessing classes split captions".split()
         with new_folder(out) as folder:
             facts = {name: plan.get(name) for name in kept}
             write_set(folder, _chunks(plan, parts), facts, plan.get("unreadable", ()))
@@ -159,7 +163,14 @@ def missing_jobs(out: str | Path) -> list[int]:
     return [n for n in jobs if not all(done[chunk] for chunk in Job(n, plan["jobs"]).chunks(len(done)))]
 
 
-def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: range, workers: int | None) -> None:
+def _decode_chunks(
+    source: Source,
+    plan: dict[str, Any],
+    parts: Path,
+    chunks: range,
+    workers: int | None,
+    captions: Sequence[str] | None,
+) -> None:
     images, size, step = plan["images"], to_size(plan["side"]), plan["chunk_images"]
     levels = Levels.of(plan.get("range"), plan.get("bands"))
     done = [chunk for chunk in chunks if is_zipfile(parts / _name(chunk))]
@@ -169,12 +180,17 @@ def _decode_chunks(source: Source, plan: dict[str, Any], parts: Path, chunks: ra
     with progress("preparing", sum(map(len, ranges.values())), "images", before) as advance:
         for chunk in sorted(set(chunks) - set(done)):
             numbers = ranges[chunk]
-            found = list(read_parts(source, numbers, size, plan["fit"], levels, workers=workers, advance=advance))
+            rows = read_parts(
+                source, numbers, size, plan["fit"], levels, captions=captions, workers=workers, advance=advance
+            )
+            found = list(rows)
             unreadable += [line for part in found for line in part.unreadable]
             # fail early where merge would
             check_readable(source.source_name, unreadable, images + len(source.unreadable))
             labels = [part.labels for part in found if part.labels is not None]
             arrays: dict[str, Any] = {"labels": np.concatenate(labels)} if labels else {}
+            if captions is not None:
+                arrays["captions"] = _packed([caption for part in found for caption in part.captions or ()])
             with new_file(parts / _name(chunk)) as file:
                 np.savez(
                     file,
@@ -192,7 +208,8 @@ def _chunks(plan: dict[str, Any], parts: Path) -> Iterator[Part]:
             try:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as chunk:
                     names, unreadable = _unpacked(chunk["names"]), _unpacked(chunk["unreadable"])
-                    yield Part(chunk["squares"], names, chunk.get("labels"), unreadable)
+                    captions = _unpacked(chunk["captions"]) or [""] * len(names) if "captions" in chunk else None
+                    yield Part(chunk["squares"], names, chunk.get("labels"), unreadable, captions)
             except (ValueError, KeyError, EOFError, BadZipFile) as error:
                 if isinstance(error, InputError):
                     raise
@@ -218,7 +235,8 @@ def _check_plan(earlier: dict[str, Any], plan: dict[str, Any], parts: Path) -> N
         "source": "source", "split": "`split`", "fit": "`fit`", "range": "`range`", "bands": "`bands`",
         "serves": "`side`", "side": "`store_side`",
         "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
-        "classes": "classes", "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
+        "classes": "classes", "captions": "`captions`",
+        "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip
     for name, what in labels.items():
         if name != "source" and earlier.get(name) != plan.get(name):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -125,12 +126,16 @@ def image_nats(
     *,
     dtype: str = "fp32",
     seed: int = 0,
+    tags: NDArray[np.int64] | Tensor | None = None,
     batch_images: int = BATCH_IMAGES,
 ) -> NDArray[np.float32]:
-    """Nats per pixel (N,) of squares at the model's side; of a masked model, per hidden pixel (see hidden_nats)."""
+    """Nats per pixel (N,) of squares at the model's side; of a masked model, per hidden pixel (see hidden_nats).
+
+    `tags` (1 or N, TAGS, w) are those of their captions, see Words.encode.
+    """
     if model.config.objective == "masked":
         return np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed, batch_images=batch_images)))
-    parts = square_nats(model, squares, dtype=dtype, batch_images=batch_images)
+    parts = square_nats(model, squares, dtype=dtype, tags=tags, batch_images=batch_images)
     return np.concatenate([part.mean((1, 2)) for part in parts])
 
 
@@ -150,16 +155,24 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def square_nats(
-    model: ImageGPT, squares: NDArray[np.uint8], *, dtype: str = "fp32", batch_images: int = BATCH_IMAGES
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    *,
+    dtype: str = "fp32",
+    tags: NDArray[np.int64] | Tensor | None = None,
+    batch_images: int = BATCH_IMAGES,
 ) -> Iterator[NDArray[np.float32]]:
     """-ln p of every pixel of squares uint8 (N, H, W, 3) at the model's side, in batches (b, H, W).
 
-    The nats of a token are spread evenly over its pixels.
+    The nats of a token are spread evenly over its pixels. `tags` are as for image_nats.
     """
     require_autoregressive(model)
+    own = None if tags is None else torch.as_tensor(tags).expand(len(squares), -1, -1).split(batch_images)
+    captions = iter(own or ())  # `batches` cuts alike
 
     def nats(tokens: Tensor, _: Tensor | None) -> NDArray[np.float32]:
-        return pixel_maps(model, cross_entropy(model(tokens), tokens, reduction="none"))
+        told = {} if own is None else {"tags": next(captions).to(tokens.device)}
+        return pixel_maps(model, cross_entropy(model(tokens, **told), tokens, reduction="none"))
 
     return batches(model, squares, nats, dtype=dtype, batch_images=batch_images)
 

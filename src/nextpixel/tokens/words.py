@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import TAGS
@@ -79,6 +81,11 @@ class Words:
             for slot, tag in enumerate(caption):
                 encoded[row, slot, : len(tag)] = torch.tensor(tag)
         return encoded
+
+    def decode(self, tags: Tensor | NDArray[np.integer]) -> str:
+        """The caption of tags (TAGS, w)."""
+        named = ([self.table[number - 1] for number in tag if number] for tag in tags.tolist())
+        return ", ".join(" ".join(tag) for tag in named if tag)
 
     def _numbers(self, caption: str, strict: bool) -> list[list[int]]:
         tags = tags_of(caption)

@@ -221,8 +221,8 @@ class Network(nn.Module):
         super().__init__()
         self.model, self.method = model, method
 
-    def forward(self, *inputs: Any) -> Any:
-        return getattr(self.model, self.method)(*inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return getattr(self.model, self.method)(*inputs, **named)
 
 
 def wrap(

@@ -192,6 +192,7 @@ def _start(
         decided,
         shape=network.config,
         tokenizer=network.tokenizer,
+        words=network.words,
         data=data,
         sets=[sets[0], *sets[2:]],
         arrays=arrays,
@@ -223,7 +224,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             return tokens.tokens(step), torch.from_numpy(labels[batches.numbers(step)])
 
         def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
-            (pixels, hidden, _), classes = tokens.to_device(batch[0]), batch[1].to(decided.device)
+            (pixels, hidden, _, _), classes = tokens.to_device(batch[0]), batch[1].to(decided.device)
 
             def loss_of(rows: slice) -> Tensor:
                 part, hidden_part = pixels[rows], None if hidden is None else hidden[rows]

@@ -5,9 +5,10 @@ pretrain calls start_run, which creates the run folder, and train_run, which tra
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -31,18 +32,21 @@ from nextpixel.config import (
     side_text,
     to_size,
 )
+from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, decode, split_indices
-from nextpixel.data.labels import seen_before
+from nextpixel.data.labels import labels_of_readable, seen_before
 from nextpixel.devices import autocast
 from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.images import grid, save_png
+from nextpixel.images.sources import Source, open_source
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens import exact_colours
 from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPictures
+from nextpixel.tokens.words import Words
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
@@ -62,6 +66,7 @@ from nextpixel.training.steps import (
 from nextpixel.training.tokenizers import choose_tokenizer
 
 KIND = "pretrain"
+WORDS = 1_000
 
 
 @check_keywords(PretrainKeywords)
@@ -125,7 +130,9 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     config = checked_settings(out, config)
-    model = _initial_model(config, images, split)
+    source = images if config.captions is None else open_source(images, split)
+    captions = None if config.captions is None else captions_of(source, config.captions)
+    model = _initial_model(config, source, split, captions)
     shape = model.config
     if config.side and to_size(config.side) != model.size:
         expected, got = side_text(model.size), side_text(to_size(config.side))
@@ -138,16 +145,18 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
         check_fits(forecast(config, shape, placed))
-    sets = decode_sets(images, config, model.size, model.fit, model.levels, split, config.validation)
+    sets = decode_sets(source, config, model.size, model.fit, model.levels, split, config.validation)
     if config.validation:
         size = sets[0].images.shape[1:3]  # larger than the model's for random crops
         held = decode(config.validation, size, cache=config.cache, fit=model.fit, levels=sets[0].levels)
         seen_before(sets[0].images, held.images, config.validation, "validation images")
-    arrays = None
+    arrays: dict[str, Any] = {}
     if config.probe_data:
-        arrays = ridge_images(
+        arrays |= ridge_images(
             config.probe_data, model.size, model.fit, config.probe_images, config.seed, sets[0].levels
         )
+    if captions is not None:
+        arrays |= _tags(config, model, source, captions, sets)
     train_indices, validation_indices = _choose(*sets, config)
     decided = decide(
         config,
@@ -168,12 +177,33 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         decided,
         shape=shape,
         tokenizer=model.tokenizer,
+        words=model.words,
         data=source_facts(images, split)
         | {"train_images": len(train_indices), "validation_images": len(validation_indices)}
         | sets[0].levels.values(),
         sets=sets if config.validation else sets[:1],
         arrays=arrays,
     )
+
+
+def _tags(
+    config: PretrainConfig, model: ImageGPT, source: Source, captions: NDArray[Any], sets: Sequence[DecodedSet]
+) -> dict[str, NDArray[np.unsignedinteger]]:
+    """Arrays of a run: the tags (N, TAGS, w) of its pictures, and of its validation pictures where these are others."""
+    words = model.words
+    assert words is not None and config.captions is not None
+
+    def encoded(source: Source, captions: NDArray[Any], decoded: DecodedSet) -> NDArray[np.unsignedinteger]:
+        readable = labels_of_readable(captions, source, decoded)
+        return words.encode(readable.tolist(), strict=False).numpy().astype(np.min_scalar_type(len(words)))
+
+    found = {"tags": encoded(source, captions, sets[0])}
+    if config.validation:
+        held = open_source(config.validation)
+        found["validation_tags"] = encoded(held, captions_of(held, config.captions), sets[1])
+    bare = int((~found["tags"].any((1, 2))).sum())
+    say(f"Captions of {len(words):,} words; {bare:,} of {len(captions):,} pictures have none of them")
+    return found
 
 
 def branch_run(source: Run, out: Path, *, steps: int, cooldown_fraction: float | None = None) -> Run:
@@ -217,15 +247,22 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
         model = _current_model(opened, train_indices, held_out)
         network = place_model(model, config, decided)
         optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
-        batches = TokenBatches(training_batches(opened, train_indices), model, decided.device)
+        tags, held_tags = None, None
+        if config.captions is not None:
+            arrays = run.arrays()
+            tags = arrays["tags"]
+            held_tags = arrays.get("validation_tags", tags)[validation_indices].astype(np.int64)
+        batches = TokenBatches(training_batches(opened, train_indices), model, decided.device, tags)
 
         def step(batch: TokenBatch) -> Tensor:
-            tokens, hidden, orientations = batches.to_device(batch)
+            tokens, hidden, orientations, captions = batches.to_device(batch)
 
             def loss_of(rows: slice) -> Tensor:
                 part, hidden_part = tokens[rows], None if hidden is None else hidden[rows]
+                orientation = 0 if orientations is None else orientations[rows]
+                caption = {} if captions is None else {"tags": captions[rows]}
                 with autocast(decided.device, decided.dtype):
-                    logits = network(part, hidden_part, 0 if orientations is None else orientations[rows])
+                    logits = network(part, hidden_part, orientation, **caption)
                 return pixel_loss(logits, part, hidden_part)
 
             return accumulate(network, loss_of, len(tokens), decided)
@@ -237,7 +274,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
             batches.tokens,
             step,
             rate_at=lambda step: _rate(step, config, decided),
-            evaluate=lambda step: _evaluate(opened, model, held_out, step),
+            evaluate=lambda step: _evaluate(opened, model, HeldOut(held_out, held_tags), step),
             write_model=lambda folder: write_full_model(model, folder),
             images_per_step=config.batch_images,
             clip_norm=config.clip_norm,
@@ -261,6 +298,7 @@ def _current_model(
         model = _load_init(config.init, config)
     else:
         model = ImageGPT(opened.shape, seed=config.seed)
+    model.words = opened.words
     model.tokenizer, model.fit, model.levels = opened.tokenizer, decided.fit, opened.train_set.levels
     if not steps:
         model.training_pictures = _kept_pictures(model, opened.train_set.images, train_indices, held_out)
@@ -298,22 +336,34 @@ def _rate(step: int, config: PretrainConfig, decided: Decisions) -> float:
     return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=cooldown)
 
 
-def _evaluate(
-    opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: NDArray[np.uint8], step: int
-) -> dict[str, float]:
-    """Validation nats, a grid of samples in samples/, and, where it is due, the accuracy of a probe."""
+class HeldOut(NamedTuple):
+    """Validation images uint8 (M, H, W, C), and the tags (M, TAGS, w) of their captions, if any."""
+
+    images: NDArray[np.uint8]
+    tags: NDArray[np.int64] | None
+
+
+def _evaluate(opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: HeldOut, step: int) -> dict[str, float]:
+    """Validation nats, a grid of samples in samples/, and, where it is due, the accuracy of a probe.
+
+    With captions the nats are those given the caption, and others without it; samples are drawn from held-out captions.
+    """
     run, config, decided = opened.run, opened.config, opened.decided
     masked = opened.shape.objective == "masked"
     probe_every_steps = config.evaluate_every_steps * config.probe_every_evaluations
     with evaluated_model(model, run, step, decided.device) as judged:
         # at most the images of a training step, to need no more memory
         batch_images = min(decided.micro_batch_images, distributed.local_batch_images(config.batch_images))
-        nats = image_nats(judged, held_out, dtype=decided.dtype, batch_images=batch_images)
-        mean, error = mean_and_error(nats)
-        figures, probed = {"validation_nats": mean, "validation_standard_error": error}, ""
+        settings: dict[str, Any] = {"dtype": decided.dtype, "batch_images": batch_images}
+        mean, error = mean_and_error(image_nats(judged, held_out.images, tags=held_out.tags, **settings))
+        figures, more = {"validation_nats": mean, "validation_standard_error": error}, ""
+        if held_out.tags is not None:
+            without = float(image_nats(judged, held_out.images, **settings).mean(dtype=np.float64))
+            figures["validation_nats_without_caption"] = without
+            more = f" with the caption, {without:.4f} without"
         if config.sample_images and not masked:
             with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
-                samples = draw(judged, None, n=config.sample_images, sampling=SamplingConfig(speed="exact")).images
+                samples = _samples(judged, held_out.tags, config.sample_images)
             columns = int(np.ceil(config.sample_images**0.5))
             rows = [list(samples[i : i + columns]) for i in range(0, config.sample_images, columns)]
             path = run.path / "samples" / f"step_{step:07d}.png"
@@ -322,9 +372,19 @@ def _evaluate(
             arrays = run.arrays()
             accuracy = ridge_accuracy(judged, arrays, dtype=decided.dtype, seed=config.seed)
             figures["probe_accuracy"] = accuracy
-            probed = f", probe accuracy {accuracy:.1%} of {arrays['probe_scored'].sum():,}"
-    say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel{probed}")
+            more += f", probe accuracy {accuracy:.1%} of {arrays['probe_scored'].sum():,}"
+    say(f"step {step:,}: validation {mean:.4f} +- {error:.4f} nats per {'hidden ' if masked else ''}pixel{more}")
     return figures
+
+
+def _samples(model: ImageGPT, tags: NDArray[np.int64] | None, count: int) -> NDArray[np.uint8]:
+    """Pictures (count, H, W, C), drawn from the first captions with tags, if any."""
+    sampling = SamplingConfig(speed="exact")
+    if tags is None or model.words is None or not tags.any():
+        return draw(model, None, n=count, sampling=sampling).images
+    told = tags[tags.any((1, 2))]
+    captions = [model.words.decode(told[i % len(told)]) for i in range(count)]
+    return draw(model, None, sampling=sampling, caption=captions).images
 
 
 def _choose(
@@ -356,12 +416,18 @@ def _load_init(init: str, config: PretrainConfig) -> ImageGPT:
     return model
 
 
-def _initial_model(config: PretrainConfig, images: Any, split: str | None) -> ImageGPT:
+def _initial_model(config: PretrainConfig, images: Any, split: str | None, captions: Iterable[str] | None) -> ImageGPT:
+    """The model of `init`, or one without weights, with words for these captions of its training images."""
     if config.init:
-        return _load_init(config.init, config)
+        model = _load_init(config.init, config)
+        if captions is not None and model.words is None:
+            raise InputError("needs words, which the model of `init` was trained without", argument="captions")
+        return model
+    words = None if captions is None else Words.fit(captions, config.words or WORDS)
     tokenizer = choose_tokenizer(images, config, split)
     with torch.device("meta"):
-        model = ImageGPT(config.model(len(tokenizer)))
+        model = ImageGPT(replace(config.model(len(tokenizer)), words=len(words or ())))
+    model.words = words
     model.tokenizer, model.levels = tokenizer, config.levels
     model.fit = config.fit or model.fit
     return model

@@ -27,6 +27,7 @@ from nextpixel.data.decoded import DecodedSet
 from nextpixel.devices import choose_device, machine, set_threads
 from nextpixel.progress import say
 from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
+from nextpixel.tokens.words import Words
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.run_images import absolute, decode_run_images, find_sets, size_of
@@ -60,6 +61,7 @@ def create_run(
     *,
     shape: ImageGPTConfig | ResNetConfig,
     tokenizer: Tokenizer | None,
+    words: Words | None = None,
     data: Mapping[str, Any],
     sets: Sequence[DecodedSet],
     arrays: Mapping[str, Any] | None = None,
@@ -77,6 +79,7 @@ def create_run(
         "decisions": asdict(decided),
         "model": asdict(shape),
         "tokenizer": tokenizer and tokenizer_facts(tokenizer),
+        **({} if words is None else {"words": words.values()}),
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
         "machine": machine(decided.device),
@@ -123,6 +126,7 @@ class OpenRun(Generic[Settings]):
     """With the device of this process."""
     shape: ImageGPTConfig
     tokenizer: Tokenizer
+    words: Words | None
     size: Size
     """Height and width of the pictures, in pixels."""
     data: dict[str, Any]
@@ -141,6 +145,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
         tokenizer = read_tokenizer(facts["tokenizer"], config.cache)
+        words = Words.from_values(facts["words"]) if shape.words else None
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # raises if it is gone
     distributed.local_batch_images(config.batch_images)
@@ -158,7 +163,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
             )
         )
         decided = replace(decided, device=device)
-        yield OpenRun(run, config, decided, shape, tokenizer, size_of(facts), data, train_set, validation_set)
+        yield OpenRun(run, config, decided, shape, tokenizer, words, size_of(facts), data, train_set, validation_set)
 
 
 def _versions() -> dict[str, str]:

@@ -22,8 +22,8 @@ from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.setup import OpenRun
 
-# tokens (B, T), or squares to encode; hidden tokens (B, T); orientations (B,), see images.orient
-TokenBatch = tuple[Tensor, Tensor | None, Tensor | None]
+# tokens (B, T), or squares to encode; hidden tokens (B, T); orientations (B,), see images.orient; tags (B, TAGS, w)
+TokenBatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batches:
@@ -83,13 +83,15 @@ def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterat
 
 
 class TokenBatches:
-    """Training batches as tokens, with masks or orientations where the model takes them.
+    """Training batches as tokens, with masks, orientations or tags where the model takes them.
 
-    On a CPU pixels are encoded by `tokens`, which the loop calls in a second thread; elsewhere on the device.
+    `tags` (N, TAGS, w) are those of the training set's captions, if any. On a CPU pixels are encoded by `tokens`, which
+    the loop calls in a second thread; elsewhere on the device.
     """
 
-    def __init__(self, batches: Batches, model: ImageGPT, device: str) -> None:
+    def __init__(self, batches: Batches, model: ImageGPT, device: str, tags: NDArray[np.integer] | None = None) -> None:
         self.batches, self.tokenizer, self.shape, self.device = batches, model.tokenizer, model.config, device
+        self.tags = tags
 
     def tokens(self, step: int) -> TokenBatch:
         batches, shape = self.batches, self.shape
@@ -97,12 +99,14 @@ class TokenBatches:
         hidden = torch.from_numpy(batches.masks(step, shape.tokens)) if shape.objective == "masked" else None
         orientations = torch.from_numpy(batches.orientations(step)) if shape.orientations > 1 else None
         pixels = self.tokenizer.encode(squares) if self.device == "cpu" else torch.from_numpy(squares)
-        return pixels, hidden, orientations
+        tags = None if self.tags is None else torch.from_numpy(batches.tags(step, self.tags))
+        return pixels, hidden, orientations, tags
 
     def to_device(self, batch: TokenBatch) -> TokenBatch:
-        pixels, hidden, orientations = (None if one is None else one.to(self.device) for one in batch)
+        pixels, *others = (None if one is None else one.to(self.device) for one in batch)
         assert pixels is not None
-        return pixels if self.device == "cpu" else self.tokenizer.encode(pixels), hidden, orientations
+        hidden, orientations, tags = others
+        return pixels if self.device == "cpu" else self.tokenizer.encode(pixels), hidden, orientations, tags
 
 
 def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:

@@ -122,6 +122,9 @@ class JoinedSource(Source):
         part, place = self.places.locate(index)
         return self.parts[part].image(place, size, fit, levels)
 
+    def texts(self, name: str) -> list[str]:
+        return [text for part in self.parts for text in part.texts(name)]
+
     def fingerprint(self) -> str:
         return sha256(part.fingerprint().encode() for part in self.parts)
 

@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from nextpixel.config import Fit, Levels, Size
+from nextpixel.errors import InputError
 from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_image
 
 NO_LEVELS = Levels()
@@ -62,6 +63,14 @@ class Source(ABC):
             number = {name: label for label, name in enumerate(classes)} | {"": -1}
             labels = np.array([number[name] for name in labels], np.int64)
         self.labels, self.classes = labels, None if classes is None else list(classes)
+
+    def texts(self, name: str) -> list[str]:
+        """The text of that name of each picture, "" where it has none. Raises InputError where no picture has one."""
+        raise InputError(
+            f"expected names, folders or a .csv or .jsonl file of file,caption, got {name!r}, which no picture of "
+            f"{self.source_name} has",
+            argument="captions",
+        )
 
     @abstractmethod
     def content(self, index: int) -> Content:

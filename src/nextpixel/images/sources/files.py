@@ -13,9 +13,11 @@ import numpy as np
 from nextpixel.errors import InputError
 from nextpixel.images import missing_plugin, readable_extensions
 from nextpixel.images.sources.base import Source, extension
+from nextpixel.limits import read_bytes
 
 SAMPLED_FILES = 8
 SAMPLED_BYTES = 65536
+TEXT_BYTES = 1 << 16  # of a caption
 UNREAD = {  # extension -> kind, of what holds pictures and is not read
     end: kind
     for kind, ends in {
@@ -48,6 +50,18 @@ class FileSource(Source):
 
     def content(self, index: int) -> str:
         return os.path.join(self.folder, self.names[index])
+
+    def texts(self, name: str) -> list[str]:
+        """Of the files beside the pictures that end so: cat.txt of cat.png."""
+        found = [self._text(f"{os.path.splitext(self.content(i))[0]}.{name}") for i in range(len(self))]
+        return super().texts(name) if all(text is None for text in found) else [text or "" for text in found]
+
+    @staticmethod
+    def _text(path: str) -> str | None:
+        try:
+            return read_bytes(path, TEXT_BYTES).decode("utf-8", "replace").strip()
+        except (OSError, ValueError):
+            return None
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

@@ -22,6 +22,7 @@ from nextpixel.images.sources.base import NO_LEVELS, Names, Source
 
 IMAGES, META = "squares.u8", "meta.json"
 NAMES, NAME_ENDS, LABELS = "names.bin", "name_ends.npy", "labels.npy"
+CAPTIONS, CAPTION_ENDS = "captions.bin", "caption_ends.npy"
 UNREADABLE_AT_MOST = 0.1
 
 
@@ -33,17 +34,18 @@ class Part:
     names: Sequence[str]
     labels: NDArray[np.int64] | None
     unreadable: list[str]
+    captions: Sequence[str] | None = None
 
 
 class StoredNames(Names):
     """Names in a memory map: one after the other in one file, where each ends in another."""
 
-    def __init__(self, folder: Path) -> None:
-        self.ends = np.load(folder / NAME_ENDS, mmap_mode="r", allow_pickle=False)
-        path = folder / NAMES
+    def __init__(self, folder: Path, file: str = NAMES, ends: str = NAME_ENDS) -> None:
+        self.ends = np.load(folder / ends, mmap_mode="r", allow_pickle=False)
+        path = folder / file
         self.text = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         if len(self.ends) and self.ends[-1] != len(self.text):
-            raise ValueError(f"{NAMES} has {len(self.text)} bytes instead of {self.ends[-1]}")
+            raise ValueError(f"{file} has {len(self.text)} bytes instead of {self.ends[-1]}")
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -62,7 +64,7 @@ class MapSource(Source):
     """A folder that write_set made. `images` uint8 (N, H, W, 3) is a memory map; nothing is held or copied.
 
     `size` is (H, W), and `serves` the smaller size that random crops are made for, or the same. `levels` are those
-    they were made with, and `note` a line that says so.
+    they were made with, and `note` a line that says so. `captions_from` says where its captions came from, if any.
     Raises FileNotFoundError where there is no set, InputError for a damaged one.
     """
 
@@ -83,6 +85,10 @@ class MapSource(Source):
             else:
                 names = StoredNames(place)
                 labels = np.load(place / LABELS, allow_pickle=False) if meta["labelled"] else None
+            self.captions_from: str | None = meta.get("captions")
+            self._captions = None if self.captions_from is None else StoredNames(place, CAPTIONS, CAPTION_ENDS)
+            if self._captions is not None and len(self._captions) != len(names):
+                raise ValueError(f"{CAPTIONS} has {len(self._captions)} captions instead of {len(names)}")
             shape = len(names), *self.size, 3
             size = (place / IMAGES).stat().st_size
             if size != int(np.prod(shape)) or len(names) != meta.get("images", len(names)):
@@ -117,6 +123,16 @@ class MapSource(Source):
             f"{side_text(self.size)} and `fit={self.fit}`; make the right ones with: {again}"
         )
 
+    def texts(self, name: str) -> list[str]:
+        if self._captions is None or name != self.captions_from:
+            had = "without captions" if self.captions_from is None else f"with `captions={self.captions_from}`"
+            raise InputError(
+                f"{self.source_name}: expected names, folders, a .csv or .jsonl file of file,caption, or what it was "
+                f"prepared with, got {name!r}; it was prepared {had}",
+                argument="captions",
+            )
+        return list(self._captions)
+
     def fingerprint(self) -> str:
         return self.digest
 
@@ -133,14 +149,9 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
     lines about pictures that were known not to be readable before. Raises InputError when more than one picture in
     ten cannot be read, or none can.
     """
-    digest, shown, ends, labels, unreadable, count = (
-        hashlib.sha256(),
-        hashlib.sha256(),
-        array("q"),
-        [],
-        list(left_out),
-        0,
-    )
+    digest, shown = hashlib.sha256(), hashlib.sha256()
+    ends, labels, unreadable, count = array("q"), [], list(left_out), 0
+    captions: list[str] = []
     digest.update(f"{facts['side']} {facts['fit']} {facts['classes']}".encode())
     with (folder / IMAGES).open("wb") as images, (folder / NAMES).open("wb") as names:
         for part in parts:
@@ -155,6 +166,7 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
             if part.labels is not None:
                 labels.append(np.asarray(part.labels, np.int64))
                 digest.update(labels[-1].data)
+            captions += part.captions or ()
             unreadable += part.unreadable
             count += len(part.names)
         check_readable(facts["source"], unreadable, count + len(unreadable))
@@ -162,6 +174,11 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
     labelled = sum(map(len, labels)) == count
     if labelled:
         np.save(folder / LABELS, np.concatenate(labels))
+    if facts.get("captions") is not None:
+        texts = [caption.encode("utf-8", "surrogatepass") for caption in captions]
+        (folder / CAPTIONS).write_bytes(b"".join(texts))
+        np.save(folder / CAPTION_ENDS, np.cumsum([len(text) for text in texts], dtype=np.int64))
+        digest.update(b"\0".join(texts))
     digest.update(shown.digest())
     made = {"images": count, "labelled": labelled, "unreadable": unreadable}
     made |= {"content": digest.hexdigest(), "pixels": shown.hexdigest()}

@@ -20,6 +20,7 @@ from nextpixel.progress import say_once
 HEADER_BYTES = 1 << 20  # of what a header goes on in: long names, and the like
 EXTENSIONS_OF_HEADERS = b"xgXLK"
 CLASS = "cls"  # the file of a sample that holds its class, a number or a name
+TEXT_BYTES = 1 << 16  # of a caption
 NO_PICTURE = "sample without a picture"
 
 
@@ -33,17 +34,18 @@ class ShardSource(Source):
     def __init__(self, source_name: str, paths: list[str]) -> None:
         self.paths = paths
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        self.prefixes = [os.path.relpath(path, folder).replace(os.sep, "/") + "/" for path in paths]
         names: list[str] = []
         classes: list[str | None] = []
         entries: list[tuple[str, str]] = []
         self.shards, self.offsets, self.sizes = array("i"), array("q"), array("q")
         for shard, path in enumerate(paths):
-            prefix = os.path.relpath(path, folder).replace(os.sep, "/")
+            prefix = self.prefixes[shard]
             for name, offset, size, kind in _samples(path):
                 if offset < 0:
-                    entries.append((f"{prefix}/{name}", str(kind)))
+                    entries.append((f"{prefix}{name}", str(kind)))
                     continue
-                names.append(f"{prefix}/{name}")
+                names.append(f"{prefix}{name}")
                 self.shards.append(shard)
                 self.offsets.append(offset)
                 self.sizes.append(size)
@@ -74,6 +76,18 @@ class ShardSource(Source):
         except OSError as error:
             raise UnreadableImage(name, f"{path} cannot be read: {error.strerror}") from error
 
+    def texts(self, name: str) -> list[str]:
+        """Of the samples' files that end so: 0001.txt beside 0001.png."""
+        found: dict[tuple[int, str], str] = {}
+        for shard, path in enumerate(self.paths):
+            for raw, member, key, ending in _members(path):
+                if ending.lower() == name.lower() and member.size <= TEXT_BYTES:
+                    found[shard, key] = _read(raw, member)
+        if not found:
+            return super().texts(name)
+        keys = (_cut(path[len(self.prefixes[shard]) :])[0] for shard, path in zip(self.shards, self.names))
+        return [found.get(place, "") for place in zip(self.shards, keys)]
+
     def fingerprint(self) -> str:
         return sha256(identity(path).encode() for path in self.paths)
 
@@ -101,34 +115,41 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
         elif sample:
             yield sample["name"], -1, 0, sample.get("unread", NO_PICTURE)
 
+    endings = readable_extensions()
+    for raw, member, key, ending in _members(path):
+        if key != sample.get("key"):
+            yield from told()
+            sample = {"key": key, "name": member.name}
+        picture, end = sample.get("picture"), extension(os.path.basename(member.name))
+        if end in endings and (
+            picture is None or (ending.lower() in endings and picture[0].count(".") > member.name.count("."))
+        ):
+            sample["picture"] = member.name, member.offset_data, member.size
+        elif kind := unread_kind(end):
+            sample |= {"name": member.name, "unread": kind}
+        elif ending == CLASS and member.size < 1000:
+            sample["class"] = _read(raw, member)
+    yield from told()
+
+
+def _members(path: str) -> Iterator[tuple[BinaryIO, tarfile.TarInfo, str, str]]:
+    """Of each file of a shard: the shard, opened, its header, the key of its sample, and its ending.
+
+    The shard may be read at any place between two of them. Raises InputError.
+    """
     try:
         with open_file(path) as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Header) as shard:
-            endings, before = readable_extensions(), -1
+            before = -1
             while (member := shard.next()) is not None:
                 if member.size < 0 or shard.offset <= before:  # it would lead back, and round and round
                     raise ValueError(f"a negative size of {member.name}")
                 before = shard.offset
                 shard.members = []  # type: ignore[attr-defined]  # it would keep them all
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                if (folder, stem) != sample.get("key"):
-                    yield from told()
-                    sample = {"key": (folder, stem), "name": member.name}
-                picture, end = sample.get("picture"), extension(base)
-                if end in endings and (
-                    picture is None or (ending.lower() in endings and picture[0].count(".") > member.name.count("."))
-                ):
-                    sample["picture"] = member.name, member.offset_data, member.size
-                elif kind := unread_kind(end):
-                    sample |= {"name": member.name, "unread": kind}
-                elif ending == CLASS and member.size < 1000:
+                key, ending = _cut(member.name)
+                if member.isfile() and not key.endswith("/"):
                     place = raw.tell()
-                    raw.seek(member.offset_data)
-                    sample["class"] = raw.read(member.size).decode("utf-8", "replace").strip()
+                    yield raw, member, key, ending
                     raw.seek(place)
-            yield from told()
             _check_end(raw, shard.offset, path)
     except InputError:
         raise
@@ -136,6 +157,18 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
         raise InputError(
             f"{path}: expected a plain .tar file, got a problem: {error}; repair it, or unpack it if it is compressed"
         ) from error
+
+
+def _cut(name: str) -> tuple[str, str]:
+    """The key of a file's sample, which ends at the first dot behind the folders, and the file's ending."""
+    folder, _, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}/{stem}", ending
+
+
+def _read(raw: BinaryIO, member: tarfile.TarInfo) -> str:
+    raw.seek(member.offset_data)
+    return raw.read(member.size).decode("utf-8", "replace").strip()
 
 
 def _check_end(raw: BinaryIO, offset: int, path: str) -> None:

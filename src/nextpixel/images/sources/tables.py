@@ -5,12 +5,12 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nextpixel.errors import InputError, WorkError
+from nextpixel.errors import InputError, WorkError, shortened
 from nextpixel.images import EXTENSIONS, UnreadableImage
 from nextpixel.images.sources.base import READ_TOGETHER, Numbered, Source, extension, identity, inside, sha256
 from nextpixel.images.sources.splits import choose_split
@@ -76,6 +76,17 @@ class ParquetSource(Source):
         if not data:
             raise UnreadableImage(name, "the table has neither its bytes nor its path")
         return data
+
+    def texts(self, name: str) -> list[str]:
+        found: list[Any] = []
+        for path, file in zip(self.paths, self.files, strict=True):
+            if name not in file.schema_arrow.names:
+                raise _no_texts(path, file.schema_arrow.names, name)
+            try:
+                found += list(_label_cells(file, name))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path}: the column {name!r} cannot be read: {error}", argument="captions") from None
+        return _texts(found, self.source_name, name)
 
     def fingerprint(self) -> str:
         return sha256(identity(path).encode() for path in self.paths)
@@ -206,6 +217,20 @@ def label_column(names: list[str], labelled: list[str]) -> str | None:
     return next((name for name in ("label", "labels", *labelled) if name in names), None)
 
 
+def _no_texts(where: str, columns: Sequence[str], name: str) -> InputError:
+    listed = ", ".join(columns)
+    return InputError(f"{where}: expected one of its columns, {listed}, got {name!r}", argument="captions")
+
+
+def _texts(cells: Sequence[Any], where: str, name: str) -> list[str]:
+    """Texts, or lists of them as tags."""
+    tags = [", ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells]
+    wrong = next((cell for cell in tags if not isinstance(cell, str | None)), None)
+    if wrong is not None:
+        raise InputError(f"{where}: expected text in the column {name!r}, got {shortened(wrong)}", argument="captions")
+    return [cell or "" for cell in tags]
+
+
 class HubSource(Source):
     """One split of a set loaded by `datasets`; it lies memory-mapped in that library's cache."""
 
@@ -221,9 +246,14 @@ class HubSource(Source):
         if label is not None:
             classes = rows.features[label].names if label in labelled else None
             self.take_labels(rows[label][:], classes)
-        self.column = images[0]
+        self.column, self.table = images[0], rows
         self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
         self._fingerprint = sha256(part.encode() for part in (source_name, split, rows._fingerprint))
+
+    def texts(self, name: str) -> list[str]:
+        if name not in self.table.column_names:
+            raise _no_texts(self.source_name, self.table.column_names, name)
+        return _texts(self.table[name][:], self.source_name, name)
 
     def content(self, index: int) -> str | bytes:
         return _encoded(self.rows[index][self.column] or {}, self.names[index])

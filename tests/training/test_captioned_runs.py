@@ -1,0 +1,168 @@
+"""Pretraining with captions: what is learnt, resumed and refused."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import COLORS, assert_same, on_call, photos, settings
+
+import nextpixel
+from nextpixel import InputError
+from nextpixel.checkpoints import Run
+from nextpixel.cli import main
+from nextpixel.config import SamplingConfig
+from nextpixel.data.decoded import split_indices
+from nextpixel.data.prepared import prepare
+from nextpixel.drawing.sampling import draw
+from nextpixel.evaluation.likelihood import image_nats
+from nextpixel.training.loop import Interrupted
+
+NAMES = ["red", "green", "blue", "dark"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures of one colour above and one below, which their names tell, and palette.npy."""
+    folder = tmp_path_factory.mktemp("captioned")
+    photos(folder)
+    rng = np.random.default_rng(0)
+    (folder / "in").mkdir()
+    for i in range(48):
+        top, bottom = rng.integers(0, 4, 2)
+        square = np.repeat(COLORS[[top, bottom]], 2, axis=0)[:, None].repeat(4, 1)
+        Image.fromarray(square).save(folder / "in" / f"{NAMES[top]} top, {NAMES[bottom]} bottom {i:02}.png")
+    return folder
+
+
+def without_shape(settings: dict[str, Any]) -> dict[str, Any]:
+    """For a run that starts from a model."""
+    return {name: value for name, value in settings.items() if name not in ("layers", "width", "heads", "palette")}
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    nextpixel.pretrain(place / "in", out=place / "run", **settings(place, captions="names", sample_images=4))
+    return place / "run"
+
+
+def test_a_run_has_two_numbers_and_samples_of_held_out_captions(run: Path) -> None:
+    model, facts = nextpixel.load(run), Run(run).facts()
+    assert model.words is not None and set(model.words.table) == {*NAMES, "top", "bottom"}
+    assert model.words.table[:2] == ("bottom", "top") and model.words.shares == pytest.approx(facts["words"]["shares"])
+    evaluations = [entry for entry in Run(run).read_log() if "validation_nats" in entry]
+    assert [entry["step"] for entry in evaluations] == [6, 12]
+    _, held = split_indices(48, 0.1, 0)
+    paths = sorted((run.parent / "in").iterdir())
+    squares = np.stack([np.asarray(Image.open(paths[i])) for i in held])
+    captions = [paths[i].stem[:-3] for i in held]
+    tags = model.words.encode(captions)
+    last = nextpixel.load(Run(run).folder(12))
+    told, plain = image_nats(last, squares, tags=tags), image_nats(last, squares)
+    assert evaluations[-1]["validation_nats"] == pytest.approx(told.mean(), rel=1e-5)
+    assert evaluations[-1]["validation_nats_without_caption"] == pytest.approx(plain.mean(), rel=1e-5)
+    assert told.mean() != pytest.approx(plain.mean(), rel=1e-4)
+    drawn = draw(last, None, caption=captions[:4], sampling=SamplingConfig(speed="exact")).images
+    grid = np.asarray(Image.open(run / "samples" / "step_0000012.png"))
+    corner = grid[: len(grid) // 2, : grid.shape[1] // 2]
+    colors = {tuple(color) for color in drawn[0].reshape(-1, 3).tolist()}
+    assert colors <= {tuple(color) for color in corner.reshape(-1, 3).tolist()}
+
+
+def test_captions_are_learnt(place: Path, tmp_path: Path) -> None:
+    more = settings(place, captions="names", steps=150, batch_images=16, evaluate_every_steps=150, preset="modern")
+    model = nextpixel.pretrain(place / "in", out=tmp_path / "run", **more | {"micro_batch_images": 16, "layers": 2})
+    found = [entry for entry in Run(tmp_path / "run").read_log() if "validation_nats" in entry][-1]
+    assert found["validation_nats"] < 0.5 * found["validation_nats_without_caption"]
+    captions = [f"{top} top, {bottom} bottom" for top in NAMES for bottom in NAMES]
+    drawn = draw(model, None, n=4, caption=captions, sampling=SamplingConfig(guidance=1.5)).images.reshape(
+        16, 4, 4, 4, 3
+    )
+    right = np.stack([np.repeat(COLORS[[i // 4, i % 4]], 2, axis=0)[:, None].repeat(4, 1) for i in range(16)])
+    assert (drawn == right[:, None]).all(-1).mean() > 0.8
+
+
+def test_a_run_resumed_is_the_run_uninterrupted(
+    run: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_call(monkeypatch, "nextpixel.training.steps.cross_entropy", 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        nextpixel.pretrain(place / "in", out=tmp_path / "run", **settings(place, captions="names", sample_images=4))
+    monkeypatch.undo()
+    nextpixel.pretrain(resume=tmp_path / "run")
+    assert_same(tmp_path / "run", run)
+
+
+def test_prepared_folders_and_tables_train_the_same_network(run: Path, place: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"file_name": path.name, "text": path.stem[:-3]}) for path in (place / "in").iterdir()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    prepare(place / "in", tmp_path / "prepared", side=4, captions=str(tmp_path / "metadata.jsonl"))
+    given = settings(place, captions=str(tmp_path / "metadata.jsonl"), sample_images=4)
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "gone")  # the folder has them
+    nextpixel.pretrain(tmp_path / "prepared", out=tmp_path / "run", **given)
+    assert_same(tmp_path / "run", run)
+
+
+def test_validation_images_have_captions_of_their_own(place: Path, tmp_path: Path) -> None:
+    given = settings(place, captions="names", words=5, validation=str(place / "in"), augment="crop")
+    model = nextpixel.pretrain(place / "in", out=tmp_path / "run", **given)
+    assert model.words is not None and len(model.words) == 5
+    arrays = Run(tmp_path / "run").arrays()
+    assert np.array_equal(arrays["tags"], arrays["validation_tags"]) and arrays["tags"].dtype == np.uint8
+
+
+def test_a_run_goes_on_from_a_model_with_words(run: Path, place: Path, tmp_path: Path) -> None:
+    base = {
+        name: value for name, value in settings(place).items() if name not in ("layers", "width", "heads", "palette")
+    }
+    more = nextpixel.pretrain(place / "in", out=tmp_path / "more", init=str(run), captions="names", **base)
+    first = nextpixel.load(run)
+    assert more.words is not None and first.words is not None and more.words.table == first.words.table
+    plain = nextpixel.pretrain(place / "in", out=tmp_path / "plain", init=str(run), **base)
+    assert plain.words is not None and "validation_nats_without_caption" not in Run(tmp_path / "plain").read_log()[-1]
+    uncaptioned = nextpixel.load(tmp_path / "plain")
+    assert torch.isfinite(uncaptioned(torch.zeros(1, 16, dtype=torch.int64))).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"captions": "caption"}, "captions: expected names, folders or a"),
+        ({"captions": "folders"}, "expected labelled images"),
+        ({"captions": "names", "objective": "masked"}, "words: a masked model has no prefix, so it takes no captions"),
+        ({"captions": "names", "words": 0}, "words: expected at least 1, got 0"),
+        ({"captions": "missing.csv"}, "missing.csv: expected a CSV file of file,caption"),
+        ({"captions": "names", "init": "embedded", "words": 3}, "init: cannot be combined with `words`"),
+    ],
+)
+def test_bad_captions_are_refused_before_any_work(
+    place: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    given = settings(place, **changes)
+    if "init" in changes:
+        given = without_shape(given)
+    with pytest.raises(InputError, match=message):
+        nextpixel.pretrain(place / "in", out=tmp_path / "run", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_words_cannot_go_on_with_captions(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "pretrain",
+        str(place / "in"),
+        "--out",
+        str(tmp_path / "run"),
+        "--init",
+        "embedded",
+        "--captions",
+        "names",
+    ]
+    assert main(command) == 2
+    assert "--captions: needs words, which the model of --init was trained without" in capsys.readouterr().err
