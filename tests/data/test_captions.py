@@ -223,7 +223,7 @@ def test_tags_depend_on_seed_epoch_and_number_alone() -> None:
     assert not np.array_equal(found, some_tags(TAGGED, numbers, seed=1, epoch=3))
     assert not np.array_equal(found, some_tags(TAGGED, numbers, seed=2, epoch=2))
     squares = np.zeros((40, 4, 4, 3), np.uint8)
-    settings: dict[str, Any] = {"side": 4, "batch_images": 12, "augment": "flip", "seed": 1}
+    settings: dict[str, Any] = {"size": (4, 4), "batch_images": 12, "augment": "flip", "seed": 1}
     whole = Batches(squares, np.arange(40), **settings)
     for step in (0, 3):  # the second ends one epoch and begins another
         parts = [Batches(squares, np.arange(40), **settings, part=(i, 3)).tags(step, TAGGED) for i in range(3)]
