@@ -41,7 +41,7 @@ class Words:
             len(self.shares) != len(self.table)
             or not all(isinstance(share, int | float) and 0 < share <= 1 for share in self.shares)
         ):
-            raise InputError("expected a number above 0 and at most 1 for each word", argument="shares")
+            raise InputError("shares: expected a number above 0 and at most 1 for each word")
 
     def __len__(self) -> int:
         return len(self.table)
