@@ -22,19 +22,18 @@ from nextpixel.checkpoints.card import public
 from nextpixel.config import ServeConfig
 from nextpixel.errors import InputError, shortened
 from nextpixel.evaluation.likelihood import square_nats
-from nextpixel.images import UnreadableImage, heatmap
+from nextpixel.images import UnreadableImage, heatmap, png_bytes
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import silent
 from nextpixel.representation.extraction import Backbone, check_layers, pooled
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.server import schema
-from nextpixel.server.calls import Call, read_call
+from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, base64_text, read_call
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import draw
 from nextpixel.server.engine import Engine
 from nextpixel.server.guard import guard
 from nextpixel.server.meters import Meters
-from nextpixel.server.responses import EXCEPTION_HANDLERS, base64_png
 
 PICTURE_KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 PAGE = {
@@ -197,7 +196,7 @@ def create_app(
         model, squares = call.model, await read_square(call, call.model)
         [image] = await run(call, lambda: model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns))
         facts = {"model": call.name, "side": schema.side(model.size)}
-        return await call.respond(lambda: facts | {"image": base64_png(image)}, lambda: image)
+        return await call.respond(lambda: facts | {"image": base64_text(png_bytes(image))}, lambda: image)
 
     async def score(call: Call[schema.Picture]) -> Response:
         squares = await read_square(call, call.model)

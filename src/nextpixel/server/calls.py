@@ -1,8 +1,9 @@
-"""A request from its arrival to its response, with its deadline."""
+"""A request from its arrival to its response, with its deadline; errors as responses."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from nextpixel.errors import InputError
 from nextpixel.images import png_bytes
 from nextpixel.network.model import ImageGPT
 from nextpixel.server import schema
@@ -98,3 +100,27 @@ async def read_call(request: Request, kind: type[R], models: Mapping[str, ImageG
         raise HTTPException(404, f"model: expected one of {', '.join(models)}")
     seconds = min(body.timeout_seconds or math.inf, timeout_seconds)
     return Call(request, body, name, models[name], seconds, arrived + seconds)
+
+
+def base64_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+# ---- errors
+
+
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message}}, status, headers)
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return error_response(error.status_code, str(error.detail), error.headers)
+    if isinstance(error, InputError):
+        return error_response(400, str(error))
+    if isinstance(error, ClientDisconnect):
+        return error_response(499, "the client disconnected")  # for the metrics; nobody reads it
+    return error_response(500, "the request failed; see the server's log")
+
+
+EXCEPTION_HANDLERS: Any = dict.fromkeys((HTTPException, InputError, ClientDisconnect, Exception), handle_error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import json
 import math
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from nextpixel.drawing.sampling import prompt_tokens
-from nextpixel.images import grid
+from nextpixel.images import grid, png_bytes
 from nextpixel.server import schema
-from nextpixel.server.calls import Call
+from nextpixel.server.calls import Call, base64_text
 from nextpixel.server.engine import SHUTTING_DOWN, Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
-from nextpixel.server.responses import base64_png, server_event
 
 GRID_PIXELS = 160  # side of a picture in the grid of a PNG response
 
@@ -104,21 +103,25 @@ class _Stream(StreamingResponse):
 async def _event_stream(
     events: asyncio.Queue[Event], begin: dict[str, Any], waiting: Waiting | None, facts: dict[str, Any]
 ) -> AsyncIterator[str]:
-    yield server_event("start", begin)
+    yield _sse("start", begin)
     if waiting is not None:
-        yield server_event("waiting", vars(waiting))
+        yield _sse("waiting", vars(waiting))
     while True:
         match await events.get():
             case Row() as row:
-                yield server_event("row", vars(row) | {"pixels": base64.b64encode(row.pixels.tobytes()).decode()})
+                yield _sse("row", vars(row) | {"pixels": base64_text(row.pixels.tobytes())})
             case Waiting() as moved:
-                yield server_event("waiting", vars(moved))
+                yield _sse("waiting", vars(moved))
             case Done() as done:
-                yield server_event("done", await to_thread.run_sync(_pictures, done) | facts)
+                yield _sse("done", await to_thread.run_sync(_pictures, done) | facts)
                 return
             case Failed() as failed:
-                yield server_event("error", vars(failed))
+                yield _sse("error", vars(failed))
                 return
+
+
+def _sse(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 async def _last_event(events: asyncio.Queue[Event]) -> Done | Failed:
@@ -129,5 +132,5 @@ async def _last_event(events: asyncio.Queue[Event]) -> Done | Failed:
 
 
 def _pictures(event: Done) -> dict[str, Any]:
-    images = [base64_png(image) for image in event.images]
+    images = [base64_text(png_bytes(image)) for image in event.images]
     return {"images": images, "nats": event.nats, "seconds": event.seconds}
