@@ -31,7 +31,7 @@ def model() -> ImageGPT:
 # ---- extractors
 
 
-def test_pixels_are_the_pixels(model: ImageGPT) -> None:
+def test_the_pixel_extractor_gives_the_pixels(model: ImageGPT) -> None:
     extractor = open_extractor("pixels", model)
     assert extractor.name == "pixels-4"
     assert np.array_equal(extractor(squares(3)), (squares(3) / 255).astype(np.float32).reshape(3, -1))
@@ -84,7 +84,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, kind: str, shape: list[Any], answer: Any) -> list[np.ndarray]:
-    """An onnxruntime whose network has that input; what it is fed."""
+    """An onnxruntime whose network has that input, and the arrays that it gets."""
     fed: list[np.ndarray] = []
 
     def run(_: Any, values: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -103,7 +103,7 @@ def network(tmp_path: Path) -> Path:
     return tmp_path / "net.onnx"
 
 
-def test_a_network_is_fed_as_its_file_wants(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnx_network_gets_the_input_that_its_file_declares(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mean(x: np.ndarray) -> np.ndarray:
         return x.reshape(len(x), -1).mean(1, keepdims=True)
 
@@ -143,13 +143,15 @@ def test_a_network_with_another_input_is_refused(
         onnx_extractor(network, (8, 8))
 
 
-def test_maps_are_no_features(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_a_map_is_refused(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "tensor(float)", [None, 3, 4, 4], lambda x: x)
     with pytest.raises(InputError, match=r"expected an output \(N, D\), got \(2, 3, 4, 4\)"):
         onnx_extractor(network, (4, 4))(squares(2))
 
 
-def test_without_onnxruntime_the_line_to_type_is_told(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_message_has_the_command_that_installs_it(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"pip install 'nextpixel\[onnx\]'"):
         onnx_extractor(network, (4, 4))
@@ -187,7 +189,7 @@ def test_compare_samples_takes_anything_with_features(model: ImageGPT) -> None:
     assert drawn.floor.references == 40 and drawn.floor.samples == 20
 
 
-def test_real_images_are_chosen_by_the_seed_and_meet_no_fellow_twice() -> None:
+def test_real_images_are_chosen_by_the_seed_without_repeats() -> None:
     choice = choose_real(100, 30, None, 0)
     assert len(choice.reference) == 30 and choice.floor[0] is choice.reference
     assert len(choice.floor[1]) == 30 and not set(choice.reference) & set(choice.floor[1])
@@ -198,7 +200,7 @@ def test_real_images_are_chosen_by_the_seed_and_meet_no_fellow_twice() -> None:
     assert not set(few.floor[0]) & set(few.floor[1])
 
 
-def test_the_floor_of_real_pictures_is_what_real_pictures_get(tmp_path: Path) -> None:
+def test_the_floor_is_the_metric_of_real_pictures(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((200, 6))
     np.savez(tmp_path / "a.npz", features=rows[:150])
     np.savez(tmp_path / "b.npz", features=rows[150:])
@@ -209,7 +211,7 @@ def test_the_floor_of_real_pictures_is_what_real_pictures_get(tmp_path: Path) ->
 
 
 def test_colours_of_the_palette_stay() -> None:
-    """A copy must keep distance 0 although both it and the original are put into the model's colours."""
+    """A copy keeps distance 0, although it and the original are converted to the model's colours."""
     palette = Palette.openai()
     pictures = palette.rgb.reshape(2, 16, 16, 3)
     assert np.array_equal(reconstructed(palette, pictures), pictures)

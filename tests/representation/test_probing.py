@@ -19,7 +19,7 @@ from nextpixel.study.points import LayerScore, best_layer
 
 
 def blobs(count: int, seed: int, layers: int = 3, useful: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, layers, 6) of which one layer tells three classes apart and the others nothing."""
+    """Features (N, layers, 6): one layer separates three classes, the others are noise."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
     features = rng.normal(size=(count, layers, 6)).astype(np.float32)
@@ -38,7 +38,7 @@ def test_the_useful_layer_is_found_and_separable_classes_are_told_apart() -> Non
     assert scored.confusion.sum() == 500 and scored.top_5 is None and scored.auc is None
 
 
-def test_two_classes_give_an_auc_and_calibrated_chances() -> None:
+def test_two_classes_give_an_auc_and_calibrated_probabilities() -> None:
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 2, 4000)
     features = (rng.normal(size=(4000, 1, 2)) + labels[:, None, None] * [1.0, 0.0]).astype(np.float32)
@@ -50,7 +50,7 @@ def test_two_classes_give_an_auc_and_calibrated_chances() -> None:
 
 
 @pytest.mark.parametrize("count", [60, 3000])
-def test_what_is_held_out_has_every_class_on_both_sides(count: int) -> None:
+def test_held_out_images_have_every_class_on_both_sides(count: int) -> None:
     labels = np.arange(count) % 3
     folds = folds_of(labels, seed=0)
     assert len(folds) == (5 if count < 2000 else 1)
@@ -86,7 +86,7 @@ def two_classes(count: int, layers: int, distance: float, seed: int, width: int 
 
 
 @pytest.mark.parametrize(("layers", "middle"), [([0, 1, 2, 3, 4], 2), ([0, 1, 2, 3], 2), ([7], 7), ([2, 5, 9], 5)])
-def test_of_equal_candidates_the_middle_layer_and_the_weaker_penalty_win(layers: list[int], middle: int) -> None:
+def test_ties_go_to_the_middle_layer_and_the_weaker_penalty(layers: list[int], middle: int) -> None:
     features, labels = two_classes(24, len(layers), 20, seed=0)
     probe = LinearProbe(None).fit_features(features, labels, layers=layers)
     assert set(probe.sweep_.values()) == {1.0}
@@ -98,14 +98,14 @@ def test_of_equal_candidates_the_middle_layer_and_the_weaker_penalty_win(layers:
     assert (backwards.layers_, backwards.strength_) == (probe.layers_, probe.strength_)
 
 
-def test_the_middle_is_taken_among_the_equal_ones_alone() -> None:
+def test_the_middle_is_taken_among_ties_only() -> None:
     assert middle_best([0.5, 0.9, 0.2, 0.9, 0.9]) == 1  # 1 and 3 are as near to 2
     assert middle_best([0.9, 0.2, 0.2, 0.2, 0.8]) == 0
     layers = [LayerScore(layer, held_out, 0.0) for layer, held_out in enumerate([0.7, 0.9, 0.9, 0.9, 0.9, 0.9])]
     assert best_layer(layers).layer == 3
 
 
-def test_a_few_well_separated_pictures_are_named_with_confidence() -> None:
+def test_a_few_well_separated_pictures_are_classified_with_confidence() -> None:
     features, labels = two_classes(24, 3, 6, seed=0)
     probe = LinearProbe(None).fit_features(features, labels)
     for images, truth in ((features, labels), two_classes(200, 3, 6, seed=1)):
@@ -116,8 +116,8 @@ def test_a_few_well_separated_pictures_are_named_with_confidence() -> None:
 @pytest.mark.parametrize(
     ("count", "distance", "width"), [(24, 3, 512), (60, 0.25, 200), (400, 0.5, 64), (2400, 0.5, 20), (100, 1, 300)]
 )
-def test_probabilities_are_as_high_as_they_are_right(count: int, distance: float, width: int) -> None:
-    """Few images of many features, where the classifier itself is far too sure; many, and classes that overlap."""
+def test_probabilities_are_calibrated(count: int, distance: float, width: int) -> None:
+    """Few images with many features, where the classifier is overconfident; and many images of overlapping classes."""
     probe = LinearProbe(None, layer=0).fit_features(*two_classes(count, 1, distance, 0, width), layers=[0])
     features, labels = two_classes(4000, 1, distance, 1, width)
     chances = probe.proba_of(features[:, 0])
@@ -126,7 +126,7 @@ def test_probabilities_are_as_high_as_they_are_right(count: int, distance: float
     assert chances.mean(0) == pytest.approx([0.5, 0.5], abs=error)
 
 
-def test_what_is_predicted_is_what_is_scored_and_calibration_costs_no_accuracy() -> None:
+def test_predictions_are_scored_as_they_are_and_calibration_costs_no_accuracy() -> None:
     for count, distance, width in ((60, 0.25, 200), (400, 0.5, 64), (100, 1, 300)):
         train, labels = two_classes(count, 1, distance, 0, width)
         probe = LinearProbe(None, layer=0).fit_features(train, labels, layers=[0])
@@ -164,14 +164,14 @@ def test_pictures_of_one_name_are_not_given_each_other_s_labels() -> None:
     assert labels_of_readable(labels, source, one).tolist() == [0, 2]
 
 
-def test_one_kind_of_test_image_has_no_area_under_a_curve() -> None:
+def test_test_images_of_one_class_have_no_auc() -> None:
     chances = np.array([[0.3, 0.7], [0.6, 0.4]], np.float32)
     assert score_of(chances, np.array([1, 1]), 2).auc is None
     assert score_of(chances, np.array([1, 0]), 2).auc == 1
 
 
-def test_test_images_never_touch_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is fitted while choosing comes from the training images, and leaves out what is held out."""
+def test_test_images_never_influence_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is fitted for the choice of settings uses training images that are not held out."""
     features, labels = blobs(100, 3)
     seen, fit = [], probing_module.fit_linears
     monkeypatch.setattr(probing_module, "fit_linears", lambda x, y, c: (seen.append(x), fit(x, y, c))[1])

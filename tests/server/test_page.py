@@ -30,7 +30,7 @@ WAIT = 60_000  # milliseconds, for drawings on one slow core
 
 
 def needs(found: object, name: str) -> None:
-    """Without it the tests are skipped, except in CI, where they fail."""
+    """Skip the tests if it is missing; in CI, fail."""
     if not found:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed")
 
@@ -83,7 +83,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """A page of its own; afterwards nothing may have been asked of another host or complained of on the console."""
+    """A page; on closing, it must have sent no request to another host and logged nothing on the console."""
 
     def __init__(self, browser: Any, address: str, **settings: Any) -> None:
         from playwright.sync_api import expect
@@ -201,7 +201,7 @@ def test_a_picture_dropped_or_pasted_is_shown_as_the_model_sees_it(visit: Visit,
     assert visit.page.locator("#thumbs [aria-pressed=true]").count() == 0
 
 
-def test_a_picture_is_chosen_from_a_file_or_from_those_at_hand(visit: Visit) -> None:
+def test_a_picture_is_chosen_from_a_file_or_from_the_examples(visit: Visit) -> None:
     visit.page.set_input_files("#file", CAT)
     visit.expect(visit.page.locator("#command")).to_contain_text("nextpixel complete cat.jpg --keep 0.5 -n 6 --seed 0")
     name = visit.page.locator("#thumbs button").nth(1).get_attribute("aria-label")
@@ -230,7 +230,7 @@ def test_the_line_follows_the_pointer_and_the_tiles_show_what_is_kept(visit: Vis
     assert kept == [255] * (SIDE - 1) + [0]
 
 
-def test_completions_come_row_by_row_and_keep_what_was_given(visit: Visit) -> None:
+def test_completions_arrive_row_by_row_and_keep_the_given_rows(visit: Visit) -> None:
     visit.set(n=3, kept=26)
     given = pixels(visit.value("document.getElementById('picture').toDataURL()"))
     drawn = visit.draw()
@@ -246,7 +246,7 @@ def test_completions_come_row_by_row_and_keep_what_was_given(visit: Visit) -> No
     assert visit.value("document.getElementById('progress').value") == 1
 
 
-def test_a_seed_gives_the_same_pictures_again_and_another_others(visit: Visit) -> None:
+def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(visit: Visit) -> None:
     visit.set(seed=7)
     first = visit.draw()
     visit.set(seed=8)
@@ -271,7 +271,7 @@ def test_pictures_from_scratch(visit: Visit) -> None:
     visit.expect(visit.page.locator("#large-said")).to_have_text(re.compile("nats per pixel · seed 0$"))
 
 
-def test_stop_keeps_the_rows_that_came_and_frees_the_buttons(visit: Visit) -> None:
+def test_stop_keeps_the_rows_that_arrived_and_frees_the_buttons(visit: Visit) -> None:
     visit.set(n=8, kept=0)
     visit.page.click("#complete")
     visit.expect(visit.page.locator("#said")).to_have_text(re.compile(r"\d+ of 256 rows"))
@@ -317,7 +317,7 @@ def test_nothing_moves_while_rows_arrive(visit: Visit) -> None:
     assert visit.value("window.moved") == 0
 
 
-def test_a_picture_is_enlarged_downloaded_and_its_command_told(visit: Visit, tmp_path: Path) -> None:
+def test_a_picture_is_enlarged_and_downloaded(visit: Visit, tmp_path: Path) -> None:
     visit.set()
     drawn = visit.draw()
     visit.page.locator(".tile").nth(1).click()
@@ -347,7 +347,7 @@ def test_the_command_draws_the_same_pictures(visit: Visit) -> None:
     assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
 
 
-def test_surprise_is_laid_over_the_picture(visit: Visit) -> None:
+def test_surprise_is_shown_over_the_picture(visit: Visit) -> None:
     visit.page.click("#surprise")
     visit.expect(visit.page.locator("#heat")).to_be_visible()
     visit.expect(visit.page.locator("#scale-mean")).to_have_text(re.compile(r"mean \d\.\d\d nats"))
@@ -357,7 +357,7 @@ def test_surprise_is_laid_over_the_picture(visit: Visit) -> None:
     visit.expect(visit.page.locator("#heat")).to_be_hidden()
 
 
-def test_what_cannot_be_read_is_said_where_it_was_chosen(visit: Visit) -> None:
+def test_an_unreadable_picture_gives_an_error_beside_the_picture(visit: Visit) -> None:
     visit.expected = "status of 422"
     before = visit.value("document.getElementById('picture').toDataURL()")
     broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
@@ -390,7 +390,7 @@ def test_without_a_picture_nothing_is_completed(browser: Any, address: str) -> N
         ("top-p", "2", "Top-p: a number from 0.01 to 1 is required."),
     ],
 )
-def test_a_setting_out_of_range_is_said_beside_the_settings(
+def test_a_setting_out_of_range_gives_an_error_beside_the_settings(
     visit: Visit, field: str, value: str, sentence: str
 ) -> None:
     visit.page.click("summary")
@@ -402,7 +402,7 @@ def test_a_setting_out_of_range_is_said_beside_the_settings(
     assert not [url for url in visit.asked if url.endswith("/v1/complete")]
 
 
-def test_a_server_that_is_gone_is_said_beside_the_buttons(visit: Visit) -> None:
+def test_a_server_that_is_gone_gives_an_error_beside_the_buttons(visit: Visit) -> None:
     visit.expected = "net::ERR"
     visit.page.route("**/v1/complete", lambda route: route.abort())
     visit.page.click("#complete")
@@ -490,7 +490,7 @@ def test_by_keyboard_alone(visit: Visit) -> None:
     assert visit.value("document.activeElement.matches('.tile')")
 
 
-def test_everything_that_can_be_pressed_has_a_name(visit: Visit) -> None:
+def test_every_control_has_a_name(visit: Visit) -> None:
     for role, name in (
         ("slider", "Rows kept, from the top"),
         ("spinbutton", "Completions"),
@@ -588,7 +588,7 @@ def test_pictures_that_are_not_square(browser: Any, tmp_path: Path, height: int,
         visit.close()
 
 
-def test_what_the_model_is_and_cannot_do(visit: Visit) -> None:
+def test_facts_and_limitations_of_the_model(visit: Visit) -> None:
     visit.expect(visit.page.locator("#facts")).to_contain_text("CIFAR-10")
     visit.expect(visit.page.locator("#limits")).to_contain_text("32 × 32 pixels")
     visit.expect(visit.page.locator("#limits")).to_contain_text("512 colours")

@@ -1,4 +1,4 @@
-"""The server: every route, the seed promise among others, cancellation, limits, and what must not come in."""
+"""The server: every route, reproducible seeds, cancellation, limits, and security."""
 
 import base64
 import io
@@ -100,7 +100,7 @@ def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in parts]
 
 
-# ---- what the routes answer
+# ---- responses
 
 
 def test_completions_are_those_of_the_package_with_the_same_seed(client: TestClient, model: ImageGPT) -> None:
@@ -125,7 +125,7 @@ def draw_nats(model: ImageGPT, body: dict[str, Any]) -> list[float]:
     return draw(model, squares, keep=body["keep"], n=body["n"], sampling=sampling).nats.tolist()
 
 
-def test_pictures_from_nothing_are_those_of_the_package(client: TestClient, model: ImageGPT) -> None:
+def test_pictures_from_scratch_are_those_of_the_package(client: TestClient, model: ImageGPT) -> None:
     told = client.post("/v1/sample", json={"n": 3, "seed": 1}).json()
     assert [pixels_of(text).tolist() for text in told["images"]] == [
         np.asarray(image).tolist() for image in sample(model, n=3, seed=1)
@@ -216,7 +216,7 @@ def test_pictures_that_are_not_square(height: int, width: int) -> None:
         assert max(Image.open(io.BytesIO(grid)).size) < 2 * 160 + 100
 
 
-def test_no_progress_of_requests_is_shown(
+def test_requests_show_no_progress(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("SILENT_SECONDS", "LINE_EVERY_SECONDS"):
@@ -282,7 +282,7 @@ def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
         assert line in text
 
 
-# ---- what is refused
+# ---- refusals
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
         ("/v1/sample", [], ["object"]),
     ],
 )
-def test_bad_values_are_refused_in_a_sentence(client: TestClient, path: str, body: Any, said: list[str]) -> None:
+def test_bad_values_are_refused_with_a_message(client: TestClient, path: str, body: Any, said: list[str]) -> None:
     answer = client.post(path, json=body)
     assert answer.status_code in (400, 404, 422)
     for words in said:
@@ -407,7 +407,7 @@ def test_hostile_and_broken_pictures_are_refused(narrow: TestClient, path: str, 
     at=st.integers(0, 400),
     noise=st.binary(max_size=60),
 )
-def test_any_bytes_are_a_picture_or_a_sentence(
+def test_any_bytes_are_a_picture_or_give_an_error(
     narrow: TestClient, start: bytes, cut: int, at: int, noise: bytes
 ) -> None:
     content = start[:at] + noise + start[at + len(noise) : len(start) - cut % 7]
@@ -513,7 +513,7 @@ def test_a_taken_port_is_bad_input() -> None:
 
 
 class Asked:
-    """A request to an engine, and what it is told."""
+    """A request to an engine, and the events of it."""
 
     def __init__(
         self,
@@ -573,7 +573,7 @@ def held(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore
 
 @pytest.fixture
 def prefills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the prompts that engines made from here on prefill, the two of their start included."""
+    """The shapes of the prompts that engines made from here on prefill, including the two of the warm-up."""
     shapes: list[tuple[int, ...]] = []
 
     def choose(*args: Any, **options: Any) -> type[Decoder]:
@@ -593,7 +593,7 @@ def until(found: Any) -> None:
         if found():
             return
         time.sleep(0.005)
-    raise AssertionError("this did not come")
+    raise AssertionError("not within ten seconds")
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -606,8 +606,8 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("slots", [1, 3, 7])
-def test_among_others_a_request_draws_what_it_draws_alone(model: ImageGPT, slots: int) -> None:
-    """In float64 every pixel, whatever joins, leaves or is cancelled meanwhile."""
+def test_a_request_draws_the_same_alone_and_among_others(model: ImageGPT, slots: int) -> None:
+    """Every pixel in float64, whatever other requests join, finish or are cancelled."""
     engine = Engine(model, ServeConfig(slots=slots, queue=50, speed="exact"), ignore, WORKER)
     rng = np.random.default_rng(0)
     wishes = [
@@ -681,7 +681,7 @@ def test_a_request_that_is_cancelled_during_its_prefill_harms_nobody(
     engine.close()
 
 
-def test_a_worker_that_is_shut_down_ends_what_is_drawn(model: ImageGPT) -> None:
+def test_requests_fail_when_their_worker_is_shut_down(model: ImageGPT) -> None:
     drawing, go = threading.Event(), threading.Event()
     worker = ThreadPoolExecutor(1)
     engine = Engine(
@@ -787,7 +787,7 @@ def test_time_left_is_counted_and_the_queue_moves(engine: Engine, held: threadin
     assert moves == [1]
 
 
-def test_a_full_queue_refuses_and_says_for_how_long(engine: Engine, held: threading.Semaphore) -> None:
+def test_a_full_queue_refuses_and_estimates_the_wait(engine: Engine, held: threading.Semaphore) -> None:
     running = Asked(engine, n=3).submit()
     until(lambda: engine.used == 3)
     engine.step_seconds = 0.5
@@ -801,7 +801,7 @@ def test_a_full_queue_refuses_and_says_for_how_long(engine: Engine, held: thread
         held.release()
 
 
-def test_deadlines_end_what_waits_and_what_is_drawn(engine: Engine, held: threading.Semaphore) -> None:
+def test_deadlines_end_waiting_and_running_requests(engine: Engine, held: threading.Semaphore) -> None:
     running = Asked(engine, n=3, seconds=0.2).submit()
     waiting = Asked(engine, seconds=0.2).submit()
     time.sleep(0.3)
@@ -826,7 +826,7 @@ def test_a_failure_ends_its_requests_and_not_the_engine(
     assert Asked(engine, seed=1).submit().images.shape == (1, 6, 6, 3)
 
 
-def test_a_stop_refuses_what_waits_and_ends_what_is_drawn(engine: Engine, held: threading.Semaphore) -> None:
+def test_draining_refuses_waiting_requests_and_finishes_running_ones(engine: Engine, held: threading.Semaphore) -> None:
     running, waiting = Asked(engine, n=3).submit(), Asked(engine).submit()
     until(lambda: engine.used == 3)
     engine.drain(60.0)
@@ -850,11 +850,11 @@ def test_slots_that_do_not_fit_are_bad_input(model: ImageGPT) -> None:
 
 @pytest.fixture
 def slow(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Engine]]:
-    """A real server on a free port, whose engine takes 50 ms a pixel: (address, engine)."""
+    """A real server on a free port, whose engine takes 20 ms a pixel: (address, engine)."""
     config = ServeConfig(port=0, slots=2, queue=1)
     app = create_app({"tiny": model}, config)
     engine: Engine = app.state.engines["tiny"]
-    monkeypatch.setattr(engine, "observe", lambda what, _: what == "pixels" and time.sleep(0.05))
+    monkeypatch.setattr(engine, "observe", lambda what, _: what == "pixels" and time.sleep(0.02))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11", ws="none"))
     opened = listen(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
@@ -866,7 +866,7 @@ def slow(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
     assert not thread.is_alive()
 
 
-def test_a_client_that_goes_away_frees_its_rows(slow: tuple[str, Engine]) -> None:
+def test_a_client_that_disconnects_frees_its_rows(slow: tuple[str, Engine]) -> None:
     address, engine = slow
     with httpx.Client(base_url=address) as client:
         with client.stream("POST", "/v1/sample", json={"n": 2, "stream": True}) as answer:
@@ -903,7 +903,7 @@ def test_429_with_retry_after_and_a_deadline(slow: tuple[str, Engine]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_alone() -> None:
+def test_the_embedded_model_draws_the_same_alone_and_among_31_others() -> None:
     """In fp32, exact, over 1,000 requests: the first pixel that differs, if any does, is a near tie."""
     import nextpixel
     from nextpixel.drawing.loop import token_noise
@@ -935,7 +935,14 @@ def test_among_31_others_the_embedded_model_draws_what_the_command_line_draws_al
     assert found["wrong"] == 0 and found["near tie"] <= 20, found
 
 
-def test_a_second_interruption_ends_the_server_at_once_and_quietly() -> None:
+def serves(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_second_interruption_stops_the_server_at_once_and_quietly() -> None:
     command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--threads", "1"]
     with subprocess.Popen(
         command,
@@ -945,11 +952,11 @@ def test_a_second_interruption_ends_the_server_at_once_and_quietly() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
     ) as server:
         assert server.stdout is not None and server.stderr is not None
-        assert server.stdout.readline().startswith("http://")
+        address = server.stdout.readline().strip()
         for line in server.stderr:
             if line.startswith("In a browser"):
                 break
-        time.sleep(1)  # it listens already, and serves soon
+        until(lambda: serves(address))
         server.send_signal(signal.SIGINT)
         time.sleep(0.05)
         server.send_signal(signal.SIGINT)

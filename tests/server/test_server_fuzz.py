@@ -85,7 +85,7 @@ CAT = (Path(nextpixel.__file__).parent / "assets" / "pictures" / "cat.jpg").read
 
 @st.composite
 def broken(draw: st.DrawFn) -> bytes:
-    """Some bytes of a picture changed, some cut off."""
+    """A picture with some bytes changed or cut off."""
     data = bytearray(draw(st.sampled_from(SMALL)))
     for _ in range(draw(st.integers(0, 6))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
@@ -101,7 +101,7 @@ IMAGES = st.one_of(
 
 
 def cheap(body: Any, choice: random.Random) -> Any:
-    """What would draw long draws little, and no deadline is so short that 504 would be right."""
+    """The same request with few pixels to draw and a deadline that is never exceeded."""
     if not isinstance(body, dict):
         return body
     body = dict(body)
@@ -138,7 +138,7 @@ PATHS = ["complete", "sample", "score", "features", "encode", "classify"]
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, str, bytes]:
-    """(route, content type, body): a good body with fields taken away, added, or given another value."""
+    """(route, content type, body): a valid body with fields removed, added or changed."""
     path = draw(st.sampled_from(PATHS))
     some = draw(st.sets(st.sampled_from([*GOOD]), max_size=8))
     body: Any = {name: GOOD[name] for name in some} | {"image": GOOD["image"]}
@@ -204,7 +204,7 @@ METHODS = st.sampled_from("GET POST PUT DELETE PATCH HEAD OPTIONS TRACE CONNECT 
 
 @st.composite
 def spoken(draw: st.DrawFn) -> bytes:
-    """A request as it goes over the wire, more or less one."""
+    """The bytes of a request, valid or not."""
     if draw(st.integers(0, 19)) == 0:
         return draw(st.binary(min_size=1, max_size=200)) + b"\r\n\r\n"
     headers = {"Host": "127.0.0.1", "Connection": "close"} | draw(HEADERS)
@@ -228,7 +228,7 @@ def asking(method: str, path: str, kind: str, body: bytes) -> bytes:
 
 
 class Real:
-    """The server as a process of its own, what it was asked and what it answered."""
+    """The server in a process, with its requests and responses."""
 
     def __init__(self, folder: Path) -> None:
         squares = np.random.default_rng(4).integers(0, 256, (12, 32, 32, 3), np.uint8)

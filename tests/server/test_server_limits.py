@@ -55,7 +55,7 @@ TEXT = base64.b64encode(PNG).decode()
 
 
 def repeated_scans(times: int, side: int = 4096) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """A progressive JPEG whose last scan is repeated."""
     whole = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True)
     return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * times + b"\xff\xd9"
 
@@ -108,7 +108,7 @@ def served(app: FastAPI, **options: Any) -> Iterator[str]:
 
 @contextmanager
 def proxied(upstream: str, prefix: str, *, strip: bool) -> Iterator[str]:
-    """A proxy that serves `upstream` under a prefix, with and without taking it off, and nothing beside it."""
+    """A proxy that serves `upstream` under a prefix, which it strips or not, and nothing else."""
 
     class Proxy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -144,7 +144,7 @@ def proxied(upstream: str, prefix: str, *, strip: bool) -> Iterator[str]:
 
 @pytest.mark.parametrize("strip", [True, False])
 @pytest.mark.parametrize("prefix", ["/nextpixel", "/a/b-c"])
-def test_all_of_it_works_under_a_path(model: ImageGPT, prefix: str, strip: bool) -> None:
+def test_everything_works_under_a_path_prefix(model: ImageGPT, prefix: str, strip: bool) -> None:
     app = create_app({"tiny": model}, ServeConfig(slots=1, root_path=prefix), token="0123456789abcdef")
     headers = {"Authorization": "Bearer 0123456789abcdef"}
     with served(app) as upstream, proxied(upstream, prefix, strip=strip) as outside:
@@ -217,7 +217,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_form_costs_what_its_size_explains(client: TestClient, name: str) -> None:
+def test_a_hostile_form_is_refused_at_once(client: TestClient, name: str) -> None:
     kind = {"content-type": "multipart/form-data; boundary=bound"}
     start = time.process_time()
     answer = client.post("/v1/complete", content=b"--bound" + FORMS[name] + b"--\r\n", headers=kind)
@@ -290,7 +290,9 @@ def decoders() -> Iterator[Decoders]:
     found.close()
 
 
-def test_processes_give_what_this_one_would(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
+def test_decoding_processes_give_the_same_pixels_as_this_one(
+    started: list[subprocess.Popen[bytes]], decoders: Decoders
+) -> None:
     from nextpixel.images import fit_image
 
     found = squares(decoders, *[PNG, encoded(SMALL, "JPEG"), b"nothing", encoded(SMALL, "TIFF")] * 3)
@@ -300,7 +302,7 @@ def test_processes_give_what_this_one_would(started: list[subprocess.Popen[bytes
     assert 0 < len(started) <= decoders_module.PROCESSES
 
 
-def test_a_picture_that_takes_too_long_is_given_up(
+def test_a_picture_that_takes_too_long_is_abandoned(
     started: list[subprocess.Popen[bytes]], decoders: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoders_module, "CPU_SECONDS", 0.05)
@@ -311,7 +313,7 @@ def test_a_picture_that_takes_too_long_is_given_up(
     assert squares(decoders, PNG)[0].shape == (4, 4, 3)
 
 
-def test_a_decoder_that_breaks_down_is_replaced(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
+def test_a_decoder_that_crashes_is_replaced(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
     squares(decoders, PNG)
     started[0].kill()
     started[0].wait()
@@ -346,7 +348,7 @@ def test_a_decoder_has_a_limit_of_memory_and_loads_little(
     assert "torch" not in (here / "maps").read_text()
 
 
-def test_a_client_that_leaves_stops_the_decoding(started: list[subprocess.Popen[bytes]], model: ImageGPT) -> None:
+def test_a_client_that_disconnects_stops_the_decoding(started: list[subprocess.Popen[bytes]], model: ImageGPT) -> None:
     app = create_app({"tiny": model}, ServeConfig(slots=1))
     with served(app) as address:
         assert httpx.post(f"{address}/v1/encode", json={"image": TEXT}, timeout=30).status_code == 200
@@ -361,8 +363,8 @@ def test_a_client_that_leaves_stops_the_decoding(started: list[subprocess.Popen[
 # ---- the event loop
 
 
-def test_nothing_holds_up_the_event_loop(model: ImageGPT, caplog: pytest.LogCaptureFixture) -> None:
-    """Under asyncio's own watch: the best of three, since others use this machine as well."""
+def test_nothing_blocks_the_event_loop(model: ImageGPT, caplog: pytest.LogCaptureFixture) -> None:
+    """By asyncio's debug mode: the best of three tries, as the machine may be busy."""
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     large = encoded(Image.fromarray(noise), "PNG", compress_level=0)
     js, form = "application/json", "multipart/form-data; boundary=bound"
