@@ -120,7 +120,7 @@ def test_completions_are_those_of_the_package_with_the_same_seed(client: TestCli
 def draw_nats(model: ImageGPT, body: dict[str, Any]) -> list[float]:
     from nextpixel.images.sources import load_images
 
-    sampling = SamplingConfig(body["temperature"], body["top_k"], body["top_p"], body["seed"])
+    sampling = SamplingConfig(**{name: body[name] for name in ("temperature", "top_k", "top_p", "seed")})
     squares = load_images(Image.open(io.BytesIO(PNG)), 6, fit=model.fit)
     return draw(model, squares, keep=body["keep"], n=body["n"], sampling=sampling).nats.tolist()
 
