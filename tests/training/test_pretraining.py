@@ -33,12 +33,15 @@ def images(tmp_path: Path) -> Path:
     return photos(tmp_path)
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+@pytest.fixture(scope="module")
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without any interruption."""
-    folder = tmp_path_factory.mktemp("whole")
-    nextpixel.pretrain(photos(folder), out=folder / "run", **settings(folder, dtype=request.param))
+    """A run without any interruption, in fp32 or, `in_both_dtypes`, in bf16 as well."""
+    folder, dtype = tmp_path_factory.mktemp("whole"), getattr(request, "param", "fp32")
+    nextpixel.pretrain(photos(folder), out=folder / "run", **settings(folder, dtype=dtype))
     return folder / "run"
+
+
+in_both_dtypes = pytest.mark.parametrize("whole", ["fp32", "bf16"], indirect=True)
 
 
 def config_of(run: Path) -> dict:
@@ -94,6 +97,7 @@ def test_a_compiler_that_ctrl_c_ended_is_no_error(signalled, whole, tmp_path, mo
     assert_same(tmp_path / "run", whole)
 
 
+@in_both_dtypes
 def test_a_run_stopped_at_every_step_is_the_run_uninterrupted(whole, tmp_path, monkeypatch):
     rate = optim.cosine_rate
     monkeypatch.setattr(optim, "cosine_rate", lambda *args, **kwargs: (interrupt(), rate(*args, **kwargs))[1])
@@ -117,6 +121,7 @@ def test_a_masked_run_resumed_is_the_run_uninterrupted(images, tmp_path, monkeyp
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@in_both_dtypes
 def test_a_second_signal_stops_at_once_and_loses_only_steps_since_the_checkpoint(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         on_call(patch, "nextpixel.training.steps.cross_entropy", 17, lambda: (interrupt(), interrupt()))
