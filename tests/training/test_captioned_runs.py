@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from tiny_runs import COLORS, assert_same, on_call, photos, settings
 
 import nextpixel
-from nextpixel import InputError
+from nextpixel import ImageGPT, InputError
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import SamplingConfig
@@ -21,6 +22,7 @@ from nextpixel.data.decoded import split_indices
 from nextpixel.data.prepared import prepare
 from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import image_nats
+from nextpixel.evaluation.naming import caption_gains, compare_with_probe, tag_probabilities
 from nextpixel.training.loop import Interrupted
 
 NAMES = ["red", "green", "blue", "dark"]
@@ -74,17 +76,66 @@ def test_a_run_has_two_numbers_and_samples_of_held_out_captions(run: Path) -> No
     assert colors <= {tuple(color) for color in corner.reshape(-1, 3).tolist()}
 
 
-def test_captions_are_learnt(place: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def learned(place: Path) -> ImageGPT:
     more = settings(place, captions="names", steps=150, batch_images=16, evaluate_every_steps=150, preset="modern")
-    model = nextpixel.pretrain(place / "in", out=tmp_path / "run", **more | {"micro_batch_images": 16, "layers": 2})
-    found = [entry for entry in Run(tmp_path / "run").read_log() if "validation_nats" in entry][-1]
+    return nextpixel.pretrain(place / "in", out=place / "learned", **more | {"micro_batch_images": 16, "layers": 2})
+
+
+def test_captions_are_learnt(place: Path, learned: ImageGPT) -> None:
+    found = [entry for entry in Run(place / "learned").read_log() if "validation_nats" in entry][-1]
     assert found["validation_nats"] < 0.5 * found["validation_nats_without_caption"]
     captions = [f"{top} top, {bottom} bottom" for top in NAMES for bottom in NAMES]
-    drawn = draw(model, None, n=4, caption=captions, sampling=SamplingConfig(guidance=1.5)).images.reshape(
-        16, 4, 4, 4, 3
-    )
+    images = draw(learned, None, n=4, caption=captions, sampling=SamplingConfig(guidance=1.5)).images
+    drawn = images.reshape(16, 4, 4, 4, 3)
     right = np.stack([np.repeat(COLORS[[i // 4, i % 4]], 2, axis=0)[:, None].repeat(4, 1) for i in range(16)])
     assert (drawn == right[:, None]).all(-1).mean() > 0.8
+
+
+def test_a_model_names_what_it_sees(place: Path, learned: ImageGPT, tmp_path: Path) -> None:
+    paths = sorted((place / "in").iterdir())
+    images = np.stack([np.asarray(Image.open(path)) for path in paths])
+    tags = [f"{name} top" for name in NAMES]
+    named = tag_probabilities(caption_gains(learned, images, tags)).argmax(1)
+    truth = np.array([tags.index(path.stem.split(",")[0]) for path in paths])
+    assert (named == truth).mean() > 0.9
+    for i, path in enumerate(paths):  # as class folders
+        folder = tmp_path / ("train" if i % 2 else "test") / path.stem.split()[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.name)
+    score = compare_with_probe(
+        learned, str(tmp_path / "train"), str(tmp_path / "test"), {name: f"{name} top" for name in NAMES}
+    )
+    assert score.images == 24 and score.by_captions > 0.9 and 0 <= score.by_probe <= 1
+    with pytest.raises(InputError, match="captions: expected a caption for each class, got none for 'blue'"):
+        compare_with_probe(learned, str(tmp_path / "train"), str(tmp_path / "test"), {"red": "red top"})
+
+
+def test_predict_and_evaluate_with_words(
+    place: Path, learned: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, images = str(place / "learned"), str(place / "in")
+    found = json.loads(printed(capsys, "predict", model, images, "--among", "red top, green top", "--json"))[
+        "predictions"
+    ]
+    for row in found:
+        assert row["red top"] + row["green top"] == pytest.approx(1, abs=1e-5)
+        if row["file"].startswith(("red", "green")):
+            assert (row["red top"] > 0.5) == row["file"].startswith("red top")
+    out = tmp_path / "words.csv"
+    lines = printed(capsys, "predict", model, images, "--words", "--out", str(out)).splitlines()
+    assert len(lines) == 48 and out.read_text().splitlines()[0].split(",")[1:] == list(learned.words.table)
+    told = json.loads(printed(capsys, "evaluate", images, "--captions", "names", "--model", model, "--json"))
+    assert told["nats_per_pixel"] < 0.5 * told["nats_per_pixel_without_captions"]
+    assert "without the captions" in printed(capsys, "evaluate", images, "--captions", "names", "--model", model)
+    plain = json.loads(printed(capsys, "evaluate", images, "--model", model, "--json"))
+    assert plain["nats_per_pixel"] == pytest.approx(told["nats_per_pixel_without_captions"])
+    assert plain["nats_per_pixel_without_captions"] is None
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
 
 
 def test_a_run_resumed_is_the_run_uninterrupted(

@@ -42,6 +42,9 @@ class Evaluate:
     """A folder, an array, a parquet file, a hub name, or OpenAI's token arrays (cifar10_teX.npy)."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
+    captions: str | None = None
+    """Score the images given their captions, and without: names, folders, a .csv or .jsonl file of file,caption, or a
+    text column, see pretrain --help."""
     protocol: Literal["all", "openai"] = "all"
     """openai: leave out the last partial batch of 64 images, as the original code did."""
     accuracy: bool = False
@@ -99,7 +102,10 @@ def run(argv: Sequence[str]) -> None:
             if wanted:
                 raise
             say(f"no accuracy: {error}")
-    figures = evaluate(model, args.images, split=args.split, protocol=args.protocol, seed=args.sampling.seed, seen=seen)
+    figures = evaluate(
+        model, args.images, split=args.split, captions=args.captions, protocol=args.protocol, seed=args.sampling.seed,
+        seen=seen,
+    )  # fmt: skip
     say_left_out(figures.unreadable)
     masked = model.config.objective == "masked"
     if args.output.json:
@@ -112,6 +118,8 @@ def run(argv: Sequence[str]) -> None:
             f"({figures.bits_per_pixel:.4f} bits) over {figures.images:,} images, "
             f"{figures.images_per_second:.1f} images/s"
         )
+        if figures.nats_per_pixel_without_captions is not None:
+            show(f"{figures.nats_per_pixel_without_captions:.4f} without the captions")
         if figures.nats_per_pixel_without_them is not None:
             show(
                 f"{figures.nats_per_pixel_without_them:.4f} without the {figures.training_images:,} that are training "
@@ -169,7 +177,7 @@ def _check(args: Evaluate) -> None:
         for name in ("extractor", "layer", "references", "nearest"):
             if getattr(args, name) != getattr(Evaluate, name):
                 raise InputError(f"{flag(name)}: requires --samples or --pictures")
-        for name in ("temperature", "top_k", "top_p"):
+        for name in ("temperature", "top_k", "top_p", "guidance", "allow_colors", "forbid_colors"):
             if getattr(args.sampling, name) != getattr(SamplingConfig, name):
                 raise InputError(f"{flag(name)}: requires --samples")
         return
@@ -180,6 +188,8 @@ def _check(args: Evaluate) -> None:
     for name in ("accuracy", "labels", "masks"):
         if getattr(args, name) != getattr(Evaluate, name):
             raise InputError(f"{flag(name)}: belongs to accuracy; cannot be combined with --samples or --pictures")
+    if args.captions is not None:
+        raise InputError("--captions: belongs to nats per pixel; cannot be combined with --samples or --pictures")
     if args.protocol != "all":
         raise InputError("--protocol: belongs to nats per pixel; cannot be combined with --samples or --pictures")
     if args.nearest is not None:

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import check_file, decode_for, load_classifier, write_rows
+from nextpixel.cli.common import check_file, decode_for, load_classifier, load_model, write_rows
 from nextpixel.config import ModelOptions, OutputOptions, check_numbers
+from nextpixel.errors import InputError
 from nextpixel.progress import say
+
+SHOWN_FROM = 0.05  # probability of a word
 
 
 @dataclass(frozen=True)
 class Predict:
     """Classify images with a probe saved by `nextpixel probe --out`, or with a fine-tuned model.
 
-    Unreadable pictures are left out and listed.
+    A model with words also names what it sees, with no probe: --words or --among. Unreadable pictures are left out and
+    listed.
     """
 
     probe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBE")]
-    """The folder of a probe, a run of `nextpixel finetune`, or a fine-tuned model."""
+    """The folder of a probe, a run of `nextpixel finetune`, or a fine-tuned model; with --words or --among a model that
+    was trained with captions."""
     images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Pictures to classify: a folder, a file, an array."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     out: Path | None = None
     """Write file, class and probabilities to this CSV file."""
+    words: bool = False
+    """The probability of each word of the model, by Bayes: its share of the training captions, times how much likelier
+    the picture is with that word as its caption than without one."""
+    among: str | None = None
+    """Comma-separated tags, of which each picture has exactly one, as in "red hair, black hair" or the names of class
+    folders: the probability of each."""
     masks: int = 0
     """For a masked model: number of random masks per image (5 in the paper). The class is a majority vote, the
     probabilities are means. Default: one pass over the unmasked image."""
@@ -42,6 +54,8 @@ def run(argv: Sequence[str]) -> None:
     if args.out is not None:
         check_file(args.out, ".csv", [args.images])
     check_numbers(args, at_least_zero="masks")
+    if args.words or args.among is not None:
+        return _by_captions(args)
     probe = load_classifier(args.probe, args.model)
     model = probe.model
     assert model is not None
@@ -60,6 +74,40 @@ def run(argv: Sequence[str]) -> None:
     else:
         for row, each, number in zip(rows, probabilities, chosen, strict=True):
             show(f"{row['file']}  {row['class']}  {each[number]:.3f}")
+    if args.out is not None:
+        write_rows(args.out, rows)
+        say(f"{len(rows):,} predictions: {args.out}")
+
+
+def _by_captions(args: Predict) -> None:
+    """Print the probabilities of words, the likeliest first, or of tags."""
+    model = load_model(replace(args.model, model=args.probe))
+    from nextpixel.evaluation.naming import caption_gains, tag_probabilities, word_probabilities
+
+    if args.words and args.among is not None:
+        raise InputError("cannot be combined with `among`", argument="words")
+    if args.model.model is not None:
+        raise InputError("cannot be combined with `words` or `among`: PROBE is the model", argument="model")
+    images = decode_for(model, args.images, args.split)
+    if args.among is None:
+        found = word_probabilities(model, images.images, dtype=args.model.dtype)
+        names = list(model.words.table if model.words is not None else ())
+    else:
+        names = [tag.strip() for tag in args.among.split(",") if tag.strip()]
+        if len(set(names)) < max(len(names), 2):
+            raise InputError(f"expected at least two different tags, got {args.among!r}", argument="among")
+        found = tag_probabilities(caption_gains(model, images.images, names, dtype=args.model.dtype))
+    columns = [f"word {name}" if name in ("file", "class") else name for name in names]
+    rows = [
+        {"file": file} | {name: round(float(p), 6) for name, p in zip(columns, row, strict=True)}
+        for file, row in zip(images.names, found, strict=True)
+    ]
+    if args.output.json:
+        print_json({"predictions": rows, "unreadable": images.unreadable})
+    else:
+        for file, row in zip(images.names, found, strict=True):
+            likely = [i for i in np.argsort(-row, kind="stable") if row[i] >= SHOWN_FROM]
+            show(f"{file}  " + ", ".join(f"{names[i]} {row[i]:.2f}" for i in likely))
     if args.out is not None:
         write_rows(args.out, rows)
         say(f"{len(rows):,} predictions: {args.out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,23 +15,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import check_keywords
+from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, decode
-from nextpixel.data.labels import seen_before
+from nextpixel.data.labels import labels_of_readable, seen_before
 from nextpixel.errors import InputError
-from nextpixel.images.sources import load_images, open_source
+from nextpixel.images.sources import Source, load_images, open_source
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
+from nextpixel.tokens.words import encode_captions
 
 OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
 
 
 @check_keywords()
-def nll(model: ImageGPT, images: Any, *, split: str | None = None) -> NDArray[np.float32]:
-    """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it)."""
+def nll(
+    model: ImageGPT, images: Any, *, split: str | None = None, captions: str | Sequence[str] | None = None
+) -> NDArray[np.float32]:
+    """Nats per pixel of each image, (N,): the mean over its pixels of -ln p(pixel | pixels before it).
+
+    With `captions` given these: one for each image, or where they come from, see image_tags.
+    """
     require_autoregressive(model)
-    return image_nats(model, load_images(images, model.size, split=split, fit=model.fit, levels=model.levels))
+    source = open_source(images, split)
+    tags = None if captions is None else image_tags(model, source, captions)
+    return image_nats(model, load_images(source, model.size, fit=model.fit, levels=model.levels), tags=tags)
 
 
 @check_keywords()
@@ -60,6 +69,8 @@ class Evaluation:
     """Number of images that equal a training image in every pixel; None where those are unknown."""
     nats_per_pixel_without_them: float | None = None
     """The mean without them; None where there are none, or no others."""
+    nats_per_pixel_without_captions: float | None = None
+    """The mean without the captions; None where none were given."""
 
 
 def evaluate(
@@ -67,6 +78,7 @@ def evaluate(
     images: Any,
     *,
     split: str | None = None,
+    captions: str | Sequence[str] | None = None,
     protocol: Protocol = "all",
     dtype: str = "fp32",
     seed: int = 0,
@@ -74,13 +86,20 @@ def evaluate(
 ) -> Evaluation:
     """Nats per pixel of a set of images.
 
+    captions  score the images given these, see image_tags
     protocol  "openai" drops the last partial batch of 64, as openai/image-gpt does
     seed      chooses, with the image's number, the pixels that are hidden from a masked model (probability 0.15)
     seen      (N,) the readable images that are training images, see find_training_images
 
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
-    squares, unreadable = read_squares(model, images, split)
+    tags = None
+    if captions is None:
+        squares, unreadable = read_squares(model, images, split)
+    else:
+        source = open_source(images, split)
+        found = decode(source, model.size, fit=model.fit, levels=model.levels)
+        squares, unreadable, tags = found.images, found.unreadable, image_tags(model, source, captions, found)
     if protocol == "openai":
         squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
         if not len(squares):
@@ -88,16 +107,33 @@ def evaluate(
                 f"openai needs at least {OPENAI_BATCH} images, got fewer; expected all", argument="protocol"
             )
     start = time.perf_counter()
-    nats = image_nats(model, squares, dtype=dtype, seed=seed)
+    nats = image_nats(model, squares, dtype=dtype, seed=seed, tags=None if tags is None else tags[: len(squares)])
     seconds = time.perf_counter() - start
+    bare = None if tags is None else mean_and_error(image_nats(model, squares, dtype=dtype))[0]
     mean, error = mean_and_error(nats)
     known, without = None, None
     if seen is not None:
         seen = seen[: len(nats)]
         known, without = int(seen.sum()), float(nats[~seen].mean()) if 0 < seen.sum() < len(seen) else None
     return Evaluation(
-        len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable, known, without
+        len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable, known, without, bare
     )
+
+
+def image_tags(
+    model: ImageGPT, source: Source, captions: str | Sequence[str], decoded: DecodedSet | None = None
+) -> Tensor:
+    """The tags (N, TAGS, w) of the images of a source, or of those that could be decoded, see Words.encode.
+
+    `captions` are one for each image, whose words the model must know, or where they come from, see captions_of; words
+    of these that it does not know are left out. Raises InputError, also for a model without words.
+    """
+    if model.words is None:
+        encode_captions(None, "")  # raises
+    texts = captions_of(source, captions)
+    texts = texts if decoded is None else labels_of_readable(texts, source, decoded)
+    assert model.words is not None
+    return model.words.encode(texts.tolist(), strict=not isinstance(captions, str))
 
 
 def find_training_images(
