@@ -51,7 +51,7 @@ class Scored:
     labels: np.ndarray
 
     def rows(self, chosen: np.ndarray) -> Measurements:
-        return self.measured.rows(chosen)
+        return Measurements(*(values[chosen] for values in vars(self.measured).values()))
 
 
 def draw(source: Source, count: int, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,10 @@ class Score:
     top_5_without_them: float | None = None
     auc_without_them: float | None = None
 
+    def report(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return vars(self) | {"confusion": self.confusion.tolist()}
+
 
 def score_of(
     probabilities: NDArray[np.float32],

@@ -287,7 +287,7 @@ def test_a_page_of_equal_images_and_without_normal_ones(model: ImageGPT) -> None
     odd = odd_images(model, np.full((3, SIDE, SIDE, 3), 128, np.uint8))
     text = page(odd, nextpixel.surprise(model, odd.images), source="same", model="tiny", by="png_bytes")
     assert "nan" not in text and "only a ranking" in text
-    again = page(odd, nextpixel.surprise(model, odd.squares), source="same", model="tiny", by="png_bytes")
+    again = page(odd, nextpixel.surprise(model, odd.images), source="same", model="tiny", by="png_bytes")
     assert again == text, "without dates and random ids"
 
 

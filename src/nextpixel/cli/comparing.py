@@ -41,8 +41,7 @@ def compare_features(args: Evaluate, pictures: str) -> None:
 
 def compare(args: Evaluate) -> None:
     model = load_model(args.model)
-    from nextpixel.drawing.sampling import draw
-    from nextpixel.evaluation.comparison import choose_real, compare_by, nearest_images
+    from nextpixel.evaluation.comparison import compare_by, draw_and_choose, nearest_images
     from nextpixel.images.sources import open_source
     from nextpixel.representation.extraction import model_hash
     from nextpixel.representation.extractors import PIXELS, open_extractor
@@ -52,18 +51,12 @@ def compare(args: Evaluate) -> None:
     own = model_hash(model)[:6]
     for name in (name for name, extractor in extractors.items() if own in extractor.name):
         say(f"--extractor {name} is the evaluated model itself, which cannot see what it has not learned")
-    seed = args.sampling.seed
     source = open_source(args.images, args.split)
     real = _read(model, source)
     train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
-    if args.pictures is None:
-        count = args.samples or 0
-        choice, tokenizer = choose_real(len(real), count, args.references, seed), model.tokenizer
-        pictures = draw(model, None, n=count, sampling=args.sampling).images
-    else:
-        pictures, tokenizer = _read(model, args.pictures), None
-        choice = choose_real(len(real), len(pictures), args.references, seed)
-    found = [compare_by(one, real, pictures, choice, tokenizer, seed=seed) for one in extractors.values()]
+    given = args.samples or 0 if args.pictures is None else _read(model, args.pictures)
+    pictures, choice, tokenizer = draw_and_choose(model, given, len(real), args.references, args.sampling)
+    found = [compare_by(one, real, pictures, choice, tokenizer, seed=args.sampling.seed) for one in extractors.values()]
     near = []
     if train is not None:
         by = {PIXELS: open_extractor(PIXELS, model)} | extractors

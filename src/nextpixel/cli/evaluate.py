@@ -109,7 +109,7 @@ def run(argv: Sequence[str]) -> None:
     say_left_out(figures.unreadable)
     masked = model.config.objective == "masked"
     if args.output.json:
-        classified = None if score is None else asdict(score) | {"confusion": score.confusion.tolist()}
+        classified = None if score is None else score.report()
         print_json(asdict(figures) | {"palette_sha256": model.tokenizer.hash, "classification": classified})
     else:
         kind = "hidden pixel" if masked else "pixel"

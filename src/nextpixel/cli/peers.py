@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from nextpixel.network.resnet import ResNet
     from nextpixel.representation.extraction import Backbone
-    from nextpixel.stats import Score
     from nextpixel.training.convnet import TrainedResult
 
 SCRATCH = "resnet20"
@@ -81,8 +80,4 @@ def fit_peers(
 
 def peers_report(peers: Sequence[TrainedResult]) -> list[dict[str, Any]]:
     """The entries of --json."""
-    return [asdict(one) | {"scores": scores_report(one.scores)} for one in peers]
-
-
-def scores_report(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    return [asdict(score) | {"confusion": score.confusion.tolist()} for score in scores]
+    return [asdict(one) | {"scores": [score.report() for score in one.scores]} for one in peers]

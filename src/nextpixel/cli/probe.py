@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_file, check_folder, decode_for, load_features_model
 from nextpixel.cli.hints import command
-from nextpixel.cli.peers import check_peers, fit_peers, load_students, peers_report, scores_report
+from nextpixel.cli.peers import check_peers, fit_peers, load_students, peers_report
 from nextpixel.config import ModelOptions, OutputOptions, Pooling, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -286,7 +286,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
                 "layers": result.layers,
                 "trials": result.trials,
                 "nearest_neighbours": result.neighbours,
-                "scores": scores_report(result.scores),
+                "scores": [score.report() for score in result.scores],
             }
             for result in results
         ],

@@ -107,13 +107,19 @@ def compare_samples(
     names = [extractor] if isinstance(extractor, str | Extractor) else list(extractor)
     extractors = [open_extractor(name, model, layer) for name in names]  # refuses before drawing
     real, _ = read_squares(model, images, split)
-    if isinstance(pictures, int):
-        choice = choose_real(len(real), pictures, references, sampling.seed)
-        drawn, tokenizer = draw(model, None, n=pictures, sampling=sampling).images, model.tokenizer
-    else:
-        drawn, tokenizer = read_squares(model, pictures)[0], None
-        choice = choose_real(len(real), len(drawn), references, sampling.seed)
+    given = pictures if isinstance(pictures, int) else read_squares(model, pictures)[0]
+    drawn, choice, tokenizer = draw_and_choose(model, given, len(real), references, sampling)
     return [compare_by(one, real, drawn, choice, tokenizer, seed=sampling.seed) for one in extractors]
+
+
+def draw_and_choose(
+    model: ImageGPT, pictures: int | NDArray[np.uint8], real: int, references: int | None, sampling: SamplingConfig
+) -> tuple[NDArray[np.uint8], Choice, Tokenizer | None]:
+    """Pictures, drawn if a number is given; the real ones to compare with; the tokenizer of drawn pictures."""
+    if not isinstance(pictures, int):
+        return pictures, choose_real(real, len(pictures), references, sampling.seed), None
+    choice = choose_real(real, pictures, references, sampling.seed)  # refuses before drawing
+    return draw(model, None, n=pictures, sampling=sampling).images, choice, model.tokenizer
 
 
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:

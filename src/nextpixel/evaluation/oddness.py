@@ -90,10 +90,6 @@ class Measurements:
     def __len__(self) -> int:
         return len(self.images)
 
-    def rows(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> Measurements:
-        """The measurements of the chosen images."""
-        return Measurements(*(values[chosen] for values in vars(self).values()))
-
 
 @dataclass(frozen=True)
 class Oddness:
@@ -196,9 +192,8 @@ def odd_images(
     if false_alarms is not None:
         check_false_alarms(false_alarms, len(held))
     fit = fit[_subset(len(fit), seed)]
-    measured = measure(model, squares, layer, dtype=dtype)
-    reference = measure(model, normal.images[np.concatenate([fit, held])], layer, dtype=dtype)
-    fitted, calibrating = reference.rows(np.arange(len(fit))), reference.rows(np.arange(len(fit), len(reference)))
+    sets = squares, normal.images[fit], normal.images[held]
+    measured, fitted, calibrating = (measure(model, part, layer, dtype=dtype) for part in sets)
     values, calibration = (table(part, fitted, seed=seed) for part in (measured, calibrating))
     p_values = {
         name: conformal_p_values(oriented(name, values[name]), oriented(name, calibration[name])) for name in COLUMNS

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -305,5 +304,5 @@ def _test(opened: OpenRun[FinetuneConfig], model: ImageGPT, images: Any, arrays:
     rows = arrays.get("test_rows")  # older runs took all of them
     squares = found.images if rows is None or len(rows) == len(found) else found.images[rows]
     score = LinearProbe.of(model).evaluate_squares(squares, names, dtype=decided.dtype, seen=arrays.get("test_seen"))
-    write_json(run.path / "test.json", {"step": step} | asdict(score) | {"confusion": score.confusion.tolist()})
+    write_json(run.path / "test.json", {"step": step} | score.report())
     model.to("cpu")
