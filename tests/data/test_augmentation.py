@@ -11,10 +11,10 @@ from nextpixel.data.decoded import Batches
 from nextpixel.data.recolour import (
     COLOURS,
     WORDS,
+    ColourWords,
     Recolouring,
     apply_colours,
     colour_name,
-    colours_named,
     find_ramps,
 )
 
@@ -133,7 +133,6 @@ def test_the_table_of_colour_words() -> None:
         "brown": (110, 70, 30),
     }.items():  # fmt: skip
         assert colour_name(np.array([*rgb, 255], np.uint8)) == word
-    assert colours_named(["dark", "crimson", "navy", "potion"]) == {"red", "blue"}
 
 
 Changes = list[tuple[dict[int, int], dict[str, str]]]
@@ -167,6 +166,38 @@ def test_two_ramps_of_one_name_are_not_told_apart() -> None:
     image = np.array([[(*c, 255) for c in greens]], np.uint8)
     assert [ramp.colour for ramp in find_ramps(image)] == ["green", "green"]
     assert not any(colours for colours, _ in changes(("green",), tuple(WORDS), greens))
+
+
+TABLE = ["potion", "crimson", "red", "blue", "dark", "teal"]  # numbered from 1
+
+
+def test_colour_words_are_found_and_replaced_in_tags() -> None:
+    tags = np.array([[[5, 2, 1], [4, 0, 0]], [[1, 0, 0], [0, 0, 0]]])  # "dark crimson potion, blue"; "potion"
+    words = ColourWords(tags, TABLE)
+    assert words.named(0) == {"red", "blue"} and words.named(1) == set()
+    assert set(words.known) == {"red", "blue", "cyan"}
+    swapped = words.changed(tags[0], {"red": "blue", "blue": "red"})
+    assert swapped.tolist() == [[5, 4, 1], [3, 0, 0]]
+    assert words.changed(tags[0], {"red": "cyan"}).tolist() == [[5, 6, 1], [4, 0, 0]]
+    assert words.changed(tags[0], {}).tolist() == tags[0].tolist()
+
+
+def test_batches_change_the_caption_with_the_picture() -> None:
+    images = np.concatenate([art(6, colours=REDS), art(6, 1, colours=REDS), art(6, 2, colours=BLUES)])
+    tags = np.zeros((18, 16, 2), np.uint8)
+    tags[:, 0] = [[3, 1]] * 12 + [[4, 1]] * 6  # "red potion", "blue potion"
+    made = Batches(
+        images, np.arange(18), size=(H, W), batch_images=18, augment="recolour", seed=0,
+        colour_words=ColourWords(tags, TABLE),
+    )  # fmt: skip
+    blues, seen = {(*c, 255) for c in BLUES}, set()
+    for step in range(12):
+        for image, own, number in zip(made(step), made.tags(step, tags), made.numbers(step), strict=True):
+            is_blue = {tuple(c) for c in drawn(image).reshape(-1, 4).tolist()} <= blues
+            if own.any() and (named := {3, 4} & set(own[0].tolist())):
+                assert named == {4 if is_blue else 3}
+                seen.add((bool(number >= 12), is_blue))
+    assert seen == {(False, False), (False, True), (True, True)}
 
 
 def test_only_the_given_colours_are_replaced() -> None:

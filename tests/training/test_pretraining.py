@@ -403,6 +403,21 @@ def test_a_recipe_with_a_mistake_is_bad_input(images, tmp_path, line, complaint,
 RECIPES = sorted(p.name for p in (resources.files("nextpixel") / "recipes").iterdir() if p.name.endswith(".toml"))
 
 
+@pytest.mark.parametrize(
+    ("count", "width"), [(300, 96), (1_000, 96), (1_001, 128), (5_000, 160), (50_000, 192), (None, 192)]
+)
+def test_the_network_of_size_auto_grows_with_the_number_of_images(count, width):
+    assert PretrainConfig(size="auto").model(16, count).width == width
+    assert PretrainConfig(size="auto", width=64, heads=2).model(16, count).width == 64
+
+
+def test_a_run_of_size_auto_has_the_network_of_its_set(images, tmp_path):
+    config = settings(tmp_path, steps=1, size="auto") | {"layers": None, "width": None, "heads": None}
+    made = nextpixel.pretrain(images, out=tmp_path / "run", **config)
+    assert (made.config.layers, made.config.width) == (4, 96)
+    assert Run(tmp_path / "run").facts()["config"]["size"] == "auto"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipes_are_whole(name):
     config = read_recipe(name.removesuffix(".toml"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from nextpixel.config.shapes import SizeName
+from nextpixel.config.shapes import PretrainSize
 from nextpixel.config.terms import Activation, Device, Fit, Objective, Positions, Preset, Size, Speed, Switch
 
 
@@ -52,7 +52,7 @@ class GPTRunKeywords(RunKeywords, total=False):
 
 
 class PretrainKeywords(GPTRunKeywords, total=False):
-    size: SizeName | None
+    size: PretrainSize | None
     layers: int | None
     width: int | None
     heads: int | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nextpixel.config.settings import Settings
-from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, SizeName
+from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, PretrainSize, shape_of
 from nextpixel.config.terms import (
     Activation,
     Device,
@@ -137,8 +137,9 @@ class GPTRunConfig(RunConfig):
 class PretrainConfig(GPTRunConfig):
     """Settings of a pretraining run; recorded in its run.json."""
 
-    size: SizeName | None = None
-    """Named size (default: xs); the next three options override its dimensions."""
+    size: PretrainSize | None = None
+    """Named size (default: xs), or auto: by the number of images, at most xxs; the next three options override its
+    dimensions."""
     layers: int | None = None
     """Number of transformer blocks."""
     width: int | None = None
@@ -244,9 +245,9 @@ class PretrainConfig(GPTRunConfig):
         """`schedule`, or that of the preset."""
         return self.schedule or ("linear" if self.preset == "modern" else "cosine")
 
-    def model(self, colors: int) -> ImageGPTConfig:
-        """The network of this run, for a palette with this many colours."""
-        shape = SIZES[self.size or "xs"]
+    def model(self, colors: int, images: int | None = None) -> ImageGPTConfig:
+        """The network of this run, for a palette with this many colours and, for size auto, this many images."""
+        shape = shape_of(self.size or "xs", images)
         switches = {"on": True, "off": False}
         given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
         options = {name: switches.get(value, value) for name, value in given.items()}

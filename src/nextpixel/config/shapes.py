@@ -207,10 +207,26 @@ SIZES: dict[str, ImageGPTConfig] = {
     "l": ImageGPTConfig(layers=48, width=1536, heads=16),
     "xl": ImageGPTConfig(layers=60, width=3072, heads=24),
 }
+# For sets of few small pictures, ours: up to so many images, this network; beyond, xxs.
+SMALL_SETS = (
+    (1_000, ImageGPTConfig(layers=4, width=96, heads=3)),
+    (3_000, ImageGPTConfig(layers=4, width=128, heads=4)),
+    (10_000, ImageGPTConfig(layers=4, width=160, heads=5)),
+)
 if TYPE_CHECKING:
     SizeName = str
+    PretrainSize = str
 else:
     SizeName = Literal[tuple(SIZES)]
+    PretrainSize = Literal[(*SIZES, "auto")]
+
+
+def shape_of(size: str, images: int | None = None) -> ImageGPTConfig:
+    """The network of a named size; of auto, by the number of images."""
+    if size != "auto":
+        return SIZES[size]
+    return next((shape for most, shape in SMALL_SETS if images is not None and images <= most), SIZES["xxs"])
+
 
 # The modern preset; docs/results.md has an ablation.
 MODERN: dict[str, Any] = {

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.config import Fit, Levels, Size, augmentations, side_text, to_side, to_size
-from nextpixel.data.recolour import Recolouring, apply_colours
+from nextpixel.data.recolour import ColourWords, Recolouring, apply_colours
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, remove_folder, user_cache
 from nextpixel.images import UnreadableImage, crop_resize, orient
@@ -272,12 +272,14 @@ class Batches:
         augment: str,
         seed: int,
         part: tuple[int, int] = (0, 1),
+        colour_words: ColourWords | None = None,
     ) -> None:
         self.images, self.chosen, self.size = images, chosen, size
         self.batch_images, self.augment, self.seed = batch_images, augmentations(augment), seed
         self.number, self.parts = part
         if "orient" in self.augment and size[0] != size[1]:
             raise InputError(f"orient needs square pictures, got {size[0]} x {size[1]} pixels", argument="augment")
+        self.colour_words = colour_words
         self._recolouring = Recolouring(images, chosen, seed)
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
 
@@ -312,7 +314,13 @@ class Batches:
 
     def tags(self, step: int, tags: NDArray[np.integer]) -> NDArray[np.int64]:
         """Those of the tags (N, TAGS, w) of the set that training sees of that step's images, see some_tags."""
-        parts = [some_tags(tags, self.chosen[rows], seed=self.seed, epoch=epoch) for epoch, rows in self._rows(step)]
+        parts = []
+        for epoch, rows in self._rows(step):
+            found = some_tags(tags, self.chosen[rows], seed=self.seed, epoch=epoch)
+            if "recolour" in self.augment and self.colour_words is not None:
+                for own, number in zip(found, self.chosen[rows].tolist(), strict=True):
+                    own[:] = self.colour_words.changed(own, self._new_colours(number, epoch)[1])
+            parts.append(found)
         return np.concatenate(parts)
 
     def _rows(self, step: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -358,8 +366,13 @@ class Batches:
         images = self.images[numbers]
         if "recolour" in self.augment:
             pairs = zip(images, numbers.tolist(), strict=True)
-            images = np.stack([apply_colours(one, self._recolouring(number, epoch)[0]) for one, number in pairs])
+            images = np.stack([apply_colours(one, self._new_colours(number, epoch)[0]) for one, number in pairs])
         return images
+
+    def _new_colours(self, number: int, epoch: int) -> tuple[dict[int, int], dict[str, str]]:
+        if self.colour_words is None:
+            return self._recolouring(number, epoch)
+        return self._recolouring(number, epoch, self.colour_words.named(number), self.colour_words.known)
 
     def _padded(self, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Zagoruyko & Komodakis 2016: reflect-pad (4 pixels at side 32) and take a random crop."""

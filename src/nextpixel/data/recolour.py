@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -108,6 +108,37 @@ class Recolouring:
         return self._ramps[number]
 
 
+class ColourWords:
+    """The words for colours in a set's captions: `tags` (N, TAGS, w) of numbers of the words in `table`, from 1."""
+
+    def __init__(self, tags: NDArray[np.integer], table: Sequence[str]) -> None:
+        self.tags = tags
+        numbers = {word: number for number, word in enumerate(table, 1)}
+        self._colours = {numbers[word]: colour for word, colour in COLOURS.items() if word in numbers}
+        self._numbers = {
+            colour: numbers[known[0]]
+            for colour, (_, words) in WORDS.items()
+            if (known := [word for word in words if word in numbers])
+        }
+
+    @property
+    def known(self) -> Collection[str]:
+        """Colours, keys of WORDS, that the table has a word for."""
+        return self._numbers.keys()
+
+    def named(self, picture: int) -> set[str]:
+        """Colours that the caption of a picture names."""
+        return {self._colours[n] for n in self.tags[picture].ravel().tolist() if n in self._colours}
+
+    def changed(self, tags: NDArray[np.int64], words: Mapping[str, str]) -> NDArray[np.int64]:
+        """Tags (TAGS, w) with each colour word that changes its colour replaced by one of the new colour."""
+        found = tags.copy()
+        for number, colour in self._colours.items():
+            if colour in words:
+                found[tags == number] = self._numbers[words[colour]]
+        return found
+
+
 def apply_colours(image: NDArray[np.uint8], colours: Mapping[int, int]) -> NDArray[np.uint8]:
     """The image (H, W, 4) with its 32-bit colours replaced."""
     codes = _codes(image)
@@ -119,8 +150,3 @@ def apply_colours(image: NDArray[np.uint8], colours: Mapping[int, int]) -> NDArr
 
 def _codes(rgba: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return np.ascontiguousarray(rgba).view(np.uint32)[..., 0]
-
-
-def colours_named(words: Collection[str]) -> set[str]:
-    """The colours, keys of WORDS, that words of a caption name."""
-    return {COLOURS[word] for word in words if word in COLOURS}

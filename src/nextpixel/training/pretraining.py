@@ -63,7 +63,7 @@ from nextpixel.training.steps import (
     training_batches,
     write_full_model,
 )
-from nextpixel.training.tokenizers import choose_tokenizer
+from nextpixel.training.tokenizers import SIDE, choose_tokenizer
 
 KIND = "pretrain"
 WORDS = 1_000
@@ -252,7 +252,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
             arrays = run.arrays()
             tags = arrays["tags"]
             held_tags = arrays.get("validation_tags", tags)[validation_indices].astype(np.int64)
-        batches = TokenBatches(training_batches(opened, train_indices), model, decided.device, tags)
+        batches = TokenBatches(training_batches(opened, train_indices, tags), model, decided.device, tags)
 
         def step(batch: TokenBatch) -> Tensor:
             tokens, hidden, orientations, captions = batches.to_device(batch)
@@ -425,8 +425,12 @@ def _initial_model(config: PretrainConfig, images: Any, split: str | None, capti
         return model
     words = None if captions is None else Words.fit(captions, config.words or WORDS)
     tokenizer = choose_tokenizer(images, config, split)
+    count = None
+    if config.size == "auto":
+        fit = "place" if tokenizer.channels == 4 else config.fit or "crop"
+        count = len(decode(images, config.side or SIDE, split=split, cache=config.cache, fit=fit, levels=config.levels))
     with torch.device("meta"):
-        model = ImageGPT(replace(config.model(len(tokenizer)), words=len(words or ())))
+        model = ImageGPT(replace(config.model(len(tokenizer), count), words=len(words or ())))
     model.words = words
     model.tokenizer, model.levels = tokenizer, config.levels
     model.fit = config.fit or model.fit

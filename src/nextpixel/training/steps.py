@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import GPTRunConfig
 from nextpixel.data.decoded import Batches
+from nextpixel.data.recolour import ColourWords
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import is_first
@@ -26,8 +27,10 @@ from nextpixel.training.setup import OpenRun
 TokenBatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batches:
-    """This process's part of the batches of those training images."""
+def training_batches(
+    opened: OpenRun[Any], numbers: NDArray[np.int64], tags: NDArray[np.integer] | None = None
+) -> Batches:
+    """This process's part of the batches of those training images; `tags` (N, TAGS, w) are those of the set, if any."""
     return Batches(
         opened.train_set.images,
         numbers,
@@ -36,6 +39,7 @@ def training_batches(opened: OpenRun[Any], numbers: NDArray[np.int64]) -> Batche
         augment=opened.config.augment,
         seed=opened.config.seed,
         part=(distributed.rank(), distributed.world_size()),
+        colour_words=None if tags is None or opened.words is None else ColourWords(tags, opened.words.table),
     )
 
 
