@@ -79,13 +79,13 @@ def test_a_model_that_only_saw_upright_pictures_says_so(squares: np.ndarray) -> 
 
 def test_batches_turn_each_image_as_they_say(squares: np.ndarray) -> None:
     many = np.tile(squares, (20, 1, 1, 1))
-    batches = Batches(many, np.arange(60), side=4, batch_images=30, augment="orient", seed=4)
+    batches = Batches(many, np.arange(60), size=(4, 4), batch_images=30, augment="orient", seed=4)
     for step in range(3):
         shown, numbers, lie = batches(step), batches.numbers(step), batches.orientations(step)
         assert len(set(lie.tolist())) > 4
         for one, number, orientation in zip(shown, numbers, lie, strict=True):
             assert np.array_equal(one, orient(many[number][None], int(orientation))[0])
-    assert not Batches(many, np.arange(60), side=4, batch_images=30, augment="flip", seed=4).orientations(0).any()
+    assert not Batches(many, np.arange(60), size=(4, 4), batch_images=30, augment="flip", seed=4).orientations(0).any()
 
 
 def test_a_trained_model_knows_how_a_picture_lies(tmp_path: Path) -> None:

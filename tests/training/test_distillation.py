@@ -65,7 +65,7 @@ def test_distances_by_hand() -> None:
 
 def test_batches_tell_which_images_they_hold_and_which_are_mirrored() -> None:
     squares = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
-    batches = Batches(squares, np.array([1, 2, 4, 6]), side=8, batch_images=3, augment="flip", seed=0)
+    batches = Batches(squares, np.array([1, 2, 4, 6]), size=(8, 8), batch_images=3, augment="flip", seed=0)
     flipped = 0
     for step in range(6):
         mirrored = batches.mirrored(step)
@@ -73,7 +73,7 @@ def test_batches_tell_which_images_they_hold_and_which_are_mirrored() -> None:
         for square, number, mirror in zip(batches(step), batches.numbers(step), mirrored, strict=True):
             assert np.array_equal(square, squares[number, :, ::-1] if mirror else squares[number])
     assert 0 < flipped < 18
-    plain = Batches(squares, np.arange(7), side=8, batch_images=3, augment="none", seed=0)
+    plain = Batches(squares, np.arange(7), size=(8, 8), batch_images=3, augment="none", seed=0)
     assert not plain.mirrored(0).any()
 
 

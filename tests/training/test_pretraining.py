@@ -21,6 +21,7 @@ from nextpixel import InputError, WorkError
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, peak_rate, read_recipe
+from nextpixel.config.shapes import shape_of
 from nextpixel.data.decoded import Batches, split_indices
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.network import cost as plan
@@ -422,7 +423,7 @@ def test_a_run_of_size_auto_has_the_network_of_its_set(images, tmp_path):
 def test_shipped_recipes_are_whole(name):
     config = read_recipe(name.removesuffix(".toml"))
     assert config != PretrainConfig()
-    assert config.model(512).layers == (config.layers or SIZES[config.size].layers)
+    assert config.model(512).layers == (config.layers or shape_of(config.size).layers)
 
 
 def test_an_unknown_recipe_names_those_there_are():
