@@ -13,6 +13,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from nextpixel.cli import VERBS, main
 from nextpixel.cli.spelling import NAMED, flag, spell
+from nextpixel.config import Size
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# Command line
@@ -26,7 +27,14 @@ interrupted. `nextpixel COMMAND --help` prints the options of a command, `nextpi
 |---|---|
 """
 TABLE_HEAD = "| name | value | default | meaning |\n|---|---|---|---|\n"
-VALUES = {int: "integer", float: "number", str: "text", Path: "path", bool: "flag"}
+VALUES = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    bool: "flag",
+    int | Size: "integer, or integer x integer",
+}
 
 
 class Argument(NamedTuple):
@@ -91,8 +99,8 @@ def _arguments(kind: Any) -> list[Argument]:
 
 def _value(hint: Any) -> str:
     """What may be given: a type in words, or the choices."""
-    if hint in VALUES:
-        return VALUES[hint]
+    if found := VALUES.get(hint) or (hint == int | Size | None and VALUES[int | Size]):
+        return found
     first, *others = [part for part in get_args(hint) if part is not NoneType]
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in (first, *others))

@@ -23,6 +23,7 @@ PICTURE_BYTES = 2 << 30
 UNPACKED_BYTES = 1 << 30  # always allowed for compressed data; beyond it, this multiple of its size:
 UNPACKED_TIMES = 100
 TEXT_BYTES = 64 << 20  # of a text file
+FRAMES = 10_000  # of an animation or a sheet
 SCANS = 64  # per JPEG: each is a pass over all pixels; progressive files have about ten
 SEGMENTS = 1000  # per JPEG
 EXIF_SEGMENTS = 16  # per JPEG; Pillow concatenates them
@@ -101,6 +102,12 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
         TypeError,
     ) as error:  # damaged headers
         raise ValueError(f"it is damaged: {error}") from error
+
+
+def check_frames(frames: int, pixels: int, pixel_limit: int) -> None:
+    """Raise ValueError for too many pictures of that many pixels in one file."""
+    if frames > FRAMES or frames * pixels > pixel_limit:
+        raise ValueError(f"it has over {FRAMES:,} frames, or over {pixel_limit:,} pixels in all of them")
 
 
 def check_picture(content: str | bytes) -> None:

@@ -94,9 +94,9 @@ def test_orientation_is_applied_once(way, orientation, tmp_path):
 @pytest.mark.parametrize("fit", FITS)
 def test_orientation_is_applied_once_to_bytes_and_uploads(fit):
     async def served(data: bytes) -> np.ndarray:
-        decoders = Decoders(10**6, ("JPEG", "PNG", "WEBP"))
+        decoders = Decoders(10**6)
         try:
-            return await decoders.square(data, (32, 32), fit)
+            return await decoders.decode(data, (32, 32), fit, Levels())
         finally:
             decoders.close()
 

@@ -39,9 +39,9 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
 
 
 def read_levels(values: dict[str, Any], where: Path) -> Levels:
-    """The range and bands in a checkpoint, if any."""
+    """The levels in a checkpoint, if any."""
     try:
-        return Levels.of(values.get("range"), values.get("bands"))
+        return Levels.among(values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

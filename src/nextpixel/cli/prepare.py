@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_alone, parse, print_json, show
 from nextpixel.cli.hints import command
-from nextpixel.config import Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
+from nextpixel.config import Anchor, Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -43,6 +43,12 @@ class Prepare:
     DICOM without a window); default: the range of the images."""
     bands: str | None = None
     """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
+    anchor: Anchor | None = None
+    """Where on the canvas `fit=place` puts smaller pictures; default: center. bottom suits sprites that stand."""
+    slice: int | Size | None = None
+    """Rows x columns of pixels of the tiles that sheets are cut into, as in 16x16, with `fit=place`."""
+    scale: int | None = None
+    """The factor by which pixel art is enlarged in its files, undone with `fit=place`; default: that common to all."""
     augment: str = "flip"
     """Augmentation in training: crop needs images of twice the side, the others of the side."""
     store_side: int | Size | None = None
@@ -80,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
             args.out,
             side=args.side,
             fit=args.fit,
-            levels=Levels.of(args.range, args.bands),
+            levels=Levels.among(vars(args)),
             store_side=store_side,
             split=args.split,
             captions=args.captions,

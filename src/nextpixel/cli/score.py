@@ -196,8 +196,11 @@ def _alarms(args: Score, odd: Oddness, by: str) -> dict[str, Any]:
 
 def _heatmaps(folder: Path, squares: np.ndarray, maps: np.ndarray, names: Sequence[str]) -> list[str]:
     """Write each square with its map, enlarged, to the folder; return the paths."""
-    from nextpixel.images import heatmap
+    from nextpixel.images import from_array, heatmap
 
     top = float(np.quantile(maps, 0.999))
-    pairs = [np.concatenate([square, heatmap(m, vmax=top)], axis=1) for square, m in zip(squares, maps, strict=True)]
+    pairs = [
+        np.concatenate([np.asarray(from_array(image)), heatmap(m, vmax=top)], axis=1)
+        for image, m in zip(squares, maps, strict=True)
+    ]
     return write_each(folder, np.stack(pairs).repeat(8, 1).repeat(8, 2), [Path(name).stem for name in names])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, TypedDict
 
 from nextpixel.config.shapes import PretrainSize
-from nextpixel.config.terms import Activation, Device, Fit, Objective, Positions, Preset, Size, Speed, Switch
+from nextpixel.config.terms import Activation, Anchor, Device, Fit, Objective, Positions, Preset, Size, Speed, Switch
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -29,6 +29,9 @@ class RunKeywords(TypedDict, total=False):
     fit: Fit | None
     range: str | None
     bands: str | None
+    anchor: Anchor | None
+    slice: int | Size | None
+    scale: int | None
     seed: int
     validation_fraction: float
     checkpoint_every_steps: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nextpixel.config.settings import Settings
-from nextpixel.config.terms import Device, Fit, Levels, Speed, check_numbers
+from nextpixel.config.terms import Anchor, Device, Fit, Levels, Size, Speed, check_numbers
 from nextpixel.errors import InputError, shortened
 
 
@@ -58,6 +58,12 @@ class ModelOptions(Settings):
     DICOM without a window); default: the model's range, or else that of the images."""
     bands: str | None = None
     """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
+    anchor: Anchor | None = None
+    """Where on the canvas `fit=place` puts smaller pictures; default: as in training."""
+    slice: int | Size | None = None
+    """Rows x columns of pixels of the tiles that sheets are cut into, as in 16x16, with `fit=place`."""
+    scale: int | None = None
+    """The factor by which pixel art is enlarged in its files, undone with `fit=place`; default: as in training."""
     device: Device = "auto"
     """auto: cuda if available, else mps, else cpu."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -67,12 +73,12 @@ class ModelOptions(Settings):
 
     def __post_init__(self) -> None:
         check_numbers(self, at_least_one="threads")
-        Levels.of(self.range, self.bands)
+        Levels.among(vars(self))
 
     @property
     def levels(self) -> Levels:
-        """`range` and `bands`, parsed."""
-        return Levels.of(self.range, self.bands)
+        """`range`, `bands`, `anchor`, `slice` and `scale`, parsed."""
+        return Levels.among(vars(self))
 
 
 @dataclass(frozen=True)

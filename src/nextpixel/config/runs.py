@@ -10,6 +10,7 @@ from nextpixel.config.settings import Settings
 from nextpixel.config.shapes import MODERN, SIZES, ImageGPTConfig, PretrainSize, shape_of
 from nextpixel.config.terms import (
     Activation,
+    Anchor,
     Device,
     Fit,
     Levels,
@@ -55,12 +56,19 @@ class RunConfig(Settings):
     fit: Fit | None = None
     """How pictures get the size of the model; saved with it. crop: resize the shorter side, then crop the centre;
     imagenet: the same at 224 pixels, then downsample, as the paper evaluates; squash: resize without keeping the
-    proportions, as transformers does. Default: that of the initial model, or crop."""
+    proportions, as transformers does; place: put pixel art on the canvas with its exact colours and transparency,
+    never resized. Default: that of the initial model, or place for exact palettes, else crop."""
     range: str | None = None
     """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
     DICOM without a window); default: the range of the images. Saved with the model."""
     bands: str | None = None
     """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
+    anchor: Anchor | None = None
+    """Where on the canvas `fit=place` puts smaller pictures; default: center. bottom suits sprites that stand."""
+    slice: int | Size | None = None
+    """Rows x columns of pixels of the tiles that sheets are cut into, as in 16x16, with `fit=place`."""
+    scale: int | None = None
+    """The factor by which pixel art is enlarged in its files, undone with `fit=place`; default: that common to all."""
     seed: int = 0
     """Random seed of weights, order, crops, flips and the held-out images."""
 
@@ -93,12 +101,12 @@ class RunConfig(Settings):
             above_zero="learning_rate",
             fraction="validation_fraction",
         )
-        Levels.of(self.range, self.bands)
+        Levels.among(vars(self))
 
     @property
     def levels(self) -> Levels:
-        """`range` and `bands`, parsed."""
-        return Levels.of(self.range, self.bands)
+        """`range`, `bands`, `anchor`, `slice` and `scale`, parsed."""
+        return Levels.among(vars(self))
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from nextpixel.errors import InputError, shortened
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 KeepSide = Literal["top", "right", "bottom", "left"]
 Fit = Literal["crop", "imagenet", "squash", "place"]
+Anchor = Literal["center", "top", "bottom", "left", "right", "top-left", "top-right", "bottom-left", "bottom-right"]
 Objective = Literal["autoregressive", "masked"]
 Positions = Literal["learned", "rotary"]
 Activation = Literal["quick-gelu", "squared-relu"]
@@ -70,20 +71,43 @@ def side_text(size: Size) -> str:
     return "x".join(str(n) for n in (size[:1] if size[0] == size[1] else size))
 
 
+def channels_of(fit: Fit) -> int:
+    """4, with alpha, for pictures that are placed; 3, red, green and blue, for those that are resized."""
+    return 4 if fit == "place" else 3
+
+
 @dataclass(frozen=True)
 class Levels:
-    """How values become colours, for pictures whose format does not define it; see images.coloured."""
+    """How a file becomes pixels: values as colours where its format does not define that, see images.coloured, and the
+    cutting and placing of pixel art, see images.sprites."""
 
     range: tuple[float, float] | None = None
     """The values shown as black and white; None: the range of the images."""
     bands: tuple[int, ...] | None = None
     """The bands used as red, green and blue (or one, as grey), counted from 1; None: the first three."""
+    anchor: Anchor | None = field(default=None, repr=False)  # the repr is part of the keys of older caches
+    """Where on the canvas pictures are placed; None: the center."""
+    slice: Size | None = field(default=None, repr=False)
+    """Rows and columns of pixels of the tiles that sheets are cut into; None: they are not cut."""
+    scale: int | None = field(default=None, repr=False)
+    """The factor by which pictures are enlarged in their files; None: that common to all."""
 
     def __bool__(self) -> bool:
-        return self.range is not None or self.bands is not None
+        return any(value is not None for value in vars(self).values())
+
+    def __str__(self) -> str:
+        placing = {name: value for name, value in self.values().items() if name not in ("range", "bands")}
+        return f"{self!r} {placing}" if placing else repr(self)
 
     @classmethod
-    def of(cls, range: Any = None, bands: Any = None) -> Levels:
+    def among(cls, values: Mapping[str, Any]) -> Levels:
+        """The levels among other settings. Raises InputError."""
+        return cls.of(**{name: values.get(name) for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def of(
+        cls, range: Any = None, bands: Any = None, anchor: Any = None, slice: Any = None, scale: Any = None
+    ) -> Levels:
         """Parse strings such as "0,4095" and "3,2,1", or sequences of numbers. Raises InputError."""
         low_high, numbers = _numbers(range, float), _numbers(bands, int)
         if low_high is not None and not (
@@ -97,15 +121,22 @@ class Levels:
                 f"expected one or three whole numbers from 1 to {HIGHEST_BAND:,} such as 3,2,1, got {shortened(bands)}",
                 argument="bands",
             )
-        return cls(low_high, numbers)
+        if anchor is not None and anchor not in get_args(Anchor):
+            raise InputError(
+                f"expected one of {', '.join(get_args(Anchor))}, got {shortened(anchor)}", argument="anchor"
+            )
+        if scale is not None:
+            check_number("scale", scale, "at least 1", lambda value: value >= 1, whole=True)
+        return cls(low_high, numbers, anchor, None if slice is None else to_size(slice, "slice"), scale)
 
-    def values(self) -> dict[str, list[float] | list[int]]:
+    def values(self) -> dict[str, Any]:
         """The fields that are set, for JSON."""
-        return {name: list(value) for name, value in vars(self).items() if value is not None}
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def over(self, other: Levels) -> Levels:
         """These levels, with unset fields taken from `other`."""
-        return Levels(self.range or other.range, self.bands or other.bands)
+        return Levels(*(a if a is not None else b for a, b in zip(vars(self).values(), vars(other).values())))
 
 
 def _numbers(value: Any, kind: type) -> tuple[Any, ...] | None:

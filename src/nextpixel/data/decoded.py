@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels, Size, augmentations, side_text, to_side, to_size
+from nextpixel.config import Fit, Levels, Size, augmentations, channels_of, side_text, to_side, to_size
 from nextpixel.data.recolour import ColourWords, Recolouring, apply_colours
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, remove_folder, user_cache
@@ -32,7 +32,7 @@ MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """Images uint8 (N, H, W, 3) in a memory map, in the order of the sorted names."""
+    """Images uint8 (N, H, W, 3), or (N, H, W, 4) if placed, in a memory map, in the order of the sorted names."""
 
     images: NDArray[np.uint8]
     names: Sequence[str]
@@ -81,7 +81,7 @@ def decode(
     source, size = open_source(images, split), to_size(size, "size")
     if isinstance(source, MapSource):
         source.check(size, fit)
-        settle(source, levels)  # raises for other levels
+        settle(source, size, fit, levels)  # raises for other levels
     key = _key(source, size, fit, levels)
     if isinstance(source, MapSource) and source.size == size:
         return replace(_decoded(source, key), key_before=_key(source, size, fit, levels, PREPROCESSING_BEFORE))
@@ -152,7 +152,8 @@ def _folder(key: str, cache: str | Path | None) -> Path:
 
 
 def _decode_into(folder: Path, source: Source, size: Size, fit: Fit, levels: Levels) -> None:
-    levels, note = settle(source, levels)
+    known = len(source.unreadable)
+    source, levels, note = settle(source, size, fit, levels)
     facts = {
         "side": to_side(size),
         "fit": fit,
@@ -164,7 +165,8 @@ def _decode_into(folder: Path, source: Source, size: Size, fit: Fit, levels: Lev
     }
     remedy = "Free some space, or use another folder with NEXTPIXEL_CACHE or `cache`"
     with new_folder(folder, remedy, shared=True) as part, progress("decoding", len(source), "images") as advance:
-        write_set(part, read_parts(source, range(len(source)), size, fit, levels, advance=advance), facts)
+        parts = read_parts(source, range(len(source)), size, fit, levels, advance=advance)
+        write_set(part, parts, facts, source.unreadable[known:])
 
 
 def read_parts(
@@ -201,7 +203,7 @@ def read_parts(
                     images.append(image)
                     kept.append(row)
             labels = None if source.labels is None else source.labels[kept]
-            found = np.stack(images) if images else np.empty((0, *size, 3), np.uint8)
+            found = np.stack(images) if images else np.empty((0, *size, channels_of(fit)), np.uint8)
             own = None if captions is None else [captions[row] for row in kept]
             yield Part(found, [source.names[row] for row in kept], labels, unreadable, own)
             if advance is not None:

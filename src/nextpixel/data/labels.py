@@ -223,15 +223,31 @@ def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -
 
     Raises InputError where these cannot be identified by name.
     """
-    if len(decoded) == len(labels):
+    if decoded.names is source.names or list(decoded.names) == list(source.names):
         return labels
     readable = np.isin(list(source.names), list(decoded.names))
-    if readable.sum() != len(decoded):
+    if readable.sum() == len(decoded):
+        return labels[readable]
+    rows = _files_of(decoded.names, source.names)
+    if any(row is None for row in rows):
         raise InputError(
             f"{source.source_name}: some pictures cannot be read and share their names with others, so their labels "
             "are ambiguous; remove or repair them"
         )
-    return labels[readable]
+    return labels[np.array(rows, np.int64)]
+
+
+def _files_of(names: Sequence[str], files: Sequence[str]) -> list[int | None]:
+    """The numbers of the files of pictures called FILE, FILE#FRAME or FILE#ROW,COLUMN; None where it is ambiguous."""
+    numbers: dict[str, int | None] = {}
+    for number, file in enumerate(files):
+        numbers[file] = None if file in numbers else number
+    found = []
+    for name in names:
+        while name not in numbers and "#" in name:
+            name = name.rpartition("#")[0]
+        found.append(numbers.get(name))
+    return found
 
 
 def class_numbers(labels: ArrayLike, classes: NDArray[Any], what: str = "labels") -> NDArray[np.int64]:

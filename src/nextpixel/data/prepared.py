@@ -25,6 +25,7 @@ from nextpixel.files import check_output, new_file, new_folder, parts_folder, re
 from nextpixel.images.sources import MapSource, Source, open_source, settle
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.images.sources.maps import Part, check_readable, is_map, write_set
+from nextpixel.images.sources.sprites import SpriteSource
 from nextpixel.progress import progress, say
 
 CHUNK_IMAGES = 4_096
@@ -88,15 +89,20 @@ def prepare(
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     check_output(out, "OUT")
+    if fit == "place" and stored != size:
+        raise InputError(f"expected none for pictures that are placed, got {side_text(stored)}", argument="store_side")
     source = open_source(images, split, stream=True)
     texts = None if captions is None else captions_of(source, captions).tolist()
     earlier = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
-    if earlier is None:
-        levels, note = settle(source, levels)
+    note = None
+    if earlier is not None:
+        levels, note = levels.over(Levels.among(earlier)), earlier.get("note")
+    if earlier is None or fit == "place":
+        source, levels, note = settle(source, size, fit, levels)
         if note:
             say(note)
-    else:
-        levels, note = levels.over(Levels.of(earlier.get("range"), earlier.get("bands"))), earlier.get("note")
+    if texts is not None and isinstance(source, SpriteSource):
+        texts = [texts[row] for row in source.rows]
     plan = {
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,
         "split": source.split,
@@ -147,7 +153,7 @@ def merge(out: str | Path) -> MapSource:
             )
         kept = "source side serves fit range bands note preprocessing classes split captions".split()
         with new_folder(out) as folder:
-            facts = {name: plan.get(name) for name in kept}
+            facts = {name: plan.get(name) for name in kept} | Levels.among(plan).values()
             write_set(folder, _chunks(plan, parts), facts, plan.get("unreadable", ()))
     found = MapSource(out)
     shutil.rmtree(parts, ignore_errors=True)
@@ -172,7 +178,7 @@ def _decode_chunks(
     captions: Sequence[str] | None,
 ) -> None:
     images, size, step = plan["images"], to_size(plan["side"]), plan["chunk_images"]
-    levels = Levels.of(plan.get("range"), plan.get("bands"))
+    levels = Levels.among(plan)
     done = [chunk for chunk in chunks if is_zipfile(parts / _name(chunk))]
     ranges = {chunk: range(chunk * step, min((chunk + 1) * step, images)) for chunk in chunks}
     before = sum(len(ranges[chunk]) for chunk in done)
@@ -233,11 +239,13 @@ def _check_plan(earlier: dict[str, Any], plan: dict[str, Any], parts: Path) -> N
     """Raises InputError unless the existing parts have the same source and settings."""
     labels = {
         "source": "source", "split": "`split`", "fit": "`fit`", "range": "`range`", "bands": "`bands`",
+        "anchor": "`anchor`", "slice": "`slice`", "scale": "`scale`",
         "serves": "`side`", "side": "`store_side`",
         "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
         "classes": "classes", "captions": "`captions`",
         "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip
+    plan = json.loads(json.dumps(plan))  # lists for tuples
     for name, what in labels.items():
         if name != "source" and earlier.get(name) != plan.get(name):
             values = "" if name in ("fingerprint", "classes") else f" {earlier.get(name)}, got {plan.get(name)}"

@@ -15,7 +15,6 @@ from nextpixel.images.canvas import (
     terminal_row,
     zoom_nearest,
 )
-from nextpixel.images.dicom import is_dicom
 from nextpixel.images.exports import to_picture, write_gif, write_sheet
 from nextpixel.images.fitting import crop_resize, fit_image, orient, upright
 from nextpixel.images.numbers import Numbers, coloured, find_range
@@ -35,6 +34,7 @@ from nextpixel.images.pixels import (
     readable_extensions,
     to_rgb,
 )
+from nextpixel.images.sprites import place_first, read_image
 
 __all__ = [
     "BACKGROUND",
@@ -56,12 +56,13 @@ __all__ = [
     "from_array",
     "grid",
     "heatmap",
-    "is_dicom",
     "is_palette_file",
     "missing_plugin",
     "orient",
+    "place_first",
     "png_bytes",
     "read_palette_file",
+    "read_image",
     "read_pixels",
     "readable_extensions",
     "save_png",

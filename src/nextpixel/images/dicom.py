@@ -1,6 +1,7 @@
 """DICOM files, through pydicom: the first frame, in the file's own window or, without one, in its units."""
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,14 @@ from nextpixel.images.numbers import Numbers
 from nextpixel.limits import open_file
 
 
-def is_dicom(file: str | bytes) -> bool:
+def matches(head: bytes, end: str) -> bool:
     """By the mark after the preamble, or by a name that ends in .dcm or .dicom."""
-    if isinstance(file, bytes):
-        return file[128:132] == b"DICM"
-    if file.lower().endswith((".dcm", ".dicom")):
-        return True
-    try:
-        with open_file(file) as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):
-        return False
+    return head[128:132] == b"DICM" or end in ("dcm", "dicom")
+
+
+def frames(file: str | bytes, pixel_limit: int) -> Iterator[tuple[str, Numbers]]:
+    """The first frame alone."""
+    yield "", read(file, pixel_limit)
 
 
 def read(file: str | bytes, pixel_limit: int) -> Numbers:

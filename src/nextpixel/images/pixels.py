@@ -13,15 +13,17 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from nextpixel.config import Levels
 from nextpixel.errors import clipped
-from nextpixel.images import dicom, multiband
+from nextpixel.images import multiband
+from nextpixel.images.formats import FORMATS as FURTHER_FORMATS
+from nextpixel.images.formats import find_format
 from nextpixel.images.multiband import choose_bands
 from nextpixel.images.numbers import Numbers, coloured
 from nextpixel.images.profiles import to_srgb
-from nextpixel.limits import check_picture
+from nextpixel.limits import check_frames, check_picture
 
 Picture = Image.Image
 Content = str | bytes | Picture | np.ndarray  # a path, an encoded picture, or pixels
@@ -34,6 +36,7 @@ EXTENSIONS = frozenset(
     "apng avif avifs bmp bw dds dib gif icns ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm "
     "pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm".split()
 )
+ANIMATED = ("GIF", "PNG", "WEBP")  # other files of several pictures hold one in several sizes, or pages
 PLUGINS = {  # kind -> extensions, the module that reads them, what pip calls it
     "HEIC": (frozenset({"heic", "heics", "heif", "hif"}), "pillow_heif", "pillow-heif"),
     "JPEG XL": (frozenset({"jxl"}), "pillow_jxl", "pillow-jxl-plugin"),
@@ -65,8 +68,9 @@ class UnreadableImage(ValueError):
 
 
 def readable_extensions() -> frozenset[str]:
-    """EXTENSIONS, and those of the kinds in PLUGINS whose library is installed; none is imported."""
-    return EXTENSIONS.union(*(ends for ends, module, _ in PLUGINS.values() if find_spec(module)))
+    """EXTENSIONS, those of FURTHER_FORMATS and those in PLUGINS whose library is installed; none is imported."""
+    further = (format.extensions for format in FURTHER_FORMATS.values())
+    return EXTENSIONS.union(*further, *(ends for ends, module, _ in PLUGINS.values() if find_spec(module)))
 
 
 def missing_plugin(extension: str) -> tuple[str, str] | None:
@@ -106,25 +110,79 @@ def read_pixels(
 
     With `peek` only these are decoded; of any other file the header is read.
     """
+    with _readable(name, pixel_limit):
+        if isinstance(content, np.ndarray):
+            return _of_array(content, bands)
+        if isinstance(content, Picture):
+            return _of_picture(content, bands, peek=peek)
+        check_picture(content)
+        if further := find_format(content, served=formats is not None):
+            _, frame = next(further.frames(content, pixel_limit))
+            return _of_picture(frame, bands) if isinstance(frame, Picture) else frame
+        try:
+            opened = _open(content, formats or all_formats())
+        except Image.UnidentifiedImageError:
+            if formats is None and multiband.is_tiff(content):
+                return multiband.read(content, bands, pixel_limit)
+            raise
+        with opened as picture:
+            _check_size(picture, pixel_limit)
+            return _of_picture(picture, bands, content, peek)
+
+
+def read_frames(
+    content: Content, name: str, *, pixel_limit: int = PIXEL_LIMIT, formats: tuple[str, ...] | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """Every picture of a file, an array or a PIL picture with its exact colours. Raises UnreadableImage only.
+
+    Each is what distinguishes it in the file, "" for a single one, and uint8 (H, W, 4); fully transparent pixels are
+    (0, 0, 0, 0). An animation gives its frames as they are shown.
+    """
+    with _readable(name, pixel_limit):
+        found: list[tuple[str, np.ndarray]] = []
+        for part, frame in _frames(content, pixel_limit, formats):
+            check_frames(len(found) + 1, frame.width * frame.height, pixel_limit)
+            found.append((part, _exact(frame)))
+        if not found:
+            raise ValueError("it holds no picture")
+        return found
+
+
+def _frames(content: Content, pixel_limit: int, formats: tuple[str, ...] | None) -> Iterator[tuple[str, Picture]]:
+    if isinstance(content, np.ndarray):
+        if content.dtype != np.uint8 or content.ndim not in (2, 3) or content.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise ValueError(f"expected uint8 (H, W), (H, W, 3) or (H, W, 4), got {content.dtype} {content.shape}")
+        yield "", Image.fromarray(np.ascontiguousarray(content[..., 0] if content.shape[2:] == (1,) else content))
+    elif isinstance(content, Picture):
+        yield "", content
+    else:
+        check_picture(content)
+        if further := find_format(content, served=formats is not None):
+            for part, frame in further.frames(content, pixel_limit):
+                if not isinstance(frame, Picture):
+                    raise ValueError("expected 8 bits a channel for exact colours, got more")
+                yield part, frame
+            return
+        with _open(content, formats or all_formats()) as picture:
+            _check_size(picture, pixel_limit)
+            if picture.format not in ANIMATED or not getattr(picture, "is_animated", False):
+                yield "", picture
+                return
+            for number, frame in enumerate(ImageSequence.Iterator(picture)):
+                yield str(number), frame.copy()
+
+
+def _check_size(picture: Picture, pixel_limit: int) -> None:
+    if picture.width * picture.height > pixel_limit:
+        raise ValueError(f"{picture.width} x {picture.height} is over {pixel_limit:,} pixels")
+
+
+@contextmanager
+def _readable(name: str, pixel_limit: int) -> Iterator[None]:
+    """Anything raised becomes an UnreadableImage of that name."""
     with _quiet_pil():
         try:
-            if isinstance(content, np.ndarray):
-                return _of_array(content, bands)
-            if isinstance(content, Picture):
-                return _of_picture(content, bands, peek=peek)
-            check_picture(content)
-            if formats is None and dicom.is_dicom(content):
-                return dicom.read(content, pixel_limit)
-            try:
-                opened = _open(content, formats or all_formats())
-            except Image.UnidentifiedImageError:
-                if formats is None and multiband.is_tiff(content):
-                    return multiband.read(content, bands, pixel_limit)
-                raise
-            with opened as picture:
-                if picture.width * picture.height > pixel_limit:
-                    raise ValueError(f"{picture.width} x {picture.height} is over {pixel_limit:,} pixels")
-                return _of_picture(picture, bands, content, peek)
+            yield
         except Exception as error:  # hostile bytes make PIL raise nearly anything: struct.error, SyntaxError, ...
             missing = missing_plugin(name.rpartition(".")[2].lower())
             reason = (
@@ -211,8 +269,29 @@ def _plain(rgb: Picture, original: Picture) -> Picture:
     return rgb
 
 
+def _exact(picture: Picture) -> np.ndarray:
+    """uint8 (H, W, 4) in sRGB; values of files in sRGB are unchanged."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16") or _wide(picture):
+        raise ValueError("expected 8 bits a channel for exact colours, got more")
+    is_opaque = not _means_opacity(picture, getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {})
+    picture.load()
+    pixels = np.array(_with_opacity(_upright(picture), _info(picture)).convert("RGBA"))
+    if is_opaque:
+        pixels[..., 3] = 255
+    pixels[pixels[..., 3] == 0] = 0
+    return pixels
+
+
 def _over_white(picture: Picture, info: dict[str, Any]) -> Picture:
     """8 bits -> RGB in sRGB."""
+    pixels = _with_opacity(picture, info)
+    if pixels.mode == "RGB":
+        return pixels
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+
+
+def _with_opacity(picture: Picture, info: dict[str, Any]) -> Picture:
+    """8 bits -> RGB in sRGB, or RGBA where it has transparency."""
     if picture.mode in ("La", "RGBa"):  # premultiplied
         picture = picture.convert(picture.mode.upper())
     if not picture.has_transparency_data:
@@ -224,7 +303,7 @@ def _over_white(picture: Picture, info: dict[str, Any]) -> Picture:
         colours = rgba.convert("RGB")
     pixels = to_srgb(colours, info).convert("RGBA")
     pixels.putalpha(rgba.getchannel("A"))
-    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    return pixels
 
 
 def _of_grey(picture: Picture, info: dict[str, Any], kind: str | None, tags: Any) -> Numbers:

@@ -31,7 +31,7 @@ from nextpixel.network import cost as plan
 from nextpixel.network.int8.packing import Int8Hidden, supports_int8
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
-from nextpixel.progress import progress, say
+from nextpixel.progress import progress, say_once
 from nextpixel.representation.scoring import BATCH_IMAGES, batches
 
 RESNET_BATCH_IMAGES = 128
@@ -129,6 +129,9 @@ def extract_chunks(
     part: tuple[int, int] = (0, 1),
 ) -> list[Path]:
     """Write the chunks missing in the folder `parts`, see extract; with `part` (i, n), every n-th from the i-th."""
+    source, levels, note = settle(source, model.size, model.fit, model.levels)
+    if note:
+        say_once(note)
     facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {pooling} {model_hash(model)}"
     facts += f" {PREPROCESSING} {model.levels}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -139,10 +142,6 @@ def extract_chunks(
     missing = [(start, path) for start, path in own if not is_zipfile(path)]  # absent or truncated
     images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
     compiled = isinstance(model, ImageGPT) and dtype != "int8" and _worth_compiling(model, layers, images)
-
-    levels, note = settle(source, model.levels)
-    if note:
-        say(note)
 
     def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
         return _read_squares(source, range(start, min(start + CHUNK_IMAGES, len(source))), model, levels)
@@ -180,6 +179,8 @@ def extract(
     image in ten cannot be read.
     """
     source = open_source(images, split)
+    if model.fit == "place":
+        source, _, _ = settle(source, model.size, model.fit, model.levels)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     found, names, unreadable = [], [], list(source.unreadable)
     for path in extract_chunks(model, source, layers, parts, dtype=dtype, pooling=pooling):

@@ -226,9 +226,8 @@ class LinearProbe:
     ) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Features (N, J, D) of `layers`, by default those that fit needs, and labels (N,) of the labelled images."""
         model = self._model()
-        source = open_source(images, split)
+        source, self.levels, _ = settle(open_source(images, split), model.size, model.fit, model.levels)
         names = given_labels(source, labels)
-        self.levels, _ = settle(source, model.levels)
         squares, known = self._squares(source, None), has_label(names)
         layers = self._layers_to_fit() if layers is None else layers
         return features_of(model, squares[known], layers, pooling=self.pooling), names[known]
@@ -268,7 +267,7 @@ class LinearProbe:
             if pooling not in get_args(Pooling):
                 raise ValueError(f"pooling {pooling!r}")
             probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
-            probe.levels = Levels.of(facts.get("range"), facts.get("bands"))
+            probe.levels = Levels.among(facts)
             probe.layers_, probe.strength_ = layers, facts["strength"]
             probe.temperature_ = facts.get("temperature")  # older probes are not calibrated
             probe.classes_ = np.asarray(facts["classes"])

@@ -36,7 +36,7 @@ def ridge_images(
     labels, of fewer than two classes, or with a single image of each.
     """
     source = open_source(images)
-    levels, _ = settle(source, levels)
+    source, levels, _ = settle(source, size, fit, levels)
     names = labels_of(source)
     known = np.flatnonzero(has_label(names))
     classes, numbers = np.unique(names[known].astype(str), return_inverse=True)

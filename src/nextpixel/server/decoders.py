@@ -15,8 +15,8 @@ import numpy as np
 from anyio import CancelScope, CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels, Size
-from nextpixel.images import UnreadableImage, decode, fit_image
+from nextpixel.config import Fit, Levels, Size, channels_of
+from nextpixel.images import UnreadableImage, read_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few and widely reviewed decoders
 PROCESSES = 2
@@ -82,7 +82,7 @@ def _ask(process: subprocess.Popen[bytes], image: bytes, size: Size, fit: Fit, l
         raise UnreadableImage("in the request", reason)
     if reason := json.loads(line):
         raise UnreadableImage("in the request", reason)
-    return np.frombuffer(process.stdout.read(math.prod(size) * 3), np.uint8).reshape(*size, 3)
+    return np.frombuffer(process.stdout.read(math.prod(size) * channels_of(fit)), np.uint8).reshape(*size, -1)
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -109,8 +109,8 @@ def work(pixel_limit: int, cpu_seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
         try:
             given = Levels.of(**levels)
-            picture = decode(image, "in the request", levels=given, pixel_limit=pixel_limit, formats=FORMATS)
-            reason, pixels = None, fit_image(picture, size, fit).tobytes()
+            found = read_image(image, "in the request", size, fit, given, pixel_limit=pixel_limit, formats=FORMATS)
+            reason, pixels = None, found.tobytes()
         except UnreadableImage as error:
             reason, pixels = error.reason, b""
         signal.setitimer(signal.ITIMER_PROF, 0)

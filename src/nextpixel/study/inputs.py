@@ -109,7 +109,7 @@ def read_images(data: Any, size: Size, fit: Any, config: StudyConfig, members: S
     sources = [open_source(data, split) for split in ("train", "test")]
     names = [labels_of(source) for source in sources]
     trained_on = members[0].facts["data"]
-    levels = Levels.of(trained_on.get("range"), trained_on.get("bands"))
+    levels = Levels.among(trained_on)
     train = decode(sources[0], size, fit=fit, levels=levels)
     test = decode(sources[1], size, fit=fit, levels=train.levels)
     say_left_out(train.unreadable + test.unreadable)

@@ -72,7 +72,7 @@ class ExactPalette:
 
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Tokens int64 (B, H * W) in raster order, of uint8 images (B, H, W, 4), on the device of the images."""
-        pixels = torch.as_tensor(images)
+        pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
         if pixels.ndim != 4 or pixels.shape[-1] != 4 or pixels.dtype != torch.uint8:
             raise ValueError(f"images: expected uint8 of shape (B, H, W, 4), got {images.dtype} {tuple(images.shape)}")
         codes = _codes(pixels).flatten(1)  # (B, T)

@@ -92,6 +92,10 @@ def start_run(
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)
     requested = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
+    if teacher.tokenizer.channels != 3:
+        raise InputError(
+            "expected a model of opaque pictures, got one of exact colours with transparency", argument="model"
+        )
     layers, size = check_layers(teacher, requested), teacher.size
     fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
     decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=levels)

@@ -195,7 +195,7 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
     with run.checked_facts() as facts:
         key, cache, data = facts["decisions"]["train_key"], facts["config"]["cache"], facts["data"]
         size = stored_size(size_of(facts), facts["config"]["augment"])
-        fit, levels = facts["decisions"]["fit"], Levels.of(data.get("range"), data.get("bands"))
+        fit, levels = facts["decisions"]["fit"], Levels.among(data)
     try:
         return read_decoded(key, cache)
     except FileNotFoundError:

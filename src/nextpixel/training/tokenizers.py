@@ -26,15 +26,16 @@ def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = No
     Exact colours are those of the images, or of a palette file. Where the images have transparent pixels and the file
     has no transparent colour, one is added; pixels of other colours become the nearest, which is said.
     """
-    if config.palette is None:
+    wanted = EXACT if config.palette is None and config.fit == "place" else config.palette
+    if wanted is None:
         return Palette.openai(config.cache)
-    if config.palette != EXACT and not holds_exact_colours(config.palette):
-        return Palette.read(config.palette, config.cache)
+    if wanted != EXACT and not holds_exact_colours(wanted):
+        return Palette.read(wanted, config.cache)
     if config.fit not in (None, "place"):
         raise InputError(
             f"expected place for exact colours, which resizing would mix, got {config.fit}", argument="fit"
         )
-    of_file = None if config.palette == EXACT else read_palette_file(config.palette)
+    of_file = None if wanted == EXACT else read_palette_file(wanted)
     if of_file is not None:
         ExactPalette(of_file)  # raises before any work
     found = decode(
@@ -48,5 +49,5 @@ def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = No
     palette = ExactPalette(of_file)
     if changed := sum(palette.changed(part).sum() for part in parts):
         pixels = found.size // found.shape[-1]
-        say(f"{changed / pixels:.1%} of the pixels have colours that {config.palette} has not, and become its nearest")
+        say(f"{changed / pixels:.1%} of the pixels have colours that {wanted} has not, and become its nearest")
     return palette

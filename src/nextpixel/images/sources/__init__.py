@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from nextpixel.config import Fit, Levels, Size, to_size
+from nextpixel.config import Fit, Levels, Size, channels_of, to_size
 from nextpixel.errors import InputError
-from nextpixel.images import Content, Picture, UnreadableImage, is_dicom, readable_extensions
+from nextpixel.images import Content, Picture, UnreadableImage, readable_extensions
+from nextpixel.images.formats import FORMATS, find_format
 from nextpixel.images.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.images.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
 from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image, unread_kind
@@ -74,13 +75,16 @@ def load_images(
 ) -> np.ndarray:
     """Every picture of a small source at that side, or height and width, in order: uint8 (B, H, W, 3), see images.
 
+    With `fit="place"`: every frame and tile, uint8 (B, H, W, 4), see sprites.SpriteSource.
     Raises InputError, also for a single picture that cannot be read: each was asked for.
     """
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
-    levels, note = settle(source, levels)
-    size = to_size(size, "size")
-    found = np.empty((len(source), *size, 3), np.uint8)
+    size, known = to_size(size, "size"), len(source.unreadable)
+    source, levels, note = settle(source, size, fit, levels)
+    if lost := source.unreadable[known:]:
+        raise InputError(f"{lost[0]}; repair it or leave it out of {source.source_name}")
+    found = np.empty((len(source), *size, channels_of(fit)), np.uint8)
     for index in range(len(source)):
         try:
             found[index] = source.image(index, size, fit, levels)
@@ -211,7 +215,7 @@ def _find_dicom(found: Listing) -> None:
         return "." not in os.path.basename(name) or extension(name).isdigit()
 
     others = [name for name, kind in found.skipped if kind == "other file" and (not found.names or bare(name))]
-    dicom = [name for name in others if is_dicom(os.path.join(found.folder, name))]
+    dicom = [name for name in others if find_format(os.path.join(found.folder, name)) is FORMATS["DICOM"]]
     if kind := unread_kind("dcm"):
         found.unreadable = sorted([*found.unreadable, *((name, kind) for name in dicom)])
     else:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError
-from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_image
+from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_image, place_first
 
 NO_LEVELS = Levels()
 READ_TOGETHER = 256  # pictures that threads read before the next ones: what a source that streams must keep
@@ -81,7 +81,9 @@ class Source(ABC):
         return decode(self.content(index), self.names[index], levels=levels)
 
     def image(self, index: int, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
-        """Picture `index` at a size, uint8 (H, W, 3), see images.fit_image. Raises as read does."""
+        """Picture `index` at a size, uint8 (H, W, 3), or placed, (H, W, 4). Raises as read does."""
+        if fit == "place":
+            return place_first(self.content(index), self.names[index], size, levels)
         return fit_image(self.read(index, levels), size, fit)
 
     def sampled(self, count: int) -> range:

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from nextpixel.config import Levels
+from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError
 from nextpixel.images import Numbers, UnreadableImage, find_range, read_pixels
 from nextpixel.images.sources.base import Source
 from nextpixel.images.sources.maps import MapSource
+from nextpixel.images.sources.sprites import SpriteSource
 
 PICTURES_SAMPLED = 64
 PICTURES_CHECKED = 8  # against a range that is given
 SHADES_USED = 0.25  # a set that fills less of the range would come out nearly black or white
 
 
-def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
-    """`levels` with the range of the set where it has one and none is given, and a line that says what was chosen.
+def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source, Levels, str | None]:
+    """The pictures of a source, `levels` with what is to be found over the whole set, and a line that says what.
 
-    The line also tells of a range, such as a model's, that is not this set's.
+    That is the range of values, where the set has one and none is given, or for pixel art (`place`) the enlargement;
+    its pictures are those of SpriteSource. The line also tells of a range, such as a model's, that is not this set's.
     A set of more than PICTURES_SAMPLED pictures is judged by as many, evenly spaced ones. Pictures of 8 bits have no
     say and are left alone. Raises InputError for a prepared set that was made with another range or other bands.
     """
     if isinstance(source, MapSource):
-        for name in ("range", "bands"):
+        for name in ("range", "bands", "anchor"):
             asked, made = getattr(levels, name), getattr(source.levels, name)
             if asked and made and asked != made:
                 raise InputError(f"{source.source_name}: expected images prepared with {name} {asked}, got {made}")
-        return source.levels.over(levels), None
+        return source, source.levels.over(levels), None
+    if isinstance(source, SpriteSource):
+        return source, source.levels, None
+    if fit == "place":
+        sprites = SpriteSource(source, size, levels)
+        return sprites, sprites.levels, sprites.note
     notes: list[str] = []
 
     def numbers() -> Iterator[Numbers]:
@@ -44,7 +52,7 @@ def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
 
     found = find_range(numbers())
     if levels.range is None and found is not None:
-        levels = Levels(found, levels.bands)
+        levels = replace(levels, range=found)
         notes.append(f"{found[0]:g} is black and {found[1]:g} white (give a range to change that)")
     elif levels.range is not None and found is not None:
         (low, high), (lowest, highest) = levels.range, found
@@ -53,4 +61,4 @@ def settle(source: Source, levels: Levels) -> tuple[Levels, str | None]:
                 f"{low:g} is black and {high:g} white, but the numbers run from {lowest:g} to {highest:g} "
                 "(give another range to change that)"
             )
-    return levels, f"{source.source_name}: {'; '.join(notes)}" if notes else None
+    return source, levels, f"{source.source_name}: {'; '.join(notes)}" if notes else None

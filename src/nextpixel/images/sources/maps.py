@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels, Size, side_text, to_size
+from nextpixel.config import Fit, Levels, Size, channels_of, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.images import fit_image, from_array
 from nextpixel.images.sources.base import NO_LEVELS, Names, Source
@@ -61,7 +61,7 @@ class StoredNames(Names):
 
 
 class MapSource(Source):
-    """A folder that write_set made. `images` uint8 (N, H, W, 3) is a memory map; nothing is held or copied.
+    """A folder that write_set made. `images` uint8 (N, H, W, 3 or 4) is a memory map; nothing is held or copied.
 
     `size` is (H, W), and `serves` the smaller size that random crops are made for, or the same. `levels` are those
     they were made with, and `note` a line that says so. `captions_from` says where its captions came from, if any.
@@ -76,7 +76,7 @@ class MapSource(Source):
             self.size, self.fit = to_size(meta["side"]), meta["fit"]
             self.serves = to_size(meta.get("serves", self.size))
             self.unreadable = meta["unreadable"]
-            self.levels, self.note = Levels.of(meta.get("range"), meta.get("bands")), meta.get("note")
+            self.levels, self.note = Levels.among(meta), meta.get("note")
             self.made_from, self.digest = str(meta["source"]), str(meta.get("content"))
             self.pixels: str | None = meta.get("pixels")  # not in sets of earlier versions
             if "names" in meta:  # the user's cache may hold sets from before names had files of their own
@@ -89,7 +89,7 @@ class MapSource(Source):
             self._captions = None if self.captions_from is None else StoredNames(place, CAPTIONS, CAPTION_ENDS)
             if self._captions is not None and len(self._captions) != len(names):
                 raise ValueError(f"{CAPTIONS} has {len(self._captions)} captions instead of {len(names)}")
-            shape = len(names), *self.size, 3
+            shape = len(names), *self.size, channels_of(self.fit)
             size = (place / IMAGES).stat().st_size
             if size != int(np.prod(shape)) or len(names) != meta.get("images", len(names)):
                 raise ValueError(f"{IMAGES} has {size:,} bytes instead of {int(np.prod(shape)):,}")
