@@ -144,11 +144,11 @@ def change(name: str, to: Callable[[np.ndarray], np.ndarray]) -> Callable[[dict[
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
-    "no embedding": (lambda t: without(t, "model/wte"), ["'model/wte'", "none by that name"]),
-    "no norm": (lambda t: without(t, "model/h1/ln_2/g"), ["'model/h1/ln_2/g'", "none by that name"]),
+    "no embedding": (lambda t: without(t, "model/wte"), ["'model/wte'", "found none"]),
+    "no norm": (lambda t: without(t, "model/h1/ln_2/g"), ["'model/h1/ln_2/g'", "found none"]),
     "no keys": (lambda t: without(t, "model/h0/attn/k_proj"), ["'model/h0/attn/k_proj'"]),
     "no block": (lambda t: t.update({"model/h7/ln_1/g": t["model/h0/ln_1/g"]}), ["'model/h2/ln_1/g'"]),
-    "a bias": (lambda t: t.update({"model/h0/mlp/c_fc/b": t["model/sos"]}), ["'model/h0/mlp/c_fc/b' besides"]),
+    "a bias": (lambda t: t.update({"model/h0/mlp/c_fc/b": t["model/sos"]}), ["'model/h0/mlp/c_fc/b' as well"]),
     "transposed": (change("model/h0/mlp/c_fc/w", lambda w: w.T), ["model/h0/mlp/c_fc/w", "(8, 32)", "(32, 8)"]),
     "flat heads": (change("model/h0/attn/q_proj", lambda w: w.reshape(8, 8)), ["q_proj", "3 axes", "(8, 8)"]),
     "three heads": (

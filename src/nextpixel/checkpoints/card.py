@@ -1,4 +1,4 @@
-"""The README of a model on a hub: what it is, how it was made, how to use it."""
+"""The model card: the README of a model on a hub."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def model_card(model: ImageGPT, name: str) -> str:
 
 
 def public(value: Any) -> Any:
-    """Facts without the folders of this machine: absolute paths are reduced to their last part."""
+    """The facts with absolute paths reduced to their last part, so that no folder of this machine is published."""
     if isinstance(value, dict):
         return {key: public(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

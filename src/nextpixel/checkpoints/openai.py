@@ -38,7 +38,7 @@ def load_openai(
     if len(palette) != config.colors:
         raise InputError(
             f"{bundle.index}: model/wte: expected {len(palette)} colours as in the palette, got {config.colors}; "
-            "give the palette that this model was trained with"
+            "pass the palette that this model was trained with"
         )
     weights = {name: tensor.to(device, dtype) for name, tensor in _read_weights(bundle, config)}
     with torch.device("meta"):
@@ -101,4 +101,4 @@ def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str,
     for name in bundle.entries.keys() - used:
         slot = name.rpartition("/")[0] in used  # of an optimiser, such as model/wte/Adam
         if name.startswith("model/") and not slot and not name.startswith("model/clf/"):
-            raise InputError(f"{bundle.index}: expected the tensors of an Image GPT, got {name!r} besides")
+            raise InputError(f"{bundle.index}: expected only the tensors of an Image GPT, got {name!r} as well")

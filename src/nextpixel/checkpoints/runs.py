@@ -30,7 +30,7 @@ from nextpixel.limits import open_arrays
 ARRAYS = "arrays.npz"
 VERB_NOUNS = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}
 STEP = re.compile(r"step_(\d{7,})")
-MILESTONES = 6  # the last step and its halvings, as OpenAI published 131, 262, 524 and 1,000 thousand
+MILESTONES = 6  # the last step and its halvings, as OpenAI published steps 131, 262, 524 and 1,000 thousand
 
 
 class Run:

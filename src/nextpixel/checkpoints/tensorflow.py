@@ -94,7 +94,7 @@ class Bundle:
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
-            raise InputError(f"{self.index}: expected a tensor {name!r}, got none by that name")
+            raise InputError(f"{self.index}: expected a tensor {name!r}, found none")
         return self.entries[name]
 
     def _shard(self, number: int) -> Path:

@@ -102,7 +102,7 @@ def _check_bias(weights: Weights, name: str, size: int) -> None:
     largest = float(weights.read(name, size).abs().max())
     if not largest <= BIAS_AT_MOST:
         raise InputError(
-            f"{weights.folder}: {name}: expected a bias of zero, as OpenAI's models have, got values up to "
+            f"{weights.folder}: {name}: expected zeros, as in OpenAI's models, got values up to "
             f"{largest:.2g}; a network with trained biases is not the paper's and cannot be loaded exactly"
         )
 

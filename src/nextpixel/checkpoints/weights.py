@@ -39,7 +39,7 @@ class Weights:
     def read(self, name: str, *shape: int) -> Tensor:
         """The tensor of that name. Raises InputError for another shape or invalid values."""
         if name not in self._where:
-            raise InputError(f"{self.folder}: expected a tensor {name!r} in its weights, got none by that name")
+            raise InputError(f"{self.folder}: expected a tensor {name!r} in its weights, found none")
         path = self._where[name]
         try:
             tensor = self._readers[path](name)
@@ -75,7 +75,7 @@ def valid_shape(where: Path, network: str = "an Image GPT") -> Iterator[None]:
 
 
 def section(values: dict[str, Any]) -> dict[str, Any]:
-    """What nextpixel wrote into a JSON file of a checkpoint, beside the keys of transformers."""
+    """nextpixel's own section of a JSON file of a checkpoint."""
     found = values.get("nextpixel")
     return found if isinstance(found, dict) else {}
 
@@ -110,7 +110,7 @@ def _open(path: Path) -> tuple[Callable[[str], Tensor], list[str]]:
 
 def _load_legacy(path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about odd pickles, which end in an error below
+        with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which end in an error below
             try:
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # written before PyTorch 1.6: not a zip file, cannot be mapped

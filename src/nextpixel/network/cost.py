@@ -1,4 +1,4 @@
-"""Arithmetic on configs: what a run will need, before it starts."""
+"""The cost of a run, computed from its config: FLOPs, memory and time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from nextpixel.config import SIZES, ImageGPTConfig, ResNetConfig, to_size
 from nextpixel.errors import InputError
 from nextpixel.hardware import Hardware
 
-MICRO_BATCH_ON_CPU = 16  # larger ones gain nothing there and fall out of the caches
-ASSUMED_UTILISATION = 0.4  # of the peak, by matrix products alone; nextpixel bench measures it
-RESERVED_PART = 0.1  # of a device's memory: the framework itself and what fragments
-BUCKET_BYTES = 25 << 20  # DDP's gradients in flight
-# Of a CPU's heap, see Memory: fixed, and beside every byte of activations. Fitted to runs with glibc 2.36, see
-# docs/scaling.md.
+MICRO_BATCH_ON_CPU = 16  # larger ones overflow the CPU caches and gain nothing
+ASSUMED_UTILISATION = 0.4  # model FLOPs over the peak of matrix products; nextpixel bench measures it
+RESERVED_PART = 0.1  # of a device's memory, for the framework and fragmentation
+# Heap of a process on a CPU, see Memory: a fixed part, and a share of the activations. Fitted to runs with glibc 2.36,
+# see docs/scaling.md.
 HEAP_BYTES_ON_CPU = 250_000_000
 HEAP_SHARE_ON_CPU = 0.3
 
 
-# Bytes that autograd keeps of one block for each slot and each unit of width, and of all that is around the blocks
-# for each slot: (per block and width, around per width, around per colour). Counted with saved-tensor hooks in torch
-# 2.13; a test counts them again. Keys: classic or not, dtype, compiled.
+# Bytes that autograd saves per slot: (per block and unit of width, outside the blocks per unit of width, per colour).
+# Counted with saved-tensor hooks in torch 2.13; a test counts them again. Keys: classic, dtype, compiled.
 _SAVED = {
     (True, "fp32", False): (88, 12, 4),
     (True, "fp32", True): (64, 12, 4),
@@ -33,40 +31,40 @@ _SAVED = {
     (False, "bf16", False): (65, 15, 6),
     (False, "bf16", True): (45, 15, 6),
 }
-_LOSS_BYTES_PER_COLOR = 8  # the loss's own copies of the logits and of their gradient, while it runs
+_LOSS_BYTES_PER_COLOR = 8  # the loss's temporary copies of the logits and of their gradient
 
 
 def flops_per_image(config: ImageGPTConfig) -> int:
     """Model FLOPs of one training step on one image: forward, and backward at twice the cost.
 
-    Two for each multiply-add of every matrix, and of attention's two products over the causal half.
+    Each multiply-add of a matrix product counts two; attention's two products count over the causal half.
     """
-    return 3 * _forward_flops(config, _seen(config))
+    return 3 * _forward_flops(config, _attended(config))
 
 
 def full_square_flops_per_image(config: ImageGPTConfig) -> int:
-    """The same as a kernel does them that multiplies the whole T x T square of scores, masked or not."""
+    """The same with attention over all T x T scores, as by a kernel that does not skip masked ones."""
     return 3 * _forward_flops(config, config.tokens)
 
 
-def _forward_flops(config: ImageGPTConfig, seen: int) -> int:
-    return config.layers * _block_flops(config, seen) + 2 * config.tokens * config.colors * config.width
+def _forward_flops(config: ImageGPTConfig, attended: int) -> int:
+    return config.layers * _block_flops(config, attended) + 2 * config.tokens * config.colors * config.width
 
 
-def _block_flops(config: ImageGPTConfig, seen: int) -> int:
-    attention = 2 * seen * config.width  # two products with `seen` positions each
+def _block_flops(config: ImageGPTConfig, attended: int) -> int:
+    attention = 2 * attended * config.width  # two products with that many positions each
     return 2 * (config.prefix_slots - 1 + config.tokens) * (config.block_matrix_parameters + attention)
 
 
-def _seen(config: ImageGPTConfig) -> int:
-    """Positions that attention needs for each pixel, on average."""
+def _attended(config: ImageGPTConfig) -> int:
+    """Number of positions that a token attends to, on average."""
     return config.tokens // 2 if config.objective == "autoregressive" else config.tokens
 
 
 def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
-    """Of the features of one image: the first `layer` blocks of an Image GPT, or the whole of a ResNet."""
+    """FLOPs of the features of one image: the first `layer` blocks of an Image GPT, or a whole ResNet."""
     if isinstance(config, ImageGPTConfig):
-        return layer * _block_flops(config, _seen(config))
+        return layer * _block_flops(config, _attended(config))
     (rows, columns), before = to_size(config.side), 16 * config.factor
     total = 2 * 27 * before * rows * columns
     for stage in range(3):
@@ -80,7 +78,7 @@ def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 
 def activation_bytes_per_image(
     config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False
 ) -> int:
-    """Peak of what the backward pass needs of one image."""
+    """Peak memory of one image's activations in training."""
     block, around, color = _SAVED[config.is_classic, dtype, compiled]
     kept = 4 * config.layers + block if checkpointed else block * config.layers
     around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
@@ -88,7 +86,7 @@ def activation_bytes_per_image(
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
-    """The size that cuts the batch into as few parts as half of the free memory allows, all but the last equal."""
+    """The micro-batch that splits the batch into as few equal parts as half of the free memory allows."""
     limit = max(1, int(free_bytes / 2 / image_bytes))
     if on_cpu:
         limit = min(limit, MICRO_BATCH_ON_CPU)
@@ -97,7 +95,7 @@ def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, o
 
 
 def usable_bytes(device_bytes: float) -> float:
-    """What a plan may fill of a device's memory."""
+    """The part of a device's memory that a run may be planned to fill."""
     return device_bytes * (1 - RESERVED_PART)
 
 
@@ -111,7 +109,7 @@ class Memory:
     activations: int
     logits: int
     heap: int = 0
-    """On a CPU: what the C library's heap holds beyond, and what the process loads to train."""
+    """On a CPU: the overhead of the C library's heap, and what the process loads to train."""
 
     @property
     def total(self) -> int:
@@ -120,7 +118,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the work is laid on the devices."""
+    """How a run is distributed over the devices."""
 
     name: Literal["one device", "data parallel", "sharded"]
     checkpoint_activations: bool
@@ -130,7 +128,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need. FLOPs and parameters are exact, memory within about 15 %, time as good as `utilisation`."""
+    """The cost of a run. FLOPs and parameters are exact, memory is within about 15 %; time depends on `utilisation`."""
 
     parameters: int
     flops_per_image: int
@@ -140,13 +138,13 @@ class Plan:
     devices: int
     layout: Layout
     dtype: str
-    """Of the matrix products in training."""
+    """The dtype of matrix products in training."""
     utilisation: float
     seconds: float
     drawing_seconds_at_least: float
-    """For one picture alone: every weight and the cache are read once a pixel."""
+    """For a single picture: weights and cache are read once per token."""
     drawing_batch_images_per_second_at_most: float
-    """In batches that fill the memory, by the same reading."""
+    """For batches that fill the memory, limited by the same reads or by compute."""
 
 
 def memory(
@@ -161,10 +159,10 @@ def memory(
     on_cpu: bool = False,
     accumulating: bool = True,
 ) -> Memory:
-    """Peak bytes on one device. Weights, gradients and optimiser are fp32, cut into `shards` parts (FSDP).
+    """Peak bytes on one device. Weights, gradients and optimiser state are fp32, split into `shards` parts (FSDP).
 
-    In bf16 the matrices have a copy for the products. Not `accumulating`, a device makes its gradients as it frees its
-    activations: of the two the larger counts.
+    In bf16 the matrices have a bf16 copy. Without gradient accumulation, a device allocates gradients while it frees
+    activations, so the larger of the two counts.
     """
     weights = 4 * config.parameters
     copies = 2 * config.layers * config.block_matrix_parameters if dtype == "bf16" else 0
@@ -172,7 +170,7 @@ def memory(
     logits = micro_batch * config.tokens * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
     logits *= config.colors
     image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
-    gathered = copies if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two in bf16: one at work, one coming
+    gathered = copies if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two bf16 blocks: in use, prefetched
     gradients = math.ceil(weights / shards) + (0 if shards == 1 else gathered)
     if not accumulating:
         gradients = max(0, gradients - micro_batch * image)
@@ -201,7 +199,7 @@ def remedy(
     on_cpu: bool = False,
     own_shape: bool = True,
 ) -> str | None:
-    """The settings of pretrain with which a run would fit that does not as it is; None where none of them would do.
+    """The settings of pretrain with which a run that does not fit would fit; None where there are none.
 
     Tried in this order, with the largest micro-batch that fits and divides `batch_images`: a smaller micro-batch,
     recomputed activations, shards over the `devices`, and, where the run chooses its own shape, a smaller named size
@@ -264,10 +262,10 @@ def choose_layout(
     micro_batch: int | None = None,
     on_cpu: bool = False,
 ) -> Layout:
-    """The simplest layout that fits: whole copies before shards, no recomputation before some.
+    """The simplest layout that fits: replicated before sharded, without recomputation before with it.
 
-    The micro-batch is that given, or the largest of the halvings of the batch that fits. Raises InputError naming what
-    would help where that, or even one image, does not fit.
+    The micro-batch is `micro_batch`, or the batch halved until it fits. Raises InputError, naming what would help,
+    where `micro_batch`, or even one image, does not fit.
     """
     usable = usable_bytes(device_bytes)
     least = None
@@ -323,9 +321,8 @@ def make_plan(
 ) -> Plan:
     """The plan of `steps` optimiser steps of `batch_images` on that hardware.
 
-    `micro_batch` are the images of one forward pass on a device, by default the most that fit. `utilisation` is model
-    FLOPs over the peak of that dtype ("auto": bf16 where the hardware has it), measured or assumed. Raises InputError
-    where it cannot fit.
+    `micro_batch` is the images of a forward pass on a device, by default as many as fit. `utilisation` is model FLOPs
+    over the peak of that dtype ("auto": bf16 where the hardware supports it). Raises InputError where it cannot fit.
     """
     peak = hardware.bf16_flops_per_second
     if dtype == "bf16" and peak is None:
@@ -375,5 +372,5 @@ def make_plan(
 
 
 def training_seconds(flops: float, flops_per_second: float, checkpointed: bool) -> float:
-    """Time of that many model FLOPs; recomputed activations cost a third more of them."""
+    """Seconds of that many model FLOPs; recomputing activations takes a third more."""
     return flops * (4 / 3 if checkpointed else 1.0) / flops_per_second

@@ -141,7 +141,7 @@ class Block(nn.Module):
 class ImageGPT(nn.Module):
     """Image GPT: tokens (B, T) in, logits (B, T, K) out; with a class head, class logits (B, C) as well.
 
-    `seed` fixes the random weights; on the meta device there are none to fix.
+    `seed` sets the random weights, except on the meta device.
     """
 
     checkpoint_activations = False

@@ -1,4 +1,4 @@
-"""A small residual network for small pictures: squares in, pooled features and logits out.
+"""A small residual network for small pictures, from squares to pooled features and logits.
 
 He et al. 2016, "Deep Residual Learning", section 4.2: three stages of n blocks with 16, 32 and 64 channels, each stage
 at half the side of the one before, shortcuts without parameters (option A), 6 n + 2 weighted layers.
@@ -31,7 +31,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm_1(self.conv_1(x)))
         y = self.norm_2(self.conv_2(y))
-        if self.stride > 1 or self.added:  # every other pixel, and channels of zeros
+        if self.stride > 1 or self.added:  # option A: subsample, and pad channels with zeros
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
         return F.relu(x + y)
 
@@ -39,9 +39,9 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Squares uint8 (B, H, W, 3) in, logits (B, C) out; `features` gives the pooled features (B, D) before the head.
 
-    It scales its input itself, by `mean` and `std` of each colour channel, so the weights carry all that is needed to
-    feed them. A student also keeps `projection`, which predicts its teacher's whitened features, and the statistics
-    that whitened them. `seed` fixes the random weights; on the meta device there are none to fix.
+    It normalises its input by `mean` and `std` of each colour channel, which are saved with the weights. A student also
+    has `projection`, which predicts its teacher's whitened features, and the statistics of the whitening. `seed` sets
+    the random weights, except on the meta device.
     """
 
     fit: Fit = "crop"  # how pictures are fitted to its size, see images.fit_image
@@ -50,12 +50,12 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.facts: dict[str, Any] = {}  # of its making; they travel with the weights
+        self.facts: dict[str, Any] = {}  # its provenance, saved with the weights
         self.register_buffer("mean", torch.full((3,), 127.5))
         self.register_buffer("std", torch.full((3,), 127.5))
         self.mean: Tensor
         self.std: Tensor
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw weights of their own, which are replaced below
+        with torch.random.fork_rng(devices=[]):  # torch's layers initialise themselves; replaced below
             before = CHANNELS[0] * config.factor
             self.stem = nn.Conv2d(3, before, 3, 1, 1, bias=False)
             self.norm = nn.BatchNorm2d(before)
@@ -73,13 +73,13 @@ class ResNet(nn.Module):
                 self.register_buffer("teacher_whiten", torch.eye(config.targets))
         if not self.stem.weight.is_meta:
             self.initialise(seed)
-        for parameter in self.parameters():  # channels last: what convolutions on a CPU are quickest with
+        for parameter in self.parameters():  # channels last: the fastest layout for convolutions on a CPU
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """He et al. 2015 for convolutions; projections small, as torch has them; heads zero."""
+        """He et al. 2015 for convolutions; torch's default for projections; zeros for heads."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 4:
@@ -112,7 +112,7 @@ class ResNet(nn.Module):
     def features(self, squares: Tensor) -> Tensor:
         """Pooled features (B, D) of uint8 (B, H, W, 3)."""
         x = (squares.to(self.mean.dtype) - self.mean) / self.std
-        x = x.permute(0, 3, 1, 2)  # (B, 3, H, W), channels last in memory as they came
+        x = x.permute(0, 3, 1, 2)  # (B, 3, H, W), channels last in memory, as in the input
         x = F.relu(self.norm(self.stem(x)))  # (B, 16 f, H, W)
         return self.blocks(x).mean((2, 3))  # (B, D)
 

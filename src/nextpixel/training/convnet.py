@@ -182,7 +182,7 @@ class TrainedResult:
     """For each repeat the trials: learning rate, weight decay, and held-out accuracy, None with a single trial."""
     chosen: list[Trial]
     seconds: list[float]
-    """Of training, all trials and the final fit."""
+    """Training time of all trials and the final fit."""
     image_passes: list[int]
     """Images seen in training, all trials and the final fit."""
 

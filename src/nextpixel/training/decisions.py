@@ -40,7 +40,7 @@ class RunDecisions:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions(RunDecisions):
-    """Those of a run of an Image GPT."""
+    """The decisions of a run of an Image GPT."""
 
     compile: bool
     micro_batch_images: int
@@ -49,7 +49,7 @@ class Decisions(RunDecisions):
     validation_key: str
     test_key: str | None = None
     steps: int = 0
-    """Total; 0 in runs of earlier versions."""
+    """Total number of steps; 0 in runs of earlier versions."""
 
 
 @dataclass(frozen=True)

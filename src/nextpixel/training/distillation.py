@@ -78,7 +78,7 @@ def distill(
 
 @dataclass(frozen=True, kw_only=True)
 class DistillDecisions(RunDecisions):
-    """Those of a distillation."""
+    """The decisions of a distillation."""
 
     layers: list[int]
     teacher: str | None

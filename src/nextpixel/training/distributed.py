@@ -123,7 +123,7 @@ def _leave() -> None:
 
 
 def _rendezvous_name(store: Any, timeout: timedelta) -> str:
-    """A prefix for the store that all processes of this start agree on and no earlier start used.
+    """A prefix for the store, which all processes of this start agree on and no earlier start has used.
 
     torchrun's store outlives restarts and keeps the addresses of dead processes (pytorch issue 135712), and the restart
     count differs between machines. So each process publishes a fresh name, and the first one publishes the names it
@@ -198,10 +198,10 @@ def any_true(*flags: bool) -> list[bool]:
     """For each flag whether it is true in any process. Uses the CPU only, so it does not synchronise GPUs."""
     if _groups is None:
         return list(flags)
-    said = torch.tensor(flags, dtype=torch.int32)
+    raised = torch.tensor(flags, dtype=torch.int32)
     with lost_process_errors():
-        dist.all_reduce(said, dist.ReduceOp.MAX, group=_groups.control)
-    return [bool(flag) for flag in said.tolist()]
+        dist.all_reduce(raised, dist.ReduceOp.MAX, group=_groups.control)
+    return [bool(flag) for flag in raised.tolist()]
 
 
 def mean_over_ranks(values: Sequence[float]) -> list[float]:

@@ -265,7 +265,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
 
 
 def epoch_steps(config: FinetuneConfig, images: int) -> int:
-    """Optimiser steps per epoch, the last batch reaching into the next one."""
+    """Optimiser steps per epoch; the last batch extends into the next epoch."""
     return -(-images // config.batch_images)
 
 

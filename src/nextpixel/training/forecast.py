@@ -24,7 +24,7 @@ class Forecast:
     place: Placement
     memory: plan.Memory
     images: int
-    """Remaining, over all epochs."""
+    """Images still to train on, over all epochs."""
 
     @property
     def fits(self) -> bool:

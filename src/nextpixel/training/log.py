@@ -105,7 +105,7 @@ class LogWindow:
 
 
 class Spikes:
-    """Finds logged losses that stand out from those before.
+    """Detects outliers among the logged losses.
 
     A spike is a highest loss of a single step that lies more than six standard deviations above the usual one. Usual
     and deviation are the median and the scaled median absolute deviation of the last 128 lines, which one spike does
@@ -121,7 +121,7 @@ class Spikes:
             self._compare(losses[max(0, i - SPIKE_WINDOW) : i], losses[i])
 
     def found(self, loss: float) -> dict[str, float]:
-        """{"spike": that loss, "usual_loss": ...} where a spike begins with this line; else empty."""
+        """{"spike": loss, "usual_loss": ...} if a spike begins with this line, else empty."""
         begins, usual = self._compare(self.before, loss)
         self.before.append(loss)
         return {"spike": loss, "usual_loss": usual} if begins else {}

@@ -243,7 +243,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def stop_at_once(self) -> Iterator[None]:
-        """All steps are saved: within, the first signal stops at once, also one that came before."""
+        """While all steps are saved, the first signal stops at once, even one received before."""
         self._saved = True
         try:
             if self.received:

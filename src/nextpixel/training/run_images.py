@@ -21,7 +21,7 @@ from nextpixel.training.decisions import Decisions
 
 
 def source_facts(images: Any, split: str | None) -> dict[str, Any]:
-    """Where images come from, for run.json."""
+    """The source of images, for run.json."""
     several = list(images) if isinstance(images, list | tuple) else [images]
     path: Any = None
     if several and all(isinstance(item, str | os.PathLike) for item in several):
@@ -77,8 +77,8 @@ def find_sets(
 ) -> tuple[DecodedSet, ...]:
     """The sets of a run: from the cache, else decoded again and verified.
 
-    `decode` makes the sets of those keys from `images`, by default from the path in `data`. `argument` is the one
-    that passes these images.
+    `decode` makes the sets of those keys from `images`, by default from the path in `data`. `argument` is the name of
+    the argument that takes these images.
     """
     try:
         return tuple(read_decoded(key, cache) for key in keys)

@@ -123,7 +123,7 @@ class OpenRun(Generic[Settings]):
     run: Run
     config: Settings
     decided: Decisions
-    """With the device of this process."""
+    """Its device is that of this process."""
     shape: ImageGPTConfig
     tokenizer: Tokenizer
     words: Words | None
