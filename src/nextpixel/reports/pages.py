@@ -63,7 +63,7 @@ def svg(axes: Any, label: str) -> str:
     from matplotlib import rc_context
 
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=SOFT)
+        axes.figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9, labelcolor=SOFT)
     file = io.StringIO()
     with rc_context({"svg.hashsalt": label, "svg.fonttype": "none"}):  # ids unlike those of the page's other figures
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

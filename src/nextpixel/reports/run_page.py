@@ -44,7 +44,7 @@ def page(run: Run) -> str:
             title=text(run.path.resolve().name),
             facts=text(f"{progress}; {shape.parameters:,} parameters; started {started}."),
             verdict=text(_verdict(run, best, done, planned)),
-            tiles="\n".join(_tiles(run, facts, log, best, shape, done, spikes)),
+            tiles="\n".join(_tiles(facts, log, done, spikes)),
             charts="\n".join(_charts(log, spikes)) or "<p>Nothing was logged yet.</p>",
             samples=_samples(run, log),
             checkpoints=_checkpoints(run, log, best, steps),
@@ -79,15 +79,7 @@ def _verdict(run: Run, best: dict[str, Any], done: int, planned: int) -> str:
     return reached
 
 
-def _tiles(
-    run: Run,
-    facts: dict[str, Any],
-    log: list[dict[str, Any]],
-    best: dict[str, Any],
-    shape: ImageGPTConfig | ResNetConfig,
-    done: int,
-    spikes: Points,
-) -> list[str]:
+def _tiles(facts: dict[str, Any], log: list[dict[str, Any]], done: int, spikes: Points) -> list[str]:
     """The most important numbers."""
     batch, images = facts["config"]["batch_images"], facts["data"].get("train_images")
     tiles = []
@@ -173,30 +165,24 @@ def _samples(run: Run, log: list[dict[str, Any]]) -> str:
 def _checkpoints(run: Run, log: list[dict[str, Any]], best: dict[str, Any], steps: list[int]) -> str:
     if not steps:
         return "<p>No checkpoint yet.</p>"
-    scores = {name: dict(_points(log, name)) for name in (*VALIDATION, "probe_accuracy")}
-    forms = {name: form for name, (_, _, form) in VALIDATION.items()} | {"probe_accuracy": "{:.1%}"}
-    titles = {name: title for name, (title, _, _) in VALIDATION.items()} | {"probe_accuracy": "probe accuracy"}
-    shown = [name for name, found in scores.items() if found]
-    head = "".join(f'<th scope="col">{text(titles[name])}</th>' for name in shown)
+    forms = {name: (title, form) for name, (title, _, form) in VALIDATION.items()}
+    forms["probe_accuracy"] = "probe accuracy", "{:.1%}"
+    scores = {name: dict(points) for name in forms if (points := _points(log, name))}
+    heads = ["checkpoint", *(forms[name][0] for name in scores), "model", "trainer state", "total"]
     rows, total = [], 0
     for step in reversed(steps):
         folder = run.folder(step)
-        model = (folder / "model.safetensors").stat().st_size if (folder / "model.safetensors").is_file() else 0
-        whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        model, whole = sizes.get(folder / "model.safetensors", 0), sum(sizes.values())
         total += whole
-        cells = "".join(
-            f"<td>{forms[name].format(scores[name][step]) if step in scores[name] else ''}</td>" for name in shown
-        )
-        mark = ' class="best"' if step == best.get("step") else ""
-        note = " <small>best</small>" if mark else ""
-        rows.append(
-            f'<tr{mark}><th scope="row">step {step:,}{note}</th>{cells}<td>{capacity(model)}</td>'
-            f"<td>{capacity(whole - model)}</td><td>{capacity(whole)}</td></tr>"
-        )
+        cells = [forms[name][1].format(found[step]) if step in found else "" for name, found in scores.items()]
+        cells += [capacity(model), capacity(whole - model), capacity(whole)]
+        mark, note = (' class="best"', " <small>best</small>") if step == best.get("step") else ("", "")
+        rows.append(f'<tr{mark}><th scope="row">step {step:,}{note}</th><td>{"</td><td>".join(cells)}</td></tr>')
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
     return (
-        '<div class="rows" role="region" aria-labelledby="checkpoints" tabindex="0"><table>\n<thead><tr>'
-        f'<th scope="col">checkpoint</th>{head}<th scope="col">model</th><th scope="col">trainer state</th>'
-        f'<th scope="col">total</th></tr></thead>\n<tbody>{"".join(rows)}</tbody>\n</table></div>\n'
+        '<div class="rows" role="region" aria-labelledby="checkpoints" tabindex="0"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody>\n</table></div>\n"
         f'<p class="soft">{len(steps)} checkpoints, {capacity(total)} in total.</p>'
     )
 
