@@ -30,6 +30,7 @@ from fastapi.testclient import TestClient
 from models import lively
 
 from nextpixel import (
+    ExactPalette,
     ImageGPT,
     ImageGPTConfig,
     InputError,
@@ -214,6 +215,19 @@ def test_pictures_that_are_not_square(height: int, width: int) -> None:
         assert pixels_of(client.post("/v1/encode", json={"image": TEXT}).json()["image"]).shape == (height, width, 3)
         grid = client.post("/v1/sample", json={"n": 2, "format": "png"}).content
         assert max(Image.open(io.BytesIO(grid)).size) < 2 * 160 + 100
+
+
+def test_rows_of_exact_palettes_have_transparency() -> None:
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=(4, 6), colors=3))
+    model.tokenizer = ExactPalette(np.array([[255, 0, 0, 255], [0, 0, 0, 0], [10, 20, 30, 128]], np.uint8))
+    with TestClient(create_app({"sprites": model}, ServeConfig(slots=2)), base_url=ADDRESS) as client:
+        _, *rows, (_, done) = events_of(
+            client.post("/v1/sample", json={"stream": True, "seed": 3, "temperature": 9}).text
+        )
+    whole = draw(model, None, sampling=SamplingConfig(seed=3, temperature=9)).images[0]
+    assert np.array_equal(pixels_of(done["images"][0]), whole) and len({*map(tuple, whole.reshape(-1, 4))}) > 1
+    for y, (_, row) in enumerate(rows):
+        assert base64.b64decode(row["pixels"]) == whole[y].tobytes()
 
 
 def test_requests_show_no_progress(

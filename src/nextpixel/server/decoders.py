@@ -82,7 +82,7 @@ def _ask(process: subprocess.Popen[bytes], image: bytes, size: Size, fit: Fit, l
         raise UnreadableImage("in the request", reason)
     if reason := json.loads(line):
         raise UnreadableImage("in the request", reason)
-    return np.frombuffer(process.stdout.read(math.prod(size) * channels_of(fit)), np.uint8).reshape(*size, -1)
+    return np.frombuffer(process.stdout.read(math.prod(size) * channels_of(fit)), np.uint8).reshape(*size, -1).copy()
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:

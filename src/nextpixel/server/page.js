@@ -107,13 +107,13 @@ function base64Of(blob) {
   });
 }
 
-function paint(context, y, rgb) {
-  const pixels = context.createImageData(width(), rgb.length / 3 / width());
-  for (let from = 0, to = 0; from < rgb.length; from += 3, to += 4) {
-    pixels.data[to] = rgb[from];
-    pixels.data[to + 1] = rgb[from + 1];
-    pixels.data[to + 2] = rgb[from + 2];
-    pixels.data[to + 3] = 255;
+function paint(context, y, values, rows = 1) { // values: red, green, blue and, with transparency, alpha of each pixel
+  const pixels = context.createImageData(width(), rows);
+  const channels = values.length / (rows * width());
+  for (let i = 0; i < rows * width(); i++) {
+    const pixel = values.slice(channels * i, channels * (i + 1));
+    pixels.data.set(pixel, 4 * i);
+    if (channels === 3) pixels.data[4 * i + 3] = 255;
   }
   context.putImageData(pixels, 0, y);
 }
@@ -313,7 +313,7 @@ function showHeat(on) {
   });
   const canvas = $("heat");
   [canvas.width, canvas.height] = [width(), height()];
-  paint(canvas.getContext("2d"), 0, rgb);
+  paint(canvas.getContext("2d"), 0, rgb, height());
   const mean = `${rounded(state.heat.nats_per_pixel)} nats per pixel on average`;
   canvas.ariaLabel = `Where the picture surprises the model: ${mean}`;
   $("scale-top").textContent = top.toFixed(1);
