@@ -228,6 +228,13 @@ def test_rows_of_exact_palettes_have_transparency() -> None:
     assert np.array_equal(pixels_of(done["images"][0]), whole) and len({*map(tuple, whole.reshape(-1, 4))}) > 1
     for y, (_, row) in enumerate(rows):
         assert base64.b64decode(row["pixels"]) == whole[y].tobytes()
+    sprite = io.BytesIO()
+    Image.fromarray(whole).save(sprite, "PNG")
+    body = {"image": base64.b64encode(sprite.getvalue()).decode()}
+    with TestClient(create_app({"sprites": model}, ServeConfig(slots=2)), base_url=ADDRESS) as client:
+        assert np.array_equal(pixels_of(client.post("/v1/encode", json=body).json()["image"]), whole)
+        completed = pixels_of(client.post("/v1/complete", json=body).json()["images"][0])
+    assert np.array_equal(completed[:2], whole[:2]) and completed.shape == whole.shape
 
 
 def test_requests_show_no_progress(
