@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from nextpixel.network.resnet import ResNet
     from nextpixel.representation.extraction import Backbone
+    from nextpixel.representation.few_labels import Result
     from nextpixel.training.convnet import TrainedResult
 
 SCRATCH = "resnet20"
@@ -78,6 +79,6 @@ def fit_peers(
     return found
 
 
-def peers_report(peers: Sequence[TrainedResult]) -> list[dict[str, Any]]:
+def rows_report(rows: Sequence[Result | TrainedResult]) -> list[dict[str, Any]]:
     """The entries of --json."""
-    return [asdict(one) | {"scores": [score.report() for score in one.scores]} for one in peers]
+    return [asdict(row) | {"scores": [score.report() for score in row.scores]} for row in rows]

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_file, check_folder, decode_for, load_features_model
 from nextpixel.cli.hints import command
-from nextpixel.cli.peers import check_peers, fit_peers, load_students, peers_report
+from nextpixel.cli.peers import check_peers, fit_peers, load_students, rows_report
 from nextpixel.config import ModelOptions, OutputOptions, Pooling, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -106,56 +106,27 @@ def run(argv: Sequence[str]) -> None:
     seen = seen_before(squares, test_squares, args.test or args.train)
     refuse_overlap(seen, args.test or args.train)
     rows = sampled_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
-    concatenate = fixed is not None
-    ours = layer_features(
-        OURS, model, squares, test_squares, layers, concatenate=concatenate, rows=rows, pooling=args.pooling
-    )
+    how: dict[str, Any] = {"concatenate": fixed is not None, "rows": rows, "pooling": args.pooling}
+    ours = layer_features(OURS, model, squares, test_squares, layers, **how)
     feature_sets = [ours]
     if joined is not None:
         both = [f[:, joined].reshape(len(f), 1, -1) for f in (ours.train, ours.test)]
         feature_sets.append(FeatureSet(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined))
     if args.baselines:
-        feature_sets += baseline_features(
-            model,
-            squares,
-            test_squares,
-            layers,
-            concatenate=concatenate,
-            seed=args.seed,
-            rows=rows,
-            pooling=args.pooling,
-        )
+        feature_sets += baseline_features(model, squares, test_squares, layers, seed=args.seed, **how)
     if args.against:
-        middle = len(ours.layers) // 2
-        feature_sets.append(
-            FeatureSet(
-                f"{OURS}, {args.trials} trial{'s' if args.trials > 1 else ''}",
-                ours.train[:, [middle]],
-                ours.test[:, [middle]],
-                [ours.layers[middle]],
-                args.trials,
-            )
-        )
+        middle, name = len(ours.layers) // 2, f"{OURS}, {args.trials} trial{'s' if args.trials > 1 else ''}"
+        one = ours.train[:, [middle]], ours.test[:, [middle]], [ours.layers[middle]]
+        feature_sets.append(FeatureSet(name, *one, args.trials))
     for name, student in students.items():
         feature_sets.append(
             layer_features(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials, rows=rows)
         )
-    results = compare(
-        feature_sets, labels, test_labels, labels_per_class=counts, repeats=args.repeats, seed=args.seed, seen=seen
-    )
-    peers = fit_peers(
-        args.against,
-        students,
-        (squares, labels),
-        (test_squares, test_labels),
-        labels_per_class=counts,
-        repeats=args.repeats,
-        trials=args.trials,
-        epochs=args.epochs,
-        seed=args.seed,
-        seen=seen,
-        device=str(model.device),
-    )
+    protocol: dict[str, Any] = {"labels_per_class": counts, "repeats": args.repeats, "seed": args.seed, "seen": seen}
+    results = compare(feature_sets, labels, test_labels, **protocol)
+    training: dict[str, Any] = {"trials": args.trials, "epochs": args.epochs, "device": str(model.device)}
+    train, test = (squares, labels), (test_squares, test_labels)
+    peers = fit_peers(args.against, students, train, test, **protocol, **training)
     majority = majority_accuracy(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
@@ -167,7 +138,7 @@ def run(argv: Sequence[str]) -> None:
         _draw(args.figure, [*results, *peers], probe)
     if args.output.json:
         report = _report(args, results, probe, majority)
-        print_json(report | {"classes": np.unique(labels).tolist()} | ({"peers": peers_report(peers)} if peers else {}))
+        print_json(report | {"classes": np.unique(labels).tolist()} | ({"peers": rows_report(peers)} if peers else {}))
     else:
         _print(results, peers, probe, majority, len(labels), len(test_labels))
     if args.out is not None:
@@ -247,7 +218,7 @@ def _print(
             if areas := [s.auc_without_them for s in result.scores if s.auc_without_them is not None]:
                 auc += f", AUC {mean_interval(areas)[0]:.3f}"
         if isinstance(result, Result):
-            last = f"  nearest neighbours {mean_interval(result.neighbours)[0]:.1%}"
+            last = f"  nearest neighbours {mean_interval(result.nearest_neighbours)[0]:.1%}"
         else:
             last = f"  trained in {np.mean(result.seconds):,.1f} s"
         show(f"{result.method:<{widest}}{text}{auc}{last}")
@@ -279,17 +250,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
         "seed": args.seed,
         "pooling": args.pooling,
         "most_common_class": majority,
-        "results": [
-            {
-                "method": result.method,
-                "labels_per_class": result.labels_per_class,
-                "layers": result.layers,
-                "trials": result.trials,
-                "nearest_neighbours": result.neighbours,
-                "scores": [score.report() for score in result.scores],
-            }
-            for result in results
-        ],
+        "results": rows_report(results),
     }
     if probe is not None:
         report |= {"layers": probe.layers_, "strength": probe.strength_}

@@ -61,7 +61,7 @@ class Result:
     method: str
     labels_per_class: int | None
     scores: list[Score]
-    neighbours: list[float]
+    nearest_neighbours: list[float]
     """Accuracy of cosine nearest neighbours on the same features: 20, or as many as the rarest class has."""
     layers: list[list[int]]
     trials: list[list[dict[str, Any]]]
@@ -96,7 +96,7 @@ def compare(
                 column = features.layers.index(probe.layers_[0]) if several else 0
                 train, test = features.train[rows, column], features.test[:, column]
                 result.scores.append(probe.evaluate_features(test, test_labels, seen=seen))
-                result.neighbours.append(_neighbour_accuracy(train, labels[rows], test, test_labels))
+                result.nearest_neighbours.append(_neighbour_accuracy(train, labels[rows], test, test_labels))
                 result.layers.append(probe.layers_)
             results.append(result)
     return results
