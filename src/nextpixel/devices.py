@@ -15,14 +15,14 @@ from nextpixel.errors import InputError
 
 
 def choose_device(name: str) -> str:
-    """auto takes cuda, then mps, then cpu; a device that is not there is bad input."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """The device of that name; auto takes cuda, then mps, then cpu. Raises InputError if it is missing."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if there[device])
-    if not there.get(name.split(":")[0]):
+        return next(device for device in ("cuda", "mps", "cpu") if available[device])
+    if not available.get(name.split(":")[0]):
         raise InputError(
             f"{name} is not available here, expected one of "
-            f"{', '.join(device for device, found in there.items() if found)}",
+            f"{', '.join(device for device, found in available.items() if found)}",
             argument="device",
         )
     return name
@@ -43,7 +43,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def can_compile(device: str) -> bool:
-    """Whether torch.compile has what it needs there."""
+    """Whether torch.compile works on the device; on a CPU it needs g++."""
     return device.startswith("cuda") or (device == "cpu" and shutil.which("g++") is not None)
 
 

@@ -1,4 +1,4 @@
-"""Devices that runs are planned for: those of datasheets, and those that nextpixel bench has measured."""
+"""Devices for plans of runs: by their datasheets, or as measured by nextpixel bench."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from nextpixel.errors import InputError
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device: dense peaks, memory, and how fast it is read."""
+    """One device: dense peaks, memory and its bandwidth."""
 
     name: str
     bf16_flops_per_second: float | None
-    """None where it multiplies no bf16: training and drawing take fp32 there."""
+    """None without native bf16: training and drawing then use fp32."""
     fp32_flops_per_second: float
-    """Of true fp32: training leaves TF32 off."""
+    """Without TF32, which training does not use."""
     memory_bytes: float
     bytes_per_second: float
     source: str
@@ -39,9 +39,9 @@ HARDWARE = {
 
 
 def measured_hardware(bench: dict[str, Any], where: str) -> tuple[Hardware, str, float]:
-    """The device on which bench.bench timed training steps, their dtype, and the share of the peak of the best of them.
+    """The device of a benchmark of training steps, with measured peaks; their dtype, and the best share of the peak.
 
-    Its peaks are the measured ones. Raises InputError, naming `where` it comes from, without such steps.
+    `where` is the file's name, for messages. Raises InputError without such steps.
     """
     try:
         rows = [row for row in bench["rows"] if row["work"] == "train" and row["contender"] == "nextpixel"]
@@ -72,11 +72,10 @@ def measured_hardware(bench: dict[str, Any], where: str) -> tuple[Hardware, str,
     return hardware, dtype, reached / more
 
 
-def hardware_called(name: str, memory_bytes: float) -> Hardware | None:
-    """The entry of HARDWARE that a driver's name means, as in "NVIDIA H200"; None for a device that is not there.
+def find_hardware(name: str, memory_bytes: float) -> Hardware | None:
+    """The entry of HARDWARE for a driver's name such as "NVIDIA H200", or None.
 
-    Of several entries of one name the one whose memory is nearest. PCIe and NVL cards have other peaks than their
-    namesakes, and so no entry.
+    Of several variants, the one with the nearest memory. PCIe and NVL cards have no entry, as their peaks differ.
     """
     words = name.lower().replace("-", " ").split()
     if any("pcie" in word or "nvl" in word for word in words):

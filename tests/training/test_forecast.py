@@ -13,7 +13,7 @@ from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.cli.spelling import spell
 from nextpixel.config import ImageGPTConfig, PretrainConfig
-from nextpixel.hardware import hardware_called
+from nextpixel.hardware import find_hardware
 from nextpixel.network.cost import (
     activation_bytes_per_image,
     choose_layout,
@@ -168,7 +168,7 @@ def test_plan_knows_the_micro_batch_and_eager_activations(capsys):
     ],
 )
 def test_a_driver_s_name_finds_the_device_or_nothing(name, memory_bytes, key):
-    found = hardware_called(name, memory_bytes)
+    found = find_hardware(name, memory_bytes)
     assert (found and found.name) == key
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from nextpixel.checkpoints import Run
 from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig
 from nextpixel.files import read_json
-from nextpixel.hardware import hardware_called
+from nextpixel.hardware import find_hardware
 from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration
 from nextpixel.reports.curves import Line, Points, chart, per_cent
@@ -205,7 +205,7 @@ def _machine(facts: dict[str, Any], log: list[dict[str, Any]], shape: ImageGPTCo
         if isinstance(shape, ImageGPTConfig):
             flops = plan.flops_per_image(shape) * float(middle)
             rows["model FLOP/s"] = f"{flops / 1e12:,.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:,.3g} GFLOP/s"
-            hardware = hardware_called(machine.get("gpu") or "", machine.get("gpu_memory_bytes") or 0)
+            hardware = find_hardware(machine.get("gpu") or "", machine.get("gpu_memory_bytes") or 0)
             peak = hardware and (
                 hardware.bf16_flops_per_second if decided["dtype"] == "bf16" else hardware.fp32_flops_per_second
             )

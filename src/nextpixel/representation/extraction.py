@@ -57,7 +57,7 @@ def features(
 
     n^l is the residual stream before block l after that block's first norm, 0 <= l < L; for l = L, the output of the
     final norm (Chen et al. 2020, section 2.3). Several layers are concatenated in the order given, (N, len(layer) * D).
-    Blocks behind the deepest layer are not computed. Default: the middle layer, where the best features tend to be.
+    Blocks after the deepest layer are not computed. Default: the middle layer, where the best features tend to be.
     `start_token=False` omits the start token, as transformers' image processor does; use it for comparison only, since
     the network was trained with the start token and every pixel one position further on.
     A masked model sees every pixel by default; with `mask_seed` 15 % of them are hidden, as in training and in the

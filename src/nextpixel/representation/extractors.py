@@ -131,7 +131,7 @@ def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | No
 
 
 def onnx_extractor(path: str | Path, size: Size) -> Extractor:
-    """The first output (N, D) of a network in an ONNX file; axes of length 1 behind D are dropped.
+    """The first output (N, D) of a network in an ONNX file; trailing axes of length 1 are dropped.
 
     Its only input is uint8 (N, H, W, 3), 0 to 255, or float32 (N, 3, H, W), -1 to 1; `size` is that of a file
     that leaves it open. A fixed N is the batch size. Runs on the CPU.

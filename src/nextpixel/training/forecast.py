@@ -8,7 +8,7 @@ import torch
 
 from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.errors import InputError
-from nextpixel.hardware import hardware_called
+from nextpixel.hardware import find_hardware
 from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration, is_first, say
 from nextpixel.training import distributed
@@ -110,7 +110,7 @@ def _time(found: Forecast) -> str:
     if not place.device.startswith("cuda"):
         return ""
     properties = torch.cuda.get_device_properties(torch.device(place.device))
-    hardware = hardware_called(properties.name, properties.total_memory)
+    hardware = find_hardware(properties.name, properties.total_memory)
     if hardware is None:
         return ""
     peak = hardware.bf16_flops_per_second if place.dtype == "bf16" else hardware.fp32_flops_per_second
