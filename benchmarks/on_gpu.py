@@ -30,7 +30,7 @@ import torch
 from nextpixel import ImageGPT, ImageGPTConfig
 from nextpixel.bench import bench, random_model, table
 from nextpixel.devices import choose_device
-from nextpixel.hardware import hardware_called
+from nextpixel.hardware import find_hardware
 from nextpixel.network import cost as plan
 from nextpixel.tokens.palette import Palette
 
@@ -74,7 +74,7 @@ def main() -> None:
         if device != "cuda":
             return {}
         properties = torch.cuda.get_device_properties(0)
-        known = hardware_called(properties.name, properties.total_memory)
+        known = find_hardware(properties.name, properties.total_memory)
         if known is None or known.bf16_flops_per_second is None:
             return {}
         each = plan.flops_per_image(model.config) / known.bf16_flops_per_second

@@ -32,8 +32,8 @@ def ridge_images(
     """The arrays a run keeps for its probe, from at most `count` labelled images.
 
     {"probe_squares": uint8 (N, H, W, 3), "probe_labels": (N,) numbers 0..C-1, "probe_scored": bool (N,), the
-    images to score on}. Classes get equal numbers of images, or all that they have. Raises InputError for images without
-    labels, of fewer than two classes, or with a single image of each.
+    images to score on}. Classes get equal numbers of images, or all that they have. Raises InputError for images
+    without labels, of fewer than two classes, or with a single image of each.
     """
     source = open_source(images)
     source, levels, _ = settle(source, size, fit, levels)
