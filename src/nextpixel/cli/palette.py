@@ -43,6 +43,10 @@ class PaletteArguments:
     DICOM without a window); default: the range of the images."""
     bands: str | None = None
     """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
+    slice: int | Size | None = None
+    """With --exact, rows x columns of pixels of the tiles that sheets are cut into, as in 16x16."""
+    scale: int | None = None
+    """With --exact, the factor by which pixel art is enlarged in its files; default: that common to all."""
     seed: int = 0
     """Random seed of k-means."""
     cache: str | None = None
@@ -75,7 +79,8 @@ def _collect(args: PaletteArguments) -> None:
         raise InputError(f"--out: expected a file that ends in {', '.join(PALETTE_FORMATS)}, got {str(out)!r}")
     check_file(out, out.suffix.lower(), [args.images])
     check_file(swatch, ".png", [args.images])
-    levels, size = Levels.of(args.range, args.bands), to_size(args.side)
+    size = to_size(args.side)
+    levels = Levels.among(vars(args))
     images = decode(args.images, size, split=args.split, cache=args.cache, fit="place", levels=levels)
     palette = ExactPalette.fit(images.images, colors, args.seed)
     write_palette_file(out, palette.rgba)
@@ -88,7 +93,8 @@ def _collect(args: PaletteArguments) -> None:
         show(f"{out}: {len(palette):,} colours, {clear:,} of them with transparency, of {len(images):,} images")
         if swatch != out:
             print(swatch)
-    words = (args.images, "--palette", out, "--side", side_text(size), "--out", "run")
+    slices = () if levels.slice is None else ("--slice", side_text(levels.slice))
+    words = (args.images, "--palette", out, "--side", side_text(size), *slices, "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")
 
 

@@ -72,7 +72,7 @@ class ExactPalette:
 
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Tokens int64 (B, H * W) in raster order, of uint8 images (B, H, W, 4), on the device of the images."""
-        pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+        pixels = images if isinstance(images, Tensor) else _tensor(images)
         if pixels.ndim != 4 or pixels.shape[-1] != 4 or pixels.dtype != torch.uint8:
             raise ValueError(f"images: expected uint8 of shape (B, H, W, 4), got {images.dtype} {tuple(images.shape)}")
         codes = _codes(pixels).flatten(1)  # (B, T)
@@ -81,7 +81,7 @@ class ExactPalette:
 
     def changed(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which pixels of uint8 images (B, H, W, 4) have a colour that is not one of these, (B, H, W)."""
-        codes = _codes(torch.from_numpy(np.ascontiguousarray(images)))
+        codes = _codes(_tensor(images))
         own = _codes(torch.from_numpy(self.rgba))
         return ~torch.isin(codes, own).numpy()
 
@@ -113,8 +113,8 @@ class ExactPalette:
         """
         codes, counts = np.empty(0, np.int64), np.empty(0, np.int64)
         for start in range(0, len(pictures), PICTURES_AT_ONCE):
-            part = torch.from_numpy(np.ascontiguousarray(pictures[start : start + PICTURES_AT_ONCE]))
-            found, occurrences = _codes(part).unique(return_counts=True)
+            part = _codes(_tensor(pictures[start : start + PICTURES_AT_ONCE]))
+            found, occurrences = part.unique(return_counts=True)
             codes, places = np.unique(np.concatenate([codes, found.numpy()]), return_inverse=True)
             counts = np.bincount(places, np.concatenate([counts, occurrences.numpy()])).astype(np.int64)
         if len(codes) > colors:
@@ -123,6 +123,10 @@ class ExactPalette:
             say(f"the pictures have {total:,} colours; expected at most {colors:,}, so k-means selected {len(codes):,}")
         order = np.lexsort((codes, -counts, codes & 255 == 255))
         return cls(_rgba(torch.from_numpy(codes[order])).numpy())
+
+
+def _tensor(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.require(images, requirements=("C", "W")))  # torch warns of read-only memory maps
 
 
 def _codes(pixels: Tensor) -> Tensor:

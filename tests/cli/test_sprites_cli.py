@@ -1,0 +1,247 @@
+"""A folder of sprites from files to pictures and back: every verb with a model of exact colours, and their mistakes."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nextpixel
+from nextpixel import ExactPalette, ImageGPT
+from nextpixel.checkpoints import Run
+from nextpixel.cli import main
+from nextpixel.images import read_palette_file
+from nextpixel.images.sources import load_images
+
+H, W = 6, 5
+CLEAR, GLASS = (0, 0, 0, 0), (10, 200, 10, 120)
+REDS = [(90, 5, 5, 255), (160, 20, 10, 255), (240, 60, 50, 255)]
+BLUES = [(5, 10, 90, 255), (20, 40, 170, 255), (60, 90, 240, 255)]
+COLOURS = {CLEAR, GLASS, *REDS, *BLUES}
+TINY = (
+    "--side 6x5 --layers 1 --width 16 --heads 2 --batch-images 4 --steps 4 --sample-images 2 --device cpu --dtype fp32 "
+)
+TINY += "--compile off --threads 1 --checkpoint-every-steps 2 --evaluate-every-steps 2"
+
+
+def sprite(seed: int, colours: list, size: tuple[int, int] = (H, W)) -> np.ndarray:
+    """Opaque pixels of three colours with a transparent corner, and a glassy one."""
+    image = np.array(colours, np.uint8)[np.random.default_rng(seed).integers(0, 3, size)]
+    image[0, :2], image[-1, -1] = (7, 7, 7, 0), GLASS  # what is transparent may have any colour
+    return image
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sprites in two class folders, and a run on them."""
+    home = tmp_path_factory.mktemp("home")
+    for kind, colours in (("red", REDS), ("blue", BLUES)):
+        (home / "sprites" / kind).mkdir(parents=True)
+        for i in range(12):
+            pixels = sprite(i + 100 * (kind == "red"), colours, (H, W) if i % 3 else (4, 4))
+            Image.fromarray(pixels).save(home / "sprites" / kind / f"{kind}_{i:02d}.png")
+        (home / "others" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(sprite(200 + i, colours)).save(home / "others" / kind / f"{i}.png")
+    line = f"pretrain {home / 'sprites'} --palette exact {TINY} --augment shift --out {home / 'run'}"
+    assert main(line.split()) == 0
+    return home
+
+
+@pytest.fixture
+def there(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sprites").symlink_to(home / "sprites")
+    (tmp_path / "others").symlink_to(home / "others")
+    (tmp_path / "run").symlink_to(home / "run")
+    return tmp_path
+
+
+@pytest.fixture
+def model(home: Path) -> ImageGPT:
+    return nextpixel.load(home / "run")
+
+
+def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in pixels.reshape(-1, pixels.shape[-1]).tolist()}
+
+
+def run_json(line: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    capsys.readouterr()
+    assert main([*line.split(), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_model_has_exactly_the_colours_of_the_sprites(home: Path, model: ImageGPT) -> None:
+    assert isinstance(model.tokenizer, ExactPalette) and model.fit == "place" and model.size == (H, W)
+    assert colours_of(model.tokenizer.rgba) == COLOURS
+    pictures = load_images(home / "sprites", model.size, fit=model.fit, levels=model.levels)
+    assert pictures.shape == (24, H, W, 4) and colours_of(pictures) == COLOURS
+    tokens = model.tokenizer.encode(pictures)
+    assert np.array_equal(model.tokenizer.decode(tokens, W), pictures)
+    kept = model.training_pictures
+    assert kept is not None and len(kept.tokens) + len(kept.held_out) == 24
+    assert kept.distances(tokens.numpy())[0].min() == 0
+
+
+def test_a_run_is_resumed_with_its_palette(home: Path, tmp_path: Path) -> None:
+    line = f"pretrain {home / 'sprites'} --palette exact {TINY} --steps 2 --out {tmp_path / 'run'}"
+    assert main(line.split()) == 0
+    before = nextpixel.load(tmp_path / "run")
+    assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0
+    after = nextpixel.load(tmp_path / "run")
+    assert before.tokenizer.hash == after.tokenizer.hash and after.training_pictures is not None
+    facts = Run(tmp_path / "run").facts()
+    assert facts["config"]["palette"] == "exact" and facts["tokenizer"]["kind"] == "exact"
+
+
+def test_a_folder_called_exact_does_not_change_the_word(there: Path) -> None:
+    Path("exact").mkdir()
+    assert main(f"pretrain sprites --palette exact {TINY} --steps 1 --out other".split()) == 0
+    assert Run(Path("other")).facts()["config"]["palette"] == "exact"
+
+
+def test_sampling_gives_those_colours_alone(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json("sample --model run -n 20 --each all --sheet s.png", capsys)
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGBA")) for path in found["each"]])
+    assert pixels.shape == (20, H, W, 4) and colours_of(pixels) <= COLOURS
+    assert found["copies"].keys() >= {"drawn_exact", "held_out_within_3"}
+
+
+@pytest.mark.parametrize("suffix", [".gpl", ".hex", ".pal", ".png", ".npy"])
+def test_palettes_are_collected_and_trained_with(there: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(f"palette sprites --exact --side 6x5 --out p{suffix}", capsys)
+    assert (found["colors"], found["with_transparency"]) == (len(COLOURS), 2)
+    assert colours_of(read_palette_file(f"p{suffix}")) == COLOURS
+    assert Path(found["swatch"]).is_file()
+    assert main(f"pretrain sprites --palette p{suffix} {TINY} --steps 1 --out own".split()) == 0
+    assert colours_of(nextpixel.load("own").tokenizer.rgba) == COLOURS
+    assert "become its nearest" not in capsys.readouterr().err
+
+
+def test_the_palette_of_a_sheet_and_of_an_enlarged_one(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = np.concatenate([np.concatenate([sprite(i, REDS), sprite(i, BLUES)], 1) for i in range(3)])
+    for scale in (1, 2):
+        Path(f"x{scale}").mkdir()
+        Image.fromarray(sheet.repeat(scale, 0).repeat(scale, 1)).save(f"x{scale}/sheet.png")
+        tiles = f"{H * scale}x{W * scale}"
+        found = run_json(f"palette x{scale} --exact --side 6x5 --slice {tiles} --out p.gpl", capsys)
+        assert found["colors"] == len(COLOURS) and colours_of(read_palette_file("p.gpl")) == COLOURS
+        line = f"pretrain x{scale} --palette p.gpl {TINY} --slice {tiles} --steps 1 --out run{scale}"
+        assert main(line.split()) == 0
+    tokens = [nextpixel.load(f"run{scale}").training_pictures for scale in (1, 2)]
+    assert tokens[0] is not None and tokens[1] is not None and np.array_equal(tokens[0].tokens, tokens[1].tokens)
+
+
+def test_a_palette_with_fewer_colours_is_said_to_change_pixels(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("few.hex").write_text("5a0505\na0140a\nf03c32\n")
+    assert main(f"pretrain sprites --palette few.hex {TINY} --steps 1 --out few".split()) == 0
+    err = capsys.readouterr().err
+    assert "of the pixels have colours that" in err and "few.hex has not, and become its nearest" in err
+    assert colours_of(nextpixel.load("few").tokenizer.rgba) == {CLEAR, *REDS}  # transparency is added
+
+
+def test_completing_says_how_many_pixels_it_changed(
+    there: Path, model: ImageGPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = sprite(1, REDS)
+    pixels[2, :3] = (1, 2, 3, 255)
+    pixels[5, 0] = (1, 2, 3, 255)  # not kept
+    Image.fromarray(pixels).save("other.png")
+    found = run_json("complete other.png --model run -n 2 --keep 0.5 --each all", capsys)
+    assert found["changed_pixels"] == 3
+    kept = np.asarray(Image.open(found["each"][0]).convert("RGBA"))[:3]
+    expected = model.tokenizer.decode(model.tokenizer.encode(pixels[None]), W)[0, :3]
+    assert np.array_equal(kept, expected)
+    assert main("complete other.png --model run -n 1 --keep 0.5 --show --gif d.gif".split()) == 0
+    assert "3 of 15 kept pixels have colours that the model has not, and became its nearest" in capsys.readouterr().err
+    assert run_json("complete sprites --model run -n 1", capsys)["changed_pixels"] == 0
+
+
+def test_likelihoods_maps_and_features(there: Path, model: ImageGPT) -> None:
+    assert np.isfinite(nextpixel.nll(model, "sprites")).all()
+    assert nextpixel.surprise(model, "sprites").shape == (24, H, W)
+    assert nextpixel.features(model, "sprites", 1).shape == (24, 16)
+    [picture] = nextpixel.complete(model, "sprites/red/red_01.png", keep=0.5)
+    assert picture.mode == "P" and picture.size == (W, H)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "score sprites --model run --heatmap heat",
+        "score sprites --model run --report page.html",
+        "evaluate sprites --model run",
+        "features sprites --model run --out f.npz",
+        "probe sprites --test others --model run --layer 1 --out probed",
+        "info run",
+        "info run --html run.html",
+        "convert run copy",
+    ],
+)
+def test_every_verb_takes_such_a_model(there: Path, line: str) -> None:
+    assert main(line.split()) == 0
+
+
+def test_info_shows_the_palette(there: Path, model: ImageGPT, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json("info run", capsys)["palette"]
+    assert found == {
+        "kind": "exact",
+        "tokens": 8,
+        "with_transparency": 2,
+        "rgba": [bytes(colour).hex() for colour in model.tokenizer.rgba],
+    }
+    assert main(["info", "run"]) == 0
+    assert "rgba: 00000000 " in capsys.readouterr().out
+
+
+MISTAKES = {
+    f"pretrain sprites --palette exact {TINY} --fit crop --out no": ["--fit", "place for exact colours"],
+    f"pretrain sprites --palette exact {TINY} --augment crop --out no": ["--augment", "crop"],
+    f"pretrain sprites {TINY} --augment shift --out no": ["--augment: shift needs exact colours", "--palette exact"],
+    f"pretrain sprites {TINY} --augment flip,recolour --out no": ["--augment: recolour needs exact colours"],
+    f"pretrain sprites --palette none.gpl {TINY} --out no": ["none.gpl", "a GIMP palette", "no such file"],
+    f"pretrain sprites --palette exact {TINY} --side 3 --out no": ["6 x 5", "3 x 3"],
+    "score sprites --model run --fit crop": ["--fit", "place"],
+    "sample --fit place": ["--fit", "exact"],
+    "palette sprites --exact --side 6x5 --out p.aco": ["--out", ".gpl, .hex, .pal, .png, .npy"],
+    "palette sprites --exact --side 6x5 --colors 2000": ["--colors", "1024"],
+    "complete sprites/red --model run --palette x": ["--palette"],
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_are_one_sentence(there: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert all(words in error for words in MISTAKES[line]), error
+    assert "Traceback" not in error and not Path("no").exists()
+
+
+def test_the_server_answers_with_transparency(home: Path, model: ImageGPT) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra `server`")
+    from fastapi.testclient import TestClient
+
+    from nextpixel.config import ServeConfig
+    from nextpixel.server.app import create_app
+
+    body = io.BytesIO()
+    pixels = sprite(3, BLUES)
+    Image.fromarray(pixels).save(body, "PNG")
+    image = base64.b64encode(body.getvalue()).decode()
+    with TestClient(create_app({"art": model}, ServeConfig(slots=2)), base_url="http://127.0.0.1:8000") as client:
+        answers = [
+            client.post("/v1/sample", json={"n": 2, "seed": 1}),
+            client.post("/v1/complete", json={"image": image, "keep": 0.5, "n": 2}),
+        ]
+        scored = client.post("/v1/score", json={"image": image})
+    assert scored.status_code == 200
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        for text in answer.json()["images"]:
+            shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+            assert shown.shape == (H, W, 4) and colours_of(shown) <= COLOURS
+    assert np.array_equal(shown[:3], model.tokenizer.decode(model.tokenizer.encode(pixels[None]), W)[0, :3])
