@@ -260,7 +260,7 @@ def test_a_failed_write_leaves_nothing(capsys: pytest.CaptureFixture[str], monke
         raise OSError(28, "No space left on device")
 
     before = sorted(Path().rglob("*"))
-    monkeypatch.setattr("nextpixel.checkpoints.models.save_file", full)
+    monkeypatch.setattr("nextpixel.checkpoints.weights.save_file", full)
     assert main(["convert", "openai-masked", "out", "--palette", "six.npy"]) == 1
     assert "No space left" in capsys.readouterr().err
     assert sorted(Path().rglob("*")) == before
@@ -336,7 +336,8 @@ def test_their_token_arrays_are_a_dataset_whose_tokens_do_not_change(tmp_path: P
     assert source.labels is not None and source.labels[:3].tolist() == [0, 1, 2]
     for fit in get_args(Fit):
         pictures = load_images(tmp_path / "cifar10_teX.npy", 4, fit=fit)
-        assert np.array_equal(Palette.openai().encode(pictures), tokens), fit
+        assert np.array_equal(Palette.openai().encode(pictures[..., :3]), tokens), fit
+        assert (pictures[..., 3:] == 255).all()  # place keeps transparency, of which there is none
     model = ImageGPT(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=512))
     torch.nn.init.normal_(model.head.weight)
     model.palette = Palette.openai()

@@ -320,8 +320,8 @@ def refused(*_, **__):
 @pytest.mark.parametrize(
     ("what", "how", "complaint"),
     [
-        ("nextpixel.checkpoints.models.save_file", full, "No space left on device"),
-        ("nextpixel.checkpoints.models.save_file", full_for_safetensors, "No space left on device"),
+        ("nextpixel.checkpoints.weights.save_file", full, "No space left on device"),
+        ("nextpixel.checkpoints.weights.save_file", full_for_safetensors, "No space left on device"),
         ("nextpixel.training.loop.save_trainer_state", full, "No space left on device"),
         ("nextpixel.files.os.fsync", full, "No space left on device"),
         ("nextpixel.files.os.rename", refused, "Permission denied"),

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.runs import Run
-from nextpixel.checkpoints.weights import Weights, section
+from nextpixel.checkpoints.weights import Weights, section, write_weights
 from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
-from nextpixel.files import new_folder, new_output, read_json, write_json, writing
+from nextpixel.files import new_folder, new_output, read_json, write_json
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
@@ -130,11 +128,7 @@ def write_model(
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in layout.state(model)}
     write_json(folder / "config.json", config | {"nextpixel": public(model.facts)})
-    with writing(folder):
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        shutil.copymode(
-            folder / "config.json", folder / "model.safetensors"
-        )  # safetensors makes it readable by the owner only
+    write_weights(folder, tensors)
     write_json(folder / "preprocessor_config.json", processor | {"nextpixel": ours})
     if model.training_pictures is not None:
         model.training_pictures.write(folder)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nextpixel.checkpoints.card import public
-from nextpixel.checkpoints.weights import Weights, section, valid_shape
+from nextpixel.checkpoints.weights import Weights, section, valid_shape, write_weights
 from nextpixel.config import Fit, Levels, ResNetConfig
 from nextpixel.errors import InputError
-from nextpixel.files import write_json, writing
+from nextpixel.files import write_json
 from nextpixel.network.resnet import ResNet
 
 MODEL_TYPE = "nextpixel-convnet"
@@ -55,10 +54,7 @@ def write(model: ResNet, folder: Path) -> None:
         | {"nextpixel": public(model.facts)},
     )
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in _stored(model).items()}
-    path = folder / "model.safetensors"
-    with writing(path):
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod((folder / "config.json").stat().st_mode & 0o777)  # safetensors makes it readable by the owner only
+    write_weights(folder, tensors)
 
 
 def _stored(model: ResNet) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ A legacy pytorch_model.bin is a pickle; torch reads it with weights_only, which 
 from __future__ import annotations
 
 import pickle
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nextpixel.errors import InputError
-from nextpixel.files import read_json
+from nextpixel.files import read_json, writing
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 
@@ -51,6 +53,14 @@ class Weights:
             raise InputError(f"{path}: {name}: expected floating-point numbers, got {tensor.dtype}")
         check_finite(tensor, f"{path}: {name}")
         return tensor
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Write model.safetensors beside a config.json, with the same permissions."""
+    path = folder / "model.safetensors"
+    with writing(folder):
+        save_file(tensors, path, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", path)  # safetensors makes it readable by the owner only
 
 
 def check_finite(tensor: Tensor, where: str) -> None:
