@@ -12,6 +12,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from nextpixel.images import dicom
+from nextpixel.images.formats import aseprite, tilesets
 from nextpixel.images.numbers import Numbers
 from nextpixel.limits import open_file
 
@@ -35,7 +36,9 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
+    "Aseprite": Format(frozenset({"ase", "aseprite"}), aseprite.matches, aseprite.frames),
     "DICOM": Format(frozenset(), dicom.matches, dicom.frames, served=False),  # its extensions need a library
+    "tileset": Format(frozenset(), tilesets.matches, tilesets.frames, served=False),  # its sheet is in the folder too
 }
 
 
