@@ -8,7 +8,7 @@ enum { M = 7, R = 48, C = 192, T = 48, E = 48, WIDTH = 40, Q = 45 };
 
 static float random_float(void) { return (float)rand() / RAND_MAX * 2 - 1; }
 
-/* As the loops round what meets bytes, where they do. */
+/* Rounds as the kernels round what is multiplied by bytes, where they do. */
 static void round_in_groups(float *x, int count) {
 #if defined(DOT)
     for (int first = 0; first < count; first += GROUP) {
@@ -20,7 +20,7 @@ static void round_in_groups(float *x, int count) {
 #endif
 }
 
-/* Of rows with a number far from the others, or without. */
+/* For rows with and without an outlier. */
 static double error_of_product(int far) {
     static float x[M * C], scale[R], y[M * R], room[M * (C + 8)], scratch[C];
     static int8_t weight[R * C];

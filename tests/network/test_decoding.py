@@ -361,7 +361,7 @@ def test_quantised_rows_are_off_by_at_most_half_a_step() -> None:
 
 
 def in_groups(x: Tensor) -> Tensor:
-    """x (..., C) as the loops round it: 8 bits, with a scale for each 64 numbers."""
+    """x (..., C) as the kernels round it: 8 bits, with a scale for each 64 numbers."""
     parts = []
     for part in x.split(64, -1):
         top = part.abs().amax(-1, keepdim=True).clamp_min(1e-30)

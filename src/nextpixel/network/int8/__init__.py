@@ -1,1 +1,1 @@
-"""Int8 blocks on a CPU: packed weights, and the C loops compiled on first use."""
+"""Int8 blocks on a CPU: packed weights, and the C kernels compiled on first use."""

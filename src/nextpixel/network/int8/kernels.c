@@ -1,7 +1,7 @@
-/* The loops of drawing on a CPU for which torch has no fast form. Vector types of GCC and Clang; see kernels.py.
+/* CPU kernels for drawing, where torch has no fast equivalent. Uses the vector types of GCC and Clang; see kernels.py.
 
-   Weights and cache are bytes, a number n as n + 128, in the order of the processors' product of fours: the bytes of a
-   vector are LANES times four, each four of them are multiplied by the same four numbers of x, and added up. */
+   Weights and cache are bytes, n stored as n + 128, in the layout of the processors' four-way dot products: a vector has
+   LANES groups of four bytes; each group is multiplied by the same four numbers of x and summed. */
 
 #include <float.h>
 #include <math.h>
@@ -31,7 +31,7 @@ static int omp_get_num_threads(void) { return 1; }
     (integers)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(bytes), _mm256_set1_epi32(four))
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define LANES 4
-#define BIAS 0  // the bytes are made signed again
+#define BIAS 0  // the bytes are converted back to signed
 #define DOT(sum, bytes, four) vdotq_s32(sum, (int8x16_t)((bytes) ^ (int32_t)0x80808080), (int8x16_t)vdupq_n_s32(four))
 #elif defined(__AVX512F__)
 #define LANES 16
@@ -41,10 +41,10 @@ static int omp_get_num_threads(void) { return 1; }
 #define LANES 4
 #endif
 #ifndef ROWS
-#define ROWS 4  // of x that meet a vector of weights at once: their sums fill the registers
+#define ROWS 4  // rows of x multiplied by a vector of weights at once: their sums fill the registers
 #endif
 #ifndef BIAS
-#define BIAS 128  // what a byte is more than its number
+#define BIAS 128  // a byte minus its number
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -52,12 +52,12 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(LANES)));
 
-#define OWN 16      // with so many rows for each, threads work on rows of their own instead of columns
-#define CHUNK 128   // of these a thread takes so many through a block at once: what it makes of them stays in its cache
-#define QUERIES 4  // queries of a head that meet its cache at once
-#define GROUP 64    // numbers that share a scale
+#define OWN 16     // from this many rows per thread on, threads split rows instead of columns
+#define CHUNK 128  // rows that a thread takes through a block at once, so that the activations stay in its cache
+#define QUERIES 4  // queries of a head that are multiplied by its cache at once
+#define GROUP 64   // numbers that share a scale
 
-int64_t lanes(void) { return LANES; }  // Python must know the order of the bytes
+int64_t lanes(void) { return LANES; }  // Python needs it for the layout of the bytes
 
 INLINE floats load(const float *p) {
     floats x;
@@ -71,8 +71,8 @@ INLINE integers load_bytes(const uint8_t *p) {
     return x;
 }
 
-/* a * b + c, rounded once where the processor can. Compilers are told not to join the two themselves: they would in some
-   tiles and not in others, and a row may not depend on the tile it comes in. */
+/* a * b + c, fused where the processor can. Compilers may not contract on their own: they would in some tiles and not in
+   others, and a row must not depend on the tile it is computed in. */
 INLINE floats multiply_add(floats a, floats b, floats c) {
 #if LANES == 16
     return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -102,8 +102,8 @@ INLINE float largest(floats x) {
     return top;
 }
 
-/* The largest |x| of x[first] to x[end - 1]; not a number if any is none. As integers sizes have the same order, in which
-   that comes last. */
+/* The largest |x| of x[first] to x[end - 1]; NaN if any is NaN. Compared as integers, which order absolute values alike
+   and NaN last. */
 INLINE float largest_size(const float *x, int64_t first, int64_t end) {
     integers most = {0};
     for (int64_t i = first; i < end; i += LANES) {
@@ -121,7 +121,7 @@ INLINE float largest_size(const float *x, int64_t first, int64_t end) {
     return found;
 }
 
-/* To the nearest whole number; above 2^22 it would not be. */
+/* Rounds to the nearest integer, up to 2^22. */
 INLINE integers rounded(floats x) { return __builtin_convertvector(x + 0x1.8p23f - 0x1.8p23f, integers); }
 
 INLINE void narrow(integers x, int8_t *to) {
@@ -129,10 +129,10 @@ INLINE void narrow(integers x, int8_t *to) {
     memcpy(to, &y, sizeof y);
 }
 
-/* Numbers to multiply bytes by, as the processor wants them, and a running sum of the products of a group. */
+/* Numbers in the format that the processor multiplies bytes by, and a running sum of the products of a group. */
 #if defined(DOT)
-/* GROUP numbers are bytes times a unit, the largest 127: rounding is off by sqrt(GROUP) / 254 of them at worst, in the
-   root of the mean of squares. A byte n + BIAS that they meet adds BIAS of each too much, which totals begin without. */
+/* GROUP numbers are signed bytes times a unit, the largest 127: the root mean square of the rounding error is at most
+   sqrt(GROUP) / 254 of theirs. A byte n + BIAS adds BIAS times each number too much, which totals start without. */
 typedef struct {
     int8_t *bytes;
     float *units;
@@ -140,7 +140,7 @@ typedef struct {
 } numbers;
 typedef integers sums;
 
-/* In room for C floats. */
+/* Packed into the memory of C floats. */
 INLINE numbers pack(const float *x, void *room, int64_t C) {
     numbers n = {room, (float *)room + (C + 3) / 4};
     floats all = {0};
@@ -169,7 +169,7 @@ INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {
     return DOT(s, bytes, four);
 }
 
-/* With the sum of the group that begins with c. */
+/* The total plus the sum of the group that begins at c. */
 INLINE floats join(floats total, sums s, numbers x, int64_t c) {
     return multiply_add(__builtin_convertvector(s, floats), (floats){0} + x.units[c / GROUP], total);
 }
@@ -194,7 +194,7 @@ INLINE sums add(sums s, integers bytes, numbers x, int64_t c) {
 INLINE floats join(floats total, sums s, numbers x, int64_t c) { return total + s; }
 #endif
 
-/* e^x for -87 <= x <= 0: 2^n times the first terms of the series, |r| <= ln 2 / 2; off by at most about 2e-7 of it. */
+/* e^x for -87 <= x <= 0: 2^n times the first terms of the series, |r| <= ln 2 / 2; relative error about 2e-7. */
 INLINE floats exponential(floats x) {
     integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, integers);
     floats whole = __builtin_convertvector(n, floats);
@@ -214,7 +214,7 @@ static float softmax_terms(float *scores, const float *scales, int64_t count, in
     float top = largest(most);
     for (int64_t t = 0; t < room; t += LANES) {
         floats x = load(scores + t) - top;
-        integers counts = ~(x <= -87.f);  // not the padding; what it would become as an integer is not defined
+        integers counts = ~(x <= -87.f);  // excludes the padding, whose conversion to an integer is undefined
         x = (floats)((integers)exponential((floats)((integers)x & counts)) & counts);
         total += x;
         x = (floats)((integers)(x * load(scales + t)) & counts);
@@ -223,15 +223,15 @@ static float softmax_terms(float *scores, const float *scales, int64_t count, in
     return sum(total);
 }
 
-/* E numbers as bytes, the largest as 127 + 128; returns the scale. */
+/* Quantises E numbers to bytes, the largest as 127 + 128; returns the scale. */
 INLINE float round_bytes(const float *x, uint8_t *to, int64_t E) {
     float top = largest_size(x, 0, E), steps = 127 / fmaxf(top, 1e-12f);
     for (int64_t e = 0; e < E; e += LANES) narrow(rounded(load(x + e) * steps) + 128, (int8_t *)to + e);
     return (top + 1e-12f) / 127;
 }
 
-/* A head's part of the cache, for T slots of E numbers, multiples of 16 both. Of keys a lane is a slot: LANES slots of
-   four numbers; of values a lane is a number: four slots of LANES numbers. */
+/* A head's part of the cache, for T slots of E numbers, both multiples of 16. A lane of keys is a slot (LANES slots of
+   four numbers), a lane of values is a number (four slots of LANES numbers). */
 typedef struct {
     uint8_t *keys, *values;
     float *key_scales, *value_scales;
@@ -242,7 +242,7 @@ INLINE cache part(cache all, int64_t head, int64_t T, int64_t E) {
                    all.value_scales + head * T};
 }
 
-/* k and v, E numbers each, into a slot; `bytes` is room for E. */
+/* Stores k and v, E numbers each, in a slot; `bytes` is scratch for E. */
 static void store(cache to, int64_t slot, const float *k, const float *v, uint8_t *bytes, int64_t E) {
     to.key_scales[slot] = round_bytes(k, bytes, E);
     uint8_t *keys = to.keys + slot / LANES * LANES * E + slot % LANES * 4;
@@ -278,11 +278,11 @@ INLINE void dot(const int rows, const int columns, const numbers *x, const uint8
     if (c < C) dot_group(rows, columns, x, bytes, step, apart, c, C - c, total);
 }
 
-/* softmax(query K / sqrt(width)) V in place of `rows` queries, which lie `apart` from each other. The first looks at
-   `count` slots, each other one at `more`, 1 or 0, more than the one before. `scratch` is that of a thread. */
+/* Replaces `rows` queries, `apart` floats from each other, by softmax(query K / sqrt(width)) V. The first sees `count`
+   slots, each other one `more`, 1 or 0, than the one before. `scratch` is that of a thread. */
 INLINE void attend_queries(const int rows, cache from, float *x, int64_t apart, int64_t count, int64_t more, int64_t E,
                    int64_t width, float *scratch) {
-    const int columns = rows > 1 ? 2 : 4;  // what the registers hold
+    const int columns = rows > 1 ? 2 : 4;  // as many as the registers hold
     int64_t room = (count + (rows - 1) * more + LANES - 1) / LANES * LANES;
     float *padded[QUERIES], *scores[QUERIES], *space[QUERIES], total[QUERIES];
     numbers packed[QUERIES];
@@ -315,8 +315,7 @@ INLINE void attend_queries(const int rows, cache from, float *x, int64_t apart, 
         for (int64_t e = 0; e < width; e++) x[j * apart + e] = padded[j][e] / total[j];
 }
 
-/* A query or key of E numbers, zero beyond `width`, as model.split_heads makes it: with `qk_norm` of root mean square
-   1.2, then turned. */
+/* Normalises (`qk_norm`) and rotates a query or key of E numbers, zero beyond `width`, as model.split_heads does. */
 static void rotate(float *restrict x, const float *restrict cos, const float *restrict sin, int64_t E, int64_t width,
                  int qk_norm) {
     if (qk_norm) {
@@ -331,8 +330,8 @@ static void rotate(float *restrict x, const float *restrict cos, const float *re
     }
 }
 
-/* How many floats of scratch each thread needs: nothing on its stack grows with a picture or a network. C is the width of
-   rows that are normalised. */
+/* Floats of scratch per thread; nothing on the stack grows with a picture or a network. C is the width of rows that are
+   normalised. */
 int64_t scratch_room(int64_t T, int64_t E, int64_t C) {
     int64_t queries = QUERIES * (E + T + (T > E ? T : E)), entries = 4 * E;
     int64_t most = queries > entries ? queries : entries;
@@ -350,14 +349,14 @@ INLINE team this_team(float *scratch, int64_t room) {
     return (team){thread, omp_get_num_threads(), scratch + thread * room};
 }
 
-/* Until all are here. */
+/* A barrier. */
 INLINE void wait_for_all(team of) {
     if (of.threads > 1) {
 #pragma omp barrier
     }
 }
 
-/* A thread's share of `count` things, which are given out `at_once` at a time. */
+/* A thread's share of `count` items, assigned `at_once` at a time. */
 typedef struct {
     int64_t first, end;
 } range;
@@ -374,7 +373,7 @@ typedef struct {
     team by;
 } portion;
 
-/* Of M rows: all of them, by all threads, or where there are enough, a thread's own. */
+/* Splits M rows: all rows for all threads together, or, if there are enough, rows of its own for each thread. */
 INLINE portion divide(int64_t M, team all) {
     if (all.threads > 1 && M < all.threads * OWN) return (portion){0, M, M, all};
     range own = share(M, ROWS, all);
@@ -383,9 +382,9 @@ INLINE portion divide(int64_t M, team all) {
                      {0, 1, all.scratch}};
 }
 
-/* What is the same for all blocks. */
+/* The settings of attention, the same for all blocks. */
 typedef struct {
-    int64_t B, Q, N, width;  // rows, slots of each, heads, numbers of a head
+    int64_t B, Q, N, width;  // rows, slots of a row, heads, numbers of a head
     int64_t T, E;            // of the cache
     const int64_t *positions;
     const float *rotations;  // cos and sin for queries, cos and sin for keys: (4, 1 or B, Q, width / 2), or null
@@ -393,8 +392,8 @@ typedef struct {
     int qk_norm, causal;  // causal: queries see the slots up to their own, else all of them
 } heads;
 
-/* Slots first to end of B * Q: of qkv (slots, 3, N, width) the queries, turned, into their places in (B, Q, N, width),
-   keys and values into the cache (B, N, T, E), from place positions[b] on. */
+/* For slots first to end of B * Q: stores the rotated queries of qkv (slots, 3, N, width) in (B, Q, N, width), keys and
+   values in the cache (B, N, T, E), from slot positions[b] on. */
 static void store_qkv(const float *qkv, float *queries, cache all, heads of, int64_t first, int64_t end, team by) {
     int64_t N = of.N, Q = of.Q, E = of.E, width = of.width;
     range own = share((end - first) * N, 1, by);
@@ -405,7 +404,8 @@ static void store_qkv(const float *qkv, float *queries, cache all, heads of, int
         memset(q, 0, 3 * E * sizeof *q);
         for (int j = 0; j < 3; j++) memcpy(q + j * E, from + j * N * width, width * sizeof *from);
         for (int j = 0; j < 2; j++) {
-            const float *cos = of.rotations ? of.rotations + 2 * j * of.rotations_part + b * of.rotations_row + i * (width / 2) : NULL;
+            const float *cos = of.rotations;
+            if (cos) cos += 2 * j * of.rotations_part + b * of.rotations_row + i * (width / 2);
             rotate(q + j * E, cos, cos ? cos + of.rotations_part : NULL, E, width, of.qk_norm);
         }
         memcpy(queries + (row * N + n) * width, q, width * sizeof *queries);
@@ -413,7 +413,7 @@ static void store_qkv(const float *qkv, float *queries, cache all, heads of, int
     }
 }
 
-/* What the queries (B, Q, N, width) see, in their places: each the slots up to its own, or all of them. */
+/* Replaces the queries (B, Q, N, width) by their attention over the slots up to their own, or over all. */
 static void attention(float *queries, cache all, heads of, team by) {
     int64_t N = of.N, Q = of.Q, E = of.E, width = of.width, tiles = (Q + QUERIES - 1) / QUERIES;
     int64_t items = of.B * N * tiles, at_once = tiles > 1 ? 4 : (items + by.threads - 1) / by.threads;
@@ -424,7 +424,8 @@ static void attention(float *queries, cache all, heads of, team by) {
             cache head = part(all, b * N + n, of.T, E);
             float *x = queries + ((b * Q + i) * N + n) * width;
             int64_t keys_end = of.positions[b] + (of.causal ? i + 1 : Q);
-            if (end - i == QUERIES) attend_queries(QUERIES, head, x, N * width, keys_end, of.causal, E, width, by.scratch);
+            if (end - i == QUERIES)
+                attend_queries(QUERIES, head, x, N * width, keys_end, of.causal, E, width, by.scratch);
             else
                 for (; i < end; i++, keys_end += of.causal, x += N * width)
                     attend_queries(1, head, x, 0, keys_end, 1, E, width, by.scratch);
@@ -459,7 +460,7 @@ INLINE floats activate(floats x, int activation) {
     return x;
 }
 
-/* What becomes of a product. */
+/* The steps after a product. */
 typedef struct {
     const float *scale, *add;
     int activation;
@@ -480,7 +481,7 @@ INLINE void tile(const int rows, const int columns, const numbers *x, const uint
     }
 }
 
-/* The same of M rows. */
+/* The same for M rows. */
 INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, steps with, float *y, int64_t M, int64_t R,
                   int64_t C, int64_t r) {
     int64_t m = 0;
@@ -489,13 +490,13 @@ INLINE void tiles(const int columns, const numbers *x, const uint8_t *weight, st
     if (m < M) tile(1, columns, x, weight, with, y, R, C, m, r);
 }
 
-/* int8 weight (R, C): a lane is a row, LANES rows of four columns; R and C multiples of 16. */
+/* An int8 weight (R, C); a lane is a row: LANES rows of four columns. R and C are multiples of 16. */
 typedef struct {
     const uint8_t *weight;
     const float *scale;
 } matrix;
 
-/* Room for the rows of x as numbers, C floats each. */
+/* Memory for the packed rows of x, C floats each. */
 typedef struct {
     numbers *packed;
     float *floats;
@@ -520,7 +521,7 @@ static void product(const float *x, const float *gain, matrix with, const float 
     wait_for_all(by);
 }
 
-/* How many floats of room `multiply` needs for a row of C numbers, and `blocks` for one of D; the scratch is separate. */
+/* Floats of memory that `multiply` needs per row of C numbers, and `blocks` per row of D, without scratch. */
 int64_t multiply_room(int64_t C) { return sizeof(numbers) / sizeof(float) + C; }
 int64_t blocks_room(int64_t D) { return sizeof(numbers) / sizeof(float) + (4 + 4 + 1) * D; }
 
@@ -528,7 +529,7 @@ static space split(float *room, int64_t M) {
     return (space){(numbers *)room, room + M * (sizeof(numbers) / sizeof(float))};
 }
 
-/* From a row of it on, C numbers each. */
+/* The part from a row on, C numbers each. */
 INLINE space after(space in, int64_t row, int64_t C) { return (space){in.packed + row, in.floats + row * C}; }
 
 /* One product. */
@@ -546,10 +547,11 @@ void multiply(const float *x, const float *gain, const uint8_t *weight, const fl
     }
 }
 
-/* The attention of one block, alone for tests. */
+/* The attention of one block, for tests only. */
 void attend(const float *qkv, const float *rotations, uint8_t *keys, uint8_t *values, float *key_scales,
             float *value_scales, const int64_t *positions, float *out, float *scratch, int64_t B, int64_t Q, int64_t N,
-            int64_t width, int64_t T, int64_t E, int64_t rotations_part, int64_t rotations_row, int64_t qk_norm, int threads) {
+            int64_t width, int64_t T, int64_t E, int64_t rotations_part, int64_t rotations_row, int64_t qk_norm,
+            int threads) {
     heads of = {B, Q, N, width, T, E, positions, rotations, rotations_part, rotations_row, (int)qk_norm, 1};
     cache all = {keys, values, key_scales, value_scales};
     store_qkv(qkv, out, all, of, 0, B * Q, (team){0, 1, scratch});
@@ -557,18 +559,19 @@ void attend(const float *qkv, const float *rotations, uint8_t *keys, uint8_t *va
     attention(out, all, of, this_team(scratch, scratch_room(T, E, 0)));
 }
 
-/* A block of model.py; mix is null, or how much of h and of the network's input it reads. */
+/* A block of model.py; mix is null, or the weights of h and of the network's input in the block's input. */
 typedef struct {
     const float *mix, *norm_1, *norm_2;
     matrix qkv, out, up, down;
 } block;
 
-/* All L blocks, in place: h (B, Q, D), and `x0`, the network's input. The cache is (L, slots, N, T, E), slots >= B, or
-   with `one_cache` (1, slots, N, T, E), which every block fills anew. */
+/* Applies all L blocks to h (B, Q, D) in place; x0 is the network's input. The cache is (L, slots, N, T, E), slots >= B,
+   or with `one_cache` (1, slots, N, T, E), which every block overwrites. */
 void blocks(const block *layers, float *h, const float *x0, const float *rotations, uint8_t *keys, uint8_t *values,
             float *key_scales, float *value_scales, const int64_t *positions, float *room, float *scratch, int64_t L,
             int64_t one_cache, int64_t slots, int64_t B, int64_t Q, int64_t N, int64_t width, int64_t T, int64_t E,
-            int64_t rotations_part, int64_t rotations_row, int64_t qk_norm, int64_t causal, int64_t activation, int threads) {
+            int64_t rotations_part, int64_t rotations_row, int64_t qk_norm, int64_t causal, int64_t activation,
+            int threads) {
     int64_t M = B * Q, D = N * width;
     heads of = {B, Q, N, width, T, E, positions, rotations, rotations_part, rotations_row, (int)qk_norm, (int)causal};
 #pragma omp parallel num_threads(threads)
