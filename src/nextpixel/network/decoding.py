@@ -58,6 +58,11 @@ class Decoder:
         """Let these rows continue prompts `of` of a prefill's cache."""
         self.cache.fill(rows, cache, of)
 
+    def select(self, prefill: Prefill, prompt: int) -> Prefill:
+        """A copy of one prompt's part of a prefill."""
+        logits, cache = prefill
+        return logits[prompt : prompt + 1], cache.select(torch.tensor([prompt], device=logits.device))
+
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (n, K) of the token after these tokens (n,) of the first n rows."""
@@ -152,6 +157,7 @@ class GuidedDecoder(Decoder):
         self.inner, self.rows = kind(model, 2 * rows), rows
         self.network, self.prefix_slots, self.name = self.inner.network, self.inner.prefix_slots, self.inner.name
 
+    @torch.inference_mode()
     def prefill(self, prompts: Tensor, prefix: Tensor | None = None) -> Prefill:
         prefix = self.network.prefix() if prefix is None else prefix
         plain = self.network.prefix()[:, :-1].to(prefix).expand(len(prefix), -1, -1)
@@ -163,6 +169,12 @@ class GuidedDecoder(Decoder):
     def fill(self, rows: Tensor, cache: KVCache, of: Tensor) -> None:
         self.inner.fill(_pairs(rows), cache, _pairs(of))
 
+    def select(self, prefill: Prefill, prompt: int) -> Prefill:
+        logits, cache = prefill
+        both = _pairs(torch.tensor([prompt], device=logits.device))
+        return logits[prompt : prompt + 1], cache.select(both)
+
+    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         return self.inner.step(tokens.repeat_interleave(2)).unflatten(0, (-1, 2))
 

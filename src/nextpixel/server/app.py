@@ -239,6 +239,7 @@ def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
         "side": schema.side(model.size),
         **{key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()},
         **{key: facts.get(key) for key in ("trained_on", "steps")},
+        "words": None if model.words is None else list(model.words.table),
         "mode": None if engine is None else engine.mode,
         "facts": facts,
     }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from nextpixel.drawing.sampling import prompt_tokens
+from nextpixel.drawing.sampling import allowed_mask, caption_tags, prompt_tokens
 from nextpixel.images import grid, png_bytes
 from nextpixel.server import schema
 from nextpixel.server.calls import Call, base64_text
@@ -44,8 +44,11 @@ async def draw(
             loop.call_soon_threadsafe(events.put_nowait, event)
 
     def prepare() -> Ticket:
-        prompt, arrived = prompt_tokens(model, squares, keep), call.deadline - call.seconds
-        return Ticket(prompt, model.config.tokens, body.n, body.sampling(), call.seconds, notify, arrived)
+        prompt, arrived, sampling = prompt_tokens(model, squares, keep), call.deadline - call.seconds, body.sampling()
+        tags, allowed = caption_tags(model, body.caption, sampling), allowed_mask(model, sampling)
+        return Ticket(
+            prompt, model.config.tokens, body.n, sampling, call.seconds, notify, arrived, tags=tags, allowed=allowed
+        )
 
     ticket = await loop.run_in_executor(thread, prepare)  # refuses a masked model, which has no engine
     engine = engines[call.name]

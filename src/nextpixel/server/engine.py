@@ -28,7 +28,7 @@ from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing import loop
 from nextpixel.errors import InputError
-from nextpixel.network.decoding import Prefill, choose_decoder
+from nextpixel.network.decoding import GuidedDecoder, Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
 
 MEMORY_SHARE = 0.5
@@ -74,6 +74,7 @@ class Failed:
 
 
 Event = Waiting | Row | Done | Failed
+Key = tuple[bytes, bytes]  # tokens of a prompt, tags of its caption
 SHUTTING_DOWN = Failed(503, "the server is shutting down; try again later")
 
 
@@ -89,7 +90,8 @@ class Busy(Exception):
 class Ticket:
     """A request for n pictures of `length` tokens with one prompt (1, P).
 
-    `notify` is called in the worker's thread and must not block.
+    `tags` (1, TAGS, w) are those of the caption, and `allowed` (K,) the tokens that may be drawn. `notify` is called in
+    the worker's thread and must not block.
     """
 
     prompt: Tensor
@@ -99,6 +101,8 @@ class Ticket:
     seconds: float
     notify: Callable[[Event], None]
     arrived: float = field(default_factory=time.monotonic)
+    tags: Tensor | None = None
+    allowed: Tensor | None = None
     placed: int = 0  # candidates that have or had a row
     finished: int = 0
     ended: bool = False
@@ -107,7 +111,7 @@ class Ticket:
     first_row: float = 0.0
 
     def __post_init__(self) -> None:
-        self.key = self.prompt.numpy().tobytes()
+        self.key = self.prompt.numpy().tobytes(), b"" if self.tags is None else self.tags.cpu().numpy().tobytes()
         self.noise = [loop.token_noise(self.sampling.seed, 0, i, self.length) for i in range(self.n)]
         self.tokens = np.zeros((self.n, self.length), np.int64)
         self.tokens[:, : self.prompt.shape[1]] = self.prompt.numpy()
@@ -135,15 +139,16 @@ class Engine:
         self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None], worker: ThreadPoolExecutor
     ) -> None:
         shape, slots = model.config, config.slots
+        self._guided = model.words is not None
         self._kind = choose_decoder(model, slots, shape.tokens, config.speed, independent_rows=True)
         self.mode = self._kind.name
-        needed = slots * self._kind.row_bytes(model)
+        needed = slots * self._kind.row_bytes(model) * (1 + self._guided)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
             raise InputError(f"{slots} slots need {needed / 1e9:.1f} GB of memory; take fewer", argument="slots")
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._prefills: dict[bytes, Prefill] = {}  # of recent prompts, by their tokens
+        self._prefills: dict[Key, Prefill] = {}  # of recent prompts, by their tokens and tags
         self._kept = max(1, slots // SLOTS_PER_PREFILL)
         self.closing = self._drawing = False
         self._step_ended: float | None = None  # when the last step ended, while drawing
@@ -152,7 +157,8 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Run the first, slow products, and measure the seconds of a prefill and a step."""
-        decoder, half = self._kind(self.model, self.slots), self.model.config.tokens // 2
+        model, half = self.model, self.model.config.tokens // 2
+        decoder = GuidedDecoder(self._kind, model, self.slots) if self._guided else self._kind(model, self.slots)
         self._decoder, self._table = decoder, loop.Table[_Candidate](decoder)
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
         for _ in range(2):
@@ -329,13 +335,14 @@ class Engine:
                 self._prefills[ticket.key] = self._prefills.pop(ticket.key)  # moves it to the end
                 return self._prefills[ticket.key]
             prompts = self._prompts_like(ticket)
-        logits, cache = self._decoder.prefill(torch.cat(list(prompts.values())).to(self.model.device))
+        tokens = torch.cat([one.prompt for one in prompts.values()]).to(self.model.device)
+        prefix = torch.cat([self.model.prefix(0, one.tags) for one in prompts.values()]) if self._guided else None
+        prefill = self._decoder.prefill(tokens, prefix)
         seconds = (time.monotonic() - ticket.started) / (len(prompts) * (ticket.prompt.shape[1] + 1))
         self.prefill_seconds = DECAY * self.prefill_seconds + (1 - DECAY) * seconds
-        caches = [cache]
+        prefills = [prefill]
         if len(prompts) > 1:  # copies, so that one does not keep the memory of all
-            caches = [cache.select(torch.tensor([i], device=logits.device)) for i in range(len(prompts))]
-        prefills = [(logits[i : i + 1], alone) for i, alone in enumerate(caches)]
+            prefills = [self._decoder.select(prefill, i) for i in range(len(prompts))]
         with self._changed:
             self._prefills.update(zip(prompts, prefills, strict=True))
             awaited = {other.key for other in self._waiting}
@@ -345,21 +352,24 @@ class Engine:
                 )
         return prefills[0]
 
-    def _prompts_like(self, ticket: Ticket) -> dict[bytes, Tensor]:
-        """Prompts to prefill together: that of the ticket and others of the same length."""
-        found = {ticket.key: ticket.prompt}
+    def _prompts_like(self, ticket: Ticket) -> dict[Key, Ticket]:
+        """Tickets whose prompts to prefill together, by key: this one and others with prompts of the same length."""
+        found = {ticket.key: ticket}
         most = min(self._decoder.prompts_per_prefill(ticket.prompt.shape[1]), self._kept)
         for other in self._waiting:
             alike = other.prompt.shape == ticket.prompt.shape and other.key not in self._prefills
             if len(found) < most and alike and other.prefill is None:
-                found.setdefault(other.key, other.prompt)
+                found.setdefault(other.key, other)
         return found
 
     def _place(self, ticket: Ticket, prefill: Prefill) -> None:
         """Add as many candidates to the table as there are free rows."""
         count = min(self._table.free, ticket.n - ticket.placed)
         numbers, known = range(ticket.placed, ticket.placed + count), ticket.prompt.shape[1]
-        rows = [_Candidate(ticket.noise[i], ticket.sampling, known, ticket=ticket, number=i) for i in numbers]
+        rows = [
+            _Candidate(ticket.noise[i], ticket.sampling, known, ticket.allowed, ticket=ticket, number=i)
+            for i in numbers
+        ]
         self._table.add(rows, prefill, [0] * count)
         ticket.placed += count
         ticket.prefill = prefill if ticket.placed < ticket.n else None

@@ -70,6 +70,19 @@ class Sample(Request):
         title="Top-p",
         description="Sample only from the most likely colours that together have this probability.",
     )
+    caption: str | None = Field(
+        None, max_length=2000, description="What the pictures show, for a model with words: up to 16 tags, with commas."
+    )
+    guidance: float = Field(1.0, ge=0, allow_inf_nan=False, description="How strongly a caption steers; 1 is off.")
+    allow_colors: str | None = Field(
+        None,
+        max_length=20_000,
+        title="Allowed colours",
+        description="Draw only with these colours of the model, as in #ff0000,#00000000,7.",
+    )
+    forbid_colors: str | None = Field(
+        None, max_length=20_000, title="Forbidden colours", description="Draw without these colours."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed, as in nextpixel complete.")
     stream: bool = Field(False, description="Respond with server-sent events: each row as soon as it is drawn.")
 
