@@ -167,6 +167,8 @@ async function showModel() {
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
   $("line").ariaValueMax = height() - 1;
   $("rounded").hidden = isExact();
+  $("captioned").hidden = !one.words;
+  suggestWords();
   clearDrawn();
   if (state.picture) await see(state.picture, state.kept / $("picture").height);
   else keepRows(Math.round(height() / 2));
@@ -324,7 +326,7 @@ function showHeat(on) {
 // ---- settings
 
 // The fields of a request that have a place of their own on the page; all others are shown as the server describes them.
-const PLACED = ["model", "format", "timeout_seconds", "n", "seed", "stream", "image", "keep"];
+const PLACED = ["model", "format", "timeout_seconds", "n", "seed", "stream", "image", "keep", "caption", "guidance"];
 
 async function showSettings() {
   const { paths } = await (await call("openapi.json")).json();
@@ -364,7 +366,16 @@ function settings() {
   $("settings-error").textContent = "";
   const value = (input) => (input.value === "" ? null : input.type === "number" ? input.valueAsNumber : input.value);
   const chosen = Object.fromEntries(sampling().map((input) => [input.name, value(input)]));
-  return { n: value($("n")), seed: value($("seed")), model: model().id, ...chosen };
+  const caption = (model().words && $("caption").value.trim()) || null; // guidance needs one
+  const told = { caption, guidance: caption ? value($("guidance")) : 1 };
+  return { n: value($("n")), seed: value($("seed")), model: model().id, ...told, ...chosen };
+}
+
+// Words that begin like the last one, each as the whole text that choosing it makes.
+function suggestWords() {
+  const [, before, last] = /^(.*?)([^\s,]*)$/s.exec($("caption").value);
+  const found = (model()?.words ?? []).filter((word) => word.startsWith(last.toLowerCase())).slice(0, 50);
+  $("words").replaceChildren(...found.map((word) => new Option("", before + word)));
 }
 
 function quoted(word) {
@@ -373,6 +384,8 @@ function quoted(word) {
 
 function commandOf(drawn) {
   const words = drawn.kept === null ? ["nextpixel sample"] : ["nextpixel complete", quoted(drawn.name), "--keep", drawn.kept / drawn.height];
+  if (drawn.caption) words.push(...(drawn.kept === null ? [] : ["--caption"]), quoted(drawn.caption));
+  if (drawn.guidance !== 1) words.push("--guidance", drawn.guidance);
   words.push("-n", drawn.n, "--seed", drawn.seed);
   for (const input of sampling()) {
     const value = drawn[input.name];
@@ -674,6 +687,7 @@ document.addEventListener("DOMContentLoaded", () => {
   on("settings", "submit", (event) => { event.preventDefault(); draw(true); });
   on("settings", "input", (event) => {
     if (event.target.ariaInvalid === "true") settings();
+    if (event.target === $("caption")) suggestWords();
     if (event.target === $("n") && !state.drawn && $("n").checkValidity()) layTiles();
     showCommand();
   });
