@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import lively
+import torch
+from models import lively, with_words
 from PIL import Image
 
 import nextpixel
@@ -548,7 +549,7 @@ def test_dark_follows_the_system_and_the_button_overrules_it(visit: Visit) -> No
 def test_settings_are_shown_as_the_server_describes_them(visit: Visit) -> None:
     fields = Sample.model_fields
     names = visit.value("[...document.querySelectorAll('#sampling input')].map(input => input.name)")
-    assert names == ["temperature", "top_k", "top_p"]
+    assert names == ["temperature", "top_k", "top_p", "allow_colors", "forbid_colors"]
     for name in names:
         label = visit.page.locator(f"#sampling label:has([name={name}])")
         visit.expect(label).to_contain_text(fields[name].description)
@@ -585,6 +586,39 @@ def test_pictures_that_are_not_square(browser: Any, tmp_path: Path, height: int,
         visit.page.keyboard.press("Escape")
         for url, whole in zip(visit.draw("#sample"), nextpixel.sample(model, n=2, speed="exact"), strict=True):
             assert pixels(url).tobytes() == whole.tobytes()
+        visit.close()
+
+
+def test_captions_with_suggestions_and_guidance(browser: Any, tmp_path: Path) -> None:
+    model = with_words(nextpixel.ImageGPTConfig(layers=2, width=32, heads=4, side=16, colors=12), torch.float32)
+    nextpixel.save(model, tmp_path / "model")
+    with serve("--model", str(tmp_path / "model"), "--model", "embedded") as address:
+        visit = Visit(browser, address).open()
+        visit.set(kept=8)
+        plain = visit.draw("#sample")
+        visit.page.fill("#caption", "long r")
+        offered = "[...document.querySelectorAll('#words option')].map(option => option.value)"
+        assert visit.value(offered) == ["long red"]
+        visit.page.fill("#caption", "long red hair, g")
+        assert visit.value(offered) == ["long red hair, glasses", "long red hair, green"]
+        visit.page.fill("#caption", "long red hair, glasses")
+        visit.page.fill("#guidance", "2.5")
+        told = visit.draw("#sample")
+        wanted = nextpixel.sample(model, n=2, caption="long red hair, glasses", guidance=2.5, speed="exact")
+        for url, other, whole in zip(told, plain, wanted, strict=True):
+            assert pixels(url).tobytes() == whole.tobytes() and url != other
+        visit.page.locator(".tile").first.click()
+        visit.page.keyboard.press("Escape")
+        visit.expect(visit.page.locator("#command")).to_contain_text(
+            "--caption 'long red hair, glasses' --guidance 2.5"
+        )
+        visit.page.fill("#caption", "zebra")
+        visit.expected = "422|400"
+        visit.page.click("#sample")
+        visit.expect(visit.page.locator("#draw-error")).to_contain_text("words that the model knows, got 'zebra'")
+        visit.page.select_option("#model", "embedded")
+        visit.expect(visit.page.locator("#captioned")).to_be_hidden()
+        visit.expect(visit.page.locator("#command")).not_to_contain_text("zebra")
         visit.close()
 
 
