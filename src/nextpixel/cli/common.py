@@ -37,7 +37,7 @@ class PictureFiles:
     each: Path | None = None
     """Also write each picture to a file in this new folder."""
     sheet: Path | None = None
-    """Also write all pictures into this PNG, side by side without gaps, and their places into a .json beside it."""
+    """Also write all pictures into this PNG, side by side without gaps, and their positions into a .json file."""
     gif: Path | None = None
     """Also write an animation of the drawing to this .gif file."""
 
@@ -127,9 +127,9 @@ def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str
         raise InputError(f"expected a file name that ends in {suffix}, got {str(out)!r}", argument=argument)
     if out.is_dir():
         raise InputError(f"expected a file, got the folder {out}; name a {suffix} in it", argument=argument)
-    place = out.resolve()
+    resolved = out.resolve()
     given = {Path(name).resolve() for name in inputs}
-    if place in given or (out.exists() and not given.isdisjoint(place.parents)):
+    if resolved in given or (out.exists() and not given.isdisjoint(resolved.parents)):
         raise InputError(f"{out} is one of the inputs and would be overwritten; name another file", argument=argument)
     check_output(out, argument)
 

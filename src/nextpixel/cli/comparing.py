@@ -153,12 +153,12 @@ def _draw(path: Path, pictures: NDArray[np.uint8], train: NDArray[np.uint8], nea
     from nextpixel.images import grid, save_png
 
     shown, columns = min(SHOWN, len(pictures)), near[0].indices.shape[1]
-    titles = ["picture"] + [one.extractor if place == 0 else "" for one in near for place in range(columns)]
+    titles = ["picture"] + [one.extractor if column == 0 else "" for one in near for column in range(columns)]
     cells: list[list[np.ndarray | None]] = []
     captions: list[list[str | None]] = []
     for row in range(shown):
-        found = [place for one in near for place in one.indices[row]]
-        cells.append([pictures[row], *(train[place] if place >= 0 else None for place in found)])
+        found = [index for one in near for index in one.indices[row]]
+        cells.append([pictures[row], *(train[index] if index >= 0 else None for index in found)])
         distances = [distance for one in near for distance in one.distances[row]]
         captions.append([None, *(f"{distance:.3g}" if distance < float("inf") else None for distance in distances)])
     zoom = max(1, CELL_PIXELS // pictures.shape[1])

@@ -17,12 +17,12 @@ def command(verb: str, *arguments: object, split: str | None = None, model: str 
     return shlex.join(["nextpixel", verb, *map(str, arguments), *given])
 
 
-def first_use(model: ImageGPT, place: str | Path | None) -> str:
-    """What to try with the model at `place`; None is the embedded model."""
-    if model.config.classes and place is not None:
-        return f"To classify new images: {command('predict', place, 'new/', '--out', 'predictions.csv')}"
+def first_use(model: ImageGPT, path: str | Path | None) -> str:
+    """What to try with the model at `path`; None is the embedded model."""
+    if model.config.classes and path is not None:
+        return f"To classify new images: {command('predict', path, 'new/', '--out', 'predictions.csv')}"
     if model.config.objective == "masked":
-        return f"To extract features: {command('features', 'photos/', model=place)}"
+        return f"To extract features: {command('features', 'photos/', model=path)}"
     if model.words is not None:
-        return f"To draw from a caption: {command('sample', model.words.table[0], model=place)}"
-    return f"To complete a picture: {command('complete', 'photo.jpg', model=place)}"
+        return f"To draw from a caption: {command('sample', model.words.table[0], model=path)}"
+    return f"To complete a picture: {command('complete', 'photo.jpg', model=path)}"
