@@ -276,7 +276,7 @@ BAD = {
     "sample --model no-norm": ["no-norm", "expected a tensor 'transformer.ln_f.weight'"],
     "sample --model deep": ["deep", "layers: expected a whole number from 1 to 10,000"],
     "sample --model wide": ["wide", "expected shape (513, 32)", "got (513, 16)"],
-    "sample --model biased": ["biased", "c_fc.bias", "expected a bias of zero"],
+    "sample --model biased": ["biased", "c_fc.bias", "expected zeros"],
     "sample --model few-colours": ["few-colours/preprocessor_config.json", "expected 512 tokens, got 5"],
     "sample --model no-colours": ["no-colours/preprocessor_config.json", "clusters", "expected"],
     # drawn pictures against real ones
