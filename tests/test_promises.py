@@ -18,7 +18,7 @@ from PIL import Image
 
 from nextpixel import cli
 from nextpixel.data.labels import labels_of
-from nextpixel.images.sources import open_source
+from nextpixel.images.sources import load_images, open_source
 
 VERB = '''
 """nextpixel census"""
@@ -47,7 +47,7 @@ class Census:
 def run(argv: Sequence[str]) -> None:
     args = parse(Census, "census", argv)
     check_numbers(args, at_least_zero="at_least")
-    from nextpixel.images.sources import open_source
+    from nextpixel.images.sources import load_images, open_source
 
     count = len(open_source(args.images))
     count = count if count >= args.at_least else 0
@@ -153,7 +153,8 @@ def test_a_dataset_is_no_code(
     data = write(tmp_path / f"zyx-{time.time_ns()}", sets)
     for split, (images, names) in sets.items():
         source = open_source(data, split)
-        read = [(labels_of(source)[i], source.square(i, 4, "crop").tobytes()) for i in range(len(source))]
+        pixels = [image.tobytes() for image in load_images(source, 4)]
+        read = zip(labels_of(source), pixels, strict=True)
         assert sorted(read) == sorted((name, image.tobytes()) for name, image in zip(names, images, strict=True))
     small = "--layers 1 --width 16 --heads 2 --side 4 --steps 1 --batch-images 2 --sample-images 0 --threads 1".split()
     palette = ["--palette", str(folder / "colours.npy")]
