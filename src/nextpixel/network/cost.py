@@ -39,32 +39,23 @@ def flops_per_image(config: ImageGPTConfig) -> int:
 
     Each multiply-add of a matrix product counts two; attention's two products count over the causal half.
     """
-    return 3 * _forward_flops(config, _attended(config))
+    return 3 * _forward_flops(config)
 
 
-def full_square_flops_per_image(config: ImageGPTConfig) -> int:
-    """The same with attention over all T x T scores, as by a kernel that does not skip masked ones."""
-    return 3 * _forward_flops(config, config.tokens)
+def _forward_flops(config: ImageGPTConfig) -> int:
+    return config.layers * _block_flops(config) + 2 * config.tokens * config.colors * config.width
 
 
-def _forward_flops(config: ImageGPTConfig, attended: int) -> int:
-    return config.layers * _block_flops(config, attended) + 2 * config.tokens * config.colors * config.width
-
-
-def _block_flops(config: ImageGPTConfig, attended: int) -> int:
+def _block_flops(config: ImageGPTConfig) -> int:
+    attended = config.tokens // 2 if config.objective == "autoregressive" else config.tokens  # on average
     attention = 2 * attended * config.width  # two products with that many positions each
     return 2 * (config.prefix_slots - 1 + config.tokens) * (config.block_matrix_parameters + attention)
-
-
-def _attended(config: ImageGPTConfig) -> int:
-    """Number of positions that a token attends to, on average."""
-    return config.tokens // 2 if config.objective == "autoregressive" else config.tokens
 
 
 def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
     """FLOPs of the features of one image: the first `layer` blocks of an Image GPT, or a whole ResNet."""
     if isinstance(config, ImageGPTConfig):
-        return layer * _block_flops(config, _attended(config))
+        return layer * _block_flops(config)
     (rows, columns), before = to_size(config.side), 16 * config.factor
     total = 2 * 27 * before * rows * columns
     for stage in range(3):
@@ -132,7 +123,6 @@ class Plan:
 
     parameters: int
     flops_per_image: int
-    full_square_flops_per_image: int
     images: int
     flops: int
     devices: int
@@ -353,12 +343,11 @@ def make_plan(
     rows = max(1, int((usable_bytes(hardware.memory_bytes) - weights) / cache))
     batch_pixel = max(
         (weights + rows * cache / 2) / hardware.bytes_per_second,
-        rows * _forward_flops(config, config.tokens // 2) / config.tokens / drawing_peak,
+        rows * _forward_flops(config) / config.tokens / drawing_peak,
     )
     return Plan(
         config.parameters,
         flops_per_image(config),
-        full_square_flops_per_image(config),
         steps * batch_images,
         flops,
         devices,
