@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextpixel.images import grid, png_bytes, save_png, terminal_picture, to_picture, write_gif, write_sheet
+from nextpixel.images import grid, png_bytes, save_png, terminal_row, to_picture, write_gif, write_sheet
 
 CLEAR, GLASS, RED, BLUE = (0, 0, 0, 0), (200, 10, 0, 90), (200, 0, 0, 255), (0, 0, 250, 255)
 PALETTE = np.array([CLEAR, GLASS, RED, BLUE], np.uint8)
@@ -132,10 +132,10 @@ def test_a_grid_lays_transparency_over_its_ground_and_never_over_checks() -> Non
 
 
 def test_the_terminal_lays_transparency_over_checks() -> None:
-    clear = terminal_picture(np.zeros((4, 4, 4), np.uint8))
+    clear = terminal_row([np.zeros((4, 4, 4), np.uint8)])
     assert "140;140;140" in clear and "115;115;115" in clear
     opaque = of(np.full((4, 4), 2))
-    assert terminal_picture(opaque) == terminal_picture(opaque[..., :3])
+    assert terminal_row([opaque]) == terminal_row([opaque[..., :3]])
 
 
 def test_png_bytes_keep_alpha() -> None:

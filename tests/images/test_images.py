@@ -1,4 +1,4 @@
-"""images.py: decoding to RGB, squares, crops, grids, files, terminal text, heat maps."""
+"""Decoding to RGB, fitting, crops, grids, files, terminal text, heat maps."""
 
 import io
 import pickle
@@ -24,7 +24,6 @@ from nextpixel.images import (
     grid,
     heatmap,
     save_png,
-    terminal_picture,
     terminal_row,
     to_rgb,
     zoom_nearest,
@@ -387,7 +386,7 @@ def test_save_png_is_atomic(tmp_path, monkeypatch):
 def test_save_png_needs_a_folder_and_a_png_name(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"missing.*does not exist; create it first"):
         save_png(noise(2, 2), tmp_path / "missing" / "a.png")
-    with pytest.raises(InputError, match=r"a\.jpg.*must end in \.png"):
+    with pytest.raises(InputError, match=r"a\.jpg: expected a name that ends in \.png"):
         save_png(noise(2, 2), tmp_path / "a.jpg")
     (tmp_path / "d.png").mkdir()
     with pytest.raises(InputError, match="is a folder"):
@@ -402,7 +401,7 @@ def test_save_png_needs_a_folder_and_a_png_name(tmp_path, monkeypatch):
 
 def test_terminal_pictures_are_half_blocks_in_true_colour():
     image = np.array([[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]], [[0, 0, 0], [0, 0, 0]]], np.uint8)
-    first, second = terminal_picture(image).split("\n")
+    first, second = terminal_row([image]).split("\n")
     assert first == "\x1b[38;2;1;2;3;48;2;7;8;9m▀\x1b[38;2;4;5;6;48;2;10;11;12m▀\x1b[0m"
     assert second == "\x1b[38;2;0;0;0m▀▀\x1b[0m"  # an odd last row has no lower half
 
@@ -416,7 +415,7 @@ def plain(text: str) -> list[str]:
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 30))
 @settings(max_examples=30, deadline=None)
 def test_terminal_pictures_keep_to_the_width(height, width, limit):
-    lines = terminal_picture(noise(height, width), limit).split("\n")
+    lines = terminal_row([noise(height, width)], limit).split("\n")
     assert all(line.endswith("\x1b[0m") for line in lines)
     assert {len(line) for line in plain("\n".join(lines))} == {min(width, limit)}
 
@@ -429,7 +428,7 @@ def test_terminal_rows_stand_side_by_side_and_wrap():
     assert all(not line or line.endswith("\x1b[0m") for line in row.split("\n"))
     assert terminal_row([]) == ""
     with pytest.raises(InputError, match="at least 1 column"):
-        terminal_picture(noise(2, 2), 0)
+        terminal_row([noise(2, 2)], 0)
 
 
 def test_heat_maps_grow_lighter_from_black_to_yellow():

@@ -139,7 +139,7 @@ def test_what_looks_like_a_split_is_not_joined_in_silence(tmp_path, capsys, test
     for name in ("cat/1.png", "dog/1.png", f"test/{test}"):
         picture(tmp_path / name)
     assert len(open_source(tmp_path)) == 3
-    assert f"{tmp_path}: all folders together, also test, which looks like a split" in capsys.readouterr().err
+    assert f"{tmp_path}: uses all folders, also test, which looks like a split" in capsys.readouterr().err
     assert list(open_source(tmp_path, "test").names) == [test]
 
 
@@ -219,7 +219,7 @@ def test_arrays_of_splits_are_told(tmp_path, capsys):
         open_source(tmp_path / "one.npz", "test")
 
 
-# ---- what is passed over
+# ---- what is skipped
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_pictures_of_kinds_that_cannot_be_read_are_counted_and_listed(bare, tmp_
     (tmp_path / "cat" / name).write_bytes(b"whatever")
     source = open_source(tmp_path)
     assert len(source) == 10 and len(source.unreadable) == 1 and f"cat/{name}" in source.unreadable[0]
-    assert capsys.readouterr().err == f"{tmp_path}: passed over 1 x {KINDS[name]}\n"
+    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 x {KINDS[name]}\n"
     for _ in range(2):  # decoded, and from the cache
         (line,) = decode(tmp_path, 8).unreadable
         assert f"cat/{name}" in line and KINDS[name] in line
@@ -275,7 +275,7 @@ def test_folders_of_servers_and_systems_are_no_pictures(tmp_path, capsys):
             (tmp_path / name / stray).write_bytes(b"x")
     source = open_source(tmp_path)
     assert list(source.names) == ["cat/1.png", "dog/1.png"] and source.classes == ["cat", "dog"]
-    assert "passed over 14 x hidden or system entry, 4 x other file (.csv, .txt)" in capsys.readouterr().err
+    assert "skipped 14 x hidden or system entry, 4 x other file (.csv, .txt)" in capsys.readouterr().err
     assert "cat/@eaDir: hidden or system entry" in source.skipped and len(source.skipped) == 18
     assert len(decode(tmp_path, 8).unreadable) == 0
 
@@ -350,7 +350,7 @@ def test_shards_with_a_damaged_header_or_joined_are_refused(tmp_path):
         place = file.getmembers()[1].offset
     data[place + 150] ^= 255  # in its checksum
     one.write_bytes(data)
-    with pytest.raises(InputError, match="cut short or is damaged"):
+    with pytest.raises(InputError, match="truncated or damaged"):
         open_source(one)
 
 
@@ -361,7 +361,7 @@ def test_samples_without_a_picture_are_counted(bare, tmp_path, capsys):
     assert len(source) == 19 and len(source.unreadable) == len(source.skipped) == 1
     assert "x.tar/19.heic" in source.unreadable[0] and source.skipped[0].startswith("x.tar/20.json: sample without")
     err = capsys.readouterr().err
-    assert "passed over 1 x HEIC (to read it: pip install pillow-heif), 1 x sample without a picture" in err
+    assert "skipped 1 x HEIC (to read it: pip install pillow-heif), 1 x sample without a picture" in err
 
 
 # ---- paths in tables

@@ -11,7 +11,6 @@ from nextpixel.images.canvas import (
     heatmap,
     png_bytes,
     save_png,
-    terminal_picture,
     terminal_row,
     zoom_nearest,
 )
@@ -66,7 +65,6 @@ __all__ = [
     "read_pixels",
     "readable_extensions",
     "save_png",
-    "terminal_picture",
     "terminal_row",
     "to_picture",
     "to_rgb",

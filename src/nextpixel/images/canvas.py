@@ -1,4 +1,4 @@
-"""What is shown: grids, PNG files, terminal text, heat maps."""
+"""Output: grids, PNG files, terminal text, heat maps."""
 
 import io
 import os
@@ -94,18 +94,18 @@ def grid(
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3 or 4) or (H, W) as the content of a PNG file, compressed as far as it goes."""
+    """uint8 (H, W, 3 or 4) or (H, W) as the content of a PNG file, at the highest compression."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=9)
     return buffer.getvalue()
 
 
 def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG, whole or not at all. Raises InputError or WorkError."""
+    """Write a PNG file atomically. Raises InputError or WorkError."""
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
     if not path.lower().endswith(".png"):
-        raise InputError(f"{path}: images are written as PNG, so the name must end in .png")
+        raise InputError(f"{path}: expected a name that ends in .png")
     if not os.path.isdir(folder):
         raise InputError(f"{path}: the folder {folder} does not exist; create it first or name another place")
     if os.path.isdir(path):
@@ -118,17 +118,12 @@ def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
 # ---- terminal and heat maps
 
 
-def terminal_picture(image: np.ndarray, width_limit: int = 80) -> str:
-    """uint8 (h, w, 3 or 4) -> lines of half blocks in 24-bit ANSI colours, two pixel rows a line.
-
-    Transparency is laid over a checkerboard. Wider than `width_limit` columns it is shrunk. Every line ends with a
-    reset; no newline after the last.
-    """
-    return "\n".join(_terminal_lines(image, width_limit))
-
-
 def terminal_row(images: Sequence[np.ndarray], width_limit: int = 80, *, gap: int = 2) -> str:
-    """Images side by side, going on in a further band below where `width_limit` columns are full."""
+    """Images uint8 (h, w, 3 or 4) side by side as half blocks in 24-bit ANSI colours, two pixel rows a line.
+
+    Transparency is over a checkerboard. Images wider than `width_limit` columns are shrunk, and where a row is full the
+    next one begins below. Every line of an image ends with a reset; there is no final newline.
+    """
     bands: list[list[tuple[list[str], int]]] = []
     used = 0  # columns of the last band
     for image in images:

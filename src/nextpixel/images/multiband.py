@@ -24,9 +24,9 @@ TURNS: dict[
 
 
 def choose_bands(values: np.ndarray, bands: tuple[int, ...] | None) -> tuple[np.ndarray, tuple[int, ...]]:
-    """(H, W, C) -> (H, W, 1 or 3) and which bands these are: of two or more than three, `bands` or the first ones.
+    """(H, W, C) -> (H, W, 1 or 3) and the chosen bands: of two or more than three, `bands` or the first ones.
 
-    Raises ValueError for a band that is not there.
+    Raises ValueError for a missing band.
     """
     count = values.shape[2]
     if count in (1, 3):
@@ -38,14 +38,14 @@ def choose_bands(values: np.ndarray, bands: tuple[int, ...] | None) -> tuple[np.
 
 
 def straight(values: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Premultiplied whole numbers (H, W, C) without their opacity (H, W)."""
+    """Undo premultiplication by opacity (H, W), for whole numbers (H, W, C)."""
     opacity = opacity[..., None]
     found = np.divide(values, opacity, out=np.zeros(values.shape, np.float32), where=opacity > 0)
     return np.rint(np.minimum(found, np.iinfo(values.dtype).max)).astype(values.dtype)
 
 
 def no_data(text: Any) -> float | None:
-    """The number of GDAL's tag for it."""
+    """The value of GDAL's no-data tag."""
     try:
         return float(text)
     except (TypeError, ValueError):

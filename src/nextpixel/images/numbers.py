@@ -1,4 +1,4 @@
-"""Pixels whose range their format does not state, such as 12 bits in a 16-bit file, and how they become colours."""
+"""Pixels whose range the format does not define, such as 12 bits in a 16-bit file, and their mapping to colours."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from PIL import Image
 from nextpixel.config import Levels
 from nextpixel.images.profiles import to_srgb
 
-OUTLIERS = 1000  # at most one value in so many is an outlier, at each end
-FEWEST_VALUES = 16  # of which one can be told to be an outlier
+OUTLIERS = 1000  # at each end, one value in this many may be an outlier
+FEWEST_VALUES = 16  # needed to recognise an outlier
 SAMPLED_VALUES = 1 << 14  # of a picture
 ROWS_AT_ONCE = 1 << 20  # values
-WHOLE_RANGES = {  # what is common, by the kind of number
+WHOLE_RANGES = {  # common ranges, by kind of number
     "iub": (1, 255, 1023, 4095, 16383, 65535),
     "f": (1, 255, 65535),
 }
@@ -24,28 +24,28 @@ HUGE = 1e30
 
 @dataclass(frozen=True)
 class Numbers:
-    """A picture as its file holds it, upright."""
+    """A picture with the values of its file, upright."""
 
     values: np.ndarray
-    """(H, W, 1 or 3), any type of number; NaN is no value."""
+    """(H, W, 1 or 3), any numeric type; NaN is no value."""
     opacity: np.ndarray | None = None
     """(H, W), 0 to 1."""
     stated: tuple[float, float] | None = None
-    """Black and white, where the format states them."""
+    """The values of black and white, if the format defines them."""
     window: np.ndarray | None = None
-    """uint8 (H, W, 1): how the file itself wants to be shown where no range is given."""
+    """uint8 (H, W, 1): the display that the file specifies, used if no range is given."""
     negative: bool = False
     """Whether the lowest number is white."""
     no_data: float | None = None
     """The number that stands for no value."""
     bands: tuple[int, ...] = ()
-    """Which of `band_count` bands these are, counted from 1; empty where that is no question."""
+    """The chosen bands of `band_count`, counted from 1; empty if there was no choice."""
     band_count: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What PIL tells of the colours, see profiles.to_srgb."""
+    """PIL's info about colours, see profiles.to_srgb."""
 
     def sample(self) -> np.ndarray:
-        """Some of the finite values that are seen, float64 (N,), always the same."""
+        """A deterministic sample of the visible finite values, float64 (N,)."""
         height, width = self.values.shape[:2]
         step = max(1, int(np.ceil(np.sqrt(height * width / SAMPLED_VALUES))))
         values = self.values[::step, ::step]
@@ -56,7 +56,7 @@ class Numbers:
 
 
 def coloured(numbers: Numbers, levels: Levels) -> Image.Image:
-    """RGB, the range mapped to 0..255, opacity laid over white. Without any range the picture's own is taken."""
+    """RGB, the range mapped to 0..255, opacity over white. Default: the picture's own range."""
     if numbers.window is not None and levels.range is None:
         pixels = numbers.window
     else:
@@ -83,10 +83,10 @@ def _scaled(numbers: Numbers, low: float, high: float) -> np.ndarray:
 
 
 def find_range(pictures: Iterable[Numbers]) -> tuple[float, float] | None:
-    """What is black and what is white in a set, by a sample of its values; None where no range is looked for.
+    """The values of black and white for a set, from a sample; None if all formats define theirs.
 
-    The central 99.8 % of the values, and the lowest and highest if they are not far off. Where these fill a whole
-    range such as 0..4095 or 0..1, that is taken.
+    The central 99.8 % of the values, extended to the lowest and highest if these are near, and widened to a common
+    range such as 0..4095 or 0..1 if they fill it.
     """
     samples, kinds = [], set()
     for numbers in pictures:
@@ -103,7 +103,7 @@ def find_range(pictures: Iterable[Numbers]) -> tuple[float, float] | None:
 
 
 def _robust(values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest of sorted values without what stands for no data and without outliers."""
+    """Lowest and highest of sorted values, without no-data values and outliers."""
     while len(values):
         marks = [end for end in (values[0], values[-1]) if _means_no_data(end, values)]
         if not marks:
@@ -121,7 +121,7 @@ def _robust(values: np.ndarray) -> tuple[float, float]:
 
 
 def _means_no_data(end: float, values: np.ndarray) -> bool:
-    """Whether the lowest or highest of sorted values is a customary mark, is frequent and lies far from the others."""
+    """Whether the lowest or highest of sorted values is a common no-data value, frequent and far from the others."""
     others = values[values != end]
     if end not in NO_DATA or len(others) == 0 or len(values) - len(others) <= max(1, len(values) // OUTLIERS):
         return bool(abs(end) > HUGE)

@@ -1,4 +1,4 @@
-"""Encoded pictures, PIL's and arrays -> RGB, as a viewer shows them."""
+"""Files, PIL pictures and arrays -> RGB, as a viewer shows them, or exact RGBA."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ Content = str | bytes | Picture | np.ndarray  # a path, an encoded picture, or p
 
 PIXEL_LIMIT = 178_956_970  # half a GiB of RGB: where PIL itself refuses by default
 
-# Without EPS, which starts an outside program, and without formats that PIL knows by name only.
+# Without EPS, which runs another program, and formats that PIL only identifies.
 FORMATS = "AVIF BMP DDS DIB GIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM PSD QOI SGI SUN TGA TIFF WEBP XBM".split()
 EXTENSIONS = frozenset(
     "apng avif avifs bmp bw dds dib gif icns ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm "
@@ -42,7 +42,7 @@ PLUGINS = {  # kind -> extensions, the module that reads them, what pip calls it
     "JPEG XL": (frozenset({"jxl"}), "pillow_jxl", "pillow-jxl-plugin"),
     "DICOM": (frozenset({"dcm", "dicom"}), "pydicom", "pydicom"),
 }
-UPRIGHT = {  # EXIF orientation (tag 0x0112) -> what turns the stored pixels upright
+UPRIGHT = {  # EXIF orientation (tag 0x0112) -> the transposition that makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,7 +51,7 @@ UPRIGHT = {  # EXIF orientation (tag 0x0112) -> what turns the stored pixels upr
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WIDE = re.compile(r"(LA|RGB|RGBA|RGBa|RGBX);16([BLN])")  # raw modes of which PIL keeps the higher byte alone
+WIDE = re.compile(r"(LA|RGB|RGBA|RGBa|RGBX);16([BLN])")  # raw modes of which PIL keeps only the high byte
 PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, GDAL_NODATA, BITS = 262, 277, 284, 338, 42113, 258  # TIFF tags
 
 
@@ -91,7 +91,7 @@ def decode(
 ) -> Picture:
     """A path, encoded bytes, a PIL picture or an array -> RGB, first frame, upright. Raises UnreadableImage only.
 
-    Of more pixels than the limit nothing but the header is read. `formats` are some of FORMATS; by default all.
+    Of a picture over the limit only the header is read. `formats` are some of FORMATS; by default all.
     """
     pixels = read_pixels(content, name, bands=levels.bands, pixel_limit=pixel_limit, formats=formats)
     return pixels if isinstance(pixels, Picture) else coloured(pixels, levels)
@@ -196,9 +196,8 @@ def _readable(name: str, pixel_limit: int) -> Iterator[None]:
 def to_rgb(picture: Picture, levels: Levels = Levels()) -> Picture:  # noqa: B008
     """Any PIL picture -> RGB in sRGB, upright by its EXIF orientation, transparency laid over white.
 
-    Nothing but pixels is kept, so that doing it again changes nothing. Numbers of more than 8 bits are scaled by
-    `levels`. An animation gives the frame it is at: the first of a file just opened. A picture that is plain RGB
-    already is returned itself.
+    Metadata is dropped, so the function is idempotent. Values of more than 8 bits are scaled by `levels`. Of an
+    animation it is the current frame. A plain RGB picture is returned itself.
     """
     with _quiet_pil():
         pixels = _of_picture(picture, levels.bands)
@@ -261,7 +260,7 @@ def _info(picture: Picture) -> dict[str, Any]:
 
 
 def _plain(rgb: Picture, original: Picture) -> Picture:
-    """Without what would be believed again: orientation, profile, gamma, transparent colour."""
+    """Drop metadata that would be applied twice: orientation, profile, gamma, transparent colour."""
     if rgb is original and type(rgb) is Picture and not rgb.info and not rgb.getexif():
         return rgb
     rgb = rgb.copy()
@@ -341,7 +340,7 @@ def _file_of(picture: Picture) -> bytes:
 
 
 def _of_wide(file: str | bytes, kind: str, channels: str, order: str, tags: Any) -> Numbers:
-    """PIL unpacks one byte of each 16-bit number: it is asked twice, once for either byte."""
+    """PIL unpacks one byte of each 16-bit value, so unpack twice, once for each byte."""
     high = {"N": "L" if sys.byteorder == "little" else "B"}.get(order, order)
     if channels == "LA":
         both, info = _unpacked(file, kind, "RGBA", "RGBA")  # all four bytes at once
@@ -383,12 +382,12 @@ def _unpacked(file: str | bytes, kind: str, mode: str, raw: str) -> tuple[np.nda
 
 
 def _is_opacity(tags: Any) -> bool:
-    """Whether a TIFF's extra sample is declared to be opacity; 999 is Corel Draw's."""
+    """Whether a TIFF's extra sample is declared as opacity; 999 is Corel Draw's code."""
     return (tags.get(EXTRA_SAMPLES) or (0,))[0] in (1, 2, 999)
 
 
 def _means_opacity(picture: Picture, tags: Any) -> bool:
-    """Whether the fourth channel that PIL calls opacity is that by the picture's format. Called before loading."""
+    """Whether PIL's opacity channel is opacity by the file format. Call before loading."""
     kind, file = picture.format, getattr(picture, "fp", None)
     if picture.mode not in ("RGBA", "RGBa", "LA", "La", "PA"):
         return True
@@ -418,7 +417,7 @@ def _means_opacity(picture: Picture, tags: Any) -> bool:
 
 
 def _has_psd_opacity(file: Any) -> bool:
-    """A negative number of layers says that the fourth channel is the picture's opacity; else it is a selection."""
+    """In a PSD file a negative number of layers means that the fourth channel is opacity, not a selection."""
     place = file.tell()
     try:
         file.seek(26)

@@ -40,7 +40,7 @@ def to_srgb(picture: Image.Image, info: Mapping[str, Any]) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes | None) -> tuple[str, Any]:
-    """PIL's mode of a profile (None: CIELAB) and the way to sRGB, which is None where it changes nothing."""
+    """PIL's mode of a profile (None: CIELAB) and its transform to sRGB, None if that changes nothing."""
     from PIL import ImageCms
 
     try:
@@ -86,7 +86,7 @@ def _by_primaries(picture: Image.Image, gamma: float | None, chromaticities: tup
     except np.linalg.LinAlgError:
         return picture
     pixels = np.array(picture)
-    for row in pixels:  # one at a time: 16 times their memory is needed
+    for row in pixels:  # row by row, as it takes 16 times the memory
         row[:] = np.rint(_from_linear(np.clip(linear[row] @ matrix.T, 0, 1)) * 255)
     return Image.fromarray(pixels)
 

@@ -1,6 +1,6 @@
-"""Everything that `images` may mean, normalised in exactly one function: open_source().
+"""Sources of pictures: open_source() turns any argument `images` into one.
 
-A source lists what it holds quickly and decodes one picture at a time.
+A source lists its pictures quickly and decodes them one at a time.
 """
 
 import os
@@ -31,23 +31,23 @@ ARCHIVES = frozenset("7z bz2 gz rar tgz xz zip zst".split())
 
 
 def open_source(images: Any, split: str | None = None, *, stream: bool = False) -> Source:
-    """Opens whatever `images` is; names are listed, nothing is decoded.
+    """Open a source: list the names of its pictures, decode none.
 
     images  a PIL picture;
             an array or tensor (H, W, 3), (H, W), (B, H, W, 3) or (B, H, W): uint8, where 1 or 4 channels (the
-            fourth is opacity, laid over white) do as well as 3, or other numbers and bands, see images.Numbers;
+            fourth is opacity, laid over white) work as well as 3; or other numbers and bands, see images.Numbers;
             3 axes that end in 1, 3 or 4 are one image;
-            a list of these or of paths, sizes mixed at will;
+            a list of these or of paths, of any sizes;
             an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
             arrays such as cifar10_teX.npy; WebDataset shards, .tar, as a file or a folder of them;
             a folder that nextpixel prepare made;
             a pattern of such files, as in shards/{000..127}.tar or shards/*.tar;
             a set on the hub: owner/name or owner/name:config
-    split   train, validation, test or another that the source has; None: train, where there are several
-    stream  a set on the hub is read from there in order, instead of being downloaded first
+    split   train, validation, test or another split of the source; None: train, if it has several
+    stream  read a set on the hub from there, in order, instead of downloading it first
 
     Sub-folders are classes if every image lies exactly one folder deep; images beside two or more of them have
-    no label. What is passed over, left out or taken together is said once, on stderr. Raises InputError.
+    no label. Skipped files and merged folders are reported once, on stderr. Raises InputError.
     """
     if isinstance(images, Source):
         return images
@@ -61,7 +61,7 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
     if isinstance(images, np.ndarray):
         refuse_split(split, "the array")
         return ArraySource("the array", batch(images, "the array"))
-    if hasattr(images, "detach"):  # a torch tensor, told without importing torch
+    if hasattr(images, "detach"):  # a torch tensor, recognised without importing torch
         refuse_split(split, "the tensor")
         return ArraySource("the tensor", batch(_numpy(images), "the tensor"))
     raise InputError(
@@ -76,7 +76,7 @@ def load_images(
     """Every picture of a small source at that side, or height and width, in order: uint8 (B, H, W, 3), see images.
 
     With `fit="place"`: every frame and tile, uint8 (B, H, W, 4), see sprites.SpriteSource.
-    Raises InputError, also for a single picture that cannot be read: each was asked for.
+    Raises InputError, also if a single picture cannot be read.
     """
     source = open_source(images, split)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
@@ -96,7 +96,7 @@ def load_images(
 
 
 class JoinedSource(Source):
-    """A list: several sources one after the other. Files are named by their paths, the rest by number."""
+    """Several sources in a row, from a list. Files are named by their paths, other pictures by number."""
 
     def __init__(self, parts: list[Source]) -> None:
         numbers = Numbered([("", len(parts))])
@@ -179,8 +179,8 @@ def _open_path(path: str, split: str | None, stream: bool) -> Source:
     kind = extension(path)
     if kind in ARCHIVES:
         raise InputError(
-            f"{path} is a compressed archive, in which no picture can be looked up; unpack it, or, where a .tar is in "
-            "it, unpack only to that"
+            f"{path} is a compressed archive, which gives no access to single pictures; unpack it, or decompress it "
+            "to a plain .tar"
         )
     if kind == "npz":
         return open_npz(path, split)
@@ -209,9 +209,9 @@ def _open_files(source_name: str, folder: str, names: list[str], level: int | No
 
 
 def _find_dicom(found: Listing) -> None:
-    """DICOM files often have no extension, or, alone in a folder, any: they are pictures, or of a kind not readable."""
+    """Find DICOM files without a known extension: they are pictures, or unreadable without pydicom."""
 
-    def bare(name: str) -> bool:  # also a UID, which ends in a number
+    def bare(name: str) -> bool:  # a UID ends in a number
         return "." not in os.path.basename(name) or extension(name).isdigit()
 
     others = [name for name, kind in found.skipped if kind == "other file" and (not found.names or bare(name))]
@@ -237,7 +237,7 @@ def _open_folder(folder: str, split: str | None) -> Source:
             f"extension, .parquet or .tar{others and '; it holds ' + others}"
         )
     if others:
-        say_once(f"{folder}: passed over {others}")
+        say_once(f"{folder}: skipped {others}")
     root, names, unreadable, chosen = folder, found.names, found.unreadable, None
     level, rest_is_train = folder_level(names, split, folder)
     if level is not None:

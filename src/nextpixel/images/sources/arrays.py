@@ -34,7 +34,7 @@ class PictureSource(Source):
 
 
 class ArraySource(Source):
-    """Numbers (B, H, W) or (B, H, W, C); `stamp` stands for the content where that lies in a file."""
+    """Numbers (B, H, W) or (B, H, W, C); `stamp` identifies the content if it is in a file."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class ArraySource(Source):
 
 
 def batch(array: np.ndarray, name: str, *, may_be_single: bool = True) -> np.ndarray:
-    """Checks an array and gives it the axis B: real numbers (B, H, W) or (B, H, W, C). Raises InputError.
+    """Check an array and add the axis B if it is missing: real numbers (B, H, W) or (B, H, W, C). Raises InputError.
 
-    Three axes are one image, where `may_be_single`, if the last is 1, 3 or 4; or if it is far the shortest and the
-    numbers are not uint8.
+    With `may_be_single`, three axes are one image if the last has length 1, 3 or 4, or is by far the shortest and the
+    values are not uint8.
     """
     if array.dtype.kind not in "uifb":
         raise InputError(f"{name} must hold real numbers, such as uint8 values 0..255, got {array.dtype}")
@@ -100,7 +100,7 @@ def open_npy(path: str) -> Source:
 
 
 def _are_tokens(array: np.ndarray) -> bool:
-    """Whether rows can be pictures in OpenAI's 512 colours; else they are the rows of a picture."""
+    """Whether the rows can be pictures in OpenAI's 512 colours, rather than the rows of one picture."""
     return isqrt(array.shape[1]) ** 2 == array.shape[1] and array.min() >= 0 and array.max() < 512
 
 
@@ -116,7 +116,7 @@ def open_npz(path: str, split: str | None) -> Source:
             images = batch(arrays[key], f"{key} in {path}", may_be_single=False)
             try:
                 labels = arrays.get(label_key)
-            except ValueError:  # objects, which only a pickle could hold; an array of them has no numbers or names
+            except ValueError:  # objects, which need pickle: neither numbers nor names
                 labels = np.full(len(images), object())
             classes = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else None
     except InputError:
@@ -131,7 +131,7 @@ def open_npz(path: str, split: str | None) -> Source:
 
 
 def _npz_keys(keys: list[str], split: str | None, path: str) -> tuple[str, str, str | None]:
-    """The keys of images and labels, and which of several splits that is."""
+    """The keys of images and labels, and the split if there are several."""
     splits: dict[str, tuple[str, str]] = {}
     for key in keys:
         if match := re.fullmatch(r"(\w+)_images", key):

@@ -1,4 +1,4 @@
-"""What every source shares: the interface, names made on demand, the choice of a split, labels, hashes."""
+"""The interface of sources, and what they share: names made on demand, labels, hashes."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from nextpixel.errors import InputError
 from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_image, place_first
 
 NO_LEVELS = Levels()
-READ_TOGETHER = 256  # pictures that threads read before the next ones: what a source that streams must keep
+READ_TOGETHER = 256  # pictures that threads read at the same time, which a streaming source must keep
 
 
 class Source(ABC):
@@ -23,9 +23,9 @@ class Source(ABC):
     names        one stable name for each picture: a relative POSIX path, or a zero-padded number
     labels       int64 (N,), -1 for a picture without one; None where the source knows none
     classes      the name of each label, or None
-    label_problem  what came instead of labels where there are some but none can be used
-    split        which of several splits these are, or None
-    unreadable   a line for each picture that is known not to be readable without looking into it; not in `names`
+    label_problem  why the labels cannot be used, if there are any
+    split        the split, if the source has several
+    unreadable   a line for each picture known to be unreadable without opening it; not in `names`
     skipped      a line for each other file or folder that was found beside the pictures
     """
 
@@ -50,7 +50,7 @@ class Source(ABC):
         return len(self.names)
 
     def take_labels(self, values: Any, classes: Sequence[str] | None = None) -> None:
-        """Labels as they were found, see label_array: what is wrong with them matters to those who ask for labels."""
+        """Set labels of any kind, see label_array; a problem is kept for those who need labels."""
         try:
             labels = label_array(values)
             if len(labels) != len(self):
@@ -87,7 +87,7 @@ class Source(ABC):
         return fit_image(self.read(index, levels), size, fit)
 
     def sampled(self, count: int) -> range:
-        """Numbers of at most `count` pictures, evenly spaced, by which the range of a set is found."""
+        """Numbers of at most `count` evenly spaced pictures, to measure the range of a set."""
         return range(0, len(self), max(1, -(-len(self) // count)))
 
     @abstractmethod
@@ -96,11 +96,11 @@ class Source(ABC):
 
 
 class Names(Sequence[str]):
-    """Names that a large set need not hold: each is made when it is asked for."""
+    """Names made on demand, for large sets."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """The one with that number, which lies within them."""
+        """The name of that number, which is in range."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -134,14 +134,14 @@ class Numbered(Names):
 
 
 def extension(name: str) -> str:
-    """The end of a name without its dot, in lower case."""
+    """The extension of a name, without its dot, in lower case."""
     return os.path.basename(name).rpartition(".")[2].lower()
 
 
 def label_array(values: Any) -> np.ndarray:
     """Labels of any kind, (N,) or (N, 1) -> int64 (N,), -1 where there is none; or str objects (N,), "" where none is.
 
-    None, NaN and -1 are no label. Raises ValueError, whose text says what came instead of one label each.
+    None, NaN and -1 are no label. Raises ValueError, whose text says what the values are instead.
     """
     try:
         values = np.asarray(values)
@@ -180,9 +180,9 @@ def label_array(values: Any) -> np.ndarray:
 
 
 def inside(folder: str, path: str, name: str) -> str:
-    """Where a path that a table holds leads, below the table's folder, links followed.
+    """Resolve a path in a table, including links.
 
-    Raises UnreadableImage for a path that leads elsewhere: nobody who opens a table expects it to read other files.
+    Raises UnreadableImage if it leads out of the table's folder: a table must not read arbitrary files.
     """
     root = os.path.realpath(folder)
     place = os.path.realpath(os.path.join(root, path))
@@ -194,7 +194,7 @@ def inside(folder: str, path: str, name: str) -> str:
 
 
 def identity(path: str, *more: str) -> str:
-    """What stands for a file's content in a fingerprint: its path, size and time."""
+    """Path, size and time of a file, for fingerprints."""
     stat = os.stat(path)
     return "\0".join([os.path.abspath(path), str(stat.st_size), str(stat.st_mtime_ns), *more])
 

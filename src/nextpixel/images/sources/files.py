@@ -18,7 +18,7 @@ from nextpixel.limits import read_bytes
 SAMPLED_FILES = 8
 SAMPLED_BYTES = 65536
 TEXT_BYTES = 1 << 16  # of a caption
-UNREAD = {  # extension -> kind, of what holds pictures and is not read
+UNREAD = {  # extension -> kind, of pictures that are not read
     end: kind
     for kind, ends in {
         "video": "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv",
@@ -52,7 +52,7 @@ class FileSource(Source):
         return os.path.join(self.folder, self.names[index])
 
     def texts(self, name: str) -> list[str]:
-        """Of the files beside the pictures that end so: cat.txt of cat.png."""
+        """The files beside the pictures with that ending: cat.txt beside cat.png."""
         found = [self._text(f"{os.path.splitext(self.content(i))[0]}.{name}") for i in range(len(self))]
         return super().texts(name) if all(text is None for text in found) else [text or "" for text in found]
 
@@ -71,8 +71,8 @@ class FileSource(Source):
                 digest.update(os.fsencode(name) + b"\0%d %d\0" % (stat.st_size, stat.st_mtime_ns))
         except OSError as error:
             raise InputError(f"{name} in {self.source_name} cannot be read: {error.strerror}") from error
-        # Frames or scans unpacked with fixed times have equal names, sizes and times and yet differ, so the
-        # beginnings of a few files count too.
+        # Frames or scans unpacked with fixed times may differ despite equal names, sizes and times, so hash the
+        # first bytes of a few files too.
         for name in self.names[:: max(1, len(self.names) // SAMPLED_FILES)]:
             with suppress(OSError), open(os.path.join(self.folder, name), "rb") as file:
                 digest.update(file.read(SAMPLED_BYTES))
@@ -82,8 +82,8 @@ class FileSource(Source):
 def image_folder(folder: str, names: list[str], level: int | None = None) -> FileSource:
     """Sorted names below a folder; if each lies exactly one folder deep, the sub-folders are the classes.
 
-    Pictures beside two or more such folders have no label. `level` is that of a folder in the names that tells a split.
-    Folders around everything do not count, as in train/train/cat/1.png.
+    Pictures beside two or more such folders have no label. `level` is the depth of the folder that names a split.
+    Folders that contain everything are ignored, as in train/train/cat/1.png.
     """
     folders = [_folders(name, level) for name in names]
     around = len(list(takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))))
@@ -104,7 +104,7 @@ def _folders(name: str, level: int | None) -> list[str]:
 
 
 def _class_of(parents: list[str]) -> str | None:
-    """Its folder, "" beside such folders, None deeper down."""
+    """The class folder; "" beside class folders, None in deeper ones."""
     return None if len(parents) > 1 else "".join(parents)
 
 
@@ -157,7 +157,7 @@ class Listing:
 
 
 def _is_circle(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a link that leads to itself."""
+    """Whether the entry is a link to itself."""
     try:
         entry.stat()
     except OSError as error:
@@ -166,14 +166,14 @@ def _is_circle(entry: os.DirEntry[str]) -> bool:
 
 
 def unread_kind(end: str) -> str | None:
-    """What kind of picture cannot be read, by the extension, and what to do; None for others."""
+    """The kind of unreadable picture with that extension, and the remedy; None for other files."""
     if missing := missing_plugin(end):
         return f"{missing[0]} (to read it: pip install {missing[1]})"
     return UNREAD.get(end)
 
 
 def count_kinds(entries: Iterable[tuple[str, str]]) -> str:
-    """(name, kind) of each -> how many of each kind, the most common first; "" for none."""
+    """Count entries (name, kind) by kind, the most common first; "" without entries."""
     entries = list(entries)
     ends = sorted({extension(name) for name, kind in entries if kind == "other file" and "." in name})
     shown = f" ({', '.join(f'.{end}' for end in ends[:5])}{', ...' if len(ends) > 5 else ''})" if ends else ""

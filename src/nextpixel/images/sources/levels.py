@@ -1,4 +1,4 @@
-"""The range of a set whose formats do not state one: looked for over the set, and the same for all of its pictures."""
+"""What is measured over a whole set: the range of its values, and the enlargement of pixel art."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nextpixel.images.sources.maps import MapSource
 from nextpixel.images.sources.sprites import SpriteSource
 
 PICTURES_SAMPLED = 64
-PICTURES_CHECKED = 8  # against a range that is given
-SHADES_USED = 0.25  # a set that fills less of the range would come out nearly black or white
+PICTURES_CHECKED = 8  # against a given range
+SHADES_USED = 0.25  # with less of the range, pictures are nearly black or white
 
 
 def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source, Levels, str | None]:

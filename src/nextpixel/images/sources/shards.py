@@ -17,7 +17,7 @@ from nextpixel.images.sources.files import count_kinds, unread_kind
 from nextpixel.limits import PICTURE_BYTES, open_file
 from nextpixel.progress import say_once
 
-HEADER_BYTES = 1 << 20  # of what a header goes on in: long names, and the like
+HEADER_BYTES = 1 << 20  # of headers that continue another, such as long names
 EXTENSIONS_OF_HEADERS = b"xgXLK"
 CLASS = "cls"  # the file of a sample that holds its class, a number or a name
 TEXT_BYTES = 1 << 16  # of a caption
@@ -27,8 +27,8 @@ NO_PICTURE = "sample without a picture"
 class ShardSource(Source):
     """The pictures of plain .tar files, shard after shard, each in the order in which it was written.
 
-    Listing reads the headers alone; of the shards only the places of the pictures are held. A sample's picture is the
-    first of its files that is one; those named key.png come before key.mask.png. Raises InputError.
+    Listing reads only headers and keeps only the offsets of the pictures. A sample's picture is its first file that is
+    one; key.png comes before key.mask.png. Raises InputError.
     """
 
     def __init__(self, source_name: str, paths: list[str]) -> None:
@@ -57,7 +57,7 @@ class ShardSource(Source):
                 f"{others and '; they hold ' + others}"
             )
         if others:
-            say_once(f"{source_name}: passed over {others}")
+            say_once(f"{source_name}: skipped {others}")
         super().__init__(source_name, names)
         self.unreadable = [str(UnreadableImage(name, kind)) for name, kind in entries if kind != NO_PICTURE]
         self.skipped = [f"{name}: {kind}" for name, kind in entries if kind == NO_PICTURE]
@@ -70,14 +70,14 @@ class ShardSource(Source):
         try:
             if self.sizes[index] > PICTURE_BYTES:
                 raise UnreadableImage(name, f"it has over {PICTURE_BYTES:,} bytes")
-            with open(path, "rb") as file:  # opened anew: there may be more shards than files that may be open
+            with open(path, "rb") as file:  # shards may outnumber the files a process may keep open
                 file.seek(self.offsets[index])
                 return file.read(self.sizes[index])
         except OSError as error:
             raise UnreadableImage(name, f"{path} cannot be read: {error.strerror}") from error
 
     def texts(self, name: str) -> list[str]:
-        """Of the samples' files that end so: 0001.txt beside 0001.png."""
+        """The samples' files with that ending: 0001.txt beside 0001.png."""
         found: dict[tuple[int, str], str] = {}
         for shard, path in enumerate(self.paths):
             for raw, member, key, ending in _members(path):
@@ -102,14 +102,13 @@ class _Header(tarfile.TarInfo):
 
 
 def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
-    """Of each sample its picture's name in the shard, where its bytes begin, how many, and its class.
+    """For each sample: its picture's name in the shard, offset and number of bytes, and the sample's class.
 
-    Of one without a picture that can be read: a name, -1, 0 and the reason. Raises InputError, also for a shard that
-    has been cut short, wherever that was.
+    For a sample without a readable picture: a name, -1, 0 and the reason. Raises InputError, also for a truncated file.
     """
     sample: dict[str, Any] = {}
 
-    def told() -> Iterator[tuple[str, int, int, str | None]]:
+    def found() -> Iterator[tuple[str, int, int, str | None]]:
         if "picture" in sample:
             yield *sample["picture"], sample.get("class")
         elif sample:
@@ -118,7 +117,7 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
     endings = readable_extensions()
     for raw, member, key, ending in _members(path):
         if key != sample.get("key"):
-            yield from told()
+            yield from found()
             sample = {"key": key, "name": member.name}
         picture, end = sample.get("picture"), extension(os.path.basename(member.name))
         if end in endings and (
@@ -129,22 +128,22 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
             sample |= {"name": member.name, "unread": kind}
         elif ending == CLASS and member.size < 1000:
             sample["class"] = _read(raw, member)
-    yield from told()
+    yield from found()
 
 
 def _members(path: str) -> Iterator[tuple[BinaryIO, tarfile.TarInfo, str, str]]:
-    """Of each file of a shard: the shard, opened, its header, the key of its sample, and its ending.
+    """For each file of a shard: the open shard, the file's header, the key of its sample, and its ending.
 
-    The shard may be read at any place between two of them. Raises InputError.
+    The consumer may seek in the shard between two files. Raises InputError.
     """
     try:
         with open_file(path) as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Header) as shard:
             before = -1
             while (member := shard.next()) is not None:
-                if member.size < 0 or shard.offset <= before:  # it would lead back, and round and round
+                if member.size < 0 or shard.offset <= before:  # it leads back: an endless loop
                     raise ValueError(f"a negative size of {member.name}")
                 before = shard.offset
-                shard.members = []  # type: ignore[attr-defined]  # it would keep them all
+                shard.members = []  # type: ignore[attr-defined]  # otherwise all headers are kept
                 key, ending = _cut(member.name)
                 if member.isfile() and not key.endswith("/"):
                     place = raw.tell()
@@ -153,14 +152,14 @@ def _members(path: str) -> Iterator[tuple[BinaryIO, tarfile.TarInfo, str, str]]:
             _check_end(raw, shard.offset, path)
     except InputError:
         raise
-    except Exception as error:  # tarfile, on bytes that may be anything
+    except Exception as error:  # tarfile raises anything for hostile bytes
         raise InputError(
             f"{path}: expected a plain .tar file, got a problem: {error}; repair it, or unpack it if it is compressed"
         ) from error
 
 
 def _cut(name: str) -> tuple[str, str]:
-    """The key of a file's sample, which ends at the first dot behind the folders, and the file's ending."""
+    """The key of a file's sample, its path up to the first dot of the name, and the file's ending."""
     folder, _, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return f"{folder}/{stem}", ending
@@ -172,32 +171,32 @@ def _read(raw: BinaryIO, member: tarfile.TarInfo) -> str:
 
 
 def _check_end(raw: BinaryIO, offset: int, path: str) -> None:
-    """Raises InputError unless a shard ends there: two empty blocks, and nothing but zeros behind them.
+    """Raise InputError unless the shard ends there, with two empty blocks and only zeros after them.
 
-    tarfile takes a header that is cut or damaged for the end, and would leave out what follows.
+    tarfile takes a truncated or damaged header for the end and would drop the rest.
     """
     raw.seek(offset)
     end = raw.read(2 * tarfile.BLOCKSIZE)
     if len(end) < 2 * tarfile.BLOCKSIZE or any(end):
         raise InputError(
-            f"{path}: expected the end mark of a .tar file behind {offset:,} bytes, got none: it was cut short or is "
+            f"{path}: expected the end mark of a .tar file after {offset:,} bytes, got none: it is truncated or "
             "damaged; copy or make it again"
         )
     while more := raw.read(2**20):
         if any(more):
             raise InputError(
-                f"{path}: expected nothing behind the end mark of a .tar file, got more: several files in one; "
-                "give them by themselves"
+                f"{path}: expected nothing after the end mark of a .tar file, got more: several files in one; "
+                "pass them separately"
             )
 
 
 def is_pattern(path: str) -> bool:
-    """Whether it stands for several files, as in shards/{000..127}.tar or shards/*.tar."""
+    """Whether a path is a pattern, as in shards/{000..127}.tar or shards/*.tar."""
     return any(mark in path for mark in "*?{[")
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern means, sorted. Raises InputError where there are none, or a numbered one is missing."""
+    """The files of a pattern, sorted. Raises InputError if there are none, or a numbered one is missing."""
     found: set[str] = set()
     for name in _braces(pattern):
         if any(mark in name for mark in "*?["):
@@ -212,7 +211,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """The first {000..127} or {a,b} filled in, and so on."""
+    """Expand {000..127} and {a,b}."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         yield pattern

@@ -1,4 +1,4 @@
-"""Splits: train, validation and test, told apart by the names of folders, of tables and shards, and of arrays."""
+"""Splits: train, validation and test, recognised by the names of folders, tables, shards and arrays."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HUB_NUMBER = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")  # train-00000-of-00002, u
 
 
 class NoSplits(InputError):
-    """A split was asked of a source that has none."""
+    """A split was requested of a source without splits."""
 
 
 def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """The split that a name tells, and the other words in it: coco_train2017 -> ("train", ("coco",)).
+    """The split in a name, and its other words: coco_train2017 -> ("train", ("coco",)).
 
-    Words end at digits, marks and capital letters. No split for a name that tells several.
+    Words end at digits, punctuation and capital letters. None for a name with several splits.
     """
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", re.sub(r"(?i)held[-_ ]out", "heldout", name))
     splits, others = set(), []
@@ -45,7 +45,7 @@ def canonical_split(name: str) -> str:
 
 
 def is_split(name: str) -> bool:
-    """Whether a name tells a split and nothing else: val2017 and training_set, not train_station."""
+    """Whether a name is only that of a split: val2017 and training_set, not train_station."""
     split, others = split_word(name)
     return split is not None and not others
 
@@ -61,9 +61,9 @@ def are_splits(names: Iterable[str]) -> bool:
 
 
 def choose_split(available: Iterable[str], split: str | None, source_name: str, *, beside: int = 0) -> str:
-    """The one of `available` that `split` means; where none is asked for, the only one or else train.
+    """The name in `available` that matches `split`; by default the only one, or else train.
 
-    Says, once, what is left out where nothing was asked for; `beside` is a number of files that belong to no split.
+    By default, reports once which splits are not used; `beside` is the number of files outside all splits.
     """
     available = sorted(available)
     if split is None and len(available) == 1 and not beside:
@@ -82,18 +82,18 @@ def choose_split(available: Iterable[str], split: str | None, source_name: str, 
 
 
 def refuse_split(split: str | None, source_name: str) -> None:
-    """Raises NoSplits if a split was asked of a source without any."""
+    """Raise NoSplits if a split was requested."""
     if split is not None:
         raise NoSplits(f"{source_name} has no splits, but split {split!r} was asked for; leave it out")
 
 
 def folder_level(names: Sequence[str], split: str | None, source_name: str) -> tuple[int | None, bool]:
-    """How deep the folders that are splits lie in paths, 0 for train/cat/1.png, and whether the rest is train.
+    """The depth of split folders in paths, 0 for train/cat/1.png, and whether all other files are train.
 
-    The level is None where no folders are splits. Splits are folders beside each other of which two are known, a single
-    folder of that name around everything, or the one that is asked for. A val/ or test/ that repeats the folders beside
-    it, as in cat/, dog/, test/cat/, is a split too, and these folders are train. Says, once, where what looks like a
-    split is taken together with the rest.
+    None if no folders are splits. Splits are sibling folders of which two have known names, a single folder with such a
+    name that contains everything, or the requested one. A val/ or test/ that repeats its sibling folders, as in cat/,
+    dog/, test/cat/, is a split too, and these siblings are train. Reports once if a folder that looks like a split is
+    merged with the rest.
     """
     folders = {tuple(name.split("/")[:-1]) for name in names}
     doubtful = None
@@ -108,19 +108,19 @@ def folder_level(names: Sequence[str], split: str | None, source_name: str) -> t
             return level, False
         doubtful = doubtful or (known and known[0])
     if doubtful:
-        say_once(f"{source_name}: all folders together, also {doubtful}, which looks like a split")
+        say_once(f"{source_name}: uses all folders, also {doubtful}, which looks like a split")
     return None, False
 
 
 def _repeat_siblings(folders: Iterable[tuple[str, ...]], level: int) -> bool:
-    """Whether a folder in one of a split, at that level, is called as one beside the split."""
+    """Whether a folder inside a split, at that level, has the name of a sibling of the split."""
     at = [folder for folder in folders if len(folder) > level]
     beside = {folder[: level + 1] for folder in at if not is_split(folder[level])}
     return any(folder[:level] + folder[level + 1 : level + 2] in beside for folder in at if is_split(folder[level]))
 
 
 def by_folder(names: Sequence[str], level: int, rest_is_train: bool) -> dict[str, list[str]]:
-    """Paths by their folder at that level; "" for those that lie above it; see folder_level of what is train."""
+    """Group paths by their folder at that level, "" if they are above it; see folder_level for `rest_is_train`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         folder = "".join(name.split("/")[:-1][level : level + 1])
@@ -129,7 +129,7 @@ def by_folder(names: Sequence[str], level: int, rest_is_train: bool) -> dict[str
 
 
 def stem_splits(names: Sequence[str], split: str | None) -> dict[str, list[str]]:
-    """Tables or shards by the split that their own names tell; empty where they tell none.
+    """Group tables or shards by the split in their names; empty if there is none.
 
     As in train.parquet, train-00000-of-00002.parquet or imagenet-train-000000.tar.
     """

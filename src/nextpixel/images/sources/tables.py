@@ -17,17 +17,17 @@ from nextpixel.images.sources.splits import choose_split
 from nextpixel.limits import check_unpacked
 
 BATCH_BYTES = 32 * 2**20
-BATCH_BYTES_AT_MOST = 8 * BATCH_BYTES  # which a batch may become, unless it is of the fewest rows
+BATCH_BYTES_AT_MOST = 8 * BATCH_BYTES  # limit of a batch, unless it has the fewest rows
 BATCH_ROWS = 16, 1000  # at least and at most
-SAMPLED_OF_STREAM = 16  # pictures, which are kept: they are read once more
-BATCHES_KEPT = 4  # threads that read in order are never further apart than this
+SAMPLED_OF_STREAM = 16  # pictures, kept to be read again
+BATCHES_KEPT = 4  # threads that read in order are never further apart
 
 
 class ParquetSource(Source):
     """Parquet files with a column of encoded images: bytes, or a struct of bytes and path.
 
-    Held are BATCHES_KEPT batches of about BATCH_BYTES. Reading in order is fast; jumping back within a row
-    group larger than a batch reads that group again from its start.
+    Keeps BATCHES_KEPT batches of about BATCH_BYTES. Reading in order is fast; going back within a row group larger
+    than a batch reads that group again from its start.
     """
 
     def __init__(self, source_name: str, paths: list[str]) -> None:
@@ -59,7 +59,7 @@ class ParquetSource(Source):
         self._stream: tuple[tuple[int, int], int, Iterator[Any]] | None = None  # group, next batch, batches
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> Any:  # open files cannot travel to another process: it opens them again
+    def __reduce__(self) -> Any:  # another process opens the files itself
         return ParquetSource, (self.source_name, self.paths)
 
     def content(self, index: int) -> str | bytes:
@@ -106,13 +106,13 @@ class ParquetSource(Source):
         return self.kept[key][row % rows].as_py()
 
     def _batch(self, file: int, group: int, wanted: int, rows: int) -> Any:
-        """Batch number `wanted` of a row group: further along the stream that is open, or from the start."""
+        """Batch number `wanted` of a row group, from the open stream or from the start of the group."""
         place, start, batches = self._stream or (None, 0, iter(()))
         self._stream = None  # an error below leaves no half-read stream behind
         if place != (file, group) or start > wanted:
             start = 0
             _check_group(self.files[file].metadata.row_group(group), self.image_column)
-            batches = self.files[file].iter_batches(  # one by one: few bytes may stand for huge rows
+            batches = self.files[file].iter_batches(  # one by one, as rows may be huge when decompressed
                 batch_size=1, row_groups=[group], columns=[self.image_column], use_threads=False
             )
         last = self.files[file].metadata.row_group(group).num_rows
@@ -122,7 +122,7 @@ class ParquetSource(Source):
             for _ in range(number * rows, min((number + 1) * rows, last)):
                 row = next(batches).column(0)
                 size += row.nbytes
-                if len(row) != 1:  # rows would be taken for their neighbours
+                if len(row) != 1:  # rows would be mixed up
                     raise ValueError(f"{len(row)} rows came instead of 1")
                 if size > BATCH_BYTES_AT_MOST and len(batch) >= BATCH_ROWS[0]:
                     raise ValueError(f"its {rows:,} rows become over {BATCH_BYTES_AT_MOST:,} bytes")
@@ -132,7 +132,7 @@ class ParquetSource(Source):
 
 
 def _check_group(group: Any, name: str) -> None:
-    """Raises ValueError where a column would become far more than its bytes."""
+    """Raise ValueError for a column with an implausible compression ratio."""
     for number in range(group.num_columns):
         column = group.column(number)
         if column.path_in_schema.partition(".")[0] == name:
@@ -144,7 +144,7 @@ def _group_starts(metadata: Any) -> np.ndarray:
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """The features that `datasets` notes in an Arrow schema, by column."""
+    """The features that `datasets` stores in an Arrow schema, by column."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {name: features[name] for name in schema.names if isinstance(features.get(name), dict)}
@@ -153,7 +153,7 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
-    """The values of that column of all files, and class names; numbers of one name are one class in all of them."""
+    """The values of a column in all files, and class names; equal names are one class in all files."""
     from pyarrow import types
 
     values: list[np.ndarray] = []
@@ -182,7 +182,7 @@ def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
 
 
 def _label_cells(file: Any, column: str) -> np.ndarray:
-    """A column that is not of whole numbers, objects (N,). Raises ValueError where few bytes become very many."""
+    """A column of other values than whole numbers, objects (N,). Raises ValueError for a decompression bomb."""
     from pyarrow import types
 
     cells: list[Any] = []
@@ -200,7 +200,7 @@ def _label_cells(file: Any, column: str) -> np.ndarray:
 
 
 def _columns(schema: Any, path: str) -> tuple[str, str | None]:
-    """Arrow schema -> column of images, of labels: by the features noted in it, else by name."""
+    """The columns of images and labels, by the features in an Arrow schema, else by name."""
     kinds = {name: feature.get("_type") for name, feature in _features(schema).items()}
     noted = [name for name, kind in kinds.items() if kind == "Image"]
     named = [name for name in ("image", "img", "images", "bytes") if name in schema.names]
@@ -232,7 +232,7 @@ def _texts(cells: Sequence[Any], where: str, name: str) -> list[str]:
 
 
 class HubSource(Source):
-    """One split of a set loaded by `datasets`; it lies memory-mapped in that library's cache."""
+    """One split of a set loaded by `datasets`, memory-mapped in that library's cache."""
 
     def __init__(self, source_name: str, split: str, rows: Any) -> None:
         from datasets import ClassLabel, Image
@@ -263,7 +263,7 @@ class HubSource(Source):
 
 
 def _encoded(cell: Mapping[str, Any], name: str) -> str | bytes:
-    """That of a cell with bytes, or with a path to where the hub's files are kept."""
+    """The bytes of a cell, or its path in the cache of the hub's files."""
     data, path = cell.get("bytes"), cell.get("path")
     if not data and path:
         from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
@@ -279,10 +279,10 @@ def _encoded(cell: Mapping[str, Any], name: str) -> str | bytes:
 
 
 class StreamSource(Source):
-    """One split of a set on the hub, read from there in order; threads may be READ_TOGETHER pictures apart.
+    """One split of a set on the hub, streamed in order; threads may be READ_TOGETHER pictures apart.
 
-    Going back, or on by more, asks the hub for the stream again. Labels are known of pictures that have been read.
-    Raises WorkError when the hub stops answering.
+    Other jumps restart the stream. Labels are known once their pictures have been read. Raises WorkError when the hub
+    stops answering.
     """
 
     def __init__(self, source_name: str, split: str, rows: Any, count: int, version: str) -> None:
@@ -331,26 +331,26 @@ class StreamSource(Source):
                 self._place += 1
                 if self._place > index:
                     return
-        except Exception as error:  # whatever the network, the hub or a file in it says
+        except Exception as error:  # the network, the hub or a damaged file
             reason = " ".join(str(error).split()) or type(error).__name__
             raise WorkError(
                 f"{self.source_name}: the hub stopped answering ({reason}); type the command again"
             ) from error
         raise WorkError(
-            f"{self.source_name}: expected {len(self):,} pictures, as the hub told, but the stream ended after "
+            f"{self.source_name}: expected {len(self):,} pictures, as announced, but the stream ended after "
             f"{self._place:,}; download it, and prepare the files"
         )
 
 
 def _version(rows: Any) -> str:
-    """What changes with the content of a streamed set, as far as the hub tells."""
+    """The hub's version of a streamed set."""
     return str(sorted((rows.info.download_checksums or {}).items())) + str(rows.info.version)
 
 
 def open_hub(name: str, split: str | None, *, stream: bool = False) -> Source:
     """A set on the hub, owner/name or owner/name:config. Raises InputError, also for a mistyped path.
 
-    With `stream` it is not downloaded first, where the hub tells how many pictures it holds.
+    With `stream` it is not downloaded first, if the hub knows its number of pictures.
     """
     repository, _, config = name.partition(":")
     owner = repository.partition("/")[0]
@@ -377,7 +377,7 @@ def open_hub(name: str, split: str | None, *, stream: bool = False) -> Source:
         splits = datasets.load_dataset(repository, config or None)
     except InputError:
         raise
-    except Exception as error:  # no network, no such set, a configuration to name: its own words say which
+    except Exception as error:  # no network, no such set, a missing configuration
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"no such file or folder: {name}; as a set on the hub it does not load: {reason}") from error
     chosen = choose_split(splits, split, name)

@@ -1,4 +1,4 @@
-"""Pictures that are tokens already: the arrays of openai/image-gpt, {imagenet,cifar10}_{tr,va,te}{X,Y}.npy."""
+"""Pictures stored as tokens: the arrays of openai/image-gpt, {imagenet,cifar10}_{tr,va,te}{X,Y}.npy."""
 
 import os
 from math import isqrt
@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 1 << 14
 
 
 class TokenSource(Source):
-    """Each row as the picture it stands for in OpenAI's colours: encoding it gives the same tokens back."""
+    """Rows of tokens as pictures in OpenAI's colours; encoding them gives the same tokens."""
 
     def __init__(self, path: str) -> None:
         self.palette = Palette.openai()
