@@ -223,7 +223,8 @@ def _nextpixel(model: ImageGPT, work: str, batch: int, pixels: int | None, speed
     dtype = choose_dtype("auto", device)
     if work == "encode":
         height, width = config.rows * model.tokenizer.patch[0], config.columns * model.tokenizer.patch[1]
-        squares = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
+        shape = batch, height, width, model.tokenizer.channels
+        squares = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return _Contender("nextpixel", "", lambda: squares, model.tokenizer.encode, config.tokens)
     tokens = _tokens(config, batch, config.tokens)
     if work != "features":  # which moves each batch itself

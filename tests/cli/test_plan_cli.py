@@ -23,3 +23,11 @@ def test_a_larger_side_takes_more(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plan", "--size", "l", "--side", side, "--json"]) == 0
         times.append(json.loads(capsys.readouterr().out)["seconds"])
     assert 2.25 < times[1] / times[0] < 3.5  # 2.25 times the pixels, and attention grows faster
+
+
+def test_the_recipe_of_sprites_has_a_network_by_the_number_of_images(capsys: pytest.CaptureFixture[str]) -> None:
+    flops = []
+    for images in ("300", "2000", "5000"):
+        assert main(["plan", "--recipe", "sprites", "--images", images, "--side", "16", "--json"]) == 0
+        flops.append(json.loads(capsys.readouterr().out)["flops_per_image"])
+    assert flops == sorted(flops) and len(set(flops)) == 3

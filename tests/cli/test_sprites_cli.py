@@ -180,6 +180,8 @@ def test_likelihoods_maps_and_features(there: Path, model: ImageGPT) -> None:
         "info run",
         "info run --html run.html",
         "convert run copy",
+        "bench --model run --work encode",
+        "finetune sprites --model run --epochs 1 --batch-images 8 --device cpu --compile off --threads 1 --out clf",
     ],
 )
 def test_every_verb_takes_such_a_model(there: Path, line: str) -> None:

@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> None:
             raise InputError(f"--dtype: expected {timed}, in which {args.hardware} timed training, got {config.dtype}")
     else:
         hardware = HARDWARE[args.hardware]
-    shape = _shape(config)
+    shape = _shape(config, images)
     plan = make_plan(
         shape,
         hardware,
@@ -121,9 +121,9 @@ def run(argv: Sequence[str]) -> None:
         )
 
 
-def _shape(config: PretrainConfig) -> ImageGPTConfig:
+def _shape(config: PretrainConfig, images: int | None) -> ImageGPTConfig:
     if config.init is None:
-        return config.model(_colors(config.palette))
+        return config.model(_colors(config.palette), images)
     from nextpixel.checkpoints import load
 
     return load(config.init).config
