@@ -130,9 +130,9 @@ def test_the_table_of_colour_words() -> None:
     for word, rgb in {
         "red": (220, 20, 30), "orange": (240, 140, 20), "yellow": (240, 220, 40), "green": (30, 160, 60),
         "cyan": (30, 190, 200), "blue": (30, 60, 220), "purple": (130, 40, 200), "pink": (250, 90, 180),
-        "brown": (110, 70, 30),
+        "brown": (110, 70, 30), "rose": (240, 160, 160),
     }.items():  # fmt: skip
-        assert colour_name(np.array([*rgb, 255], np.uint8)) == word
+        assert colour_name(np.array([*rgb, 255], np.uint8)) == COLOURS[word]
 
 
 Changes = list[tuple[dict[int, int], dict[str, str]]]
@@ -161,6 +161,21 @@ def test_colours_that_the_caption_does_not_name_stay_where_it_names_others() -> 
     assert any(colours for colours, _ in changes((), (), REDS)) and not any(words for _, words in changes((), (), REDS))
 
 
+def test_a_single_colour_becomes_the_middle_one_of_a_ramp_and_has_its_name() -> None:
+    middle = int(np.array([*BLUES[2], 255], np.uint8).view(np.uint32)[0])
+    green = int(np.array([*GREENS[1], 255], np.uint8).view(np.uint32)[0])
+    found = [pair for pair in changes(("red",), tuple(WORDS), REDS[2:]) if pair[1]]  # the picture may meet itself
+    assert {code: words for colours, words in found for code in colours.values()} == {
+        middle: {"red": "blue"},
+        green: {"red": "green"},
+    }
+
+
+def test_words_for_colours_of_no_hue_keep_all_ramps() -> None:
+    assert not any(colours for colours, _ in changes(("other",), tuple(WORDS), REDS))
+    assert any(words == {"red": "blue"} for _, words in changes(("red", "other"), tuple(WORDS), REDS))
+
+
 def test_two_ramps_of_one_name_are_not_told_apart() -> None:
     greens = [(10, 80, 10), (40, 200, 30), (10, 150, 100), (20, 230, 140)]
     image = np.array([[(*c, 255) for c in greens]], np.uint8)
@@ -174,7 +189,7 @@ TABLE = ["potion", "crimson", "red", "blue", "dark", "teal"]  # numbered from 1
 def test_colour_words_are_found_and_replaced_in_tags() -> None:
     tags = np.array([[[5, 2, 1], [4, 0, 0]], [[1, 0, 0], [0, 0, 0]]])  # "dark crimson potion, blue"; "potion"
     words = ColourWords(tags, TABLE)
-    assert words.named(0) == {"red", "blue"} and words.named(1) == set()
+    assert words.named(0) == {"red", "blue", "other"} and words.named(1) == set()
     assert set(words.known) == {"red", "blue", "cyan"}
     swapped = words.changed(tags[0], {"red": "blue", "blue": "red"})
     assert swapped.tolist() == [[5, 4, 1], [3, 0, 0]]

@@ -27,6 +27,12 @@ WORDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "pink": (344, ("pink", "magenta", "rose")),
     "brown": (0, ("brown",)),
 }
+PALE_RED = (0.55, 0.7)  # the saturation below which, and the value from which, red is pink
+OTHERS = frozenset(  # words for colours that are no hue, or of several
+    "auburn beige black blond blonde coral cream dark gray grey ivory khaki light maroon mint olive pale peach salmon "
+    "silver tan white".split()
+)
+OTHER = "other"
 COLOURS = {word: colour for colour, (_, words) in WORDS.items() for word in words}
 
 
@@ -56,15 +62,20 @@ def find_ramps(image: NDArray[np.uint8]) -> list[Ramp]:
 
 def _ramp(colours: NDArray[np.uint8]) -> Ramp:
     ordered = colours[np.argsort(colours[:, :3] @ LUMINANCE, kind="stable")]
-    return Ramp(ordered, colour_name(ordered[len(ordered) // 2]))
+    return Ramp(ordered, _name(ordered))
+
+
+def _name(ramp: NDArray[np.uint8]) -> str:
+    return colour_name(ramp[len(ramp) // 2])
 
 
 def colour_name(rgba: NDArray[np.uint8]) -> str:
     """The key of WORDS that an opaque colour has."""
-    hue, _, value = colorsys.rgb_to_hsv(*rgba[:3] / 255)
+    hue, saturation, value = colorsys.rgb_to_hsv(*rgba[:3] / 255)
     if BROWN[0] <= hue < BROWN[1] and value < BROWN[2]:
         return "brown"
-    return next((name for name, (end, _) in WORDS.items() if hue * 360 < end), "red")
+    name = next((name for name, (end, _) in WORDS.items() if hue * 360 < end), "red")
+    return "pink" if name == "red" and saturation < PALE_RED[0] and value >= PALE_RED[1] else name
 
 
 class Recolouring:
@@ -92,20 +103,25 @@ class Recolouring:
         colours: dict[int, int] = {}
         words: dict[str, str] = {}
         for ramp in own:
-            usable = [o for o in others if len(o.rgba) >= len(ramp.rgba) and (not named or o.colour in known)]
-            chosen = int(rng.integers(len(usable))) if usable else -1
-            if chosen < 0 or (named and (ramp.colour not in named or counts[ramp.colour] > 1)):
+            chosen = [_spread(other.rgba, len(ramp.rgba)) for other in others if len(other.rgba) >= len(ramp.rgba)]
+            usable = [new for new in chosen if not named or _name(new) in known]
+            place = int(rng.integers(len(usable))) if usable else -1
+            if place < 0 or (named and (ramp.colour not in named or counts[ramp.colour] > 1)):
                 continue
-            other = usable[chosen]
-            places = np.linspace(0, len(other.rgba) - 1, len(ramp.rgba)).round().astype(int)
-            colours |= dict(zip(_codes(ramp.rgba).tolist(), _codes(other.rgba[places]).tolist(), strict=True))
-            words[ramp.colour] = other.colour
+            colours |= dict(zip(_codes(ramp.rgba).tolist(), _codes(usable[place]).tolist(), strict=True))
+            words[ramp.colour] = _name(usable[place])
         return colours, {old: new for old, new in words.items() if old in named and old != new}
 
     def _of(self, number: int) -> list[Ramp]:
         if number not in self._ramps:
             self._ramps[number] = find_ramps(self.images[number])
         return self._ramps[number]
+
+
+def _spread(colours: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """So many of the colours (n, 4) of a ramp, from its dark to its light end; the middle one alone."""
+    places = np.linspace(0, len(colours) - 1, count).round().astype(int) if count > 1 else [len(colours) // 2]
+    return colours[places]
 
 
 class ColourWords:
@@ -115,6 +131,7 @@ class ColourWords:
         self.tags = tags
         numbers = {word: number for number, word in enumerate(table, 1)}
         self._colours = {numbers[word]: colour for word, colour in COLOURS.items() if word in numbers}
+        self._named = self._colours | {numbers[word]: OTHER for word in OTHERS if word in numbers}
         self._numbers = {
             colour: numbers[known[0]]
             for colour, (_, words) in WORDS.items()
@@ -127,8 +144,8 @@ class ColourWords:
         return self._numbers.keys()
 
     def named(self, picture: int) -> set[str]:
-        """Colours that the caption of a picture names."""
-        return {self._colours[n] for n in self.tags[picture].ravel().tolist() if n in self._colours}
+        """Colours that the caption of a picture names, and OTHER for words that are none of them."""
+        return {self._named[n] for n in self.tags[picture].ravel().tolist() if n in self._named}
 
     def changed(self, tags: NDArray[np.int64], words: Mapping[str, str]) -> NDArray[np.int64]:
         """Tags (TAGS, w) with each colour word that changes its colour replaced by one of the new colour."""
