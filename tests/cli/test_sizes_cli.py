@@ -98,3 +98,50 @@ def test_only_square_pictures_are_rotated(home, capsys):
     assert capsys.readouterr().err.strip() == (
         "nextpixel: --augment: orient rotates by quarter turns, for square pictures only, got 6 x 4; use flip"
     )
+
+
+# ---- pixel art
+
+
+@pytest.fixture(scope="module")
+def sheet(home):
+    """Sheets of 6 x 4 tiles in two classes, one tile of each empty, and a run on them."""
+    colours = np.random.default_rng(1).integers(0, 256, (7, 4), np.uint8)
+    colours[:, 3], colours[0] = 255, 0
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (home / "sheets" / name).mkdir(parents=True)
+        pixels = colours[np.random.default_rng(len(name)).integers(0, 7, (12, 16))]
+        pixels[:6, :4] = 0
+        Image.fromarray(pixels).save(home / "sheets" / name / "sheet.png")
+    words = f"--side 6x4 --slice 6x4 --fit place --validation-images 3 --out {home / 'art'}".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEXTPIXEL_CACHE", str(home / "cache"))
+        assert main(["pretrain", str(home / "sheets"), "--split", "train", *words, *SMALL]) == 0
+    return colours
+
+
+def test_every_verb_takes_the_tiles_of_sheets(sheet, run):
+    model = nextpixel.load("art")
+    assert model.fit == "place" and model.levels.slice == (6, 4) and model.tokenizer.channels == 4
+    drawn = np.asarray(nextpixel.sample(model, n=1)[0].convert("RGBA")).reshape(-1, 4)
+    assert {tuple(pixel) for pixel in drawn} <= {tuple(colour) for colour in sheet}
+    assert json.loads(run("evaluate sheets --split test --model art --json"))["images"] == 14
+    lines = run("score sheets --split test --model art --heatmap tiles").splitlines()
+    assert sum("sheet.png#1,3" in line for line in lines) == 2 and not any("sheet.png#0,0" in line for line in lines)
+    assert {size_of(path) for path in Path("tiles").iterdir()} == {(64, 48)}
+    run("features sheets --split test --model art --out tiles.npz")
+    with np.load("tiles.npz") as found:
+        assert found["features"].shape == (14, 16) and "a/sheet.png#1,3" in found["names"]
+    assert "accuracy" in run("probe sheets --model art --layer 1")
+    run("complete sheets/test/a/sheet.png --model art -n 1 --out tile.png")
+
+
+def test_a_sheet_that_is_not_cut_or_cannot_be_is_named_with_the_option(sheet, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    assert main(["score", "sheets/test/a/sheet.png", "--model", "art", "--slice", "5x4"]) == 2
+    assert "its 12 x 16 pixels are not whole tiles of 5 x 4; change --slice" in capsys.readouterr().err
+    words = ["pretrain", "sheets/test/a", "--fit", "place", "--side", "6x4", *SMALL, "--out", "none"]
+    assert main(words) == 2 and not Path("none").exists()
+    assert "its 12 x 16 pixels do not fit on 6 x 4; cut sheets with --slice, as in" in capsys.readouterr().err
+    assert main(["distill", "sheets", "--split", "train", "--model", "art", "--out", "none"]) == 2
+    assert "expected a model of opaque pictures, got one of exact colours" in capsys.readouterr().err
