@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tokenize import TokenError
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from nextpixel.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
+    from numpy.typing import NDArray
 
 PICTURE_BYTES = 2 << 30
 UNPACKED_BYTES = 1 << 30  # always allowed for compressed data; beyond it, this multiple of its size:
@@ -67,6 +68,19 @@ def array_fault(error: Exception) -> str:
     return (
         re.sub(r"\s*(when allow_pickle=False|\n.*|If you trust .*)", "", str(error), flags=re.DOTALL) or "it is cut off"
     )
+
+
+def open_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Memory-map a .npy file of plain numbers. Raises ValueError for anything else."""
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, ArithmeticError, MemoryError, SyntaxError, TokenError) as error:
+        raise ValueError(array_fault(error)) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds several arrays; rename it to .npz")
+    return array
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import os
 import re
 from math import isqrt
-from tokenize import TokenError
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from nextpixel.errors import InputError
 from nextpixel.images import Numbers, Picture, read_pixels
 from nextpixel.images.sources.base import Numbered, Source, identity, sha256
 from nextpixel.images.sources.splits import choose_split, refuse_split
-from nextpixel.limits import array_fault, open_arrays
+from nextpixel.limits import open_array, open_arrays
 
 BANDS_AT_MOST = 256
 OPENAI_TOKENS = re.compile(r"(imagenet|cifar10)_(tr|va|te)X\.npy")
@@ -86,11 +85,9 @@ def _is_single(array: np.ndarray) -> bool:
 def open_npy(path: str) -> Source:
     """A .npy file, memory-mapped: pixels, or tokens by OpenAI's file names or as rows of whole numbers below 512."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it holds several arrays; rename it to .npz")
-    except (ValueError, OSError, EOFError, ArithmeticError, MemoryError, SyntaxError, TokenError) as error:
-        raise InputError(f"{path} is not a .npy file of numbers: {array_fault(error)}") from error
+        array = open_array(path)
+    except ValueError as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from error
     may_be_tokens = array.ndim == 2 and array.dtype.kind in "iu" and array.dtype != np.uint8 and array.size > 0
     if OPENAI_TOKENS.fullmatch(os.path.basename(path)) or (may_be_tokens and _are_tokens(array)):
         from nextpixel.images.sources.tokens import TokenSource  # which needs torch

@@ -2,14 +2,13 @@
 
 import os
 from math import isqrt
-from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.errors import InputError
 from nextpixel.images.sources.base import Numbered, Source, identity
-from nextpixel.limits import array_fault
+from nextpixel.limits import open_array
 from nextpixel.tokens.palette import Palette
 
 ROWS_AT_ONCE = 1 << 14
@@ -68,9 +67,6 @@ def _labels(path: str, count: int) -> NDArray[np.int64]:
 
 def _open(path: str) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, ArithmeticError, MemoryError, SyntaxError, TokenError) as error:
-        raise InputError(f"{path}: expected a .npy file of numbers, got a problem: {array_fault(error)}") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: expected a .npy file of one array, got an .npz file")
-    return array
+        return open_array(path)
+    except ValueError as error:
+        raise InputError(f"{path}: expected a .npy file of numbers, got a problem: {error}") from None
