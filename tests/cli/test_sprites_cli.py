@@ -136,6 +136,22 @@ def test_the_palette_of_a_sheet_and_of_an_enlarged_one(there: Path, capsys: pyte
     assert tokens[0] is not None and tokens[1] is not None and np.array_equal(tokens[0].tokens, tokens[1].tokens)
 
 
+def test_the_tiles_of_a_sheet_have_captions_of_their_own(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiles = [[sprite(10 * row + i, colours) for i, colours in enumerate([REDS, BLUES])] for row in range(6)]
+    tiles[5][1][:] = 0  # empty, and without a row
+    Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in tiles])).save("sheet.png")
+    rows = [f"sheet.png,{row},{i},{word}" for row in range(6) for i, word in enumerate(["red", "blue"])]
+    Path("sheet.csv").write_text("\n".join(["file,row,column,caption", *rows[:-1]]))
+    line = f"pretrain sheet.png --slice 6x5 --captions sheet.csv --palette exact {TINY} --out run2"
+    assert main(line.split()) == 0
+    assert "Captions of 2 words; 0 of 11 pictures have none of them" in capsys.readouterr().err
+    words = nextpixel.load("run2").words
+    assert words is not None and dict(zip(words.table, words.shares)) == {"red": 6 / 11, "blue": 5 / 11}
+    found = run_json("evaluate sheet.png --slice 6x5 --captions sheet.csv --model run2", capsys)
+    assert found["images"] == 11 and found["nats_per_pixel_without_captions"] is not None
+    assert nextpixel.nll(nextpixel.load("run2"), "sheet.png", captions=["red"] * 11).shape == (11,)
+
+
 def test_a_palette_with_fewer_colours_is_said_to_change_pixels(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("few.hex").write_text("5a0505\na0140a\nf03c32\n")
     assert main(f"pretrain sprites --palette few.hex {TINY} --steps 1 --out few".split()) == 0

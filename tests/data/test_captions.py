@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from picture_files import picture, png, shard
+from PIL import Image
 
 from nextpixel.cli import main
-from nextpixel.config import TAGS
+from nextpixel.config import TAGS, Levels
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DROPPED, Batches, some_tags
 from nextpixel.data.prepared import Job, merge, prepare
 from nextpixel.errors import InputError
-from nextpixel.images.sources import MapSource, open_source
+from nextpixel.images.sources import MapSource, Source, open_source, sprites_of
 
 
 def captions(images: Any, name: Any) -> list[str]:
@@ -52,6 +53,54 @@ def test_captions_of_tables(sprites: Path, tmp_path: Path, names: tuple[str, str
     else:
         path.write_text("\n".join(json.dumps(dict(zip(names, row))) for row in rows) + "\n\n")
     assert captions(sprites, path) == ["", 'red, "hot"', "sword"]
+
+
+def sheets(folder: Path) -> Source:
+    """The tiles of two sheets of 2 x 3, one of which has an empty tile, and of a single sprite."""
+    folder.mkdir()
+    for name, size in (("b", (4, 6)), ("a", (4, 6)), ("one", (2, 2))):
+        pixels = np.random.default_rng(len(name)).integers(1, 256, (*size, 4), np.uint8)
+        if name == "b":
+            pixels[2:, :2] = 0
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return sprites_of(open_source(folder), (2, 2), "place", Levels(slice=(2, 2)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_tables_of_sheets_have_rows_for_their_tiles(tmp_path: Path, kind: str) -> None:
+    source, path = sheets(tmp_path / "sheets"), tmp_path / f"t.{kind}"
+    tiles = [("a.png", row, column, f"{row} {column}") for row in range(2) for column in range(3)]
+    rows = [*tiles, ("b", 0, 1, "of its own"), ("b", None, None, "of the sheet"), ("one.png", None, None, "whole")]
+    names = ("file", "row", "column", "caption")
+    if kind == "csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([names, *rows])
+    else:
+        path.write_text("\n".join(json.dumps(dict(zip(names, row))) for row in rows))
+    found = dict(zip(source.names, captions_of(source, path)))
+    assert found == {f"a.png#{row},{column}": f"{row} {column}" for row in range(2) for column in range(3)} | {
+        "b.png#0,0": "of the sheet",
+        "b.png#0,1": "of its own",
+        "b.png#0,2": "of the sheet",
+        "b.png#1,1": "of the sheet",
+        "b.png#1,2": "of the sheet",
+        "one.png": "whole",
+    }
+
+
+def test_a_tile_without_a_row_is_named(tmp_path: Path) -> None:
+    source, path = sheets(tmp_path / "sheets"), tmp_path / "t.csv"
+    path.write_text("file,row,column,caption\na.png,0,0,red\nb.png,,,blue\none.png,,,green\n")
+    with pytest.raises(InputError, match=r"one row for each picture, got none or several for 5 of 12: .*a\.png#0,1"):
+        captions_of(source, path)
+
+
+def test_tiles_have_the_captions_of_their_files(tmp_path: Path) -> None:
+    source = sheets(tmp_path / "sheets")
+    (tmp_path / "sheets" / "a.txt").write_text("red")
+    assert captions_of(source, "names").tolist() == ["a"] * 6 + ["b"] * 5 + ["one"]
+    assert captions_of(source, "txt").tolist() == ["red"] * 6 + [""] * 6
+    assert captions_of(source, [str(i) for i in range(12)])[11] == "11"
 
 
 @pytest.mark.parametrize(

@@ -194,8 +194,9 @@ class PretrainConfig(GPTRunConfig):
     Default: autoregressive, or with `init` that of the model."""
 
     captions: str | None = None
-    """Train with captions: names (red_potion_01.png), folders, a .csv or .jsonl file of file,caption, or the name of a
-    text column (parquet, hub), of a shard sample's member or of the files beside the pictures (txt)."""
+    """Train with captions: names (red_potion_01.png), folders, a .csv or .jsonl file of file,caption (and
+    row,column for the tiles of a sheet), or the name of a text column (parquet, hub), of a shard sample's member or of
+    the files beside the pictures (txt)."""
     words: int | None = None
     """Maximum number of different words in captions, the most frequent; others, and those in fewer than 3 captions, are
     left out. Default: 1,000, or with `init` the words of the model."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nextpixel.data.labels import labels_of, values_of_table
 from nextpixel.errors import InputError
 from nextpixel.images.sources import MapSource, Source
+from nextpixel.images.sources.sprites import SpriteSource
 
 TABLES = (".csv", ".jsonl")
 
@@ -22,12 +23,13 @@ def captions_of(source: Source, captions: str | Path | Sequence[str]) -> NDArray
 
     captions  "names": file names without numbers, "red potion" of red_potion_01.png;
               "folders": the folders of each picture, outermost first, or else its class;
-              a .csv or .jsonl file with `file` (or `file_name`) and `caption` (or `text`), see values_of_table;
+              a .csv or .jsonl file with `file` (or `file_name`), `caption` (or `text`) and, for the tiles of a sheet,
+              `row` and `column`, see values_of_table;
               the name of a text column of a parquet file or hub set, of a member of a shard's samples (txt), or of the
               files beside the pictures (txt); of a prepared folder whatever it was prepared with;
               or a sequence, one caption for each picture
 
-    Raises InputError.
+    Frames and tiles have the caption of their file where a table has no row for them. Raises InputError.
     """
     if not isinstance(captions, str | Path):
         found = list(captions)
@@ -37,12 +39,15 @@ def captions_of(source: Source, captions: str | Path | Sequence[str]) -> NDArray
     name = str(captions)
     if isinstance(source, MapSource) and source.captions_from == name:
         found = source.texts(name)
+    elif name.lower().endswith(TABLES):
+        files = [source.files.names[row] for row in source.rows] if isinstance(source, SpriteSource) else None
+        found = values_of_table(name, source.names, "caption", files)
+    elif isinstance(source, SpriteSource):
+        return captions_of(source.files, name)[source.rows]
     elif name == "names":
         found = [_of_name(PurePosixPath(path.replace("\\", "/")).stem) for path in source.names]
     elif name == "folders":
         found = _of_folders(source)
-    elif name.lower().endswith(TABLES):
-        found = list(values_of_table(name, source.names, "caption"))
     else:
         found = source.texts(name)
     if not any(caption.strip() for caption in found):

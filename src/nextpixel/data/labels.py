@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ FORMULA = tuple("=+-@\t\r'")  # first characters of a spreadsheet formula, and t
 UNLABELLED = ("-1", "-1.0")  # the second from pandas, for a column with empty cells
 NO_NAMES = frozenset({"nan", "none", "null", "n/a"})  # written by programs for missing values
 ALIASES = {"file": ["file", "file_name"], "caption": ["caption", "text"]}  # the second of the hub's image folders
+EXTENSION = re.compile(r"(?<=.)\.[^.]*?(#\d+,\d+)?$")  # of a file, or of a tile of a sheet
 HELD_OUT = 0.1
 FOLDS = 5
 FOLDS_BELOW = 2_000  # training images; with fewer, a single held-out tenth is too noisy
@@ -37,11 +39,15 @@ def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
     return np.array([label if label.strip() not in UNLABELLED else "" for label in labels], object)
 
 
-def values_of_table(path: str | Path, names: Sequence[str], column: str) -> list[str]:
+def values_of_table(
+    path: str | Path, names: Sequence[str], column: str, files: Sequence[str] | None = None
+) -> list[str]:
     """The value of each name in a CSV or JSONL file with a column `file` and one of this name; see also ALIASES.
 
     A row matches the picture of that path, or else by the longest common end of both paths, with or without the
-    extension, where it is unique. Raises InputError for a picture without a row, and for contradictory rows.
+    extension, where it is unique. Columns `row` and `column`, counted from 0, name the tile FILE#ROW,COLUMN of a sheet.
+    A picture without a row of its own has that of its file, of `files`. Raises InputError for a picture without a row,
+    and for contradictory rows.
     """
     table: dict[tuple[str, ...], str] = {}
     for file, value in _rows(path, column):
@@ -52,6 +58,10 @@ def values_of_table(path: str | Path, names: Sequence[str], column: str) -> list
                 f"{shortened(value)}; keep one row"
             )
     found = _match([path_parts(name) for name in names], list(table))
+    if files is not None:
+        unique = list(dict.fromkeys(files))
+        of_files = dict(zip(unique, _match([path_parts(file) for file in unique], list(table)), strict=True))
+        found = [own or of_files[file] for own, file in zip(found, files, strict=True)]
     missing = [name for name, key in zip(names, found, strict=True) if key is None]
     if missing:
         held = ", ".join(shortened("/".join(key)) for key in list(table)[:3])
@@ -89,7 +99,14 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
     wrong = next((cell for pair in cells for cell in pair if not isinstance(cell, str | None)), None)
     if wrong is not None:
         raise InputError(f"{path}: expected text in the columns file and {column}, got {shortened(wrong)}")
-    return [(plain_cell(file or ""), plain_cell(value or "")) for file, value in cells]
+    tiles = [_tile(row) for row in rows]
+    return [(plain_cell(file or "") + tile, plain_cell(value or "")) for (file, value), tile in zip(cells, tiles)]
+
+
+def _tile(row: dict[str, Any]) -> str:
+    """ "#ROW,COLUMN" of the row of a table that has both."""
+    place = [str(row.get(name) if row.get(name) is not None else "").strip() for name in ("row", "column")]
+    return f"#{','.join(place)}" if all(place) else ""
 
 
 def plain_cell(text: str) -> str:
@@ -131,7 +148,7 @@ def _longest(name: tuple[str, ...], ends: dict[tuple[str, ...], Any]) -> tuple[s
 
 
 def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
-    return (*parts[:-1], parts[-1].rpartition(".")[0] or parts[-1]) if parts else ()
+    return (*parts[:-1], EXTENSION.sub(r"\1", parts[-1])) if parts else ()
 
 
 def labels_of(source: Any) -> NDArray[Any]:

@@ -25,7 +25,6 @@ from nextpixel.files import check_output, new_file, new_folder, parts_folder, re
 from nextpixel.images.sources import MapSource, Source, open_source, settle
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.images.sources.maps import Part, check_readable, is_map, write_set
-from nextpixel.images.sources.sprites import SpriteSource
 from nextpixel.progress import progress, say
 
 CHUNK_IMAGES = 4_096
@@ -92,7 +91,6 @@ def prepare(
     if fit == "place" and stored != size:
         raise InputError(f"expected none for pictures that are placed, got {side_text(stored)}", argument="store_side")
     source = open_source(images, split, stream=True)
-    texts = None if captions is None else captions_of(source, captions).tolist()
     earlier = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
     note = None
     if earlier is not None:
@@ -101,8 +99,7 @@ def prepare(
         source, levels, note = settle(source, size, fit, levels)
         if note:
             say(note)
-    if texts is not None and isinstance(source, SpriteSource):
-        texts = [texts[row] for row in source.rows]
+    texts = None if captions is None else captions_of(source, captions).tolist()
     plan = {
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,
         "split": source.split,

@@ -19,7 +19,7 @@ from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, decode
 from nextpixel.data.labels import labels_of_readable, seen_before
 from nextpixel.errors import InputError
-from nextpixel.images.sources import Source, load_images, open_source
+from nextpixel.images.sources import Source, load_images, open_source, sprites_of
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
@@ -38,7 +38,7 @@ def nll(
     With `captions` given these: one for each image, or where they come from, see image_tags.
     """
     require_autoregressive(model)
-    source = open_source(images, split)
+    source = sprites_of(open_source(images, split), model.size, model.fit, model.levels)
     tags = None if captions is None else image_tags(model, source, captions)
     return image_nats(model, load_images(source, model.size, fit=model.fit, levels=model.levels), tags=tags)
 
@@ -97,7 +97,7 @@ def evaluate(
     if captions is None:
         squares, unreadable = read_squares(model, images, split)
     else:
-        source = open_source(images, split)
+        source = sprites_of(open_source(images, split), model.size, model.fit, model.levels)
         found = decode(source, model.size, fit=model.fit, levels=model.levels)
         squares, unreadable, tags = found.images, found.unreadable, image_tags(model, source, captions, found)
     if protocol == "openai":

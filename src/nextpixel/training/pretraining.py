@@ -5,7 +5,7 @@ pretrain calls start_run, which creates the run folder, and train_run, which tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -20,10 +20,13 @@ from nextpixel.config import (
     INIT_RATE,
     MODERN,
     MUON_RATE,
+    Fit,
     ImageGPTConfig,
+    Levels,
     PretrainConfig,
     PretrainKeywords,
     SamplingConfig,
+    Size,
     augmentations,
     check_keywords,
     peak_rate,
@@ -40,7 +43,7 @@ from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.images import grid, save_png
-from nextpixel.images.sources import Source, open_source
+from nextpixel.images.sources import Source, open_source, sprites_of
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
@@ -130,9 +133,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     config = checked_settings(out, config)
-    source = images if config.captions is None else open_source(images, split)
-    captions = None if config.captions is None else captions_of(source, config.captions)
-    model = _initial_model(config, source, split, captions)
+    model, source, captions = _initial_model(config, images, split)
     shape = model.config
     if config.side and to_size(config.side) != model.size:
         expected, got = side_text(model.size), side_text(to_size(config.side))
@@ -199,7 +200,7 @@ def _tags(
 
     found = {"tags": encoded(source, captions, sets[0])}
     if config.validation:
-        held = open_source(config.validation)
+        held = sprites_of(open_source(config.validation), model.size, model.fit, sets[0].levels)
         found["validation_tags"] = encoded(held, captions_of(held, config.captions), sets[1])
     bare = int((~found["tags"].any((1, 2))).sum())
     say(f"Captions of {len(words):,} words; {bare:,} of {len(captions):,} pictures have none of them")
@@ -416,22 +417,35 @@ def _load_init(init: str, config: PretrainConfig) -> ImageGPT:
     return model
 
 
-def _initial_model(config: PretrainConfig, images: Any, split: str | None, captions: Iterable[str] | None) -> ImageGPT:
-    """The model of `init`, or one without weights, with words for these captions of its training images."""
+def _initial_model(config: PretrainConfig, images: Any, split: str | None) -> tuple[ImageGPT, Any, NDArray[Any] | None]:
+    """The model of `init`, or one without weights, with words for the captions; the images and their captions (N,)."""
     if config.init:
         model = _load_init(config.init, config)
-        if captions is not None and model.words is None:
+        if config.captions is not None and model.words is None:
             raise InputError("needs words, which the model of `init` was trained without", argument="captions")
-        return model
-    words = None if captions is None else Words.fit(captions, config.words or WORDS)
+        return model, *_captioned(config, images, split, model.size, model.fit, model.levels)
+    if config.captions is not None:
+        images = open_source(images, split)
     tokenizer = choose_tokenizer(images, config, split)
+    size, fit = to_size(config.side or SIDE), "place" if tokenizer.channels == 4 else config.fit or "crop"
+    images, captions = _captioned(config, images, split, size, fit, config.levels)
+    words = None if captions is None else Words.fit(captions, config.words or WORDS)
     count = None
     if config.size == "auto":
-        fit = "place" if tokenizer.channels == 4 else config.fit or "crop"
-        count = len(decode(images, config.side or SIDE, split=split, cache=config.cache, fit=fit, levels=config.levels))
+        count = len(decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels))
     with torch.device("meta"):
         model = ImageGPT(replace(config.model(len(tokenizer), count), words=len(words or ())))
     model.words = words
     model.tokenizer, model.levels = tokenizer, config.levels
     model.fit = config.fit or model.fit
-    return model
+    return model, images, captions
+
+
+def _captioned(
+    config: PretrainConfig, images: Any, split: str | None, size: Size, fit: Fit, levels: Levels
+) -> tuple[Any, NDArray[Any] | None]:
+    """The images as a source of pictures with a caption each, and these captions; unchanged without captions."""
+    if config.captions is None:
+        return images, None
+    source = sprites_of(open_source(images, split), size, fit, levels)
+    return source, captions_of(source, config.captions)

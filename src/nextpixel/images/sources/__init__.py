@@ -16,14 +16,14 @@ from nextpixel.images.formats import FORMATS, find_format
 from nextpixel.images.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.images.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
 from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image, unread_kind
-from nextpixel.images.sources.levels import settle
+from nextpixel.images.sources.levels import settle, sprites_of
 from nextpixel.images.sources.maps import MapSource, check_readable, is_map
 from nextpixel.images.sources.shards import ShardSource, expand, is_pattern
 from nextpixel.images.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
 from nextpixel.images.sources.tables import ParquetSource, open_hub
 from nextpixel.progress import say_once
 
-__all__ = ["MapSource", "Source", "load_images", "open_source", "settle"]
+__all__ = ["MapSource", "Source", "load_images", "open_source", "settle", "sprites_of"]
 
 TABLES = frozenset({"parquet"})
 SHARDS = frozenset({"tar"})

@@ -17,6 +17,11 @@ PICTURES_CHECKED = 8  # against a given range
 SHADES_USED = 0.25  # with less of the range, pictures are nearly black or white
 
 
+def sprites_of(source: Source, size: Size, fit: Fit, levels: Levels) -> Source:
+    """The frames and tiles of a source, one by one, where they are placed; else the source."""
+    return settle(source, size, fit, levels)[0] if fit == "place" else source
+
+
 def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source, Levels, str | None]:
     """The pictures of a source, `levels` with what is to be found over the whole set, and a line that says what.
 
@@ -32,7 +37,7 @@ def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source
                 raise InputError(f"{source.source_name}: expected images prepared with {name} {asked}, got {made}")
         return source, source.levels.over(levels), None
     if isinstance(source, SpriteSource):
-        return source, source.levels, None
+        return source, source.levels, source.note
     if fit == "place":
         sprites = SpriteSource(source, size, levels)
         return sprites, sprites.levels, sprites.note

@@ -26,7 +26,8 @@ class SpriteSource(Source):
     which all pictures are enlarged is undone, as is one without which a picture does not fit on the canvas.
 
     levels      those given, with that factor
-    rows        the number of each picture's file
+    files       the other source
+    rows        the number of each picture's file in it
     note        a line about what was done, or None
     unreadable  lines for files of the other source, then for those that cannot be read and for pictures too large
     """
@@ -53,7 +54,7 @@ class SpriteSource(Source):
         )
         if not names and not lost:
             raise InputError(f"{source.source_name}: expected pictures, got only empty ones")
-        self.rows = rows
+        self.files, self.rows = source, rows
         self.split, self.label_problem, self.skipped = source.split, source.label_problem, source.skipped
         self.unreadable = [*source.unreadable, *lost]
         self._fingerprint = source.fingerprint()
