@@ -89,6 +89,8 @@ def test_bad_captions_are_refused(model: ImageGPT) -> None:
         ("evaluate {images} --captions names", "expected none, as the model was trained without captions"),
         ("evaluate {images} --captions names --samples 4", "--captions: belongs to nats per pixel"),
         ("evaluate {images} --guidance 2", "--guidance: requires --samples"),
+        ("score {images} --captions names", "expected none, as the model was trained without captions"),
+        ("score {images} --captions names --out a.csv", "--captions: cannot be combined with --report, --out or"),
     ],
 )
 def test_bad_commands_end_in_one_sentence(

@@ -128,6 +128,8 @@ def test_predict_and_evaluate_with_words(
     told = json.loads(printed(capsys, "evaluate", images, "--captions", "names", "--model", model, "--json"))
     assert told["nats_per_pixel"] < 0.5 * told["nats_per_pixel_without_captions"]
     assert "without the captions" in printed(capsys, "evaluate", images, "--captions", "names", "--model", model)
+    scored = json.loads(printed(capsys, "score", images, "--captions", "names", "--model", model, "--json"))
+    assert scored["mean"] == pytest.approx(told["nats_per_pixel"], rel=1e-5)
     plain = json.loads(printed(capsys, "evaluate", images, "--model", model, "--json"))
     assert plain["nats_per_pixel"] == pytest.approx(told["nats_per_pixel_without_captions"])
     assert plain["nats_per_pixel_without_captions"] is None
@@ -178,6 +180,20 @@ def test_a_run_goes_on_from_a_model_with_words(run: Path, place: Path, tmp_path:
     assert plain.words is not None and "validation_nats_without_caption" not in Run(tmp_path / "plain").read_log()[-1]
     uncaptioned = nextpixel.load(tmp_path / "plain")
     assert torch.isfinite(uncaptioned(torch.zeros(1, 16, dtype=torch.int64))).all()
+
+
+def test_a_model_with_words_is_fine_tuned_and_probed_without_captions(run: Path, place: Path, tmp_path: Path) -> None:
+    for path in (place / "in").iterdir():
+        folder = tmp_path / "in" / path.stem.split()[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.name)
+    tuned = nextpixel.finetune(
+        nextpixel.load(run), str(tmp_path / "in"), out=tmp_path / "run", epochs=1, batch_images=8, augment="none",
+        device="cpu", dtype="fp32", threads=1,
+    )  # fmt: skip
+    assert tuned.words is not None and tuned.config.classes == ("blue", "dark", "green", "red")
+    assert nextpixel.features(tuned, str(tmp_path / "in")).shape == (48, 16)
+    assert len(nextpixel.sample(tuned, 2, caption="red top", guidance=2)) == 2
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def _words(model: ImageGPT | ResNet) -> dict[str, float | None]:
 
     if not isinstance(model, ImageGPT) or model.words is None:
         raise InputError("expected a model that was trained with captions, got one without words", argument="words")
-    return dict(zip(model.words.table, model.words.shares or [None] * len(model.words)))
+    if model.words.shares is None:
+        return dict.fromkeys(model.words.table)
+    return {word: round(share, 4) for word, share in zip(model.words.table, model.words.shares)}
 
 
 def _print(values: dict[str, Any], indent: str = "") -> None:

@@ -50,6 +50,9 @@ class Score:
     """The score for order and threshold. Default: feature_distance; with --against and without --false-alarms the score
     that best separates the images from the held-out normal ones, if one clearly does. As that choice uses the images
     themselves, its p-values are slightly too small."""
+    captions: str | None = None
+    """Nats per pixel of the images given their captions: names, folders, a .csv or .jsonl file of file,caption, or a
+    text column, see pretrain --help."""
     seed: int = 0
     """Random seed of the split of the normal images."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -59,6 +62,8 @@ class Score:
         check_numbers(self, at_least_zero="seed", fraction="false_alarms")
         if self.false_alarms is not None and self.against is None:
             raise InputError("--false-alarms: requires --against with normal images")
+        if self.captions is not None and self.wants_table:
+            raise InputError("cannot be combined with `report`, `out` or `against`", argument="captions")
         if self.by is not None and not self.wants_table:
             raise InputError(f"--by {self.by}: requires --report, --out or --against")
 
@@ -132,11 +137,14 @@ def run(argv: Sequence[str]) -> None:
 
 def _likelihoods(args: Score, model: ImageGPT) -> tuple[Oddness, np.ndarray | None]:
     """Nats per pixel alone, and the maps (N, H, W) if they are wanted."""
-    from nextpixel.evaluation.likelihood import square_nats
+    from nextpixel.evaluation.likelihood import image_tags, square_nats
     from nextpixel.evaluation.oddness import Oddness
+    from nextpixel.images.sources import open_source
 
-    images = decode_for(model, args.images, args.split)
-    parts = square_nats(model, images.images)
+    source = open_source(args.images, args.split)
+    images = decode_for(model, source)
+    tags = None if args.captions is None else image_tags(model, source, args.captions, images)
+    parts = square_nats(model, images.images, tags=tags)
     maps = None if args.heatmap is None else np.concatenate(list(parts))
     nats = np.concatenate([part.mean((1, 2)) for part in (parts if maps is None else [maps])])
     return Oddness(images.names, {"nats_per_pixel": nats}, {}, {}, images.images, images.unreadable), maps
