@@ -11,7 +11,7 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.data.decoded import Batches
 from nextpixel.drawing.sampling import draw
-from nextpixel.images import orient, upright
+from nextpixel.images import orient, undo_orient
 
 CONFIG = ImageGPTConfig(layers=2, width=16, heads=2, side=4, colors=8, orientations=8)
 
@@ -34,7 +34,7 @@ def squares() -> np.ndarray:
 def test_all_orientations_differ_and_turn_back(squares: np.ndarray) -> None:
     turned = [orient(squares, orientation) for orientation in range(8)]
     assert len({one.tobytes() for one in turned}) == 8
-    assert all(np.array_equal(upright(one, orientation), squares) for orientation, one in enumerate(turned))
+    assert all(np.array_equal(undo_orient(one, orientation), squares) for orientation, one in enumerate(turned))
     assert np.array_equal(turned[1][:, 0], squares[:, :, -1])  # the right side is at the top
     assert np.array_equal(turned[2][:, 0], squares[:, -1, ::-1])  # the bottom
     assert np.array_equal(turned[3][:, 0], squares[:, ::-1, 0])  # the left side

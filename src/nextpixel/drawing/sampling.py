@@ -18,7 +18,7 @@ from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, check_k
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, orient, to_picture, upright
+from nextpixel.images import Picture, orient, to_picture, undo_orient
 from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
@@ -167,9 +167,9 @@ def draw(
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
     images = tokenizer.decode(tokens, config.columns)
     steps = np.maximum(np.arange(images.shape[1]) // tokenizer.patch[0] - plan.kept_rows + 1, 0)
-    drawn_at = upright(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
+    drawn_at = undo_orient(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
     nats /= math.prod(tokenizer.patch)
-    return Drawing(upright(images, orientation), nats, drawn_at, plan.decoder.name)
+    return Drawing(undo_orient(images, orientation), nats, drawn_at, plan.decoder.name)
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:

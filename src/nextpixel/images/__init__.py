@@ -15,7 +15,7 @@ from nextpixel.images.canvas import (
     zoom_nearest,
 )
 from nextpixel.images.exports import to_picture, write_gif, write_sheet
-from nextpixel.images.fitting import crop_resize, fit_image, orient, upright
+from nextpixel.images.fitting import crop_resize, fit_image, orient, undo_orient
 from nextpixel.images.numbers import Numbers, coloured, find_range
 from nextpixel.images.palette_files import FORMATS as PALETTE_FORMATS
 from nextpixel.images.palette_files import is_palette_file, read_palette_file, write_palette_file
@@ -68,7 +68,7 @@ __all__ = [
     "terminal_row",
     "to_picture",
     "to_rgb",
-    "upright",
+    "undo_orient",
     "write_gif",
     "write_palette_file",
     "write_sheet",

@@ -19,7 +19,7 @@ def orient(images: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned[:, :, ::-1] if orientation >= 4 else turned)
 
 
-def upright(images: np.ndarray, orientation: int) -> np.ndarray:
+def undo_orient(images: np.ndarray, orientation: int) -> np.ndarray:
     """Undo `orient`."""
     turned = images[:, :, ::-1] if orientation >= 4 else images
     return np.ascontiguousarray(np.rot90(turned, -(orientation % 4), axes=(1, 2)))

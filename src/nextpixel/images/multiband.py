@@ -10,7 +10,7 @@ from nextpixel.images.numbers import Numbers
 from nextpixel.limits import open_file
 
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-TURNS: dict[
+ORIENTATIONS: dict[
     int, Callable[[np.ndarray], np.ndarray]
 ] = {  # TIFF orientation -> rows and columns of what is stored, turned upright
     2: lambda a: a[:, ::-1],
@@ -79,7 +79,7 @@ def read(file: str | bytes, bands: tuple[int, ...] | None, pixel_limit: int) -> 
     if page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError(f"expected rows, columns and bands, got the axes {page.axes}")
     values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values.reshape(*values.shape[:2], -1)
-    values = TURNS.get(int(tags.get(274, 1)), lambda a: a)(values)
+    values = ORIENTATIONS.get(int(tags.get(0x0112, 1)), lambda a: a)(values)
     is_whole = values.dtype.kind in "iu"
     opacity, extra = None, [int(kind) for kind in page.extrasamples]
     for place, kind in enumerate(extra, values.shape[2] - len(extra)):

@@ -1,4 +1,4 @@
-"""Files, PIL pictures and arrays -> RGB, as a viewer shows them, or exact RGBA."""
+"""Files, PIL pictures and arrays -> RGB, upright by the EXIF orientation, as a viewer shows them; or exact RGBA."""
 
 import io
 import logging
@@ -42,7 +42,7 @@ PLUGINS = {  # kind -> extensions, the module that reads them, what pip calls it
     "JPEG XL": (frozenset({"jxl"}), "pillow_jxl", "pillow-jxl-plugin"),
     "DICOM": (frozenset({"dcm", "dicom"}), "pydicom", "pydicom"),
 }
-UPRIGHT = {  # EXIF orientation (tag 0x0112) -> the transposition that makes it upright
+EXIF_TRANSPOSITIONS = {  # EXIF orientation (tag 0x0112) -> the transposition that makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -242,7 +242,7 @@ def _of_picture(
     is_opaque = not _means_opacity(picture, tags)
     picture.load()
     info = _info(picture)
-    upright = _upright(picture)
+    upright = _apply_exif_orientation(picture)
     if is_wide:
         return _of_grey(upright, info, picture.format, tags)
     if is_opaque:
@@ -274,7 +274,7 @@ def _exact(picture: Picture) -> np.ndarray:
         raise ValueError("expected 8 bits a channel for exact colours, got more")
     is_opaque = not _means_opacity(picture, getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {})
     picture.load()
-    pixels = np.array(_with_opacity(_upright(picture), _info(picture)).convert("RGBA"))
+    pixels = np.array(_with_opacity(_apply_exif_orientation(picture), _info(picture)).convert("RGBA"))
     if is_opaque:
         pixels[..., 3] = 255
     pixels[pixels[..., 3] == 0] = 0
@@ -378,7 +378,7 @@ def _unpacked(file: str | bytes, kind: str, mode: str, raw: str) -> tuple[np.nda
             tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))
         picture.tile = tiles
         picture.load()
-        return np.asarray(_upright(picture)), _info(picture)
+        return np.asarray(_apply_exif_orientation(picture)), _info(picture)
 
 
 def _is_opacity(tags: Any) -> bool:
@@ -429,13 +429,13 @@ def _has_psd_opacity(file: Any) -> bool:
         file.seek(place)
 
 
-def _upright(picture: Picture) -> Picture:
+def _apply_exif_orientation(picture: Picture) -> Picture:
     try:
         # After load(): PIL turns a TIFF upright itself while loading and then drops the tag.
         orientation = picture.getexif().get(0x0112, 1)
     except Exception:  # broken metadata is no reason to refuse sound pixels
         return picture
-    return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+    return picture.transpose(EXIF_TRANSPOSITIONS[orientation]) if orientation in EXIF_TRANSPOSITIONS else picture
 
 
 def _reason(error: Exception, pixel_limit: int) -> str:
