@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +239,24 @@ def test_mistakes_are_one_sentence(there: Path, line: str, capsys: pytest.Captur
     error = capsys.readouterr().err
     assert all(words in error for words in MISTAKES[line]), error
     assert "Traceback" not in error and not Path("no").exists()
+
+
+def test_training_pictures_are_not_uploaded(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[str] = []
+
+    class Hub:
+        def create_repo(self, name: str, **_: object) -> None: ...
+
+        def upload_folder(self, *, folder_path: Path, **_: object) -> str:
+            sent.extend(path.name for path in folder_path.iterdir())
+            return "address"
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=Hub))
+    assert main("push run ann/sprites".split()) == 0
+    assert "model.safetensors" in sent and not any(name.startswith("training") for name in sent)
+    assert "are not uploaded" in capsys.readouterr().err
 
 
 def test_the_server_answers_with_transparency(home: Path, model: ImageGPT) -> None:

@@ -13,6 +13,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError, WorkError
+from nextpixel.progress import say
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.checkpoints.card import model_card
 
     model = load(args.model)
+    if model.training_pictures is not None:
+        model.training_pictures = None
+        say("The training pictures that lie beside the weights, for counting copies, are not uploaded")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(model, folder)
