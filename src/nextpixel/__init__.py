@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nextpixel.drawing.sampling import complete as complete
     from nextpixel.drawing.sampling import sample as sample
     from nextpixel.drawing.sampling import stream as stream
+    from nextpixel.drawing.variations import vary as vary
     from nextpixel.errors import InputError as InputError
     from nextpixel.errors import WorkError as WorkError
     from nextpixel.evaluation.comparison import compare_samples as compare_samples
@@ -56,6 +57,7 @@ _HOMES = {
     "save": "checkpoints",
     "stream": "drawing.sampling",
     "surprise": "evaluation.likelihood",
+    "vary": "drawing.variations",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -17,6 +17,7 @@ from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.images import read_palette_file
 from nextpixel.images.sources import load_images
+from nextpixel.tokens.colors import hex_color
 
 H, W = 6, 5
 CLEAR, GLASS = (0, 0, 0, 0), (10, 200, 10, 120)
@@ -179,6 +180,25 @@ def test_completing_says_how_many_pixels_it_changed(
     assert run_json("complete sprites --model run -n 1", capsys)["changed_pixels"] == 0
 
 
+def test_variations_are_written_with_what_was_redrawn(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "vary sprites/red/red_01.png sprites/blue/blue_01.png --model run -n 3 --part bottom --strength 0.5"
+    found = run_json(f"{line} --each all --sheet s.png --gif v.gif", capsys)
+    assert [one["redrawn_pixels"] for one in found["pictures"]] == [[15] * 3] * 2 and found["changed_pixels"] == 0
+    drawn = [np.asarray(Image.open(path).convert("RGBA")) for path in found["each"]]
+    given = np.asarray(Image.open("sprites/red/red_01.png"))
+    assert len(drawn) == 6 and all(
+        np.array_equal(one[:3][one[:3, :, 3] > 0], given[:3][given[:3, :, 3] > 0]) for one in drawn[:3]
+    )
+    assert Path("v.gif").is_file() and Path("variations.png").is_file()
+    blue = ",".join(hex_color(np.array(colour, np.uint8)) for colour in BLUES)
+    found = run_json(f"vary sprites/red/red_01.png --model run -n 2 --strength 0 --colors {blue} --each blue", capsys)
+    for path in found["each"]:
+        assert colours_of(np.asarray(Image.open(path).convert("RGBA"))) <= {CLEAR, *BLUES}
+    assert main("vary sprites --model run -n 1 --show".split()) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("variations.png\n") and "For other variations: --seed 1" in shown.err
+
+
 def test_likelihoods_maps_and_features(there: Path, model: ImageGPT) -> None:
     assert np.isfinite(nextpixel.nll(model, "sprites")).all()
     assert nextpixel.surprise(model, "sprites").shape == (24, H, W)
@@ -230,6 +250,13 @@ MISTAKES = {
     "palette sprites --exact --side 6x5 --out p.aco": ["--out", ".gpl, .hex, .pal, .png, .npy"],
     "palette sprites --exact --side 6x5 --colors 2000": ["--colors", "1024"],
     "complete sprites/red --model run --palette x": ["--palette"],
+    "vary --model run": ["expected PICTURES, got nothing"],
+    "vary sprites --model run --strength 2": ["--strength: expected a fraction of the pixels from 0 to 1, got 2"],
+    "vary sprites --model run --strength 0": ["--strength: expected more than 0, or --colors to draw with"],
+    "vary sprites --model run --part middle": ["--part", "random", "'middle'"],
+    "vary sprites --model run --colors #123456": ["--colors: expected colours of the model", "near: #"],
+    "vary sprites --model run --out v.jpg": ["--out", ".png"],
+    "vary none.png --model run": ["none.png"],
 }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 VERBS = {
     "complete": "complete pictures: keep the top rows, draw the rest",
     "sample": "draw new pictures",
+    "vary": "draw variations of pictures: redraw a part, keep the rest",
     "score": "nats per pixel of each image, the least likely first",
     "evaluate": "evaluate a model on a dataset: nats per pixel, accuracy, or the quality of its samples",
     "features": "write hidden states of images, averaged over pixels, to a file",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CELL_PIXELS = 96  # a picture's height in an animation
 ANIMATED_AT_MOST = 256  # pictures
+GRID_PIXELS = 160  # a picture's side in a grid of completions or variations
+GRID_AT_MOST = 50  # pictures, and completions or variations of each
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,46 @@ def decode_for(model: Backbone, images: Any, split: str | None = None) -> Decode
     model.levels = found.levels
     say_left_out(found.unreadable)
     return found
+
+
+def read_pictures(
+    model: ImageGPT, images: Sequence[str], split: str | None
+) -> tuple[NDArray[np.uint8], list[str], list[str]]:
+    """The pictures of one or several sources, their names, and lines for the unreadable ones, which are reported.
+
+    Single files must all be readable.
+    """
+    from nextpixel.images.sources import load_images, open_source, sprites_of
+
+    source = open_source(images if len(images) > 1 else images[0], split)
+    if len(source) == len(images):
+        squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
+        if len(squares) > len(source):  # sheets and animations
+            source = sprites_of(source, model.size, model.fit, model.levels)
+        return squares, list(source.names), []
+    found = decode_for(model, source)
+    return found.images, list(found.names), found.unreadable
+
+
+def shown_in_grid(args: Any, count: int, what: str) -> tuple[int, int]:
+    """How many pictures, and of the args.n of each, `what`, the grid shows; reports how many it leaves out."""
+    pictures, columns = min(count, GRID_AT_MOST), min(args.n, GRID_AT_MOST)
+    for name, shown, total in (("pictures", pictures, count), (what, columns, args.n)):
+        if shown < total:
+            say(f"{args.out} shows the first {shown} of {total:,} {name}; --each FOLDER writes all")
+    return pictures, columns
+
+
+def say_changed(model: ImageGPT, squares: NDArray[np.uint8], kept: NDArray[np.bool_]) -> int:
+    """The number of kept pixels (N, H, W) whose colours the model of exact colours has not; reports it."""
+    from nextpixel.tokens.exact import ExactPalette
+
+    if not isinstance(model.tokenizer, ExactPalette):
+        return 0
+    changed = int((model.tokenizer.changed(squares) & kept).sum())
+    if changed:
+        say(f"{changed:,} of {kept.sum():,} kept pixels have colours that the model has not, and became its nearest")
+    return changed
 
 
 def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
@@ -216,6 +258,7 @@ def write_pictures(files: PictureFiles, model: ImageGPT, drawing: Drawing, stems
         if len(drawing.images) > ANIMATED_AT_MOST:
             say(f"{files.gif} shows the first {ANIMATED_AT_MOST} of {len(drawing.images):,} pictures")
         zoom = max(1, CELL_PIXELS // drawing.images.shape[1])
-        write_gif(files.gif, drawing.images[:ANIMATED_AT_MOST], drawing.drawn_at, zoom)
+        drawn_at = np.broadcast_to(drawing.drawn_at, drawing.images.shape[:3])
+        write_gif(files.gif, drawing.images[:ANIMATED_AT_MOST], drawn_at[:ANIMATED_AT_MOST], zoom)
         paths["gif"] = str(files.gif)
     return paths

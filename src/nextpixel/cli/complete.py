@@ -11,13 +11,20 @@ from typing import Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import PictureFiles, check_drawing, decode_for, load_model, show_pictures, write_pictures
+from nextpixel.cli.common import (
+    GRID_PIXELS,
+    PictureFiles,
+    check_drawing,
+    load_model,
+    read_pictures,
+    say_changed,
+    show_pictures,
+    shown_in_grid,
+    write_pictures,
+)
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
-
-GRID_PIXELS = 160  # a picture's side in the grid
-GRID_AT_MOST = 50  # pictures, and completions of each
 
 
 @dataclass(frozen=True)
@@ -63,31 +70,15 @@ def run(argv: Sequence[str]) -> None:
 
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
-    from nextpixel.images.sources import load_images, open_source
-    from nextpixel.tokens.exact import ExactPalette
 
-    source = open_source(args.images if len(args.images) > 1 else args.images[0], args.split)
-    if len(source) == len(args.images):  # only single files, which must all be readable
-        squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
-        names, unreadable = list(source.names), []
-    else:
-        found = decode_for(model, source)
-        squares, names, unreadable = found.images, list(found.names), found.unreadable
-    pictures, columns = min(len(squares), GRID_AT_MOST), min(args.n, GRID_AT_MOST)
-    for what, shown, count in (("pictures", pictures, len(squares)), ("completions", columns, args.n)):
-        if shown < count:
-            say(f"{args.out} shows the first {shown} of {count:,} {what}; --each FOLDER writes all")
+    squares, names, unreadable = read_pictures(model, args.images, args.split)
+    pictures, columns = shown_in_grid(args, len(squares), "completions")
     loaded = time.perf_counter()
     drawing = draw(
         model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side, caption=args.caption
     )
     drawn = time.perf_counter()
-    changed = 0
-    if isinstance(model.tokenizer, ExactPalette):
-        changed = int(model.tokenizer.changed(squares)[:, drawing.kept].sum())
-        if changed:
-            total = len(squares) * int(drawing.kept.sum())
-            say(f"{changed:,} of {total:,} kept pixels have colours that the model has not, and became its nearest")
+    changed = say_changed(model, squares, np.broadcast_to(drawing.kept, squares.shape[:3]))
 
     rows, captions = [], []
     hidden = np.array([225, 225, 225, 255], np.uint8)[: drawing.images.shape[3]]

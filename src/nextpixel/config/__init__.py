@@ -34,6 +34,7 @@ from nextpixel.config.terms import (
     KeepSide,
     Levels,
     Objective,
+    Part,
     Pooling,
     Positions,
     Preset,

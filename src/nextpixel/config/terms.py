@@ -13,6 +13,7 @@ from nextpixel.errors import InputError, shortened
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 KeepSide = Literal["top", "right", "bottom", "left"]
+Part = Literal["random", "top", "bottom", "left", "right", "center"]
 Fit = Literal["crop", "imagenet", "squash", "place"]
 Anchor = Literal["center", "top", "bottom", "left", "right", "top-left", "top-right", "bottom-left", "bottom-right"]
 Objective = Literal["autoregressive", "masked"]

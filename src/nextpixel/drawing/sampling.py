@@ -46,13 +46,14 @@ class Drawing:
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, given the caption, at temperature 1."""
     drawn_at: NDArray[np.int64]
-    """(H, W), the step, counted from 1, in which each pixel was drawn, row by row; 0: it was given."""
+    """(H, W), the step, counted from 1, in which each pixel was drawn, row by row; 0: it was given. Of variations,
+    whose given pixels differ, (M * n, H, W)."""
     mode: str
     """The decoder that `speed` selected."""
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """(H, W), the pixels that were given."""
+        """The pixels that were given, of the shape of `drawn_at`."""
         return self.drawn_at == 0
 
 

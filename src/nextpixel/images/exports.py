@@ -72,13 +72,14 @@ def write_sheet(path: Path, images: NDArray[np.uint8], names: Sequence[str], pal
 
 
 def write_gif(path: Path, images: NDArray[np.uint8], drawn_at: NDArray[np.integer], zoom: int = 1) -> None:
-    """Animate how pictures (N, H, W, C) were drawn, side by side: `drawn_at` (H, W) is the step of each pixel, from 0.
+    """Animate how pictures (N, H, W, C) were drawn, side by side: `drawn_at` is the step of each pixel, from 0.
 
+    It is (H, W), or (N, H, W) where the pictures differ.
     Transparent pixels and those not yet drawn are transparent, opacity below a half is none. Colours are exact where
     there are at most 255. Raises WorkError.
     """
     sheet = _tiled(images, np.zeros(images.shape[3], np.uint8))
-    steps = _tiled(np.broadcast_to(drawn_at[..., None], (len(images), *drawn_at.shape, 1)), np.zeros(1, drawn_at.dtype))
+    steps = _tiled(np.broadcast_to(drawn_at, images.shape[:3])[..., None], np.zeros(1, drawn_at.dtype))
     codes = (sheet[..., :3].astype(np.int64) << [16, 8, 0]).sum(-1)
     clear = sheet[..., 3] < 128 if sheet.shape[2] == 4 else np.zeros(codes.shape, bool)
     found, indices = np.unique(np.where(clear, codes[~clear].min(initial=1 << 24), codes), return_inverse=True)
