@@ -73,6 +73,17 @@ def test_everything_in_a_folder_is_on_the_disk_before_it_takes_its_name(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_missing_parents_are_created_with_the_output(tmp_path):
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "never" / "a"):
+        1 / 0  # noqa: B018
+    write_text(tmp_path / "x" / "y" / "a", "text")
+    with new_folder(tmp_path / "z" / "folder"):
+        pass
+    save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "w" / "a.png")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert {"x/y/a", "z/folder", "w/a.png"} <= found and not any(name.endswith(".part") for name in found)
+
+
 def test_names_of_any_length_can_be_written(tmp_path):
     write_text(tmp_path / LONG, "a")
     write_text(tmp_path / LONG, "b")
@@ -142,12 +153,13 @@ def test_an_output_is_refused_before_the_work(tmp_path):
     for name in ("there", "dangling"):
         with pytest.raises(InputError, match=f"out: .*{name} exists already"):
             new_output(tmp_path / name)
-    with pytest.raises(InputError, match=r"report: the folder .*missing does not exist; create it first"):
-        check_output(tmp_path / "missing" / "a", "report")
+    assert check_output(tmp_path / "missing" / "deep" / "a", "report").parent.name == "deep"
+    assert not (tmp_path / "missing").exists()
     with pytest.raises(InputError, match="at most 255 bytes, got"):
         check_output(tmp_path / (LONG + "x"))
-    with pytest.raises(InputError, match=r"the folder .*there does not exist"):
-        check_output(tmp_path / "there" / "a")
+    for name in ("there/a", "there/deep/a"):
+        with pytest.raises(InputError, match=r"report: expected a folder, got the file .*there \(for .*a\)"):
+            check_output(tmp_path / name, "report")
 
 
 def test_a_name_is_clipped_by_bytes_between_letters():

@@ -51,11 +51,12 @@ def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
 def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
     """Yield a temporary file that replaces `path` when the block succeeds and is removed when it fails.
 
-    Safe with concurrent writers: the last one wins. Raises WorkError.
+    Missing parent folders are created. Safe with concurrent writers: the last one wins. Raises WorkError.
     """
     part = _part_beside(path)
     try:
         with writing(path, remedy):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
                 yield file
                 file.flush()
@@ -71,12 +72,12 @@ def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
 def new_folder(path: Path, remedy: str = REMEDY, *, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block succeeds and removed when it fails.
 
-    Raises WorkError, also if `path` exists by then, unless it is `shared`: then the existing folder is kept.
+    Missing parent folders are created. Raises WorkError, also if `path` exists by then, unless it is `shared`: then the existing folder is kept.
     """
     part = _part_beside(path)
     try:
         with writing(path, remedy):
-            part.mkdir()
+            part.mkdir(parents=True)
             yield part
             for place, _, names in os.walk(part, topdown=False):
                 for name in names:
@@ -200,14 +201,14 @@ def new_output(path: str | Path, argument: str = "out") -> Path:
 
 
 def check_output(path: str | Path, argument: str = "out") -> Path:
-    """Check that a path can be written. Raises InputError."""
+    """Check that a path can be written; its parent folders may be missing. Raises InputError."""
     out = Path(path)
-    parent = out.resolve().parent
+    parent = next(folder for folder in out.resolve().parents if os.path.lexists(folder))
     wrong = None
     if len(os.fsencode(out.name)) > LONGEST_NAME:
         wrong = f"expected a name of at most {LONGEST_NAME} bytes, got {out.name!r}; shorten it"
     elif not parent.is_dir():
-        wrong = f"the folder {out.parent} does not exist; create it first (expected for {out})"
+        wrong = f"expected a folder, got the file {parent} (for {out}); name another place"
     elif not os.access(parent, os.W_OK | os.X_OK):
         wrong = f"the folder {parent} cannot be written to (expected for {out}); name another place"
     if wrong:

@@ -251,8 +251,8 @@ def test_out_must_be_new(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     refused(capsys, "OUT: out exists already", checkpoint="openai-masked")
     Path("out").rmdir()
-    assert main(["convert", "openai-masked", "no/out", "--palette", "six.npy"]) == 2
-    assert "the folder no does not exist" in capsys.readouterr().err
+    assert main(["convert", "openai-masked", "six.npy/out", "--palette", "six.npy"]) == 2
+    assert "OUT: expected a folder, got the file" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

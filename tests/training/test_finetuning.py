@@ -483,7 +483,7 @@ BAD = {
     "finetune train --out clf --labels-per-class 1": ["two images of some class", "hold one out", "--labels-per"],
     "finetune train --out clf --validation-fraction 1": ["--validation-fraction", "between 0 and 1"],
     "finetune train --out clf --learning-rate 0": ["--learning-rate", "above 0"],
-    "finetune train --out nowhere/clf": ["--out", "nowhere", "create it first"],
+    "finetune train --out model/config.json/clf": ["--out", "expected a folder, got the file", "model/config.json"],
     "finetune train --out model": ["--out", "model exists already"],
     "finetune train/day --out clf": ["train/day", "expected labelled images", "CSV"],
     "finetune train --out clf --labels no.csv": ["no.csv", "expected a CSV file"],

@@ -421,9 +421,10 @@ def test_neither_is_any_other_folder(images, tmp_path, monkeypatch):
         nextpixel.pretrain(images, out=tmp_path, **settings(tmp_path))
 
 
-def test_the_parent_of_a_run_must_exist(images, tmp_path, monkeypatch):
+def test_the_parent_of_a_run_must_be_a_folder(images, tmp_path, monkeypatch):
     nothing_may_be_decoded(monkeypatch)
-    with pytest.raises(InputError, match=f"out: the folder {tmp_path / 'runs'} does not exist"):
+    (tmp_path / "runs").touch()
+    with pytest.raises(InputError, match=f"out: expected a folder, got the file {tmp_path / 'runs'}"):
         nextpixel.pretrain(images, out=tmp_path / "runs" / "a", **settings(tmp_path))
 
 

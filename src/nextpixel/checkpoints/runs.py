@@ -41,7 +41,7 @@ class Run:
 
     @staticmethod
     def new_path(path: str | Path) -> Path:
-        """A path where a run can be created. Raises InputError where it exists or its parent is missing."""
+        """A path where a run can be created. Raises InputError where it exists or cannot be written."""
         if (Path(path) / "run.json").is_file():
             raise InputError(
                 f"{path} holds a run already; continue it with `resume={path}`, or name another folder", argument="out"

@@ -117,7 +117,7 @@ def prepare(
         "chunk_images": chunk_images(stored),
         "jobs": 1 if job is None else job.jobs,
     }
-    parts.mkdir(exist_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
     if earlier is not None:
         _check_plan(earlier, plan, parts)
     else:

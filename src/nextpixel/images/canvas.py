@@ -103,11 +103,8 @@ def png_bytes(image: np.ndarray) -> bytes:
 def save_png(image: Picture | np.ndarray, path: str | os.PathLike[str]) -> None:
     """Write a PNG file atomically. Raises InputError or WorkError."""
     path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
     if not path.lower().endswith(".png"):
         raise InputError(f"{path}: expected a name that ends in .png")
-    if not os.path.isdir(folder):
-        raise InputError(f"{path}: the folder {folder} does not exist; create it first or name another place")
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; name a file that ends in .png")
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image

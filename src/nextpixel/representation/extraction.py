@@ -135,7 +135,7 @@ def extract_chunks(
     facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {pooling} {model_hash(model)}"
     facts += f" {PREPROCESSING} {model.levels}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    parts.mkdir(exist_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(source), CHUNK_IMAGES)
     paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
     own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
