@@ -72,7 +72,8 @@ def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
 def new_folder(path: Path, remedy: str = REMEDY, *, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block succeeds and removed when it fails.
 
-    Missing parent folders are created. Raises WorkError, also if `path` exists by then, unless it is `shared`: then the existing folder is kept.
+    Missing parent folders are created. Raises WorkError, also if `path` exists by then, unless it is `shared`: then the
+    existing folder is kept.
     """
     part = _part_beside(path)
     try:
@@ -190,6 +191,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a path that does not exist may be owner/name on the hub; photos/cats is mistyped where photos/ exists."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None and not os.path.isdir(name.partition("/")[0])
+
+
+def check_model_name(name: str | Path | None) -> None:
+    """Raise InputError unless the name is that of a folder here, or may be one of a model on the hub."""
+    if name is None or name == "embedded" or os.path.isdir(name):
+        return
+    if os.path.exists(name) or not is_hub_name(str(name)):
+        raise InputError(
+            "expected a checkpoint folder, a run folder or a hub name such as openai/imagegpt-small, got "
+            f"{str(name)!r}",
+            argument="model",
+        )
+
+
+def check_run_folder(path: str | Path, argument: str) -> None:
+    """Raise InputError unless the folder is that of a run."""
+    if not (Path(path) / "run.json").is_file():
+        raise InputError(f"expected a run folder with run.json, got {str(path)!r}", argument=argument)
 
 
 def new_output(path: str | Path, argument: str = "out") -> Path:

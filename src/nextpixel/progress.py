@@ -24,6 +24,7 @@ CONTROLS = {  # control, bidirectional and line-separating characters
     for code in (*range(32), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 }
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
+_quiet = False  # of all threads
 
 
 def is_first() -> bool:
@@ -37,7 +38,7 @@ def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Advan
 
     `total` and `done` are in `unit`s. The bar needs rich and a terminal.
     """
-    if _silent.get() or not is_first():
+    if _silent.get() or _quiet or not is_first():
         yield lambda count, note="": None
         return
     start = time.monotonic()
@@ -71,8 +72,21 @@ def silent() -> Iterator[None]:
         _silent.reset(token)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Print no progress and no messages, from any thread."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 def say(line: str, everywhere: bool = False) -> None:
     """Print a line on stderr, from the first process or from all (`everywhere`), where the others say who they are."""
+    if _quiet:
+        return
     if not is_first():
         if not everywhere:
             return

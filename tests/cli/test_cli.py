@@ -167,7 +167,6 @@ BAD = {
     "plan --size xl --batch-images 512 --micro-batch-images 512": ["for 512 images at a time", "--micro-batch-images"],
     "plan --positions sine": ["--positions", "learned, rotary"],
     # pictures
-    "complete": ["PICTURES", "nextpixel complete --help"],
     "score": ["IMAGES", "nextpixel score --help"],
     "complete nope.png": ["nope.png", "no such file", "expected a path"],
     "complete photos/nope.png": ["photos/nope.png", "no such file", "expected a path"],
@@ -183,7 +182,6 @@ BAD = {
     "score labels.npz": ["labels.npz", "labels, more", "expected an array 'images'"],
     "score photos --split test": ["photos", "'test'", "leave it out"],
     "score some/set": ["some/set", "hub", "cannot be reached"],
-    "score photo.png photo.jpg": ["photo.jpg", "nextpixel score --help"],
     "score photo.png --report odd.html": ["at least 2 images", "got 1", "--against"],
     "score photos --against nope": ["nope", "no such file"],
     "score many --against many": ["--against", "other images", "got the same"],
@@ -437,7 +435,7 @@ BAD = {
     "pretrain --resume taken --steps 9": ["--resume", "combined with --steps", "--init"],
     "pretrain photos --resume taken": ["--resume", "combined with photos", "--init"],
     # studies
-    "study --data photos --out new": ["RUNS", "at least two run folders", "got 0"],
+    "study --data photos --out new": ["RUNS", "got nothing", "nextpixel study --help"],
     "study taken model --out new": ["--data", "nextpixel study --help"],
     "study taken --data photos --out new": ["RUNS", "at least two run folders", "got 1"],
     "study taken nope --data photos --out new": ["RUNS", "expected run folders with run.json", "'taken'"],

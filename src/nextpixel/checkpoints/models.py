@@ -16,7 +16,7 @@ from nextpixel.checkpoints.weights import Weights, section, write_weights
 from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
-from nextpixel.files import new_folder, new_output, read_json, write_json
+from nextpixel.files import check_model_name, new_folder, new_output, read_json, write_json
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
@@ -143,14 +143,8 @@ def find_model(name: str | Path | None) -> Path:
         return Run(path).best_checkpoint()
     if path.is_dir():
         return path
-    text = str(name)
-    is_name = text.count("/") == 1 and not text.startswith((".", "/", "~"))
-    if path.exists() or path.parent.is_dir() or not is_name:  # a mistyped path, not a hub name
-        raise InputError(
-            f"expected a checkpoint folder, a run folder or a hub name such as openai/imagegpt-small, got {text!r}",
-            argument="model",
-        )
-    return _download(text)
+    check_model_name(name)
+    return _download(str(name))
 
 
 def _download(name: str) -> Path:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nextpixel.errors import InputError
 from nextpixel.files import (
     ANY_PART,
+    check_run_folder,
     new_folder,
     new_output,
     read_json,
@@ -93,8 +94,7 @@ class Run:
     @classmethod
     def open(cls, path: str | Path, kind: str | None = None, argument: str = "resume") -> Run:
         """The run that `argument` names. Raises InputError where there is none, or for one of another kind."""
-        if not (Path(path) / "run.json").is_file():
-            raise InputError(f"expected a run folder with run.json, got {str(path)!r}", argument=argument)
+        check_run_folder(path, argument)
         run = cls(path)
         if kind not in (None, run.kind):
             raise InputError(

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -32,6 +33,7 @@ VERBS = {
     "push": "upload a model and its card to the Hugging Face hub",
     "info": "describe a model or a run",
     "bench": "measure the speed of a model on this machine",
+    "completion": "print a script that completes commands and options in bash, zsh or fish",
     "convert": "convert OpenAI's TensorFlow checkpoint to a model folder, or a student to ONNX",
 }
 LONGEST = 400  # characters of an unexpected error
@@ -41,6 +43,8 @@ DISTRIBUTED = ("pretrain", "finetune", "features")  # verbs that run under torch
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Imports nothing heavy before the verb is known."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
@@ -65,13 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, rest: list[str]) -> int:
     from nextpixel.cli.spelling import spell_error
     from nextpixel.errors import InputError, WorkError
+    from nextpixel.progress import quiet
 
     module = None
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ and verb not in DISTRIBUTED:
             raise InputError(f"{verb} cannot run under torchrun, only {', '.join(DISTRIBUTED)} can; start it without")
         module = importlib.import_module(f"nextpixel.cli.{verb}")
-        module.run(rest)
+        with quiet() if "--quiet" in rest else contextlib.nullcontext():
+            module.run(rest)
     except SystemExit:  # after --help
         return 0
     except InputError as error:
@@ -111,6 +117,6 @@ def _overview() -> str:
         "usage: nextpixel COMMAND ...\n\n"
         "Image GPT: a GPT trained on pixels, which completes and draws pictures.\n\n"
         f"{verbs}\n\n"
-        "nextpixel COMMAND --help prints its options. To start:\n"
-        "  nextpixel complete photo.jpg --show"
+        "nextpixel help COMMAND prints its options. To start:\n"
+        "  nextpixel complete --show"
     )

@@ -21,8 +21,11 @@ from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag, spell
 from nextpixel.config import PretrainConfig, Size, read_recipe, side_text, to_side, to_size
 from nextpixel.errors import InputError
+from nextpixel.files import check_run_folder, new_output
 
 T = TypeVar("T")
+REQUIRED = "(required)"
+Images = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES", help_behavior_hint=REQUIRED)]
 NUMBERS = {int: "a whole number", float: "a number"}
 
 
@@ -56,7 +59,16 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], default: T | None = Non
         raise
     if unknown:
         raise InputError(_unknown(unknown, list(_flags(kind)), verb))
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for extra in get_args(hint):
+            if getattr(extra, "help_behavior_hint", None) == REQUIRED and not getattr(args, name):
+                raise InputError(f"expected {extra.metavar}, got nothing; see nextpixel {verb} --help")
     return args
+
+
+def joined(images: Sequence[str]) -> str | list[str]:
+    """One source of images as it is, several as a list, which open_source concatenates."""
+    return images[0] if len(images) == 1 else list(images)
 
 
 def recipe_defaults(argv: Sequence[str]) -> PretrainConfig | None:
@@ -201,11 +213,12 @@ def _flags(kind: Any) -> Iterator[str]:
 
 def check_alone(argv: Sequence[str], positional: Any, option: str, *allowed: str, hint: str = "") -> None:
     """Raise InputError if `option` is combined with a positional argument or an option that is not allowed."""
-    known = (option, "--json", "--verbose", *allowed)
+    known = (option, "--json", "--verbose", "--quiet", *allowed)
     others = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in known]
-    if others or positional:
+    given = positional if isinstance(positional, str) else " ".join(positional or ())
+    if others or given:
         only = f", only with {', '.join(allowed)}" if allowed else ""
-        raise InputError(f"{option}: cannot be combined with {' '.join(others) or positional}{only}{hint}")
+        raise InputError(f"{option}: cannot be combined with {' '.join(others) or given}{only}{hint}")
 
 
 def check_run(
@@ -218,10 +231,13 @@ def check_run(
     if args.resume is not None:
         new = f", and a new one can start from it with {init}" if init else ""
         check_alone(argv, images, "--resume", "--data", *allowed, hint=f"; a run keeps its settings{new}")
+        check_run_folder(args.resume, "resume")
     elif args.data:
         raise InputError("--data: expected --resume with it, got none")
     elif not images or args.out is None:
         raise InputError(f"expected images and --out, as in: nextpixel {example}; or --resume with a run folder")
+    elif not (args.out / "run.json").is_file():  # a run is refused later, with the command that continues it
+        new_output(args.out)
 
 
 @contextlib.contextmanager

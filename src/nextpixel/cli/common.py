@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextpixel.cli.arguments import joined
 from nextpixel.config import ModelOptions, check_picture_count
 from nextpixel.errors import InputError
+from nextpixel.files import check_model_name
 from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class PictureFiles:
 
 def load_model(options: ModelOptions) -> ImageGPT:
     """Load the model that the options describe."""
+    check_model_name(options.model)
     import torch
 
     from nextpixel.checkpoints import load
@@ -60,6 +63,7 @@ def load_model(options: ModelOptions) -> ImageGPT:
 
 def load_features_model(options: ModelOptions) -> Backbone:
     """Load the model for its features; it may also be a convolutional student."""
+    check_model_name(options.model)
     from nextpixel.checkpoints import find_model
     from nextpixel.checkpoints.resnet import MODEL_TYPE
     from nextpixel.files import read_json
@@ -116,7 +120,7 @@ def read_pictures(
     """
     from nextpixel.images.sources import load_images, open_source, sprites_of
 
-    source = open_source(images if len(images) > 1 else images[0], split)
+    source = open_source(joined(images), split)
     if len(source) == len(images):
         squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
         if len(squares) > len(source):  # sheets and animations
@@ -159,6 +163,16 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
     if args.files.gif is not None:
         check_file(args.files.gif, ".gif", inputs, "gif")
     check_picture_count(args.n)
+
+
+def check_sources(*images: str | None, model: str | None = None) -> None:
+    """Raise InputError for images and a model that cannot be found, before torch is imported."""
+    from nextpixel.images.sources import check_path
+
+    check_model_name(model)
+    for name in images:
+        if name is not None:
+            check_path(name)
 
 
 def check_file(out: Path, suffix: str, inputs: Sequence[str] = (), argument: str = "out") -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextpixel.cli.arguments import print_json, show
+from nextpixel.cli.arguments import joined, print_json, show
 from nextpixel.cli.common import decode_for, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
@@ -34,7 +34,9 @@ def compare_features(args: Evaluate, pictures: str) -> None:
         raise InputError("--train: cannot search for copies, because IMAGES are features; give the pictures instead")
     if args.extractor != type(args).extractor or args.layer is not None:
         raise InputError("--extractor and --layer: not allowed, because IMAGES are features already")
-    found = compare_feature_files(args.images, pictures, references=args.references, seed=args.sampling.seed)
+    if len(args.images) > 1:
+        raise InputError(f"expected one file of features, got {len(args.images)}", argument="images")
+    found = compare_feature_files(args.images[0], pictures, references=args.references, seed=args.sampling.seed)
     _report(args, [found], [])
     say("To search for copies, give the pictures themselves, with --train")
 
@@ -51,7 +53,7 @@ def compare(args: Evaluate) -> None:
     own = model_hash(model)[:6]
     for name in (name for name, extractor in extractors.items() if own in extractor.name):
         say(f"--extractor {name} is the evaluated model itself, which cannot see what it has not learned")
-    source = open_source(args.images, args.split)
+    source = open_source(joined(args.images), args.split)
     real = _read(model, source)
     train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
     given = args.samples or 0 if args.pictures is None else _read(model, args.pictures)

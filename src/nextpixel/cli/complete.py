@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from nextpixel.cli.common import (
     GRID_PIXELS,
     PictureFiles,
     check_drawing,
+    check_sources,
     load_model,
     read_pictures,
     say_changed,
@@ -22,8 +24,7 @@ from nextpixel.cli.common import (
     shown_in_grid,
     write_pictures,
 )
-from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig
-from nextpixel.errors import InputError
+from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig, check_numbers
 from nextpixel.progress import duration, say
 
 
@@ -35,10 +36,8 @@ class Complete:
     Completions are neither sorted nor selected, as selection by likelihood would not be sampling.
     """
 
-    images: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES", help_behavior_hint="(required)")
-    ]
-    """Picture files, folders, or other sources of images."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURES]")] = ()
+    """Picture files, folders, or other sources of images; default: the cat that the package brings."""
     keep: float = 0.5
     """Fraction of the rows to keep, or of the columns with --keep-side left or right."""
     keep_side: KeepSide = "top"
@@ -58,12 +57,15 @@ class Complete:
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
+    def __post_init__(self) -> None:
+        check_numbers(self, below_one="keep")
+
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Complete, "complete", argv)
-    if not args.images:
-        raise InputError("expected PICTURES, got nothing; see nextpixel complete --help")
-    check_drawing(args, args.images)
+    images = args.images or (str(resources.files("nextpixel") / "assets" / "pictures" / "cat.jpg"),)
+    check_drawing(args, images)
+    check_sources(*images)
     began = time.perf_counter()
     model = load_model(args.model)
     import numpy as np
@@ -71,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
 
-    squares, names, unreadable = read_pictures(model, args.images, args.split)
+    squares, names, unreadable = read_pictures(model, images, args.split)
     pictures, columns = shown_in_grid(args, len(squares), "completions")
     loaded = time.perf_counter()
     drawing = draw(

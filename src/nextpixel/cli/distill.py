@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import check_run, parse, print_json, resumable, show
+from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
+from nextpixel.cli.common import check_sources
 from nextpixel.cli.hints import command
 from nextpixel.config import DistillConfig, OutputOptions
 from nextpixel.progress import say
@@ -41,19 +42,16 @@ class Distill:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Distill, "distill", argv)
-    check_run(argv, args, " ".join(args.images), "distill photos/ --out runs/student")
+    check_run(argv, args, args.images, "distill photos/ --out runs/student")
+    check_sources(*args.images, *args.data, model=args.model)
     from nextpixel.checkpoints import Run
-    from nextpixel.files import check_output
     from nextpixel.training.distillation import KIND, relocate_run, start_run, train_run
 
     if args.resume is not None:
-        data: Any = args.data[0] if len(args.data) == 1 else list(args.data) or None
-        found = relocate_run(Run.open(args.resume, KIND), data)
+        found = relocate_run(Run.open(args.resume, KIND), joined(args.data) or None)
     else:
         assert args.out is not None
-        check_output(args.out)
-        images = args.images[0] if len(args.images) == 1 else list(args.images)
-        found = start_run(images, args.out, args.config, args.model, args.split)
+        found = start_run(joined(args.images), args.out, args.config, args.model, args.split)
     with resumable("distill", found.path):
         student = train_run(found)
     best, parameters = found.best(), student.config.parameters

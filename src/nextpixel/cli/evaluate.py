@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-
-from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import auc_text, check_file, load_model
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show
+from nextpixel.cli.common import auc_text, check_file, check_sources, load_model
 from nextpixel.cli.comparing import compare, compare_features
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
@@ -38,8 +36,9 @@ class Evaluate:
     the same metric between two sets of real images.
     """
 
-    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """A folder, an array, a parquet file, a hub name, or OpenAI's token arrays (cifar10_teX.npy)."""
+    images: Images
+    """Picture files, folders, arrays, parquet files, hub names, or OpenAI's token arrays (cifar10_teX.npy); several are
+    concatenated."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     captions: str | None = None
@@ -80,10 +79,11 @@ class Evaluate:
 def run(argv: Sequence[str]) -> None:
     args = parse(Evaluate, "evaluate", argv)
     _check(args)
-    if args.pictures is not None and args.images.endswith(".npz"):
+    check_sources(*args.images, args.train, args.pictures)
+    if args.pictures is not None and args.images[0].endswith(".npz"):
         from nextpixel.representation.extractors import holds_features
 
-        if holds_features(args.images):
+        if holds_features(args.images[0]):
             return compare_features(args, args.pictures)
     if args.samples is not None or args.pictures is not None:
         return compare(args)
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.evaluation.likelihood import evaluate
     from nextpixel.images.sources import open_source
 
-    source = open_source(args.images, args.split)
+    source = open_source(joined(args.images), args.split)
     seen = _seen(model, source, args)
     wanted = args.accuracy or args.labels is not None or args.masks > 0
     score = None
@@ -103,8 +103,8 @@ def run(argv: Sequence[str]) -> None:
                 raise
             say(f"no accuracy: {error}")
     figures = evaluate(
-        model, args.images, split=args.split, captions=args.captions, protocol=args.protocol, seed=args.sampling.seed,
-        seen=seen,
+        model, joined(args.images), split=args.split, captions=args.captions, protocol=args.protocol,
+        seed=args.sampling.seed, seen=seen,
     )  # fmt: skip
     say_left_out(figures.unreadable)
     masked = model.config.objective == "masked"
@@ -130,7 +130,7 @@ def run(argv: Sequence[str]) -> None:
             if score.accuracy_without_them is not None:
                 auc = auc_text(score.auc_without_them)
                 show(f"accuracy without training images {score.accuracy_without_them:.1%}{auc}")
-    following = command("features" if masked else "score", args.images, split=args.split, model=args.model.model)
+    following = command("features" if masked else "score", *args.images, split=args.split, model=args.model.model)
     say(f"{'To extract features' if masked else 'To find the least likely images'}: {following}")
 
 
@@ -152,11 +152,11 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
     if train is None:
         if args.train is None and source.split in (None, "train"):
             return None
-        known = open_source(args.train or args.images)
+        known = open_source(args.train or joined(args.images))
         if args.train is None and known.split != "train":
             return None
         train = decode(known, model.size, fit=model.fit, levels=model.levels)
-    return find_training_images(train, model, args.images, args.split)
+    return find_training_images(train, model, joined(args.images), args.split)
 
 
 def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.bool_] | None) -> Score:
@@ -195,4 +195,4 @@ def _check(args: Evaluate) -> None:
     if args.nearest is not None:
         if args.train is None:
             raise InputError("--nearest: requires --train, the images that the model was trained on")
-        check_file(args.nearest, ".png", [args.images, args.train], argument="nearest")
+        check_file(args.nearest, ".png", [*args.images, args.train], argument="nearest")

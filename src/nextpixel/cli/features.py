@@ -6,12 +6,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-
-from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
-from nextpixel.cli.common import load_features_model
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show, whole_numbers
+from nextpixel.cli.common import check_sources, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, Pooling
 from nextpixel.errors import InputError
@@ -38,8 +36,8 @@ class Features:
     Repeat the command to resume stopped work. Under torchrun the processes share the work.
     """
 
-    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """A folder, an array, a parquet file or a hub name."""
+    images: Images
+    """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
     layer: str | None = None
     """A number, or comma-separated numbers to concatenate; default: the middle layer."""
     pooling: Pooling = "mean"
@@ -62,6 +60,7 @@ def run(argv: Sequence[str]) -> None:
     check_output(args.out)
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
+    check_sources(*args.images)
     from nextpixel.devices import choose_device
     from nextpixel.images.sources import open_source
     from nextpixel.representation.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
@@ -73,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
     check_dtype(model, args.model.dtype)
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     parts = parts_folder(args.out, ".")
-    source = open_source(args.images, args.split)
+    source = open_source(joined(args.images), args.split)
     try:
         part = distributed.rank(), distributed.world_size()
         distributed.on_all_ranks(
@@ -94,8 +93,8 @@ def run(argv: Sequence[str]) -> None:
         print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})
     else:
         show(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
-    labelled = args.images if source.labels is not None and source.split else "labelled/"
-    say(f"To probe them: {command('probe', labelled, model=args.model.model)}")
+    labelled = args.images if source.labels is not None and source.split else ["labelled/"]
+    say(f"To probe them: {command('probe', *labelled, model=args.model.model)}")
 
 
 def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import check_run, parse, print_json, resumable, show
-from nextpixel.cli.common import auc_text
+from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
+from nextpixel.cli.common import auc_text, check_sources
 from nextpixel.cli.hints import command
 from nextpixel.config import FinetuneConfig, OutputOptions
 from nextpixel.errors import InputError
@@ -26,15 +26,15 @@ class Finetune:
     checkpoint and prints the command that resumes the run.
     """
 
-    train: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TRAIN]")] = None
-    """Labelled images: a folder per class, a parquet file, an .npz file or a hub name."""
+    train: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TRAIN]")] = ()
+    """Labelled images: a folder per class, a parquet file, an .npz file or a hub name; several are concatenated."""
     test: str | None = None
     """Labelled test images; their test split, if they have several. Default: no test."""
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
     """Resume this run; no other setting than --data and --test is allowed."""
-    data: str | None = None
+    data: tuple[str, ...] = ()
     """With --resume, the new location of the same images; recorded in the run."""
     model: str | None = None
     """Initial model: a checkpoint folder, a run folder or a hub name; default: the embedded model."""
@@ -53,19 +53,18 @@ def run(argv: Sequence[str]) -> None:
     check_run(argv, args, args.train, "finetune labelled/ --out runs/clf", "--test", init="--model")
     if args.test_labels is not None and args.test is None:
         raise InputError("--test-labels: expected --test with it, got none")
+    check_sources(*args.train, *args.data, args.test, model=args.model)
     from nextpixel.checkpoints import Run
-    from nextpixel.files import check_output
     from nextpixel.stats import wilson_interval
     from nextpixel.training.finetuning import KIND, relocate_run, start_run, test_score, train_run
 
     if args.resume is not None:
-        run = relocate_run(Run.open(args.resume, KIND), FinetuneConfig, args.data)
+        run = relocate_run(Run.open(args.resume, KIND), FinetuneConfig, joined(args.data) or None)
     else:
-        assert args.train is not None and args.out is not None
-        check_output(args.out)
+        assert args.out is not None
         run = start_run(
             args.model,
-            args.train,
+            joined(args.train),
             args.out,
             args.config,
             args.labels,

@@ -14,6 +14,7 @@ from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command, first_use
 from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError
+from nextpixel.files import check_model_name
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
@@ -40,17 +41,18 @@ class Info:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Info, "info", argv)
+    path = Path(args.model)
+    if args.html is not None:
+        check_file(args.html, ".html", argument="html")
+        if not (path / "run.json").is_file():
+            raise InputError(f"--html: expected a run folder, with a run.json, got {args.model!r}")
+    check_model_name(args.model)
     from nextpixel.checkpoints import Run, find_model, load_backbone
     from nextpixel.files import read_json, write_text
     from nextpixel.network.model import ImageGPT
     from nextpixel.representation.extraction import tokenizer_hash
 
     facts: dict[str, Any] = {"model": args.model}
-    path = Path(args.model)
-    if args.html is not None:
-        check_file(args.html, ".html", argument="html")
-        if not (path / "run.json").is_file():
-            raise InputError(f"--html: expected a run folder, with a run.json, got {args.model!r}")
     if (path / "run.json").is_file():
         run = Run.open(path)
         written = run.facts()

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
-from nextpixel.cli.arguments import parse, print_json, show
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command
 from nextpixel.config import Levels, OutputOptions, Size, side_text, to_size
@@ -25,8 +23,8 @@ SWATCH_COLUMNS = 32
 class PaletteArguments:
     """Fit a palette to your images by k-means, and compare its error with OpenAI's; or collect their exact colours."""
 
-    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """A folder, an array, a parquet file or a hub name."""
+    images: Images
+    """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
     exact: bool = False
     """Collect the colours that the images have, with their transparency, for pixel art."""
     colors: int | None = None
@@ -77,11 +75,11 @@ def _collect(args: PaletteArguments) -> None:
 
     if out.suffix.lower() not in PALETTE_FORMATS:
         raise InputError(f"--out: expected a file that ends in {', '.join(PALETTE_FORMATS)}, got {str(out)!r}")
-    check_file(out, out.suffix.lower(), [args.images])
-    check_file(swatch, ".png", [args.images])
+    check_file(out, out.suffix.lower(), args.images)
+    check_file(swatch, ".png", args.images)
     size = to_size(args.side)
     levels = Levels.among(vars(args))
-    images = decode(args.images, size, split=args.split, cache=args.cache, fit="place", levels=levels)
+    images = decode(joined(args.images), size, split=args.split, cache=args.cache, fit="place", levels=levels)
     palette = ExactPalette.fit(images.images, colors, args.seed)
     write_palette_file(out, palette.rgba)
     if swatch != out:
@@ -94,7 +92,7 @@ def _collect(args: PaletteArguments) -> None:
         if swatch != out:
             print(swatch)
     slices = () if levels.slice is None else ("--slice", side_text(levels.slice))
-    words = (args.images, "--palette", out, "--side", side_text(size), *slices, "--out", "run")
+    words = (*args.images, "--palette", out, "--side", side_text(size), *slices, "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")
 
 
@@ -106,8 +104,8 @@ def _swatch(colours: NDArray[np.uint8]) -> list[list[NDArray[np.uint8]]]:
 def _fit(args: PaletteArguments) -> None:
     out, colors = args.out or Path("palette.npy"), 512 if args.colors is None else args.colors
     swatch = out.with_suffix(".png")
-    check_file(out, ".npy", [args.images])
-    check_file(swatch, ".png", [args.images])
+    check_file(out, ".npy", args.images)
+    check_file(swatch, ".png", args.images)
     if not 2 <= colors <= 65_000:
         raise InputError(f"--colors: expected 2 to 65000, got {colors}")
     size = to_size(args.side)
@@ -116,7 +114,7 @@ def _fit(args: PaletteArguments) -> None:
     from nextpixel.tokens.palette import Palette, psnr, save_palette
 
     levels = Levels.of(args.range, args.bands)
-    images = decode(args.images, size, split=args.split, cache=args.cache, levels=levels)
+    images = decode(joined(args.images), size, split=args.split, cache=args.cache, levels=levels)
     rng = np.random.default_rng(args.seed)
     squares = images.images[np.sort(rng.permutation(len(images))[:20_000])]
     palette = Palette.fit(squares, colors, args.seed)
@@ -130,5 +128,5 @@ def _fit(args: PaletteArguments) -> None:
     else:
         show(f"{out}: {colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}")
         print(swatch)
-    words = (args.images, "--palette", out, "--side", side_text(size), "--out", "run")
+    words = (*args.images, "--palette", out, "--side", side_text(size), "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")

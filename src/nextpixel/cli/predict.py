@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import check_file, decode_for, load_classifier, load_model, write_rows
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show
+from nextpixel.cli.common import check_file, check_sources, decode_for, load_classifier, load_model, write_rows
 from nextpixel.config import ModelOptions, OutputOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -30,8 +30,8 @@ class Predict:
     probe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBE")]
     """The folder of a probe, a run of `nextpixel finetune`, or a fine-tuned model; with --words or --among a model that
     was trained with captions."""
-    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """Pictures to classify: a folder, a file, an array."""
+    images: Images
+    """Pictures to classify: files, folders, arrays; several are concatenated."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     out: Path | None = None
@@ -52,14 +52,15 @@ class Predict:
 def run(argv: Sequence[str]) -> None:
     args = parse(Predict, "predict", argv)
     if args.out is not None:
-        check_file(args.out, ".csv", [args.images])
+        check_file(args.out, ".csv", args.images)
     check_numbers(args, at_least_zero="masks")
+    check_sources(*args.images)
     if args.words or args.among is not None:
         return _by_captions(args)
     probe = load_classifier(args.probe, args.model)
     model = probe.model
     assert model is not None
-    images = decode_for(model, args.images, args.split)
+    images = decode_for(model, joined(args.images), args.split)
     probabilities, chosen = probe.predictions(images.images, masks=args.masks)
     columns = [f"class {c}" if str(c) in ("file", "class") else str(c) for c in probe.classes_]
     rows = [
@@ -88,7 +89,7 @@ def _by_captions(args: Predict) -> None:
         raise InputError("cannot be combined with `among`", argument="words")
     if args.model.model is not None:
         raise InputError("cannot be combined with `words` or `among`: PROBE is the model", argument="model")
-    images = decode_for(model, args.images, args.split)
+    images = decode_for(model, joined(args.images), args.split)
     if args.among is None:
         found = word_probabilities(model, images.images, dtype=args.model.dtype)
         names = list(model.words.table if model.words is not None else ())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import check_alone, parse, print_json, show
+from nextpixel.cli.arguments import check_alone, joined, parse, print_json, show
 from nextpixel.cli.hints import command
 from nextpixel.config import Anchor, Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
@@ -27,11 +27,10 @@ class Prepare:
     to resume stopped work. The result does not depend on the number of jobs and workers.
     """
 
-    images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = None
-    """A folder, an array, a parquet file, WebDataset shards (a .tar file, a folder of them, or a pattern such as
-    'shards/{000..127}.tar') or a hub name, which is streamed."""
-    out: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]")] = None
-    """The new folder. Incomplete parts are kept in OUT.parts."""
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES OUT]")] = ()
+    """IMAGES: picture files, folders, arrays, parquet files, WebDataset shards (a .tar file, a folder of them, or a
+    pattern such as 'shards/{000..127}.tar') or a hub name, which is streamed; several are concatenated. OUT: the new
+    folder. Incomplete parts are kept in OUT.parts."""
     merge: Path | None = None
     """Merge the parts of all jobs; no other setting is allowed."""
     side: int | Size = 32
@@ -67,8 +66,8 @@ class Prepare:
 def run(argv: Sequence[str]) -> None:
     args = parse(Prepare, "prepare", argv)
     if args.merge is not None:
-        check_alone(argv, args.images, "--merge")
-    elif args.images is None or args.out is None:
+        check_alone(argv, args.paths, "--merge")
+    elif len(args.paths) < 2:
         raise InputError("expected images and a new folder, as in: nextpixel prepare photos/ prepared/")
     from nextpixel.data.decoded import stored_size
     from nextpixel.data.prepared import Job, merge, missing_jobs, prepare
@@ -77,13 +76,13 @@ def run(argv: Sequence[str]) -> None:
     if args.merge is not None:
         _report(merge(args.merge), args.merge, args.output.json)
         return
-    assert args.images is not None and args.out is not None
+    *images, out = args.paths
     job = None if args.job is None else Job.parse(args.job)
     store_side = args.store_side if args.store_side is not None else stored_size(to_size(args.side), args.augment)
     try:
         found = prepare(
-            args.images,
-            args.out,
+            joined(images),
+            out,
             side=args.side,
             fit=args.fit,
             levels=Levels.among(vars(args)),
@@ -95,20 +94,20 @@ def run(argv: Sequence[str]) -> None:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped; finished chunks are in {parts_folder(Path(args.out))}; resume with: {command('prepare', *argv)}"
+            f"stopped; finished chunks are in {parts_folder(Path(out))}; resume with: {command('prepare', *argv)}"
         ) from None
     if found is not None:
-        _report(found, Path(args.out), args.output.json)
+        _report(found, Path(out), args.output.json)
         return
     assert job is not None
-    missing = missing_jobs(args.out)
+    missing = missing_jobs(out)
     if args.output.json:
-        print_json({"out": args.out, "job": args.job, "missing": missing})
+        print_json({"out": out, "job": args.job, "missing": missing})
     else:
-        show(f"{args.out}: job {args.job} is done")
+        show(f"{out}: job {args.job} is done")
     if missing:
         say(f"Jobs left: {', '.join(f'{number}/{job.jobs}' for number in missing)}")
-    say(f"When all jobs are done: {command('prepare', '--merge', args.out)}")
+    say(f"When all jobs are done: {command('prepare', '--merge', out)}")
 
 
 def _report(found: MapSource, out: Path, json: bool) -> None:

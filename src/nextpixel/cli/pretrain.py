@@ -9,10 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import check_alone, check_run, parse, print_json, recipe_defaults, resumable, show
+from nextpixel.cli.arguments import check_alone, check_run, joined, parse, print_json, recipe_defaults, resumable, show
+from nextpixel.cli.common import check_sources
 from nextpixel.cli.hints import command
 from nextpixel.config import OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
+from nextpixel.files import check_run_folder
 from nextpixel.progress import is_first, say
 
 
@@ -24,13 +26,13 @@ class Pretrain:
     devices: torchrun --nproc-per-node 8 -m nextpixel pretrain ..., see docs/scaling.md.
     """
 
-    images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = None
-    """A folder, an array, a parquet file or a hub name."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = ()
+    """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
     out: Path | None = None
     """The new run folder."""
     resume: Path | None = None
     """Resume this run; only --data and --validation are allowed with it."""
-    data: str | None = None
+    data: tuple[str, ...] = ()
     """With --resume, the new location of the same images; recorded in the run. The same holds for --validation."""
     branch: Path | None = None
     """Start the new run --out from the constant phase of this run with a linear schedule, and end it after --steps."""
@@ -64,12 +66,15 @@ def run(argv: Sequence[str]) -> None:
                 "--branch: expected --out and --steps with it, as in: nextpixel pretrain --branch runs/a --steps 5000 "
                 "--out runs/b"
             )
+        check_run_folder(args.branch, "branch")
+    check_sources(*args.images, *args.data, args.config.validation, args.config.probe_data, model=args.config.init)
     from nextpixel.checkpoints import Run
-    from nextpixel.files import check_output
     from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
 
     if args.resume is not None:
-        run = relocate_run(Run.open(args.resume, KIND), PretrainConfig, args.data, args.config.validation)
+        run = relocate_run(
+            Run.open(args.resume, KIND), PretrainConfig, joined(args.data) or None, args.config.validation
+        )
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
@@ -77,9 +82,8 @@ def run(argv: Sequence[str]) -> None:
             Run.open(args.branch, KIND, "branch"), args.out, steps=args.config.steps, cooldown_fraction=fraction
         )
     else:
-        assert args.images is not None and args.out is not None
-        check_output(args.out)
-        run = start_run(args.images, args.out, args.config, args.split, force=args.force)
+        assert args.out is not None
+        run = start_run(joined(args.images), args.out, args.config, args.split, force=args.force)
     with resumable("pretrain", run.path):
         model = train_run(run)
     if not is_first():
@@ -91,7 +95,7 @@ def run(argv: Sequence[str]) -> None:
         show(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
     if model.config.objective == "masked":
         data = run.facts()["data"]
-        following = command("features", data["source"], split=data["split"], model=run.path)
+        following = command("features", *(args.images or [data["source"]]), split=data["split"], model=run.path)
         say(f"To extract features: {following}")
     else:
         if any((run.path / "samples").glob("*.png")):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
-from nextpixel.cli.common import check_file, check_folder, decode_for, load_features_model
+from nextpixel.cli.arguments import REQUIRED, joined, parse, print_json, show, whole_numbers
+from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.peers import check_peers, fit_peers, load_students, rows_report
 from nextpixel.config import ModelOptions, OutputOptions, Pooling, check_numbers
@@ -36,8 +36,8 @@ class Probe:
     pixels, k-means patches (Coates et al. 2011, 200 codes) and an untrained model of the same shape.
     """
 
-    train: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
-    """Labelled images: a folder per class, a parquet file, an .npz file or a hub name."""
+    train: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN", help_behavior_hint=REQUIRED)]
+    """Labelled images: a folder per class, a parquet file, an .npz file or a hub name; several are concatenated."""
     test: str | None = None
     """Labelled test images; their test split, if they have several. Default: the test split of TRAIN."""
     labels: Path | None = None
@@ -84,9 +84,10 @@ def run(argv: Sequence[str]) -> None:
     check_folder(args.out, "out")
     check_peers(args.against, args.trials)
     if args.figure is not None:
-        check_file(args.figure, ".png", [args.train], argument="figure")
+        check_file(args.figure, ".png", args.train, argument="figure")
         if fixed is not None and counts == [None]:
             raise InputError("--figure: there is no curve to draw; use --layer best or --labels-per-class")
+    check_sources(*args.train, args.test)
     model = load_features_model(args.model)
     import numpy as np
 
@@ -103,8 +104,8 @@ def run(argv: Sequence[str]) -> None:
     if joined is not None:
         check_layers(model, joined, "concatenate")
     (squares, labels), (test_squares, test_labels) = _read(args, model)
-    seen = seen_before(squares, test_squares, args.test or args.train)
-    refuse_overlap(seen, args.test or args.train)
+    seen = seen_before(squares, test_squares, args.test or ", ".join(args.train))
+    refuse_overlap(seen, args.test or ", ".join(args.train))
     rows = sampled_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     how: dict[str, Any] = {"concatenate": fixed is not None, "rows": rows, "pooling": args.pooling}
     ours = layer_features(OURS, model, squares, test_squares, layers, **how)
@@ -158,12 +159,14 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     from nextpixel.training.finetuning import open_test
 
     if args.test is None:
-        train = open_source(args.train)  # the train split, if there are several
+        train = open_source(joined(args.train))  # the train split, if there are several
         if train.split is None:
-            raise InputError(f"{args.train}: expected a train and a test split, got none; name test images with --test")
-        sources = [train, open_source(args.train, "test")]
+            raise InputError(
+                f"{', '.join(args.train)}: expected a train and a test split, got none; name test images with --test"
+            )
+        sources = [train, open_source(joined(args.train), "test")]
     else:
-        sources = [open_source(args.train), open_test(args.test)]
+        sources = [open_source(joined(args.train)), open_test(args.test)]
     labels = [
         given_labels(source, table) for source, table in zip(sources, (args.labels, args.test_labels), strict=True)
     ]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import check_file, check_folder, decode_for, load_model, write_each, write_rows
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show
+from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, check_numbers
 from nextpixel.errors import InputError
@@ -32,8 +31,8 @@ class Score:
     file size, the peak of a smoothed map, distances in features and in pixels, and the file size.
     """
 
-    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """A picture, a folder, an array, a parquet file or a hub name."""
+    images: Images
+    """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     heatmap: Path | None = None
@@ -75,11 +74,12 @@ class Score:
 def run(argv: Sequence[str]) -> None:
     args = parse(Score, "score", argv)
     check_folder(args.heatmap, "heatmap")
-    inputs = [args.images, *([args.against] if args.against is not None else [])]
+    inputs = [*args.images, *([args.against] if args.against is not None else [])]
     if args.report is not None:
         check_file(args.report, ".html", inputs, "report")
     if args.out is not None:
         check_file(args.out, ".csv", inputs)
+    check_sources(*inputs)
     model = load_model(args.model)
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
     from nextpixel.evaluation.oddness import DEFAULT_COLUMN, odd_images
@@ -87,7 +87,7 @@ def run(argv: Sequence[str]) -> None:
 
     if args.wants_table:
         maps, odd = None, odd_images(
-            model, args.images, split=args.split, against=args.against, false_alarms=args.false_alarms,
+            model, joined(args.images), split=args.split, against=args.against, false_alarms=args.false_alarms,
             dtype=args.model.dtype, seed=args.seed,
         )  # fmt: skip
         say_left_out(odd.unreadable)
@@ -106,7 +106,7 @@ def run(argv: Sequence[str]) -> None:
             files = _heatmaps(args.heatmap, odd.images[shown], maps, [odd.names[i] for i in shown])
         if args.report is not None:
             text = page(
-                odd, maps[:MAX_CARDS], source=args.images, model=args.model.model or "embedded", by=by,
+                odd, maps[:MAX_CARDS], source=", ".join(args.images), model=args.model.model or "embedded", by=by,
                 against=args.against, false_alarms=args.false_alarms,
             )  # fmt: skip
             write_text(args.report, text)
@@ -141,7 +141,7 @@ def _likelihoods(args: Score, model: ImageGPT) -> tuple[Oddness, np.ndarray | No
     from nextpixel.evaluation.oddness import Oddness
     from nextpixel.images.sources import open_source
 
-    source = open_source(args.images, args.split)
+    source = open_source(joined(args.images), args.split)
     images = decode_for(model, source)
     tags = None if args.captions is None else image_tags(model, source, args.captions, images)
     parts = square_nats(model, images.images, tags=tags)
@@ -180,7 +180,7 @@ def _suggest(args: Score) -> None:
     else:
         done, what, words = args.report, "To write a page", ["--against", args.against, "--report", report]
     if done is None:
-        say(f"{what}: {command('score', args.images, *words, split=args.split, model=args.model.model)}")
+        say(f"{what}: {command('score', *args.images, *words, split=args.split, model=args.model.model)}")
 
 
 def _row(odd: Oddness, i: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import load_classifier, load_model
 from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
 from nextpixel.errors import InputError
+from nextpixel.files import check_model_name
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Serve, "serve", argv)
     token = None if args.token_file is None else read_token(args.token_file)
     names = args.models.model or (None,)
+    for name in names:
+        check_model_name(name)
     options = ModelOptions(**{f.name: getattr(args.models, f.name) for f in fields(ModelOptions)} | {"model": None})
     try:
         from nextpixel.server.app import create_app

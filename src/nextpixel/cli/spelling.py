@@ -39,13 +39,22 @@ def spell_error(error: BaseException, verb: types.ModuleType | None = None) -> s
 
 
 def spell_name(name: str, positionals: Collection[str] = ()) -> str:
-    return name.upper() if name in positionals else flag(name)
+    return name.upper() if name in positionals or name.isupper() else flag(name)
+
+
+def options_of(verb: types.ModuleType) -> type:
+    """The dataclass of a verb's arguments: the one with output options."""
+    return next(
+        kind
+        for kind in vars(verb).values()
+        if isinstance(kind, type)
+        and dataclasses.is_dataclass(kind)
+        and kind.__module__ == verb.__name__
+        and "output" in {each.name for each in dataclasses.fields(kind)}
+    )
 
 
 def positionals_of(verb: types.ModuleType) -> set[str]:
     """The positional arguments of a verb."""
-    kinds = [
-        kind for kind in vars(verb).values() if dataclasses.is_dataclass(kind) and kind.__module__ == verb.__name__
-    ]
-    hints = [get_type_hints(kind, include_extras=True) for kind in kinds]
-    return {name for found in hints for name, hint in found.items() if tyro.conf.Positional in get_args(hint)}
+    hints = get_type_hints(options_of(verb), include_extras=True)
+    return {name for name, hint in hints.items() if tyro.conf.Positional in get_args(hint)}

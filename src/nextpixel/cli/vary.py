@@ -9,11 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
+from nextpixel.cli.arguments import REQUIRED, parse, print_json, show
 from nextpixel.cli.common import (
     GRID_PIXELS,
     PictureFiles,
     check_drawing,
+    check_sources,
     load_model,
     read_pictures,
     say_changed,
@@ -22,7 +23,6 @@ from nextpixel.cli.common import (
     write_pictures,
 )
 from nextpixel.config import ModelOptions, OutputOptions, Part, SamplingConfig
-from nextpixel.errors import InputError
 from nextpixel.progress import say
 
 
@@ -34,7 +34,7 @@ class Vary:
     """
 
     images: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES", help_behavior_hint="(required)")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES", help_behavior_hint=REQUIRED)
     ]
     """Picture files, folders, or other sources of images."""
     strength: float = 0.3
@@ -62,9 +62,8 @@ class Vary:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Vary, "vary", argv)
-    if not args.images:
-        raise InputError("expected PICTURES, got nothing; see nextpixel vary --help")
     check_drawing(args, args.images)
+    check_sources(*args.images)
     model = load_model(args.model)
     import numpy as np
 

@@ -153,3 +153,9 @@ class OutputOptions(Settings):
     """Print one JSON object on stdout."""
     verbose: bool = False
     """Also print model, device and timings on stderr, and tracebacks of unexpected errors."""
+    quiet: bool = False
+    """Print nothing on stderr but errors."""
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise InputError("cannot be combined with `verbose`", argument="quiet")

@@ -156,6 +156,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "at_least_zero": ("0 or more", lambda value: value >= 0),
     "finite": ("a number of 0 or more", lambda value: 0 <= value < math.inf),
     "above_zero": ("a number above 0", lambda value: 0 < value < math.inf),
+    "below_one": ("a fraction from 0 to less than 1", lambda value: 0 <= value < 1),
     "fraction": ("a number between 0 and 1", lambda value: 0 < value < 1),
     "share": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
 }

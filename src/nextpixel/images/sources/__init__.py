@@ -20,10 +20,10 @@ from nextpixel.images.sources.levels import settle, sprites_of
 from nextpixel.images.sources.maps import MapSource, check_readable, is_map
 from nextpixel.images.sources.shards import ShardSource, expand, is_pattern
 from nextpixel.images.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
-from nextpixel.images.sources.tables import ParquetSource, open_hub
+from nextpixel.images.sources.tables import ParquetSource, check_set_name, open_hub
 from nextpixel.progress import say_once
 
-__all__ = ["MapSource", "Source", "load_images", "open_source", "settle", "sprites_of"]
+__all__ = ["MapSource", "Source", "check_path", "load_images", "open_source", "settle", "sprites_of"]
 
 TABLES = frozenset({"parquet"})
 SHARDS = frozenset({"tar"})
@@ -161,18 +161,26 @@ def _numpy(tensor: Any) -> np.ndarray:
     return array
 
 
+def check_path(path: str) -> None:
+    """Raise InputError for a path that does not exist and cannot be the name of a set on the hub; opens nothing."""
+    if os.path.exists(path) or is_pattern(path):
+        return
+    if os.path.isdir(parts := path.rstrip("/") + ".parts"):
+        raise InputError(
+            f"{path} is not finished: its parts lie in {parts}; repeat the command that started it, or, after all of "
+            f"its jobs, with: nextpixel prepare `merge={path}`"
+        )
+    check_set_name(path)
+
+
 def _open_path(path: str, split: str | None, stream: bool) -> Source:
+    check_path(path)
     if os.path.isdir(path):
         return _open_folder(path, split)
     if not os.path.exists(path):
         if is_pattern(path):
             refuse_split(split, path)
             return _open_files(path, "", expand(path))
-        if os.path.isdir(parts := path.rstrip("/") + ".parts"):
-            raise InputError(
-                f"{path} is not finished: its parts lie in {parts}; repeat the command that started it, or, after "
-                f"all of its jobs, with: nextpixel prepare `merge={path}`"
-            )
         return open_hub(path, split, stream=stream)
     if not os.path.isfile(path):
         raise InputError(f"{path} is neither a file nor a folder; give an image, a folder or a table of images")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nextpixel.errors import InputError, WorkError, shortened
+from nextpixel.files import is_hub_name
 from nextpixel.images import EXTENSIONS, UnreadableImage
 from nextpixel.images.sources.base import READ_TOGETHER, Numbered, Source, extension, identity, inside, sha256
 from nextpixel.images.sources.splits import choose_split
@@ -347,17 +347,20 @@ def _version(rows: Any) -> str:
     return str(sorted((rows.info.download_checksums or {}).items())) + str(rows.info.version)
 
 
+def check_set_name(name: str) -> None:
+    """Raise InputError for a mistyped path, which is not worth a call to the hub."""
+    repository = name.partition(":")[0]
+    if extension(repository) in EXTENSIONS | {"npy", "npz", "parquet"} or not is_hub_name(repository):
+        raise InputError(f"no such file or folder: {name}; expected a path or a set on the hub as owner/name")
+
+
 def open_hub(name: str, split: str | None, *, stream: bool = False) -> Source:
     """A set on the hub, owner/name or owner/name:config. Raises InputError, also for a mistyped path.
 
     With `stream` it is not downloaded first, if the hub knows its number of pictures.
     """
+    check_set_name(name)
     repository, _, config = name.partition(":")
-    owner = repository.partition("/")[0]
-    # photos/cats where photos/ exists, or cats/1.png, is a mistyped path and not worth a call to the hub.
-    is_path = os.path.isdir(owner) or extension(repository) in EXTENSIONS | {"npy", "npz", "parquet"}
-    if is_path or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", repository):
-        raise InputError(f"no such file or folder: {name}; expected a path or a set on the hub as owner/name")
     try:
         import datasets
     except ImportError as error:
