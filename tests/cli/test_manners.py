@@ -113,6 +113,7 @@ complete photo.png --keep x
 complete nowhere.png
 complete photo.png --out photo.jpg
 complete photo.png --model nowhere
+vary nowhere.png
 sample -n 0
 sample --temperature -1
 sample --quiet --verbose
