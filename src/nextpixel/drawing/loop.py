@@ -9,16 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from nextpixel.config import SamplingConfig
 from nextpixel.network.decoding import Decoder, Prefill
 from nextpixel.network.losses import cross_entropy
+
+
+class Group(Protocol):
+    """Rows whose tokens are chosen together, see particles.Particles."""
+
+    def choose(self, table: Table, numbers: list[int], own: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
+        """Tokens (n,) for the group's rows, which have these numbers in the table; see Table.copy.
+
+        `own` and `logits`, (B, K) for all rows of the table, are the model's and those to draw from; noise is (B,).
+        """
+
+    def record(self, numbers: list[int], tokens: Tensor, nats: Tensor) -> None:
+        """Take note of the tokens and nats (n,) of the group's rows."""
 
 
 @dataclass(eq=False)
@@ -32,6 +46,8 @@ class Row:
     """Index of the next token, after those given or drawn; at T the row is finished."""
     allowed: Tensor | None = None
     """Which tokens may be drawn, (K,); None: all."""
+    group: Group | None = None
+    """Chooses its tokens with those of other rows; None: it is drawn by itself."""
     cancelled: bool = False
 
 
@@ -95,6 +111,10 @@ class Table(Generic[R]):
             self._tokens = None if self._tokens is None else self._tokens[kept]
             self._groups = None
 
+    def copy(self, number: int, to: int) -> None:
+        """Let row `to` continue what row `number` has drawn, with its own noise."""
+        self.decoder.copy(number, to)
+
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[list[R], Tensor, Tensor]]:
         while self.step():
@@ -121,11 +141,18 @@ class Table(Generic[R]):
         for numbers in groups:
             part = slice(None) if len(groups) == 1 else numbers
             row = self.rows[numbers[0]]
-            tokens[part] = choose(logits[part], noise[part], row.sampling, row.allowed)
+            if row.group is None:
+                tokens[part] = choose(logits[part], noise[part], row.sampling, row.allowed)
+            else:
+                tokens[part] = row.group.choose(self, numbers, own, logits, noise)
+        nats = cross_entropy(own[:, None], tokens[:, None], reduction="none")[:, 0]
+        for numbers in groups:
+            if (group := self.rows[numbers[0]].group) is not None:
+                group.record(numbers, tokens[numbers], nats[numbers])
         for row in self.rows:
             row.position += 1
         self._tokens = tokens
-        return list(self.rows), tokens, cross_entropy(own[:, None], tokens[:, None], reduction="none")[:, 0]
+        return list(self.rows), tokens, nats
 
     def _guided(self) -> tuple[Tensor, Tensor]:
         """The model's logits (B, K), and those to draw from (Ho & Salimans 2022)."""
@@ -138,24 +165,31 @@ class Table(Generic[R]):
     def _by_sampling(self) -> list[list[int]]:
         """Row numbers grouped by how their tokens are chosen; cached until rows change."""
         if self._groups is None:
-            groups: dict[tuple[SamplingConfig, int], list[int]] = {}
+            groups: dict[tuple[SamplingConfig, int, int], list[int]] = {}
             for number, row in enumerate(self.rows):
-                groups.setdefault((replace(row.sampling, seed=0, guidance=1), id(row.allowed)), []).append(number)
+                key = replace(row.sampling, seed=0, guidance=1), id(row.allowed), id(row.group)
+                groups.setdefault(key, []).append(number)
             self._groups = list(groups.values())
         return self._groups
 
 
 def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig, allowed: Tensor | None = None) -> Tensor:
-    """Tokens (B,) drawn from logits (B, K) by inversion of noise (B,) in [0, 1), of those where `allowed` (K,) is True.
+    """Tokens (B,) of the distribution of these logits (B, K), see `distribution`, by inversion of noise (B,)."""
+    return invert(distribution(logits, sampling, allowed), noise)
+
+
+def distribution(logits: Tensor, sampling: SamplingConfig, allowed: Tensor | None = None) -> Tensor:
+    """Probabilities (B, K), float64, of logits (B, K), where `allowed` (K,) is True, and 0 elsewhere.
 
     top_k and then top_p truncate the distribution (top_p: Holtzman et al. 2020); of equally probable tokens they keep
-    the lower numbers.
+    the lower numbers. They need not sum to 1.
     """
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf"))
+    wide = wide_type(logits)
     if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.to(wide_type(logits))
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(wide)
+    logits = logits.to(wide)
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # avoids overflow
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         order = logits.sort(dim=-1, descending=True, stable=True).indices
@@ -165,14 +199,19 @@ def choose(logits: Tensor, noise: Tensor, sampling: SamplingConfig, allowed: Ten
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         excess = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most probable token stays
         probabilities = probabilities.masked_fill(torch.zeros_like(excess).scatter(-1, order, excess), 0.0)
+    return probabilities
+
+
+def invert(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """Tokens (B,): where the cumulative sums of probabilities (B, K) exceed noise (B,) in [0, 1) times their total."""
     cumulative = probabilities.cumsum(-1)
     below_one = 1 - torch.finfo(cumulative.dtype).eps / 2  # fp32 rounds some of the noise to 1
     target = noise[:, None].to(cumulative.dtype).clamp_max(below_one) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(cumulative.shape[-1] - 1)
 
 
-def token_noise(seed: int, picture: int, completion: int, tokens: int) -> NDArray[np.float64]:
-    """The noise (T,) in [0, 1) of one completion."""
+def token_noise(seed: int, picture: int, completion: int, tokens: int | tuple[int, int]) -> NDArray[np.float64]:
+    """The noise (T,) in [0, 1) of one completion, or (N, T) of several rows for it, of which the first is the same."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, picture, completion]))).random(tokens)
 
 

@@ -1,0 +1,176 @@
+"""Particles against a model whose distribution over a hole is enumerated, and their other properties."""
+
+import shutil
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import lively
+from numpy.typing import NDArray
+
+from nextpixel import ImageGPT, ImageGPTConfig, Palette
+from nextpixel.config import SamplingConfig
+from nextpixel.drawing.guide import FREE, REACH, Guide
+from nextpixel.drawing.loop import Row, Table, token_noise
+from nextpixel.drawing.particles import Particles, effective_size, start_particles, systematic
+from nextpixel.network.decoding import Int8Decoder, PackedDecoder, RowDecoder
+
+ROWS = 256  # of a table
+GREYS = np.repeat(np.array([[-0.2], [-0.1], [0.0], [0.1]]), 3, 1)
+KNOWN = np.array([1, FREE, 2, 0, 3, FREE, 0, 1, 3])  # 3 x 3, some known before, between and after
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+EVERY = [RowDecoder, PackedDecoder, pytest.param(Int8Decoder, id="int8", marks=needs_compiler)]
+
+
+def complete_greys(spread: float, **options: Any) -> ImageGPT:
+    """A model of 3 x 3 pixels in four greys, whose logits have about this spread."""
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=2, side=3, colors=4, **options), torch.float32)
+    with torch.no_grad():
+        model.head.weight.normal_(0, spread / 32**0.5, generator=torch.Generator().manual_seed(4))
+    model.palette = Palette(GREYS)
+    return model
+
+
+@cache
+def case() -> tuple[ImageGPT, NDArray[np.float64], float]:
+    """The model, the true distribution over the 16 fillings of KNOWN, and the natural logarithm of the evidence."""
+    model = complete_greys(1.2)
+    filled = np.tile(KNOWN, (16, 1))
+    filled[:, KNOWN == FREE] = np.indices((4, 4)).reshape(2, -1).T
+    tokens = torch.from_numpy(filled)
+    logs = model(tokens).double().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    joint = logs[:, 1:].sum(1)  # the first pixel is the prompt
+    return model, joint.softmax(0).numpy(), joint.logsumexp(0).item()
+
+
+def run(
+    model: ImageGPT, known: NDArray[np.int64], completions: int, *, decoder: Any = RowDecoder, **settings: Any
+) -> list[Particles]:
+    """Completions of the particles of one picture, as many at a time as a table has rows."""
+    table: Table[Row] = Table(decoder(model, ROWS))
+    runs = [start_particles(known, model.config.columns, completion=i, **settings) for i in range(completions)]
+    waiting = [one for one in runs if one.position < len(known)]
+    while waiting:
+        taken = [waiting.pop() for _ in range(min(len(waiting), ROWS // len(waiting[0].rows)))]
+        rows = [row for one in taken for row in one.rows]
+        table.begin(rows, taken[0].prompt, [0] * len(rows))
+        for _ in table:
+            pass
+    return runs
+
+
+def shares(runs: list[Particles]) -> NDArray[np.float64]:
+    """How often each of the 16 fillings was drawn."""
+    drawn = np.stack([one.final for one in runs])
+    assert (drawn[:, KNOWN != FREE] == KNOWN[KNOWN != FREE]).all()
+    return np.bincount(drawn[:, KNOWN == FREE] @ [4, 1], minlength=16) / len(runs)
+
+
+def variation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    return float(np.abs(a - b).sum() / 2)
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+def test_particles_draw_the_true_distribution_and_estimate_the_evidence(guided: bool) -> None:
+    """Total variation and evidence against enumeration; more particles are nearer, and clamping is far off."""
+    model, true, evidence = case()
+    guide = Guide(model.tokenizer) if guided else None
+    found = {}
+    for particles, completions in ((1, 1_000), (16, 700)):
+        runs = run(model, KNOWN, completions, particles=particles, sampling=SamplingConfig(), guide=guide)
+        ratios = np.exp([one.log_evidence - evidence for one in runs])
+        assert abs(ratios.mean() - 1) < 4 * ratios.std() / completions**0.5
+        assert particles == 1 or ratios.std() / completions**0.5 < 0.02
+        found[particles] = variation(shares(runs), true)
+    perfect = np.mean([variation(np.random.default_rng(i).multinomial(700, true) / 700, true) for i in range(20)])
+    assert found[16] < perfect + 0.03
+    assert found[16] < found[1] / 2
+    assert guided or found[1] > 0.3  # one particle without a guide is clamping
+
+
+def test_the_likeliest_of_several_candidates_is_not_a_sample() -> None:
+    model, true, _ = case()
+    runs = run(model, KNOWN, 16 * 120, particles=1, sampling=SamplingConfig())
+    weights = np.array([one.log_evidence - one.nats.sum() for one in runs]).reshape(120, 16)
+    best = [runs[16 * i + int(k)] for i, k in enumerate(weights.argmax(1))]
+    assert variation(shares(best), true) > 0.25
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_decoder_estimates_the_evidence(kind: type[RowDecoder]) -> None:
+    model, _, evidence = case()
+    runs = run(model, KNOWN, 250, decoder=kind, particles=8, sampling=SamplingConfig(), guide=Guide(model.tokenizer))
+    ratios = np.exp([one.log_evidence - evidence for one in runs])
+    slack = 0.05 if kind is Int8Decoder else 0.0  # int8 is a slightly different model
+    assert abs(ratios.mean() - 1) < 4 * ratios.std() / 250**0.5 + slack
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_hole_is_filled_and_nothing_else(data: st.DataObject) -> None:
+    rows, columns = data.draw(st.sampled_from([(4, 3), (2, 5), (3, 3), (1, 6), (6, 1)]))
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=(rows, columns), colors=4), torch.float32)
+    model.palette = Palette(GREYS)
+    free = np.array(data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)))
+    tokens = np.random.default_rng(0).integers(0, 4, rows * columns)
+    guide = data.draw(st.sampled_from([None, Guide(model.palette)]))
+    runs = run(
+        model, np.where(free, FREE, tokens), 2, particles=data.draw(st.integers(1, 5)), sampling=SamplingConfig(),
+        guide=guide,
+    )  # fmt: skip
+    for one in runs:
+        assert np.array_equal(one.final[~free], tokens[~free])
+        assert (one.final >= 0).all() and one.agreed.all() and np.isfinite(one.log_evidence)
+        assert one.ancestors_left >= 1
+
+
+@pytest.mark.parametrize("known_rows", [0, 1, 2])
+def test_a_hole_with_nothing_known_below_is_drawn_as_any_picture(known_rows: int) -> None:
+    model = case()[0]
+    tokens = np.array([1, 2, 0, 3, 3, 1, 0, 2, 2])
+    known = np.where(np.arange(9) < 3 * known_rows, tokens, FREE)
+    sampling = SamplingConfig(temperature=0.9, top_k=3, seed=4)
+    runs = run(model, known, 5, sampling=sampling, guide=Guide(model.tokenizer))
+    table: Table[Row] = Table(RowDecoder(model, 5))
+    rows = [Row(token_noise(4, 0, i, 9), sampling, 3 * known_rows) for i in range(5)]
+    table.begin(rows, torch.from_numpy(known[None, : 3 * known_rows]), [0] * 5)
+    drawn = torch.stack([found for _, found, _ in table], 1).numpy()
+    assert np.array_equal(np.stack([one.final for one in runs])[:, 3 * known_rows :], drawn)
+    assert all(one.log_evidence == 0 for one in runs)
+
+
+def test_nats_are_those_of_the_drawn_tokens() -> None:
+    model = case()[0]
+    for one in run(model, KNOWN, 20, particles=8, sampling=SamplingConfig(), guide=Guide(model.tokenizer)):
+        tokens = torch.from_numpy(one.final)[None]
+        logs = model(tokens).log_softmax(-1).gather(-1, tokens[..., None])[0, :, 0].numpy()
+        assert np.isclose(one.nats[one.chosen or 0], -logs[KNOWN == FREE].sum(), atol=1e-4)
+
+
+def test_completions_do_not_depend_on_each_other() -> None:
+    model = case()[0]
+    three = run(model, KNOWN, 3, particles=4, sampling=SamplingConfig(seed=2, speed="exact"))
+    many = run(model, KNOWN, 9, particles=4, sampling=SamplingConfig(seed=2, speed="exact"))
+    assert all(np.array_equal(a.final, b.final) for a, b in zip(three, many, strict=False))
+    assert len({one.final.tobytes() for one in many}) > 1
+
+
+def test_systematic_resampling_keeps_expected_counts() -> None:
+    weights = np.log(np.array([0.5, 0.25, 0.15, 0.1]))
+    counts = np.mean([systematic(weights, 8, noise) for noise in np.linspace(0, 0.999, 1000)], 0)
+    assert np.allclose(counts, [4, 2, 1.2, 0.8], atol=0.01)
+    assert np.array_equal(systematic(np.array([0.0, -1e9, -1e9]), 3, 0.999), [3, 0, 0])
+    assert effective_size(np.zeros(5)) == pytest.approx(5) and effective_size(weights) < 4
+
+
+def test_a_guide_prefers_colours_near_the_known_one() -> None:
+    guide = Guide(Palette(GREYS))
+    known = np.array([FREE, FREE, FREE, 1, FREE, FREE])
+    tilt = guide.tilt(known, 0, 1)
+    assert tilt is not None and tilt[1] > tilt[0] > tilt[2] > tilt[3]
+    assert guide.tilt(known, 4, 1) is None and guide.tilt(np.array([FREE] * (REACH + 1) + [1]), 0, 1) is None
+    assert list(guide.above(known, 3, 1)) == [(1, 2), (2, 1), (3, 0)]
