@@ -200,6 +200,25 @@ BAD = {
     "complete photo.png --keep 0.99": ["--keep", "at least one", "0.99"],
     "complete photo.png --keep nan": ["--keep", "fraction", "nan"],
     "complete photo.png --keep abc": ["--keep", "expected a number", "'abc'"],
+    "complete photo.png --mask nope.png": ["nope.png", "no such file"],
+    "complete photo.png --mask text.png": ["--mask", "text.png", "no known image format"],
+    "complete photo.png --mask cut.png": ["--mask", "cut.png"],
+    "complete photo.png --mask empty": ["--mask", "empty", "holds no image"],
+    "complete photo.png --mask": ["--mask", "expected a value", "none"],
+    "complete photo.png --mask alpha": ["--mask", "expected transparent pixels", "photo.png"],
+    "complete photos --mask photos --keep 0.25": ["--keep", "cannot be combined with --mask"],
+    "complete photo.png --mask alpha --keep-side left": ["--keep-side", "cannot be combined with --mask"],
+    "complete photo.png --mask alpha --box 0,0,2,2": ["--mask", "cannot be combined with --box"],
+    "complete photo.png --invert-mask": ["--invert-mask", "expected --mask or --box, got none"],
+    "complete photo.png --box 0,0,2": ["--box", "LEFT,TOP,RIGHT,BOTTOM", "0,0,2"],
+    "complete photo.png --box a,b,c,d": ["--box", "LEFT,TOP,RIGHT,BOTTOM", "a,b,c,d"],
+    "complete photo.png --box 0,0,9999,4": ["--box", "within 0,0,", "0,0,9999,4"],
+    "complete photo.png --box 2,2,2,3": ["--box", "within 0,0,", "2,2,2,3"],
+    "complete photo.png --box 3,0,1,4": ["--box", "within 0,0,", "3,0,1,4"],
+    "complete photo.png --box 0,0,1,1 --particles 0": ["--particles", "at least 1", "got 0"],
+    "complete photo.png --box 0,0,1,1 --particles 1000": ["--particles", "from 1 to 256", "got 1000"],
+    "complete photo.png --box 0,0,1,1 --particles x": ["--particles", "whole number", "'x'"],
+    "complete photo.png --box 0,0,1,1 --keep 0.75": ["--keep", "cannot be combined with --box"],
     "complete photo.png --keep": ["--keep", "expected a value", "none"],
     "complete photo.png -n 0": ["-n", "at least 1", "got 0"],
     "complete photo.png -n 1.5": ["-n", "whole number", "'1.5'"],
@@ -910,3 +929,19 @@ def test_importing_reads_no_environment_and_starts_no_thread() -> None:
         assert not {"torch", "numpy", "PIL"} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_complete_fills_a_box_and_tells_how_well_the_rest_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    told = run_json("complete photo.png photo.jpg -n 2 --box 1,1,3,3 --particles 3", capsys)
+    for picture in told["pictures"]:
+        assert picture["filled_pixels"] == 4 and picture["particles"] == 3
+        assert len(picture["log_evidence"]) == len(picture["ancestors"]) == 2
+        assert max(picture["log_evidence"]) < 0 and picture["log_evidence_spread"] >= 0
+    _, err = run("complete photo.png --box 1,1,3,3 --invert-mask --verbose --gif drawn.gif", capsys)
+    assert "60 of 64 pixels will be filled" in err and "log-evidence" in err and "ancestors left" in err
+    assert Path("drawn.gif").is_file()
+
+
+def test_complete_fills_where_a_mask_is_white(capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.pad(np.full((2, 2), 255, np.uint8), 3)).save("mask.png")
+    assert run_json("complete photos --mask mask.png -n 1", capsys)["pictures"][2]["filled_pixels"] == 4

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nextpixel.cli.arguments import parse, print_json, show
+from nextpixel.cli.arguments import joined, parse, print_json, show
 from nextpixel.cli.common import (
     GRID_PIXELS,
     PictureFiles,
@@ -25,12 +26,16 @@ from nextpixel.cli.common import (
     write_pictures,
 )
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig, check_numbers
+from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
+
+if TYPE_CHECKING:
+    from nextpixel.drawing.sampling import Drawing
 
 
 @dataclass(frozen=True)
 class Complete:
-    """Complete pictures: keep the top rows of each and draw the rest, several times.
+    """Complete pictures: keep the top rows of each, or all but a hole, and draw the rest, several times.
 
     Writes a grid of the given part, the completions with their nats per pixel (lower is more likely), and the original.
     Completions are neither sorted nor selected, as selection by likelihood would not be sampling.
@@ -42,6 +47,16 @@ class Complete:
     """Fraction of the rows to keep, or of the columns with --keep-side left or right."""
     keep_side: KeepSide = "top"
     """The side to keep; all but top need a model trained with --augment orient."""
+    mask: str | None = None
+    """A picture of what to fill instead: white is filled, black is kept; any size with the proportions of PICTURES.
+    alpha: their transparent pixels."""
+    invert_mask: bool = False
+    """Fill black and keep white."""
+    box: str | None = None
+    """LEFT,TOP,RIGHT,BOTTOM: fill this box, in pixels of the model, the last two excluded."""
+    particles: int = 8
+    """Versions of each completion with --mask or --box, of which the known pixels select one: more are nearer to the
+    model's own distribution, and slower."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
     """Completions per picture."""
     caption: str | None = None
@@ -58,35 +73,57 @@ class Complete:
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
-        check_numbers(self, below_one="keep")
+        check_numbers(self, below_one="keep", at_least_one="particles")
+        if self.mask is not None and self.box is not None:
+            raise InputError("cannot be combined with `box`", argument="mask")
+        if self.mask is None and self.box is None and self.invert_mask:
+            raise InputError("expected `mask` or `box`, got none", argument="invert_mask")
+        for name in ("keep", "keep_side") if self.mask is not None or self.box is not None else ():
+            if getattr(self, name) != getattr(Complete, name):
+                hole = "mask" if self.box is None else "box"
+                raise InputError(f"cannot be combined with `{hole}`, which says itself what is kept", argument=name)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Complete, "complete", argv)
     images = args.images or (str(resources.files("nextpixel") / "assets" / "pictures" / "cat.jpg"),)
     check_drawing(args, images)
-    check_sources(*images)
+    check_sources(*images, None if args.mask == "alpha" else args.mask)
     began = time.perf_counter()
     model = load_model(args.model)
     import numpy as np
 
+    from nextpixel.drawing.holes import check_particles, draw_holes
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
+    from nextpixel.images.sources import open_source
+    from nextpixel.images.sources.masks import box_mask, load_masks
 
     squares, names, unreadable = read_pictures(model, images, args.split)
+    masks = None
+    if args.mask is not None or args.box is not None:
+        mask = args.mask if args.box is None else box_mask(args.box, model.size)
+        source = open_source(joined(images), args.split)
+        masks = load_masks(mask, source, squares, model.fit, invert=args.invert_mask)
+        check_particles(args.particles)
+        counts = sorted({f"{count:,}" for count in masks.sum((1, 2))}, key=len)
+        say(f"{' or '.join(counts[:3])} of {math.prod(model.size):,} pixels will be filled")
     pictures, columns = shown_in_grid(args, len(squares), "completions")
     loaded = time.perf_counter()
-    drawing = draw(
-        model, squares, keep=args.keep, n=args.n, sampling=args.sampling, keep_side=args.keep_side, caption=args.caption
-    )
+    options: dict[str, Any] = {"n": args.n, "sampling": args.sampling, "caption": args.caption}
+    if masks is None:
+        drawing = draw(model, squares, keep=args.keep, keep_side=args.keep_side, **options)
+    else:
+        drawing = draw_holes(model, squares, masks, particles=args.particles, **options)
+    kept = np.broadcast_to(drawing.kept, drawing.images.shape[:3])
     drawn = time.perf_counter()
-    changed = say_changed(model, squares, np.broadcast_to(drawing.kept, squares.shape[:3]))
+    changed = say_changed(model, squares, kept[:: args.n])
 
     rows, captions = [], []
     hidden = np.array([225, 225, 225, 255], np.uint8)[: drawing.images.shape[3]]
     for i, square in enumerate(squares[:pictures]):
         mine = slice(i * args.n, i * args.n + columns)
-        given = np.where(drawing.kept[..., None], drawing.images[mine.start], hidden)
+        given = np.where(kept[mine.start][..., None], drawing.images[mine.start], hidden)
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
     titles = ["given", *(str(k + 1) for k in range(columns)), "original"]
@@ -101,8 +138,8 @@ def run(argv: Sequence[str]) -> None:
             {
                 "out": str(args.out),
                 **files,
-                "kept_rows": int(drawing.kept.any(1).sum()),
-                "kept_columns": int(drawing.kept.any(0).sum()),
+                "kept_rows": int(kept[0].any(1).sum()),
+                "kept_columns": int(kept[0].any(0).sum()),
                 "changed_pixels": changed,
                 "caption": args.caption,
                 "guidance": args.sampling.guidance,
@@ -110,7 +147,11 @@ def run(argv: Sequence[str]) -> None:
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
                 "seconds": {"load": loaded - began, "draw": drawn - loaded},
                 "pictures": [
-                    {"file": name, "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist()}
+                    {
+                        "file": name,
+                        "nats_per_pixel": drawing.nats[i * args.n : (i + 1) * args.n].tolist(),
+                        **hole_facts(drawing, i, args.n),
+                    }
                     for i, name in enumerate(names)
                 ],
                 "unreadable": unreadable,
@@ -126,4 +167,35 @@ def run(argv: Sequence[str]) -> None:
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")
-    say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")
+    if drawing.evidence is None:
+        say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")
+        return
+    for i, name in enumerate(names if args.output.verbose else ()):
+        facts = hole_facts(drawing, i, args.n)
+        say(
+            f"{name}: log-evidence {sum(facts['log_evidence']) / args.n:.1f} nats, spread "
+            f"{facts['log_evidence_spread']:.1f}; ancestors left {' '.join(map(str, facts['ancestors']))} "
+            f"of {args.particles}"
+        )
+    if blind := int(drawing.evidence.blind.max()):
+        say(
+            f"{blind:,} pixels were drawn before anything known near them: of these, each completion is only the best "
+            f"of {args.particles}"
+        )
+    say(f"For other completions: --seed {args.sampling.seed + 1}. For better ones: --particles {4 * args.particles}")
+
+
+def hole_facts(drawing: Drawing, i: int, n: int) -> dict[str, Any]:
+    """JSON about the hole of picture i, of which there are n completions; empty where rows were kept."""
+    if drawing.evidence is None:
+        return {}
+    own, found = slice(i * n, (i + 1) * n), drawing.evidence
+    drawn_at = drawing.drawn_at if drawing.drawn_at.ndim == 2 else drawing.drawn_at[own.start]
+    return {
+        "filled_pixels": int((drawn_at > 0).sum()),
+        "particles": found.particles,
+        "log_evidence": found.log_evidence[own].tolist(),
+        "log_evidence_spread": float(found.log_evidence[own].std()),
+        "ancestors": found.ancestors[own].tolist(),
+        "blind_pixels": int(found.blind[own.start]),
+    }

@@ -60,7 +60,7 @@ class Particles:
         count = len(noise) - 1
         self.known, self.columns, self.guide = known, columns, guide
         self.sampling, self.allowed = sampling, allowed
-        self.position = int(free[0]) if len(free) else len(known)
+        self.first = self.position = int(free[0]) if len(free) else len(known)
         self.last = int(free[-1]) + ROWS_PAST * columns if len(free) else len(known)
         """After this position one particle goes on."""
         self.tokens = np.tile(known, (count, 1))
@@ -74,7 +74,7 @@ class Particles:
     @property
     def prompt(self) -> Tensor:
         """The known tokens before the first free one, (1, P)."""
-        return torch.from_numpy(self.known[None, : self.position].copy())
+        return torch.from_numpy(self.known[None, : self.first].copy())
 
     @property
     def agreed(self) -> NDArray[np.bool_]:

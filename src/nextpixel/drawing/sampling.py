@@ -19,7 +19,8 @@ from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
 from nextpixel.images import Picture, orient, to_picture, undo_orient
-from nextpixel.images.sources import load_images
+from nextpixel.images.sources import load_images, open_source
+from nextpixel.images.sources.masks import load_masks
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
@@ -38,6 +39,23 @@ MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """How well the known pixels after the beginning of a hole go with what the particles drew, see particles.py.
+
+    The spread over the completions of one picture shows how reliable the estimate is.
+    """
+
+    log_evidence: NDArray[np.float64]
+    """(M * n,), the estimates of ln p of these pixels given those before, by each completion alone."""
+    ancestors: NDArray[np.int64]
+    """(M * n,), how many of the first particles have descendants at the end of the hole."""
+    particles: int
+    blind: NDArray[np.int64]
+    """(M * n,), how many tokens were drawn with nothing known above or near below them: among particles, their choice
+    is best-of-N."""
+
+
+@dataclass(frozen=True)
 class Drawing:
     """n completions of each of M pictures, flat, picture by picture."""
 
@@ -50,6 +68,8 @@ class Drawing:
     whose given pixels differ, (M * n, H, W)."""
     mode: str
     """The decoder that `speed` selected."""
+    evidence: Evidence | None = None
+    """Of holes that were filled with particles."""
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -89,20 +109,51 @@ def complete(
     n: int = 1,
     *,
     keep_side: KeepSide = "top",
+    mask: Any = None,
+    particles: int = 8,
     caption: str | Sequence[str] | None = None,
     **settings: Unpack[SamplingKeywords],
 ) -> list[Picture]:
-    """Keep a fraction of the rows from the top of each picture and draw the rest, n times.
+    """Keep a fraction of the rows from the top of each picture, or all but a hole, and draw the rest, n times.
 
     Returns one flat list of PIL images at the model's side, picture by picture. Kept pixels keep their tokens exactly.
     Any other `keep_side` needs a model trained with augment="orient", which draws the picture rotated. `caption` is one
     for all pictures, or one for each, see sample. Raises InputError for bad images or settings.
+
+    `mask` is a hole of any shape instead: white is filled, black is kept. It is an array (H, W) or (M, H, W), a PIL
+    picture or a path, one for all or one for each, or "alpha" for the transparent pixels of the pictures. Each of the
+    n completions is drawn by so many `particles`; more are nearer to the model's own distribution, and slower.
     """
+    if mask is not None:
+        from nextpixel.drawing.holes import draw_holes
+
+        squares, masks = load_holes(model, images, mask, keep, keep_side)
+        filled = draw_holes(
+            model, squares, masks, n=n, particles=particles, sampling=SamplingConfig(**settings), caption=caption
+        )
+        return pictures(model, filled)
     squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
     drawing = draw(
         model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side, caption=caption
     )
     return pictures(model, drawing)
+
+
+def load_holes(
+    model: ImageGPT, images: Any, mask: Any, keep: float = 0.5, keep_side: KeepSide = "top", *, invert: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pictures (M, H, W, C) and what is to be filled of them (1 or M, H, W), see load_masks. Raises InputError."""
+    check_no_keep("mask", keep, keep_side)
+    source = open_source(images)
+    squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
+    return squares, load_masks(mask, source, squares, model.fit, invert=invert)
+
+
+def check_no_keep(argument: str, keep: float, keep_side: KeepSide) -> None:
+    """Raise InputError that names the argument, which says itself what is kept, unless the others have defaults."""
+    for name, value, default in (("keep", keep, 0.5), ("keep_side", keep_side, "top")):
+        if value != default:
+            raise InputError(f"cannot be combined with `{name}`: it says itself what is kept", argument=argument)
 
 
 def pictures(model: ImageGPT, drawing: Drawing) -> list[Picture]:
@@ -118,13 +169,23 @@ def stream(
     keep: float = 0.5,
     n: int = 1,
     *,
+    mask: Any = None,
+    particles: int = 8,
     caption: str | Sequence[str] | None = None,
     **settings: Unpack[SamplingKeywords],
 ) -> Iterator[DrawnRow]:
     """`complete` row by row: yields each drawn row of the candidates of a batch.
 
-    With `images` None, draws whole pictures, as sample does.
+    With `images` None, draws whole pictures, as sample does. With a `mask`, yields a row of a completion as soon as its
+    particles agree on it, in the order of drawing, which may be from the bottom.
     """
+    if mask is not None:
+        from nextpixel.drawing.holes import stream_holes
+
+        given, masks = load_holes(model, images, mask, keep)
+        chosen = SamplingConfig(**settings)
+        yield from stream_holes(model, given, masks, n=n, particles=particles, sampling=chosen, caption=caption)
+        return
     squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)
     plan = _plan(model, squares, keep, n, sampling, caption)
@@ -214,10 +275,7 @@ def _plan(
     tags = caption_tags(model, caption, sampling)
     if tags is not None and squares is None:
         prompts = prompts.expand(len(tags), -1)
-    if tags is not None and len(tags) not in (1, len(prompts)):
-        raise InputError(
-            f"expected one, or one for each of {len(prompts)} pictures, got {len(tags)}", argument="caption"
-        )
+    check_captions(tags, len(prompts))
     count, guided = len(prompts) * n, sampling.guidance != 1
     decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], sampling.speed)
     memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
@@ -225,6 +283,12 @@ def _plan(
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]
     allowed = allowed_mask(model, sampling)
     return _Plan(prompts, tags, allowed, n, prompts.shape[1] // model.config.columns, batches, decoder, guided)
+
+
+def check_captions(tags: Tensor | None, count: int) -> None:
+    """Raise InputError unless there is one caption, or one for each picture."""
+    if tags is not None and len(tags) not in (1, count):
+        raise InputError(f"expected one, or one for each of {count} pictures, got {len(tags)}", argument="caption")
 
 
 def caption_tags(model: ImageGPT, caption: str | Sequence[str] | None, sampling: SamplingConfig) -> Tensor | None:
@@ -249,16 +313,21 @@ def allowed_mask(model: ImageGPT, sampling: SamplingConfig) -> Tensor | None:
     return None if allowed is None else torch.from_numpy(allowed).to(model.device)
 
 
-def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
-    """Tokens (M, P) of the kept rows of squares (M, H, W, 3); (1, 0) for None, a whole picture.
-
-    Raises InputError for a masked model, or a fraction that leaves nothing to draw.
-    """
+def check_draws(model: ImageGPT) -> None:
+    """Raise InputError for a masked model."""
     if model.config.objective == "masked":
         raise InputError(
             "a masked model has no order in which to draw pixels; draw with an autoregressive model, or use this one "
             "for features"
         )
+
+
+def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: float) -> Tensor:
+    """Tokens (M, P) of the kept rows of squares (M, H, W, 3); (1, 0) for None, a whole picture.
+
+    Raises InputError for a masked model, or a fraction that leaves nothing to draw.
+    """
+    check_draws(model)
     if squares is None:
         return torch.empty((1, 0), dtype=torch.int64)
     rows = model.config.rows

@@ -1,0 +1,261 @@
+"""Fill holes of pictures with particles: from pixels to the order in which the model draws, and back."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nextpixel.config import SamplingConfig, check_picture_count
+from nextpixel.devices import free_memory_bytes
+from nextpixel.drawing.guide import FREE, REACH, Guide
+from nextpixel.drawing.loop import Row, Table
+from nextpixel.drawing.particles import Particles, start_particles
+from nextpixel.drawing.sampling import (
+    MAX_ROWS,
+    MEMORY_SHARE,
+    Drawing,
+    DrawnRow,
+    Evidence,
+    allowed_mask,
+    caption_tags,
+    check_captions,
+    check_draws,
+)
+from nextpixel.errors import InputError
+from nextpixel.images import orient, undo_orient
+from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
+from nextpixel.network.model import ImageGPT
+from nextpixel.progress import progress
+
+PARTICLES = 8
+PARTICLES_AT_MOST = MAX_ROWS
+WORTH_A_TURN = 0.01  # of the tokens by which known ones come sooner on average: other models than those trained with
+# orientations pay for it, 0.008 nats per pixel upside down and 0.03 for quarter turns (docs/results.md)
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A picture with a hole, turned so that what is known comes as soon as possible."""
+
+    known: NDArray[np.int64]
+    """(T,), the tokens, FREE in the hole."""
+    orientation: int
+    """See images.orient."""
+    drawn_at: NDArray[np.int64]
+    """(H, W), upright, the step in which each pixel is drawn; 0: it is known."""
+    blind: int
+    """Number of free tokens that the guide does not reach, although something known comes after them: among
+    particles, their choice is best-of-N."""
+
+
+def make_hole(model: ImageGPT, square: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Hole:
+    """Turn a picture (H, W, C) and the mask (H, W) of what is to be filled; a token with any masked pixel is free."""
+    high, wide = model.tokenizer.patch
+    free = np.asarray(mask.reshape(model.config.rows, high, -1, wide).any((1, 3)))  # (rows, columns)
+    orientation = best_turn(free, turns(model))
+    turned = orient(free[None, ..., None], orientation)[0, ..., 0]
+    [tokens] = model.tokenizer.encode(orient(square[None], orientation)).numpy()
+    known = np.where(turned.reshape(-1), FREE, tokens)
+    rows = np.flatnonzero(turned.any(1))
+    steps = np.where(turned, np.searchsorted(rows, np.arange(len(turned)))[:, None] + 1, 0)
+    drawn_at = undo_orient(steps[None, ..., None], orientation)[0, ..., 0].repeat(high, 0).repeat(wide, 1)
+    return Hole(known, orientation, drawn_at, count_blind(turned))
+
+
+def turns(model: ImageGPT) -> Sequence[int]:
+    """The orientations in which the model can draw: a grid that is not square has no quarter turns.
+
+    Pixel art is drawn upright or mirrored by a model that was not trained with orientations.
+    """
+    trained = model.config.orientations > 1
+    if not trained and model.tokenizer.channels == 4:
+        return (0, 4)
+    square = model.config.rows == model.config.columns and len(set(model.tokenizer.patch)) == 1
+    return range(8) if square else (0, 4, 2, 6)
+
+
+def best_turn(free: NDArray[np.bool_], turns: Sequence[int]) -> int:
+    """The orientation in which the known tokens come soonest on average; upright if others gain little.
+
+    `free` is (rows, columns).
+    """
+    places = [np.flatnonzero(~orient(free[None, ..., None], turn).reshape(-1)) for turn in turns]
+    means = [place.mean() / free.size if len(place) else 0.0 for place in places]
+    best = int(np.argmin(means))
+    return turns[best] if means[0] - means[best] >= WORTH_A_TURN else turns[0]
+
+
+def count_blind(free: NDArray[np.bool_]) -> int:
+    """Free tokens of a grid (rows, columns) with nothing known before them or up to REACH rows below, but later."""
+    known_rows = np.flatnonzero(~free.all(1))
+    if len(known_rows) == 0:
+        return 0
+    first = int(known_rows[0])
+    return max(0, first - REACH) * free.shape[1]
+
+
+def draw_holes(
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    *,
+    n: int = 1,
+    particles: int = PARTICLES,
+    sampling: SamplingConfig | None = None,
+    caption: str | Sequence[str] | None = None,
+) -> Drawing:
+    """Fill masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each. Raises InputError."""
+    filling = Filling(model, squares, masks, n, particles, sampling or SamplingConfig(), caption)
+    with progress("drawing", filling.tokens, "pixels") as advance:
+        for drawn in filling.rounds():
+            advance(drawn)
+    images = np.concatenate([filling.image(i) for i in range(len(filling.runs))])
+    nats = np.array([one.nats[one.chosen or 0] / max(1, (one.known == FREE).sum()) for one in filling.runs])
+    evidence = Evidence(
+        np.array([one.log_evidence for one in filling.runs]),
+        np.array([one.ancestors_left for one in filling.runs]),
+        particles,
+        np.repeat([hole.blind for hole in filling.holes], n),
+    )
+    steps = np.stack([hole.drawn_at for hole in filling.holes])
+    drawn_at = steps[0] if (steps == steps[0]).all() else steps.repeat(n, 0)
+    nats = nats / np.prod(model.tokenizer.patch)
+    return Drawing(images, nats.astype(np.float32), drawn_at, filling.decoder.name, evidence)
+
+
+def stream_holes(
+    model: ImageGPT,
+    squares: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    *,
+    n: int = 1,
+    particles: int = PARTICLES,
+    sampling: SamplingConfig | None = None,
+    caption: str | Sequence[str] | None = None,
+) -> Iterator[DrawnRow]:
+    """`draw_holes` row by row: yields a row with a hole as soon as all particles of a completion agree on it."""
+    filling = Filling(model, squares, masks, n, particles, sampling or SamplingConfig(), caption)
+    told = [set(np.flatnonzero((hole.drawn_at == 0).all(1)).tolist()) for hole in filling.holes for _ in range(n)]
+    for _ in itertools.chain(filling.rounds(every=model.config.columns), [0]):
+        for i in range(len(filling.runs)):
+            ready = np.flatnonzero(filling.agreed(i).all(1))
+            if len(new := [y for y in ready.tolist() if y not in told[i]]):
+                [image] = filling.image(i)
+                told[i].update(new)
+                yield from (DrawnRow(range(i, i + 1), y, image[None, y]) for y in new)
+
+
+class Filling:
+    """Completions of pictures with holes: `runs`, n of each of `holes`, and `rounds`, which draws them."""
+
+    def __init__(
+        self,
+        model: ImageGPT,
+        squares: NDArray[np.uint8],
+        masks: NDArray[np.bool_],
+        n: int,
+        particles: int,
+        sampling: SamplingConfig,
+        caption: str | Sequence[str] | None,
+    ) -> None:
+        check_picture_count(n)
+        check_particles(particles)
+        check_draws(model)
+        self.model, self.n = model, n
+        masks = np.broadcast_to(masks, squares.shape[:3])
+        self.holes = [make_hole(model, *pair) for pair in zip(squares, masks, strict=True)]
+        self.tags = caption_tags(model, caption, sampling)
+        check_captions(self.tags, len(squares))
+        guide, allowed = Guide(model.tokenizer), allowed_mask(model, sampling)
+        self.runs = [
+            start_particles(
+                hole.known,
+                model.config.columns,
+                sampling,
+                picture=i,
+                completion=k,
+                particles=particles,
+                allowed=allowed,
+                guide=guide,
+            )
+            for i, hole in enumerate(self.holes)
+            for k in range(n)
+        ]
+        rows = sum(len(one.rows) for one in self.runs)
+        self.tokens = sum(int((one.known == FREE).sum()) for one in self.runs)
+        steps = max((len(one.known) - one.position for one in self.runs), default=0)
+        self.decoder = choose_decoder(model, rows, steps, sampling.speed, independent_rows=True)
+        self.guided = sampling.guidance != 1
+        memory = MEMORY_SHARE * free_memory_bytes(str(model.device)) / self.decoder.row_bytes(model)
+        self.room = min(rows, max(particles, min(MAX_ROWS, int(memory / (1 + self.guided)))))
+
+    @torch.inference_mode()
+    def rounds(self, every: int = 1) -> Iterator[int]:
+        """Draw; yields after every so many steps how many pixels of the holes have been drawn since."""
+        kind, model = self.decoder, self.model
+        decoder: Decoder = GuidedDecoder(kind, model, self.room) if self.guided else kind(model, self.room)
+        table: Table[Row] = Table(decoder)
+        waiting = deque(i for i, one in enumerate(self.runs) if self.tokens and one.position < len(one.known))
+        drawn = 0
+        for number in itertools.count(1):
+            table.drop_finished()
+            self._begin(table, waiting)
+            if not table.rows:
+                break
+            active = {id(row.group): row.group for row in table.rows if isinstance(row.group, Particles)}
+            drawn += sum(one.known[one.position] == FREE for one in active.values())
+            next(iter(table))
+            if number % every == 0:
+                yield drawn
+                drawn = 0
+        yield drawn
+
+    def _begin(self, table: Table[Row], waiting: deque[int]) -> None:
+        """Begin as many completions as the table has room for, those of prompts of one length together."""
+        taken: dict[int, list[int]] = {}
+        room = table.free
+        while waiting and len(self.runs[waiting[0]].rows) <= room:
+            i = waiting.popleft()
+            room -= len(self.runs[i].rows)
+            taken.setdefault(self.runs[i].first, []).append(i)
+        for own in taken.values():
+            pictures = sorted({i // self.n for i in own})
+            rows = [row for i in own for row in self.runs[i].rows]
+            of = [pictures.index(i // self.n) for i in own for _ in self.runs[i].rows]
+            prompts = torch.cat([self.runs[i * self.n].prompt for i in pictures]).to(self.model.device)
+            table.begin(list(rows), prompts, of, self._prefix(pictures))
+
+    def _prefix(self, pictures: list[int]) -> Tensor:
+        """(len(pictures), F, D)"""
+        trained = self.model.config.orientations > 1
+        turn = torch.tensor([self.holes[i].orientation if trained else 0 for i in pictures], device=self.model.device)
+        tags = self.tags if self.tags is None or len(self.tags) == 1 else self.tags[pictures]
+        return self.model.prefix(turn, tags)
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """Completion i as an upright picture, (1, H, W, C); pixels in the hole that are not drawn yet are token 0."""
+        tokens = self.runs[i].final[None].clip(min=0)
+        turned = self.model.tokenizer.decode(tokens, self.model.config.columns)
+        return undo_orient(turned, self.holes[i // self.n].orientation)
+
+    def agreed(self, i: int) -> NDArray[np.bool_]:
+        """Which pixels of completion i, (H, W), are known or final."""
+        grid = self.runs[i].agreed.reshape(1, self.model.config.rows, -1, 1)
+        high, wide = self.model.tokenizer.patch
+        upright = undo_orient(grid, self.holes[i // self.n].orientation)[0, ..., 0]
+        return upright.repeat(high, 0).repeat(wide, 1)
+
+
+def check_particles(particles: int) -> None:
+    """Raise InputError unless a completion can have so many particles."""
+    if isinstance(particles, bool) or not isinstance(particles, int) or not 1 <= particles <= PARTICLES_AT_MOST:
+        raise InputError(
+            f"expected a whole number from 1 to {PARTICLES_AT_MOST}, got {particles!r}", argument="particles"
+        )

@@ -1,0 +1,152 @@
+"""Masks of what is to be filled: white is filled, black is kept, as in diffusers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.config import Fit, Size
+from nextpixel.errors import InputError, shortened
+from nextpixel.images import Picture, UnreadableImage, fit_image, from_array
+from nextpixel.images.pixels import read_frames
+from nextpixel.images.sources import open_source
+from nextpixel.images.sources.base import Source
+
+FILLED_FROM = 64  # of 255: a pixel a quarter of which is white, so that thin strokes are not lost
+PROPORTIONS = 0.02  # by which those of a mask may differ from its picture's
+ALPHA = "alpha"
+
+
+def load_masks(
+    mask: Any, pictures: Source, squares: NDArray[np.uint8], fit: Fit = "crop", *, invert: bool = False
+) -> NDArray[np.bool_]:
+    """Which pixels of pictures, read as squares (M, H, W, C), are to be filled: (1 or M, H, W).
+
+    mask    an array (H, W) or (M, H, W) of booleans, of whole numbers up to 1 or 255, or of floats up to 1; a PIL
+            picture, a path, or a list of these; or "alpha" for the transparent pixels of the pictures themselves.
+            One is for all pictures; of other sizes than the squares' they are fitted as the pictures are.
+    invert  black is filled, white is kept
+
+    Raises InputError, also where nothing or everything would be filled.
+    """
+    size: Size = squares.shape[1], squares.shape[2]
+    if isinstance(mask, str) and mask == ALPHA:
+        filled = _transparent(pictures, squares, fit)
+    else:
+        filled = _of_masks(mask, pictures, size, fit)
+    filled = ~filled if invert else filled
+    if len(filled) not in (1, len(squares)):
+        raise InputError(
+            f"expected one, or one for each of {len(squares)} pictures, got {len(filled)}", argument="mask"
+        )
+    for i, one in enumerate(filled):
+        which = f" in mask {i + 1} of {len(filled)}" if len(filled) > 1 else ""
+        if not one.any():
+            raise InputError(
+                f"expected white pixels, which are filled, got none{which}; paint a part white, or exchange black and "
+                "white by `invert_mask`",
+                argument="mask",
+            )
+        if one.all():
+            raise InputError(
+                f"expected black pixels, which are kept, got none{which}; sample draws whole pictures", argument="mask"
+            )
+    return filled
+
+
+def box_mask(box: str, size: Size) -> NDArray[np.bool_]:
+    """The mask (H, W) of "LEFT,TOP,RIGHT,BOTTOM" in pixels of the model, the last two excluded. Raises InputError."""
+    height, width = size
+    try:
+        left, top, right, bottom = (int(part) for part in box.split(","))
+    except ValueError:
+        raise InputError(
+            f"expected LEFT,TOP,RIGHT,BOTTOM as in 8,8,24,24, got {shortened(box)}", argument="box"
+        ) from None
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise InputError(
+            f"expected LEFT,TOP,RIGHT,BOTTOM within 0,0,{width},{height}, the model's pixels, got {box}", argument="box"
+        )
+    found = np.zeros(size, bool)
+    found[top:bottom, left:right] = True
+    return found
+
+
+def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit) -> NDArray[np.bool_]:
+    try:
+        source = open_source(_eight_bits(mask))
+        if source.unreadable:
+            raise InputError(source.unreadable[0])
+        found = np.empty((len(source), *size), bool)
+        for i in range(len(source)):
+            read = source.read(i)
+            if read.size == size[::-1]:
+                found[i] = np.asarray(read)[..., 0] >= FILLED_FROM
+                continue
+            if fit != "squash":
+                _check_proportions(read, pictures, range(len(pictures)) if len(source) == 1 else range(i, i + 1), size)
+            found[i] = _fitted(read, size, fit)
+    except (InputError, UnreadableImage) as error:
+        if getattr(error, "argument", None) == "mask":
+            raise
+        raise InputError(str(error), argument="mask") from None
+    return found
+
+
+def _check_proportions(mask: Picture, pictures: Source, numbers: range, size: Size) -> None:
+    for i in numbers:
+        if i < len(pictures):
+            picture = pictures.read(i)
+            ratio = (mask.width * picture.height) / (mask.height * picture.width)
+            if abs(ratio - 1) > PROPORTIONS:
+                raise InputError(
+                    f"expected the proportions of {pictures.names[i]}, {picture.width} x {picture.height}, or "
+                    f"{size[1]} x {size[0]} pixels, got {mask.width} x {mask.height}",
+                    argument="mask",
+                )
+
+
+def _fitted(mask: Picture, size: Size, fit: Fit) -> NDArray[np.bool_]:
+    fitted = fit_image(mask, size, "squash" if fit == "place" else fit)
+    return np.asarray(fitted[..., 0] >= FILLED_FROM)
+
+
+def _transparent(pictures: Source, squares: NDArray[np.uint8], fit: Fit) -> NDArray[np.bool_]:
+    if squares.shape[3] == 4:
+        return np.asarray(squares[..., 3] == 0)
+    size: Size = squares.shape[1], squares.shape[2]
+    found = []
+    for i, name in enumerate(pictures.names):
+        try:
+            _, pixels = read_frames(pictures.content(i), name)[0]
+        except UnreadableImage as error:
+            raise InputError(str(error), argument="mask") from None
+        if (pixels[..., 3] == 255).all():
+            raise InputError(f"expected transparent pixels, which are filled, got none in {name}", argument="mask")
+        found.append(_fitted(from_array(255 - pixels[..., 3]), size, fit))
+    return np.stack(found)
+
+
+def _eight_bits(mask: Any) -> Any:
+    """Arrays as uint8 with white at 255; other masks as they are."""
+    if isinstance(mask, str | os.PathLike | Picture):
+        return mask
+    if isinstance(mask, list | tuple) and mask and not np.isscalar(mask[0]):
+        return [_eight_bits(one) for one in mask]
+    values = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+    if values.dtype.kind not in "biuf" or values.ndim not in (2, 3) or not values.size:
+        raise InputError(
+            f"expected a picture, or an array of shape (H, W) or (pictures, H, W), got {shortened(mask)}"
+            if values.ndim == 0
+            else f"expected numbers of shape (H, W) or (pictures, H, W), got {values.dtype} {values.shape}",
+            argument="mask",
+        )
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= (1 if values.dtype.kind == "f" else 255)):
+        expected = "0 to 1" if values.dtype.kind == "f" else "0 to 255"
+        raise InputError(f"expected numbers from {expected}, got {low} to {high}", argument="mask")
+    scaled = (values * (255 if high <= 1 else 1)).astype(np.uint8)
+    return scaled if scaled.ndim == 2 else list(scaled)

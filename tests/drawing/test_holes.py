@@ -1,0 +1,266 @@
+"""Holes of any shape through the public functions: masks, turning, streams, captions, colours, grids of tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from averages import Averages
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import lively, with_words
+from PIL import Image
+
+import nextpixel
+from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette, complete, stream
+from nextpixel.config import SamplingConfig, to_side
+from nextpixel.drawing.holes import best_turn, count_blind, draw_holes, make_hole, turns
+from nextpixel.drawing.sampling import draw, load_holes
+from nextpixel.images.sources.masks import box_mask
+
+PICTURES = np.random.default_rng(1).integers(0, 256, (3, 6, 6, 3), np.uint8)
+RING = np.zeros((6, 6), bool)
+RING[2:5, 1:4] = True
+RING[3, 2] = False
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageGPT:
+    return palette_model(side=6)
+
+
+def palette_model(**options: Any) -> ImageGPT:
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, colors=12, **options))
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
+    return model
+
+
+def array(picture: Any) -> np.ndarray:
+    return np.asarray(picture)
+
+
+def test_a_hole_is_filled_and_the_rest_is_kept(model: ImageGPT) -> None:
+    kept = model.palette.decode(model.palette.encode(PICTURES), 6)
+    pictures = [array(p) for p in complete(model, PICTURES, mask=RING, n=2, speed="exact")]
+    assert len(pictures) == 6
+    for i, picture in enumerate(pictures):
+        assert np.array_equal(picture[~RING], kept[i // 2][~RING])
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+@pytest.mark.parametrize("kind", ["bool", "bytes", "ones", "floats", "picture", "path", "list", "stack", "tensor"])
+def test_a_mask_is_of_any_kind(model: ImageGPT, kind: str, tmp_path: Path) -> None:
+    white = RING.astype(np.uint8) * 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    mask = {
+        "bool": RING,
+        "bytes": white,
+        "ones": RING.astype(np.int64),
+        "floats": RING.astype(np.float32),
+        "picture": Image.fromarray(white),
+        "path": tmp_path / "mask.png",
+        "list": [RING] * 3,
+        "stack": np.stack([RING] * 3),
+        "tensor": torch.from_numpy(RING),
+    }[kind]
+    assert (load_holes(model, PICTURES, mask)[1] == RING).all()
+    assert np.array_equal(load_holes(model, PICTURES, mask, invert=True)[1][0], ~RING)
+
+
+def test_a_large_mask_is_brought_to_the_grid_as_its_picture_is(model: ImageGPT) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8))
+    white = np.zeros((60, 120), np.uint8)
+    white[20:40, 30:50] = 255  # the crop begins at column 30
+    masks = load_holes(model, picture, white)[1]
+    expected = np.zeros((6, 6), bool)
+    expected[2:4, 0:2] = True
+    assert np.array_equal(masks[0], expected)
+    thin = np.zeros((60, 120), np.uint8)
+    thin[:, 63:66] = 255
+    assert load_holes(model, picture, thin)[1][0].any(1).all()
+
+
+def test_transparent_pixels_are_the_mask(model: ImageGPT, tmp_path: Path) -> None:
+    rgba = np.dstack([PICTURES[0], np.where(RING, 0, 255).astype(np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "holes.png")
+    assert np.array_equal(load_holes(model, tmp_path / "holes.png", "alpha")[1][0], RING)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 5])
+def test_a_mask_of_the_lower_rows_is_as_keeping_the_upper_ones(model: ImageGPT, keep: int) -> None:
+    mask = np.arange(6)[:, None].repeat(6, 1) >= keep
+    if keep == 0:
+        with pytest.raises(InputError, match="sample draws whole pictures"):
+            complete(model, PICTURES, mask=mask)
+        return
+    sampling = SamplingConfig(seed=3, temperature=0.8)
+    rows = draw(model, PICTURES, keep=keep / 6, n=2, sampling=sampling)
+    hole = draw_holes(model, PICTURES, mask, n=2, sampling=sampling)
+    assert np.array_equal(rows.images, hole.images) and np.allclose(rows.nats, hole.nats, atol=1e-5)
+    assert np.array_equal(rows.drawn_at, hole.drawn_at)
+    assert hole.evidence is not None and (hole.evidence.log_evidence == 0).all()
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_any_masks_of_any_grid(data: st.DataObject) -> None:
+    size = data.draw(st.sampled_from([(4, 4), (2, 6), (5, 3)]))
+    model = palette_model(
+        side=to_side(size), orientations=data.draw(st.sampled_from([1, 8])) if size[0] == size[1] else 1
+    )
+    squares = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    flat = data.draw(st.lists(st.booleans(), min_size=2 * size[0] * size[1], max_size=2 * size[0] * size[1]))
+    masks = np.array(flat).reshape(2, *size)
+    drawing = draw_holes(model, squares, masks, n=2, particles=3)
+    kept = model.palette.decode(model.palette.encode(squares), size[1])
+    each = np.repeat(masks, 2, 0)
+    assert np.array_equal(drawing.images[~each], np.repeat(kept, 2, 0)[~each])
+    assert (np.broadcast_to(drawing.kept, each.shape) == ~each).all()
+    rows = {}
+    for row in (
+        stream(model, squares, mask=masks, n=2, particles=3)
+        if masks.any((1, 2)).all() and not (masks.all((1, 2)).any())
+        else []
+    ):
+        assert (row.candidates.start, row.y) not in rows
+        rows[row.candidates.start, row.y] = row.pixels[0]
+    for (i, y), pixels in rows.items():
+        assert np.array_equal(pixels, drawing.images[i, y])
+    if rows:
+        assert set(rows) == {(i, y) for i in range(4) for y in np.flatnonzero(each[i].any(1))}
+
+
+def test_known_pixels_come_soonest() -> None:
+    every = range(8)
+    upper, left, lines = (np.zeros((6, 6), bool) for _ in range(3))
+    upper[:3], left[:, :3], lines[:, 1::2] = True, True, True
+    assert best_turn(upper, every) in (2, 6) and best_turn(left, every) in (1, 5)
+    assert best_turn(lines, every) % 2 == 1 and best_turn(lines.T, every) == 0
+    assert best_turn(upper, (0, 4)) == 0 and best_turn(np.zeros((6, 6), bool), every) == 0
+    middle = np.zeros((6, 6), bool)
+    middle[2:4, 2:4] = True
+    assert best_turn(middle, every) == 0
+    assert count_blind(upper) == 0 and count_blind(~middle) == 0
+    tall = np.ones((10, 3), bool)
+    tall[7] = False
+    assert count_blind(tall) == 9
+
+
+def test_models_trained_with_orientations_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = palette_model(side=4, orientations=8)
+    upper = np.arange(4)[:, None].repeat(4, 1) < 2
+    squares = PICTURES[:, :4, :4]
+    turned = draw(model, squares, keep=0.5, keep_side="bottom", n=2, sampling=SamplingConfig(seed=1))
+    hole = draw_holes(model, squares, upper, n=2, sampling=SamplingConfig(seed=1))
+    assert np.array_equal(turned.images, hole.images)
+    assert np.array_equal(turned.drawn_at, hole.drawn_at)
+
+
+def test_pixel_art_keeps_its_colours_and_is_not_turned_upside_down() -> None:
+    rgba = np.array([[0, 0, 0, 0], [255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 128]], np.uint8)
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=4), torch.float32)
+    model.tokenizer = ExactPalette(rgba)
+    assert list(turns(model)) == [0, 4]
+    squares = rgba[np.random.default_rng(0).integers(0, 4, (2, 4, 4))]
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1:] = True
+    drawing = draw_holes(model, squares, mask, n=3, sampling=SamplingConfig(allow_colors="#ff0000,#00000000"))
+    tokens = model.tokenizer.encode(drawing.images).numpy().reshape(6, 4, 4)
+    assert set(tokens[:, mask].ravel().tolist()) == {0, 1}
+    assert np.array_equal(drawing.images[:, ~mask], np.repeat(squares, 3, 0)[:, ~mask])
+
+
+def test_captions_and_guidance_steer_a_hole() -> None:
+    model = with_words(ImageGPTConfig(layers=2, width=64, heads=2, side=4, colors=12))
+    mask = np.zeros((4, 4), bool)
+    mask[1:3] = True
+    squares = PICTURES[:, :4, :4]
+    plain = draw_holes(model, squares, mask, n=2, caption="red hair")
+    guided = draw_holes(model, squares, mask, n=2, caption="red hair", sampling=SamplingConfig(guidance=3))
+    assert not np.array_equal(plain.images, guided.images)
+    each = draw_holes(model, squares, mask, caption=["red hair", "hat", "green shirt"])
+    assert np.array_equal(each.images[0], plain.images[0])
+    with pytest.raises(InputError, match="caption: expected one, or one for each of 3 pictures, got 2"):
+        draw_holes(model, squares, mask, caption=["hat", "hair"])
+
+
+def test_a_hole_grows_to_the_tokens_that_see_it() -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=3, colors=8), torch.float32)
+    model.tokenizer = Averages(8)
+    mask = np.zeros((6, 6), bool)
+    mask[2, 2] = True
+    drawing = draw_holes(model, PICTURES, mask)
+    assert np.argwhere(~drawing.kept).tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
+    assert make_hole(model, PICTURES[0], mask).orientation == 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((6, 6), bool), "mask: expected white pixels, which are filled, got none"),
+        (np.ones((6, 6), bool), "mask: expected black pixels, which are kept, got none"),
+        (np.stack([RING, RING]), "mask: expected one, or one for each of 3 pictures, got 2"),
+        (np.stack([RING, RING, RING & False]), "mask: expected white pixels.*in mask 3 of 3"),
+        (np.zeros((4, 9, 2, 3)), r"mask: expected numbers of shape \(H, W\)"),
+        (np.zeros(6), r"mask: expected numbers of shape \(H, W\)"),
+        (np.zeros((0, 6)), r"mask: expected numbers of shape \(H, W\)"),
+        (np.full((6, 6), np.nan), "mask: expected numbers from 0 to 1"),
+        (np.full((6, 6), 3.5), "mask: expected numbers from 0 to 1, got 3.5"),
+        (np.full((6, 6), -1), "mask: expected numbers from 0 to 255, got -1"),
+        (np.full((6, 6), 256), "mask: expected numbers from 0 to 255, got 256"),
+        (np.full((6, 6), "x"), r"mask: expected numbers of shape \(H, W\)"),
+        (np.ones((12, 6), np.uint8), "mask: expected the proportions of .*6 x 6.*got 6 x 12"),
+        (3, "mask: expected a picture, or an array"),
+        ("nowhere.png", "mask: .*nowhere.png"),
+        ([], "mask: "),
+        ({}, "mask: "),
+        ("alpha", "mask: expected transparent pixels, which are filled, got none"),
+    ],
+)
+def test_bad_masks_are_refused(model: ImageGPT, mask: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        complete(model, PICTURES, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"particles": 0}, "particles: expected a whole number from 1 to 256, got 0"),
+        ({"particles": 2.5}, "particles: expected a whole number"),
+        ({"particles": 257}, "particles: expected a whole number"),
+        ({"keep": 0.25}, "mask: cannot be combined with `keep`"),
+        ({"keep_side": "left"}, "mask: cannot be combined with `keep_side`"),
+        ({"n": 0}, "n: expected at least 1"),
+        ({"allow_colors": "99"}, "allow_colors: "),
+    ],
+)
+def test_bad_settings_of_a_hole_are_refused(model: ImageGPT, settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        complete(model, PICTURES, mask=RING, **settings)
+
+
+@pytest.mark.parametrize(
+    "box", ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "3,3,3,5", "5,1,2,4", "0,0,7,6", "-1,0,2,2", "1.5,0,3,3"]
+)
+def test_bad_boxes_are_refused(box: str) -> None:
+    with pytest.raises(InputError, match="box: expected LEFT,TOP,RIGHT,BOTTOM"):
+        box_mask(box, (6, 6))
+
+
+def test_a_box_is_in_pixels_of_the_model() -> None:
+    assert np.argwhere(box_mask("1,2,3,4", (6, 5))).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
+
+
+def test_a_masked_model_cannot_fill_holes() -> None:
+    with pytest.raises(InputError, match="masked model has no order"):
+        complete(palette_model(side=6, objective="masked"), PICTURES, mask=RING)
+
+
+def test_batches_cut_by_memory_change_no_pixel(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = draw_holes(model, PICTURES, RING, n=3, particles=4)
+    monkeypatch.setattr(nextpixel.drawing.holes, "MAX_ROWS", 9)
+    cut = draw_holes(model, PICTURES, RING, n=3, particles=4)
+    assert np.array_equal(whole.images, cut.images)
+    assert whole.evidence is not None and cut.evidence is not None
+    assert np.allclose(whole.evidence.log_evidence, cut.evidence.log_evidence)
