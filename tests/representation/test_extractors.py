@@ -10,9 +10,10 @@ from models import lively
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import ResNetConfig
-from nextpixel.evaluation.comparison import choose_real, compare_feature_files, reconstructed
+from nextpixel.evaluation.comparison import choose_real, compare_feature_files
 from nextpixel.network.resnet import ResNet
 from nextpixel.representation.extractors import Extractor, onnx_extractor, open_extractor, pixel_extractor
+from nextpixel.tokens import reconstruct
 
 COLOURS = np.array([[-1.0, -1, -1], [1, 1, 1], [1, -1, -1]])
 
@@ -214,4 +215,4 @@ def test_colours_of_the_palette_stay() -> None:
     """A copy keeps distance 0, although it and the original are converted to the model's colours."""
     palette = Palette.openai()
     pictures = palette.rgb.reshape(2, 16, 16, 3)
-    assert np.array_equal(reconstructed(palette, pictures), pictures)
+    assert np.array_equal(reconstruct(palette, pictures), pictures)

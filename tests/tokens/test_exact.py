@@ -13,7 +13,7 @@ from models import lively
 
 import nextpixel
 from nextpixel import ImageGPTConfig, InputError
-from nextpixel.tokens import read_tokenizer, tokenizer_facts
+from nextpixel.tokens import read_tokenizer, write_tokenizer
 from nextpixel.tokens.exact import COLOURS_AT_MOST, ExactPalette
 
 pictures = arrays.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.just(4)))
@@ -137,7 +137,7 @@ def test_it_travels_with_a_model(tmp_path: Path) -> None:
     again = nextpixel.load(tmp_path / "model").tokenizer
     assert isinstance(again, ExactPalette) and again.hash == model.tokenizer.hash
     assert again.rgba.tolist() == model.tokenizer.rgba.tolist()
-    facts = json.loads(json.dumps(tokenizer_facts(again)))
+    facts = json.loads(json.dumps(write_tokenizer(again, tmp_path)))
     assert facts["rgba"] == ["00000000", "c800005a", "c80000ff", "0000faff"] and facts["kind"] == "exact"
     assert read_tokenizer(facts).hash == again.hash
 

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from nextpixel import InputError, Palette
 from nextpixel.tokens import palette as palette_module
-from nextpixel.tokens.palette import psnr, save_palette
+from nextpixel.tokens import reconstruction
+from nextpixel.tokens.palette import save_palette
 
 OPENAI = Palette.openai()
 images = arrays.arrays(np.uint8, st.tuples(st.just(1), st.integers(1, 6), st.integers(1, 6), st.just(3)))
@@ -184,7 +185,8 @@ def test_a_fitted_palette_serves_its_images_and_gives_its_tokens_back(tmp_path: 
     palette = Palette.fit(pictures, colors=32, seed=1)
     assert len(np.unique(palette.rgb, axis=0)) == 32
     assert np.array_equal(palette.encode(palette.decode(np.arange(32)[:, None])), np.arange(32)[:, None])
-    assert psnr(pictures, palette) > psnr(pictures, OPENAI)
+    own, openai = (reconstruction(one, pictures).psnr_of_mean_error_db for one in (palette, OPENAI))
+    assert own > openai
     save_palette(palette, tmp_path / "own.npy")
     (tmp_path / "plain").touch()
     assert (tmp_path / "own.npy").stat().st_mode == (tmp_path / "plain").stat().st_mode  # for others to read as well
@@ -194,7 +196,9 @@ def test_a_fitted_palette_serves_its_images_and_gives_its_tokens_back(tmp_path: 
 
 def test_a_palette_of_every_colour_is_exact_and_more_than_there_are_is_refused() -> None:
     pictures = np.random.default_rng(4).integers(0, 256, (1, 3, 3, 3), np.uint8)
-    assert psnr(pictures, Palette.fit(pictures, colors=9)) == float("inf")
+    found = reconstruction(Palette.fit(pictures, colors=9), pictures)
+    assert found.psnr_db == found.psnr_of_mean_error_db == pytest.approx(10 * np.log10(255**2 * 12))
+    assert found.codes_used == 1
     with pytest.raises(InputError, match="at most 9"):
         Palette.fit(pictures, colors=10)
 

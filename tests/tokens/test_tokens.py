@@ -25,7 +25,8 @@ from nextpixel.network.losses import cross_entropy
 from nextpixel.network.positions import Positions, raster
 from nextpixel.server.engine import Done, Engine, Event, Ticket
 from nextpixel.server.engine import Row as ToldRow
-from nextpixel.tokens import KINDS, Tokenizer, read_tokenizer, tokenizer_facts
+from nextpixel.tokens import KINDS, Tokenizer, read_tokenizer, write_tokenizer
+from nextpixel.tokens.patches import Patches
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=(3, 2), colors=5)
 MODERN = dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True, logit_cap=15.0)
@@ -57,9 +58,11 @@ def token_nats(model: ImageGPT, tokens: torch.Tensor) -> np.ndarray:
         Averages(7),
         Palette(np.random.default_rng(0).uniform(-1, 1, (7, 3))),
         ExactPalette(np.random.default_rng(0).integers(0, 256, (7, 4))),
+        Patches(np.random.default_rng(0).integers(0, 256, (7, 2, 2, 3), np.uint8)),
+        Patches(np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)),
     ],
 )
-def test_what_every_tokenizer_does(tokenizer: Tokenizer) -> None:
+def test_what_every_tokenizer_does(tokenizer: Tokenizer, tmp_path: Path) -> None:
     height, width = tokenizer.patch
     tokens = torch.arange(24).view(2, 12) % len(tokenizer)
     pictures = tokenizer.decode(tokens, 3)  # 4 rows of 3
@@ -68,13 +71,14 @@ def test_what_every_tokenizer_does(tokenizer: Tokenizer) -> None:
     assert torch.equal(tokenizer.encode(torch.from_numpy(pictures)), tokens)
     assert np.array_equal(tokenizer.decode(tokens[:, 3:6], 3), pictures[:, height : 2 * height])  # a row alone
     assert tokenizer.decode(tokens[:, :0], 3).shape == (2, 0, 3 * width, tokenizer.channels)
-    again = read_tokenizer(json.loads(json.dumps(tokenizer_facts(tokenizer))))
-    assert again.hash == tokenizer.hash and torch.equal(again.encode(pictures), tokens)
+    again = read_tokenizer(json.loads(json.dumps(write_tokenizer(tokenizer, tmp_path))), tmp_path)
+    assert again.hash == tokenizer.hash and again.patch == tokenizer.patch
+    assert torch.equal(again.encode(pictures), tokens)
 
 
 def test_a_kind_that_is_not_known_is_named() -> None:
-    with pytest.raises(InputError, match="palette, exact, averages, got 'patches'"):
-        read_tokenizer({"kind": "patches"})
+    with pytest.raises(InputError, match="palette, exact, patches, averages, got 'wavelets'"):
+        read_tokenizer({"kind": "wavelets"})
 
 
 def test_a_grid_is_its_rows_and_columns() -> None:
@@ -122,6 +126,7 @@ def test_completions_keep_rows_of_tokens_and_show_rows_of_pixels(model: ImageGPT
     drawing = draw(model, PICTURES, keep=0.4, n=2, sampling=EXACT)  # one row of three
     assert drawing.images.shape == (8, 6, 4, 3)
     assert drawing.kept.all(1).tolist() == [True] * 2 + [False] * 4
+    assert np.array_equal(drawing.images[:, :2], PICTURES[:, :2].repeat(2, 0))  # with the detail that tokens lose
     tokens = model.tokenizer.encode(drawing.images)
     assert torch.equal(tokens[:, :2], model.tokenizer.encode(PICTURES)[:, :2].repeat_interleave(2, 0))
     assert np.allclose(drawing.nats, token_nats(model, tokens)[:, 1:].mean((1, 2)) / 4, atol=1e-5)
@@ -136,7 +141,7 @@ def test_the_server_s_engine_draws_the_same(model: ImageGPT) -> None:
     worker, events = ThreadPoolExecutor(1), list[Event]()
     engine = Engine(model, ServeConfig(slots=2, speed="exact"), lambda what, value: None, worker)
     prompt = model.tokenizer.encode(PICTURES[:1])[:, :2]
-    engine.submit(Ticket(prompt, 6, 2, EXACT, 60.0, events.append))
+    engine.submit(Ticket(prompt, 6, 2, EXACT, 60.0, events.append, square=PICTURES[:1]))
     while not events or not isinstance(events[-1], Done):
         worker.submit(lambda: None).result(60)
     drawing = draw(model, PICTURES[:1], keep=0.4, n=2, sampling=EXACT)
@@ -220,7 +225,7 @@ def test_a_model_of_such_tokens_learns_and_is_saved(tmp_path: Path, objective: A
     made = nextpixel.pretrain(pictures, init=str(tmp_path / "first"), out=run, steps=60, **settings)
     assert isinstance(made.tokenizer, Averages) and made.size == (6, 6)
     facts = json.loads((run / "run.json").read_text())
-    assert facts["tokenizer"] == {"kind": "averages", "sha256": "averages in 5 steps", "levels": 5}
+    assert facts["tokenizer"] == {"kind": "averages", "sha256": "averages in 5 steps", "patch": [2, 2], "levels": 5}
     losses = [json.loads(line).get("loss") for line in (run / "log.jsonl").read_text().splitlines()]
     assert min(loss for loss in losses if loss is not None) < 0.8 * np.log(5)
     assert nextpixel.features(made, pictures, 1).shape == (16, 16)

@@ -19,7 +19,7 @@ from nextpixel.errors import InputError
 from nextpixel.files import check_model_name, new_folder, new_output, read_json, write_json
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
-from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
+from nextpixel.tokens import Tokenizer, read_tokenizer, write_tokenizer
 from nextpixel.tokens.palette import Palette
 from nextpixel.tokens.training_pictures import TrainingPictures
 from nextpixel.tokens.words import Words
@@ -122,7 +122,7 @@ def write_model(
     if isinstance(model.tokenizer, Palette):
         processor = transformers.processor_values(model.config, model.tokenizer)
     else:
-        processor, ours["tokenizer"] = {}, tokenizer_facts(model.tokenizer)
+        processor, ours["tokenizer"] = {}, write_tokenizer(model.tokenizer, folder)
     if model.words is not None:
         ours["words"] = model.words.values()
     config = layout.config_values(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
@@ -191,7 +191,7 @@ def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageG
     """A palette is stored as `clusters`, as transformers does; other tokenizers in the section of nextpixel."""
     kind = "tokenizer" if "tokenizer" in ours else "clusters"
     try:
-        tokenizer = read_tokenizer(ours[kind] if kind in ours else {"colors": values.get(kind)})
+        tokenizer = read_tokenizer(ours[kind] if kind in ours else {"colors": values.get(kind)}, path.parent)
     except (InputError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: {kind}: {error}") from None
     if len(tokenizer) != config.colors:

@@ -27,6 +27,8 @@ from nextpixel.files import (
     writing,
 )
 from nextpixel.limits import open_arrays
+from nextpixel.tokens import Tokenizer, read_tokenizer, write_tokenizer
+from nextpixel.tokens.tokenizer import FILE
 
 ARRAYS = "arrays.npz"
 VERB_NOUNS = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation"}
@@ -57,6 +59,7 @@ class Run:
         unreadable: Sequence[str] = (),
         arrays: Mapping[str, Any] | None = None,
         write_model: Callable[[Path], None] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> Run:
         """Create a run folder; facts["kind"] is the verb that resumes it.
 
@@ -66,6 +69,8 @@ class Run:
         run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
+            if tokenizer is not None:
+                facts = facts | {"tokenizer": write_tokenizer(tokenizer, part)}
             write_json(part / "run.json", facts)
             if unreadable:
                 write_text(part / "unreadable.txt", "\n".join(unreadable) + "\n")
@@ -85,8 +90,9 @@ class Run:
             (part / "samples").mkdir()
             write_json(part / "run.json", facts)
             shutil.copytree(source.folder(step), part / run.folder(step).name)
-            if (source.path / ARRAYS).is_file():
-                shutil.copyfile(source.path / ARRAYS, part / ARRAYS)
+            for name in (ARRAYS, FILE):
+                if (source.path / name).is_file():
+                    shutil.copyfile(source.path / name, part / name)
             lines = [json.dumps(entry) + "\n" for entry in source.read_log() if entry.get("step", 0) <= step]
             write_text(part / "log.jsonl", "".join(lines))
         return run
@@ -123,6 +129,10 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             name = VERB_NOUNS.get(self.kind, self.kind)
             raise InputError(f"{self.path / 'run.json'}: expected a {name} run, got a problem with {error}") from None
+
+    def tokenizer(self, cache: str | Path | None = None) -> Tokenizer:
+        """The tokenizer of its images. Raises as read_tokenizer does."""
+        return read_tokenizer(self.facts()["tokenizer"], self.path, cache)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The `arrays` of Run.create."""

@@ -30,6 +30,7 @@ VERBS = {
     "serve": "serve models over HTTP, with a web page",
     "plan": "estimate the memory, time and price of a training run",
     "palette": "fit a palette to your images by k-means",
+    "tokenizer": "fit a tokenizer to your images, whose tokens are patches of pixels",
     "push": "upload a model and its card to the Hugging Face hub",
     "info": "describe a model or a run",
     "bench": "measure the speed of a model on this machine",

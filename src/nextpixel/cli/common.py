@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nextpixel.network.model import ImageGPT
     from nextpixel.representation.extraction import Backbone
     from nextpixel.representation.probing import LinearProbe
+    from nextpixel.tokens import Reconstruction
 
 
 CELL_PIXELS = 96  # a picture's height in an animation
@@ -200,6 +201,10 @@ def check_folder(folder: Path | None, argument: str) -> None:
 
 def auc_text(auc: float | None) -> str:
     return "" if auc is None else f", AUC {auc:.3f}"
+
+
+def psnr_text(found: Reconstruction) -> str:
+    return f"{found.psnr_db:.2f} dB PSNR ({found.psnr_of_mean_error_db:.2f} of the mean error)"
 
 
 def show_pictures(rows: Iterable[Sequence[NDArray[np.uint8]]], args: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show
-from nextpixel.cli.common import auc_text, check_file, check_sources, load_model
+from nextpixel.cli.common import auc_text, check_file, check_sources, load_model, psnr_text
 from nextpixel.cli.comparing import compare, compare_features
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
@@ -118,6 +118,8 @@ def run(argv: Sequence[str]) -> None:
             f"({figures.bits_per_pixel:.4f} bits) over {figures.images:,} images, "
             f"{figures.images_per_second:.1f} images/s"
         )
+        if (kept := figures.reconstruction) is not None:
+            show(f"{figures.nats_per_token:.4f} nats per token; tokens reconstruct these images at {psnr_text(kept)}")
         if figures.nats_per_pixel_without_captions is not None:
             show(f"{figures.nats_per_pixel_without_captions:.4f} without the captions")
         if figures.nats_per_pixel_without_them is not None:

@@ -111,14 +111,16 @@ def _fit(args: PaletteArguments) -> None:
     size = to_size(args.side)
     from nextpixel.data.decoded import decode
     from nextpixel.images import grid, save_png
-    from nextpixel.tokens.palette import Palette, psnr, save_palette
+    from nextpixel.tokens import reconstruction
+    from nextpixel.tokens.palette import Palette, save_palette
 
     levels = Levels.of(args.range, args.bands)
     images = decode(joined(args.images), size, split=args.split, cache=args.cache, levels=levels)
     rng = np.random.default_rng(args.seed)
     squares = images.images[np.sort(rng.permutation(len(images))[:20_000])]
     palette = Palette.fit(squares, colors, args.seed)
-    own, openai = psnr(squares, palette), psnr(squares, Palette.openai())
+    both = (reconstruction(one, squares) for one in (palette, Palette.openai()))
+    own, openai = (found.psnr_of_mean_error_db for found in both)
     by_light = palette.rgb[np.argsort(palette.rgb @ np.array([0.299, 0.587, 0.114]))]
     save_png(grid(_swatch(by_light), zoom=20, gap=2), swatch)
     save_palette(palette, out)

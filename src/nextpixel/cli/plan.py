@@ -123,7 +123,12 @@ def run(argv: Sequence[str]) -> None:
 
 def _shape(config: PretrainConfig, images: int | None) -> ImageGPTConfig:
     if config.init is None:
-        return config.model(_colors(config.palette), images)
+        if config.tokenizer is None:
+            return config.model(_colors(config.palette), images)
+        from nextpixel.tokens import load_tokenizer
+
+        tokenizer = load_tokenizer(config.tokenizer)
+        return config.model(len(tokenizer), images, tokenizer.patch)
     from nextpixel.checkpoints import load
 
     return load(config.init).config

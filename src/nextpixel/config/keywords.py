@@ -61,6 +61,7 @@ class PretrainKeywords(GPTRunKeywords, total=False):
     heads: int | None
     side: int | Size | None
     palette: str | None
+    tokenizer: str | None
     preset: Preset | None
     positions: Positions | None
     activation: Activation | None

@@ -21,6 +21,7 @@ from nextpixel.config.terms import (
     Switch,
     augmentations,
     check_numbers,
+    side_text,
     to_side,
     to_size,
 )
@@ -159,6 +160,8 @@ class PretrainConfig(GPTRunConfig):
     palette: str | None = None
     """A palette.npy file, exact (the RGBA colours of the images, at most 1,024, kept exactly), or a .gpl, .hex, .pal or
     .png palette, also kept exactly; default: OpenAI's 512 colours."""
+    tokenizer: str | None = None
+    """The folder of a tokenizer whose tokens are patches of pixels, see nextpixel tokenizer, instead of a palette."""
     preset: Preset | None = None
     """classic: the paper's network and recipe. modern: 2D rotary positions, normalised queries and keys, squared ReLU,
     zero-initialised projections, capped logits, Muon, and a constant learning rate with a linear cool-down. Default:
@@ -236,13 +239,15 @@ class PretrainConfig(GPTRunConfig):
                     f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
                     argument="augment",
                 )
-        fixed = "size layers width heads palette objective words".split() + list(MODERN)
+        fixed = "size layers width heads palette tokenizer objective words".split() + list(MODERN)
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:
             raise InputError(
-                f"cannot be combined with `{given[0]}`: the model has its own shape, palette, words and objective",
+                f"cannot be combined with `{given[0]}`: the model has its own shape, tokens, words and objective",
                 argument="init",
             )
+        if self.palette and self.tokenizer:
+            raise InputError("cannot be combined with `palette`: it has its own colours", argument="tokenizer")
 
     @property
     def chosen_optimizer(self) -> str:
@@ -254,8 +259,11 @@ class PretrainConfig(GPTRunConfig):
         """`schedule`, or that of the preset."""
         return self.schedule or ("linear" if self.preset == "modern" else "cosine")
 
-    def model(self, colors: int, images: int | None = None) -> ImageGPTConfig:
-        """The network of this run, for a palette with this many colours and, for size auto, this many images."""
+    def model(self, colors: int, images: int | None = None, patch: Size = (1, 1)) -> ImageGPTConfig:
+        """The network of this run, for this many tokens of `patch` pixels and, for size auto, this many images.
+
+        Raises InputError where the pictures cannot be cut into patches.
+        """
         shape = shape_of(self.size or "xs", images)
         switches = {"on": True, "off": False}
         given = {name: getattr(self, name) for name in MODERN if getattr(self, name) is not None}
@@ -265,11 +273,21 @@ class PretrainConfig(GPTRunConfig):
             layers=self.layers or shape.layers,
             width=self.width or shape.width,
             heads=self.heads or shape.heads,
-            side=self.side or shape.side,
+            side=self._grid(to_size(self.side or shape.side), patch),
             colors=colors,
             objective=self.objective or "autoregressive",
             orientations=8 if "orient" in augmentations(self.augment) else 1,
         )
+
+    @staticmethod
+    def _grid(size: Size, patch: Size) -> Size:
+        """Rows and columns of the tokens of a picture."""
+        if size[0] % patch[0] or size[1] % patch[1]:
+            raise InputError(
+                f"expected multiples of {side_text(patch)}, the pixels of a token, got {side_text(size)}",
+                argument="side",
+            )
+        return size[0] // patch[0], size[1] // patch[1]
 
 
 @dataclass(frozen=True)

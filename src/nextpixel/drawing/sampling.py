@@ -24,7 +24,7 @@ from nextpixel.images.sources.masks import load_masks
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
-from nextpixel.tokens import exact_colours
+from nextpixel.tokens import Tokenizer, covers_pixels, exact_colours
 from nextpixel.tokens.colors import allowed_tokens
 from nextpixel.tokens.words import encode_captions
 
@@ -60,7 +60,7 @@ class Drawing:
     """n completions of each of M pictures, flat, picture by picture."""
 
     images: NDArray[np.uint8]
-    """(M * n, H, W, C); kept pixels are decoded from their tokens."""
+    """(M * n, H, W, C); kept pixels are decoded from their tokens, or, where a token covers several, the given ones."""
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, given the caption, at temperature 1."""
     drawn_at: NDArray[np.int64]
@@ -116,7 +116,8 @@ def complete(
 ) -> list[Picture]:
     """Keep a fraction of the rows from the top of each picture, or all but a hole, and draw the rest, n times.
 
-    Returns one flat list of PIL images at the model's side, picture by picture. Kept pixels keep their tokens exactly.
+    Returns one flat list of PIL images at the model's side, picture by picture. Kept pixels keep their tokens exactly,
+    and themselves where a token covers several.
     Any other `keep_side` needs a model trained with augment="orient", which draws the picture rotated. `caption` is one
     for all pictures, or one for each, see sample. Raises InputError for bad images or settings.
 
@@ -227,11 +228,24 @@ def draw(
                 rows.append(row_nats)
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
-    images = tokenizer.decode(tokens, config.columns)
+    images = join(tokenizer, tokenizer.decode(tokens, config.columns), squares, plan.kept_rows)
     steps = np.maximum(np.arange(images.shape[1]) // tokenizer.patch[0] - plan.kept_rows + 1, 0)
     drawn_at = undo_orient(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
     nats /= math.prod(tokenizer.patch)
     return Drawing(undo_orient(images, orientation), nats, drawn_at, plan.decoder.name)
+
+
+def join(
+    tokenizer: Tokenizer, images: NDArray[np.uint8], squares: NDArray[np.uint8] | None, rows: int
+) -> NDArray[np.uint8]:
+    """Completions (M * n, H, W, C) of squares (M, H, W, C), of which so many rows of tokens were given.
+
+    Where a token covers several pixels and loses their detail, the given pixels replace those of the tokens.
+    """
+    if squares is not None and covers_pixels(tokenizer):
+        given = rows * tokenizer.patch[0]
+        images[:, :given] = squares[:, :given].repeat(len(images) // len(squares), 0)
+    return images
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:

@@ -28,7 +28,7 @@ from nextpixel.evaluation.sample_metrics import (
 )
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extractors import PIXELS, Extractor, open_extractor, read_features
-from nextpixel.tokens import Tokenizer
+from nextpixel.tokens import Tokenizer, reconstruct
 
 MIN_SAMPLES = 20  # ten subsets of two, for the kernel distance's error
 METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
@@ -160,7 +160,7 @@ def compare_by(
     other = extractor(real[choice.floor[1]])
     coloured = None
     if tokenizer is not None:
-        coloured = compare_features(one, extractor(reconstructed(tokenizer, real[choice.floor[1]])), seed)
+        coloured = compare_features(one, extractor(reconstruct(tokenizer, real[choice.floor[1]])), seed)
     return Comparison(
         extractor.name,
         drawn.shape[1],
@@ -240,13 +240,8 @@ def nearest_images(
 
     All are converted to the model's colours first, so that a copy has distance 0.
     """
-    features = [extractor(reconstructed(tokenizer, squares)) for squares in (pictures, real)]
-    blocks = extractor.chunks(train, lambda part: reconstructed(tokenizer, part))
+    features = [extractor(reconstruct(tokenizer, squares)) for squares in (pictures, real)]
+    blocks = extractor.chunks(train, lambda part: reconstruct(tokenizer, part))
     indices, distances = nearest(np.concatenate(features), blocks, k)
     count = len(pictures)
     return Nearness(extractor.name, indices[:count], distances[:count], distances[count:, 0])
-
-
-def reconstructed(tokenizer: Tokenizer, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Squares uint8 (N, S, S, 3) encoded and decoded: in the colours of a palette."""
-    return tokenizer.decode(tokenizer.encode(np.ascontiguousarray(squares)), squares.shape[2] // tokenizer.patch[1])

@@ -23,6 +23,7 @@ from nextpixel.images.sources import Source, load_images, open_source, sprites_o
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
+from nextpixel.tokens import Reconstruction, covers_pixels, reconstruction
 from nextpixel.tokens.words import encode_captions
 
 OPENAI_BATCH = 64
@@ -71,6 +72,10 @@ class Evaluation:
     """The mean without them; None where there are none, or no others."""
     nats_per_pixel_without_captions: float | None = None
     """The mean without the captions; None where none were given."""
+    nats_per_token: float | None = None
+    """The mean where a token covers several pixels; None where it is a pixel."""
+    reconstruction: Reconstruction | None = None
+    """What such tokens keep of these images: the limit of the model's pictures."""
 
 
 def evaluate(
@@ -115,8 +120,20 @@ def evaluate(
     if seen is not None:
         seen = seen[: len(nats)]
         known, without = int(seen.sum()), float(nats[~seen].mean()) if 0 < seen.sum() < len(seen) else None
+    tokenizer, patches = model.tokenizer, covers_pixels(model.tokenizer)
     return Evaluation(
-        len(nats), mean, error, mean / math.log(2), len(nats) / seconds, protocol, unreadable, known, without, bare
+        len(nats),
+        mean,
+        error,
+        mean / math.log(2),
+        len(nats) / seconds,
+        protocol,
+        unreadable,
+        known,
+        without,
+        bare,
+        nats_per_token=mean * math.prod(tokenizer.patch) if patches else None,
+        reconstruction=reconstruction(tokenizer, squares) if patches else None,
     )
 
 

@@ -230,7 +230,7 @@ class ImageGPT(nn.Module):
     @property
     def size(self) -> Size:
         """Height and width of its pictures in pixels."""
-        return picture_size(self.tokenizer, self.config)
+        return picture_size(self.tokenizer.patch, self.config)
 
     @property
     def side(self) -> int | Size:

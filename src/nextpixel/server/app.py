@@ -34,6 +34,7 @@ from nextpixel.server.drawings import draw
 from nextpixel.server.engine import Engine
 from nextpixel.server.guard import guard
 from nextpixel.server.meters import Meters
+from nextpixel.tokens import reconstruct
 
 PICTURE_KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 PAGE = {
@@ -194,7 +195,7 @@ def create_app(
 
     async def encode(call: Call[schema.Picture]) -> Response:
         model, squares = call.model, await read_square(call, call.model)
-        [image] = await run(call, lambda: model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns))
+        [image] = await run(call, lambda: reconstruct(model.tokenizer, squares))
         facts = {"model": call.name, "side": schema.side(model.size)}
         return await call.respond(lambda: facts | {"image": base64_text(png_bytes(image))}, lambda: image)
 

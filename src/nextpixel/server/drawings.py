@@ -47,7 +47,16 @@ async def draw(
         prompt, arrived, sampling = prompt_tokens(model, squares, keep), call.deadline - call.seconds, body.sampling()
         tags, allowed = caption_tags(model, body.caption, sampling), allowed_mask(model, sampling)
         return Ticket(
-            prompt, model.config.tokens, body.n, sampling, call.seconds, notify, arrived, tags=tags, allowed=allowed
+            prompt,
+            model.config.tokens,
+            body.n,
+            sampling,
+            call.seconds,
+            notify,
+            arrived,
+            tags=tags,
+            allowed=allowed,
+            square=squares,
         )
 
     ticket = await loop.run_in_executor(thread, prepare)  # refuses a masked model, which has no engine

@@ -27,6 +27,7 @@ from torch import Tensor
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing import loop
+from nextpixel.drawing.sampling import join
 from nextpixel.errors import InputError
 from nextpixel.network.decoding import GuidedDecoder, Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
@@ -90,8 +91,8 @@ class Busy(Exception):
 class Ticket:
     """A request for n pictures of `length` tokens with one prompt (1, P).
 
-    `tags` (1, TAGS, w) are those of the caption, and `allowed` (K,) the tokens that may be drawn. `notify` is called in
-    the worker's thread and must not block.
+    `tags` (1, TAGS, w) are those of the caption, `allowed` (K,) the tokens that may be drawn, and `square`
+    (1, H, W, C) the picture to complete. `notify` is called in the worker's thread and must not block.
     """
 
     prompt: Tensor
@@ -103,6 +104,7 @@ class Ticket:
     arrived: float = field(default_factory=time.monotonic)
     tags: Tensor | None = None
     allowed: Tensor | None = None
+    square: NDArray[np.uint8] | None = None
     placed: int = 0  # candidates that have or had a row
     finished: int = 0
     ended: bool = False
@@ -401,4 +403,6 @@ class Engine:
                 "total": now - ticket.arrived,
             }
             nats = ticket.nats / (ticket.drawn * math.prod(tokenizer.patch))
-            ticket.notify(Done(tokenizer.decode(ticket.tokens, config.columns), nats.tolist(), seconds))
+            images = tokenizer.decode(ticket.tokens, config.columns)
+            images = join(tokenizer, images, ticket.square, ticket.prompt.shape[1] // config.columns)
+            ticket.notify(Done(images, nats.tolist(), seconds))

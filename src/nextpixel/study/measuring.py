@@ -26,7 +26,6 @@ from nextpixel.representation.extractors import raw_pixels
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.study.inputs import Images, StudyRun, read_images, read_runs
 from nextpixel.study.points import LayerScore, Point, Study, best_layer
-from nextpixel.tokens import read_tokenizer
 from nextpixel.training.run_images import size_of
 
 SETTINGS = "settings.json"
@@ -172,7 +171,7 @@ def _controls(
 
     def untrained(member: StudyRun) -> dict[str, Any]:
         model = ImageGPT(member.shape, seed=config.seed).to(device).eval()
-        model.tokenizer = read_tokenizer(member.facts["tokenizer"])
+        model.tokenizer = member.run.tokenizer()
         return _probe(partial(_all_layers, model, config.dtype), images, images.seen, config)
 
     found = {"raw pixels": cache.get("raw-pixels", raw)}

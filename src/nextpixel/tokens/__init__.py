@@ -5,11 +5,30 @@ May use files, limits and progress.
 
 from nextpixel.tokens.tokenizer import (
     KINDS,
+    Reconstruction,
     Tokenizer,
+    covers_pixels,
     exact_colours,
+    load_tokenizer,
     picture_size,
     read_tokenizer,
-    tokenizer_facts,
+    reconstruct,
+    reconstruction,
+    save_tokenizer,
+    write_tokenizer,
 )
 
-__all__ = ["KINDS", "Tokenizer", "exact_colours", "tokenizer_facts", "picture_size", "read_tokenizer"]
+__all__ = [
+    "KINDS",
+    "Reconstruction",
+    "Tokenizer",
+    "covers_pixels",
+    "exact_colours",
+    "load_tokenizer",
+    "picture_size",
+    "read_tokenizer",
+    "reconstruct",
+    "reconstruction",
+    "save_tokenizer",
+    "write_tokenizer",
+]

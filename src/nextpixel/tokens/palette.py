@@ -270,11 +270,3 @@ def save_palette(palette: Palette, path: Path) -> None:
     """Write a .npy file for Palette.read, atomically."""
     with new_file(path) as file:
         np.save(file, palette.colors)
-
-
-def psnr(images: NDArray[np.uint8], palette: Palette) -> float:
-    """Peak signal-to-noise ratio, in dB, of images (B, H, W, 3) in the palette's colours."""
-    flat = images.reshape(1, -1, 1, 3)
-    tokens = palette.encode(flat).numpy()[0]
-    error = np.square(palette.rgb[tokens].astype(np.float64) - flat.reshape(-1, 3)).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

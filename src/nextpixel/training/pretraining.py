@@ -434,7 +434,7 @@ def _initial_model(config: PretrainConfig, images: Any, split: str | None) -> tu
     if config.size == "auto":
         count = len(decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels))
     with torch.device("meta"):
-        model = ImageGPT(replace(config.model(len(tokenizer), count), words=len(words or ())))
+        model = ImageGPT(replace(config.model(len(tokenizer), count, tokenizer.patch), words=len(words or ())))
     model.words = words
     model.tokenizer, model.levels = tokenizer, config.levels
     model.fit = config.fit or model.fit

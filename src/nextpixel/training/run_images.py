@@ -15,7 +15,7 @@ from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
 from nextpixel.images.sources import MapSource, open_source
-from nextpixel.tokens import picture_size, read_tokenizer
+from nextpixel.tokens import picture_size
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 
@@ -162,7 +162,7 @@ def relocate_images(
 
 def size_of(facts: dict[str, Any]) -> Size:
     """Height and width of the pictures of a run, in pixels."""
-    return picture_size(read_tokenizer(facts["tokenizer"]), ImageGPTConfig(**facts["model"]))
+    return picture_size(facts["tokenizer"].get("patch", (1, 1)), ImageGPTConfig(**facts["model"]))
 
 
 def decode_run_images(

@@ -26,14 +26,14 @@ from nextpixel.config import EXACT, GPTRunConfig, ImageGPTConfig, ResNetConfig, 
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.devices import choose_device, machine, set_threads
 from nextpixel.progress import say
-from nextpixel.tokens import Tokenizer, read_tokenizer, tokenizer_facts
+from nextpixel.tokens import Tokenizer
 from nextpixel.tokens.words import Words
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.run_images import absolute, decode_run_images, find_sets, size_of
 from nextpixel.training.tracking import check_tracker
 
-PATHS = ("init", "palette", "validation", "probe_data", "cache")  # settings recorded as absolute paths
+PATHS = ("init", "palette", "tokenizer", "validation", "probe_data", "cache")  # settings recorded as absolute paths
 Settings = TypeVar("Settings", bound=GPTRunConfig)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
@@ -78,7 +78,7 @@ def create_run(
         "config": asdict(config),
         "decisions": asdict(decided),
         "model": asdict(shape),
-        "tokenizer": tokenizer and tokenizer_facts(tokenizer),
+        "tokenizer": None,
         **({} if words is None else {"words": words.values()}),
         "data": {**data, "unreadable": len(unreadable)},
         "versions": _versions(),
@@ -86,7 +86,7 @@ def create_run(
         **launch_facts(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    run = Run.create(out, facts, unreadable + skipped, arrays, write_model)
+    run = Run.create(out, facts, unreadable + skipped, arrays, write_model, tokenizer)
     if unreadable:
         say(f"{len(unreadable)} pictures cannot be read and are left out: {run.path / 'unreadable.txt'}")
     return run
@@ -144,7 +144,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
         config = settings(**facts["config"])
         decided = Decisions(**facts["decisions"])
         shape = ImageGPTConfig(**facts["model"])
-        tokenizer = read_tokenizer(facts["tokenizer"], config.cache)
+        tokenizer = run.tokenizer(config.cache)
         words = Words.from_values(facts["words"]) if shape.words else None
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # raises if it is gone

@@ -1,4 +1,4 @@
-"""The tokenizer of a new run: OpenAI's palette, that of a file, or the exact colours of its images."""
+"""The tokenizer of a new run: OpenAI's palette, that of a file or folder, or the exact colours of its images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nextpixel.images import read_palette_file
 from nextpixel.images.palette_files import holds_exact_colours
 from nextpixel.images.sources.base import READ_TOGETHER
 from nextpixel.progress import say
-from nextpixel.tokens import Tokenizer
+from nextpixel.tokens import Tokenizer, load_tokenizer
 from nextpixel.tokens.exact import ExactPalette
 from nextpixel.tokens.palette import Palette
 
@@ -21,11 +21,13 @@ SIDE = 32  # by default
 
 
 def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = None) -> Tokenizer:
-    """The tokenizer that `palette` names. Raises InputError.
+    """The tokenizer that `tokenizer` or `palette` names. Raises InputError.
 
     Exact colours are those of the images, or of a palette file. Where the images have transparent pixels and the file
     has no transparent colour, one is added; pixels of other colours become the nearest, which is said.
     """
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
     wanted = EXACT if config.palette is None and config.fit == "place" else config.palette
     if wanted is None:
         return Palette.openai(config.cache)
