@@ -46,10 +46,13 @@ from nextpixel.cli.serve import read_token
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import square_nats
+from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, Prefill, choose_decoder
 from nextpixel.server.app import create_app
 from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
 from nextpixel.server.listen import listen
+from nextpixel.tokens import reconstruct
+from nextpixel.tokens.patches import Patches
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=12)
 ADDRESS = "http://127.0.0.1:8000"
@@ -984,3 +987,20 @@ def test_a_second_interruption_stops_the_server_at_once_and_quietly() -> None:
         said = server.stderr.read()
     assert server.returncode in (130, -signal.SIGINT)  # the second may come when Python ends already
     assert said.splitlines() == ["nextpixel: interrupted"]
+
+
+def test_completions_of_patches_keep_the_given_pixels() -> None:
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=(4, 3), colors=12))
+    model.tokenizer = Patches(np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8))
+    [square] = load_images(Image.open(io.BytesIO(PNG)), model.size)
+    with TestClient(create_app({"patches": model}, ServeConfig(slots=2)), base_url=ADDRESS) as client:
+        body = {"image": TEXT, "keep": 0.5, "n": 2, "seed": 4}
+        images = np.stack([pixels_of(text) for text in client.post("/v1/complete", json=body).json()["images"]])
+        assert images.shape == (2, 16, 12, 3) and all(np.array_equal(image[:8], square[:8]) for image in images)
+        (_, start), *rows, _ = events_of(client.post("/v1/complete", json=body | {"stream": True}).text)
+        assert (start["side"], start["kept_rows"], len(rows)) == ([16, 12], 8, 2 * 8)
+        for _, row in rows:
+            pixels = np.frombuffer(base64.b64decode(row["pixels"]), np.uint8).reshape(12, 3)
+            assert np.array_equal(pixels, images[row["candidate"], row["y"]])
+        decoded = pixels_of(client.post("/v1/encode", json={"image": TEXT}).json()["image"])
+        assert np.array_equal(decoded, reconstruct(model.tokenizer, square[None])[0])
