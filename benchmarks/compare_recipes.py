@@ -115,7 +115,7 @@ def measured(
     train = open_source(args.data, "train")
     chosen = np.sort(np.random.default_rng(7).choice(len(train), args.probe_images, replace=False))
     images = load_images(train, args.side)[chosen]
-    probe = LinearProbe(model).fit(images, np.asarray(train.labels)[chosen])
+    probe = LinearProbe(model, pooling="mean").fit(images, np.asarray(train.labels)[chosen])
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     speeds = [entry["images_per_second"] for entry in log if "images_per_second" in entry]
     row = {

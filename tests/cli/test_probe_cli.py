@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from models import dark_and_bright, lively
+from models import dark_and_bright, left_and_right, lively
 
 import nextpixel
 from nextpixel import ImageGPTConfig, Palette
@@ -49,9 +49,12 @@ def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: py
         "this model", "raw pixels", "k-means patches", "untrained model",
     ]  # fmt: skip
     assert all("AUC" in line and "nearest neighbours" in line for line in lines[1:5])
-    assert lines[-3].startswith("by class: bright:") and "by layer: 0:" in lines[-1]
-    chosen = r"chosen: layer \d, strength [\d.e-]+ \(C\); probabilities calibrated on held-out images \(temperature "
-    assert re.match(chosen, lines[-2])
+    assert lines[-4].startswith("by class: bright:") and "by layer: 0:" in lines[-1]
+    assert re.match(r"held-out accuracy by pooling: mean:\S+ mean-std:\S+ grid-2:\S+ grid-4:", lines[-2])
+    chosen = (
+        r"chosen: layer \d, [a-z0-9-]+ pooling, strength [\d.e-]+ \(C\); probabilities calibrated on held-out images"
+    )
+    assert re.match(chosen, lines[-3])
     assert main(["predict", "probe", "set.npz", "--split", "test", "--out", "found.csv"]) == 0
     rows = list(csv.DictReader((desk / "found.csv").read_text().splitlines()))
     assert len(rows) == 30 and set(rows[0]) == {"file", "class", "bright", "dark"}
@@ -92,6 +95,7 @@ def test_only_the_images_that_are_drawn_are_looked_at(
     desk: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["probe", "set.npz", "--model", "model", "--labels-per-class", "2,3", "--repeats", "2", "--json"]
+    command += ["--pooling", "mean"]
     assert main(["features", "set.npz", "--split", "train", "--model", "model", "--layer", "0,1,2"]) == 0
     with np.load("features.npz", allow_pickle=False) as arrays:
         everything = arrays["features"].reshape(60, 3, 16)
@@ -149,6 +153,28 @@ def test_pooling_goes_from_the_probe_to_its_predictions(desk: Path, capsys: pyte
     with np.load("features.npz", allow_pickle=False) as arrays:
         assert arrays["features"].shape == (30, 32) and str(arrays["extractor"]).endswith("layer 1 mean-std")
     assert main([*command[:4], "--pooling", "max"]) == 2
+
+
+def test_the_probe_chooses_the_pooling_and_its_predictions_use_it(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    """Classes that differ only in where a bright block is."""
+    arrays = {}
+    for split, count, seed in (("train", 40, 0), ("test", 20, 1)):
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = left_and_right(count, 8, seed)
+    np.savez("sides.npz", **arrays)
+    command = ["probe", "sides.npz", "--model", "model", "--no-baselines", "--json"]
+    assert main([*command, "--out", "probe"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    accuracies = found["held_out_accuracy_by_pooling"]
+    assert list(accuracies) == ["mean", "mean-std", "grid-2", "grid-4"]
+    assert found["pooling"] == max(accuracies, key=lambda name: accuracies[name]) != "mean"
+    assert found["results"][0]["poolings"] == [found["pooling"]]
+    assert json.loads(Path("probe/probe.json").read_text())["pooling"] == found["pooling"]
+    assert main(["predict", "probe", "sides.npz", "--split", "test", "--out", "found.csv"]) == 0
+    named = [line.split(",")[1] for line in Path("found.csv").read_text().splitlines()[1:]]
+    assert np.mean(named == arrays["test_labels"]) == found["results"][0]["scores"][0]["accuracy"] > 0.9
+    assert main([*command, "--labels-per-class", "4", "--repeats", "2"]) == 0
+    few = json.loads(capsys.readouterr().out)
+    assert len(few["results"][0]["poolings"]) == 2 and few["pooling"] == "best"
 
 
 def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys: pytest.CaptureFixture) -> None:

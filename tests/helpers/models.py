@@ -44,3 +44,14 @@ def with_words(config: ImageGPTConfig, dtype: torch.dtype = torch.float64) -> Im
     model.words = Words(["red", "hair", "glasses", "long", "shirt", "green", "happy", "hat"], [0.5] * 8)
     model.tokenizer = Palette(np.random.default_rng(0).uniform(-1, 1, (config.colors, 3)))
     return model
+
+
+def left_and_right(count: int, side: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Dark squares with a bright block of 2 x 2 pixels anywhere in one half, and which half; no other difference."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    squares = np.full((count, side, side, 3), 20, np.uint8)
+    for square, label in zip(squares, labels, strict=True):
+        y, x = rng.integers(0, side - 2), rng.integers(0, side // 2 - 1) + label * (side // 2)
+        square[y : y + 2, x : x + 2] = 230
+    return squares, np.where(labels == 1, "right", "left")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models import dark_and_bright, lively
+from models import dark_and_bright, left_and_right, lively
 
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import Pooling
@@ -13,6 +13,7 @@ from nextpixel.data.decoded import DecodedSet
 from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
 from nextpixel.representation import probing as probing_module
 from nextpixel.representation.baselines import baseline_features
+from nextpixel.representation.extraction import POOLINGS, pool
 from nextpixel.representation.probing import LinearProbe, fit_linear
 from nextpixel.stats import likeliest, middle_best, score_of
 from nextpixel.study.points import LayerScore, best_layer
@@ -191,7 +192,9 @@ def model() -> ImageGPT:
     return model
 
 
-@pytest.mark.parametrize(("layer", "pooling"), [("best", "mean"), (1, "mean"), ([0, 2], "mean"), ("best", "mean-std")])
+@pytest.mark.parametrize(
+    ("layer", "pooling"), [("best", "mean"), (1, "mean"), ([0, 2], "mean-std"), (0, "grid-4"), ([1, 2], "best")]
+)
 def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
     model: ImageGPT, tmp_path: Path, layer: object, pooling: Pooling
 ) -> None:
@@ -203,10 +206,16 @@ def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
     assert probe.predict(test).tolist() == np.array(["bright", "dark"])[probe.predict_proba(test).argmax(1)].tolist()
     probe.save(tmp_path / "probe", model_name="somewhere")
     again = LinearProbe.load(tmp_path / "probe", model)
-    assert again.pooling == pooling and again.temperature_ == probe.temperature_ is not None
+    assert (
+        again.pooling == again.pooling_ == probe.pooling_
+        and pooling in ("best", probe.pooling_)
+        and again.temperature_ == probe.temperature_ is not None
+    )
     assert np.array_equal(again.predict_proba(test), probe.predict_proba(test))
     facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
     del facts["temperature"]  # as probes were saved that nobody calibrated
+    if probe.pooling_ == "mean":
+        del facts["pooling"]  # and before there were others
     (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
     older = LinearProbe.load(tmp_path / "probe", model)
     assert older.temperature_ is None and np.array_equal(older.predict_proba(test), probe.predict_proba(test))
@@ -214,6 +223,66 @@ def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
     other.palette = model.palette
     with pytest.raises(InputError, match="another model"):
         LinearProbe.load(tmp_path / "probe", other)
+
+
+def pooled_states(count: int, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, dict[Pooling, slice]]:
+    """Features (N, 1, D) by all poolings of states (N, 64, 3) of two classes, labels, and the columns of each pooling.
+
+    The classes differ in what is there ("colour"), in how much it varies ("texture"), in its half ("half") or in its
+    quarter of a half ("quarter"); means are equal in all but the first.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    states = np.zeros((count, 8, 8, 3), np.float32)
+    for state, label in zip(states, labels, strict=True):
+        if kind == "colour":
+            state[rng.integers(8), rng.integers(8), label] = 64
+        elif kind == "texture":
+            state[:, ::2, 0], state[:, 1::2, 0] = 1 + label, -1 - label
+        else:
+            width = 4 if kind == "half" else 2
+            state[rng.integers(8), rng.integers(width) + width * label, 0] = 64
+    parts = [pool(torch.from_numpy(states).flatten(1, 2), 8, 8, pooling).numpy() for pooling in POOLINGS]
+    ends = np.cumsum([part.shape[1] for part in parts])
+    columns = {pooling: slice(end - part.shape[1], end) for pooling, end, part in zip(POOLINGS, ends, parts)}
+    return np.concatenate(parts, 1)[:, None], labels, columns
+
+
+@pytest.mark.parametrize(
+    ("kind", "simplest"), [("colour", "mean"), ("texture", "mean-std"), ("half", "grid-2"), ("quarter", "grid-4")]
+)
+def test_the_simplest_pooling_that_separates_the_classes_is_chosen(kind: str, simplest: Pooling) -> None:
+    features, labels, columns = pooled_states(80, kind, 0)
+    probe = LinearProbe(None).fit_features(features, labels, columns=columns)
+    assert probe.pooling_ == simplest and {trial["pooling"] for trial in probe.trials_} == set(POOLINGS)
+    best = {name: max(t["held_out_accuracy"] for t in probe.trials_ if t["pooling"] == name) for name in POOLINGS}
+    simpler = POOLINGS[: POOLINGS.index(simplest)]
+    assert best[simplest] == probe.sweep_[0] == 1 > 0.7 > max((best[name] for name in simpler), default=0)
+    test, truth, _ = pooled_states(200, kind, 1)
+    chosen = probe.chosen_features(test, [0], columns)
+    assert chosen.shape[1] == probe.linear_.mean.size and probe.evaluate_features(chosen, truth).accuracy > 0.99
+
+
+def test_a_grid_finds_what_the_mean_of_a_model_cannot() -> None:
+    """Layer 0 of a model with rotary positions is the norm of each token's vector, which knows no place."""
+    config = ImageGPTConfig(layers=1, width=16, heads=2, side=8, colors=8, positions="rotary")
+    model = lively(config, torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)))
+    (images, labels), (test, truth) = left_and_right(60, 8, 0), left_and_right(60, 8, 1)
+    assert LinearProbe(model, 0, pooling="mean").fit(images, labels).score(test, truth) == pytest.approx(0.5, abs=0.1)
+    probe = LinearProbe(model, 0).fit(images, labels)
+    assert probe.pooling_.startswith("grid") and probe.score(test, truth) > 0.95
+
+
+def test_bad_poolings_are_refused(model: ImageGPT, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pooling: expected best or one of mean, mean-std, grid-2, grid-4, got 'max'"):
+        LinearProbe(model, 1, pooling="max")
+    LinearProbe(model, 1).fit(*dark_and_bright(20)).save(tmp_path / "probe", model_name="somewhere")
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    for wrong in ("best", ["mean"], None):
+        (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts | {"pooling": wrong}))
+        with pytest.raises(InputError, match="pooling"):
+            LinearProbe.load(tmp_path / "probe", model)
 
 
 def test_labels_that_do_not_fit_are_refused(model: ImageGPT) -> None:

@@ -31,7 +31,7 @@ class FeaturesModel(ModelOptions):
 
 @dataclass(frozen=True)
 class Features:
-    """Extract features of images: hidden states of a layer, averaged over pixels.
+    """Extract features of images: hidden states of a layer, averaged over pixels or the cells of a grid.
 
     Repeat the command to resume stopped work. Under torchrun the processes share the work.
     """
@@ -41,7 +41,8 @@ class Features:
     layer: str | None = None
     """A number, or comma-separated numbers to concatenate; default: the middle layer."""
     pooling: Pooling = "mean"
-    """mean over the pixels, as in the paper; mean-std: also the standard deviations, after the means of each layer."""
+    """mean over the pixels, as in the paper; mean-std: also the standard deviations, after the means of each layer;
+    grid-2, grid-4: means over the cells of a 2 x 2 or 4 x 4 grid."""
     out: Path = Path("features.npz")
     """A .npz file (features, names, extractor) or a .parquet file (one row per image: file, features)."""
     split: str | None = None

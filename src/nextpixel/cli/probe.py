@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -32,8 +32,8 @@ OURS = "this model"
 class Probe:
     """Fit a linear classifier to the model's features of labelled images, and compare its accuracy with baselines.
 
-    Layer and regularisation are chosen on held-out training images. The baselines are the most common class, raw
-    pixels, k-means patches (Coates et al. 2011, 200 codes) and an untrained model of the same shape.
+    Layer, pooling and regularisation are chosen on held-out training images. The baselines are the most common class,
+    raw pixels, k-means patches (Coates et al. 2011, 200 codes) and an untrained model of the same shape.
     """
 
     train: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN", help_behavior_hint=REQUIRED)]
@@ -46,8 +46,10 @@ class Probe:
     """Labels of the test images, likewise."""
     layer: str = "best"
     """best, a number, or comma-separated numbers to concatenate."""
-    pooling: Pooling = "mean"
-    """mean over the pixels, as in the paper; mean-std: also the standard deviations, which helps with textures."""
+    pooling: Literal["best"] | Pooling = "best"
+    """How a layer's features of all pixels become one vector. best chooses; mean, as in the paper; mean-std: also the
+    standard deviations, which helps with textures; grid-2, grid-4: means over the cells of a 2 x 2 or 4 x 4 grid, which
+    keep where things are."""
     concatenate: str | None = None
     """With --layer best: also probe the concatenation of these layers, comma-separated numbers."""
     labels_per_class: str | None = None
@@ -94,7 +96,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.checkpoints import EMBEDDED
     from nextpixel.data.labels import refuse_overlap, seen_before
     from nextpixel.representation.baselines import baseline_features, majority_accuracy
-    from nextpixel.representation.extraction import check_layers
+    from nextpixel.representation.extraction import check_layers, pooled_columns, poolings_to_try
     from nextpixel.representation.few_labels import FeatureSet, compare, layer_features, sampled_rows
     from nextpixel.representation.probing import LinearProbe
     from nextpixel.training.run_images import absolute
@@ -107,24 +109,28 @@ def run(argv: Sequence[str]) -> None:
     seen = seen_before(squares, test_squares, args.test or ", ".join(args.train))
     refuse_overlap(seen, args.test or ", ".join(args.train))
     rows = sampled_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
-    how: dict[str, Any] = {"concatenate": fixed is not None, "rows": rows, "pooling": args.pooling}
-    ours = layer_features(OURS, model, squares, test_squares, layers, **how)
+    images = len(rows) + len(test_squares)
+    poolings = poolings_to_try(model, len(layers), images) if args.pooling == "best" else [args.pooling]
+    how: dict[str, Any] = {"concatenate": fixed is not None, "poolings": poolings}
+    own = squares[rows]
+    ours = layer_features(OURS, model, own, test_squares, layers, **how)
     feature_sets = [ours]
     if joined is not None:
-        both = [f[:, joined].reshape(len(f), 1, -1) for f in (ours.train, ours.test)]
-        feature_sets.append(FeatureSet(f"{OURS}, layers {args.concatenate}", both[0], both[1], joined))
+        both = ours.train[:, joined], ours.test[:, joined]
+        name = f"{OURS}, layers {args.concatenate}"
+        feature_sets.append(replace(ours, name=name, train=both[0], test=both[1], layers=joined, concatenate=True))
     if args.baselines:
-        feature_sets += baseline_features(model, squares, test_squares, layers, seed=args.seed, **how)
+        how |= {"seed": args.seed, "unlabelled": squares}
+        feature_sets += baseline_features(model, own, test_squares, layers, **how)
     if args.against:
         middle, name = len(ours.layers) // 2, f"{OURS}, {args.trials} trial{'s' if args.trials > 1 else ''}"
-        one = ours.train[:, [middle]], ours.test[:, [middle]], [ours.layers[middle]]
+        simplest = pooled_columns(model, poolings)[poolings[0]]
+        one = ours.train[:, [middle], simplest], ours.test[:, [middle], simplest], [ours.layers[middle]]
         feature_sets.append(FeatureSet(name, *one, args.trials))
     for name, student in students.items():
-        feature_sets.append(
-            layer_features(f"{name}, probe", student, squares, test_squares, [0], trials=args.trials, rows=rows)
-        )
+        feature_sets.append(layer_features(f"{name}, probe", student, own, test_squares, [0], trials=args.trials))
     protocol: dict[str, Any] = {"labels_per_class": counts, "repeats": args.repeats, "seed": args.seed, "seen": seen}
-    results = compare(feature_sets, labels, test_labels, **protocol)
+    results = compare(feature_sets, labels, test_labels, rows=rows, **protocol)
     training: dict[str, Any] = {"trials": args.trials, "epochs": args.epochs, "device": str(model.device)}
     train, test = (squares, labels), (test_squares, test_labels)
     peers = fit_peers(args.against, students, train, test, **protocol, **training)
@@ -132,7 +138,7 @@ def run(argv: Sequence[str]) -> None:
     probe = None
     if args.out is not None or counts == [None]:
         probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed, pooling=args.pooling)
-        probe.fit_features(ours.train, labels, layers=layers)
+        probe.fit_features(ours.train, labels, layers=layers, columns=ours.columns)
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
     if args.figure is not None:
@@ -243,9 +249,19 @@ def _print(
         how = "not calibrated, as no class has a second image to hold out"
         if probe.temperature_ is not None:
             how = f"calibrated on held-out images (temperature {probe.temperature_:.3g})"
-        show(f"chosen: {layers}, strength {probe.strength_:g} (C); probabilities {how}")
+        show(f"chosen: {layers}, {probe.pooling_} pooling, strength {probe.strength_:g} (C); probabilities {how}")
+    if probe is not None and len(found := _by_pooling(probe)) > 1:
+        show("held-out accuracy by pooling: " + " ".join(f"{pooling}:{a:.3f}" for pooling, a in found.items()))
     if probe is not None and probe.sweep_:
         show("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
+
+
+def _by_pooling(probe: LinearProbe) -> dict[str, float]:
+    """The highest held-out accuracy of each pooling tried."""
+    found: dict[str, float] = {}
+    for trial in probe.trials_:
+        found[trial["pooling"]] = max(found.get(trial["pooling"], 0.0), trial["held_out_accuracy"])
+    return found
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, majority: float) -> dict[str, Any]:
@@ -256,6 +272,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
         "results": rows_report(results),
     }
     if probe is not None:
-        report |= {"layers": probe.layers_, "strength": probe.strength_}
+        report |= {"layers": probe.layers_, "pooling": probe.pooling_, "strength": probe.strength_}
         report |= {"temperature": probe.temperature_, "held_out_accuracy_by_layer": probe.sweep_}
+        report |= {"held_out_accuracy_by_pooling": _by_pooling(probe)}
     return report

@@ -99,5 +99,5 @@ def compare_with_probe(
     pictures = load_images(source, model.size, fit=model.fit, levels=model.levels)
     gains = caption_gains(model, pictures, [told[name] for name in classes], dtype=dtype)
     named = np.array(classes)[gains.argmax(1)]
-    probe = LinearProbe(model).fit(train)
+    probe = LinearProbe(model, pooling="mean").fit(train)
     return NamingScore(len(labels), float((named == np.array(labels)).mean()), probe.score(source))

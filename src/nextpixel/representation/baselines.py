@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Pooling
 from nextpixel.data.labels import class_numbers
-from nextpixel.representation.extraction import Backbone, features_of_rows
+from nextpixel.representation.extraction import Backbone
 from nextpixel.representation.extractors import raw_pixels, untrained
 from nextpixel.representation.few_labels import FeatureSet, layer_features
 
@@ -85,27 +85,19 @@ def baseline_features(
     *,
     concatenate: bool = False,
     seed: int = 0,
-    rows: NDArray[np.int64] | None = None,
-    pooling: Pooling = "mean",
+    unlabelled: NDArray[np.uint8] | None = None,
+    poolings: Sequence[Pooling] = ("mean",),
 ) -> list[FeatureSet]:
     """Baseline features of the same squares: raw pixels, k-means patches where one fits in a quadrant, an untrained
     model.
 
-    The untrained model uses the same pooling and layers, see few_labels.layer_features. With `rows`, only these
-    training squares get features (NaN elsewhere); patches are learned from all of them.
+    The untrained model has the same layers and poolings, see few_labels.layer_features. Patches are learned from the
+    `unlabelled` squares, by default the training squares.
     """
-    rows = np.arange(len(train)) if rows is None else rows
-    extractors: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {
-        "raw pixels": raw_pixels,
-    }
+    found = [FeatureSet("raw pixels", raw_pixels(train)[:, None], raw_pixels(test)[:, None], [0])]
     if min(train.shape[1:3]) > PATCH:
-        extractors["k-means patches"] = PatchCodes(train, seed)
-    return [
-        *(
-            FeatureSet(name, features_of_rows(extract, train, rows)[:, None], extract(test)[:, None], [0])
-            for name, extract in extractors.items()
-        ),
-        layer_features(
-            UNTRAINED, untrained(model, seed), train, test, layers, concatenate=concatenate, rows=rows, pooling=pooling
-        ),
-    ]
+        codes = PatchCodes(train if unlabelled is None else unlabelled, seed)
+        found.append(FeatureSet("k-means patches", codes(train)[:, None], codes(test)[:, None], [0]))
+    random = untrained(model, seed)
+    found.append(layer_features(UNTRAINED, random, train, test, layers, concatenate=concatenate, poolings=poolings))
+    return found

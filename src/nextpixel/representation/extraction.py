@@ -1,6 +1,6 @@
 """Features: hidden states of any layers, averaged over pixels, as in the paper's linear probes.
 
-"mean-std" pooling adds the standard deviations over pixels, which capture texture.
+Other poolings keep more: standard deviations over pixels capture texture, means over a grid capture where things are.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from nextpixel.representation.scoring import BATCH_IMAGES, batches
 
 RESNET_BATCH_IMAGES = 128
 CHUNK_IMAGES = 512
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+POOLED_BYTES = 4 * 2**30  # at most, when all poolings of all layers are kept to choose among
 MIN_FLOPS_TO_COMPILE = 6e12  # about a minute of one core in fp32; compiling takes ten seconds
 
 Backbone = ImageGPT | ResNet
@@ -62,8 +64,9 @@ def features(
     the network was trained with the start token and every pixel one position further on.
     A masked model sees every pixel by default; with `mask_seed` 15 % of them are hidden, as in training and in the
     paper's evaluation, chosen by (mask_seed, index of the image). `pooling="mean-std"` appends the standard deviations
-    over pixels to each layer's means, 2 D numbers. `dtype` "bf16" and "int8" round the matrix products, which is
-    several times as fast on a CPU (int8 runs only there, see docs/performance.md).
+    over pixels to each layer's means, 2 D numbers; "grid-2" and "grid-4" give the means over each cell of a 2 x 2 or
+    4 x 4 grid, in raster order, 4 D and 16 D numbers (see pool). `dtype` "bf16" and "int8" round the matrix products,
+    which is several times as fast on a CPU (int8 runs only there, see docs/performance.md).
     Raises InputError for bad images, a layer the model does not have, or a mask for a model trained without masks.
     """
     layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
@@ -71,9 +74,11 @@ def features(
     if isinstance(model, ResNet):
         if mask_seed is not None:
             raise InputError(f"mask_seed: expected None for a convolutional student, got {mask_seed}")
-        values = features_of(model, squares, layers, dtype=dtype, pooling=pooling)
+        values = features_of(model, squares, layers, dtype=dtype, poolings=[pooling])
     else:
-        values = pooled(model, squares, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, pooling=pooling)
+        values = pooled(
+            model, squares, layers, dtype=dtype, shifted=start_token, mask_seed=mask_seed, poolings=[pooling]
+        )
     return values.reshape(len(squares), -1)
 
 
@@ -90,10 +95,51 @@ def check_layers(model: Backbone, layer: int | Sequence[int], argument: str = "l
 
 
 def pooled_width(model: Backbone, pooling: Pooling = "mean") -> int:
-    """Features per layer. Raises InputError for an unknown pooling."""
-    if pooling not in get_args(Pooling):
-        raise InputError(f"expected one of {', '.join(get_args(Pooling))}, got {pooling!r}", argument="pooling")
-    return model.config.width * (2 if pooling == "mean-std" else 1)
+    """Features per layer. Raises InputError for an unknown pooling, or one but the mean for a ResNet."""
+    if pooling not in POOLINGS:
+        raise InputError(f"expected one of {', '.join(POOLINGS)}, got {pooling!r}", argument="pooling")
+    if isinstance(model, ResNet):
+        if pooling != "mean":
+            raise InputError(f"expected mean for a convolutional student, got {pooling}", argument="pooling")
+        return model.config.width
+    if pooling == "mean-std":
+        return 2 * model.config.width
+    cells = 1 if pooling == "mean" else int(pooling.removeprefix("grid-"))
+    return model.config.width * min(cells, model.config.rows) * min(cells, model.config.columns)
+
+
+def pooled_columns(model: Backbone, poolings: Sequence[Pooling]) -> dict[Pooling, slice]:
+    """Where each pooling's features lie along the last axis of features_of with these poolings."""
+    ends = np.cumsum([pooled_width(model, pooling) for pooling in poolings]).tolist()
+    return {pooling: slice(end - pooled_width(model, pooling), end) for pooling, end in zip(poolings, ends)}
+
+
+def poolings_to_try(model: Backbone, layers: int, images: int) -> list[Pooling]:
+    """The simplest poolings, as many as POOLED_BYTES hold for so many layers and images; says which are left out."""
+    if isinstance(model, ResNet):
+        return ["mean"]
+    sizes = np.cumsum([pooled_width(model, pooling) for pooling in POOLINGS]) * 4 * layers * images
+    count = max(1, int((sizes <= POOLED_BYTES).sum()))
+    if left := POOLINGS[count:]:
+        say_once(
+            f"all poolings of {images:,} images and {layers} layers would take {sizes[-1] / 1e9:.1f} GB, more than "
+            f"{POOLED_BYTES / 1e9:.1f}: not trying {' and '.join(left)}; with fewer layers or images they fit"
+        )
+    return list(POOLINGS[:count])
+
+
+def pool(states: Tensor, rows: int, columns: int, pooling: str) -> Tensor:
+    """States (B, T, D) of a grid of tokens in raster order to (B, D) or several D.
+
+    The cells of "grid-N" are N x N, as equal as whole rows and columns allow, or single tokens where there are fewer.
+    """
+    if pooling == "mean":
+        return states.mean(1)
+    if pooling == "mean-std":
+        return torch.cat([states.mean(1), states.std(1, correction=0)], 1)
+    cells = int(pooling.removeprefix("grid-"))
+    bands = states.unflatten(1, (rows, columns)).tensor_split(min(cells, rows), 1)  # of (B, rows, columns, D)
+    return torch.cat([cell.mean((1, 2)) for band in bands for cell in band.tensor_split(min(cells, columns), 2)], 1)
 
 
 def tokenizer_hash(model: Backbone) -> str | None:
@@ -155,7 +201,7 @@ def extract_chunks(
             compile_blocks = compiled and len(kept) >= BATCH_IMAGES  # compiled once, for whole batches
             values = np.empty((0, len(layers) * pooled_width(model, pooling)), np.float32)
             if kept:
-                found = features_of(model, squares, layers, dtype=dtype, compiled=compile_blocks, pooling=pooling)
+                found = features_of(model, squares, layers, dtype=dtype, compiled=compile_blocks, poolings=[pooling])
                 values = found.reshape(len(kept), -1)
             with new_file(path) as file:
                 np.savez(file, values=values, kept=np.array(kept, np.int64), lost=np.array(lost, np.str_))
@@ -172,11 +218,11 @@ def extract(
     dtype: str = "fp32",
     pooling: Pooling = "mean",
 ) -> tuple[NDArray[np.float32], list[str], list[str]]:
-    """Features (N, len(layers) * D), or 2 D, of any number of images, their names, and a line for each unreadable one.
+    """Features (N, len(layers) * D) of any number of images, their names, and a line for each unreadable one.
 
-    Finished chunks are kept in the folder `parts`, so a stopped extraction resumes; the caller removes the folder once
-    the result is saved. Chunks of other images, layers or weights are ignored. Raises InputError when more than one
-    image in ten cannot be read.
+    Other poolings are wider, see pooled_width. Finished chunks are kept in the folder `parts`, so a stopped extraction
+    resumes; the caller removes the folder once the result is saved. Chunks of other images, layers or weights are
+    ignored. Raises InputError when more than one image in ten cannot be read.
     """
     source = open_source(images, split)
     if model.fit == "place":
@@ -206,16 +252,6 @@ def _read_squares(
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
 
 
-def features_of_rows(
-    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]], squares: NDArray[np.uint8], rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Features of these rows of squares; NaN in the other rows."""
-    values = extract(np.asarray(squares[rows]))
-    found = np.full((len(squares), *values.shape[1:]), np.nan, np.float32)
-    found[rows] = values
-    return found
-
-
 @torch.inference_mode()
 def features_of(
     model: Backbone,
@@ -224,17 +260,16 @@ def features_of(
     *,
     dtype: str = "fp32",
     compiled: bool | None = None,
-    pooling: Pooling = "mean",
+    poolings: Sequence[Pooling] = ("mean",),
 ) -> NDArray[np.float32]:
-    """Features (N, len(layers), D), or 2 D for "mean-std", of images uint8 (N, H, W, 3).
+    """Features (N, len(layers), D) of images uint8 (N, H, W, 3); wider for other poolings, see pooled_columns.
 
-    Of a ResNet they are its pooled ones. Raises InputError for a ResNet with "mean-std", see also check_dtype.
+    Of a ResNet they are its pooled ones. Raises InputError for a ResNet with other poolings, see also check_dtype.
     """
     if isinstance(model, ImageGPT):
-        return pooled(model, squares, layers, dtype=dtype, compiled=compiled, pooling=pooling)
+        return pooled(model, squares, layers, dtype=dtype, compiled=compiled, poolings=poolings)
     check_dtype(model, dtype)
-    if pooling != "mean":
-        raise InputError(f"expected mean for a convolutional student, got {pooling}", argument="pooling")
+    pooled_columns(model, poolings)
     model.eval()
     device = str(model.device)
     values = np.empty((len(squares), len(layers), model.config.width), np.float32)
@@ -256,9 +291,9 @@ def pooled(
     shifted: bool = True,
     mask_seed: int | None = None,
     compiled: bool | None = None,
-    pooling: Pooling = "mean",
+    poolings: Sequence[Pooling] = ("mean",),
 ) -> NDArray[np.float32]:
-    """Means over tokens (N, len(layers), D), or means and standard deviations (N, len(layers), 2 D).
+    """Means over tokens (N, len(layers), D); wider for other poolings, which lie side by side, see pooled_columns.
 
     `pictures` are squares or their tokens, see scoring.batches. `shifted=False` feeds token t into slot t, without the
     start vector. `mask_seed` hides tokens from a masked model; without it all are shown. The mean is over all tokens.
@@ -272,7 +307,8 @@ def pooled(
             "masked models were trained with hidden pixels"
         )
     shifted = shifted or model.config.objective == "masked"  # which has no start token to omit
-    values = np.empty((len(pictures), len(layers), pooled_width(model, pooling)), np.float32)
+    width = sum(pooled_width(model, pooling) for pooling in poolings)
+    values = np.empty((len(pictures), len(layers), width), np.float32)
     hidden: Callable[..., Iterator[tuple[int, Tensor]]] = model.hidden
     batch_images = BATCH_IMAGES
     check_dtype(model, dtype)
@@ -282,21 +318,20 @@ def pooled(
     if compiled is None:
         compiled = _worth_compiling(model, layers, len(pictures))
 
-    def pool(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
+    def pool_layers(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
         part = np.empty((len(tokens), *values.shape[1:]), np.float32)
         partial_batch = len(tokens) < min(batch_images, len(pictures))  # not worth compiling for
         with torch.compiler.set_stance("force_eager" if partial_batch else "default"):
             for layer, states in hidden(tokens, set(layers), masked, shifted=shifted):
-                found = states.float().mean(1)
-                if pooling == "mean-std":
-                    found = torch.cat([found, states.float().std(1, correction=0)], dim=1)
+                grid = states.float(), model.config.rows, model.config.columns
+                found = torch.cat([pool(*grid, pooling) for pooling in poolings], 1)
                 part[:, [i for i, wanted in enumerate(layers) if wanted == layer]] = found.cpu().numpy()[:, None]
         return part
 
     done = 0
     with _compiled(model) if compiled else contextlib.nullcontext():
         for part in batches(
-            model, pictures, pool, dtype=dtype, mask_seed=mask_seed, batch_images=batch_images, label="features"
+            model, pictures, pool_layers, dtype=dtype, mask_seed=mask_seed, batch_images=batch_images, label="features"
         ):
             values[done : done + len(part)] = part
             done += len(part)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Pooling
 from nextpixel.data.labels import choose_labels
-from nextpixel.representation.extraction import Backbone, features_of, features_of_rows
+from nextpixel.representation.extraction import Backbone, features_of, pooled_columns
 from nextpixel.representation.probing import STRENGTHS, LinearProbe, middle_strengths
 from nextpixel.stats import Score
 
@@ -21,7 +20,7 @@ NEIGHBOURS = 20
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of the training and test images by one method, (N, J, D) each; J is 1 for concatenated layers."""
+    """Features of the training and test images by one method, (N, J, D) each."""
 
     name: str
     train: NDArray[np.float32]
@@ -29,6 +28,10 @@ class FeatureSet:
     layers: list[int]
     trials: int | None = None
     """Number of strengths to try, from the middle outwards; default: all."""
+    concatenate: bool = False
+    """Join the layers into one instead of choosing among them."""
+    columns: dict[Pooling, slice] | None = None
+    """The poolings to choose among and where they lie along D, see extraction.pooled_columns; None: a single one."""
 
 
 def layer_features(
@@ -40,18 +43,11 @@ def layer_features(
     *,
     concatenate: bool = False,
     trials: int | None = None,
-    rows: NDArray[np.int64] | None = None,
-    pooling: Pooling = "mean",
+    poolings: Sequence[Pooling] = ("mean",),
 ) -> FeatureSet:
-    """Features of squares uint8 (N, S, S, 3) at these layers; `concatenate` joins the layers into one.
-
-    With `rows`, only these training squares get features, see sampled_rows; the others are NaN.
-    """
-    extract = partial(features_of, model, layers=layers, pooling=pooling)
-    both = [features_of_rows(extract, train, np.arange(len(train)) if rows is None else rows), extract(test)]
-    if concatenate:
-        both = [features.reshape(len(features), 1, -1) for features in both]
-    return FeatureSet(name, both[0], both[1], list(layers), trials)
+    """Features of squares uint8 (N, S, S, 3) at these layers, by these poolings."""
+    both = [features_of(model, squares, layers, poolings=poolings) for squares in (train, test)]
+    return FeatureSet(name, both[0], both[1], list(layers), trials, concatenate, pooled_columns(model, poolings))
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,7 @@ class Result:
     nearest_neighbours: list[float]
     """Accuracy of cosine nearest neighbours on the same features: 20, or as many as the rarest class has."""
     layers: list[list[int]]
+    poolings: list[Pooling]
     trials: list[list[dict[str, Any]]]
     """The settings tried in each repeat, with their accuracy on held-out training images."""
 
@@ -77,27 +74,31 @@ def compare(
     repeats: int = 5,
     seed: int = 0,
     seen: NDArray[np.bool_] | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> list[Result]:
     """Probe every feature set on the same random subsets (the few-label protocol of Chen et al. 2020, no augmentation).
 
-    The subset is a function of (seed, labels per class, repeat). Layer and strength are chosen within the subset.
+    The subset is a function of (seed, labels per class, repeat). Layer, pooling and strength are chosen within the
+    subset. With `rows`, the training features are those of these images only, see sampled_rows.
     """
+    rows = np.arange(len(labels)) if rows is None else rows
     results = []
     for count in labels_per_class:
         subsets = _subsets(labels, count, repeats, seed)
         for features in feature_sets:
-            result = Result(features.name, count, [], [], [], [])
-            several = features.train.shape[1] > 1
+            result = Result(features.name, count, [], [], [], [], [])
+            layers, columns = features.layers, features.columns
             strengths = STRENGTHS if features.trials is None else middle_strengths(features.trials)
-            for rows in subsets:
-                probe = LinearProbe(None, "best" if several else features.layers, seed=seed, strengths=strengths)
-                probe.fit_features(features.train[rows], labels[rows], layers=features.layers)
+            for subset in subsets:
+                probe = LinearProbe(None, layers if features.concatenate else "best", seed=seed, strengths=strengths)
+                own = features.train[np.searchsorted(rows, subset)]
+                probe.fit_features(own, labels[subset], layers=layers, columns=columns)
                 result.trials.append(probe.trials_)
-                column = features.layers.index(probe.layers_[0]) if several else 0
-                train, test = features.train[rows, column], features.test[:, column]
+                train, test = (probe.chosen_features(both, layers, columns) for both in (own, features.test))
                 result.scores.append(probe.evaluate_features(test, test_labels, seen=seen))
-                result.nearest_neighbours.append(_neighbour_accuracy(train, labels[rows], test, test_labels))
+                result.nearest_neighbours.append(_neighbour_accuracy(train, labels[subset], test, test_labels))
                 result.layers.append(probe.layers_)
+                result.poolings.append(probe.pooling_)
             results.append(result)
     return results
 

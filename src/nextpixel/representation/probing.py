@@ -1,6 +1,6 @@
 """Linear probes: logistic regression on a layer's pooled features.
 
-Layer and regularisation strength are chosen on held-out training images, never on test images.
+Layer, pooling and regularisation strength are chosen on held-out training images, never on test images.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,11 +22,14 @@ from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.representation.extraction import (
+    POOLINGS,
     Backbone,
     check_layers,
     features_of,
     pooled,
+    pooled_columns,
     pooled_width,
+    poolings_to_try,
     tokenizer_hash,
 )
 from nextpixel.stats import Score, likeliest, majority, middle_best, score_of
@@ -60,14 +63,16 @@ class LinearProbe:
     layer       "best": the layer with the highest held-out accuracy; a number; or numbers to concatenate
     seed        chooses the held-out images
     strengths   values of scikit-learn's C to try
-    pooling     over the pixels: "mean", as in the paper, or "mean-std"
+    pooling     "best": the pooling over pixels with the highest held-out accuracy; or one of features(): "mean", as in
+                the paper, "mean-std", "grid-2" or "grid-4"
 
-    After fit: `trials_` (each setting tried with its held-out accuracy), `layers_` (list), `strength_` (scikit-learn's
-    C), `classes_`, `sweep_` {layer: held-out accuracy}, `temperature_`, `linear_`. Ties go to the middle layer and the
-    weaker penalty (the larger C). The final weights are fitted to all training images; logits are then divided by
-    `temperature_` and shifted by class, which calibrates the probabilities on the held-out images. With one image of
-    each class nothing can be held out: the middle layer and strength are used, `trials_` and `sweep_` are empty, and
-    `temperature_` is None because probabilities are not calibrated.
+    After fit: `trials_` (each setting tried with its held-out accuracy), `layers_` (list), `pooling_`, `strength_`
+    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy with that pooling}, `temperature_`, `linear_`.
+    Ties go to the simpler pooling, the middle layer and the weaker penalty (the larger C). The final weights are fitted
+    to all training images; logits are then divided by `temperature_` and shifted by class, which calibrates the
+    probabilities on the held-out images. With one image of each class nothing can be held out: the simplest pooling and
+    the middle layer and strength are used, `trials_` and `sweep_` are empty, and `temperature_` is None because
+    probabilities are not calibrated.
     """
 
     @check_keywords()
@@ -78,45 +83,71 @@ class LinearProbe:
         *,
         seed: int = 0,
         strengths: Sequence[float] = STRENGTHS,
-        pooling: Pooling = "mean",
+        pooling: Literal["best"] | Pooling = "best",
     ) -> None:
+        if pooling not in ("best", *POOLINGS):
+            raise InputError(f"expected best or one of {', '.join(POOLINGS)}, got {pooling!r}", argument="pooling")
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
         self.levels = Levels()  # of the training images
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Fit to images and labels (N,), numbers or names; default: the labels of the source. Returns self."""
-        features, names = self.read(images, labels, split=split)
-        return self.fit_features(features, names, layers=self._layers_to_fit())
+        model = self._model()
+        layers = list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
+        source, self.levels, _ = settle(open_source(images, split), model.size, model.fit, model.levels)
+        names = given_labels(source, labels)
+        squares, known = self._squares(source, None), has_label(names)
+        poolings = poolings_to_try(model, len(layers), known.sum()) if self.pooling == "best" else [self.pooling]
+        features = features_of(model, squares[known], layers, poolings=poolings)
+        return self.fit_features(features, names[known], layers=layers, columns=pooled_columns(model, poolings))
 
     def fit_features(
-        self, features: NDArray[np.float32], labels: ArrayLike, *, layers: Sequence[int] | None = None
+        self,
+        features: NDArray[np.float32],
+        labels: ArrayLike,
+        *,
+        layers: Sequence[int] | None = None,
+        columns: dict[Pooling, slice] | None = None,
     ) -> LinearProbe:
-        """Fit to features (N, J, D) of `layers` (J,), from which `layer="best"` chooses. Returns self."""
+        """Fit to features (N, J, D) of `layers` (J,), from which `layer="best"` chooses. Returns self.
+
+        `columns` are the poolings to choose among, from the simplest, and where they lie along D; by default all
+        features are of one pooling.
+        """
         self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
         if len(features) != len(numbers):
             raise InputError(f"expected {len(features)}, one for each image, got {len(numbers)}", argument="labels")
         if len(self.classes_) < 2:
             raise InputError(f"expected at least two classes, got only {self.classes_[0]!r}", argument="labels")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
+        columns = {"mean" if self.pooling == "best" else self.pooling: slice(None)} if columns is None else columns
         folds = folds_of(numbers, self.seed)
-        candidates: dict[tuple[int, ...], NDArray[np.float32]]
-        if self.layer == "best":
-            candidates = {(layer,): features[:, i] for i, layer in enumerate(layers)}
-        else:
-            candidates = {tuple(layers): features.reshape(len(features), -1)}
-        trials = {key: _cross_validate(values, numbers, folds, self.strengths) for key, values in candidates.items()}
-        self.trials_ = [trial | {"layers": list(key)} for key, several in trials.items() for trial in several]
-        best = [_best_trial(several) for several in trials.values() if several]
-        chosen = middle_best([accuracy for accuracy, _ in best]) if best else len(candidates) // 2
-        self.layers_ = list(list(candidates)[chosen])
-        self.strength_ = best[chosen][1] if best else MIDDLE_STRENGTH
-        self.sweep_ = {key[0]: accuracy for key, (accuracy, _) in zip(candidates, best) if len(key) == 1}
-        values = candidates[tuple(self.layers_)]
+        choices = [[layer] for layer in layers] if self.layer == "best" else [layers]
+        self.trials_, self.sweep_, highest = [], {}, -1.0
+        self.layers_, self.pooling_, self.strength_ = choices[len(choices) // 2], next(iter(columns)), MIDDLE_STRENGTH
+        for pooling in columns if folds else ():
+            best = []
+            for choice in choices:
+                values = _chosen(features, layers, choice, columns[pooling])
+                trials = _cross_validate(values, numbers, folds, self.strengths)
+                self.trials_ += [trial | {"layers": choice, "pooling": pooling} for trial in trials]
+                best.append(_best_trial(trials))
+            place = middle_best([accuracy for accuracy, _ in best])
+            if best[place][0] > highest:
+                self.layers_, self.pooling_, (highest, self.strength_) = choices[place], pooling, best[place]
+                self.sweep_ = {own[0]: accuracy for own, (accuracy, _) in zip(choices, best) if len(own) == 1}
+        values = self.chosen_features(features, layers, columns)
         calibration = _calibration(values, numbers, folds, self.strength_) if folds else None
         self.linear_, self.temperature_ = fit_linear(values, numbers, self.strength_), None
         if calibration is not None:
             self.linear_, self.temperature_ = self.linear_.calibrated(*calibration), calibration[0]
         return self
+
+    def chosen_features(
+        self, features: NDArray[np.float32], layers: Sequence[int], columns: dict[Pooling, slice] | None = None
+    ) -> NDArray[np.float32]:
+        """Of features (N, J, D) as in fit_features, those that this probe takes: `layers_` and `pooling_`, (N, D)."""
+        return _chosen(features, layers, self.layers_, slice(None) if columns is None else columns[self.pooling_])
 
     @classmethod
     def of(cls, model: ImageGPT) -> LinearProbe:
@@ -130,7 +161,8 @@ class LinearProbe:
                 "(nextpixel probe LABELLED `out=probe`) or fine-tune it on them (nextpixel finetune LABELLED "
                 "`out=runs/clf`)"
             )
-        probe, width = cls(model, model.config.layers), model.config.width
+        probe, width = cls(model, model.config.layers, pooling="mean"), model.config.width
+        probe.pooling_ = "mean"
         probe.layers_, probe.sweep_, probe.temperature_ = [model.config.layers], {}, None
         probe.classes_ = np.array(model.config.classes)
         weight = model.class_head.weight.detach().float().cpu().numpy()
@@ -158,7 +190,7 @@ class LinearProbe:
         """
         model = self._model()
         if not masks:
-            features = features_of(model, squares, self.layers_, dtype=dtype, pooling=self.pooling)
+            features = features_of(model, squares, self.layers_, dtype=dtype, poolings=[self.pooling_])
             probabilities = self.proba_of(features.reshape(len(squares), -1))
             return probabilities, likeliest(probabilities, self.seed)
         if isinstance(model, ResNet) or model.config.objective != "masked":
@@ -170,7 +202,7 @@ class LinearProbe:
         tokens = model.tokenizer.encode(np.ascontiguousarray(squares))
 
         def proba(mask_seed: int) -> NDArray[np.float32]:
-            features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed, pooling=self.pooling)
+            features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed, poolings=[self.pooling_])
             return self.proba_of(features.reshape(len(squares), -1))
 
         seeds = np.random.SeedSequence([self.seed, 0x3A5C]).generate_state(masks)
@@ -216,22 +248,6 @@ class LinearProbe:
         powers = np.exp(logits - logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
 
-    def read(
-        self,
-        images: Any,
-        labels: ArrayLike | None = None,
-        *,
-        split: str | None = None,
-        layers: Sequence[int] | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[Any]]:
-        """Features (N, J, D) of `layers`, by default those that fit needs, and labels (N,) of the labelled images."""
-        model = self._model()
-        source, self.levels, _ = settle(open_source(images, split), model.size, model.fit, model.levels)
-        names = given_labels(source, labels)
-        squares, known = self._squares(source, None), has_label(names)
-        layers = self._layers_to_fit() if layers is None else layers
-        return features_of(model, squares[known], layers, pooling=self.pooling), names[known]
-
     def save(self, folder: str | Path, *, model_name: str) -> None:
         """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` loads its model."""
         with new_folder(new_output(folder, "folder")) as part:
@@ -245,7 +261,7 @@ class LinearProbe:
                     **self.levels.over(self._model().levels).values(),
                     "palette": tokenizer_hash(self._model()),
                     "layers": self.layers_,
-                    "pooling": self.pooling,
+                    "pooling": self.pooling_,
                     "strength": self.strength_,
                     "temperature": self.temperature_,
                     "classes": self.classes_.tolist(),
@@ -263,10 +279,10 @@ class LinearProbe:
         facts = read_json(Path(folder) / "probe.json")
         try:
             layers = check_layers(model, facts["layers"])
-            pooling = facts.get("pooling", "mean")
-            if pooling not in get_args(Pooling):
-                raise ValueError(f"pooling {pooling!r}")
+            pooling = facts.get("pooling", "mean")  # older probes have no other
+            width = len(layers) * pooled_width(model, pooling)
             probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
+            probe.pooling_ = pooling
             probe.levels = Levels.among(facts)
             probe.layers_, probe.strength_ = layers, facts["strength"]
             probe.temperature_ = facts.get("temperature")  # older probes are not calibrated
@@ -279,7 +295,6 @@ class LinearProbe:
         for name, array in vars(probe.linear_).items():
             if array.dtype.kind != "f" or not np.isfinite(array).all():
                 raise InputError(f"{folder}: {name}: expected finite numbers, got {array.dtype} with others among them")
-        width = len(layers) * pooled_width(model, probe.pooling)
         if facts["palette"] != tokenizer_hash(model) or probe.linear_.weight.shape[1] != width:
             raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
         return probe
@@ -288,10 +303,6 @@ class LinearProbe:
         model = self._model()
         levels = self.levels.over(model.levels)
         return load_images(images, model.size, split=split, fit=model.fit, levels=levels)
-
-    def _layers_to_fit(self) -> list[int]:
-        model = self._model()
-        return list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
 
     def _model(self) -> Backbone:
         if self.model is None:
@@ -331,6 +342,14 @@ def standard(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
     mean, scale = features.mean(0), features.std(0)
     scale[scale < 1e-6] = 1.0
     return mean, scale
+
+
+def _chosen(
+    features: NDArray[np.float32], layers: Sequence[int], chosen: Sequence[int], columns: slice
+) -> NDArray[np.float32]:
+    """These layers and columns of features (N, J, D) of `layers`, side by side."""
+    places = list(range(len(layers))) if list(chosen) == list(layers) else [layers.index(layer) for layer in chosen]
+    return features[:, places, columns].reshape(len(features), -1)
 
 
 def _cross_validate(
