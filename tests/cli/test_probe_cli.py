@@ -172,6 +172,7 @@ def test_the_probe_chooses_the_pooling_and_its_predictions_use_it(desk: Path, ca
     assert main(["predict", "probe", "sides.npz", "--split", "test", "--out", "found.csv"]) == 0
     named = [line.split(",")[1] for line in Path("found.csv").read_text().splitlines()[1:]]
     assert np.mean(named == arrays["test_labels"]) == found["results"][0]["scores"][0]["accuracy"] > 0.9
+    capsys.readouterr()
     assert main([*command, "--labels-per-class", "4", "--repeats", "2"]) == 0
     few = json.loads(capsys.readouterr().out)
     assert len(few["results"][0]["poolings"]) == 2 and few["pooling"] == "best"

@@ -100,7 +100,7 @@ def test_a_point_is_what_score_and_probe_say_of_that_checkpoint(desk: Path, tmp_
     model = nextpixel.load(Run("large").folder(point.step))
     nats = image_nats(model, load_images("set.npz", 4, split="test"))
     assert point.nats == pytest.approx(nats.mean(), abs=1e-6)
-    probe = LinearProbe(model).fit("set.npz", split="train")
+    probe = LinearProbe(model, pooling="mean").fit("set.npz", split="train")
     assert point.best.layer == probe.layers_[0]
     assert {score.layer: score.held_out for score in point.layers} == probe.sweep_
     assert point.accuracy == pytest.approx(probe.score("set.npz", split="test"))
