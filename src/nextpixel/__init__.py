@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nextpixel.evaluation.likelihood import nll as nll
     from nextpixel.evaluation.likelihood import surprise as surprise
     from nextpixel.evaluation.oddness import odd_images as odd_images
+    from nextpixel.images.lists import PictureList as PictureList
+    from nextpixel.images.lists import grid as grid
     from nextpixel.network.model import ImageGPT as ImageGPT
     from nextpixel.representation.extraction import features as features
     from nextpixel.representation.probing import LinearProbe as LinearProbe
@@ -40,6 +42,7 @@ _HOMES = {
     "LinearProbe": "representation.probing",
     "ExactPalette": "tokens.exact",
     "Palette": "tokens.palette",
+    "PictureList": "images.lists",
     "SIZES": "config",
     "WorkError": "errors",
     "compare_samples": "evaluation.comparison",
@@ -48,6 +51,7 @@ _HOMES = {
     "features": "representation.extraction",
     "finetune": "training.finetuning",
     "fit_convnet": "training.convnet",
+    "grid": "images.lists",
     "load": "checkpoints",
     "load_backbone": "checkpoints",
     "nll": "evaluation.likelihood",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nextpixel.cli import VERBS, main
 from nextpixel.images import save_png
@@ -185,6 +186,34 @@ def test_quiet_still_prints_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in capsys.readouterr().err
     succeed("sample -n 1 --model model", capsys)
     assert main(["sample", "-n", "1", "--model", "model"]) == 0 and "--seed 1" in capsys.readouterr().err
+
+
+def test_complete_without_arguments_completes_the_cat(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = succeed("complete --model model -n 1", capsys)
+    assert out.startswith("cat.jpg: nats per pixel ") and Path("completions.png").is_file()
+    assert "sees each picture at 4 x 4 pixels" in err
+
+
+def test_full_joins_completions_to_the_picture_at_its_own_resolution(capsys: pytest.CaptureFixture[str]) -> None:
+    photo = np.random.default_rng(1).integers(0, 256, (50, 40, 3), np.uint8)
+    save_png(photo, "large.png")
+    out = succeed("complete one/train large.png -n 2 --model model --full full --json", capsys)[0]
+    files = json.loads(out)["full"]
+    assert len(files) == 14 and files[-1] == "full/13_large_1.png"
+    for file in files[-2:]:
+        with Image.open(file) as opened:
+            joined = np.asarray(opened)
+        assert joined.shape == (40, 40, 3) and (joined[:20] == photo[5:25]).all() and (joined != photo[5:45]).any()
+
+
+def test_zoom_is_the_size_of_a_pixel(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = []
+    for zoom in (60, 61):
+        succeed(f"complete photo.png -n 1 --model model --zoom {zoom}", capsys)
+        with Image.open("completions.png") as grid:
+            sizes.append(np.array(grid.size))
+    assert (sizes[1] - sizes[0]).tolist() == [3 * 4, 4]
+    assert main(shlex.split("complete photo.png --zoom 0")) == 2
 
 
 COMPLETED = {

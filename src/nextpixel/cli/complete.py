@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -17,12 +17,14 @@ from nextpixel.cli.common import (
     GRID_PIXELS,
     PictureFiles,
     check_drawing,
+    check_folder,
     check_sources,
     load_model,
     read_pictures,
     say_changed,
     show_pictures,
     shown_in_grid,
+    write_each,
     write_pictures,
 )
 from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig, check_numbers
@@ -30,7 +32,12 @@ from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nextpixel.drawing.sampling import Drawing
+    from nextpixel.images import Picture
+    from nextpixel.network.model import ImageGPT
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class Complete:
     """The split to use, if the source has several (train, test)."""
     out: Path = Path("completions.png")
     """The grid, a PNG file."""
+    zoom: int | None = None
+    """Pixels of the grid for each pixel of a picture; default: pictures about 160 pixels high."""
+    full: Path | None = None
+    """Also write each completion at the resolution of its picture to this new folder: kept rows are those of the
+    picture, drawn ones are enlarged by a smooth filter."""
     show: bool = False
     """Show the result in the terminal."""
     files: PictureFiles = field(default_factory=PictureFiles)
@@ -73,7 +85,7 @@ class Complete:
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
-        check_numbers(self, below_one="keep", at_least_one="particles")
+        check_numbers(self, below_one="keep", at_least_one="particles zoom")
         if self.mask is not None and self.box is not None:
             raise InputError("cannot be combined with `box`", argument="mask")
         if self.mask is None and self.box is None and self.invert_mask:
@@ -88,9 +100,12 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Complete, "complete", argv)
     images = args.images or (str(resources.files("nextpixel") / "assets" / "pictures" / "cat.jpg"),)
     check_drawing(args, images)
+    check_folder(args.full, "full")
     check_sources(*images, None if args.mask == "alpha" else args.mask)
     began = time.perf_counter()
     model = load_model(args.model)
+    if args.full is not None and model.fit == "place":
+        raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
 
     from nextpixel.drawing.holes import check_particles, draw_holes
@@ -127,11 +142,15 @@ def run(argv: Sequence[str]) -> None:
         rows.append([given, *drawing.images[mine], square])
         captions.append([None, *(f"{nats:.2f}" for nats in drawing.nats[mine]), None])
     titles = ["given", *(str(k + 1) for k in range(columns)), "original"]
+    zoom = args.zoom or max(1, GRID_PIXELS // drawing.images.shape[1])
     save_png(
-        grid(rows, zoom=max(1, GRID_PIXELS // drawing.images.shape[1]), titles=titles, captions=captions), args.out
+        grid(rows, zoom=zoom, titles=titles, captions=captions),
+        args.out,
     )
     stems = [f"{Path(name).stem}_{k}" for name in names for k in range(args.n)]
     files = write_pictures(args.files, model, drawing, stems)
+    if args.full is not None:
+        files["full"] = write_each(args.full, _join(model, drawing.images, kept, images, args.split, names), stems)
     show_pictures(rows, args)
     if args.output.json:
         print_json(
@@ -167,6 +186,11 @@ def run(argv: Sequence[str]) -> None:
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")
+    if args.full is None and model.fit != "place":
+        say(
+            f"The model sees each picture at {model.config.columns} x {model.config.rows} pixels; --full FOLDER joins "
+            "the drawn part to the picture at its own resolution"
+        )
     if drawing.evidence is None:
         say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")
         return
@@ -199,3 +223,24 @@ def hole_facts(drawing: Drawing, i: int, n: int) -> dict[str, Any]:
         "ancestors": found.ancestors[own].tolist(),
         "blind_pixels": int(found.blind[own.start]),
     }
+
+
+def _join(
+    model: ImageGPT,
+    drawn: NDArray[np.uint8],
+    kept: NDArray[np.bool_],
+    images: Sequence[str],
+    split: str | None,
+    names: Sequence[str],
+) -> Iterator[Picture]:
+    """Each completion (M * n, H, W, 3) at the resolution of its picture."""
+    from nextpixel.images import join_pictures
+    from nextpixel.images.sources import open_source
+
+    source = open_source(joined(images), split)
+    numbers = {name: number for number, name in enumerate(source.names)}
+    n = len(drawn) // len(names)
+    for i, name in enumerate(names):
+        picture = source.read(numbers[name], model.levels)
+        for k in range(i * n, (i + 1) * n):
+            yield join_pictures(picture, drawn[k], kept[k], model.fit)

@@ -18,7 +18,7 @@ from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, check_k
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
-from nextpixel.images import Picture, orient, to_picture, undo_orient
+from nextpixel.images import PictureList, orient, to_picture, undo_orient
 from nextpixel.images.sources import load_images, open_source
 from nextpixel.images.sources.masks import load_masks
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
@@ -90,7 +90,7 @@ class DrawnRow(NamedTuple):
 @check_keywords(SamplingKeywords)
 def sample(
     model: ImageGPT, n: int = 1, *, caption: str | Sequence[str] | None = None, **settings: Unpack[SamplingKeywords]
-) -> list[Picture]:
+) -> PictureList:
     """Draw n whole pictures as PIL images, or n of each caption, caption by caption.
 
     A caption has up to 16 tags of words that the model knows, model.words, as in "long red hair, glasses". `settings`
@@ -113,7 +113,7 @@ def complete(
     particles: int = 8,
     caption: str | Sequence[str] | None = None,
     **settings: Unpack[SamplingKeywords],
-) -> list[Picture]:
+) -> PictureList:
     """Keep a fraction of the rows from the top of each picture, or all but a hole, and draw the rest, n times.
 
     Returns one flat list of PIL images at the model's side, picture by picture. Kept pixels keep their tokens exactly,
@@ -157,10 +157,10 @@ def check_no_keep(argument: str, keep: float, keep_side: KeepSide) -> None:
             raise InputError(f"cannot be combined with `{name}`: it says itself what is kept", argument=argument)
 
 
-def pictures(model: ImageGPT, drawing: Drawing) -> list[Picture]:
+def pictures(model: ImageGPT, drawing: Drawing) -> PictureList:
     """A drawing of the model as PIL images, see images.to_picture."""
     palette = exact_colours(model.tokenizer)
-    return [to_picture(image, palette) for image in drawing.images]
+    return PictureList(to_picture(image, palette) for image in drawing.images)
 
 
 @check_keywords(SamplingKeywords)

@@ -15,7 +15,8 @@ from nextpixel.images.canvas import (
     zoom_nearest,
 )
 from nextpixel.images.exports import to_picture, write_gif, write_sheet
-from nextpixel.images.fitting import crop_resize, fit_image, orient, undo_orient
+from nextpixel.images.fitting import crop_resize, fit_image, join_pictures, orient, undo_orient
+from nextpixel.images.lists import PictureList
 from nextpixel.images.numbers import Numbers, coloured, find_range
 from nextpixel.images.palette_files import FORMATS as PALETTE_FORMATS
 from nextpixel.images.palette_files import is_palette_file, read_palette_file, write_palette_file
@@ -46,6 +47,7 @@ __all__ = [
     "Content",
     "Numbers",
     "Picture",
+    "PictureList",
     "UnreadableImage",
     "coloured",
     "crop_resize",
@@ -56,6 +58,7 @@ __all__ = [
     "grid",
     "heatmap",
     "is_palette_file",
+    "join_pictures",
     "missing_plugin",
     "orient",
     "place_first",

@@ -41,19 +41,45 @@ def fit_image(picture: Picture, size: Size, fit: Fit = "crop") -> np.ndarray:
         raise InputError(f"expected a size of at least 1 x 1 pixels, got {height} x {width}")
     if min(picture.size) == 0:
         raise InputError(f"an image must have at least one pixel, got {picture.width} x {picture.height}")
+    box = _box(picture, size, fit)
     if fit == "squash":
-        return _resize(picture, size, (0, 0, *picture.size))
-    cut_width = min(picture.width, picture.height * width / height)
-    cut_height = min(picture.height, picture.width * height / width)
-    left, top = (picture.width - cut_width) // 2, (picture.height - cut_height) // 2
-    box = (left, top, left + cut_width, top + cut_height)
-    if (cut_width, cut_height) == (width, height):
+        return _resize(picture, size, box)
+    if (box[2] - box[0], box[3] - box[1]) == (width, height):
         return np.array(picture.crop(box))
     if fit == "imagenet":
         scale = IMAGENET_SIDE / min(size)
         first = round(height * scale), round(width * scale)
         return _resize(Image.fromarray(_resize(picture, first, box)), size, (0, 0, first[1], first[0]))
     return _resize(picture, size, box)
+
+
+def join_pictures(picture: Picture, drawn: np.ndarray, kept: np.ndarray, fit: Fit = "crop") -> Picture:
+    """A picture at its own resolution joined to what was drawn from it, which is enlarged by a Lanczos filter.
+
+    drawn  uint8 (h, w, 3), the completion of the picture, see fit_image
+    kept   bool (h, w), the pixels that show the picture itself
+
+    Returns the part of the picture that the model saw, at least w x h pixels. Raises InputError for `fit="place"`.
+    """
+    if fit == "place":
+        raise InputError("expected pictures that are resized, got ones that are placed", argument="fit")
+    size = drawn.shape[:2]
+    left, top, right, bottom = _box(picture, size, fit)
+    seen = to_rgb(picture).crop((round(left), round(top), round(right), round(bottom)))
+    if seen.width < size[1] or seen.height < size[0]:
+        seen = seen.resize(size[::-1], Image.Resampling.LANCZOS)
+    enlarged = Image.fromarray(drawn).resize(seen.size, Image.Resampling.LANCZOS)
+    return Image.composite(seen, enlarged, Image.fromarray(kept).resize(seen.size, Image.Resampling.NEAREST))
+
+
+def _box(picture: Picture, size: Size, fit: Fit) -> tuple[float, float, float, float]:
+    """The part of the picture that is resized: all of it, or the largest part of these proportions."""
+    if fit == "squash":
+        return (0, 0, *picture.size)
+    width = min(picture.width, picture.height * size[1] / size[0])
+    height = min(picture.height, picture.width * size[0] / size[1])
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return (left, top, left + width, top + height)
 
 
 def crop_resize(image: np.ndarray, box: tuple[float, float, float, float], size: Size) -> np.ndarray:

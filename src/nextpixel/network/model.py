@@ -207,6 +207,13 @@ class ImageGPT(nn.Module):
             )
         self._fit = fit
 
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"ImageGPT({config.layers} layers x {config.width}, {config.heads} heads, {config.columns} x {config.rows} "
+            f"pixels, {config.colors} colours, {config.parameters:,} parameters)"
+        )
+
     @property
     def palette(self) -> Palette:
         """The tokenizer of a model whose tokens are colours."""

@@ -90,6 +90,11 @@ class LinearProbe:
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
         self.levels = Levels()  # of the training images
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "layers_"):
+            return f"LinearProbe(layer={self.layer!r}, not fitted)"
+        return f"LinearProbe({len(self.classes_)} classes, layers {self.layers_}, C {self.strength_:g})"
+
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Fit to images and labels (N,), numbers or names; default: the labels of the source. Returns self."""
         model = self._model()
