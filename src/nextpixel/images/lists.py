@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nextpixel.config import check_keywords
 from nextpixel.errors import InputError
 from nextpixel.images import canvas
 from nextpixel.images.pixels import Picture
@@ -27,6 +28,7 @@ class PictureList(list[Picture]):
         return canvas.png_bytes(np.asarray(grid(self[:SHOWN_AT_MOST]))) if self else None
 
 
+@check_keywords()
 def grid(pictures: Sequence[Picture | np.ndarray], columns: int | None = None, *, zoom: int | None = None) -> Picture:
     """Pictures as one RGB picture, row by row, each pixel enlarged to a square.
 
