@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +35,9 @@ class Sample:
     """Show the result in the terminal."""
     no_copies: bool = False
     """Draw others instead of copies of training pictures, for a model of exact colours."""
+    tile: bool = False
+    """Draw textures that repeat without a seam, by a model that was trained with --augment wrap: borders are redrawn
+    where they meet. Prints the nats per pixel across the border and inside."""
     files: PictureFiles = field(default_factory=PictureFiles)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -46,7 +49,10 @@ def run(argv: Sequence[str]) -> None:
     check_drawing(args)
     model = load_model(args.model)
     from nextpixel.drawing.copies import draw_without_copies, find_copies
-    from nextpixel.drawing.sampling import Drawing, draw
+    from nextpixel.drawing.sampling import Drawing, caption_tags, draw
+    from nextpixel.drawing.tiles import draw_tiles
+    from nextpixel.evaluation.likelihood import image_nats
+    from nextpixel.evaluation.seams import measure_seam
     from nextpixel.images import grid, save_png
 
     shown = min(args.n, GRID_AT_MOST)
@@ -54,10 +60,16 @@ def run(argv: Sequence[str]) -> None:
         say(f"{args.out} shows the first {shown:,} of {args.n:,} pictures; --each FOLDER writes all")
 
     def draw_more(n: int, first: int) -> Drawing:
+        if args.tile:
+            return draw_tiles(model, n, args.sampling, args.caption, first)
         return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first)
 
     drawing, redrawn = draw_without_copies(model, args.n, draw_more) if args.no_copies else (draw_more(args.n, 0), 0)
     copies = find_copies(model, drawing.images) if args.n > COPIES_FROM or args.output.json else None
+    nats, seam = drawing.nats, None
+    if args.tile:
+        tags = caption_tags(model, args.caption, args.sampling)
+        nats, seam = image_nats(model, drawing.images, tags=tags), measure_seam(model, drawing.images, tags)
     shown = min(shown, len(drawing.images))
     columns = math.ceil(math.sqrt(shown))
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
@@ -73,7 +85,8 @@ def run(argv: Sequence[str]) -> None:
                 "guidance": args.sampling.guidance,
                 "seed": args.sampling.seed,
                 "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
-                "nats_per_pixel": drawing.nats.tolist(),
+                "nats_per_pixel": nats.tolist(),
+                **({} if seam is None else {"seam": asdict(seam)}),
                 **({} if copies is None else {"copies": copies.figures() | {"redrawn": redrawn}}),
             }
         )
@@ -81,8 +94,9 @@ def run(argv: Sequence[str]) -> None:
         for path in (args.out, args.files.sheet, args.files.gif):
             if path is not None:
                 show(path)
-        if copies is not None:
-            show(copies)
+        for figures in (seam, copies):
+            if figures is not None:
+                show(figures)
     if redrawn:
         say(f"{redrawn:,} copies were drawn and left out")
     if len(drawing.images) < args.n:

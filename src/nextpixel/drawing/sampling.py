@@ -89,16 +89,26 @@ class DrawnRow(NamedTuple):
 
 @check_keywords(SamplingKeywords)
 def sample(
-    model: ImageGPT, n: int = 1, *, caption: str | Sequence[str] | None = None, **settings: Unpack[SamplingKeywords]
+    model: ImageGPT,
+    n: int = 1,
+    *,
+    caption: str | Sequence[str] | None = None,
+    tile: bool = False,
+    **settings: Unpack[SamplingKeywords],
 ) -> PictureList:
     """Draw n whole pictures as PIL images, or n of each caption, caption by caption.
 
-    A caption has up to 16 tags of words that the model knows, model.words, as in "long red hair, glasses". `settings`
-    are those of SamplingConfig (temperature, seed, guidance, ...). A model of exact colours gives indexed pictures with
-    its palette, or RGBA ones beyond 256 colours.
+    A caption has up to 16 tags of words that the model knows, model.words, as in "long red hair, glasses". With `tile`
+    the pictures repeat without a seam, by a model that was trained with augment="wrap". `settings` are those of
+    SamplingConfig (temperature, seed, guidance, ...). A model of exact colours gives indexed pictures with its palette,
+    or RGBA ones beyond 256 colours.
     """
-    drawing = draw(model, None, n=n, sampling=SamplingConfig(**settings), caption=caption)
-    return pictures(model, drawing)
+    sampling = SamplingConfig(**settings)
+    if tile:
+        from nextpixel.drawing.tiles import draw_tiles
+
+        return pictures(model, draw_tiles(model, n, sampling, caption))
+    return pictures(model, draw(model, None, n=n, sampling=sampling, caption=caption))
 
 
 @check_keywords(SamplingKeywords)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.config import Part, SamplingConfig, SamplingKeywords, Size, check_keywords, check_picture_count
-from nextpixel.drawing.sampling import Drawing, draw, pictures
+from nextpixel.drawing.holes import draw_holes
+from nextpixel.drawing.sampling import Drawing, pictures
 from nextpixel.errors import InputError
-from nextpixel.images import Picture
+from nextpixel.images import PictureList
 from nextpixel.images.sources import load_images
 from nextpixel.network.model import ImageGPT
 from nextpixel.tokens.colors import allowed_tokens, colors_of
@@ -31,7 +32,7 @@ def vary(
     colors: str | None = None,
     caption: str | None = None,
     **settings: Unpack[SamplingKeywords],
-) -> list[Picture]:
+) -> PictureList:
     """n variations of each picture: a part of it is redrawn, the rest kept.
 
     strength  fraction of the pixels to redraw, from 0 to 1
@@ -75,35 +76,8 @@ def draw_variations(
             raise InputError(
                 "expected `strength` above 0, as the pictures have no other colours, got 0", argument="colors"
             )
-    return redraw(model, squares, masks, sampling, caption)
-
-
-def redraw(
-    model: ImageGPT,
-    squares: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    sampling: SamplingConfig,
-    caption: str | Sequence[str] | None = None,
-) -> Drawing:
-    """Redraw the pixels `masks` (M, H, W) of squares (M, H, W, C); `drawn_at` is (M, H, W).
-
-    What lies below the first of them is redrawn too, as a raster model has not seen what comes later.
-    """
-    drawn = []
-    for i, mask in enumerate(masks):
-        first = int(mask.any(1).argmax()) // model.tokenizer.patch[0] if mask.any() else model.config.rows - 1
-        part = draw(
-            model, squares[i : i + 1], keep=first / model.config.rows, sampling=sampling, caption=caption, first=i
-        )
-        if not mask.any():
-            tokens = model.tokenizer.encode(squares[i : i + 1])
-            same = model.tokenizer.decode(tokens, model.config.columns)
-            part = replace(
-                part, images=same, nats=np.full(1, np.nan, np.float32), drawn_at=np.zeros_like(part.drawn_at)
-            )
-        drawn.append(part)
-    images, nats = (np.concatenate([getattr(one, name) for one in drawn]) for name in ("images", "nats"))
-    return replace(drawn[0], images=images, nats=nats, drawn_at=np.stack([one.drawn_at for one in drawn]))
+    drawing = draw_holes(model, squares, masks, sampling=sampling, caption=caption)
+    return replace(drawing, drawn_at=np.broadcast_to(drawing.drawn_at, masks.shape))
 
 
 def part_mask(size: Size, strength: float, part: Part, place: Sequence[int] = (0,)) -> NDArray[np.bool_]:
