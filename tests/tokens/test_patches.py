@@ -207,12 +207,12 @@ def test_a_run_branches_with_its_tokenizer_and_resumes_to_the_same_weights(photo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("tokenizer photos.npy --side 18", "--side: expected multiples of 4, got 18"),
-        ("tokenizer photos.npy --patch 3", "--patch: expected 2 or 4, got 3"),
-        ("tokenizer photos.npy --codes 1", "--codes: expected 2 to 16384, got 1"),
-        ("tokenizer photos.npy --codes 20000", "--codes: expected 2 to 16384, got 20000"),
-        ("tokenizer photos.npy --side 16 --codes 16000", "--codes: expected at most"),
-        ("tokenizer photos.npy --side 16 --out photos.npy", "exists already"),
+        ("TOKENIZER --side 18", "--side: expected multiples of 4, got 18"),
+        ("TOKENIZER --patch 3", "--patch: expected 2 or 4, got 3"),
+        ("TOKENIZER --codes 1", "--codes: expected 2 to 16384, got 1"),
+        ("TOKENIZER --codes 20000", "--codes: expected 2 to 16384, got 20000"),
+        ("TOKENIZER --side 16 --codes 16000", "--codes: expected at most"),
+        ("TOKENIZER --side 16 --out tok", "exists already"),
         ("PRETRAIN --tokenizer missing", "--tokenizer: expected a folder that nextpixel tokenizer"),
         ("PRETRAIN --tokenizer tok --side 18", "--side: expected multiples of 4, the pixels of a"),
         ("PRETRAIN --tokenizer tok --palette exact", "--tokenizer: cannot be combined with --palette"),
@@ -227,6 +227,13 @@ def test_what_cannot_be_is_one_sentence(
 ) -> None:
     save_tokenizer(Patches(CODES), "tok", {})
     before = {path.name for path in Path().iterdir()}
-    assert main(words.replace("PRETRAIN", "pretrain photos.npy --out run").split()) == 2
+    assert (
+        main(
+            words.replace("PRETRAIN", "pretrain photos.npy --out run")
+            .replace("TOKENIZER", "tokenizer photos.npy --out new")
+            .split()
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert {path.name for path in Path().iterdir()} == before

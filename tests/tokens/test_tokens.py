@@ -77,7 +77,7 @@ def test_what_every_tokenizer_does(tokenizer: Tokenizer, tmp_path: Path) -> None
 
 
 def test_a_kind_that_is_not_known_is_named() -> None:
-    with pytest.raises(InputError, match="palette, exact, patches, averages, got 'wavelets'"):
+    with pytest.raises(InputError, match="palette, exact, patches, learned, averages, got 'wavelets'"):
         read_tokenizer({"kind": "wavelets"})
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
-from nextpixel.cli.arguments import Images, joined, parse, print_json, show
-from nextpixel.cli.common import psnr_text
+from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
+from nextpixel.cli.common import check_sources, psnr_text
 from nextpixel.cli.hints import command
-from nextpixel.config import Levels, OutputOptions, Size, check_numbers, side_text, to_size
-from nextpixel.errors import InputError
+from nextpixel.config import CodecConfig, OutputOptions, side_text, to_size
 from nextpixel.progress import say
 
-FITTED_AT_MOST = 20_000  # images
+FITTED_AT_MOST = 20_000  # images, by k-means
 HELD_OUT_AT_MOST = 1_000
 SHOWN = 16
 
@@ -26,78 +26,95 @@ class TokenizerArguments:
     """Fit a tokenizer whose tokens are patches of pixels, for pictures that are too large for a token a pixel.
 
     Prints the PSNR of held-out images decoded from their tokens, and the share of the codes that they use; the folder
-    also shows some of them, with their reconstructions below.
+    also shows some of them, with their reconstructions below. Training of a learned one can be interrupted and resumed.
     """
 
-    images: Images
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = ()
     """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
-    kind: Literal["patches"] = "patches"
-    """patches: the nearest of the patches that k-means finds in the images."""
-    patch: int = 4
-    """Pixels along each side of a patch: 2 or 4."""
-    codes: int = 4_096
-    """Size of the vocabulary, up to 16,384."""
-    out: Path = Path("tokenizer")
+    kind: Literal["patches", "learned"] = "patches"
+    """patches: the nearest of the patches that k-means finds in the images, for which --patch, --codes, --side, --seed
+    and the options of images count. learned: a convolutional codec around finite scalar quantisation (Mentzer et al.
+    2023), trained by the other options too."""
+    out: Path | None = None
     """The new folder of the tokenizer."""
-    side: int | Size = 64
-    """Side that images are resized to, or rows x columns as in 48x64; multiples of the patch."""
+    resume: Path | None = None
+    """Resume the training of this folder; only --data is allowed with it."""
+    data: tuple[str, ...] = ()
+    """With --resume, the new location of the same images; recorded in the run."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
-    range: str | None = None
-    """LOW,HIGH: the values shown as black and white where the format does not define them (more than 8 bits, floats,
-    DICOM without a window); default: the range of the images."""
-    bands: str | None = None
-    """R,G,B: the bands to use of pictures with more than three, counted from 1; default: the first three."""
-    validation_fraction: float = 0.1
-    """Fraction of the images held out."""
-    seed: int = 0
-    """Random seed of k-means and of the held-out images."""
-    cache: str | None = None
-    """Folder for decoded images; default: the user's cache folder."""
+    config: CodecConfig = field(default_factory=CodecConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(TokenizerArguments, "tokenizer", argv)
-    check_numbers(args, fraction="validation_fraction")
-    size, levels = to_size(args.side), Levels.of(args.range, args.bands)
-    from nextpixel.tokens.patches import CODES_AT_MOST, SIDES, Patches
+    check_run(argv, args, args.images, "tokenizer photos/ --out tok")
+    check_sources(*args.images, *args.data)
+    if args.kind == "learned" or args.resume is not None:
+        out, facts = _train(args)
+    else:
+        out, facts = _fit(args)
+    from nextpixel.tokens import Reconstruction, load_tokenizer
 
-    if args.patch not in SIDES:
-        raise InputError(f"expected 2 or 4, got {args.patch}", argument="patch")
-    if size[0] % args.patch or size[1] % args.patch:
-        raise InputError(f"expected multiples of {args.patch}, got {side_text(size)}", argument="side")
-    if not 2 <= args.codes <= CODES_AT_MOST:
-        raise InputError(f"expected 2 to {CODES_AT_MOST}, got {args.codes}", argument="codes")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"expected 0 to {2**32 - 1}, got {args.seed}", argument="seed")
-    from nextpixel.data.decoded import decode, split_indices
-    from nextpixel.files import new_output
-    from nextpixel.images import grid, save_png
-    from nextpixel.tokens import reconstruct, reconstruction, save_tokenizer
-
-    new_output(args.out)
-    images = decode(joined(args.images), size, split=args.split, cache=args.cache, levels=levels)
-    train, held = (
-        images.images[np.sort(np.random.default_rng(args.seed).permutation(rows)[:most])]
-        for rows, most in zip(
-            split_indices(len(images), args.validation_fraction, args.seed), (FITTED_AT_MOST, HELD_OUT_AT_MOST)
-        )
-    )
-    tokenizer = Patches.fit(train, args.codes, args.patch, args.seed)
-    found = reconstruction(tokenizer, held)
-    facts = {"side": args.side, "images": len(train), "held_out_images": len(held), **asdict(found)}
-    save_tokenizer(tokenizer, args.out, {"fitted": {"source": ", ".join(args.images), "seed": args.seed, **facts}})
-    shown = held[:SHOWN]
-    picture = args.out / "reconstructions.png"
-    save_png(grid([list(shown), list(reconstruct(tokenizer, shown))], zoom=max(1, 128 // size[0])), picture)
+    tokenizer = load_tokenizer(out)
+    found = Reconstruction(**{name: facts[name] for name in Reconstruction.__dataclass_fields__})
     if args.output.json:
-        print_json({"out": str(args.out), "sha256": tokenizer.hash, "codes": len(tokenizer), **facts})
+        print_json({"out": str(out), "sha256": tokenizer.hash, "codes": len(tokenizer), **facts})
     else:
         show(
-            f"{args.out}: {len(tokenizer):,} patches of {args.patch} x {args.patch} pixels; {psnr_text(found)} and "
-            f"{found.codes_used:.1%} of them used on {len(held):,} held-out images"
+            f"{out}: {len(tokenizer):,} codes for patches of {side_text(tokenizer.patch)} pixels; {psnr_text(found)} "
+            f"and {found.codes_used:.1%} of them used on {facts['held_out_images']:,} held-out images"
         )
-        print(picture)
-    words = (*args.images, "--tokenizer", args.out, "--side", side_text(size), "--out", "run")
-    say(f"To train with it: {command('pretrain', *words, split=args.split)}")
+    words = (*(args.images or ["photos/"]), "--tokenizer", out, "--side", side_text(to_size(facts["side"])))
+    say(f"To train with it: {command('pretrain', *words, '--out', 'run', split=args.split)}")
+
+
+def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
+    """The folder of a learned tokenizer, and what its tokenizer.json says of its training."""
+    from nextpixel.checkpoints import Run
+    from nextpixel.files import read_json
+    from nextpixel.tokens.tokenizer import FACTS
+    from nextpixel.training.codecs import KIND, relocate_run, start_run, train_run
+
+    if args.resume is not None:
+        found = relocate_run(Run.open(args.resume, KIND), joined(args.data) or None)
+    else:
+        assert args.out is not None
+        found = start_run(joined(args.images), args.out, args.config, args.split)
+    with resumable("tokenizer", found.path):
+        train_run(found)
+    return found.path, read_json(found.path / FACTS)["fitted"]
+
+
+def _fit(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
+    """The same of patches."""
+    from nextpixel.data.decoded import decode, split_indices
+    from nextpixel.images import grid, save_png
+    from nextpixel.tokens import reconstruct, reconstruction, save_tokenizer
+    from nextpixel.tokens.patches import Patches
+
+    config, out = args.config, args.out
+    assert out is not None
+    images = decode(
+        joined(args.images),
+        config.size,
+        split=args.split,
+        cache=config.cache,
+        fit=config.fit or "crop",
+        levels=config.levels,
+    )
+    train, held = (
+        images.images[np.sort(np.random.default_rng(config.seed).permutation(rows)[:most])]
+        for rows, most in zip(
+            split_indices(len(images), config.validation_fraction, config.seed), (FITTED_AT_MOST, HELD_OUT_AT_MOST)
+        )
+    )
+    tokenizer = Patches.fit(train, config.codes, config.patch, config.seed)
+    facts = {"source": ", ".join(args.images), "seed": config.seed, "side": config.side, "images": len(train)}
+    facts |= {"held_out_images": len(held), **asdict(reconstruction(tokenizer, held))}
+    save_tokenizer(tokenizer, out, {"fitted": facts})
+    shown = held[:SHOWN]
+    picture = grid([list(shown), list(reconstruct(tokenizer, shown))], zoom=max(1, 128 // config.size[0]))
+    save_png(picture, out / "reconstructions.png")
+    return out, facts

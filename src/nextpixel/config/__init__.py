@@ -15,6 +15,7 @@ from nextpixel.config.runs import (
     EXACT,
     INIT_RATE,
     MUON_RATE,
+    CodecConfig,
     DistillConfig,
     FinetuneConfig,
     GPTRunConfig,

@@ -368,3 +368,49 @@ class DistillConfig(RunConfig):
             raise InputError(
                 f"expected middle, a number, or comma-separated numbers, got {self.layer!r}", argument="layer"
             )
+
+
+@dataclass(frozen=True)
+class CodecConfig(RunConfig):
+    """Settings of the training of a learned tokenizer; recorded in its run.json."""
+
+    patch: int = 4
+    """Pixels along each side of a patch: 2 or 4."""
+    codes: int = 4_096
+    """Size of the vocabulary, up to 16,384; with --kind learned 1000, 4096 or 16384."""
+    side: int | Size = 64
+    """Side that images are resized to, or rows x columns as in 48x64; multiples of the patch."""
+    width: int = 128
+    """Channels of the codec."""
+    blocks: int = 4
+    """Residual blocks of its decoder at one position a token; with patches of 4, half as many follow at twice the
+    resolution."""
+    steps: int = 10_000
+    """Total number of optimiser steps."""
+    batch_images: int = 32
+    """Images per optimiser step."""
+    learning_rate: float = 0.02
+    """Peak learning rate of Muon, for the convolutions of the blocks; Adam has a tenth of it for the rest. Constant
+    after the warm-up, then linear to zero over the second half."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; default: 50."""
+    evaluate_every_steps: int = 1_000
+    """Steps between evaluations on the held-out images; a checkpoint is written first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, at_least_one="patch codes width blocks steps evaluate_every_steps")
+        object.__setattr__(self, "side", to_side(to_size(self.side)))  # a list if read from JSON
+        if self.patch not in (2, 4):
+            raise InputError(f"expected 2 or 4, got {self.patch}", argument="patch")
+        if not 2 <= self.codes <= 16_384:
+            raise InputError(f"expected 2 to 16384, got {self.codes}", argument="codes")
+        if self.fit == "place":
+            raise InputError("expected crop, imagenet or squash, got place", argument="fit")
+        if self.size[0] % self.patch or self.size[1] % self.patch:
+            raise InputError(f"expected multiples of {self.patch}, got {side_text(self.size)}", argument="side")
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the pictures, in pixels."""
+        return to_size(self.side)

@@ -201,10 +201,12 @@ def stream(
     sampling = SamplingConfig(**settings)
     plan = _plan(model, squares, keep, n, sampling, caption)
     for candidates in plan.batches:
+        known = plan.prompts[[candidate // n for candidate in candidates]].to(model.device)
         for row, tokens, _ in _draw_rows(model, plan, candidates, sampling):
-            pixels = model.tokenizer.decode(tokens, model.config.columns)
-            for y in range(pixels.shape[1]):
-                yield DrawnRow(candidates, row * pixels.shape[1] + y, pixels[:, y])
+            known = torch.cat([known, tokens], 1)
+            pixels = model.tokenizer.decode(known, model.config.columns)
+            for y in range(row * model.tokenizer.patch[0], pixels.shape[1]):
+                yield DrawnRow(candidates, y, pixels[:, y])
 
 
 def draw(

@@ -389,11 +389,9 @@ class Engine:
             self.observe("first_row_seconds", now - ticket.arrived)
         rest = min(other.position for other in self._table.rows if other.ticket is ticket)
         left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
-        drawn = ticket.tokens[row.number, None, row.position - config.columns : row.position]
-        [pixels] = tokenizer.decode(drawn, config.columns)
-        first = (row.position // config.columns - 1) * len(pixels)
-        for y, line in enumerate(pixels, first):
-            ticket.notify(Row(row.number, y, line, left))
+        [pixels] = tokenizer.decode(ticket.tokens[row.number, None, : row.position], config.columns)
+        for y in range(len(pixels) - tokenizer.patch[0], len(pixels)):
+            ticket.notify(Row(row.number, y, pixels[y], left))
         ticket.finished += row.position == config.tokens
         if ticket.finished == ticket.n:
             ticket.ended = True

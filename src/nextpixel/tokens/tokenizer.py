@@ -19,6 +19,7 @@ from nextpixel.errors import InputError
 from nextpixel.files import new_file, new_folder, new_output, read_json, write_json
 from nextpixel.limits import read_bytes
 from nextpixel.tokens.exact import ExactPalette
+from nextpixel.tokens.learned import Learned
 from nextpixel.tokens.palette import Palette
 from nextpixel.tokens.patches import Patches
 
@@ -57,7 +58,10 @@ class Tokenizer(Protocol):
         """Tokens (B, T) of images (B, H, W, channels), on the device of the images."""
 
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
-        """Images of tokens (B, T), or of any number of whole rows; `columns` of the grid; default: square."""
+        """Images of tokens (B, T), or of any number of whole rows; `columns` of the grid; default: square.
+
+        Where pixels depend on tokens around theirs, the last rows may change with those that follow.
+        """
 
     def values(self) -> dict[str, Any]:
         """The arguments of `from_values`: JSON and numpy arrays, written beside the weights and into a run."""
@@ -67,7 +71,7 @@ class Tokenizer(Protocol):
         """Raises InputError, KeyError, TypeError or ValueError for values of anything else."""
 
 
-KINDS: dict[str, type[Tokenizer]] = {one.kind: one for one in (Palette, ExactPalette, Patches)}
+KINDS: dict[str, type[Tokenizer]] = {one.kind: one for one in (Palette, ExactPalette, Patches, Learned)}
 
 
 def read_tokenizer(values: dict[str, Any], folder: Path | None = None, cache: str | Path | None = None) -> Tokenizer:
