@@ -1004,3 +1004,49 @@ def test_completions_of_patches_keep_the_given_pixels() -> None:
             assert np.array_equal(pixels, images[row["candidate"], row["y"]])
         decoded = pixels_of(client.post("/v1/encode", json={"image": TEXT}).json()["image"])
         assert np.array_equal(decoded, reconstruct(model.tokenizer, square[None])[0])
+
+
+def mask_png(size: int = 6, filled: int = 2) -> str:
+    pixels = np.zeros((size, size), np.uint8)
+    pixels[1 : 1 + filled, 1 : 1 + filled] = 255
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_a_hole_is_filled_as_in_python_streamed_or_not(client: TestClient, model: ImageGPT) -> None:
+    square = np.random.default_rng(5).integers(0, 256, (6, 6, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(square).save(out, "PNG")
+    body = {"image": base64.b64encode(out.getvalue()).decode(), "mask": mask_png(), "n": 2, "particles": 3, "seed": 4}
+    mask = np.zeros((6, 6), bool)
+    mask[1:3, 1:3] = True
+    expected = [np.asarray(p) for p in complete(model, square, mask=mask, n=2, particles=3, seed=4)]
+    told = client.post("/v1/complete", json=body).json()
+    assert told["filled_pixels"] == 4 and len(told["log_evidence"]) == len(told["nats"]) == 2
+    for text, image in zip(told["images"], expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), image)
+    events = client.post("/v1/complete", json=body | {"stream": True}).text.split("\n\n")
+    rows = [json.loads(e.partition("data: ")[2]) for e in events if e.startswith("event: row")]
+    assert {(row["candidate"], row["y"]) for row in rows} == {(i, y) for i in range(2) for y in (1, 2)}
+    for row in rows:
+        pixels = np.frombuffer(base64.b64decode(row["pixels"]), np.uint8).reshape(6, 3)
+        assert np.array_equal(pixels, expected[row["candidate"]][row["y"]])
+    assert "event: done" in events[-2]
+
+
+@pytest.mark.parametrize(
+    ("mask", "more", "message"),
+    [
+        ("no base64!", {}, "mask"),
+        (base64.b64encode(b"text").decode(), {}, "mask: "),
+        (mask_png(filled=0), {}, "expected white pixels"),
+        (mask_png(), {"particles": 0}, "particles"),
+        (mask_png(), {"particles": 65}, "particles"),
+        (mask_png(), {"n": 33}, "n: expected at most 32"),
+    ],
+)
+def test_bad_masks_are_refused(client: TestClient, mask: str, more: dict[str, Any], message: str) -> None:
+    body = {"image": base64.b64encode(picture()).decode(), "mask": mask} | more
+    answer = client.post("/v1/complete", json=body)
+    assert answer.status_code in (400, 422) and message in answer.text

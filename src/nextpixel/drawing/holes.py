@@ -110,24 +110,17 @@ def draw_holes(
     particles: int = PARTICLES,
     sampling: SamplingConfig | None = None,
     caption: str | Sequence[str] | None = None,
+    guide: bool = True,
 ) -> Drawing:
-    """Fill masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each. Raises InputError."""
-    filling = Filling(model, squares, masks, n, particles, sampling or SamplingConfig(), caption)
+    """Fill masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each. Raises InputError.
+
+    `guide=False` leaves the particles to the model alone.
+    """
+    filling = Filling(model, squares, masks, n, particles, sampling or SamplingConfig(), caption, guide)
     with progress("drawing", filling.tokens, "pixels") as advance:
         for drawn in filling.rounds():
             advance(drawn)
-    images = np.concatenate([filling.image(i) for i in range(len(filling.runs))])
-    nats = np.array([one.nats[one.chosen or 0] / max(1, (one.known == FREE).sum()) for one in filling.runs])
-    evidence = Evidence(
-        np.array([one.log_evidence for one in filling.runs]),
-        np.array([one.ancestors_left for one in filling.runs]),
-        particles,
-        np.repeat([hole.blind for hole in filling.holes], n),
-    )
-    steps = np.stack([hole.drawn_at for hole in filling.holes])
-    drawn_at = steps[0] if (steps == steps[0]).all() else steps.repeat(n, 0)
-    nats = nats / np.prod(model.tokenizer.patch)
-    return Drawing(images, nats.astype(np.float32), drawn_at, filling.decoder.name, evidence)
+    return filling.drawing()
 
 
 def stream_holes(
@@ -164,16 +157,18 @@ class Filling:
         particles: int,
         sampling: SamplingConfig,
         caption: str | Sequence[str] | None,
+        guide: bool = True,
     ) -> None:
         check_picture_count(n)
         check_particles(particles)
         check_draws(model)
-        self.model, self.n = model, n
+        self.model, self.n, self.particles = model, n, particles
         masks = np.broadcast_to(masks, squares.shape[:3])
         self.holes = [make_hole(model, *pair) for pair in zip(squares, masks, strict=True)]
         self.tags = caption_tags(model, caption, sampling)
         check_captions(self.tags, len(squares))
-        guide, allowed = Guide(model.tokenizer), allowed_mask(model, sampling)
+        steering = Guide(model.tokenizer) if guide else None
+        allowed = allowed_mask(model, sampling)
         self.runs = [
             start_particles(
                 hole.known,
@@ -183,7 +178,7 @@ class Filling:
                 completion=k,
                 particles=particles,
                 allowed=allowed,
-                guide=guide,
+                guide=steering,
             )
             for i, hole in enumerate(self.holes)
             for k in range(n)
@@ -238,6 +233,22 @@ class Filling:
         turn = torch.tensor([self.holes[i].orientation if trained else 0 for i in pictures], device=self.model.device)
         tags = self.tags if self.tags is None or len(self.tags) == 1 else self.tags[pictures]
         return self.model.prefix(turn, tags)
+
+    def drawing(self) -> Drawing:
+        """What has been drawn, after all rounds."""
+        drawn = self.runs
+        images = np.concatenate([self.image(i) for i in range(len(drawn))])
+        counts = np.array([max(1, (one.known == FREE).sum()) for one in drawn]) * np.prod(self.model.tokenizer.patch)
+        nats = np.array([one.nats[one.chosen or 0] for one in drawn]) / counts
+        evidence = Evidence(
+            np.array([one.log_evidence for one in drawn]),
+            np.array([one.ancestors_left for one in drawn]),
+            self.particles,
+            np.repeat([hole.blind for hole in self.holes], self.n),
+        )
+        steps = np.stack([hole.drawn_at for hole in self.holes])
+        drawn_at = steps[0] if (steps == steps[0]).all() else steps.repeat(self.n, 0)
+        return Drawing(images, nats.astype(np.float32), drawn_at, self.decoder.name, evidence)
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Completion i as an upright picture, (1, H, W, C); pixels in the hole that are not drawn yet are token 0."""

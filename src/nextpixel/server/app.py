@@ -23,6 +23,7 @@ from nextpixel.config import ServeConfig
 from nextpixel.errors import InputError, shortened
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import UnreadableImage, heatmap, png_bytes
+from nextpixel.images.sources.masks import FILLED_FROM, check_filled
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import silent
 from nextpixel.representation.extraction import Backbone, check_layers, pooled
@@ -33,6 +34,7 @@ from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import draw
 from nextpixel.server.engine import Engine
 from nextpixel.server.guard import guard
+from nextpixel.server.holes import fill
 from nextpixel.server.meters import Meters
 from nextpixel.tokens import reconstruct
 
@@ -70,7 +72,7 @@ def create_app(
         for name, model in models.items()
         if model.config.objective == "autoregressive"
     }
-    one_call, decoders = CapacityLimiter(1), Decoders(config.max_pixels)
+    one_call, one_fill, decoders = CapacityLimiter(1), CapacityLimiter(1), Decoders(config.max_pixels)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -191,7 +193,24 @@ def create_app(
         return await draw(call, engines, thread, squares, keep)
 
     async def complete(call: Call[schema.Complete]) -> Response:
-        return await sample(call, await read_square(call, call.model), call.body.keep)
+        squares = await read_square(call, call.model)
+        if call.body.mask is None:
+            return await sample(call, squares, call.body.keep)
+        if call.body.n > config.max_completions:
+            raise InputError(f"expected at most {config.max_completions}, got {call.body.n}", argument="n")
+        return await fill(call, thread, one_fill, squares[0], await read_mask(call))
+
+    async def read_mask(call: Call[schema.Complete]) -> NDArray[np.bool_]:
+        """The mask of a request at the model's size (H, W)."""
+        assert call.body.mask is not None
+        fit = "squash" if call.model.fit == "place" else call.model.fit
+        try:
+            found = await call.before_deadline(decoders.decode(call.body.mask, call.model.size, fit, call.model.levels))
+        except UnreadableImage as error:
+            raise HTTPException(422, f"mask: {error.reason}; expected a picture file") from None
+        mask = np.asarray(found[..., 0] >= FILLED_FROM)
+        check_filled(mask[None])
+        return mask
 
     async def encode(call: Call[schema.Picture]) -> Response:
         model, squares = call.model, await read_square(call, call.model)

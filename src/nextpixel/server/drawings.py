@@ -115,24 +115,24 @@ class _Stream(StreamingResponse):
 async def _event_stream(
     events: asyncio.Queue[Event], begin: dict[str, Any], waiting: Waiting | None, facts: dict[str, Any]
 ) -> AsyncIterator[str]:
-    yield _sse("start", begin)
+    yield sse("start", begin)
     if waiting is not None:
-        yield _sse("waiting", vars(waiting))
+        yield sse("waiting", vars(waiting))
     while True:
         match await events.get():
             case Row() as row:
-                yield _sse("row", vars(row) | {"pixels": base64_text(row.pixels.tobytes())})
+                yield sse("row", vars(row) | {"pixels": base64_text(row.pixels.tobytes())})
             case Waiting() as moved:
-                yield _sse("waiting", vars(moved))
+                yield sse("waiting", vars(moved))
             case Done() as done:
-                yield _sse("done", await to_thread.run_sync(_pictures, done) | facts)
+                yield sse("done", await to_thread.run_sync(_pictures, done) | facts)
                 return
             case Failed() as failed:
-                yield _sse("error", vars(failed))
+                yield sse("error", vars(failed))
                 return
 
 
-def _sse(name: str, data: dict[str, Any]) -> str:
+def sse(name: str, data: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 

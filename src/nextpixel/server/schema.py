@@ -91,10 +91,14 @@ class Sample(Request):
 
 
 class Complete(Sample):
-    """A picture to complete from its top rows."""
+    """A picture to complete from its top rows, or around a hole."""
 
     image: Image
     keep: float = Field(0.5, ge=0, lt=1, description="Fraction of the rows to keep, from the top.")
+    mask: Image | None = Field(
+        None, description="A picture of what to fill instead, in base64: white is filled, black is kept."
+    )
+    particles: int = Field(8, ge=1, le=64, description="Versions of each completion with a mask; more are better.")
 
 
 class Picture(Request):

@@ -42,6 +42,12 @@ def load_masks(
         raise InputError(
             f"expected one, or one for each of {len(squares)} pictures, got {len(filled)}", argument="mask"
         )
+    check_filled(filled)
+    return filled
+
+
+def check_filled(filled: NDArray[np.bool_]) -> None:
+    """Raise InputError where one of these masks (M, H, W) fills nothing or everything."""
     for i, one in enumerate(filled):
         which = f" in mask {i + 1} of {len(filled)}" if len(filled) > 1 else ""
         if not one.any():
@@ -54,7 +60,6 @@ def load_masks(
             raise InputError(
                 f"expected black pixels, which are kept, got none{which}; sample draws whole pictures", argument="mask"
             )
-    return filled
 
 
 def box_mask(box: str, size: Size) -> NDArray[np.bool_]:
