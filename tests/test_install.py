@@ -106,6 +106,13 @@ def test_the_wheel_holds_the_package(wheel):
         assert any(name.startswith(kind) for name in stored), kind
 
 
+def test_the_source_distribution_builds_the_same_wheel(wheel, tmp_path):
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    assert (tmp_path / f"nextpixel-{VERSION}.tar.gz").is_file()
+    ours, theirs = (set(zipfile.ZipFile(path).namelist()) for path in (wheel, tmp_path / wheel.name))
+    assert ours == theirs
+
+
 def test_four_libraries_train_and_sample(bare, folder):
     work = folder / "bare"
     work.mkdir()
