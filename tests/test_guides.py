@@ -1,4 +1,4 @@
-"""The guides to domains with few labels: their sh blocks, typed in order in an empty folder."""
+"""The guides with data of their own: their sh blocks, typed in order in an empty folder."""
 
 import os
 import re
@@ -12,7 +12,9 @@ import pytest
 from test_docs import ROOT, fenced
 
 DATA = Path(os.environ.get("NEXTPIXEL_DATA", ROOT / "data"))
-GUIDES = {"aerial": "rsscn7", "x-rays": "pneumoniamnist"}
+GUIDES = {"aerial": "rsscn7", "x-rays": "pneumoniamnist", "pixel-art": "sprites"}
+FEW_LABELS = {"pretrain", "probe", "finetune", "distill", "convert", "predict"}
+VERBS = {"aerial": FEW_LABELS, "x-rays": FEW_LABELS, "pixel-art": {"palette", "pretrain", "sample", "complete", "vary"}}
 SECONDS = 3 * 3600  # 20 to 25 minutes of one idle core; other work may share it
 
 
@@ -32,7 +34,7 @@ def commands(code: str) -> list[list[str]]:
 def test_a_guide_types_flags_that_exist(guide: str) -> None:
     reference = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     typed = [words for _, code in blocks(guide) for words in commands(code)]
-    assert {"pretrain", "probe", "finetune", "distill", "convert", "predict"} <= {words[0] for words in typed}
+    assert VERBS[guide] <= {words[0] for words in typed}
     for verb, *words in typed:
         section = reference.split(f"\n## nextpixel {verb}\n")[1].split("\n## ")[0]
         flags = [word for word in words if word.startswith("-")]
@@ -45,7 +47,7 @@ def test_a_guide_types_flags_that_exist(guide: str) -> None:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guide_runs_from_its_first_block_to_its_last(guide: str, tmp_path: Path) -> None:
     if not (DATA / GUIDES[guide]).is_dir():
-        pytest.skip(f"{DATA / GUIDES[guide]} is absent: see benchmarks/fetch_datasets.py, or set NEXTPIXEL_DATA")
+        pytest.skip(f"{DATA / GUIDES[guide]} is absent: see benchmarks/, or set NEXTPIXEL_DATA")
     for name, words in (("nextpixel", "-m nextpixel"), ("python", "")):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
