@@ -36,8 +36,8 @@ from nextpixel.progress import progress
 
 PARTICLES = 8
 PARTICLES_AT_MOST = MAX_ROWS
-WORTH_A_TURN = 0.01  # of the tokens by which known ones come sooner on average: other models than those trained with
-# orientations pay for it, 0.008 nats per pixel upside down and 0.03 for quarter turns (docs/results.md)
+WORTH_A_TURN = 0.01  # of the tokens, by which known ones come sooner on average: a model that was not trained with
+# orientations predicts turned pictures a little worse
 
 
 @dataclass(frozen=True)
