@@ -100,7 +100,8 @@ class Words:
             some = ", ".join(self.table[:5]) + ", ..." * (len(self) > 5)
             raise InputError(
                 f"expected words that the model knows, got {', '.join(map(self._hint, unknown[:5]))}"
-                f"{', ...' * (len(unknown) > 5)}; it knows {len(self):,} (model.words.table): {some}",
+                f"{', ...' * (len(unknown) > 5)}; it knows {len(self):,} (model.words.table, or nextpixel info "
+                f"MODEL --words): {some}",
                 argument="caption",
             )
         longest = max(tags, key=len, default=[])
