@@ -237,3 +237,15 @@ def test_what_cannot_be_is_one_sentence(
     )
     assert message in capsys.readouterr().err
     assert {path.name for path in Path().iterdir()} == before
+
+
+def test_pixels_outside_a_hole_stay_themselves_to_its_rim() -> None:
+    """A hole that no patch divides."""
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=(4, 6), colors=50), torch.float32)
+    model.tokenizer = Patches(CODES)
+    hole = np.zeros((16, 24), bool)
+    hole[3:10, 5:11] = True
+    for picture in nextpixel.complete(model, NOISE[:2], mask=hole, n=2, speed="exact"):
+        pixels = np.asarray(picture)
+        same = [np.array_equal(pixels[~hole], square[~hole]) for square in NOISE[:2]]
+        assert sum(same) == 1 and not np.array_equal(pixels[hole], NOISE[same.index(True)][hole])

@@ -27,6 +27,7 @@ from nextpixel.drawing.sampling import (
     caption_tags,
     check_captions,
     check_draws,
+    join,
 )
 from nextpixel.errors import InputError
 from nextpixel.images import orient, undo_orient
@@ -163,7 +164,8 @@ class Filling:
         check_particles(particles)
         check_draws(model)
         self.model, self.n, self.particles = model, n, particles
-        masks = np.broadcast_to(masks, squares.shape[:3])
+        self.squares, self.masks = squares, np.broadcast_to(masks, squares.shape[:3])
+        masks = self.masks
         self.holes = [make_hole(model, *pair) for pair in zip(squares, masks, strict=True)]
         self.tags = caption_tags(model, caption, sampling)
         check_captions(self.tags, len(squares))
@@ -251,10 +253,15 @@ class Filling:
         return Drawing(images, nats.astype(np.float32), drawn_at, self.decoder.name, evidence)
 
     def image(self, i: int) -> NDArray[np.uint8]:
-        """Completion i as an upright picture, (1, H, W, C); pixels in the hole that are not drawn yet are token 0."""
+        """Completion i as an upright picture, (1, H, W, C); pixels in the hole that are not drawn yet are token 0.
+
+        Where a token covers several pixels, those outside the mask are the given ones.
+        """
         tokens = self.runs[i].final[None].clip(min=0)
         turned = self.model.tokenizer.decode(tokens, self.model.config.columns)
-        return undo_orient(turned, self.holes[i // self.n].orientation)
+        number = i // self.n
+        image = undo_orient(turned, self.holes[number].orientation)
+        return join(self.model.tokenizer, image, self.squares[number : number + 1], ~self.masks[number])
 
     def agreed(self, i: int) -> NDArray[np.bool_]:
         """Which pixels of completion i, (H, W), are known or final."""

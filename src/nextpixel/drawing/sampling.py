@@ -240,24 +240,24 @@ def draw(
                 rows.append(row_nats)
                 advance(drawn.numel())
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
-    images = join(tokenizer, tokenizer.decode(tokens, config.columns), squares, plan.kept_rows)
+    images = tokenizer.decode(tokens, config.columns)
     steps = np.maximum(np.arange(images.shape[1]) // tokenizer.patch[0] - plan.kept_rows + 1, 0)
+    images = join(tokenizer, images, squares, steps[:, None] == 0)
     drawn_at = undo_orient(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
     nats /= math.prod(tokenizer.patch)
     return Drawing(undo_orient(images, orientation), nats, drawn_at, plan.decoder.name)
 
 
 def join(
-    tokenizer: Tokenizer, images: NDArray[np.uint8], squares: NDArray[np.uint8] | None, rows: int
+    tokenizer: Tokenizer, images: NDArray[np.uint8], squares: NDArray[np.uint8] | None, given: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Completions (M * n, H, W, C) of squares (M, H, W, C), of which so many rows of tokens were given.
+    """Completions (M * n, H, W, C) of squares (M, H, W, C), of which these pixels (H, W) were given.
 
     Where a token covers several pixels and loses their detail, the given pixels replace those of the tokens.
     """
-    if squares is not None and covers_pixels(tokenizer):
-        given = rows * tokenizer.patch[0]
-        images[:, :given] = squares[:, :given].repeat(len(images) // len(squares), 0)
-    return images
+    if squares is None or not covers_pixels(tokenizer):
+        return images
+    return np.where(given[..., None], squares.repeat(len(images) // len(squares), 0), images)
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:

@@ -402,5 +402,6 @@ class Engine:
             }
             nats = ticket.nats / (ticket.drawn * math.prod(tokenizer.patch))
             images = tokenizer.decode(ticket.tokens, config.columns)
-            images = join(tokenizer, images, ticket.square, ticket.prompt.shape[1] // config.columns)
+            given = np.arange(ticket.length).reshape(-1, config.columns) < ticket.prompt.shape[1]
+            images = join(tokenizer, images, ticket.square, given.repeat(tokenizer.patch[0], 0)[:, :1])
             ticket.notify(Done(images, nats.tolist(), seconds))
