@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from nextpixel.cli import VERBS, main
+from nextpixel.cli.arguments import show_table
 from nextpixel.images import save_png
 
 SMALL_RUN = "--layers 1 --width 16 --heads 2 --side 4 --steps 1 --batch-images 2 --sample-images 0 --threads 1"
@@ -21,12 +22,13 @@ SMALL_RUN = "--layers 1 --width 16 --heads 2 --side 4 --steps 1 --batch-images 2
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a model, a picture and two folders of labelled pictures."""
+    """A working folder with a model, a picture and two folders of dark and of bright pictures."""
     rng = np.random.default_rng(0)
     places = [f"{part}/{split}/{kind}" for part in ("one", "two") for split in ("train", "test") for kind in "ab"]
     for place in places:
         for i in range(3):
-            save_png(rng.integers(0, 256, (6, 6, 3), np.uint8), tmp_path / place / f"{i}.png")
+            darkest = 128 if place.endswith("b") else 0
+            save_png(rng.integers(darkest, darkest + 128, (6, 6, 3)).astype(np.uint8), tmp_path / place / f"{i}.png")
     save_png(rng.integers(0, 256, (6, 6, 3), np.uint8), tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -186,6 +188,14 @@ def test_quiet_still_prints_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in capsys.readouterr().err
     succeed("sample -n 1 --model model", capsys)
     assert main(["sample", "-n", "1", "--model", "model"]) == 0 and "--seed 1" in capsys.readouterr().err
+
+
+def test_numbers_stand_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photo.png").rename("a much longer name.png")
+    lines = succeed("complete 'a much longer name.png' one/train/a/0.png -n 2 --model model", capsys)[0].splitlines()
+    assert lines[0].index("nats") == lines[1].index("nats") and lines[0].startswith("a much longer name.png: nats")
+    show_table([("a.png", "10.5", "x"), ("long.png", "9.25", "yy"), ("", "-1", "")])
+    assert capsys.readouterr().out == "a.png     10.5  x\nlong.png  9.25  yy\n            -1\n"
 
 
 def test_complete_without_arguments_completes_the_cat(capsys: pytest.CaptureFixture[str]) -> None:

@@ -269,6 +269,17 @@ def show(*lines: object) -> None:
         sys.stdout.write(printable(str(line)) + "\n")
 
 
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of texts in columns, those that begin with a digit or a minus to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if cell[:1].isdigit() or cell[:1] == "-" else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        )
+        show("  ".join(cells).rstrip())
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print a JSON object on stdout, with null for NaN."""
     from nextpixel.stats import finite

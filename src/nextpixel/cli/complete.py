@@ -177,9 +177,10 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
+        widest = max(map(len, names)) + 1
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
-            show(f"{name}: nats per pixel {nats}")
+            show(f"{name + ':':<{widest}} nats per pixel {nats}")
         for path in (args.out, args.files.sheet, args.files.gif):
             if path is not None:
                 show(path)

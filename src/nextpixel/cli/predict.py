@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from nextpixel.cli.arguments import Images, joined, parse, print_json, show
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_sources, decode_for, load_classifier, load_model, write_rows
 from nextpixel.config import ModelOptions, OutputOptions, check_numbers
 from nextpixel.errors import InputError
@@ -73,8 +73,12 @@ def run(argv: Sequence[str]) -> None:
     if args.output.json:
         print_json({"predictions": rows, "unreadable": images.unreadable})
     else:
-        for row, each, number in zip(rows, probabilities, chosen, strict=True):
-            show(f"{row['file']}  {row['class']}  {each[number]:.3f}")
+        show_table(
+            [
+                (str(row["file"]), str(row["class"]), f"{each[number]:.3f}")
+                for row, each, number in zip(rows, probabilities, chosen, strict=True)
+            ]
+        )
     if args.out is not None:
         write_rows(args.out, rows)
         say(f"{len(rows):,} predictions: {args.out}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nextpixel.cli.arguments import Images, joined, parse, print_json, show
+from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
 from nextpixel.config import ModelOptions, OutputOptions, check_numbers
@@ -154,11 +154,13 @@ def _print(args: Score, odd: Oddness, by: str, order: np.ndarray, alarms: dict[s
     from nextpixel.evaluation.oddness import COLUMNS
     from nextpixel.reports.oddness_page import format_value
 
+    shown: list[tuple[str, ...]] = []
     for i in order:
         p = odd.p_values[by][i] if odd.p_values else None
         if args.false_alarms is None or (p is not None and p <= args.false_alarms):
-            p_text = "" if p is None else f"  p {p:.2g}"
-            show(f"{format_value(by, odd.values[by][i])}{p_text}  {odd.names[i]}")
+            p_text = () if p is None else (f"p {p:.2g}",)
+            shown.append((format_value(by, odd.values[by][i]), *p_text, odd.names[i]))
+    show_table(shown)
     if alarms:
         show(
             f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
