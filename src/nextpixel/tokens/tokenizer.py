@@ -81,7 +81,7 @@ def read_tokenizer(values: dict[str, Any], folder: Path | None = None, cache: st
     """
     kind = dict(values).get("kind", Palette.kind)
     if kind not in KINDS:
-        raise InputError(f"tokenizer: expected one of {', '.join(KINDS)}, got {kind!r}")
+        raise InputError(f"expected a tokenizer of kind {', '.join(KINDS)}, got {kind!r}")
     if "arrays" not in values or folder is None:
         return KINDS[kind].from_values(values, cache)
     path = folder / FILE
