@@ -44,7 +44,7 @@ def test_captions_become_padded_numbers_from_one() -> None:
 
 
 def test_unknown_words_are_named_with_the_nearest_ones() -> None:
-    known = r"it knows 6 \(model.words.table, or nextpixel info MODEL --words\): red, hair"
+    known = r"it knows 6 \(model.words.table, or nextpixel info with `words`\): red, hair"
     with pytest.raises(InputError, match=rf"caption: .*'glases' \(near: glasses\), 'zebra'; {known}"):
         WORDS.encode(["red hair", "glases, zebra"])
     assert WORDS.encode(["zebra, red zebra"], strict=False)[0, :2].tolist() == [[1], [0]]

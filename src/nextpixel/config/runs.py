@@ -377,7 +377,7 @@ class CodecConfig(RunConfig):
     patch: int = 4
     """Pixels along each side of a patch: 2 or 4."""
     codes: int = 4_096
-    """Size of the vocabulary, up to 16,384; with --kind learned 1000, 4096 or 16384."""
+    """Size of the vocabulary, up to 16,384; with `kind=learned` 1000, 4096 or 16384."""
     side: int | Size = 64
     """Side that images are resized to, or rows x columns as in 48x64; multiples of the patch."""
     width: int = 128

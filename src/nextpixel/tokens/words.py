@@ -101,7 +101,7 @@ class Words:
             raise InputError(
                 f"expected words that the model knows, got {', '.join(map(self._hint, unknown[:5]))}"
                 f"{', ...' * (len(unknown) > 5)}; it knows {len(self):,} (model.words.table, or nextpixel info "
-                f"MODEL --words): {some}",
+                f"with `words`): {some}",
                 argument="caption",
             )
         longest = max(tags, key=len, default=[])
