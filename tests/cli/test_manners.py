@@ -207,8 +207,9 @@ def test_complete_without_arguments_completes_the_cat(capsys: pytest.CaptureFixt
 def test_full_joins_completions_to_the_picture_at_its_own_resolution(capsys: pytest.CaptureFixture[str]) -> None:
     photo = np.random.default_rng(1).integers(0, 256, (50, 40, 3), np.uint8)
     save_png(photo, "large.png")
-    out = succeed("complete one/train large.png -n 2 --model model --full full --json", capsys)[0]
+    out, err = succeed("complete one/train large.png -n 2 --model model --full full --json", capsys)
     files = json.loads(out)["full"]
+    assert "sees each picture at 4 x 4 pixels\n" in err
     assert len(files) == 14 and files[-1] == "full/13_large_1.png"
     for file in files[-2:]:
         with Image.open(file) as opened:

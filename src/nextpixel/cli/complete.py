@@ -187,11 +187,9 @@ def run(argv: Sequence[str]) -> None:
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")
-    if args.full is None and model.fit != "place":
-        say(
-            f"The model sees each picture at {model.config.columns} x {model.config.rows} pixels; --full FOLDER joins "
-            "the drawn part to the picture at its own resolution"
-        )
+    if model.fit != "place":
+        joins = "; --full FOLDER joins the drawn part to the picture at its own resolution" if args.full is None else ""
+        say(f"The model sees each picture at {model.config.columns} x {model.config.rows} pixels{joins}")
     if drawing.evidence is None:
         say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")
         return
