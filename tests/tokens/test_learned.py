@@ -139,6 +139,11 @@ def test_a_run_learns_resumes_to_the_same_weights_and_serves_a_model(
         path = Path("tok") / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(f"pretrain {photos} --tokenizer tok --side 16 --out run".split()) == 2  # it is not trained to its end
+    assert "expected a folder that nextpixel tokenizer wrote" in capsys.readouterr().err
+    assert main("sample --model tok".split()) == 2
+    assert "--model: expected a model, got the tokenizer 'tok'" in capsys.readouterr().err
+    assert main("info tok --html tok.html".split()) == 2
+    assert "--html: expected the run of a model" in capsys.readouterr().err
     run("tokenizer --resume tok")
     assert load_tokenizer("tok").hash == whole.hash
 

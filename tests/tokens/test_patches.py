@@ -181,7 +181,12 @@ def test_the_verb_and_every_other_one_behind_it(photos: str, capsys: pytest.Capt
     run(f"features {photos} --model run --out features.npz")
     with np.load("features.npz") as features:
         assert features["features"].shape == (24, 16)
-    assert "4" in run("info run") and json.loads(run("info run --json"))["palette"]["pixels_of_a_token"] == "4"
+    assert "pixels_of_a_token" in run("info run")
+    assert json.loads(run("info run --json"))["palette"] == {
+        "kind": "patches", "tokens": 32, "pixels_of_a_token": "4 x 4",
+    }  # fmt: skip
+    assert main(f"pretrain {photos} --init run --side 32 --out b".split()) == 2
+    assert "--side: the model of --init works at side 16, got 32" in capsys.readouterr().err
     shape = small.partition(" --batch")[0]
     assert json.loads(run(f"plan --tokenizer tok --side 16 {shape} --json"))["parameters"] == model.config.parameters
     Path("tok").rename("moved")  # the run no longer needs it

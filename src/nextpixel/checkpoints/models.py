@@ -21,6 +21,7 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, read_tokenizer, write_tokenizer
 from nextpixel.tokens.palette import Palette
+from nextpixel.tokens.tokenizer import FACTS
 from nextpixel.tokens.training_pictures import TrainingPictures
 from nextpixel.tokens.words import Words
 
@@ -135,7 +136,18 @@ def write_model(
 
 
 def find_model(name: str | Path | None) -> Path:
-    """The checkpoint folder that a name refers to, downloaded if necessary."""
+    """The checkpoint folder that a name refers to, downloaded if necessary. Raises InputError."""
+    folder = _find(name)
+    if (folder / FACTS).is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"expected a model, got the tokenizer {str(name)!r}; train a model with it: nextpixel pretrain photos/ "
+            f"`tokenizer={name}`",
+            argument="model",
+        )
+    return folder
+
+
+def _find(name: str | Path | None) -> Path:
     if name is None or name == EMBEDDED:
         return Path(str(resources.files("nextpixel") / "assets" / "embedded"))
     path = Path(name)

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command, first_use
-from nextpixel.config import OutputOptions, side_text
+from nextpixel.config import OutputOptions
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say
@@ -106,7 +106,7 @@ def _palette(model: ImageGPT, *, whole: bool) -> dict[str, Any]:
 
     facts: dict[str, Any] = {"kind": model.tokenizer.kind, "tokens": len(model.tokenizer)}
     if covers_pixels(model.tokenizer):
-        facts["pixels_of_a_token"] = side_text(model.tokenizer.patch)
+        facts["pixels_of_a_token"] = " x ".join(map(str, model.tokenizer.patch))
     colours = exact_colours(model.tokenizer)
     if colours is None:
         return facts

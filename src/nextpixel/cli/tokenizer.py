@@ -63,8 +63,8 @@ def run(argv: Sequence[str]) -> None:
         print_json({"out": str(out), "sha256": tokenizer.hash, "codes": len(tokenizer), **facts})
     else:
         show(
-            f"{out}: {len(tokenizer):,} codes for patches of {side_text(tokenizer.patch)} pixels; {psnr_text(found)} "
-            f"and {found.codes_used:.1%} of them used on {facts['held_out_images']:,} held-out images"
+            f"{out}: {len(tokenizer):,} codes for {tokenizer.patch[0]} x {tokenizer.patch[1]} pixels; "
+            f"{psnr_text(found)} and {found.codes_used:.1%} of them used on {facts['held_out_images']:,} held-out images"
         )
     words = (*(args.images or ["photos/"]), "--tokenizer", out, "--side", side_text(to_size(facts["side"])))
     say(f"To train with it: {command('pretrain', *words, '--out', 'run', split=args.split)}")
@@ -90,12 +90,14 @@ def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
 def _fit(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
     """The same of patches."""
     from nextpixel.data.decoded import decode, split_indices
+    from nextpixel.files import new_output
     from nextpixel.images import grid, save_png
     from nextpixel.tokens import reconstruct, reconstruction, save_tokenizer
     from nextpixel.tokens.patches import Patches
 
     config, out = args.config, args.out
     assert out is not None
+    new_output(out)
     images = decode(
         joined(args.images),
         config.size,

@@ -11,6 +11,7 @@ import numpy as np
 
 from nextpixel.checkpoints import Run
 from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig
+from nextpixel.errors import InputError
 from nextpixel.files import read_json
 from nextpixel.hardware import find_hardware
 from nextpixel.network import cost as plan
@@ -29,6 +30,8 @@ VALIDATION = {  # metric: title, unit, format
 
 def page(run: Run) -> str:
     """The HTML text. Raises InputError for a run folder that cannot be read."""
+    if run.kind not in SETTINGS:
+        raise InputError(f"expected the run of a model, got that of a tokenizer, {str(run.path)!r}", argument="html")
     with run.checked_facts() as facts:
         log, best, steps = _finite(run.read_log()), run.best(), run.steps()
         config, kind = facts["config"], run.kind
