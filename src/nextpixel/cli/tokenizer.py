@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         show(
             f"{out}: {len(tokenizer):,} codes for {tokenizer.patch[0]} x {tokenizer.patch[1]} pixels; "
-            f"{psnr_text(found)} and {found.codes_used:.1%} of them used on {facts['held_out_images']:,} held-out images"
+            f"{psnr_text(found)} and {found.codes_used:.1%} used on {facts['held_out_images']:,} held-out images"
         )
     words = (*(args.images or ["photos/"]), "--tokenizer", out, "--side", side_text(to_size(facts["side"])))
     say(f"To train with it: {command('pretrain', *words, '--out', 'run', split=args.split)}")
