@@ -28,6 +28,8 @@ PART = re.compile(r"\.nextpixel-[0-9a-f]{16}\.part")  # a file or folder being w
 ANY_PART = re.compile(
     rf"{PART.pattern}|\..*\.part.*|[0-9a-f]{{32}}\.part-\d+"
 )  # includes names used by earlier versions
+EMBEDDED = "embedded"
+BUNDLED = (EMBEDDED, "faces")  # models in assets/
 STALE_SECONDS = 86_400.0
 LONGEST_NAME = 255  # bytes, on all common file systems
 DIGEST_BYTES = 32
@@ -200,12 +202,12 @@ def is_hub_name(name: str) -> bool:
 
 def check_model_name(name: str | Path | None) -> None:
     """Raise InputError unless the name is that of a folder here, or may be one of a model on the hub."""
-    if name is None or name == "embedded" or os.path.isdir(name):
+    if name is None or name in BUNDLED or os.path.isdir(name):
         return
     if os.path.exists(name) or not is_hub_name(str(name)):
         raise InputError(
-            "expected a checkpoint folder, a run folder or a hub name such as openai/imagegpt-small, got "
-            f"{str(name)!r}",
+            f"expected a checkpoint folder, a run folder, {' or '.join(BUNDLED)}, or a hub name such as "
+            f"openai/imagegpt-small, got {str(name)!r}",
             argument="model",
         )
 

@@ -114,3 +114,34 @@ def test_a_model_without_a_tokenizer_says_so(model: ImageGPT, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"set model\.tokenizer"):
         nextpixel.save(ImageGPT(model.config), tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_bundled_models_have_names_that_a_model_here_takes_over(
+    model: ImageGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()  # such as a folder of pictures
+    faces = nextpixel.load("faces")
+    assert faces.size == (16, 16) and isinstance(faces.tokenizer, nextpixel.ExactPalette)
+    assert faces.words is not None and {"hair", "red", "glasses"} <= set(faces.words.table)
+    (tmp_path / "faces").rmdir()
+    nextpixel.save(model, "faces")
+    assert nextpixel.load("faces").config == model.config
+    assert nextpixel.load("embedded").config == nextpixel.load().config
+    with pytest.raises(InputError, match="embedded or faces, or a hub name"):
+        nextpixel.load("Faces")
+
+
+def test_the_model_of_faces_draws_its_colours_alone_and_shows_what_captions_state() -> None:
+    faces = nextpixel.load("faces")
+    pictures = np.stack(
+        [
+            np.asarray(picture.convert("RGBA"))
+            for picture in nextpixel.sample(faces, 8, caption="long red hair, blue shirt", seed=0)
+        ]
+    )
+    colours = {tuple(colour) for colour in np.asarray(faces.tokenizer.rgba)}
+    assert {tuple(colour) for colour in pictures.reshape(-1, 4)} <= colours
+    assert set(np.unique(pictures[..., 3])) == {0, 255}
+    red = (pictures[..., 0] > 150) & (pictures[..., 1] < 60) & (pictures[..., 2] < 60)
+    assert (red[:, :8].sum((1, 2)) > 8).mean() > 0.5

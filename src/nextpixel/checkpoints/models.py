@@ -16,7 +16,7 @@ from nextpixel.checkpoints.weights import Weights, section, write_weights
 from nextpixel.config import Fit, ImageGPTConfig, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
-from nextpixel.files import check_model_name, new_folder, new_output, read_json, write_json
+from nextpixel.files import BUNDLED, EMBEDDED, check_model_name, new_folder, new_output, read_json, write_json
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
 from nextpixel.tokens import Tokenizer, read_tokenizer, write_tokenizer
@@ -25,7 +25,6 @@ from nextpixel.tokens.tokenizer import FACTS
 from nextpixel.tokens.training_pictures import TrainingPictures
 from nextpixel.tokens.words import Words
 
-EMBEDDED = "embedded"
 FORMATS = {transformers.MODEL_TYPE: transformers, native.MODEL_TYPE: native}
 
 
@@ -34,9 +33,10 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     """A model in eval mode, with its tokenizer as `.tokenizer`, its words, if any, and its provenance as `.facts`.
 
     `name` is a checkpoint folder of nextpixel or transformers, a run folder (its best checkpoint on validation) or a
-    hub name such as "openai/imagegpt-small"; by default the embedded model. Weights are read from safetensors or a
-    legacy pytorch_model.bin, without running code in it. `device` may be "auto", see devices.choose_device.
-    Raises InputError where there is no such model or device, or its files are invalid.
+    hub name such as "openai/imagegpt-small", or "faces", the bundled model of pixel art; default: the embedded model.
+    Weights are read from safetensors or a legacy pytorch_model.bin, without running code in it. `device` may be
+    "auto", see devices.choose_device. Raises InputError where there is no such model or device, or its files are
+    invalid.
     """
     device = choose_device(str(device))  # fail before downloading weights
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -148,11 +148,11 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def _find(name: str | Path | None) -> Path:
-    if name is None or name == EMBEDDED:
-        return Path(str(resources.files("nextpixel") / "assets" / "embedded"))
-    path = Path(name)
+    path = Path(name or EMBEDDED)
     if (path / "run.json").is_file():
         return Run(path).best_checkpoint()
+    if str(path) in BUNDLED and not (path / "config.json").is_file():  # a model of that name here comes first
+        return Path(str(resources.files("nextpixel") / "assets" / path))
     if path.is_dir():
         return path
     check_model_name(name)

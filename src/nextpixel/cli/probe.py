@@ -93,8 +93,8 @@ def run(argv: Sequence[str]) -> None:
     model = load_features_model(args.model)
     import numpy as np
 
-    from nextpixel.checkpoints import EMBEDDED
     from nextpixel.data.labels import refuse_overlap, seen_before
+    from nextpixel.files import EMBEDDED
     from nextpixel.representation.baselines import baseline_features, majority_accuracy
     from nextpixel.representation.extraction import check_layers, pooled_columns, poolings_to_try
     from nextpixel.representation.few_labels import FeatureSet, compare, layer_features, sampled_rows

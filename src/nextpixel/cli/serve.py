@@ -31,7 +31,8 @@ class ServedModels(ModelOptions):
     """The models, and how they run."""
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
-    """A checkpoint folder, a run folder or a hub name; repeat to offer several. Default: the embedded model."""
+    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); repeat to offer several.
+    Default: embedded."""
 
 
 @dataclass(frozen=True)

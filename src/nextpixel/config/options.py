@@ -50,7 +50,7 @@ class ModelOptions(Settings):
     """The model, and how it runs."""
 
     model: str | None = None
-    """A checkpoint folder, a run folder or a hub name; default: the embedded model."""
+    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); default: embedded."""
     fit: Fit | None = None
     """How pictures get the size of the model, see pretrain; default: as in training."""
     range: str | None = None

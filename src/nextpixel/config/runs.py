@@ -179,7 +179,7 @@ class PretrainConfig(GPTRunConfig):
     logit_cap: float | None = None
     """Soft cap of the logits' absolute value; 0: none."""
     init: str | None = None
-    """Initial model (a folder, a run, a hub name, or "embedded") instead of random weights."""
+    """Initial model (a folder, a run, a hub name or a bundled model) instead of random weights."""
 
     steps: int = 10_000
     """Total number of optimiser steps."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextpixel.checkpoints import EMBEDDED, Run, load, load_backbone, write_model
+from nextpixel.checkpoints import Run, load, load_backbone, write_model
 from nextpixel.config import (
     DistillConfig,
     DistillKeywords,
@@ -34,7 +34,7 @@ from nextpixel.config import (
 from nextpixel.data.decoded import Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
-from nextpixel.files import new_file
+from nextpixel.files import EMBEDDED, new_file
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import say
 from nextpixel.representation.extraction import check_layers, extract

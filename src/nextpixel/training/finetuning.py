@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextpixel.checkpoints import EMBEDDED, Run, load, write_model
+from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import INIT_RATE, FinetuneConfig, FinetuneKeywords, check_keywords, peak_rate, replace_checked
 from nextpixel.data.decoded import DecodedSet, decode
 from nextpixel.data.labels import (
@@ -33,7 +33,7 @@ from nextpixel.data.labels import (
 )
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
-from nextpixel.files import read_json, write_json
+from nextpixel.files import EMBEDDED, read_json, write_json
 from nextpixel.images.sources import Source, open_source
 from nextpixel.images.sources.splits import NoSplits
 from nextpixel.network.model import ImageGPT
