@@ -348,6 +348,124 @@ def test_the_command_draws_the_same_pictures(visit: Visit) -> None:
     assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
 
 
+def trace(visit: Visit, *points: tuple[int, int]) -> None:
+    """A stroke with the mouse through pixels (column, row) of the picture."""
+    box = visit.page.locator("#stage").bounding_box()
+    assert box
+    zoom = box["width"] / SIDE
+    places = [(box["x"] + (x + 0.5) * zoom, box["y"] + (y + 0.5) * zoom) for x, y in points]
+    visit.page.mouse.move(*places[0])
+    visit.page.mouse.down()
+    for place in places:
+        visit.page.mouse.move(*place)
+    visit.page.mouse.up()
+
+
+def painted(visit: Visit) -> np.ndarray:
+    if visit.page.locator("#hole").is_hidden():
+        return np.zeros((SIDE, SIDE), bool)
+    url = visit.value("document.getElementById('hole').toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))[..., 3] > 0
+
+
+def tool(visit: Visit, name: str) -> None:
+    visit.page.get_by_role("button", name=name, exact=True).click()
+
+
+def test_a_hole_is_painted_erased_undone_and_cleared(visit: Visit) -> None:
+    rows = visit.page.text_content("#command")
+    tool(visit, "Brush")
+    trace(visit, (5, 10), (20, 10))
+    stroke = np.zeros((SIDE, SIDE), bool)
+    stroke[10, 4:22] = stroke[9, 5:21] = stroke[11, 5:21] = True
+    assert np.array_equal(painted(visit), stroke)
+    visit.expect(visit.page.locator("#kept")).to_have_text(f"{stroke.sum()} pixels of 1,024 to fill")
+    visit.expect(visit.page.locator("#line")).to_be_hidden()
+    tool(visit, "Eraser")
+    trace(visit, (12, 2), (12, 25))
+    erased = stroke.copy()
+    erased[9:12, 11:14] = False
+    assert np.array_equal(painted(visit), erased)
+    tool(visit, "Rectangle")
+    trace(visit, (30, 31), (25, 20), (26, 28))  # the corners as they are in the end, in any order
+    boxed = erased.copy()
+    boxed[28:32, 26:31] = True
+    assert np.array_equal(painted(visit), boxed)
+    for before in (erased, stroke):
+        tool(visit, "Undo")
+        assert np.array_equal(painted(visit), before)
+    visit.tab_to("#clear")
+    visit.page.keyboard.press("Enter")
+    assert not painted(visit).any()
+    assert visit.page.text_content("#command") == rows
+    visit.expect(visit.page.locator("#line")).to_be_visible()
+    tool(visit, "Undo")
+    assert np.array_equal(painted(visit), stroke)
+    visit.page.locator("#thumbs button").nth(1).click()
+    visit.expect(visit.page.locator("#hole")).to_be_hidden()  # another picture has no hole
+
+
+def test_with_no_tool_chosen_the_line_is_dragged_as_before(visit: Visit) -> None:
+    for _ in range(2):
+        tool(visit, "Brush")  # chosen and put away
+    trace(visit, (10, 16), (10, 8))
+    assert not painted(visit).any() and visit.rows_kept == 9  # of the middle of row 8
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "option"),
+    [("Rectangle", [(11, 12), (18, 16)], "--box 11,12,19,17"), ("Brush", [(3, 4), (9, 12)], "--mask mask.png")],
+)
+def test_a_hole_is_filled_as_the_command_does_and_all_else_is_kept(
+    visit: Visit, tmp_path: Path, name: str, points: list[tuple[int, int]], option: str
+) -> None:
+    visit.set(seed=4)
+    tool(visit, name)
+    trace(visit, *points)
+    mask = painted(visit)
+    given = np.asarray(pixels(visit.value("document.getElementById('picture').toDataURL()")))
+    drawn = visit.draw()
+    assert len(set(drawn)) == 2
+    for url in drawn:
+        whole = np.asarray(pixels(url))
+        assert np.array_equal(whole[~mask], given[~mask]) and not np.array_equal(whole[mask], given[mask])
+    visit.expect(visit.page.locator("#command")).to_have_text(
+        f"nextpixel complete cat.jpg {option} -n 2 --seed 4 --speed exact"
+    )
+    told: Any = mask
+    link = visit.page.locator("#save-mask")
+    if "--mask" in option:
+        with visit.page.expect_download() as coming:
+            link.click()
+        assert coming.value.suggested_filename == "mask.png"
+        told = tmp_path / "mask.png"
+        coming.value.save_as(told)
+    else:
+        visit.expect(link).to_be_hidden()
+    same = nextpixel.complete(nextpixel.load(), CAT, mask=told, n=2, seed=4, speed="exact")
+    assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
+    visit.page.locator(".tile").first.click()
+    visit.expect(visit.page.locator("#large-said")).to_contain_text(f"{mask.sum()} pixels of 1,024 to fill")
+    visit.page.keyboard.press("Escape")
+    visit.draw("#sample")  # is not affected by the hole
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_a_finger_paints_and_the_page_does_not_scroll(browser: Any, address: str, width: int) -> None:
+    visit = Visit(browser, address, viewport={"width": width, "height": 900}, has_touch=True).open()
+    tool(visit, "Brush")
+    box = visit.page.locator("#stage").bounding_box()
+    assert box
+    touch = visit.context.new_cdp_session(visit.page)
+    zoom = box["width"] / SIDE
+    for kind, row in (("touchStart", 4), ("touchMove", 12), ("touchMove", 24), ("touchEnd", None)):
+        point = [] if row is None else [{"x": box["x"] + 16.5 * zoom, "y": box["y"] + (row + 0.5) * zoom}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": point})
+    assert painted(visit)[3:26, 16].all() and painted(visit).sum() == 3 * 21 + 2
+    assert visit.value("scrollY") == 0 and visit.value("document.documentElement.scrollWidth") == width
+    visit.close()
+
+
 def test_surprise_is_shown_over_the_picture(visit: Visit) -> None:
     visit.page.click("#surprise")
     visit.expect(visit.page.locator("#heat")).to_be_visible()
@@ -499,6 +617,8 @@ def test_every_control_has_a_name(visit: Visit) -> None:
         ("progressbar", "Rows drawn"),
         ("button", "Choose a picture"),
         ("button", "Dark theme"),
+        ("group", "Paint what to fill"),
+        ("button", "Rectangle"),
         ("img", "cat.jpg, as the model sees it"),
     ):
         assert visit.page.get_by_role(role, name=name).count() == 1, name

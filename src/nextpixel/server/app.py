@@ -198,7 +198,7 @@ def create_app(
             return await sample(call, squares, call.body.keep)
         if call.body.n > config.max_completions:
             raise InputError(f"expected at most {config.max_completions}, got {call.body.n}", argument="n")
-        return await fill(call, thread, one_fill, squares[0], await read_mask(call))
+        return await fill(call, thread, one_fill, squares[0], await read_mask(call), config.speed)
 
     async def read_mask(call: Call[schema.Complete]) -> NDArray[np.bool_]:
         """The mask of a request at the model's size (H, W)."""

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
+from nextpixel.config import Speed
 from nextpixel.drawing.holes import Filling
 from nextpixel.images import grid, png_bytes
 from nextpixel.server import schema
@@ -32,12 +34,14 @@ async def fill(
     one_call: CapacityLimiter,
     square: NDArray[np.uint8],
     mask: NDArray[np.bool_],
+    speed: Speed,
 ) -> Response:
     """Fill the mask (H, W) of a picture (H, W, C), one request at a time. Raises InputError and HTTPException."""
     body, loop = call.body, asyncio.get_running_loop()
 
     def prepare() -> Filling:
-        return Filling(call.model, square[None], mask[None], body.n, body.particles, body.sampling(), body.caption)
+        sampling = replace(body.sampling(), speed=speed)
+        return Filling(call.model, square[None], mask[None], body.n, body.particles, sampling, body.caption)
 
     filling = await loop.run_in_executor(thread, prepare)
     facts = {"model": call.name, "mode": filling.decoder.name, "seed": body.seed, "filled_pixels": int(mask.sum())}

@@ -26,6 +26,9 @@ const state = {
   picture: null, // {name, base64} of the file
   seen: null, // canvas: the picture as the model sees it
   kept: 16, // rows of pixels
+  hole: new Uint8Array(), // 1 for each painted pixel
+  before: [], // holes before each stroke, the latest last
+  tool: null, // brush, eraser, rectangle
   heat: null, // {nats, values} of this picture and model
   drawing: null, // AbortController
   drawn: null, // settings of the drawn tiles; null: only the kept rows are shown
@@ -161,7 +164,7 @@ async function showModel() {
     `Pictures are resized to ${width()} × ${height()} pixels, which loses detail.`,
     `It has ${one.colors} colours; others are replaced by the nearest one.`,
     trained,
-    "It draws from top to bottom, so it cannot fill holes or extend a picture upwards.",
+    "What it paints into a hole is plausible, not what was there.",
   ];
   if (one.objective === "masked") limits.unshift("It was trained on masked pixels and cannot draw; choose another model.");
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
@@ -169,9 +172,11 @@ async function showModel() {
   $("rounded").hidden = isExact();
   $("captioned").hidden = !one.words;
   suggestWords();
+  freshHole();
   clearDrawn();
   if (state.picture) await see(state.picture, state.kept / $("picture").height);
   else keepRows(Math.round(height() / 2));
+  showHole();
 }
 
 // ---- the picture
@@ -192,8 +197,10 @@ async function see(picture, keep = 0.5) {
     $("stage").classList.add("filled");
     canvas.ariaLabel = `${picture.name}, as the model sees it`;
     Object.assign(state, { picture, seen: canvas, heat: null });
+    freshHole();
     clearDrawn();
     keepRows(Math.round(keep * height()));
+    showHole();
     showHeat(false);
     return true;
   } catch (error) {
@@ -242,7 +249,7 @@ async function showPictures() {
 function keepRows(rows) {
   state.kept = Math.min(Math.max(rows, 0), height() - 1);
   $("stage").style.setProperty("--at", `${(100 * state.kept) / height()}%`);
-  const text = `${state.kept} of ${height()} rows kept`;
+  const text = keptText(state.kept, height(), hole());
   $("kept").textContent = text;
   $("line").ariaValueNow = state.kept;
   $("line").ariaValueText = text;
@@ -258,7 +265,7 @@ function dragLine() {
   let held = null;
   $("stage").addEventListener("pointerdown", (event) => {
     // On a touch screen only the line itself is dragged: elsewhere a finger scrolls the page.
-    if (event.button || (event.pointerType === "touch" && !$("line").contains(event.target))) return;
+    if (state.tool || hole() || event.button || (event.pointerType === "touch" && !$("line").contains(event.target))) return;
     held = event.pointerId;
     $("stage").setPointerCapture(held);
     event.preventDefault();
@@ -267,7 +274,9 @@ function dragLine() {
   });
   $("stage").addEventListener("pointermove", (event) => { if (event.pointerId === held) keepRows(rowAt(event)); });
   for (const end of ["pointerup", "pointercancel"]) $("stage").addEventListener(end, () => { held = null; });
-  $("stage").addEventListener("click", (event) => { if (event.pointerType === "touch") keepRows(rowAt(event)); });
+  $("stage").addEventListener("click", (event) => {
+    if (event.pointerType === "touch" && !state.tool && !hole()) keepRows(rowAt(event));
+  });
   $("line").addEventListener("keydown", (event) => {
     // The line goes where the arrow points: down keeps more.
     const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: 4, PageUp: -4, Home: -height(), End: height() };
@@ -275,6 +284,126 @@ function dragLine() {
     event.preventDefault();
     keepRows(state.kept + steps[event.key]);
   });
+}
+
+// ---- the hole
+
+const hole = () => (state.hole.includes(1) ? state.hole : null); // null: nothing is painted, so rows are kept
+const area = (pixels) => pixels.reduce((sum, one) => sum + one, 0);
+const keptText = (kept, rows, pixels) => pixels ? `${many(area(pixels), "pixel")} of ${pixels.length.toLocaleString("en")} to fill`
+  : `${kept} of ${rows} rows kept`;
+
+function freshHole() {
+  Object.assign(state, { hole: new Uint8Array(width() * height()), before: [] });
+}
+
+function showHole() {
+  const canvas = $("hole");
+  [canvas.width, canvas.height] = [width(), height()];
+  // Two colours by turns, so that one at least differs from the picture's.
+  if (hole()) paint(canvas.getContext("2d"), 0, [...state.hole].flatMap((one, i) => {
+    const even = (i + Math.floor(i / width())) % 2;
+    return [...(even ? [52, 87, 213] : [200, 211, 247]), 255 * one];
+  }), height());
+  canvas.hidden = !hole();
+  $("stage").classList.toggle("holed", Boolean(hole()));
+  $("undo").ariaDisabled = !state.before.length;
+  $("clear").ariaDisabled = !hole();
+  keepRows(state.kept);
+}
+
+function changeHole(pixels) {
+  state.before.push(state.hole);
+  state.hole = pixels;
+}
+
+function tellHole() {
+  showHole();
+  announce($("kept").textContent);
+}
+
+function undo() {
+  if (!state.before.length) return;
+  state.hole = state.before.pop();
+  tellHole();
+}
+
+function clearHole() {
+  if (!hole()) return;
+  changeHole(new Uint8Array(width() * height()));
+  tellHole();
+}
+
+function chooseTool(tool) {
+  state.tool = state.tool === tool ? null : tool;
+  for (const button of $("tools").querySelectorAll("[aria-pressed]")) button.ariaPressed = button.value === state.tool;
+  $("stage").classList.toggle("painting", Boolean(state.tool));
+}
+
+function fillBox(left, top, right, bottom, value) { // right and bottom are included
+  for (let y = Math.max(top, 0); y <= Math.min(bottom, height() - 1); y++) {
+    state.hole.fill(value, y * width() + Math.max(left, 0), y * width() + Math.min(right, width() - 1) + 1);
+  }
+}
+
+function dragTool() {
+  let held = null, from = null; // from: where a rectangle began, or the last point of a stroke
+  const pixelAt = (event) => {
+    const box = $("stage").getBoundingClientRect();
+    const inside = (part, count) => Math.min(Math.max(Math.floor(part * count), 0), count - 1);
+    return [inside((event.clientX - box.left) / box.width, width()), inside((event.clientY - box.top) / box.height, height())];
+  };
+  const stroke = (to) => {
+    const radius = Math.floor(Math.min(width(), height()) / 32);
+    const steps = Math.max(Math.abs(to[0] - from[0]), Math.abs(to[1] - from[1]), 1);
+    for (let step = 0; step <= steps; step++) {
+      const [x, y] = [0, 1].map((axis) => Math.round(from[axis] + ((to[axis] - from[axis]) * step) / steps));
+      for (let up = -radius; up <= radius; up++) {
+        const across = radius - Math.abs(up);
+        fillBox(x - across, y + up, x + across, y + up, state.tool === "brush" ? 1 : 0);
+      }
+    }
+    from = to;
+  };
+  const move = (event) => {
+    if (event.pointerId !== held) return;
+    const to = pixelAt(event);
+    if (state.tool === "rectangle") {
+      state.hole = state.before.at(-1).slice();
+      fillBox(...[0, 1].map((axis) => Math.min(from[axis], to[axis])), ...[0, 1].map((axis) => Math.max(from[axis], to[axis])), 1);
+    } else stroke(to);
+    showHole();
+  };
+  $("stage").addEventListener("pointerdown", (event) => {
+    if (!state.tool || !state.seen || event.button || held !== null) return;
+    event.preventDefault();
+    held = event.pointerId;
+    $("stage").setPointerCapture(held);
+    from = pixelAt(event);
+    changeHole(state.hole.slice());
+    move(event);
+  });
+  $("stage").addEventListener("pointermove", move);
+  for (const end of ["pointerup", "pointercancel"]) {
+    $("stage").addEventListener(end, (event) => {
+      if (event.pointerId !== held) return;
+      held = null;
+      tellHole();
+    });
+  }
+}
+
+function maskOf(pixels) { // a data: URL, white where it is filled
+  const canvas = Object.assign(document.createElement("canvas"), { width: width(), height: height() });
+  paint(canvas.getContext("2d"), 0, [...pixels].flatMap((one) => [255 * one, 255 * one, 255 * one]), height());
+  return canvas.toDataURL("image/png");
+}
+
+function boxOf(pixels) { // left, top, right, bottom as for --box; null if it is no rectangle
+  const [first, last] = [pixels.indexOf(1), pixels.lastIndexOf(1)];
+  const [left, top, right, bottom] = [first % width(), Math.floor(first / width()), (last % width()) + 1, Math.floor(last / width()) + 1];
+  const whole = pixels.every((one, i) => one === Number(i >= top * width() && i < bottom * width() && i % width() >= left && i % width() < right));
+  return whole ? [left, top, right, bottom] : null;
 }
 
 // ---- surprise
@@ -326,7 +455,7 @@ function showHeat(on) {
 // ---- settings
 
 // The fields of a request that have a place of their own on the page; all others are shown as the server describes them.
-const PLACED = ["model", "format", "timeout_seconds", "n", "seed", "stream", "image", "keep", "caption", "guidance"];
+const PLACED = ["model", "format", "timeout_seconds", "n", "seed", "stream", "image", "keep", "mask", "particles", "caption", "guidance"];
 
 async function showSettings() {
   const { paths } = await (await call("openapi.json")).json();
@@ -383,7 +512,10 @@ function quoted(word) {
 }
 
 function commandOf(drawn) {
-  const words = drawn.kept === null ? ["nextpixel sample"] : ["nextpixel complete", quoted(drawn.name), "--keep", drawn.kept / drawn.height];
+  const words = drawn.kept === null ? ["nextpixel sample"] : ["nextpixel complete", quoted(drawn.name)];
+  const box = drawn.hole && boxOf(drawn.hole);
+  if (drawn.hole) words.push(...(box ? ["--box", box.join(",")] : ["--mask mask.png"]));
+  else if (drawn.kept !== null) words.push("--keep", drawn.kept / drawn.height);
   if (drawn.caption) words.push(...(drawn.kept === null ? [] : ["--caption"]), quoted(drawn.caption));
   if (drawn.guidance !== 1) words.push("--guidance", drawn.guidance);
   words.push("-n", drawn.n, "--seed", drawn.seed);
@@ -399,7 +531,9 @@ function commandOf(drawn) {
 function showCommand() {
   const whole = [...$("settings").querySelectorAll("input")].every((input) => input.checkValidity());
   if (!whole || !state.models.length) return;
-  const now = { ...settings(), height: height(), kept: state.seen ? state.kept : null, name: state.picture?.name };
+  const now = { ...settings(), height: height(), kept: state.seen ? state.kept : null, name: state.picture?.name, hole: hole() };
+  $("save-mask").hidden = !now.hole || Boolean(boxOf(now.hole));
+  if (now.hole) $("save-mask").href = maskOf(now.hole);
   $("command").textContent = commandOf(now);
 }
 
@@ -413,7 +547,7 @@ function layTiles() {
   const root = document.documentElement.style; // not on the tiles: there it would win over the small screens' rule
   root.setProperty("--columns", columns);
   root.setProperty("--columns-small", Math.min(n, 2));
-  state.tiles.forEach((tile) => begin(tile, state.seen ? state.kept : 0));
+  state.tiles.forEach((tile) => begin(tile, state.seen ? state.kept : 0, state.seen && hole()));
 }
 
 function addTile(index) {
@@ -429,9 +563,12 @@ function addTile(index) {
   state.tiles.push({ canvas, context: canvas.getContext("2d"), button, scan, caption });
 }
 
-function begin(tile, kept) {
+function begin(tile, kept, pixels) {
   [tile.canvas.width, tile.canvas.height] = [width(), height()]; // which also empties it
-  if (kept) tile.context.drawImage(state.seen, 0, 0, width(), kept, 0, 0, width(), kept);
+  if (pixels) {
+    tile.context.drawImage(state.seen, 0, 0);
+    pixels.forEach((one, i) => { if (one) tile.context.clearRect(i % width(), Math.floor(i / width()), 1, 1); });
+  } else if (kept) tile.context.drawImage(state.seen, 0, 0, width(), kept, 0, 0, width(), kept);
   Object.assign(tile, { rows: kept, nats: null });
   tell(tile, "");
   scanAt(tile, kept);
@@ -467,24 +604,26 @@ async function draw(complete) {
   const chosen = settings();
   if (!chosen) return;
   let kept = complete ? state.kept : 0;
+  const pixels = complete ? hole() : null;
   const mine = (state.drawing = new AbortController());
-  state.drawn = { ...chosen, height: height(), kept: complete ? kept : null, name: complete ? state.picture.name : "drawn" };
+  state.drawn = { ...chosen, height: height(), kept: complete ? kept : null, name: complete ? state.picture.name : "drawn", hole: pixels?.slice() };
   layTiles();
-  state.tiles.forEach((tile) => begin(tile, kept));
+  state.tiles.forEach((tile) => begin(tile, kept, pixels));
   busy(true);
   $("said").textContent = complete && kept ? "Reading the picture" : "Starting";
   const words = many(chosen.n, complete ? "completion" : "picture");
   announce(`Drawing ${words}.`);
   bringIntoView();
 
-  let rows = chosen.n * (height() - kept);
+  const holed = pixels && new Set([...pixels.keys()].filter((i) => pixels[i]).map((i) => Math.floor(i / width()))).size;
+  let rows = chosen.n * (holed ?? height() - kept);
   const body = { ...chosen, stream: true };
-  if (complete) Object.assign(body, { keep: kept / height(), image: state.picture.base64 });
+  if (complete) Object.assign(body, { image: state.picture.base64 }, pixels ? { mask: maskOf(pixels) } : { keep: kept / height() });
   let count = 0, first = 0, counted = 0, quarter = 0;
   try {
     for await (const { name, data } of events(await call(complete ? "v1/complete" : "v1/sample", body, mine.signal))) {
       mine.signal.throwIfAborted(); // rows that had come already
-      if (name === "start" && data.kept_rows !== kept) { // a token may cover several rows of pixels
+      if (name === "start" && !pixels && data.kept_rows !== kept) { // a token may cover several rows of pixels
         state.drawn.kept = kept = data.kept_rows;
         rows = chosen.n * (height() - kept);
         state.tiles.forEach((tile) => begin(tile, kept));
@@ -510,6 +649,10 @@ async function draw(complete) {
       } else if (name === "error") {
         throw new Refused(data.message, 0);
       } else if (name === "done") {
+        if (pixels) await Promise.all(data.images.map(async (image, i) => { // with the rows decided last
+          const whole = await createImageBitmap(new Blob([bytesOf(image)], { type: "image/png" }));
+          if (state.drawing === mine) state.tiles[i].context.drawImage(whole, 0, 0);
+        }));
         data.nats.forEach((nats, i) => {
           state.tiles[i].nats = nats;
           tell(state.tiles[i]);
@@ -526,7 +669,7 @@ async function draw(complete) {
   } catch (error) {
     if (state.drawing === mine) {
       const stopped = error.name === "AbortError";
-      for (const tile of state.tiles) tell(tile, tile.rows > kept ? `stopped after row ${tile.rows}` : "");
+      for (const tile of state.tiles) tell(tile, pixels ? "stopped" : tile.rows > kept ? `stopped after row ${tile.rows}` : "");
       $("said").textContent = stopped ? "Stopped" : "";
       if (stopped) announce("Stopped.");
       else if (error.status !== 401) $("draw-error").textContent = error instanceof Refused ? error.message : `The answer could not be read: ${error.message}`;
@@ -592,7 +735,7 @@ function paintLarge() {
   canvas.ariaLabel = title;
   $("large-title").textContent = title;
   const facts = [tile.caption.textContent || (state.drawing ? "being drawn" : "not drawn yet")];
-  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [`${state.drawn.kept} of ${state.drawn.height} rows kept`]));
+  if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [keptText(state.drawn.kept, state.drawn.height, state.drawn.hole)]));
   $("large-said").textContent = facts.join(" · ");
   const zoom = Math.max(1, Math.floor(1024 / Math.max(width(), height())));
   const enlarged = `${width() * zoom} × ${height() * zoom}`;
@@ -664,6 +807,10 @@ document.addEventListener("DOMContentLoaded", () => {
   on("model", "change", () => { abandon(); showModel(); });
 
   dragLine();
+  dragTool();
+  on("tools", "click", (event) => { if (event.target.value) chooseTool(event.target.value); });
+  on("undo", "click", undo);
+  on("clear", "click", clearHole);
   on("surprise", "click", surprise);
   on("file", "change", () => { take($("file").files[0]); $("file").value = ""; });
   addEventListener("paste", (event) => {
