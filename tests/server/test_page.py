@@ -746,3 +746,13 @@ def test_facts_and_limitations_of_the_model(visit: Visit) -> None:
     visit.expect(visit.page.locator("#facts")).to_contain_text("CIFAR-10")
     visit.expect(visit.page.locator("#limits")).to_contain_text("32 × 32 pixels")
     visit.expect(visit.page.locator("#limits")).to_contain_text("512 colours")
+
+
+def test_the_model_of_faces_is_offered_no_photographs(browser: Any) -> None:
+    with serve("--model", "faces") as address:
+        visit = Visit(browser, address)
+        visit.page.goto(address)
+        visit.expect(visit.page.locator("#limits")).to_contain_text("they are not resized")
+        visit.expect(visit.page.locator("#thumbs")).to_be_hidden()
+        visit.expect(visit.page.locator("#picture-error")).to_be_empty()
+        visit.close()

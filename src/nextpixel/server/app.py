@@ -257,6 +257,7 @@ def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
     return {
         "id": name,
         "side": schema.side(model.size),
+        "fit": model.fit,
         **{key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()},
         **{key: facts.get(key) for key in ("trained_on", "steps")},
         "words": None if model.words is None else list(model.words.table),

@@ -158,10 +158,13 @@ async function showModel() {
     [term.textContent, text.textContent] = [name, value];
     return [term, text];
   }));
+  const places = one.fit === "place";
+  $("thumbs").hidden = places; // these are photographs
   const trained = one.trained_on ? `It was trained on ${one.trained_on}, and continues any picture in their style.`
     : "It continues any picture in the style of its training images, which are not recorded.";
   const limits = [
-    `Pictures are resized to ${width()} × ${height()} pixels, which loses detail.`,
+    places ? `Pictures may have up to ${width()} × ${height()} pixels; they are not resized.`
+      : `Pictures are resized to ${width()} × ${height()} pixels, which loses detail.`,
     `It has ${one.colors} colours; others are replaced by the nearest one.`,
     trained,
     "What it paints into a hole is plausible, not what was there.",
@@ -240,7 +243,7 @@ async function showPictures() {
       return button;
     }));
     $("thumbs").replaceChildren(...buttons);
-    if (!state.picture) buttons[0]?.click();
+    if (!state.picture && !$("thumbs").hidden) buttons[0]?.click();
   } catch {
     $("thumbs").replaceChildren(); // a convenience: without them a picture can still be dropped
   }
