@@ -13,6 +13,7 @@ from PIL import Image
 import nextpixel
 from nextpixel import ImageGPTConfig
 from nextpixel.cli import main
+from nextpixel.cli.hints import to_complete, to_draw
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,12 @@ def test_pictures_are_drawn_and_completed_from_captions(
     assert told["caption"] == "happy, hat" and told["pictures"] != plain["pictures"]
 
 
+def test_hints_suit_the_model(place: Path) -> None:
+    model = nextpixel.load(str(place / "model"))
+    assert to_draw(model, "run").endswith("nextpixel sample red --model run")
+    assert to_complete(model, "run").endswith("nextpixel complete photo.jpg --model run")
+
+
 def test_info_lists_the_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(printed(capsys, "info", str(place / "model"), "--words", "--json"))
     assert list(found["words"].items())[:2] == [("red", 0.5), ("hair", 0.5)] and len(found["words"]) == 8
@@ -64,6 +71,9 @@ def test_info_lists_the_words(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("sample red --guidance -1 --model {model}", "--guidance: expected a number of 0 or more, got -1"),
         ("sample --allow-colors #12345 --model {model}", "--allow-colors: expected #rrggbb"),
         ("sample --forbid-colors #123456 --model {model}", "--forbid-colors: expected colours of the model"),
+        ("evaluate {cat} --captions names", "--captions: expected none, as the model was trained without captions"),
+        ("predict embedded {cat} --words", "--words: expected a model that was trained with captions"),
+        ("predict embedded {cat} --among red,blue", "--among: expected a model that was trained with captions"),
         ("info --words", "--words: expected a model that was trained with captions"),
     ],
 )

@@ -23,6 +23,15 @@ def first_use(model: ImageGPT, path: str | Path | None) -> str:
         return f"To classify new images: {command('predict', path, 'new/', '--out', 'predictions.csv')}"
     if model.config.objective == "masked":
         return f"To extract features: {command('features', 'photos/', model=path)}"
-    if model.words is not None:
-        return f"To draw from a caption: {command('sample', model.words.table[0], model=path)}"
-    return f"To complete a picture: {command('complete', 'photo.jpg', model=path)}"
+    return to_complete(model, path) if model.words is None else to_draw(model, path)
+
+
+def to_draw(model: ImageGPT, path: str | Path | None) -> str:
+    if model.words is None:
+        return f"To draw pictures: {command('sample', model=path)}"
+    return f"To draw from a caption: {command('sample', model.words.table[0], model=path)}"
+
+
+def to_complete(model: ImageGPT, path: str | Path | None) -> str:
+    picture = "sprite.png" if model.fit == "place" else "photo.jpg"
+    return f"To complete a picture: {command('complete', picture, model=path)}"

@@ -93,10 +93,13 @@ def _by_captions(args: Predict) -> None:
         raise InputError("cannot be combined with `among`", argument="words")
     if args.model.model is not None:
         raise InputError("cannot be combined with `words` or `among`: PROBE is the model", argument="model")
+    if model.words is None:
+        given = "words" if args.words else "among"
+        raise InputError("expected a model that was trained with captions, got one without words", argument=given)
     images = decode_for(model, joined(args.images), args.split)
     if args.among is None:
         found = word_probabilities(model, images.images, dtype=args.model.dtype)
-        names = list(model.words.table if model.words is not None else ())
+        names = list(model.words.table)
     else:
         names = [tag.strip() for tag in args.among.split(",") if tag.strip()]
         if len(set(names)) < max(len(names), 2):

@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_alone, check_run, joined, parse, print_json, recipe_defaults, resumable, show
 from nextpixel.cli.common import check_sources
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import command, to_draw
 from nextpixel.config import OutputOptions, PretrainConfig
 from nextpixel.errors import InputError
 from nextpixel.files import check_run_folder
@@ -100,4 +100,4 @@ def run(argv: Sequence[str]) -> None:
     else:
         if any((run.path / "samples").glob("*.png")):
             say(f"Samples drawn during training: {run.path / 'samples'}")
-        say(f"To draw pictures: {command('sample', model=run.path)}")
+        say(to_draw(model, run.path))

@@ -12,7 +12,7 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import CELL_PIXELS, PictureFiles, check_drawing, load_model, show_pictures, write_pictures
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import to_complete
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
@@ -104,4 +104,4 @@ def run(argv: Sequence[str]) -> None:
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     say(f"For other pictures: --seed {args.sampling.seed + 1}")
-    say(f"To complete a picture: {command('complete', 'photo.jpg', model=args.model.model)}")
+    say(to_complete(model, args.model.model))

@@ -24,7 +24,6 @@ from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
 from nextpixel.tokens import Reconstruction, covers_pixels, reconstruction
-from nextpixel.tokens.words import encode_captions
 
 OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
@@ -146,10 +145,9 @@ def image_tags(
     of these that it does not know are left out. Raises InputError, also for a model without words.
     """
     if model.words is None:
-        encode_captions(None, "")  # raises
+        raise InputError("expected none, as the model was trained without captions", argument="captions")
     texts = captions_of(source, captions)
     texts = texts if decoded is None else labels_of_readable(texts, source, decoded)
-    assert model.words is not None
     return model.words.encode(texts.tolist(), strict=not isinstance(captions, str))
 
 
