@@ -256,7 +256,7 @@ BAD = {
     "sample --wings": ["unknown option --wings", "nextpixel sample --help"],
     "pretrain photos --out run --widht 3": ["unknown option --widht", "did you mean --width?"],
     "complet photo.png": ["'complet'", "did you mean 'complete'?"],
-    "frobnicate": ["'frobnicate'", "complete, sample, score", "nextpixel --help"],
+    "frobnicate": ["'frobnicate'", "complete, sample, vary", "nextpixel --help"],
     "--frobnicate": ["'--frobnicate'", "nextpixel --help"],
     # outputs
     "complete photo.png --out photo.png/x.png": ["--out", "expected a folder, got the file", "photo.png"],
@@ -836,7 +836,7 @@ def test_complete_leaves_out_the_odd_broken_picture_of_a_folder(capsys: pytest.C
 def test_large_grids_show_a_part_and_say_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nextpixel.cli.complete.GRID_AT_MOST", 2)
+    monkeypatch.setattr("nextpixel.cli.common.GRID_AT_MOST", 2)
     monkeypatch.setattr("nextpixel.cli.sample.GRID_AT_MOST", 4)
     lines, err = run("complete photos -n 3 --each all", capsys)
     assert len(lines) == 3 + 1 and len(list(Path("all").iterdir())) == 9

@@ -59,7 +59,7 @@ class ImageGPTConfig(Settings):
                 raise InputError(
                     f"expected {' or '.join(get_args(kind))}, got {shortened(getattr(self, name))}", argument=name
                 )
-        can_orient = self.objective == "autoregressive" and not isinstance(self.side, tuple)
+        can_orient = self.objective == "autoregressive" and self.rows == self.columns
         if shortened(self.orientations) not in ("1", "8") or (self.orientations == 8 and not can_orient):
             raise InputError(
                 "orientations: expected 1, or 8 for an autoregressive model with a square grid, got "
