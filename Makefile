@@ -5,7 +5,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 DEMO := $(BIN)/nextpixel complete src/nextpixel/assets/pictures --keep 0.5 -n 4 --seed 0 --speed exact --out demo.png
 
@@ -47,8 +47,7 @@ test: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
-	$(BIN)/pytest -n 2 -m browser
-	$(BIN)/pytest -m install
+	$(BIN)/pytest -n 2 --dist loadgroup -m "browser or install"
 
 format: setup
 	$(BIN)/ruff check --fix .

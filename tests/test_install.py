@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.install, pytest.mark.timeout(1200), pytest.mark.xdist_group("install")]  # one environment
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nextpixel"
@@ -89,7 +89,7 @@ def complete(bare, wheel) -> Path:
 
 
 def install(programs: Path, *what: object) -> None:
-    flags = ("--quiet", "--disable-pip-version-check", "-c", CONSTRAINTS)
+    flags = ("--quiet", "--disable-pip-version-check", "--no-compile", "-c", CONSTRAINTS)
     run(programs / "python", "-m", "pip", "install", *flags, *what, cwd=programs)
 
 
