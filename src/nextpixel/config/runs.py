@@ -89,7 +89,7 @@ class RunConfig(Settings):
     threads: int | None = None
     """CPU threads; default: torch's choice."""
     cache: str | None = None
-    """Folder for decoded images and colour tables; default: the user's cache folder."""
+    """Folder for decoded images, their tokens and colour tables; default: the user's cache folder."""
     tracker: Literal["wandb"] | None = None
     """Also log to Weights & Biases (pip install wandb; WANDB_MODE=offline logs to the run folder). TensorBoard logs are
     written if it is installed."""

@@ -1,6 +1,6 @@
 """Pictures <-> tokens: the Tokenizer protocol and its kinds.
 
-May use files, limits and progress.
+May use devices, files, limits and progress.
 """
 
 from nextpixel.tokens.tokenizer import (

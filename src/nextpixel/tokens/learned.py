@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError
 from nextpixel.tokens.palette import grid_of
 from nextpixel.tokens.patches import SIDES, cut
 
 LEVELS = {1_000: (8, 5, 5, 5), 4_096: (8, 8, 8, 8), 16_384: (8, 8, 8, 8, 4)}  # of each number, by vocabulary
-PICTURES_AT_ONCE = 64
+PICTURES_AT_ONCE = 16  # whose activations fit into a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        if self.size == 1:  # on a GPU a convolution would round to TF32, and tokens would differ from those of a CPU
+            return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
         weight = self.weight.unflatten(1, (-1, self.size, self.size)).contiguous(memory_format=torch.channels_last)
         return F.conv2d(x, weight, self.bias, padding=self.size // 2)
 
@@ -184,7 +187,8 @@ class Learned:
         pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements=("C", "W")))
         cut(pixels, self.patch[0])  # raises
         codec = self._on(pixels.device)
-        found = [codec.quantise(centred(part)).round().long() for part in pixels.split(PICTURES_AT_ONCE)]
+        with torch.autocast(pixels.device.type, enabled=False):
+            found = [codec.quantise(centred(part)).round().long() for part in pixels.split(PICTURES_AT_ONCE)]
         return (torch.cat(found) * codec.get_buffer("strides")[:, None, None]).sum(1).flatten(1)
 
     @torch.no_grad()
@@ -197,9 +201,10 @@ class Learned:
             return np.empty((len(array), rows * side, columns * side, 3), np.uint8)
         codec = self._on(array.device)
         strides, levels = (codec.get_buffer(name)[:, None, None] for name in ("strides", "levels"))
-        parts = []
+        parts, device = [], str(array.device)
         for part in array.unflatten(1, (rows, columns)).split(PICTURES_AT_ONCE):
-            painted = codec.paint_levels((part[:, None] // strides % levels.long()).float())
+            with autocast(device, choose_dtype("auto", device)):  # tokens need fp32, pixels do not
+                painted = codec.paint_levels((part[:, None] // strides % levels.long()).float())
             pixels = ((painted + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
             parts.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return np.ascontiguousarray(np.concatenate(parts))

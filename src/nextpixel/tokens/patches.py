@@ -17,7 +17,7 @@ from nextpixel.tokens.palette import grid_of
 SIDES = (2, 4)  # of a patch; float32 counts the squared distances of larger ones than 6 x 6 no longer exactly
 CODES_AT_MOST = 16_384
 PATCHES_PER_CODE = 48  # that k-means takes
-DISTANCES_AT_ONCE = 1 << 21
+DISTANCES_AT_ONCE = 1 << 19  # 2 MiB, which a CPU's cache holds
 
 
 class Patches:

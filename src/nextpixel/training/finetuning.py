@@ -51,7 +51,6 @@ from nextpixel.training.steps import (
     evaluated_model,
     pixel_loss,
     place_model,
-    training_batches,
     write_full_model,
 )
 
@@ -214,13 +213,12 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
         # frozen, the generative loss would be a constant
         network = place_model(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
-        batches = training_batches(opened, train_numbers)
-        tokens = TokenBatches(batches, model, decided.device)
+        tokens = TokenBatches(opened, train_numbers)
         held_squares = opened.validation_set.images[validation_numbers]
         held_names = np.array(shape.classes, object)[labels[validation_numbers]]
 
         def batch_at(step: int) -> tuple[TokenBatch, Tensor]:
-            return tokens.tokens(step), torch.from_numpy(labels[batches.numbers(step)])
+            return tokens.tokens(step), torch.from_numpy(labels[tokens.batches.numbers(step)])
 
         def step(batch: tuple[TokenBatch, Tensor]) -> Tensor:
             (pixels, hidden, _, _), classes = tokens.to_device(batch[0]), batch[1].to(decided.device)

@@ -63,7 +63,6 @@ from nextpixel.training.steps import (
     evaluated_model,
     pixel_loss,
     place_model,
-    training_batches,
     write_full_model,
 )
 from nextpixel.training.tokenizers import SIDE, choose_tokenizer
@@ -253,7 +252,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
             arrays = run.arrays()
             tags = arrays["tags"]
             held_tags = arrays.get("validation_tags", tags)[validation_indices].astype(np.int64)
-        batches = TokenBatches(training_batches(opened, train_indices, tags), model, decided.device, tags)
+        batches = TokenBatches(opened, train_indices, tags)
 
         def step(batch: TokenBatch) -> Tensor:
             tokens, hidden, orientations, captions = batches.to_device(batch)

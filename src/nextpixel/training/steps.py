@@ -13,34 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextpixel.checkpoints import Run, load, write_model
-from nextpixel.config import GPTRunConfig
+from nextpixel.config import GPTRunConfig, augmentations
 from nextpixel.data.decoded import Batches
+from nextpixel.data.encoded import encode_set
 from nextpixel.data.recolour import ColourWords
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
-from nextpixel.progress import is_first
+from nextpixel.progress import is_first, say
+from nextpixel.tokens import covers_pixels
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.setup import OpenRun
 
 # tokens (B, T), or squares to encode; hidden tokens (B, T); orientations (B,), see images.orient; tags (B, TAGS, w)
 TokenBatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-
-def training_batches(
-    opened: OpenRun[Any], numbers: NDArray[np.int64], tags: NDArray[np.integer] | None = None
-) -> Batches:
-    """This process's part of the batches of those training images; `tags` (N, TAGS, w) are those of the set, if any."""
-    return Batches(
-        opened.train_set.images,
-        numbers,
-        size=opened.size,
-        batch_images=opened.config.batch_images,
-        augment=opened.config.augment,
-        seed=opened.config.seed,
-        part=(distributed.rank(), distributed.world_size()),
-        colour_words=None if tags is None or opened.words is None else ColourWords(tags, opened.words.table),
-    )
 
 
 def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
@@ -87,30 +73,59 @@ def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterat
 
 
 class TokenBatches:
-    """Training batches as tokens, with masks, orientations or tags where the model takes them.
+    """This process's part of the training batches as tokens, with masks, orientations or tags where the model has them.
 
-    `tags` (N, TAGS, w) are those of the training set's captions, if any. On a CPU pixels are encoded by `tokens`, which
-    the loop calls in a second thread; elsewhere on the device.
+    `numbers` are those of the training images; `tags` (N, TAGS, w) those of the set's captions, if any. Where a token
+    stands for several pixels, the set is encoded once, unless augmentation changes more than left and right. Otherwise
+    pixels are encoded at every step: on a CPU by `tokens`, which the loop calls in a second thread, or on the device.
     """
 
-    def __init__(self, batches: Batches, model: ImageGPT, device: str, tags: NDArray[np.integer] | None = None) -> None:
-        self.batches, self.tokenizer, self.shape, self.device = batches, model.tokenizer, model.config, device
-        self.tags = tags
+    def __init__(
+        self, opened: OpenRun[Any], numbers: NDArray[np.int64], tags: NDArray[np.integer] | None = None
+    ) -> None:
+        config, self.tokenizer, self.shape = opened.config, opened.tokenizer, opened.shape
+        self.device, self.tags = opened.decided.device, tags
+        self.batches = Batches(
+            opened.train_set.images,
+            numbers,
+            size=opened.size,
+            batch_images=config.batch_images,
+            augment=config.augment,
+            seed=config.seed,
+            part=(distributed.rank(), distributed.world_size()),
+            colour_words=None if tags is None or opened.words is None else ColourWords(tags, opened.words.table),
+        )
+        self.encoded: NDArray[np.uint16] | None = None  # (N, 1 or 2, T)
+        changes = augmentations(config.augment)
+        if covers_pixels(self.tokenizer) and changes <= {"flip"}:
+            self.encoded = distributed.node_by_node(
+                lambda: encode_set(
+                    opened.train_set,
+                    self.tokenizer,
+                    mirrored="flip" in changes,
+                    device=self.device,
+                    cache=config.cache,
+                )
+            )
+        elif covers_pixels(self.tokenizer):
+            say(f"augmentation ({config.augment}) changes pixels, so pictures are encoded at every step, not once")
 
     def tokens(self, step: int) -> TokenBatch:
         batches, shape = self.batches, self.shape
-        squares = batches(step)
         hidden = torch.from_numpy(batches.masks(step, shape.tokens)) if shape.objective == "masked" else None
         orientations = torch.from_numpy(batches.orientations(step)) if shape.orientations > 1 else None
-        pixels = self.tokenizer.encode(squares) if self.device == "cpu" else torch.from_numpy(squares)
         tags = None if self.tags is None else torch.from_numpy(batches.tags(step, self.tags))
-        return pixels, hidden, orientations, tags
+        if self.encoded is not None:
+            rows = self.encoded[batches.numbers(step), batches.mirrored(step).astype(np.int64)]
+            return torch.from_numpy(rows.astype(np.int64)), hidden, orientations, tags
+        squares = torch.from_numpy(batches(step))
+        return self.tokenizer.encode(squares) if self.device == "cpu" else squares, hidden, orientations, tags
 
     def to_device(self, batch: TokenBatch) -> TokenBatch:
         pixels, *others = (None if one is None else one.to(self.device) for one in batch)
         assert pixels is not None
         hidden, orientations, tags = others
-        return pixels if self.device == "cpu" else self.tokenizer.encode(pixels), hidden, orientations, tags
+        return pixels if pixels.ndim == 2 else self.tokenizer.encode(pixels), hidden, orientations, tags
 
 
 def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
