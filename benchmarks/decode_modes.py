@@ -21,9 +21,12 @@ from torch import Tensor
 import nextpixel
 from nextpixel.bench import floors, random_model
 from nextpixel.devices import choose_device, set_threads
-from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder
+from nextpixel.network.decoding import CompiledDecoder, Decoder, Int8Decoder, PackedDecoder, RowDecoder
 
-MODES = {"cpu": [Decoder, RowDecoder, PackedDecoder, Int8Decoder], "cuda": [Decoder, RowDecoder]}
+MODES = {
+    "cpu": [Decoder, RowDecoder, CompiledDecoder, PackedDecoder, Int8Decoder],
+    "cuda": [Decoder, RowDecoder, CompiledDecoder],
+}
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -28,7 +29,15 @@ from nextpixel.drawing.sampling import draw
 from nextpixel.network import caches as caches_module
 from nextpixel.network import decoding as decoding_module
 from nextpixel.network.caches import Int8Cache
-from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder, RowDecoder, choose_decoder
+from nextpixel.network.decoding import (
+    CompiledDecoder,
+    Decoder,
+    Int8Decoder,
+    PackedDecoder,
+    RowDecoder,
+    choose_decoder,
+    compiled_step,
+)
 from nextpixel.network.int8 import kernels, packing
 from nextpixel.network.int8.packing import packed_network
 from nextpixel.network.losses import cross_entropy
@@ -306,6 +315,46 @@ def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_decoder(odd, 4, 256) is PackedDecoder
     monkeypatch.setattr(kernels, "load", lambda: None)
     assert choose_decoder(large, 4, 256) is PackedDecoder
+
+
+def test_much_work_on_cuda_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(CLASSIC, torch.float32)
+    monkeypatch.setattr(ImageGPT, "device", torch.device("cuda"))
+    work = int(decoding_module.COMPILED_FROM / model.config.parameters) + 1
+    assert choose_decoder(model, work, 1) is CompiledDecoder
+    assert choose_decoder(model, work, 1, "exact") is choose_decoder(model, 8, 36) is Decoder
+    assert choose_decoder(model, 8, 36, independent_rows=True) is RowDecoder
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """torch.compile's counters; what it captures, as one graph or not at all, runs without a compiler."""
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, *, mode, **options: compile(function, backend="eager", **options)
+    )
+    compiled_step.cache_clear()
+    torch.compiler.reset()
+    yield torch._dynamo.utils.counters["stats"]
+    compiled_step.cache_clear()
+    torch.compiler.reset()
+
+
+def test_every_step_of_every_drawing_is_one_captured_graph(captured: Any) -> None:
+    model = unlike(MODERN)
+    check_rows_apart(model, CompiledDecoder, 1e-4)
+    tokens = some_tokens(3, MODERN)
+    assert (decoded(model, CompiledDecoder, tokens, 30) - model(tokens)[:, 30:]).abs().max() < 1e-4
+    assert captured["unique_graphs"] == 1
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_steps_draw_what_the_network_says() -> None:
+    compiled_step.cache_clear()
+    for config in (CLASSIC, MODERN):
+        model, tokens = unlike(config), some_tokens(3, config)
+        assert (decoded(model, CompiledDecoder, tokens, 17) - model(tokens)[:, 17:]).abs().max() < 1e-4
 
 
 def test_packed_weights_are_kept_and_made_again_when_the_weights_change() -> None:

@@ -1,6 +1,6 @@
 """Caches of keys and values: KVCache for rows in step, RowCache for rows that start and finish independently.
 
-Int8Cache is a RowCache for the kernels in C.
+StaticCache is a RowCache for compiled steps, Int8Cache one for the kernels in C.
 """
 
 from __future__ import annotations
@@ -100,10 +100,14 @@ class RowCache(KVCache):
         rows, slot = self.rows[: self.used], self.slot[: self.used]
         keys[rows, :, slot] = k[:, :, 0].to(keys.dtype)
         values[rows, :, slot] = v[:, :, 0].to(keys.dtype)
-        end = min(-(-(self.length + 1) // BUCKET) * BUCKET, self.slots)
+        end = self.read_slots()
         mask = (self.numbers[:end] <= slot[:, None])[:, None, None]  # (B, 1, 1, end)
         y = F.scaled_dot_product_attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], attn_mask=mask)
         return y.to(q.dtype)
+
+    def read_slots(self) -> int:
+        """The number of slots that attention reads, from the first."""
+        return min(-(-(self.length + 1) // BUCKET) * BUCKET, self.slots)
 
     def fill(self, rows: Tensor, prefilled: KVCache, of: Tensor) -> None:
         before = self.length
@@ -121,6 +125,13 @@ class RowCache(KVCache):
         """Copy row `row` to row `to`."""
         for part in (*self.parts, self.slot[None]):
             part[:, to] = part[:, row]
+
+
+class StaticCache(RowCache):
+    """Whose attention always reads every slot, so that every step runs the same kernels."""
+
+    def read_slots(self) -> int:
+        return self.slots
 
 
 class Int8Cache(RowCache):

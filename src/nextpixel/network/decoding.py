@@ -6,17 +6,22 @@ scores the next. The class is chosen once for each call.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from nextpixel.config import ImageGPTConfig, Speed
-from nextpixel.network.caches import Int8Cache, KVCache, RowCache
+from nextpixel.devices import can_compile
+from nextpixel.network.caches import Int8Cache, KVCache, RowCache, StaticCache
 from nextpixel.network.int8 import kernels
 from nextpixel.network.int8.packing import packed_network, pictures_per_pass, supports_int8
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.positions import Positions, raster
 
 FAST_FROM = 3e8  # parameters times drawn tokens: a third of a second of plain drawing, from which set-up pays off
+COMPILED_FROM = 2e12  # the same on a GPU, where compiling takes half a minute (an estimate)
 Prefill = tuple[Tensor, KVCache]  # logits (M, K) of the token after each of M prompts, and their keys and values
 
 
@@ -112,6 +117,44 @@ class RowDecoder(Decoder):
         self.cache.copy(row, to)
 
 
+class CompiledDecoder(RowDecoder):
+    """The unmodified network, whose step is compiled, on CUDA into one graph of kernels.
+
+    That takes shapes and addresses that stay the same (as in gpt-fast), so each step runs all rows over all slots.
+    """
+
+    name = "compiled"
+
+    def __init__(
+        self, model: ImageGPT, rows: int, prefix_slots: int | None = None, order: Tensor | None = None
+    ) -> None:
+        super().__init__(model, rows, prefix_slots, order)
+        self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
+        for tensor in (*self.cache.parts, self.cache.slot):
+            torch._dynamo.mark_static_address(tensor, guard=False)  # else graphs are refused: a step writes there
+
+    def new_cache(self, rows: int, slots: int) -> KVCache:
+        model = self.network
+        return StaticCache(model.config, rows, slots, dtype=model.token_embedding.dtype, device=model.device)
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        count, cache = len(tokens), self.cache
+        self._tokens[:count, 0] = tokens
+        cache.used = self.rows
+        torch.compiler.cudagraph_mark_step_begin()
+        logits = compiled_step()(self.network, self._tokens, cache, cache.slot[:, None], self.positions)
+        cache.used = count
+        cache.advance(1)
+        return logits[:count, -1].clone()  # the next step writes to the same address
+
+
+@functools.cache
+def compiled_step() -> Callable[..., Tensor]:
+    """ImageGPT.score_next, compiled for each shape when it is first called."""
+    return torch.compile(ImageGPT.score_next, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+
 class PackedDecoder(RowDecoder):
     """With fp32 matrices packed for oneDNN, on a CPU."""
 
@@ -199,11 +242,14 @@ def choose_decoder(
 ) -> type[Decoder]:
     """The class for a call that draws `tokens` tokens of each of `rows` pictures in total.
 
-    "exact" is always the unmodified network; "auto" packs and rounds where that pays off: on a CPU, from a third of a
-    second of plain drawing on. With `independent_rows`, rows may start and finish at any time.
+    "exact" is always the unmodified network; "auto" packs and rounds on a CPU, from a third of a second of plain
+    drawing on, and compiles on CUDA where much is drawn. With `independent_rows`, rows may start and finish at any
+    time.
     """
-    known = model.head.weight.dtype in (torch.float32, torch.bfloat16)
-    large = rows * tokens * model.config.parameters >= FAST_FROM
+    known, work = model.head.weight.dtype in (torch.float32, torch.bfloat16), rows * tokens * model.config.parameters
+    if speed == "auto" and model.device.type == "cuda" and work >= COMPILED_FROM and can_compile("cuda"):
+        return CompiledDecoder
+    large = work >= FAST_FROM
     packs = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if speed == "exact" or not (known and large and packs):
         return RowDecoder if independent_rows else Decoder

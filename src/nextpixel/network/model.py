@@ -391,13 +391,24 @@ class ImageGPT(nn.Module):
         count = prefix_slots + tokens.shape[1]
         self._check_length(cache.length + count - cache.prefix_slots + 1)
         positions = positions or raster(self.config, self.device, cache.prefix_slots)
-        slots = cache.next_slots(count)
+        logits = self.score_next(tokens, cache, cache.next_slots(count), positions, prefix)
+        cache.advance(count)
+        return logits
+
+    def score_next(
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        slots: slice | Tensor,
+        positions: Positions,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """The network's part of `extend`: keys and values go into these slots, and the cache's length stays."""
         h = x0 = self._embed(prefix, F.embedding(tokens, self.token_embedding), positions, slots)
         rotations = positions.rotations_of(slots)
         for block in self.blocks:
             h = block(h, x0, rotations, cache)
-        cache.advance(count)
-        return self.logits(self.norm(h if prefix_slots < 2 else h[:, prefix_slots - 1 :]))
+        return self.logits(self.norm(h if prefix is None else h[:, prefix.shape[1] - 1 :]))
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.config.tokens:
