@@ -39,8 +39,8 @@ from nextpixel.training import optim
 class WordsInOrder(Words):
     """A word a slot."""
 
-    def encode(self, captions: Sequence[str], *, strict: bool = True) -> Tensor:
-        return one_a_slot(super().encode(captions, strict=strict))
+    def encode(self, captions: Sequence[str], **options: Any) -> Tensor:
+        return one_a_slot(super().encode(captions, **options))
 
 
 def one_a_slot(tags: Tensor) -> Tensor:

@@ -120,8 +120,11 @@ def test_smaller_pictures_lie_where_the_anchor_says(anchor, top, left):
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 5), (1, 1)])
 def test_larger_pictures_are_refused_with_what_to_do(size):
-    with pytest.raises(UnreadableImage, match=r"its 6 x 5 pixels do not fit on . x .; cut sheets with `slice`, as in"):
+    with pytest.raises(UnreadableImage, match=r"its 6 x 5 pixels do not fit on . x .$"):
         place_first(art(6, 5), "a", size)
+    with pytest.raises(InputError, match=r"do not fit on . x .; cut a sheet with `slice`, as in .*side$") as found:
+        load_images(art(6, 5), size, fit="place")
+    assert "repair" not in str(found.value)
 
 
 # ---- sheets

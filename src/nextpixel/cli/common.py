@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import joined
-from nextpixel.config import ModelOptions, check_picture_count
+from nextpixel.config import ModelOptions, PictureOptions, check_picture_count
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say, say_left_out
@@ -58,11 +58,12 @@ def load_model(options: ModelOptions) -> ImageGPT:
     device = choose_device(options.device)
     set_threads(options.threads)
     model = load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
-    model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
+    if isinstance(options, PictureOptions):
+        model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
     return model
 
 
-def load_features_model(options: ModelOptions) -> Backbone:
+def load_features_model(options: PictureOptions) -> Backbone:
     """Load the model for its features; it may also be a convolutional student."""
     check_model_name(options.model)
     from nextpixel.checkpoints import find_model
@@ -81,7 +82,7 @@ def load_features_model(options: ModelOptions) -> Backbone:
     return model
 
 
-def load_classifier(name: str, options: ModelOptions, argument: str = "probe") -> LinearProbe:
+def load_classifier(name: str, options: PictureOptions, argument: str = "probe") -> LinearProbe:
     """Load the probe in a folder with its model, or a fine-tuned model as a probe. Errors name `argument`."""
     from nextpixel.files import read_json
     from nextpixel.representation.probing import LinearProbe

@@ -27,7 +27,7 @@ from nextpixel.cli.common import (
     write_each,
     write_pictures,
 )
-from nextpixel.config import KeepSide, ModelOptions, OutputOptions, SamplingConfig, check_numbers
+from nextpixel.config import KeepSide, OutputOptions, PictureOptions, SamplingConfig, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
@@ -55,8 +55,8 @@ class Complete:
     keep_side: KeepSide = "top"
     """The side to keep; all but top need a model trained with --augment orient."""
     mask: str | None = None
-    """A picture of what to fill instead: white is filled, black is kept; any size with the proportions of PICTURES.
-    alpha: their transparent pixels."""
+    """A picture of what to fill instead: white is filled, black is kept; any size with the proportions of
+    PICTURES, or of pixel art their size, that of their sheet or of the model. alpha: their transparent pixels."""
     invert_mask: bool = False
     """Fill black and keep white."""
     box: str | None = None
@@ -81,7 +81,7 @@ class Complete:
     """Show the result in the terminal."""
     files: PictureFiles = field(default_factory=PictureFiles)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
@@ -112,14 +112,17 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
-    from nextpixel.images.sources.masks import box_mask, load_masks
+    from nextpixel.images.sources.masks import box_mask, check_filled, load_masks
 
     squares, names, unreadable = read_pictures(model, images, args.split)
     masks = None
-    if args.mask is not None or args.box is not None:
-        mask = args.mask if args.box is None else box_mask(args.box, model.size)
+    if args.box is not None:
+        masks = box_mask(args.box, model.size)[None] ^ args.invert_mask
+        check_filled(masks)
+    elif args.mask is not None:
         source = open_source(joined(images), args.split)
-        masks = load_masks(mask, source, squares, model.fit, invert=args.invert_mask)
+        masks = load_masks(args.mask, source, squares, model.fit, invert=args.invert_mask, levels=model.levels)
+    if masks is not None:
         check_particles(args.particles)
         counts = sorted({f"{count:,}" for count in masks.sum((1, 2))}, key=len)
         say(f"{' or '.join(counts[:3])} of {math.prod(model.size):,} pixels will be filled")

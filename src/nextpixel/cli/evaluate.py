@@ -12,7 +12,7 @@ from nextpixel.cli.common import auc_text, check_file, check_sources, load_model
 from nextpixel.cli.comparing import compare, compare_features
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
-from nextpixel.config import PICTURES_AT_MOST, ModelOptions, OutputOptions, SamplingConfig, check_numbers
+from nextpixel.config import PICTURES_AT_MOST, OutputOptions, PictureOptions, SamplingConfig, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -72,7 +72,7 @@ class Evaluate:
     nearest: Path | None = None
     """Write a PNG file of the first pictures with their nearest training images. Needs --train."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_sources, load_features_model
 from nextpixel.cli.hints import command
-from nextpixel.config import ModelOptions, OutputOptions, Pooling
+from nextpixel.config import OutputOptions, PictureOptions, Pooling
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say, say_left_out
 
@@ -22,7 +22,7 @@ TIMEOUT_MINUTES = 30.0  # for the processes to connect
 
 
 @dataclass(frozen=True)
-class FeaturesModel(ModelOptions):
+class FeaturesModel(PictureOptions):
     """The model, and how it runs."""
 
     dtype: Literal["fp32", "bf16", "int8"] = "fp32"  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command
-from nextpixel.config import Levels, OutputOptions, Size, side_text, to_size
+from nextpixel.config import ImageGPTConfig, Levels, OutputOptions, Size, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -32,8 +32,9 @@ class PaletteArguments:
     out: Path | None = None
     """The palette, float32 (colours, 3) in [-1, 1]; default: palette.npy. With --exact a .gpl, .hex, .pal, .png or .npy
     file; default: palette.gpl. A .png of the colours is written next to it."""
-    side: int | Size = 32
-    """Side that images are resized to, or rows x columns as in 24x16."""
+    side: int | Size | None = None
+    """Side that images are resized to, or rows x columns as in 24x16; default: 32. With --exact that of the
+    canvas; default: the size of the largest picture up to 32."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     range: str | None = None
@@ -72,14 +73,15 @@ def _collect(args: PaletteArguments) -> None:
         raise InputError(f"--colors: expected 2 to {COLOURS_AT_MOST} with --exact, got {colors}")
     from nextpixel.data.decoded import decode
     from nextpixel.images import PALETTE_FORMATS, grid, save_png, write_palette_file
+    from nextpixel.images.sources import open_source, with_canvas
 
     if out.suffix.lower() not in PALETTE_FORMATS:
         raise InputError(f"--out: expected a file that ends in {', '.join(PALETTE_FORMATS)}, got {str(out)!r}")
     check_file(out, out.suffix.lower(), args.images)
     check_file(swatch, ".png", args.images)
-    size = to_size(args.side)
     levels = Levels.among(vars(args))
-    images = decode(joined(args.images), size, split=args.split, cache=args.cache, fit="place", levels=levels)
+    source, size = with_canvas(open_source(joined(args.images), args.split), args.side, levels)
+    images = decode(source, size, cache=args.cache, fit="place", levels=levels)
     palette = ExactPalette.fit(images.images, colors, args.seed)
     write_palette_file(out, palette.rgba)
     if swatch != out:
@@ -108,7 +110,7 @@ def _fit(args: PaletteArguments) -> None:
     check_file(swatch, ".png", args.images)
     if not 2 <= colors <= 65_000:
         raise InputError(f"--colors: expected 2 to 65000, got {colors}")
-    size = to_size(args.side)
+    size = to_size(args.side or ImageGPTConfig.side)
     from nextpixel.data.decoded import decode
     from nextpixel.images import grid, save_png
     from nextpixel.tokens import reconstruction

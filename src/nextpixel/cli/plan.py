@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nextpixel.cli.arguments import parse, print_json, recipe_defaults, show
-from nextpixel.config import EXACT, ImageGPTConfig, OutputOptions, PretrainConfig, check_numbers
+from nextpixel.config import EXACT, WORDS, ImageGPTConfig, OutputOptions, PretrainConfig, Size, check_numbers, to_side
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -56,8 +56,8 @@ def run(argv: Sequence[str]) -> None:
             f"--hardware: expected one of {', '.join(HARDWARE)}, or a .json file of bench, got {args.hardware!r}"
         )
     check_numbers(args, at_least_one="count", share="utilisation", finite="hourly_rate")
-    images = None if args.images is None else _count(args.images)
-    config, utilisation = args.config, args.utilisation or ASSUMED_UTILISATION
+    images, config = (None, args.config) if args.images is None else _count(args.images, args.config)
+    utilisation = args.utilisation or ASSUMED_UTILISATION
     if measured:
         if not Path(args.hardware).is_file():
             bench = f"nextpixel bench --work train --out {args.hardware}"
@@ -123,19 +123,25 @@ def run(argv: Sequence[str]) -> None:
 
 def _shape(config: PretrainConfig, images: int | None) -> ImageGPTConfig:
     if config.init is None:
-        if config.tokenizer is None:
-            return config.model(_colors(config.palette), images)
-        from nextpixel.tokens import load_tokenizer
-
-        tokenizer = load_tokenizer(config.tokenizer)
-        return config.model(len(tokenizer), images, tokenizer.patch)
+        colors, patch = _tokens(config)
+        words = 0 if config.captions is None else config.words or WORDS  # at most, as of exact colours
+        return replace(config.model(colors, images, patch), words=words)
     from nextpixel.checkpoints import load
 
     return load(config.init).config
 
 
+def _tokens(config: PretrainConfig) -> tuple[int, Size]:
+    """How many tokens there are, of exact colours at most, and the pixels of one."""
+    if config.tokenizer is None:
+        return _colors(config.palette), (1, 1)
+    from nextpixel.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    return len(tokenizer), tokenizer.patch
+
+
 def _colors(palette: str | None) -> int:
-    """How many colours a palette has; of exact, at most."""
     if palette is None:
         return ImageGPTConfig().colors
     from nextpixel.images import read_palette_file
@@ -148,8 +154,8 @@ def _colors(palette: str | None) -> int:
     return len(read_palette_file(palette) if holds_exact_colours(palette) else Palette.read(palette))
 
 
-def _count(text: str) -> int:
-    """Parse 50000 or 1.28M, or count the images of a source."""
+def _count(text: str, config: PretrainConfig) -> tuple[int, PretrainConfig]:
+    """Parse 50000 or 1.28M, or count the images of a source; the settings with the side of its pixel art."""
     number, scale = (text[:-1], SCALES[text[-1].lower()]) if text[-1:].lower() in SCALES else (text, 1.0)
     try:
         value = float(number) * scale
@@ -158,12 +164,17 @@ def _count(text: str) -> int:
             raise InputError(
                 f"--images: expected a number such as 50000 or 1.28M, or a folder of images, got {text!r}"
             ) from None
-        from nextpixel.images.sources import open_source
+        from nextpixel.images.sources import open_source, with_canvas
+        from nextpixel.training.tokenizers import wanted_colours
 
-        return len(open_source(text))
+        source = open_source(text)
+        if config.init is None and wanted_colours(config) is not None:
+            source, size = with_canvas(source, config.side, config.levels)
+            config = replace(config, side=to_side(size))
+        return len(source), config
     if not 1 <= value < float("inf"):
         raise InputError(f"--images: expected at least 1, got {text}")
-    return round(value)
+    return round(value), config
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import tyro
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_sources, decode_for, load_classifier, load_model, write_rows
-from nextpixel.config import ModelOptions, OutputOptions, check_numbers
+from nextpixel.config import OutputOptions, PictureOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -45,7 +45,7 @@ class Predict:
     masks: int = 0
     """For a masked model: number of random masks per image (5 in the paper). The class is a majority vote, the
     probabilities are means. Default: one pass over the unmasked image."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
@@ -104,7 +104,7 @@ def _by_captions(args: Predict) -> None:
         names = [tag.strip() for tag in args.among.split(",") if tag.strip()]
         if len(set(names)) < max(len(names), 2):
             raise InputError(f"expected at least two different tags, got {args.among!r}", argument="among")
-        found = tag_probabilities(caption_gains(model, images.images, names, dtype=args.model.dtype))
+        found = tag_probabilities(caption_gains(model, images.images, names, dtype=args.model.dtype, argument="among"))
     columns = [f"word {name}" if name in ("file", "class") else name for name in names]
     rows = [
         {"file": file} | {name: round(float(p), 6) for name, p in zip(columns, row, strict=True)}

@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_alone, joined, parse, print_json, show
 from nextpixel.cli.hints import command
-from nextpixel.config import Anchor, Fit, Levels, OutputOptions, Size, side_text, to_side, to_size
+from nextpixel.config import Anchor, Fit, ImageGPTConfig, Levels, OutputOptions, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -33,8 +33,9 @@ class Prepare:
     folder. Incomplete parts are kept in OUT.parts."""
     merge: Path | None = None
     """Merge the parts of all jobs; no other setting is allowed."""
-    side: int | Size = 32
-    """Pixels along each side of the model's pictures, or rows x columns as in 24x16."""
+    side: int | Size | None = None
+    """Pixels along each side of the model's pictures, or rows x columns as in 24x16; default: 32, or with `fit=place`
+    the size of the largest picture up to 32."""
     fit: Fit = "crop"
     """How pictures get the size of the model, see pretrain --help; training must use the same."""
     range: str | None = None
@@ -78,7 +79,9 @@ def run(argv: Sequence[str]) -> None:
         return
     *images, out = args.paths
     job = None if args.job is None else Job.parse(args.job)
-    store_side = args.store_side if args.store_side is not None else stored_size(to_size(args.side), args.augment)
+    store_side = args.store_side
+    if store_side is None and args.fit != "place":
+        store_side = stored_size(to_size(args.side or ImageGPTConfig.side), args.augment)
     try:
         found = prepare(
             joined(images),

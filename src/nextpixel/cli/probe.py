@@ -13,7 +13,7 @@ from nextpixel.cli.arguments import REQUIRED, joined, parse, print_json, show, w
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.peers import check_peers, fit_peers, load_students, rows_report
-from nextpixel.config import ModelOptions, OutputOptions, Pooling, check_numbers
+from nextpixel.config import OutputOptions, PictureOptions, Pooling, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -71,7 +71,7 @@ class Probe:
     """Plot accuracy by layer, or by labels per class, to this PNG file."""
     out: Path | None = None
     """Save the probe of all labels to this new folder."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 

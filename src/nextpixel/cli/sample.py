@@ -64,6 +64,8 @@ def run(argv: Sequence[str]) -> None:
             return draw_tiles(model, n, args.sampling, args.caption, first)
         return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first)
 
+    if args.tile and "wrap" not in str(model.facts.get("augment", "wrap")):
+        say("The model was trained without --augment wrap: expect seams, and textures unlike those it was trained on")
     drawing, redrawn = draw_without_copies(model, args.n, draw_more) if args.no_copies else (draw_more(args.n, 0), 0)
     copies = find_copies(model, drawing.images) if args.n > COPIES_FROM or args.output.json else None
     nats, seam = drawing.nats, None

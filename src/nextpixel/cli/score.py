@@ -12,7 +12,7 @@ import numpy as np
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
-from nextpixel.config import ModelOptions, OutputOptions, check_numbers
+from nextpixel.config import OutputOptions, PictureOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -54,7 +54,7 @@ class Score:
     text column, see pretrain --help."""
     seed: int = 0
     """Random seed of the split of the normal images."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:

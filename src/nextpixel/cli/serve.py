@@ -14,7 +14,7 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import load_classifier, load_model
-from nextpixel.config import ModelOptions, OutputOptions, ServeConfig
+from nextpixel.config import OutputOptions, PictureOptions, ServeConfig
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say
@@ -27,7 +27,7 @@ TOKEN_AT_LEAST, TOKEN_AT_MOST = 16, 1000  # characters
 
 
 @dataclass(frozen=True)
-class ServedModels(ModelOptions):
+class ServedModels(PictureOptions):
     """The models, and how they run."""
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     names = args.models.model or (None,)
     for name in names:
         check_model_name(name)
-    options = ModelOptions(**{f.name: getattr(args.models, f.name) for f in fields(ModelOptions)} | {"model": None})
+    options = PictureOptions(**{f.name: getattr(args.models, f.name) for f in fields(PictureOptions)} | {"model": None})
     try:
         from nextpixel.server.app import create_app
         from nextpixel.server.listen import listen, serve

@@ -22,7 +22,7 @@ from nextpixel.cli.common import (
     shown_in_grid,
     write_pictures,
 )
-from nextpixel.config import ModelOptions, OutputOptions, Part, SamplingConfig
+from nextpixel.config import OutputOptions, Part, PictureOptions, SamplingConfig
 from nextpixel.progress import say
 
 
@@ -56,7 +56,7 @@ class Vary:
     """Show the result in the terminal."""
     files: PictureFiles = field(default_factory=PictureFiles)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 

@@ -9,12 +9,20 @@ from nextpixel.config.keywords import (
     PretrainKeywords,
     SamplingKeywords,
 )
-from nextpixel.config.options import ModelOptions, OutputOptions, SamplingConfig, ServeConfig, StudyConfig
+from nextpixel.config.options import (
+    ModelOptions,
+    OutputOptions,
+    PictureOptions,
+    SamplingConfig,
+    ServeConfig,
+    StudyConfig,
+)
 from nextpixel.config.recipes import read_recipe, replace_checked
 from nextpixel.config.runs import (
     EXACT,
     INIT_RATE,
     MUON_RATE,
+    WORDS,
     CodecConfig,
     DistillConfig,
     FinetuneConfig,

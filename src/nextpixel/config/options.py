@@ -51,6 +51,21 @@ class ModelOptions(Settings):
 
     model: str | None = None
     """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); default: embedded."""
+    device: Device = "auto"
+    """auto: cuda if available, else mps, else cpu."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights; bf16 takes half the memory and is less precise."""
+    threads: int | None = None
+    """CPU threads; default: torch's choice."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, at_least_one="threads")
+
+
+@dataclass(frozen=True)
+class PictureOptions(ModelOptions):
+    """The model, how it runs, and how it gets its pictures."""
+
     fit: Fit | None = None
     """How pictures get the size of the model, see pretrain; default: as in training."""
     range: str | None = None
@@ -64,15 +79,9 @@ class ModelOptions(Settings):
     """Rows x columns of pixels of the tiles that sheets are cut into, as in 16x16, with `fit=place`."""
     scale: int | None = None
     """The factor by which pixel art is enlarged in its files, undone with `fit=place`; default: as in training."""
-    device: Device = "auto"
-    """auto: cuda if available, else mps, else cpu."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type of the weights; bf16 takes half the memory and is less precise."""
-    threads: int | None = None
-    """CPU threads; default: torch's choice."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, at_least_one="threads")
+        super().__post_init__()
         Levels.among(vars(self))
 
     @property

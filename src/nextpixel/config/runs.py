@@ -33,6 +33,7 @@ MUON_RATE = 0.02  # for the matrices of the modern preset; its other parameters 
 # confirmed by a primary source.
 PUBLISHED_RATES = {"s": 0.003, "m": 0.003, "l": 0.001, "xl": 0.0003}
 EXACT = "exact"  # the palette of the images' own colours
+WORDS = 1_000  # of captions, at most
 INIT_RATE = 0.1  # of the pretraining rate, for continued training (Chen et al. 2020, section 3.4)
 
 
@@ -156,7 +157,8 @@ class PretrainConfig(GPTRunConfig):
     heads: int | None = None
     """Number of attention heads."""
     side: int | Size | None = None
-    """Pixels along each side, or rows x columns as in 24x16; default: 32, or with `init` that of the model."""
+    """Pixels along each side, or rows x columns as in 24x16; default: 32, with exact colours the size of the largest
+    picture up to 32, with `init` that of the model."""
     palette: str | None = None
     """A palette.npy file, exact (the RGBA colours of the images, at most 1,024, kept exactly), or a .gpl, .hex, .pal or
     .png palette, also kept exactly; default: OpenAI's 512 colours."""
@@ -246,6 +248,8 @@ class PretrainConfig(GPTRunConfig):
                 f"cannot be combined with `{given[0]}`: the model has its own shape, tokens, words and objective",
                 argument="init",
             )
+        if self.words is not None and self.captions is None:
+            raise InputError("has no effect without `captions`", argument="words")
         if self.palette and self.tokenizer:
             raise InputError("cannot be combined with `palette`: it has its own colours", argument="tokenizer")
 

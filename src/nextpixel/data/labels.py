@@ -68,7 +68,8 @@ def values_of_table(
         raise InputError(
             f"{path}: expected one row for each picture, got none or several for {len(missing):,} of "
             f"{len(names):,}: looked for {missing[0]!r}, the column file has {held or 'nothing'}"
-            f"{', ...' if len(table) > 3 else ''}; add rows, or make the paths unambiguous"
+            f"{', ...' if len(table) > 3 else ''}; add rows, or make the paths unambiguous",
+            argument=f"{column}s",
         )
     return [table[key] for key in found if key is not None]
 

@@ -17,12 +17,12 @@ from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
-from nextpixel.config import Fit, Levels, Size, side_text, to_side, to_size
+from nextpixel.config import Fit, ImageGPTConfig, Levels, Size, side_text, to_side, to_size
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import PREPROCESSING, read_parts
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json
-from nextpixel.images.sources import MapSource, Source, open_source, settle
+from nextpixel.images.sources import MapSource, Source, open_source, settle, with_canvas
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.images.sources.maps import Part, check_readable, is_map, write_set
 from nextpixel.progress import progress, say
@@ -58,7 +58,7 @@ def prepare(
     images: Any,
     out: str | Path,
     *,
-    side: int | Size = 32,
+    side: int | Size | None = None,
     fit: Fit = "crop",
     levels: Levels = NO_LEVELS,
     store_side: int | Size | None = None,
@@ -69,18 +69,12 @@ def prepare(
 ) -> MapSource | None:
     """Decode a source into the new folder `out`, or one job's share of it; finished chunks are not decoded again.
 
-    `store_side` is the side, or rows and columns, of the stored images, `side` that of the model they are for;
-    `workers` are threads. `captions`, see captions_of, are kept in the folder, for training with the same `captions`.
+    `store_side` is the side, or rows and columns, of the stored images, `side` that of the model they are for, by
+    default 32, or for `place` that of with_canvas; `workers` are threads. `captions`, see captions_of, are kept in the
+    folder, for training with the same `captions`.
     Returns the folder as a source, or None for a job, see merge. Raises InputError, also when `out` exists or its parts
     have another source or other settings; WorkError when the disk is full, which keeps finished chunks.
     """
-    size = to_size(side)
-    stored = size if store_side is None else to_size(store_side, "store_side")
-    if stored[0] < size[0] or stored[0] * size[1] != stored[1] * size[0]:
-        raise InputError(
-            f"expected at least the side {side_text(size)}, in its proportions, got {side_text(stored)}",
-            argument="store_side",
-        )
     if workers is not None and workers < 1:
         raise InputError(f"expected at least 1, got {workers}", argument="workers")
     out = Path(out)
@@ -88,9 +82,19 @@ def prepare(
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     check_output(out, "OUT")
+    source = open_source(images, split, stream=True)
+    if fit == "place":
+        source, size = with_canvas(source, side, levels)
+    else:
+        size = to_size(side or ImageGPTConfig.side)
+    stored = size if store_side is None else to_size(store_side, "store_side")
+    if stored[0] < size[0] or stored[0] * size[1] != stored[1] * size[0]:
+        raise InputError(
+            f"expected at least the side {side_text(size)}, in its proportions, got {side_text(stored)}",
+            argument="store_side",
+        )
     if fit == "place" and stored != size:
         raise InputError(f"expected none for pictures that are placed, got {side_text(stored)}", argument="store_side")
-    source = open_source(images, split, stream=True)
     earlier = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
     note = None
     if earlier is not None:

@@ -157,7 +157,7 @@ def load_holes(
     check_no_keep("mask", keep, keep_side)
     source = open_source(images)
     squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
-    return squares, load_masks(mask, source, squares, model.fit, invert=invert)
+    return squares, load_masks(mask, source, squares, model.fit, invert=invert, levels=model.levels)
 
 
 def check_no_keep(argument: str, keep: float, keep_side: KeepSide) -> None:
@@ -322,14 +322,12 @@ def caption_tags(model: ImageGPT, caption: str | Sequence[str] | None, sampling:
 
     Raises InputError for a caption that the model cannot take, and for guidance without one.
     """
-    if sampling.guidance != 1 and (model.words is None or caption is None):
+    tags = None if caption is None else encode_captions(model.words, caption).to(model.device)
+    if tags is not None and not len(tags):
+        raise InputError("expected at least one, got none", argument="caption")
+    if sampling.guidance != 1 and (tags is None or not tags.any(-1).any(-1).all()):  # an empty caption is none
         why = "as the model was trained without captions" if model.words is None else "without `caption`"
         raise InputError(f"expected 1, {why}, got {sampling.guidance:g}", argument="guidance")
-    if caption is None:
-        return None
-    tags = encode_captions(model.words, caption).to(model.device)
-    if not len(tags):
-        raise InputError("expected at least one, got none", argument="caption")
     return tags
 
 

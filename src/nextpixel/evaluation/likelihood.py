@@ -148,7 +148,7 @@ def image_tags(
         raise InputError("expected none, as the model was trained without captions", argument="captions")
     texts = captions_of(source, captions)
     texts = texts if decoded is None else labels_of_readable(texts, source, decoded)
-    return model.words.encode(texts.tolist(), strict=not isinstance(captions, str))
+    return model.words.encode(texts.tolist(), strict=not isinstance(captions, str), argument="captions")
 
 
 def find_training_images(

@@ -23,14 +23,20 @@ UNKNOWN_SHARE = 0.5  # prior of a word in tables without shares
 
 
 def caption_gains(
-    model: ImageGPT, images: NDArray[np.uint8], captions: Sequence[str], *, dtype: str = "fp32"
+    model: ImageGPT,
+    images: NDArray[np.uint8],
+    captions: Sequence[str],
+    *,
+    dtype: str = "fp32",
+    argument: str = "captions",
 ) -> NDArray[np.float64]:
     """ln p(picture | caption) - ln p(picture), (N, captions), of images uint8 (N, H, W, C) at the model's size.
 
-    One pass over the images for each caption, and one without. Raises InputError for captions the model cannot take.
+    One pass over the images for each caption, and one without. Raises InputError, which names `argument`, for captions
+    the model cannot take.
     """
     require_autoregressive(model)
-    tags = encode_captions(model.words, list(captions))
+    tags = encode_captions(model.words, list(captions), argument)
     pixels = images.shape[1] * images.shape[2]
     plain = image_nats(model, images, dtype=dtype).astype(np.float64)
     gains = np.empty((len(images), len(tags)))

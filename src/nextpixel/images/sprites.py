@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Anchor, Fit, Levels, Size
 from nextpixel.images.fitting import fit_image
-from nextpixel.images.pixels import PIXEL_LIMIT, Content, UnreadableImage, decode, read_frames
+from nextpixel.images.pixels import PIXEL_LIMIT, Content, Picture, UnreadableImage, decode, read_frames
 
 Pixels = NDArray[np.uint8]  # (H, W, 4)
+LOSSY_BYTES = 1 << 16  # of a WebP, before which its kind is stated
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ class Sprite:
         for factor in (first, *(f for f in range(1, self.factor + 1) if self.factor % f == 0)):
             if height // factor <= size[0] and width // factor <= size[1]:
                 return factor
-        raise ValueError(
-            f"its {height} x {width} pixels do not fit on {size[0]} x {size[1]}; cut sheets with `slice`, as in "
-            "`slice=16x16`, or use a larger `side`"
-        )
+        raise ValueError(f"its {height} x {width} pixels do not fit on {size[0]} x {size[1]}")
 
     def placed(self, size: Size, scale: int | None, anchor: Anchor | None) -> Pixels:
         """The picture on a transparent canvas of that size, (H, W, 4). Raises ValueError where it is too large."""
@@ -129,6 +127,19 @@ def read_image(
     if fit == "place":
         return place_first(content, name, size, levels, pixel_limit=pixel_limit, formats=formats)
     return fit_image(decode(content, name, levels=levels, pixel_limit=pixel_limit, formats=formats), size, fit)
+
+
+def is_lossy(content: Content) -> bool:
+    """Whether a file is a JPEG or a lossy WebP, whose colours are not those that were drawn."""
+    if isinstance(content, str):
+        with open(content, "rb") as file:
+            content = file.read(LOSSY_BYTES)
+    if isinstance(content, Picture):
+        return content.format in ("JPEG", "MPO")
+    if isinstance(content, np.ndarray):
+        return False
+    is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    return content.startswith(b"\xff\xd8\xff") or (is_webp and b"VP8 " in content[:LOSSY_BYTES])
 
 
 def common_factor(sprites: list[Sprite]) -> int:

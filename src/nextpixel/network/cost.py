@@ -338,7 +338,7 @@ def make_plan(
     )
     flops = flops_per_image(config) * steps * batch_images
     weights = drawing_bytes * config.parameters
-    cache = drawing_bytes * 2 * config.layers * config.width * config.tokens
+    cache = drawing_bytes * 2 * config.layers * config.width * (config.prefix_slots - 1 + config.tokens)
     pixel = (weights + cache / 2) / hardware.bytes_per_second
     rows = max(1, int((usable_bytes(hardware.memory_bytes) - weights) / cache))
     batch_pixel = max(

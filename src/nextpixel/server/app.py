@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -165,11 +166,13 @@ def create_app(
 
     async def read_square(call: Call[Any], model: Backbone) -> NDArray[np.uint8]:
         """The picture of a request as the model's input (1, H, W, 3)."""
+        levels = replace(model.levels, slice=None)  # a request has one picture
         try:
-            picture = decoders.decode(call.body.image, model.size, model.fit, model.levels)
+            picture = decoders.decode(call.body.image, model.size, model.fit, levels)
             return (await call.before_deadline(picture))[None]
         except UnreadableImage as error:
             expected = "expected a complete PNG, JPEG, WebP, GIF or BMP file"
+            expected += f" of at most {model.size[0]} x {model.size[1]} pixels" * (model.fit == "place")
             raise HTTPException(422, f"image: {error.reason}; {expected}") from None
 
     async def run(call: Call[Any], work: Callable[[], T]) -> T:
@@ -203,11 +206,12 @@ def create_app(
     async def read_mask(call: Call[schema.Complete]) -> NDArray[np.bool_]:
         """The mask of a request at the model's size (H, W)."""
         assert call.body.mask is not None
-        fit = "squash" if call.model.fit == "place" else call.model.fit
-        try:
-            found = await call.before_deadline(decoders.decode(call.body.mask, call.model.size, fit, call.model.levels))
+        model = call.model
+        levels = replace(model.levels, slice=None)
+        try:  # placed as the picture itself is
+            found = await call.before_deadline(decoders.decode(call.body.mask, model.size, model.fit, levels))
         except UnreadableImage as error:
-            raise HTTPException(422, f"mask: {error.reason}; expected a picture file") from None
+            raise HTTPException(422, f"mask: {error.reason}; expected a picture of the image's size") from None
         mask = np.asarray(found[..., 0] >= FILLED_FROM)
         check_filled(mask[None])
         return mask

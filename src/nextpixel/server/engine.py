@@ -75,7 +75,7 @@ class Failed:
 
 
 Event = Waiting | Row | Done | Failed
-Key = tuple[bytes, bytes]  # tokens of a prompt, tags of its caption
+Key = tuple[bool, bytes, bytes]  # whether guided, tokens of a prompt, tags of its caption
 SHUTTING_DOWN = Failed(503, "the server is shutting down; try again later")
 
 
@@ -113,7 +113,9 @@ class Ticket:
     first_row: float = 0.0
 
     def __post_init__(self) -> None:
-        self.key = self.prompt.numpy().tobytes(), b"" if self.tags is None else self.tags.cpu().numpy().tobytes()
+        self.guided = self.sampling.guidance != 1
+        tags = b"" if self.tags is None else self.tags.cpu().numpy().tobytes()
+        self.key = self.guided, self.prompt.numpy().tobytes(), tags
         self.noise = [loop.token_noise(self.sampling.seed, 0, i, self.length) for i in range(self.n)]
         self.tokens = np.zeros((self.n, self.length), np.int64)
         self.tokens[:, : self.prompt.shape[1]] = self.prompt.numpy()
@@ -130,7 +132,8 @@ class _Candidate(loop.Row):
 
 
 class Engine:
-    """The table of rows of one model. Rows in use come first, so that a step costs only what they cost.
+    """The tables of rows of one model. Rows in use come first, so that a step costs only what they cost. A model with
+    words has a second table for guided requests, with half of the slots, as each of its rows costs two.
 
     `observe` is called with (name, value): "queue_seconds", "first_row_seconds", "pixels", "pixels_per_second".
     `worker` has a single thread; its other work runs between steps. Raises InputError if the slots do not fit into
@@ -141,10 +144,10 @@ class Engine:
         self, model: ImageGPT, config: ServeConfig, observe: Callable[[str, float], None], worker: ThreadPoolExecutor
     ) -> None:
         shape, slots = model.config, config.slots
-        self._guided = model.words is not None
+        self._with_words = model.words is not None
         self._kind = choose_decoder(model, slots, shape.tokens, config.speed, independent_rows=True)
         self.mode = self._kind.name
-        needed = slots * self._kind.row_bytes(model) * (1 + self._guided)
+        needed = slots * self._kind.row_bytes(model) * (1 + self._with_words)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):
             raise InputError(f"{slots} slots need {needed / 1e9:.1f} GB of memory; take fewer", argument="slots")
         self.model, self.slots, self.limit, self.observe = model, slots, config.queue, observe
@@ -160,8 +163,11 @@ class Engine:
     def _warm_up(self) -> None:
         """Run the first, slow products, and measure the seconds of a prefill and a step."""
         model, half = self.model, self.model.config.tokens // 2
-        decoder = GuidedDecoder(self._kind, model, self.slots) if self._guided else self._kind(model, self.slots)
-        self._decoder, self._table = decoder, loop.Table[_Candidate](decoder)
+        decoder = self._kind(model, self.slots)
+        self._tables = {False: loop.Table[_Candidate](decoder)}
+        if self._with_words:
+            guided = GuidedDecoder(self._kind, model, max(1, self.slots // 2))
+            self._tables[True] = loop.Table[_Candidate](guided)
         every = torch.zeros(self.slots, dtype=torch.int64, device=self.model.device)
         for _ in range(2):
             start = time.monotonic()
@@ -198,7 +204,7 @@ class Engine:
 
     @property
     def used(self) -> int:
-        return len(self._table.rows)
+        return len(self._rows())
 
     @property
     def waiting(self) -> int:
@@ -222,7 +228,13 @@ class Engine:
     # ---- with the lock held
 
     def _tickets(self) -> set[Ticket]:
-        return {*self._waiting, *(place.ticket for place in self._table.rows)}
+        return {*self._waiting, *(place.ticket for place in self._rows())}
+
+    def _rows(self) -> list[_Candidate]:
+        return [row for table in self._tables.values() for row in table.rows]
+
+    def _free(self, ticket: Ticket) -> int:
+        return min(self._tables[ticket.guided].free, self.slots - len(self._rows()))
 
     def _end(self, ticket: Ticket) -> None:
         ticket.ended, ticket.prefill = True, None
@@ -236,22 +248,25 @@ class Engine:
                 ticket.notify(reason)
 
     def _ahead(self, number: int) -> int:
-        """Requests ahead of that queue position; those being drawn count as one if they take all slots."""
-        return number + (len(self._table.rows) == self.slots)
+        """Requests ahead of that queue position; those being drawn count as one if they take all of its slots."""
+        return number + (not self._free(self._waiting[number]))
 
     def _forecast(self) -> tuple[dict[Ticket, float], float]:
         """Seconds until each request is done, and until the first waiting one has all its rows."""
         length = self.model.config.tokens
-        ends = [0] * self._table.free + [length - row.position for row in self._table.rows]
         left: dict[Ticket, float] = {}
-        for row in self._table.rows:
+        for row in self._rows():
             left[row.ticket] = max(left.get(row.ticket, 0.0), (length - row.position) * self.step_seconds)
-        heapq.heapify(ends)
+        free: dict[bool, list[int]] = {}  # the steps after which each row of a table is free
+        for guided, table in self._tables.items():
+            free[guided] = [0] * table.free + [length - row.position for row in table.rows]
+            heapq.heapify(free[guided])
         room, seconds, done = 0.0, 0.0, set(self._prefills)
         for number, ticket in enumerate(self._waiting):
             if ticket.prefill is None and ticket.key not in done:
                 seconds += ticket.prompt.shape[1] * self.prefill_seconds
                 done.add(ticket.key)
+            ends = free[ticket.guided]
             for _ in range(ticket.n - ticket.placed):
                 start = ends[0]
                 left[ticket] = max(left.get(ticket, 0.0), (start + ticket.drawn) * self.step_seconds + seconds)
@@ -270,11 +285,12 @@ class Engine:
             logging.getLogger(__name__).exception("drawing failed")
             with self._changed:
                 self._fail(self._tickets(), Failed(500, "the drawing failed; see the server's log"))
-                self._table.rows.clear()
+                for table in self._tables.values():
+                    table.rows.clear()
         with self._changed:
             self._drawing, self._step_ended = False, time.monotonic()
             self._changed.notify_all()
-            if self._waiting or self._table.rows:
+            if self._waiting or self._rows():
                 try:
                     self._worker.submit(self._run)
                     self._drawing = True
@@ -292,35 +308,39 @@ class Engine:
                     self._fail([ticket], Failed(504, f"not done within {ticket.seconds:g} seconds; request fewer"))
             self._free_rows()
         self._admit()
-        if not self._table.rows:
+        tables = [table for table in self._tables.values() if table.rows]
+        if not tables:
             return
-        start, count = time.monotonic(), len(self._table.rows)
+        start, count = time.monotonic(), len(self._rows())
         self.observe("pixels", count)  # before anyone is notified
-        rows, tokens, nats = next(iter(self._table))
-        for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
-            row.ticket.tokens[row.number, row.position - 1] = token
-            row.ticket.nats[row.number] += cost
-            if row.position % self.model.config.columns == 0 and not row.ticket.ended:
-                self._report_row(row.ticket, row)
+        for table in tables:
+            rows, tokens, nats = next(iter(table))
+            for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
+                row.ticket.tokens[row.number, row.position - 1] = token
+                row.ticket.nats[row.number] += cost
+                if row.position % self.model.config.columns == 0 and not row.ticket.ended:
+                    self._report_row(row.ticket, row)
         with self._changed:
             self._free_rows()
-        self._table.step()
+        for table in tables:
+            table.step()
         seconds = time.monotonic() - start + others
         self.step_seconds = DECAY * self.step_seconds + (1 - DECAY) * seconds
         self.observe("pixels_per_second", count / self.step_seconds)
 
     def _free_rows(self) -> None:
         """Free the rows of finished candidates and ended requests."""
-        for row in self._table.rows:
+        for row in self._rows():
             row.cancelled = row.ticket.ended
-        self._table.drop_finished()
+        for table in self._tables.values():
+            table.drop_finished()
 
     def _admit(self) -> None:
         """Give free rows to waiting requests, in order, with prefills for PREFILL_SECONDS or of one batch."""
         end = time.monotonic() + PREFILL_SECONDS
-        while self._table.free and time.monotonic() < end:
+        while time.monotonic() < end:
             with self._changed:
-                if not self._waiting:
+                if not self._waiting or not self._free(self._waiting[0]):
                     return
                 ticket = self._waiting[0]
             prefill = ticket.prefill or self._prefill(ticket)
@@ -337,14 +357,15 @@ class Engine:
                 self._prefills[ticket.key] = self._prefills.pop(ticket.key)  # moves it to the end
                 return self._prefills[ticket.key]
             prompts = self._prompts_like(ticket)
+        decoder = self._tables[ticket.guided].decoder
         tokens = torch.cat([one.prompt for one in prompts.values()]).to(self.model.device)
-        prefix = torch.cat([self.model.prefix(0, one.tags) for one in prompts.values()]) if self._guided else None
-        prefill = self._decoder.prefill(tokens, prefix)
+        prefix = torch.cat([self.model.prefix(0, one.tags) for one in prompts.values()]) if self._with_words else None
+        prefill = decoder.prefill(tokens, prefix)
         seconds = (time.monotonic() - ticket.started) / (len(prompts) * (ticket.prompt.shape[1] + 1))
         self.prefill_seconds = DECAY * self.prefill_seconds + (1 - DECAY) * seconds
         prefills = [prefill]
         if len(prompts) > 1:  # copies, so that one does not keep the memory of all
-            prefills = [self._decoder.select(prefill, i) for i in range(len(prompts))]
+            prefills = [decoder.select(prefill, i) for i in range(len(prompts))]
         with self._changed:
             self._prefills.update(zip(prompts, prefills, strict=True))
             awaited = {other.key for other in self._waiting}
@@ -357,22 +378,24 @@ class Engine:
     def _prompts_like(self, ticket: Ticket) -> dict[Key, Ticket]:
         """Tickets whose prompts to prefill together, by key: this one and others with prompts of the same length."""
         found = {ticket.key: ticket}
-        most = min(self._decoder.prompts_per_prefill(ticket.prompt.shape[1]), self._kept)
+        decoder = self._tables[ticket.guided].decoder
+        most = min(decoder.prompts_per_prefill(ticket.prompt.shape[1]), self._kept)
         for other in self._waiting:
-            alike = other.prompt.shape == ticket.prompt.shape and other.key not in self._prefills
+            alike = other.guided == ticket.guided and other.prompt.shape == ticket.prompt.shape
+            alike = alike and other.key not in self._prefills
             if len(found) < most and alike and other.prefill is None:
                 found.setdefault(other.key, other)
         return found
 
     def _place(self, ticket: Ticket, prefill: Prefill) -> None:
         """Add as many candidates to the table as there are free rows."""
-        count = min(self._table.free, ticket.n - ticket.placed)
+        table, count = self._tables[ticket.guided], min(self._free(ticket), ticket.n - ticket.placed)
         numbers, known = range(ticket.placed, ticket.placed + count), ticket.prompt.shape[1]
         rows = [
             _Candidate(ticket.noise[i], ticket.sampling, known, ticket.allowed, ticket=ticket, number=i)
             for i in numbers
         ]
-        self._table.add(rows, prefill, [0] * count)
+        table.add(rows, prefill, [0] * count)
         ticket.placed += count
         ticket.prefill = prefill if ticket.placed < ticket.n else None
         if ticket.prefill is None:
@@ -387,7 +410,7 @@ class Engine:
         if not ticket.first_row:
             ticket.first_row = now
             self.observe("first_row_seconds", now - ticket.arrived)
-        rest = min(other.position for other in self._table.rows if other.ticket is ticket)
+        rest = min(other.position for other in self._rows() if other.ticket is ticket)
         left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
         [pixels] = tokenizer.decode(ticket.tokens[row.number, None, : row.position], config.columns)
         for y in range(len(pixels) - tokenizer.patch[0], len(pixels)):

@@ -69,12 +69,16 @@ class Words:
             )
         return cls([word for _, word in frequent], [-count / total for count, _ in frequent])
 
-    def encode(self, captions: Sequence[str], *, strict: bool = True) -> Tensor:
+    def encode(self, captions: Sequence[str], *, strict: bool = True, argument: str = "caption") -> Tensor:
         """The numbers of words int64 (B, TAGS, w), 0 where there is none; w is the most words of any tag, at least 1.
 
-        Raises InputError for an unknown word or too many tags or words in one; if not `strict`, these are left out.
+        Raises InputError, which names `argument`, for an unknown word or too many tags or words in one; if not
+        `strict`, these are left out.
         """
-        numbers = [self._numbers(caption, strict) for caption in captions]
+        parts = [tags_of(caption) for caption in captions]
+        for tags in parts if strict else ():
+            self._check(tags, argument)
+        numbers = [self._numbers(tags) for tags in parts]
         most = max((len(tag) for caption in numbers for tag in caption), default=1)
         encoded = torch.zeros(len(numbers), TAGS, most, dtype=torch.int64)
         for row, caption in enumerate(numbers):
@@ -87,14 +91,11 @@ class Words:
         named = ([self.table[number - 1] for number in tag if number] for tag in tags.tolist())
         return ", ".join(" ".join(tag) for tag in named if tag)
 
-    def _numbers(self, caption: str, strict: bool) -> list[list[int]]:
-        tags = tags_of(caption)
-        if strict:
-            self._check(tags, caption)
+    def _numbers(self, tags: list[list[str]]) -> list[list[int]]:
         known = [[self.numbers[word] for word in tag if word in self.numbers][:WORDS_PER_TAG] for tag in tags]
         return [tag for tag in known if tag][:TAGS]
 
-    def _check(self, tags: list[list[str]], caption: str) -> None:
+    def _check(self, tags: list[list[str]], argument: str) -> None:
         unknown = sorted({word for tag in tags for word in tag if word not in self.numbers})
         if unknown:
             some = ", ".join(self.table[:5]) + ", ..." * (len(self) > 5)
@@ -102,14 +103,14 @@ class Words:
                 f"expected words that the model knows, got {', '.join(map(self._hint, unknown[:5]))}"
                 f"{', ...' * (len(unknown) > 5)}; it knows {len(self):,} (model.words.table, or nextpixel info "
                 f"with `words`): {some}",
-                argument="caption",
+                argument=argument,
             )
         longest = max(tags, key=len, default=[])
         if len(tags) > TAGS or len(longest) > WORDS_PER_TAG:
             what = f"{len(tags)} tags" if len(tags) > TAGS else f"{len(longest)} words in one"
             raise InputError(
                 f"expected at most {TAGS} tags, separated by commas, of at most {WORDS_PER_TAG} words each, got {what}",
-                argument="caption",
+                argument=argument,
             )
 
     def _hint(self, word: str) -> str:
@@ -133,8 +134,8 @@ def tags_of(caption: str) -> list[list[str]]:
     return [tag for tag in tags if tag]
 
 
-def encode_captions(words: Words | None, captions: str | Sequence[str]) -> Tensor:
+def encode_captions(words: Words | None, captions: str | Sequence[str], argument: str = "caption") -> Tensor:
     """Words.encode of one caption or several. Raises InputError where `words` is None: for a model without captions."""
     if words is None:
-        raise InputError("expected none, as the model was trained without captions, got one", argument="caption")
-    return words.encode([captions] if isinstance(captions, str) else captions)
+        raise InputError("expected none, as the model was trained without captions, got one", argument=argument)
+    return words.encode([captions] if isinstance(captions, str) else captions, argument=argument)

@@ -20,6 +20,7 @@ from nextpixel.config import (
     INIT_RATE,
     MODERN,
     MUON_RATE,
+    WORDS,
     Fit,
     ImageGPTConfig,
     Levels,
@@ -33,6 +34,7 @@ from nextpixel.config import (
     read_recipe,
     replace_checked,
     side_text,
+    to_side,
     to_size,
 )
 from nextpixel.data.captions import captions_of
@@ -43,7 +45,7 @@ from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.images import grid, save_png
-from nextpixel.images.sources import Source, open_source, sprites_of
+from nextpixel.images.sources import Source, open_source, sprites_of, with_canvas
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
@@ -65,10 +67,9 @@ from nextpixel.training.steps import (
     place_model,
     write_full_model,
 )
-from nextpixel.training.tokenizers import SIDE, choose_tokenizer
+from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
 
 KIND = "pretrain"
-WORDS = 1_000
 
 
 @check_keywords(PretrainKeywords)
@@ -304,6 +305,7 @@ def _current_model(
         model.training_pictures = _kept_pictures(model, opened.train_set.images, train_indices, held_out)
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
+    model.facts["augment"] = config.augment
     if config.init and not steps:  # so that the run no longer needs that model
 
         def write_first() -> None:
@@ -423,15 +425,24 @@ def _initial_model(config: PretrainConfig, images: Any, split: str | None) -> tu
         if config.captions is not None and model.words is None:
             raise InputError("needs words, which the model of `init` was trained without", argument="captions")
         return model, *_captioned(config, images, split, model.size, model.fit, model.levels)
-    if config.captions is not None:
+    exact = wanted_colours(config) is not None
+    if exact or config.captions is not None:
         images = open_source(images, split)
+    if exact:
+        images, size = with_canvas(images, config.side, config.levels)
+        config = replace(config, side=to_side(size))
     tokenizer = choose_tokenizer(images, config, split)
-    size, fit = to_size(config.side or SIDE), "place" if tokenizer.channels == 4 else config.fit or "crop"
+    size, fit = to_size(config.side or ImageGPTConfig.side), "place" if exact else config.fit or "crop"
     images, captions = _captioned(config, images, split, size, fit, config.levels)
-    words = None if captions is None else Words.fit(captions, config.words or WORDS)
-    count = None
-    if config.size == "auto":
-        count = len(decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels))
+    words, count = None, None
+    if captions is not None or config.size == "auto":
+        decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels)
+        count = len(decoded) if config.size == "auto" else None
+    if captions is not None:
+        readable = labels_of_readable(captions, images, decoded)
+        if config.validation is None:
+            readable = readable[split_indices(len(decoded), config.validation_fraction, config.seed)[0]]
+        words = Words.fit(readable, config.words or WORDS)
     with torch.device("meta"):
         model = ImageGPT(replace(config.model(len(tokenizer), count, tokenizer.patch), words=len(words or ())))
     model.words = words

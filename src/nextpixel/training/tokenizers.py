@@ -17,7 +17,17 @@ from nextpixel.tokens import Tokenizer, load_tokenizer
 from nextpixel.tokens.exact import ExactPalette
 from nextpixel.tokens.palette import Palette
 
-SIDE = 32  # by default
+
+def wanted_colours(config: PretrainConfig) -> str | None:
+    """EXACT or the file of an exact palette that `palette` or `fit` ask for; None for other tokens."""
+    wanted = EXACT if config.palette is None and config.fit == "place" else config.palette
+    if config.tokenizer is not None or wanted is None or not (wanted == EXACT or holds_exact_colours(wanted)):
+        return None
+    if config.fit not in (None, "place"):
+        raise InputError(
+            f"expected place for exact colours, which resizing would mix, got {config.fit}", argument="fit"
+        )
+    return wanted
 
 
 def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = None) -> Tokenizer:
@@ -28,21 +38,14 @@ def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = No
     """
     if config.tokenizer is not None:
         return load_tokenizer(config.tokenizer)
-    wanted = EXACT if config.palette is None and config.fit == "place" else config.palette
+    wanted = wanted_colours(config)
     if wanted is None:
-        return Palette.openai(config.cache)
-    if wanted != EXACT and not holds_exact_colours(wanted):
-        return Palette.read(wanted, config.cache)
-    if config.fit not in (None, "place"):
-        raise InputError(
-            f"expected place for exact colours, which resizing would mix, got {config.fit}", argument="fit"
-        )
+        return Palette.openai(config.cache) if config.palette is None else Palette.read(config.palette, config.cache)
     of_file = None if wanted == EXACT else read_palette_file(wanted)
     if of_file is not None:
         ExactPalette(of_file)  # raises before any work
-    found = decode(
-        images, config.side or SIDE, split=split, cache=config.cache, fit="place", levels=config.levels
-    ).images
+    assert config.side is not None  # see start_run
+    found = decode(images, config.side, split=split, cache=config.cache, fit="place", levels=config.levels).images
     if of_file is None:
         return ExactPalette.fit(found, seed=config.seed)
     parts = [np.ascontiguousarray(found[i : i + READ_TOGETHER]) for i in range(0, len(found), READ_TOGETHER)]

@@ -16,14 +16,14 @@ from nextpixel.images.formats import FORMATS, find_format
 from nextpixel.images.sources.arrays import ArraySource, PictureSource, batch, open_npy, open_npz
 from nextpixel.images.sources.base import NO_LEVELS, Numbered, Source, extension, sha256
 from nextpixel.images.sources.files import FileSource, Listing, count_kinds, image_folder, is_image, unread_kind
-from nextpixel.images.sources.levels import settle, sprites_of
+from nextpixel.images.sources.levels import settle, sprites_of, with_canvas
 from nextpixel.images.sources.maps import MapSource, check_readable, is_map
 from nextpixel.images.sources.shards import ShardSource, expand, is_pattern
 from nextpixel.images.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
 from nextpixel.images.sources.tables import ParquetSource, check_set_name, open_hub
 from nextpixel.progress import say_once
 
-__all__ = ["MapSource", "Source", "check_path", "load_images", "open_source", "settle", "sprites_of"]
+__all__ = ["MapSource", "Source", "check_path", "load_images", "open_source", "settle", "sprites_of", "with_canvas"]
 
 TABLES = frozenset({"parquet"})
 SHARDS = frozenset({"tar"})
@@ -83,16 +83,20 @@ def load_images(
     size, known = to_size(size, "size"), len(source.unreadable)
     source, levels, note = settle(source, size, fit, levels)
     if lost := source.unreadable[known:]:
-        raise InputError(f"{lost[0]}; repair it or leave it out of {source.source_name}")
+        raise InputError(_with_remedy(lost[0], source))
     found = np.empty((len(source), *size, channels_of(fit)), np.uint8)
     for index in range(len(source)):
         try:
             found[index] = source.image(index, size, fit, levels)
         except UnreadableImage as error:
-            raise InputError(f"{error}; repair it or leave it out of {source.source_name}") from error
+            raise InputError(_with_remedy(str(error), source)) from error
     if note:
         say_once(note)
     return found
+
+
+def _with_remedy(line: str, source: Source) -> str:
+    return line if "`slice" in line else f"{line}; repair it or leave it out of {source.source_name}"
 
 
 class JoinedSource(Source):
@@ -162,7 +166,12 @@ def _numpy(tensor: Any) -> np.ndarray:
 
 
 def check_path(path: str) -> None:
-    """Raise InputError for a path that does not exist and cannot be the name of a set on the hub; opens nothing."""
+    """Raise InputError for a path that does not exist and cannot be the name of a set on the hub, or is a model."""
+    for name, what in (("run.json", "run"), ("model.safetensors", "model")):
+        if os.path.isfile(os.path.join(path, name)):
+            raise InputError(
+                f"{path}: expected images, got the folder of a {what}; give it as `model`, or to pretrain as `init`"
+            )
     if os.path.exists(path) or is_pattern(path):
         return
     if os.path.isdir(parts := path.rstrip("/") + ".parts"):

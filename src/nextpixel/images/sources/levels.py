@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nextpixel.config import Fit, Levels, Size
+from nextpixel.config import Fit, Levels, Size, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.images import Numbers, UnreadableImage, find_range, read_pixels
 from nextpixel.images.sources.base import Source
 from nextpixel.images.sources.maps import MapSource
 from nextpixel.images.sources.sprites import SpriteSource
+from nextpixel.progress import say
 
 PICTURES_SAMPLED = 64
 PICTURES_CHECKED = 8  # against a given range
@@ -20,6 +21,18 @@ SHADES_USED = 0.25  # with less of the range, pictures are nearly black or white
 def sprites_of(source: Source, size: Size, fit: Fit, levels: Levels) -> Source:
     """The frames and tiles of a source, one by one, where they are placed; else the source."""
     return settle(source, size, fit, levels)[0] if fit == "place" else source
+
+
+def with_canvas(source: Source, side: int | Size | None, levels: Levels) -> tuple[Source, Size]:
+    """A source of pixel art and its canvas: `side`, or by default the size that the pictures need, see SpriteSource."""
+    if side is not None:
+        return source, to_size(side)
+    if isinstance(source, MapSource):
+        return source, source.size
+    sprites = SpriteSource(source, None, levels)
+    if len(sprites):
+        say(f"Side {side_text(sprites.size)}, by the largest of {len(sprites):,} pictures (give a side to change that)")
+    return sprites, sprites.size
 
 
 def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source, Levels, str | None]:
@@ -38,6 +51,7 @@ def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source
         return source, source.levels.over(levels), None
     if isinstance(source, SpriteSource):
         return source, source.levels, source.note
+    _check_effect(fit, levels)
     if fit == "place":
         sprites = SpriteSource(source, size, levels)
         return sprites, sprites.levels, sprites.note
@@ -67,3 +81,12 @@ def settle(source: Source, size: Size, fit: Fit, levels: Levels) -> tuple[Source
                 "(give another range to change that)"
             )
     return source, levels, f"{source.source_name}: {'; '.join(notes)}" if notes else None
+
+
+def _check_effect(fit: Fit, levels: Levels) -> None:
+    """Raise InputError for levels that pictures of this fit ignore."""
+    ignored = ("range", "bands") if fit == "place" else ("anchor", "slice", "scale")
+    for name in ignored:
+        if getattr(levels, name) is not None:
+            needed = "pictures that are resized" if fit == "place" else "exact colours (`fit=place`, `palette=exact`)"
+            raise InputError(f"has no effect here, as it is for {needed}", argument=name)

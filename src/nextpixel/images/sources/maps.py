@@ -189,7 +189,8 @@ def check_readable(source_name: str, unreadable: Sequence[str], count: int) -> N
     """Raises InputError when more than one in ten of `count` pictures cannot be read, or none can."""
     if len(unreadable) > UNREADABLE_AT_MOST * count or len(unreadable) == count:
         shown = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+        remedy = "" if "`slice" in shown else ". Remove or repair them"
         raise InputError(
             f"{source_name}: {len(unreadable)} of {count} pictures cannot be read, expected at most "
-            f"one in ten: {shown}. Remove or repair them"
+            f"one in ten: {shown}{remedy}"
         )

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Size
+from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError, shortened
 from nextpixel.images import Picture, UnreadableImage, fit_image, from_array
 from nextpixel.images.pixels import read_frames
-from nextpixel.images.sources import open_source
-from nextpixel.images.sources.base import Source
+from nextpixel.images.sources import open_source, sprites_of
+from nextpixel.images.sources.base import NO_LEVELS, Source
+from nextpixel.images.sources.sprites import SpriteSource
+from nextpixel.images.sprites import Sprite
 
 FILLED_FROM = 64  # of 255: a pixel a quarter of which is white, so that thin strokes are not lost
 PROPORTIONS = 0.02  # by which those of a mask may differ from its picture's
 ALPHA = "alpha"
+TILE = re.compile(r"(?:^|#)(\d+),(\d+)$")  # of the part of a file that a tile is
 
 
 def load_masks(
-    mask: Any, pictures: Source, squares: NDArray[np.uint8], fit: Fit = "crop", *, invert: bool = False
+    mask: Any,
+    pictures: Source,
+    squares: NDArray[np.uint8],
+    fit: Fit = "crop",
+    *,
+    invert: bool = False,
+    levels: Levels = NO_LEVELS,
 ) -> NDArray[np.bool_]:
     """Which pixels of pictures, read as squares (M, H, W, C), are to be filled: (1 or M, H, W).
 
     mask    an array (H, W) or (M, H, W) of booleans, of whole numbers up to 1 or 255, or of floats up to 1; a PIL
             picture, a path, or a list of these; or "alpha" for the transparent pixels of the pictures themselves.
-            One is for all pictures; of other sizes than the squares' they are fitted as the pictures are.
+            One is for all pictures; of other sizes than the squares' they are fitted as the pictures are. Masks of
+            pixel art have the size of the picture, of its sheet, or of the canvas.
     invert  black is filled, white is kept
+    levels  those that the squares were read with
 
     Raises InputError, also where nothing or everything would be filled.
     """
     size: Size = squares.shape[1], squares.shape[2]
     if isinstance(mask, str) and mask == ALPHA:
         filled = _transparent(pictures, squares, fit)
+    elif fit == "place":
+        filled = _placed_masks(mask, sprites_of(pictures, size, fit, levels), size)
     else:
         filled = _of_masks(mask, pictures, size, fit)
     filled = ~filled if invert else filled
-    if len(filled) not in (1, len(squares)):
-        raise InputError(
-            f"expected one, or one for each of {len(squares)} pictures, got {len(filled)}", argument="mask"
-        )
+    _check_count(len(filled), len(squares))
     check_filled(filled)
     return filled
 
@@ -60,6 +71,11 @@ def check_filled(filled: NDArray[np.bool_]) -> None:
             raise InputError(
                 f"expected black pixels, which are kept, got none{which}; sample draws whole pictures", argument="mask"
             )
+
+
+def _check_count(masks: int, pictures: int) -> None:
+    if masks not in (1, pictures):
+        raise InputError(f"expected one, or one for each of {pictures} pictures, got {masks}", argument="mask")
 
 
 def box_mask(box: str, size: Size) -> NDArray[np.bool_]:
@@ -101,6 +117,43 @@ def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit) -> NDArray[np.b
     return found
 
 
+def _placed_masks(mask: Any, pictures: Source, size: Size) -> NDArray[np.bool_]:
+    """A mask for each picture, which lies on the canvas where its picture does."""
+    try:
+        source = open_source(_eight_bits(mask))
+        given = [np.asarray(source.read(i))[..., 0] for i in range(len(source))]
+    except (InputError, UnreadableImage) as error:
+        if getattr(error, "argument", None) == "mask":
+            raise
+        raise InputError(str(error), argument="mask") from None
+    _check_count(len(given), len(pictures))
+    given = given * len(pictures) if len(given) == 1 else given
+    return np.stack([_placed(one, pictures, i, size) for i, one in enumerate(given)])
+
+
+def _placed(mask: NDArray[np.uint8], pictures: Source, number: int, size: Size) -> NDArray[np.bool_]:
+    part, (height, width), factor = "", size, 1
+    tile, anchor = None, None
+    if isinstance(pictures, SpriteSource):
+        part, (height, width), factor = pictures.parts[number]
+        tile, anchor = pictures.levels.slice, pictures.levels.anchor
+    if tile and (place := TILE.search(part)) and (mask.shape[0] > tile[0] or mask.shape[1] > tile[1]):
+        top, left = int(place[1]) * tile[0], int(place[2]) * tile[1]
+        mask = mask[top : top + tile[0], left : left + tile[1]]
+    if mask.shape == (height, width):
+        mask = mask.reshape(height // factor, factor, width // factor, factor).mean((1, 3)).astype(np.uint8)
+    elif mask.shape == size:
+        return mask >= FILLED_FROM
+    if mask.shape != (height // factor, width // factor):
+        raise InputError(
+            f"expected {width} x {height} pixels as {pictures.names[number]}, or the model's {size[1]} x {size[0]}, "
+            f"got {mask.shape[1]} x {mask.shape[0]}",
+            argument="mask",
+        )
+    placed = Sprite(part, mask[..., None].repeat(4, 2), factor).placed(size, factor, anchor)
+    return np.asarray(placed[..., 0] >= FILLED_FROM)
+
+
 def _check_proportions(mask: Picture, pictures: Source, numbers: range, size: Size) -> None:
     for i in numbers:
         if i < len(pictures):
@@ -115,12 +168,13 @@ def _check_proportions(mask: Picture, pictures: Source, numbers: range, size: Si
 
 
 def _fitted(mask: Picture, size: Size, fit: Fit) -> NDArray[np.bool_]:
-    fitted = fit_image(mask, size, "squash" if fit == "place" else fit)
-    return np.asarray(fitted[..., 0] >= FILLED_FROM)
+    return np.asarray(fit_image(mask, size, fit)[..., 0] >= FILLED_FROM)
 
 
 def _transparent(pictures: Source, squares: NDArray[np.uint8], fit: Fit) -> NDArray[np.bool_]:
     if squares.shape[3] == 4:
+        if (squares[..., 3] > 0).all((1, 2)).any():
+            raise InputError("expected transparent pixels, which are filled, got none in a picture", argument="mask")
         return np.asarray(squares[..., 3] == 0)
     size: Size = squares.shape[1], squares.shape[2]
     found = []

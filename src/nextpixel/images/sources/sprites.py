@@ -14,39 +14,52 @@ from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER, Source
-from nextpixel.images.sprites import Sprite, common_factor, read_sprites
+from nextpixel.images.sprites import Sprite, common_factor, is_lossy, read_sprites
 
 AGREE_FROM = 4  # pictures of more than one colour, whose common enlargement is no accident
+TOO_LARGE = "cut a sheet with `slice`, as in `slice=16x16`, or train at a larger side"
+CANVAS_AT_MOST = (32, 32)  # where the pictures themselves choose; larger ones cost more than most expect
 
 
 class SpriteSource(Source):
     """Every picture in the files of another source, uint8 (H, W, 4), read at once and kept in memory.
 
     A picture is called as its file, or FILE#FRAME or FILE#ROW,COLUMN. Empty tiles and frames are dropped. A factor by
-    which all pictures are enlarged is undone, as is one without which a picture does not fit on the canvas.
+    which all pictures are enlarged is undone, as is one without which a picture does not fit on the canvas, whose size
+    is by default the smallest for all pictures that fit on CANVAS_AT_MOST.
 
+    size        that of the canvas
     levels      those given, with that factor
     files       the other source
     rows        the number of each picture's file in it
+    parts       of each picture: what distinguishes it in its file, its size there, and the factor that is undone
     note        a line about what was done, or None
     unreadable  lines for files of the other source, then for those that cannot be read and for pictures too large
     """
 
-    def __init__(self, source: Source, size: Size, levels: Levels) -> None:
-        numbers, sprites, lost, empty = _read(source, levels)
-        art = [sprite for sprite in sprites if not sprite.is_flat and sprite.fits(size)]
+    def __init__(self, source: Source, size: Size | None, levels: Levels) -> None:
+        numbers, sprites, lost, empty, lossy = _read(source, levels)
+        most = size or CANVAS_AT_MOST
+        fitting = [sprite for sprite in sprites if sprite.fits(most)]
+        art = [sprite for sprite in fitting if not sprite.is_flat]
         if levels.scale is None and len(art) >= AGREE_FROM:
             levels = replace(levels, scale=common_factor(art))
-        self.size, self.levels, self.images = size, levels, []
+        if size is None and fitting:
+            reduced = [[n // sprite.reduction(most, levels.scale) for n in sprite.size] for sprite in fitting]
+            most = max(height for height, _ in reduced), max(width for _, width in reduced)
+        self.size, self.levels, self.images = most, levels, []
+        self.parts: list[tuple[str, Size, int]] = []
         names, rows, undone = [], [], Counter[int]()
         for number, sprite in zip(numbers, sprites, strict=True):
             name = source.names[number] + f"#{sprite.part}" * bool(sprite.part)
             try:
-                self.images.append(sprite.placed(size, levels.scale, levels.anchor))
+                self.images.append(sprite.placed(most, levels.scale, levels.anchor))
             except ValueError as error:
-                lost.append(str(UnreadableImage(name, str(error))))
+                lost.append(str(UnreadableImage(name, f"{error}; {TOO_LARGE}")))
                 continue
-            undone[sprite.reduction(size, levels.scale)] += 1
+            factor = sprite.reduction(most, levels.scale)
+            undone[factor] += 1
+            self.parts.append((sprite.part, sprite.size, factor))
             names.append(name)
             rows.append(number)
         super().__init__(
@@ -67,6 +80,7 @@ class SpriteSource(Source):
             notes[-1] += " (give scale=1 to keep what fits as it is)"
         if empty:
             notes.append(f"{empty:,} empty tiles or frames are dropped")
+        notes += self._warning(lossy)
         self.note = f"{source.source_name}: {'; '.join(notes)}" if notes else None
 
     def content(self, index: int) -> NDArray[np.uint8]:
@@ -78,15 +92,34 @@ class SpriteSource(Source):
     def fingerprint(self) -> str:
         return self._fingerprint
 
+    def _warning(self, lossy: set[int]) -> list[str]:
+        """A line about these files, if they are among the pictures."""
+        if not (files := sorted(lossy.intersection(self.rows))):
+            return []
+        colours: dict[bool, set[int]] = {True: set(), False: set()}
+        for row, image in zip(self.rows, self.images, strict=True):
+            colours[row in lossy].update(np.unique(image.view(np.uint32)).tolist())
+        named = ", ".join(self.files.names[row] for row in files[:3]) + ", ..." * (len(files) > 3)
+        return [
+            f"{len(files):,} files are JPEG or lossy WebP ({named}) and add {len(colours[True] - colours[False]):,} "
+            "colours that no other picture has (leave them out, or export them as PNG from the original)"
+        ]
 
-def _read(source: Source, levels: Levels) -> tuple[list[int], list[Sprite], list[str], int]:
-    """The numbers of files and their pictures, lines about unreadable files, and how many pictures were empty."""
+
+def _read(source: Source, levels: Levels) -> tuple[list[int], list[Sprite], list[str], int, set[int]]:
+    """The numbers of files and their pictures, lines about unreadable files, how many pictures were empty, and the
+    numbers of lossy files."""
+    lossy: set[int] = set()
 
     def one(number: int) -> list[Sprite] | UnreadableImage:
         try:
-            return read_sprites(source.content(number), source.names[number], levels)
+            content = source.content(number)
+            found = read_sprites(content, source.names[number], levels)
         except UnreadableImage as error:
             return error
+        if is_lossy(content):
+            lossy.add(number)
+        return found
 
     numbers, sprites, lost, empty = [], [], [], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -100,4 +133,4 @@ def _read(source: Source, levels: Levels) -> tuple[list[int], list[Sprite], list
                 empty += len(found) - len(kept)
                 sprites += kept
                 numbers += [number] * len(kept)
-    return numbers, sprites, lost, empty
+    return numbers, sprites, lost, empty, lossy

@@ -312,6 +312,13 @@ class StreamSource(Source):
             cell = self._kept[index] if index in self.sampled(READ_TOGETHER) else self._kept.pop(index)
         return _encoded(cell, self.names[index])
 
+    def texts(self, name: str) -> list[str]:
+        raise InputError(
+            f"{self.source_name}: expected a .csv or .jsonl file of file,caption, as a streamed set has no texts "
+            f"before its pictures are read, got {name!r}; or download it, and prepare the files",
+            argument="captions",
+        )
+
     def fingerprint(self) -> str:
         return self._fingerprint
 
