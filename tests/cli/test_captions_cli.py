@@ -22,6 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("captions")
     nextpixel.save(with_words(ImageGPTConfig(1, 16, 2, 4, 12), torch.float32), home / "model")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)).save(home / "cat.png")
+    (home / "table.csv").write_text("file,caption\ndog.png,red hair\n")
     return home
 
 
@@ -68,6 +69,11 @@ def test_info_lists_the_words(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("sample --guidance 2", "--guidance: expected 1, as the model was trained without captions, got 2"),
         ("sample --guidance 2 --model {model}", "--guidance: expected 1, without CAPTION, got 2"),
         ("complete {cat} --guidance 2 --model {model}", "--guidance: expected 1, without --caption, got 2"),
+        ("sample , --guidance 2 --model {model}", "--guidance: expected 1, without CAPTION, got 2"),
+        ("vary {cat} --caption . --guidance 2 --model {model}", "--guidance: expected 1, without --caption, got 2"),
+        ("predict {model} {cat} --among zebra,red", "--among: expected words that the model knows, got 'zebra'"),
+        ("evaluate {cat} --captions {table} --model {model}", "--captions: .*table.csv: expected one row for each"),
+        ("complete {model}", ".*model: expected images, got the folder of a model; give it as --model"),
         ("sample red --guidance -1 --model {model}", "--guidance: expected a number of 0 or more, got -1"),
         ("sample --allow-colors #12345 --model {model}", "--allow-colors: expected #rrggbb"),
         ("sample --forbid-colors #123456 --model {model}", "--forbid-colors: expected colours of the model"),
@@ -83,6 +89,7 @@ def test_bad_captions_end_in_one_sentence(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     known = {"model": str(place / "model"), "cat": str(place / "cat.png"), "many": ",".join(["red"] * 17)}
+    known["table"] = str(place / "table.csv")
     assert main([part.format(**known) for part in command.split()]) == 2
     out, err = capsys.readouterr()
     [line] = err.splitlines()

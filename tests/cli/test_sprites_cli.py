@@ -90,6 +90,25 @@ def test_the_model_has_exactly_the_colours_of_the_sprites(home: Path, model: Ima
     assert kept.distances(tokens.numpy())[0].min() == 0
 
 
+def test_the_side_is_that_of_the_pictures(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("palette sprites --exact".split()) == 0
+    err = capsys.readouterr().err
+    assert "Side 6x5, by the largest of 24 pictures" in err and "--side 6x5 --out run" in err
+    tiny = TINY.replace("--side 6x5 ", "")
+    flops = []
+    for given in ("", "--side 6x5 ", "--captions names --side 6x5 "):
+        assert main(f"plan --images sprites --palette exact {tiny} {given}--device auto --json".split()) == 0
+        flops.append(json.loads(capsys.readouterr().out)["flops_per_image"])
+    assert flops[0] == flops[1] < flops[2]  # the words of a caption stand before the picture
+    assert main(f"pretrain sprites --palette exact {tiny} --steps 1 --augment wrap --out own".split()) == 0
+    assert "Side 6x5, by the largest of 24 pictures" in capsys.readouterr().err
+    assert nextpixel.load("own").size == (6, 5)
+    assert main("sample --model own --tile -n 1".split()) == 0
+    assert "--augment wrap" not in capsys.readouterr().err
+    assert main("sample --model run --tile -n 1".split()) == 0
+    assert "The model was trained without --augment wrap: expect seams" in capsys.readouterr().err
+
+
 def test_a_run_is_resumed_with_its_palette(home: Path, tmp_path: Path) -> None:
     line = f"pretrain {home / 'sprites'} --palette exact {TINY} --steps 2 --out {tmp_path / 'run'}"
     assert main(line.split()) == 0
@@ -320,6 +339,16 @@ def test_the_server_answers_with_transparency(home: Path, model: ImageGPT) -> No
             client.post("/v1/complete", json={"image": image, "keep": 0.5, "n": 2}),
         ]
         scored = client.post("/v1/score", json={"image": image})
+        both = []
+        for name, size in (("image", (W + 2, H)), ("mask", (W, H + 1))):
+            body = io.BytesIO()
+            Image.fromarray(sprite(4, REDS, size[::-1])).save(body, "PNG")
+            other = base64.b64encode(body.getvalue()).decode()
+            both.append(client.post("/v1/complete", json={"image": image, name: other}))
+    assert [answer.status_code for answer in both] == [422, 422]
+    messages = [answer.json()["error"]["message"] for answer in both]
+    assert messages[0].startswith("image: its 6 x 7 pixels do not fit on 6 x 5; expected a complete PNG")
+    assert messages[1] == "mask: its 7 x 5 pixels do not fit on 6 x 5; expected a picture of the image's size"
     assert scored.status_code == 200
     for answer in answers:
         assert answer.status_code == 200, answer.text

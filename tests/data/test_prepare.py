@@ -254,6 +254,16 @@ def test_jobs_stream_their_own_share(hub):
     assert skipped == [0, 0, 16, 0, 8]  # whoever comes first looks at the first pictures
 
 
+def test_captions_of_a_streamed_set_are_refused_but_for_tables(hub, tmp_path):
+    with pytest.raises(
+        InputError, match=r"captions: owner/set: expected a .csv .* streamed set has no texts .*got 'text'"
+    ):
+        prepare("owner/set", "out", side=SIDE, captions="text")
+    assert not Path("out").exists() and not Path("out.parts").exists()
+    (tmp_path / "t.csv").write_text("\n".join(["file,caption", *(f"train/{i:02},red" for i in range(COUNT))]))
+    assert prepare("owner/set", "out", side=SIDE, captions="t.csv").texts("t.csv") == ["red"] * COUNT
+
+
 def test_a_set_of_unknown_size_is_downloaded(hub):
     skipped, told = hub
     told["count"] = 0

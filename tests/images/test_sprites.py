@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from nextpixel import InputError
-from nextpixel.config import Levels
+from nextpixel.config import Levels, side_text
 from nextpixel.data.decoded import decode
 from nextpixel.data.labels import labelled, labels_of
 from nextpixel.data.prepared import Job, merge, prepare
 from nextpixel.images import UnreadableImage, place_first
-from nextpixel.images.sources import MapSource, load_images, open_source
+from nextpixel.images.sources import MapSource, load_images, open_source, settle, with_canvas
+from nextpixel.images.sources.masks import load_masks
 from nextpixel.images.sprites import read_sprites
 
 
@@ -302,3 +303,102 @@ def test_levels_survive_json_and_the_keys_of_older_caches_stay():
     assert Levels().over(levels) == levels and Levels.of(anchor="top").over(levels).anchor == "top"
     assert str(Levels.of("0,1")) == "Levels(range=(0.0, 1.0), bands=None)"
     assert str(levels) != str(Levels.of("0,4095", "3,2,1", "top", (8, 16), 3))
+
+
+# ---- canvases that the pictures choose
+
+
+@pytest.mark.parametrize(
+    ("sizes", "factor", "expected"),
+    [
+        ([(5, 5), (7, 3), (4, 6)], 1, (7, 6)),
+        ([(4, 4)] * 5, 4, (4, 4)),  # all are enlarged
+        ([(16, 24), (9, 40)], 1, (16, 24)),  # one is too large, and refused
+        ([(33, 33)], 1, (32, 32)),
+    ],
+)
+def test_the_canvas_is_as_large_as_the_largest_picture(sizes, factor, expected, tmp_path, capsys):
+    pictures = [enlarged(art(*size, seed=i), factor) for i, size in enumerate(sizes)]
+    folder = write(tmp_path / "in", **{f"p{i}": pixels for i, pixels in enumerate(pictures)})
+    source, size = with_canvas(open_source(folder), None, Levels())
+    assert size == expected and all(source.image(i, size, "place").shape == (*size, 4) for i in range(len(source)))
+    kept = sum(max(size) <= 32 or size == (40, 9) for size in sizes) if len(source) else 0
+    said = f"Side {side_text(expected)}, by the largest of {kept:,} pictures (give a side to change that)\n"
+    assert capsys.readouterr().err == (said if kept else "")
+    assert with_canvas(source, (50, 40), Levels()) == (source, (50, 40))
+
+
+def test_a_prepared_set_has_its_own_canvas(tmp_path):
+    prepare(write(tmp_path / "in", a=art(5, 7), b=art(3, 4)), tmp_path / "out", fit="place")
+    source, size = with_canvas(open_source(tmp_path / "out"), None, Levels())
+    assert isinstance(source, MapSource) and size == source.size == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "lossy"),
+    [("jpg", {}, True), ("webp", {"quality": 60}, True), ("webp", {"lossless": True}, False), ("gif", {}, False)],
+)
+def test_lossy_files_are_named_with_the_colours_they_add(suffix, options, lossy, tmp_path):
+    folder = write(tmp_path / "in", a=art(8, 8), b=art(8, 8, seed=1))
+    Image.fromarray(art(8, 8)).convert("RGB").save(folder / f"c.{suffix}", **options)
+    _, _, note = settle(open_source(folder), (8, 8), "place", Levels())
+    if not lossy:
+        assert note is None
+        return
+    pictures = [load_images(folder / name, 8, fit="place") for name in ("a.png", "b.png", f"c.{suffix}")]
+    own, other = (
+        {tuple(c) for one in part for c in one.reshape(-1, 4).tolist()} for part in (pictures[2:], pictures[:2])
+    )
+    assert f"1 files are JPEG or lossy WebP (c.{suffix}) and add {len(own - other):,} colours that no other" in note
+
+
+@pytest.mark.parametrize(
+    ("fit", "given"), [("crop", {"slice": 4}), ("squash", {"scale": 2}), ("crop", {"anchor": "top"})]
+)
+def test_levels_without_effect_are_refused(fit, given):
+    with pytest.raises(InputError, match=f"{next(iter(given))}: has no effect here, as it is for exact colours"):
+        load_images(art(4, 4), 4, fit=fit, levels=Levels.of(**given))
+    with pytest.raises(InputError, match="range: has no effect here, as it is for pictures that are resized"):
+        load_images(art(4, 4), 4, fit="place", levels=Levels.of(range="0,9"))
+
+
+# ---- masks
+
+
+WHITE = np.zeros((6, 4), np.uint8)
+WHITE[1:3, 2:] = 255
+
+
+@pytest.mark.parametrize("anchor", [None, "bottom", "top-left"])
+@pytest.mark.parametrize("factor", [1, 3])
+def test_a_mask_lies_where_its_picture_does(anchor, factor, tmp_path):
+    levels, size = Levels.of(anchor=anchor), (9, 7)
+    picture = enlarged(np.dstack([WHITE, WHITE, WHITE, np.full_like(WHITE, 255)]), factor)
+    picture[..., 0] += enlarged(art(6, 4, seed=3), factor)[..., 3] // 2  # so that the mask is none of its colours
+    squares = load_images(picture, size, fit="place", levels=levels)
+    source = open_source(picture)
+    expected = (squares[0][..., 1] == 255) & (squares[0][..., 3] == 255)
+    for mask in (enlarged(WHITE, factor), WHITE, expected):
+        assert np.array_equal(load_masks(mask, source, squares, "place", levels=levels), expected[None])
+    with pytest.raises(InputError, match=rf"mask: expected {4 * factor} x {6 * factor} pixels as .*7 x 9, got 8 x 12$"):
+        load_masks(enlarged(WHITE, 2), source, squares, "place", levels=levels)
+
+
+def test_the_mask_of_a_sheet_is_cut_as_the_sheet_is():
+    tiles = [art(6, 4, seed=i) for i in range(6)]
+    tiles[4][:] = 0  # empty
+    sheet = np.concatenate([np.concatenate(tiles[:3], 1), np.concatenate(tiles[3:], 1)])
+    masks = [np.roll(WHITE, i, 0) for i in range(6)]
+    white = np.concatenate([np.concatenate(masks[:3], 1), np.concatenate(masks[3:], 1)])
+    levels = Levels.of(slice=(6, 4), anchor="top-left")
+    squares = load_images(sheet, (8, 8), fit="place", levels=levels)
+    found = load_masks(white, open_source(sheet), squares, "place", levels=levels)
+    expected = np.zeros((5, 8, 8), bool)
+    expected[:, :6, :4] = np.stack([mask for i, mask in enumerate(masks) if i != 4]) > 0
+    assert np.array_equal(found, expected)
+    one = load_masks(WHITE, open_source(sheet), squares, "place", levels=levels)
+    assert np.array_equal(one, np.repeat(expected[:1], 5, 0))
+    with pytest.raises(InputError, match="mask: expected one, or one for each of 5 pictures, got 2"):
+        load_masks([WHITE, WHITE], open_source(sheet), squares, "place", levels=levels)
+    with pytest.raises(InputError, match=r"mask: expected transparent pixels, .*got none"):
+        load_masks("alpha", open_source(sheet), np.full((1, 8, 8, 4), 255, np.uint8), "place", levels=levels)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from nextpixel import ImageGPT, ImageGPTConfig, Palette, complete, sample
 from nextpixel.config import ServeConfig
+from nextpixel.network.decoding import Decoder
 from nextpixel.server.app import create_app
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=12)
@@ -67,6 +68,20 @@ def test_pictures_are_those_of_the_package_whatever_else_is_drawn(client: TestCl
     for body, images in zip(SETTINGS, found, strict=True):
         wanted = sample(model, body.get("n", 2), speed="exact", **{key: body[key] for key in body if key != "n"})
         assert np.array_equal(images, np.stack([np.asarray(picture) for picture in wanted])), body
+
+
+def test_a_row_is_drawn_twice_only_where_it_is_guided(
+    client: TestClient, model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, tokens: (rows.append(len(tokens)), step(self, tokens))[1])
+    drawn(client, caption="red hair", n=3)
+    assert set(rows) == {3} and len(rows) == 35
+    rows.clear()
+    drawn(client, caption="red hair", guidance=2.0, n=2)
+    assert set(rows) == {4} and len(rows) == 35
+    assert drawn(client, caption="red hair", guidance=2.0, n=5).shape[0] == 5  # more than there are slots for
 
 
 def test_completions_take_captions(client: TestClient, model: ImageGPT) -> None:

@@ -76,6 +76,16 @@ def test_a_run_has_two_numbers_and_samples_of_held_out_captions(run: Path) -> No
     assert colors <= {tuple(color) for color in corner.reshape(-1, 3).tolist()}
 
 
+def test_words_are_those_of_training_pictures(run: Path) -> None:
+    words = nextpixel.load(run).words
+    assert words is not None and words.shares is not None
+    names = [path.stem for path in sorted((run.parent / "in").iterdir())]
+    chosen, _ = split_indices(48, 0.1, 0)
+    for word, share in zip(words.table, words.shares, strict=True):
+        expected = sum(word in names[i].replace(",", "").split() for i in chosen) / len(chosen)
+        assert share == pytest.approx(expected)
+
+
 @pytest.fixture(scope="module")
 def learned(place: Path) -> ImageGPT:
     more = settings(place, captions="names", steps=150, batch_images=16, evaluate_every_steps=150, preset="modern")

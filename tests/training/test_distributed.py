@@ -36,16 +36,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "muon": {"optimizer": "muon", "schedule": "linear"},
     "masked": {"objective": "masked", "clip_norm": 0.1},
     "modern": {"preset": "modern", "checkpoint_activations": True},
+    "words": {"captions": "captions.csv", "steps": 6, "evaluate_every_steps": 3},
 }
-CHECKED = [("classic", "copies"), ("classic", "shards"), ("bf16", "shards"), ("muon", "shards")]
+CHECKED = [("classic", "copies"), ("classic", "shards"), ("bf16", "shards"), ("muon", "shards"), ("words", "copies")]
 MORE = [("bf16", "copies"), ("muon", "copies"), ("masked", "copies"), ("masked", "shards"), ("modern", "shards")]
-BANDS = {"classic": 1e-5, "masked": 1e-5, "bf16": 0.02, "muon": 1e-3, "modern": 0.01}  # nats; Muon works in bf16
+# nats; Muon works in bf16
+BANDS = {"classic": 1e-5, "words": 1e-5, "masked": 1e-5, "bf16": 0.02, "muon": 1e-3, "modern": 0.01}
 
 
 def pretraining(folder: Path, out: str, shard: bool = False, **changes: Any) -> list[str]:
     """The command of a run of 20 steps over 18 images, 4 a step, one at a time."""
     tiny = {"steps": STEPS, "evaluate_every_steps": HALF, "micro_batch_images": 1, "cache": str(folder / "cache")}
     values = settings(folder, **tiny | changes)
+    values |= {"captions": str(folder / values["captions"])} if "captions" in values else {}
     switches = ["--shard"] * shard + ["--checkpoint-activations"] * values.pop("checkpoint_activations", False)
     return ["pretrain", str(folder / "photos.npy"), "--out", str(folder / out), *flags(values), *switches]
 
@@ -96,7 +99,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photos(folder)
     np.savez(folder / "labelled.npz", images=pictures(24, seed=5), labels=np.arange(24) % 2)
     np.savez(folder / "test.npz", images=pictures(8, seed=6), labels=np.arange(8) % 2)
-    for name in ("classic", "bf16", "muon"):
+    rows = [f"{i:02},{('red', 'blue')[i % 2]} rows, picture" for i in range(20)]
+    (folder / "captions.csv").write_text("\n".join(["file,caption", *(f'{r[:3]}"{r[3:]}"' for r in rows)]))
+    for name in ("classic", "bf16", "muon", "words"):
         assert main(pretraining(folder, f"{name}-alone", **VARIANTS[name])) == 0
     cut(folder / "classic-alone", folder / "one-then-two")
     again = folder / "classic-alone" / "step_0000020"
@@ -128,6 +133,8 @@ def assert_close(run: Path, alone: Path, band: float) -> None:
 def test_two_processes_equal_one(folder, name, way):
     assert_close(folder / f"{name}-{way}", folder / f"{name}-alone", BANDS[name])
     assert Run(folder / f"{name}-{way}").facts()["processes"] == 2
+    told, alone = (figures(folder / f"{name}-{one}", "validation_nats_without_caption") for one in (way, "alone"))
+    assert len(told) == 2 * (name == "words") and told == pytest.approx(alone, abs=BANDS[name])
 
 
 def test_weights_of_two_processes(folder):
