@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from nextpixel.progress import quiet
 SIDE, COURSE = 16, 4  # pixels of a wall, and of a row of bricks
 MORTAR = (60, 50, 50, 255)
 BRICKS = np.array([(170, 70, 50, 255), (200, 150, 90, 255), (120, 120, 130, 255)], np.uint8)
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "palette": "exact", "preset": "modern", "layers": 3, "width": 64, "heads": 2, "batch_images": 16,
     "sample_images": 0, "validation_images": 50, "threads": 1, "compile": "off", "dtype": "fp32", "device": "cpu",
 }  # fmt: skip
