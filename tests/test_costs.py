@@ -4,9 +4,12 @@ import re
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nextpixel.cli import main
+from nextpixel.tokens import save_tokenizer
+from nextpixel.tokens.patches import Patches
 
 RECIPES = {
     file.name.removesuffix(".toml"): file.read_text(encoding="utf-8")
@@ -16,9 +19,18 @@ RECIPES = {
 PLANNED = [name for name, text in RECIPES.items() if "of one H200" in text]
 
 
-def planned(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str, str]:
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of one of 4,096 codes for 4 x 4 pixels."""
+    folder = tmp_path_factory.mktemp("tokenizers") / "tok"
+    save_tokenizer(Patches(np.random.default_rng(0).integers(0, 256, (4_096, 4, 4, 3), np.uint8)), folder, {})
+    return str(folder)
+
+
+def planned(name: str, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str, str]:
     """FLOP in all, time, and the share of the peak that is assumed."""
-    assert main(["plan", "--recipe", name, "--hardware", "h200"]) == 0
+    words = ["--tokenizer", tokenizer] if "--tokenizer" in RECIPES[name] else []
+    assert main(["plan", "--recipe", name, "--hardware", "h200", *words]) == 0
     out = capsys.readouterr().out
     flops = re.search(r"images: (\S+ FLOP)", out)
     took = re.search(r"^time\s+(.+?) at (\d+%) of the bf16 peak", out, re.MULTILINE)
@@ -27,8 +39,10 @@ def planned(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str, st
 
 
 @pytest.mark.parametrize("name", PLANNED)
-def test_the_header_of_a_recipe_costs_what_its_plan_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flops, took, share = planned(name, capsys)
+def test_the_header_of_a_recipe_costs_what_its_plan_does(
+    name: str, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flops, took, share = planned(name, tokenizer, capsys)
     assert f"# cost      {flops}: {took} of one H200 at {share} of its bf16 peak" in RECIPES[name]
 
 
@@ -64,8 +78,8 @@ def test_every_row_of_the_table_is_what_the_plan_says(row: list[str], capsys: py
     assert re.search(r"(\d+) images?", layout)[1] == re.search(r"(\d+) images? at a time", planned["layout"])[1]
 
 
-def test_the_readme_costs_what_the_plan_does(capsys: pytest.CaptureFixture[str]) -> None:
-    _, took, _ = planned("imagenet32-s", capsys)
+def test_the_readme_costs_what_the_plan_does(tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, took, _ = planned("imagenet32-s", tokenizer, capsys)
     root = Path(__file__).parents[1]
     assert f"({took} of one H200" in (root / "README.md").read_text(encoding="utf-8")
-    assert {"imagenet32-s", "imagenet32-m", "imagenet32-l", "cifar10-s"} <= set(PLANNED)
+    assert {"imagenet32-s", "imagenet32-m", "imagenet32-l", "cifar10-s", "photos-64", "photos-128"} <= set(PLANNED)
