@@ -60,6 +60,17 @@ def test_kept_rows_are_the_picture_itself_and_drawn_ones_are_enlarged(fit, heigh
     assert (joined[-rows // 8 :] == 77).all()  # far from the seam the drawn colour alone
 
 
+def test_drawn_pixels_fade_into_the_picture_beside_them():
+    picture = Image.fromarray(np.full((64, 96, 3), 200, np.uint8))
+    kept = np.ones((8, 12), bool)
+    kept[2:, 3:] = False
+    joined = np.asarray(join_pictures(picture, np.full((8, 12, 3), 180, np.uint8), kept)).astype(int)
+    column, row = joined[:, 70, 0], joined[40, :, 0]
+    for line, edge in ((column, 16), (row, 24)):
+        assert (line[:edge] == 200).all() and (line[edge + 24 :] == 180).all()
+        assert (np.diff(line) <= 0).all() and np.diff(line).min() > -4 and 195 < line[edge] < 200
+
+
 def test_small_pictures_are_enlarged_to_what_the_model_sees_and_placed_ones_refused():
     kept = np.ones((8, 8), bool)
     assert join_pictures(Image.fromarray(noise(3, 3)), noise(8, 8), kept).size == (8, 8)

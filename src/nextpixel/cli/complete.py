@@ -192,7 +192,7 @@ def run(argv: Sequence[str]) -> None:
         say(f"drawn with {drawing.mode}")
     if model.fit != "place":
         joins = "; --full FOLDER joins the drawn part to the picture at its own resolution" if args.full is None else ""
-        say(f"The model sees each picture at {model.config.columns} x {model.config.rows} pixels{joins}")
+        say(f"The model sees each picture at {model.size[1]} x {model.size[0]} pixels{joins}")
     if drawing.evidence is None:
         say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")
         return

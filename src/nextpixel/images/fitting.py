@@ -8,6 +8,8 @@ from nextpixel.errors import InputError
 from nextpixel.images.pixels import Picture, to_rgb
 
 IMAGENET_SIDE = 224  # Chen et al. 2020, section 3.1
+RIM = 2  # pixels of a completion
+FINE = 4  # of a pixel, at which the rim is computed
 
 
 def orient(images: np.ndarray, orientation: int) -> np.ndarray:
@@ -57,7 +59,7 @@ def join_pictures(picture: Picture, drawn: np.ndarray, kept: np.ndarray, fit: Fi
     """A picture at its own resolution joined to what was drawn from it, which is enlarged by a Lanczos filter.
 
     drawn  uint8 (h, w, 3), the completion of the picture, see fit_image
-    kept   bool (h, w), the pixels that show the picture itself
+    kept   bool (h, w), the pixels that show the picture itself, exactly; the drawn ones beside them fade into it
 
     Returns the part of the picture that the model saw, at least w x h pixels. Raises InputError for `fit="place"`.
     """
@@ -69,7 +71,32 @@ def join_pictures(picture: Picture, drawn: np.ndarray, kept: np.ndarray, fit: Fi
     if seen.width < size[1] or seen.height < size[0]:
         seen = seen.resize(size[::-1], Image.Resampling.LANCZOS)
     enlarged = Image.fromarray(drawn).resize(seen.size, Image.Resampling.LANCZOS)
-    return Image.composite(seen, enlarged, Image.fromarray(kept).resize(seen.size, Image.Resampling.NEAREST))
+    soft = Image.fromarray((np.array(enlarged) + _rim(seen, enlarged, kept)).round().clip(0, 255).astype(np.uint8))
+    return Image.composite(seen, soft, Image.fromarray(kept).resize(seen.size, Image.Resampling.NEAREST))
+
+
+def _rim(seen: Picture, enlarged: Picture, kept: np.ndarray) -> np.ndarray:
+    """What softens the edge of the drawn part, float32 (H, W, 3), to be added to it.
+
+    The difference between the picture and its enlarged completion at known pixels, spread from these over the drawn
+    ones beside them, where it fades within RIM pixels of the completion.
+    """
+
+    def sums(values: np.ndarray) -> np.ndarray:  # over 3 x 3 neighbours
+        padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
+        rows = padded[:-2] + padded[1:-1] + padded[2:]
+        return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+
+    known = kept.repeat(FINE, 0).repeat(FINE, 1)[..., None].astype(np.float32)
+    fine, coarse = (np.array(one.resize(known.shape[1::-1]), np.float32) for one in (seen, enlarged))
+    rest = (fine - coarse) * known
+    for left in range(RIM * FINE, 0, -1):
+        count = sums(known)
+        beside = (count > 0) & (known == 0)
+        rest = np.where(beside, sums(rest) / np.maximum(count, 1) * (left / (left + 1)), rest)
+        known = np.maximum(known, beside)
+    channels = [Image.fromarray(channel).resize(seen.size) for channel in np.moveaxis(rest, -1, 0).copy()]
+    return np.stack([np.array(channel) for channel in channels], -1)
 
 
 def _box(picture: Picture, size: Size, fit: Fit) -> tuple[float, float, float, float]:
