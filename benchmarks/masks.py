@@ -1,12 +1,17 @@
 """Fill holes of held-out pictures: particles with and without the guide, and baselines, for seven kinds of masks.
 
-    python benchmarks/masks.py data/cifar10/test.parquet --pictures 8 --grid masks.png
+    python benchmarks/masks.py data/cifar10/test.parquet --pictures 200 --out masks.jsonl      # resumes, prints a table
+    python benchmarks/masks.py data/cifar10/test.parquet --pictures 3 --grid masks.png
 
 The masks are those usual in the literature at 32 pixels (Lugmayr et al. 2022): thin and thick strokes, every second
 line, every second pixel of every second line known, a known centre to expand, the upper half, and a hole in the centre.
-Prints a table: the log-evidence of the known pixels with and without the guide, how far colours step across the hole's
-rim (mean absolute difference over red, green and blue) beside the originals' own, and the root mean square error in the
-hole. Baselines: clamping (one particle), the likeliest of N clamped ones, and the harmonic fill (Laplace's equation).
+Strokes differ from picture to picture, by its number. Measured are the log-evidence of the known pixels with and
+without the guide, how far colours step across the hole's rim (mean absolute difference over red, green and blue) beside
+the originals' own, and the root mean square error in the hole. Baselines: clamping (one particle), the likeliest of N
+clamped ones, and the harmonic fill (Laplace's equation).
+
+Pictures are filled in batches, all masks of a batch in turn; each result is a line of --out at once. The table has
+means, and standard errors over pictures in brackets.
 """
 
 from __future__ import annotations
@@ -15,18 +20,20 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import nextpixel
-from nextpixel.config import SamplingConfig, Size
+from nextpixel.config import Fit, SamplingConfig, Size
 from nextpixel.drawing.holes import draw_holes
 from nextpixel.drawing.sampling import Drawing
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import grid, save_png
 from nextpixel.images.sources import open_source
+from nextpixel.network.model import ImageGPT
 
 KINDS = ("thin strokes", "thick strokes", "lines", "pixels", "expand", "upper half", "centre")
 Pixels = NDArray[np.uint8]
@@ -86,60 +93,124 @@ def error(pixels: Pixels, original: Pixels, mask: Mask) -> float:
     return float(np.sqrt(np.square(pixels.astype(np.float64) - original)[mask].mean()))
 
 
-def measure(pixels: Pixels, originals: Pixels, masks: Mask) -> dict[str, float]:
-    seams = [seam(*pair) for pair in zip(pixels, masks, strict=True)]
-    errors = [error(*three) for three in zip(pixels, originals, masks, strict=True)]
-    return {"seam": float(np.mean(seams)), "rmse": float(np.mean(errors))}
+def measure(pixels: Pixels, originals: Pixels, masks: Mask) -> dict[str, list[float]]:
+    return {
+        "seam": [seam(*pair) for pair in zip(pixels, masks, strict=True)],
+        "rmse": [error(*three) for three in zip(pixels, originals, masks, strict=True)],
+    }
 
 
-def evidence(drawing: Drawing) -> float:
+def evidence(drawing: Drawing) -> dict[str, list[float]]:
     assert drawing.evidence is not None
-    return float(drawing.evidence.log_evidence.mean())
+    return {"log_evidence": drawing.evidence.log_evidence.tolist()}
+
+
+def pick(images: str, size: Size, fit: Fit, numbers: range) -> tuple[Pixels, NDArray[np.int64] | None]:
+    """These pictures of a source, uint8 (N, H, W, C), and their labels."""
+    source = open_source(images)
+    squares = np.stack([source.image(i, size, fit) for i in numbers])
+    return squares, None if source.labels is None else source.labels[numbers.start : numbers.stop]
+
+
+def compare(model: ImageGPT, squares: Pixels, masks: Mask, particles: int, seed: int) -> tuple[dict[str, Pixels], Any]:
+    """The pictures of each method, and what is measured of them."""
+    sampling = SamplingConfig(seed=seed)
+    originals = model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns)
+    guided = draw_holes(model, squares, masks, particles=particles, sampling=sampling)
+    weighed = bool(np.any(evidence(guided)["log_evidence"]))  # otherwise nothing known follows
+    plain = (
+        draw_holes(model, squares, masks, particles=particles, sampling=sampling, guide=False) if weighed else guided
+    )
+    clamped = draw_holes(model, squares, masks, n=particles, particles=1, sampling=sampling, guide=False)
+    nats = np.concatenate([x.sum((1, 2)) for x in square_nats(model, clamped.images)])
+    best = nats.reshape(len(squares), -1).argmin(1) + np.arange(len(squares)) * particles
+    drawn = {
+        "original": originals,
+        "guided": guided.images,
+        "plain": plain.images,
+        "clamped": clamped.images[::particles],
+        "best": clamped.images[best],
+        "harmonic": np.stack([harmonic(*pair) for pair in zip(originals, masks, strict=True)]),
+    }
+    found = {name: measure(images, originals, masks) for name, images in drawn.items()}
+    found["guided"] |= evidence(guided)
+    found["plain"] |= evidence(plain)
+    return drawn, found
+
+
+def told(values: NDArray[np.float64], digits: int = 1) -> str:
+    """The mean (and the standard error of the mean)."""
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{np.mean(values):,.{digits}f} ({spread:.{digits}f})"
+
+
+def table(path: Path) -> str:
+    """Markdown of the lines of a file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    methods = ("guided", "plain", "clamped", "best", "harmonic")
+    evidences, others = [], []
+    for kind in KINDS:
+        own = [line for line in lines if line["mask"] == kind]
+        if not own:
+            continue
+
+        def every(method: str, what: str, own: list[Any] = own) -> NDArray[np.float64]:
+            return np.array([value for line in own for value in line[method][what]])
+
+        guided, plain = (every(method, "log_evidence") for method in ("guided", "plain"))
+        if guided.any():
+            evidences.append([kind, f"{len(guided)}", told(guided, 0), told(plain, 0), told(guided - plain)])
+        seams = [told(every(method, "seam")) for method in ("original", *methods)]
+        others.append([kind, f"{len(guided)}", *seams, *(told(every(method, "rmse")) for method in methods)])
+    heads = [
+        ["mask", "pictures", "log-evidence guided", "plain", "gain"],
+        ["mask", "pictures", "seam: originals", *methods, f"error: {methods[0]}", *methods[1:]],
+    ]
+    parts = [[head, ["---"] * len(head), *rows] for head, rows in zip(heads, (evidences, others), strict=True)]
+    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in part) for part in parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images")
     parser.add_argument("--model", help="default: the embedded model")
+    parser.add_argument("--first", type=int, default=0, help="number of the first picture")
     parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--batch-images", type=int, default=8)
     parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--grid", type=Path, help="a PNG of the first pictures of each kind")
+    parser.add_argument("--out", type=Path, help="a file of JSON lines; what it has already is not repeated")
+    parser.add_argument("--grid", type=Path, help="also a PNG of every picture and mask")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    source = open_source(args.images)
-    squares = np.stack([source.image(i, model.size, model.fit) for i in range(args.pictures)])
-    tokens = model.tokenizer.encode(squares)
-    originals = model.tokenizer.decode(tokens, model.config.columns)
-    sampling, rng, rows = SamplingConfig(seed=args.seed), np.random.default_rng(args.seed), []
-    for kind in args.kinds:
-        masks = np.stack([make_mask(kind, model.size, rng) for _ in squares])
-        began = time.perf_counter()
-        guided = draw_holes(model, squares, masks, particles=args.particles, sampling=sampling)
-        seconds = (time.perf_counter() - began) / args.pictures
-        plain = draw_holes(model, squares, masks, particles=args.particles, sampling=sampling, guide=False)
-        clamped = draw_holes(model, squares, masks, n=args.particles, particles=1, sampling=sampling, guide=False)
-        nats = np.concatenate([x.sum((1, 2)) for x in square_nats(model, clamped.images)])
-        best = nats.reshape(args.pictures, -1).argmin(1) + np.arange(args.pictures) * args.particles
-        found = {
-            "original": measure(originals, originals, masks),
-            "guided": measure(guided.images, originals, masks) | {"log_evidence": evidence(guided)},
-            "plain": measure(plain.images, originals, masks) | {"log_evidence": evidence(plain)},
-            "clamped": measure(clamped.images[:: args.particles], originals, masks),
-            "best": measure(clamped.images[best], originals, masks),
-            "harmonic": measure(
-                np.stack([harmonic(*pair) for pair in zip(originals, masks, strict=True)]), originals, masks
-            ),
-        }
-        print(json.dumps({"mask": kind, "seconds": seconds, **found}), flush=True)
-        shown = [np.where(masks[0][..., None], np.uint8(225), originals[0]), guided.images[0], plain.images[0]]
-        rows.append([*shown, clamped.images[0], harmonic(originals[0], masks[0]), originals[0]])
+    lines = args.out.read_text().splitlines() if args.out is not None and args.out.exists() else []
+    done = {(line["mask"], line["first"]) for line in map(json.loads, lines)}
+    rows: dict[str, list[Pixels]] = {kind: [] for kind in args.kinds}
+    end = args.first + args.pictures
+    for first in range(args.first, end, args.batch_images):
+        numbers = range(first, min(first + args.batch_images, end))
+        squares, _ = pick(args.images, model.size, model.fit, numbers)
+        for kind in args.kinds:
+            if (kind, first) in done:
+                continue
+            masks = np.stack([make_mask(kind, model.size, np.random.default_rng([args.seed, i])) for i in numbers])
+            began = time.process_time()
+            drawn, found = compare(model, squares, masks, args.particles, args.seed + first)
+            line = {"mask": kind, "first": first, "cpu_seconds": time.process_time() - began, **found}
+            if args.out is not None:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            given = np.where(masks[..., None], np.uint8(225), drawn["original"])
+            shown = [given, *(drawn[name] for name in ("guided", "clamped", "harmonic", "original"))]
+            rows[kind] += [images[i] for i in range(len(squares)) for images in shown]
+    if args.out is not None:
+        print(table(args.out))
     if args.grid is not None:
-        titles = ["given", "guided", "plain", "clamped", "harmonic", "original"]
-        save_png(grid(rows, zoom=4, titles=titles), args.grid)
+        titles = ["given", "guided", "clamped", "harmonic", "original"] * args.pictures
+        save_png(grid(list(rows.values()), zoom=2, titles=titles), args.grid)
 
 
 if __name__ == "__main__":
