@@ -34,7 +34,7 @@ from torch import Tensor
 import nextpixel
 from nextpixel.config import MODERN, MUON_RATE, Fit, ImageGPTConfig, SamplingConfig
 from nextpixel.drawing.guide import FREE
-from nextpixel.drawing.holes import draw_holes, make_hole
+from nextpixel.drawing.holes import Filling, make_hole
 from nextpixel.images import grid, save_png
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.model import ImageGPT
@@ -179,7 +179,7 @@ def main() -> None:
             start = time.process_time()
             if name == "raster":
                 sampling = SamplingConfig(seed=args.seed, speed="exact")
-                drawing = draw_holes(model, shown, mask, particles=args.particles, sampling=sampling)
+                drawing = Filling(model, shown, mask, particles=args.particles, sampling=sampling).draw()
                 assert drawing.evidence is not None
                 hole, images = raster_hole_nats(model, shown, mask, drawing.evidence.log_evidence), drawing.images
             else:

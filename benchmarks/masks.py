@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 import nextpixel
 from nextpixel.config import Fit, SamplingConfig, Size
-from nextpixel.drawing.holes import draw_holes
+from nextpixel.drawing.holes import Filling
 from nextpixel.drawing.sampling import Drawing
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import grid, save_png
@@ -116,12 +116,14 @@ def compare(model: ImageGPT, squares: Pixels, masks: Mask, particles: int, seed:
     """The pictures of each method, and what is measured of them."""
     sampling = SamplingConfig(seed=seed)
     originals = model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns)
-    guided = draw_holes(model, squares, masks, particles=particles, sampling=sampling)
+    guided = Filling(model, squares, masks, particles=particles, sampling=sampling).draw()
     weighed = bool(np.any(evidence(guided)["log_evidence"]))  # otherwise nothing known follows
     plain = (
-        draw_holes(model, squares, masks, particles=particles, sampling=sampling, guide=False) if weighed else guided
+        Filling(model, squares, masks, particles=particles, sampling=sampling, guide=False).draw()
+        if weighed
+        else guided
     )
-    clamped = draw_holes(model, squares, masks, n=particles, particles=1, sampling=sampling, guide=False)
+    clamped = Filling(model, squares, masks, n=particles, particles=1, sampling=sampling, guide=False).draw()
     nats = np.concatenate([x.sum((1, 2)) for x in square_nats(model, clamped.images)])
     best = nats.reshape(len(squares), -1).argmin(1) + np.arange(len(squares)) * particles
     drawn = {

@@ -15,7 +15,7 @@ from PIL import Image
 import nextpixel
 from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette, complete, stream
 from nextpixel.config import SamplingConfig, to_side
-from nextpixel.drawing.holes import best_turn, count_blind, draw_holes, make_hole, turns
+from nextpixel.drawing.holes import Filling, best_turn, count_blind, make_hole, turns
 from nextpixel.drawing.sampling import draw, load_holes
 from nextpixel.images.sources.masks import box_mask
 
@@ -96,7 +96,7 @@ def test_a_mask_of_the_lower_rows_is_as_keeping_the_upper_ones(model: ImageGPT, 
         return
     sampling = SamplingConfig(seed=3, temperature=0.8)
     rows = draw(model, PICTURES, keep=keep / 6, n=2, sampling=sampling)
-    hole = draw_holes(model, PICTURES, mask, n=2, sampling=sampling)
+    hole = Filling(model, PICTURES, mask, n=2, sampling=sampling).draw()
     assert np.array_equal(rows.images, hole.images) and np.allclose(rows.nats, hole.nats, atol=1e-5)
     assert np.array_equal(rows.drawn_at, hole.drawn_at)
     assert hole.evidence is not None and (hole.evidence.log_evidence == 0).all()
@@ -112,7 +112,7 @@ def test_any_masks_of_any_grid(data: st.DataObject) -> None:
     squares = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
     flat = data.draw(st.lists(st.booleans(), min_size=2 * size[0] * size[1], max_size=2 * size[0] * size[1]))
     masks = np.array(flat).reshape(2, *size)
-    drawing = draw_holes(model, squares, masks, n=2, particles=3)
+    drawing = Filling(model, squares, masks, n=2, particles=3).draw()
     kept = model.palette.decode(model.palette.encode(squares), size[1])
     each = np.repeat(masks, 2, 0)
     assert np.array_equal(drawing.images[~each], np.repeat(kept, 2, 0)[~each])
@@ -152,7 +152,7 @@ def test_models_trained_with_orientations_are_told(monkeypatch: pytest.MonkeyPat
     upper = np.arange(4)[:, None].repeat(4, 1) < 2
     squares = PICTURES[:, :4, :4]
     turned = draw(model, squares, keep=0.5, keep_side="bottom", n=2, sampling=SamplingConfig(seed=1))
-    hole = draw_holes(model, squares, upper, n=2, sampling=SamplingConfig(seed=1))
+    hole = Filling(model, squares, upper, n=2, sampling=SamplingConfig(seed=1)).draw()
     assert np.array_equal(turned.images, hole.images)
     assert np.array_equal(turned.drawn_at, hole.drawn_at)
 
@@ -165,7 +165,7 @@ def test_pixel_art_keeps_its_colours_and_is_not_turned_upside_down() -> None:
     squares = rgba[np.random.default_rng(0).integers(0, 4, (2, 4, 4))]
     mask = np.zeros((4, 4), bool)
     mask[1:3, 1:] = True
-    drawing = draw_holes(model, squares, mask, n=3, sampling=SamplingConfig(allow_colors="#ff0000,#00000000"))
+    drawing = Filling(model, squares, mask, n=3, sampling=SamplingConfig(allow_colors="#ff0000,#00000000")).draw()
     tokens = model.tokenizer.encode(drawing.images).numpy().reshape(6, 4, 4)
     assert set(tokens[:, mask].ravel().tolist()) == {0, 1}
     assert np.array_equal(drawing.images[:, ~mask], np.repeat(squares, 3, 0)[:, ~mask])
@@ -176,13 +176,13 @@ def test_captions_and_guidance_steer_a_hole() -> None:
     mask = np.zeros((4, 4), bool)
     mask[1:3] = True
     squares = PICTURES[:, :4, :4]
-    plain = draw_holes(model, squares, mask, n=2, caption="red hair")
-    guided = draw_holes(model, squares, mask, n=2, caption="red hair", sampling=SamplingConfig(guidance=3))
+    plain = Filling(model, squares, mask, n=2, caption="red hair").draw()
+    guided = Filling(model, squares, mask, n=2, caption="red hair", sampling=SamplingConfig(guidance=3)).draw()
     assert not np.array_equal(plain.images, guided.images)
-    each = draw_holes(model, squares, mask, caption=["red hair", "hat", "green shirt"])
+    each = Filling(model, squares, mask, caption=["red hair", "hat", "green shirt"]).draw()
     assert np.array_equal(each.images[0], plain.images[0])
     with pytest.raises(InputError, match="caption: expected one, or one for each of 3 pictures, got 2"):
-        draw_holes(model, squares, mask, caption=["hat", "hair"])
+        Filling(model, squares, mask, caption=["hat", "hair"]).draw()
 
 
 def test_a_hole_grows_to_the_tokens_that_see_it() -> None:
@@ -190,7 +190,7 @@ def test_a_hole_grows_to_the_tokens_that_see_it() -> None:
     model.tokenizer = Averages(8)
     mask = np.zeros((6, 6), bool)
     mask[2, 2] = True
-    drawing = draw_holes(model, PICTURES, mask)
+    drawing = Filling(model, PICTURES, mask).draw()
     assert np.argwhere(~drawing.kept).tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
     assert make_hole(model, PICTURES[0], mask).orientation == 0
 
@@ -258,9 +258,9 @@ def test_a_masked_model_cannot_fill_holes() -> None:
 
 
 def test_batches_cut_by_memory_change_no_pixel(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = draw_holes(model, PICTURES, RING, n=3, particles=4)
+    whole = Filling(model, PICTURES, RING, n=3, particles=4).draw()
     monkeypatch.setattr(nextpixel.drawing.holes, "MAX_ROWS", 9)
-    cut = draw_holes(model, PICTURES, RING, n=3, particles=4)
+    cut = Filling(model, PICTURES, RING, n=3, particles=4).draw()
     assert np.array_equal(whole.images, cut.images)
     assert whole.evidence is not None and cut.evidence is not None
     assert np.allclose(whole.evidence.log_evidence, cut.evidence.log_evidence)

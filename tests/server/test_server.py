@@ -1035,6 +1035,34 @@ def test_a_hole_is_filled_as_in_python_streamed_or_not(client: TestClient, model
     assert "event: done" in events[-2]
 
 
+def test_fillings_wait_and_are_measured_as_drawings(model: ImageGPT) -> None:
+    body = {"image": TEXT, "mask": mask_png(), "n": 2, "particles": 2, "stream": True}
+    with TestClient(create_app({"tiny": model}, ServeConfig(slots=2, queue=1)), base_url=ADDRESS) as client:
+
+        def ask(_: int) -> Any:
+            return client.post("/v1/complete", json=body)
+
+        with ThreadPoolExecutor(3) as three:
+            answers = list(three.map(ask, range(3)))
+        good = [events_of(answer.text) for answer in answers if answer.status_code == 200]
+        for events in good:
+            (first, start), *news, (last, _) = events
+            assert (first, last) == ("start", "done") and start["seconds_left"] >= 0
+            waited, *rows = [*news] if news[0][0] == "waiting" else [None, *news]
+            assert waited is None or waited[1]["ahead"] == 1
+            assert len(rows) == 4 and all(name == "row" and row["seconds_left"] >= 0 for name, row in rows)
+        for answer in answers:
+            assert answer.status_code == 200 or "1 requests wait; try again in 1 s" in answer.text
+        text = client.get("/metrics").text
+    for line in (
+        f'nextpixel_pixels_total{{model="tiny"}} {8.0 * len(good)}',
+        f'nextpixel_queue_seconds_count{{model="tiny"}} {float(len(good))}',
+        f'nextpixel_first_row_seconds_count{{model="tiny"}} {float(len(good))}',
+        'nextpixel_queue_length{model="tiny"} 0.0',
+    ):
+        assert line in text.splitlines(), line
+
+
 @pytest.mark.parametrize(
     ("mask", "more", "message"),
     [

@@ -108,7 +108,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
 
-    from nextpixel.drawing.holes import check_particles, draw_holes
+    from nextpixel.drawing.holes import Filling, check_particles
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
@@ -132,7 +132,7 @@ def run(argv: Sequence[str]) -> None:
     if masks is None:
         drawing = draw(model, squares, keep=args.keep, keep_side=args.keep_side, **options)
     else:
-        drawing = draw_holes(model, squares, masks, particles=args.particles, **options)
+        drawing = Filling(model, squares, masks, particles=args.particles, **options).draw()
     kept = np.broadcast_to(drawing.kept, drawing.images.shape[:3])
     drawn = time.perf_counter()
     changed = say_changed(model, squares, kept[:: args.n])

@@ -102,64 +102,26 @@ def count_blind(free: NDArray[np.bool_]) -> int:
     return max(0, first - REACH) * free.shape[1]
 
 
-def draw_holes(
-    model: ImageGPT,
-    squares: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    *,
-    n: int = 1,
-    particles: int = PARTICLES,
-    sampling: SamplingConfig | None = None,
-    caption: str | Sequence[str] | None = None,
-    guide: bool = True,
-) -> Drawing:
-    """Fill masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each. Raises InputError.
-
-    `guide=False` leaves the particles to the model alone.
-    """
-    filling = Filling(model, squares, masks, n, particles, sampling or SamplingConfig(), caption, guide)
-    with progress("drawing", filling.tokens, "pixels") as advance:
-        for drawn in filling.rounds():
-            advance(drawn)
-    return filling.drawing()
-
-
-def stream_holes(
-    model: ImageGPT,
-    squares: NDArray[np.uint8],
-    masks: NDArray[np.bool_],
-    *,
-    n: int = 1,
-    particles: int = PARTICLES,
-    sampling: SamplingConfig | None = None,
-    caption: str | Sequence[str] | None = None,
-) -> Iterator[DrawnRow]:
-    """`draw_holes` row by row: yields a row with a hole as soon as all particles of a completion agree on it."""
-    filling = Filling(model, squares, masks, n, particles, sampling or SamplingConfig(), caption)
-    told = [set(np.flatnonzero((hole.drawn_at == 0).all(1)).tolist()) for hole in filling.holes for _ in range(n)]
-    for _ in itertools.chain(filling.rounds(every=model.config.columns), [0]):
-        for i in range(len(filling.runs)):
-            ready = np.flatnonzero(filling.agreed(i).all(1))
-            if len(new := [y for y in ready.tolist() if y not in told[i]]):
-                [image] = filling.image(i)
-                told[i].update(new)
-                yield from (DrawnRow(range(i, i + 1), y, image[None, y]) for y in new)
-
-
 class Filling:
-    """Completions of pictures with holes: `runs`, n of each of `holes`, and `rounds`, which draws them."""
+    """Completions of pictures with holes: `runs`, n of each of `holes`, drawn by `draw`, `stream` or `rounds`.
+
+    Fills masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each; `guide=False` leaves the
+    particles to the model alone. Raises InputError.
+    """
 
     def __init__(
         self,
         model: ImageGPT,
         squares: NDArray[np.uint8],
         masks: NDArray[np.bool_],
-        n: int,
-        particles: int,
-        sampling: SamplingConfig,
-        caption: str | Sequence[str] | None,
+        *,
+        n: int = 1,
+        particles: int = PARTICLES,
+        sampling: SamplingConfig | None = None,
+        caption: str | Sequence[str] | None = None,
         guide: bool = True,
     ) -> None:
+        sampling = sampling or SamplingConfig()
         check_picture_count(n)
         check_particles(particles)
         check_draws(model)
@@ -185,6 +147,7 @@ class Filling:
             for i, hole in enumerate(self.holes)
             for k in range(n)
         ]
+        self._waiting = [(hole.drawn_at > 0).any(1) for hole in self.holes for _ in range(n)]
         rows = sum(len(one.rows) for one in self.runs)
         self.tokens = sum(int((one.known == FREE).sum()) for one in self.runs)
         steps = max((len(one.known) - one.position for one in self.runs), default=0)
@@ -192,6 +155,27 @@ class Filling:
         self.guided = sampling.guidance != 1
         memory = MEMORY_SHARE * free_memory_bytes(str(model.device)) / self.decoder.row_bytes(model)
         self.room = min(rows, max(particles, min(MAX_ROWS, int(memory / (1 + self.guided)))))
+
+    def draw(self) -> Drawing:
+        with progress("drawing", self.tokens, "pixels") as advance:
+            for drawn in self.rounds():
+                advance(drawn)
+        return self.drawing()
+
+    def stream(self) -> Iterator[DrawnRow]:
+        """Yield a row with a hole as soon as all particles of a completion agree on it."""
+        for _ in itertools.chain(self.rounds(every=self.model.config.columns), [0]):
+            for i, y in self.new_rows():
+                yield DrawnRow(range(i, i + 1), y, self.image(i)[:, y])
+
+    def new_rows(self) -> list[tuple[int, int]]:
+        """(completion, row of pixels) of each row with a hole that has become final since the last call."""
+        found = []
+        for i, waiting in enumerate(self._waiting):
+            ready = waiting & self.agreed(i).all(1) if waiting.any() else waiting
+            waiting &= ~ready
+            found += [(i, int(y)) for y in np.flatnonzero(ready)]
+        return found
 
     @torch.inference_mode()
     def rounds(self, every: int = 1) -> Iterator[int]:

@@ -136,12 +136,12 @@ def complete(
     n completions is drawn by so many `particles`; more are nearer to the model's own distribution, and slower.
     """
     if mask is not None:
-        from nextpixel.drawing.holes import draw_holes
+        from nextpixel.drawing.holes import Filling
 
         squares, masks = load_holes(model, images, mask, keep, keep_side)
-        filled = draw_holes(
+        filled = Filling(
             model, squares, masks, n=n, particles=particles, sampling=SamplingConfig(**settings), caption=caption
-        )
+        ).draw()
         return pictures(model, filled)
     squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
     drawing = draw(
@@ -191,11 +191,12 @@ def stream(
     particles agree on it, in the order of drawing, which may be from the bottom.
     """
     if mask is not None:
-        from nextpixel.drawing.holes import stream_holes
+        from nextpixel.drawing.holes import Filling
 
         given, masks = load_holes(model, images, mask, keep)
         chosen = SamplingConfig(**settings)
-        yield from stream_holes(model, given, masks, n=n, particles=particles, sampling=chosen, caption=caption)
+        filling = Filling(model, given, masks, n=n, particles=particles, sampling=chosen, caption=caption)
+        yield from filling.stream()
         return
     squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from nextpixel.config import SamplingConfig
-from nextpixel.drawing.holes import draw_holes
+from nextpixel.drawing.holes import Filling
 from nextpixel.drawing.sampling import Drawing, draw
 from nextpixel.network.model import ImageGPT
 
@@ -36,5 +36,5 @@ def draw_tiles(
     of_each = caption if caption is None or isinstance(caption, str) else [one for one in caption for _ in range(n)]
     other = replace(sampling, seed=sampling.seed + first)  # holes are numbered from 0
     rolled = np.roll(drawing.images, half, (1, 2))
-    filled = draw_holes(model, rolled, cross[None], sampling=other, caption=of_each).images
+    filled = Filling(model, rolled, cross[None], sampling=other, caption=of_each).draw().images
     return replace(drawing, images=np.roll(filled, (-half[0], -half[1]), (1, 2)))

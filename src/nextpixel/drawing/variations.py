@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.config import Part, SamplingConfig, SamplingKeywords, Size, check_keywords, check_picture_count
-from nextpixel.drawing.holes import draw_holes
+from nextpixel.drawing.holes import Filling
 from nextpixel.drawing.sampling import Drawing, pictures
 from nextpixel.errors import InputError
 from nextpixel.images import PictureList
@@ -76,7 +76,7 @@ def draw_variations(
             raise InputError(
                 "expected `strength` above 0, as the pictures have no other colours, got 0", argument="colors"
             )
-    drawing = draw_holes(model, squares, masks, sampling=sampling, caption=caption)
+    drawing = Filling(model, squares, masks, sampling=sampling, caption=caption).draw()
     return replace(drawing, drawn_at=np.broadcast_to(drawing.drawn_at, masks.shape))
 
 

@@ -35,7 +35,7 @@ from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import draw
 from nextpixel.server.engine import Engine
 from nextpixel.server.guard import guard
-from nextpixel.server.holes import fill
+from nextpixel.server.holes import Fills, fill
 from nextpixel.server.meters import Meters
 from nextpixel.tokens import reconstruct
 
@@ -73,7 +73,8 @@ def create_app(
         for name, model in models.items()
         if model.config.objective == "autoregressive"
     }
-    one_call, one_fill, decoders = CapacityLimiter(1), CapacityLimiter(1), Decoders(config.max_pixels)
+    one_call, decoders = CapacityLimiter(1), Decoders(config.max_pixels)
+    fills = Fills(thread, config.queue, config.speed, meters.drawing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -122,7 +123,7 @@ def create_app(
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(meters.text(engines), media_type="text/plain; version=0.0.4")
+        return Response(meters.text(engines, fills.waiting), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -201,7 +202,7 @@ def create_app(
             return await sample(call, squares, call.body.keep)
         if call.body.n > config.max_completions:
             raise InputError(f"expected at most {config.max_completions}, got {call.body.n}", argument="n")
-        return await fill(call, thread, one_fill, squares[0], await read_mask(call), config.speed)
+        return await fill(call, fills, squares[0], await read_mask(call))
 
     async def read_mask(call: Call[schema.Complete]) -> NDArray[np.bool_]:
         """The mask of a request at the model's size (H, W)."""

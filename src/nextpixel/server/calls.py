@@ -27,7 +27,7 @@ R = TypeVar("R", bound=schema.Request)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call(Generic[R]):
     """A request that has been read."""
 

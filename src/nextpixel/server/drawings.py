@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -72,7 +72,7 @@ async def draw(
         left = engine.seconds_left(ticket)
         begin = facts | {"n": body.n, "side": schema.side(model.size), "seconds_left": left}
         stream = _event_stream(events, begin, Waiting(ahead, left) if ahead else None, facts)
-        return _Stream(stream, engine, ticket, {"X-Seconds-Left": f"{left:.3f}"})
+        return Stream(stream, lambda: engine.cancel(ticket), {"X-Seconds-Left": f"{left:.3f}"})
     try:
         event = await call.unless_disconnected(_last_event(events))
     finally:
@@ -98,18 +98,20 @@ def _submit(engine: Engine, ticket: Ticket) -> int:
         raise HTTPException(429, message, {"Retry-After": str(wait)}) from None
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events; cancels the ticket when the response ends."""
+class Stream(StreamingResponse):
+    """Server-sent events; calls `ended` when the response ends."""
 
-    def __init__(self, events: AsyncIterator[str], engine: Engine, ticket: Ticket, headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=headers | {"X-Accel-Buffering": "no"})
-        self._engine, self._ticket = engine, ticket
+    def __init__(
+        self, events: AsyncIterator[str], ended: Callable[[], None], headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no", **(headers or {})})
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._engine.cancel(self._ticket)
+            self._ended()
 
 
 async def _event_stream(

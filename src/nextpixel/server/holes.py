@@ -1,19 +1,17 @@
-"""Responses with filled holes: slices of a drawing run between the engine's steps."""
+"""Responses with filled holes: one filling at a time, in slices between the engine's steps."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from anyio import CapacityLimiter
 from fastapi import Response
-from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
@@ -22,36 +20,95 @@ from nextpixel.drawing.holes import Filling
 from nextpixel.images import grid, png_bytes
 from nextpixel.server import schema
 from nextpixel.server.calls import Call, base64_text
-from nextpixel.server.drawings import GRID_PIXELS, sse
+from nextpixel.server.drawings import GRID_PIXELS, Stream, sse
+from nextpixel.server.engine import DECAY, Waiting
 
-WAITING_AT_MOST = 64
 LATE = "the request took longer than its timeout_seconds"
 
 
+@dataclass(eq=False)
+class Fills:
+    """The queue of a server's fillings: at most `limit` wait. `observe` (model, name, value) is as an engine's."""
+
+    thread: ThreadPoolExecutor
+    limit: int
+    speed: Speed
+    observe: Callable[[str, str, float], None]
+
+    def __post_init__(self) -> None:
+        self._queue: dict[Call[Any], int] = {}  # pixels left to draw; the first one is being drawn
+        self._moved = asyncio.Event()
+        self._seconds_per_pixel = 0.0
+
+    def waiting(self, model: str) -> int:
+        return sum(call.name == model for call in list(self._queue)[1:])
+
+    def seconds_left(self, call: Call[Any]) -> float:
+        """Seconds until the filling is done, assuming that no request is cancelled."""
+        until = list(self._queue).index(call) + 1
+        return sum(list(self._queue.values())[:until]) * self._seconds_per_pixel
+
+    def join(self, call: Call[Any], pixels: int) -> None:
+        """Queue a filling of so many pixels. Raises HTTPException."""
+        if len(self._queue) > self.limit:
+            wait = math.ceil(max(1, next(iter(self._queue.values())) * self._seconds_per_pixel))
+            message = f"{self.limit} requests wait; try again in {wait} s"
+            raise HTTPException(429, message, {"Retry-After": str(wait)})
+        self._queue[call] = pixels
+
+    def leave(self, call: Call[Any]) -> None:
+        self._queue.pop(call, None)
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def draw(self, call: Call[Any], filling: Filling) -> AsyncIterator[Waiting | list[tuple[int, int]]]:
+        """Yield the place in the queue when it has changed, then the new rows, see Filling.new_rows, of each slice.
+
+        A slice is about as many steps as a row has tokens. Raises TimeoutError at the call's deadline.
+        """
+        loop, observe = asyncio.get_running_loop(), self.observe
+        while ahead := list(self._queue).index(call):
+            yield Waiting(ahead, self.seconds_left(call))
+            await asyncio.wait_for(self._moved.wait(), call.deadline - time.monotonic())
+        arrived, began, first = call.deadline - call.seconds, time.monotonic(), True
+        observe(call.name, "queue_seconds", began - arrived)
+        rounds = filling.rounds(every=call.model.config.columns)
+        while (drawn := await loop.run_in_executor(self.thread, next, rounds, None)) is not None:
+            if time.monotonic() > call.deadline:
+                raise TimeoutError
+            now = time.monotonic()
+            if drawn:
+                seconds, began, known = (now - began) / drawn, now, self._seconds_per_pixel
+                self._seconds_per_pixel = DECAY * known + (1 - DECAY) * seconds if known else seconds
+                self._queue[call] -= drawn
+                observe(call.name, "pixels", drawn)
+                observe(call.name, "pixels_per_second", 1 / self._seconds_per_pixel)
+            rows = filling.new_rows()
+            if rows and first:
+                observe(call.name, "first_row_seconds", now - arrived)
+                first = False
+            yield rows
+
+
 async def fill(
-    call: Call[schema.Complete],
-    thread: ThreadPoolExecutor,
-    one_call: CapacityLimiter,
-    square: NDArray[np.uint8],
-    mask: NDArray[np.bool_],
-    speed: Speed,
+    call: Call[schema.Complete], fills: Fills, square: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> Response:
-    """Fill the mask (H, W) of a picture (H, W, C), one request at a time. Raises InputError and HTTPException."""
-    body, loop = call.body, asyncio.get_running_loop()
+    """Fill the mask (H, W) of a picture (H, W, C). Raises InputError and HTTPException."""
+    body = call.body
 
     def prepare() -> Filling:
-        sampling = replace(body.sampling(), speed=speed)
-        return Filling(call.model, square[None], mask[None], body.n, body.particles, sampling, body.caption)
+        return Filling(
+            call.model,
+            square[None],
+            mask[None],
+            n=body.n,
+            particles=body.particles,
+            sampling=replace(body.sampling(), speed=fills.speed),
+            caption=body.caption,
+        )
 
-    filling = await loop.run_in_executor(thread, prepare)
+    filling = await asyncio.get_running_loop().run_in_executor(fills.thread, prepare)
     facts = {"model": call.name, "mode": filling.decoder.name, "seed": body.seed, "filled_pixels": int(mask.sum())}
-
-    async def slices() -> AsyncIterator[None]:
-        """Draw; each slice takes about as many steps as a row has tokens."""
-        rounds = filling.rounds(every=call.model.config.columns)
-        async with one_call:
-            while await loop.run_in_executor(thread, next, rounds, None) is not None:
-                yield
 
     def result() -> dict[str, Any]:
         drawing = filling.drawing()
@@ -65,30 +122,35 @@ async def fill(
         } | facts
 
     async def events() -> AsyncIterator[str]:
-        yield sse("start", facts | {"n": body.n, "side": schema.side(call.model.size)})
-        told: set[tuple[int, int]] = {(i, int(y)) for i in range(body.n) for y in np.flatnonzero(~mask.any(1))}
-        async for _ in slices():
-            if time.monotonic() > call.deadline:
-                yield sse("error", {"status": 504, "message": LATE})
-                return
-            for i in range(body.n):
-                for y in np.flatnonzero(filling.agreed(i).all(1)).tolist():
-                    if (i, y) not in told:
-                        told.add((i, y))
-                        pixels = base64_text(filling.image(i)[0, y].tobytes())
-                        yield sse("row", {"candidate": i, "y": y, "pixels": pixels})
+        yield sse("start", facts | {"n": body.n, "side": schema.side(call.model.size)} | left())
+        try:
+            async for news in fills.draw(call, filling):
+                if isinstance(news, Waiting):
+                    yield sse("waiting", vars(news))
+                    continue
+                for i, y in news:
+                    pixels = base64_text(filling.image(i)[0, y].tobytes())
+                    yield sse("row", {"candidate": i, "y": y, "pixels": pixels} | left())
+        except TimeoutError:
+            yield sse("error", {"status": 504, "message": LATE})
+            return
         yield sse("done", result())
 
-    if one_call.statistics().tasks_waiting >= WAITING_AT_MOST:
-        raise HTTPException(429, f"{WAITING_AT_MOST} requests wait; try again in 1 s", {"Retry-After": "1"})
+    def left() -> dict[str, float]:
+        return {"seconds_left": fills.seconds_left(call)}
+
+    fills.join(call, filling.tokens)
     if body.stream or call.accepts("text/event-stream"):
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        return Stream(events(), lambda: fills.leave(call))
 
     async def all_slices() -> None:
-        async for _ in slices():
+        async for _ in fills.draw(call, filling):
             pass
 
-    await call.before_deadline(all_slices())
+    try:
+        await call.before_deadline(all_slices())
+    finally:
+        fills.leave(call)
     drawing = filling.drawing()
     across = math.ceil(math.sqrt(body.n))
     cells = [list(drawing.images[i : i + across]) for i in range(0, body.n, across)]

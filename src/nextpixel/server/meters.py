@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -48,9 +48,9 @@ class Meters:
         else:
             self._seconds[what].labels(model).observe(value)
 
-    def text(self, engines: Mapping[str, Engine]) -> bytes:
+    def text(self, engines: Mapping[str, Engine], fills_waiting: Callable[[str], int]) -> bytes:
         for name, engine in engines.items():
             self._used.labels(name).set(engine.used)
             self._slots.labels(name).set(engine.slots)
-            self._waiting.labels(name).set(engine.waiting)
+            self._waiting.labels(name).set(engine.waiting + fills_waiting(name))
         return generate_latest(self._registry)
