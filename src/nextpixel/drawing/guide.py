@@ -1,4 +1,4 @@
-"""The guide of particles: how well colours go together that are a few rows apart."""
+"""The guide of particles: how well colours go together that are a few tokens apart."""
 
 from __future__ import annotations
 
@@ -12,46 +12,44 @@ from torch import Tensor
 from nextpixel.tokens import Tokenizer
 
 FREE = -1  # in place of a known token
-REACH = 4  # rows
-POWER = 0.35  # of 0.25 to 1 measured on every second line of CIFAR-10, among the best
-SCALE = 25.0  # of colour distances, 0 to 255 a channel; of 8 to 40 measured there, the best
+REACH = 4  # tokens
+POWER = 0.5  # it and SCALES are of those measured on every second line of CIFAR-10 among the best
+AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])  # brightness, two of hue
+SCALES = np.array([25.0, 8.0, 8.0])  # of colours 0 to 255: those of neighbours differ in brightness rather than in hue
 
 
 class Guide:
-    """psi(x, y): how well a token x of a hole goes with a known one y a few rows below.
+    """psi(x, y): how well a token x of a hole goes with a known one y to its right or below.
 
-    From one row to the next, colours become others with probabilities that fall exponentially with their distance;
-    psi is the probability of y after so many rows, to the power POWER. It is made from the tokens' mean colours alone.
+    From one token to the next, colours become others with probabilities that fall exponentially with their distance;
+    psi is the probability of y after so many tokens, to the power POWER. It is made from the tokens' mean colours
+    alone. A token of a hole is steered by the first known one to its right and by the first one below, up to REACH
+    tokens away.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         colours = token_colours(tokenizer)
-        distances = np.sqrt(np.square(colours[:, None] - colours).sum(-1))  # (K, K)
-        step = torch.from_numpy(distances / -SCALE).softmax(1)
-        powers = [torch.linalg.matrix_power(step, rows) for rows in range(1, REACH + 1)]
+        scaled = np.hstack([colours[:, :3] @ AXES.T / SCALES, colours[:, 3:] / SCALES[0]])
+        distances = np.sqrt(np.square(scaled[:, None] - scaled).sum(-1))  # (K, K)
+        step = torch.from_numpy(-distances).softmax(1)
+        powers = [torch.linalg.matrix_power(step, tokens) for tokens in range(1, REACH + 1)]
         self._logs = POWER * torch.stack(powers).clamp_min(1e-30).log()  # (REACH, K, K)
 
-    def log_ratios(self, rows: int, known: int) -> Tensor:
-        """ln psi (K,) of every token so many rows above a known one."""
-        return self._logs[rows - 1, :, known]
+    def log_ratios(self, distance: int, known: int) -> Tensor:
+        """ln psi (K,) of every token so many tokens before a known one."""
+        return self._logs[distance - 1, :, known]
 
-    def tilt(self, known: NDArray[np.int64], position: int, columns: int) -> Tensor | None:
-        """psi (K,) of every token at this position; None where no known one is at most REACH rows below."""
-        for rows in range(1, REACH + 1):
-            below = position + rows * columns
-            if below >= len(known):
-                return None
-            if known[below] != FREE:
-                return self.log_ratios(rows, int(known[below])).exp()
-        return None
 
-    def above(self, known: NDArray[np.int64], position: int, columns: int) -> Iterator[tuple[int, int]]:
-        """(rows, position) of each free token that the known one at this position has steered."""
-        for rows in range(1, REACH + 1):
-            place = position - rows * columns
-            if place < 0 or known[place] != FREE:
-                return
-            yield rows, place
+def steered(known: NDArray[np.int64], columns: int) -> Iterator[tuple[int, int, int]]:
+    """(position, position of a known token, distance) wherever the second steers the first."""
+    grid = known.reshape(-1, columns)
+    for row, column in np.argwhere(grid == FREE).tolist():
+        for line, stride in ((grid[row, column + 1 :], 1), (grid[row + 1 :, column], columns)):
+            found = np.flatnonzero(line[:REACH] != FREE)
+            if len(found):
+                distance = int(found[0]) + 1
+                place = row * columns + column
+                yield place, place + distance * stride, distance
 
 
 def token_colours(tokenizer: Tokenizer) -> NDArray[np.float64]:

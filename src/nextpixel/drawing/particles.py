@@ -6,9 +6,9 @@ resampling; Doucet & Johansen 2009, sections 3.4 and 3.5). As their number grows
 the end is a sample of the model's distribution given all known pixels, and the mean weight is an unbiased estimate of
 the probability of these pixels, the evidence (Del Moral 2004, theorem 7.4.2).
 
-A guide steers pixels toward what is known below them, as in twisted particle filters (Guarniero et al. 2017): a pixel x
-of the hole is drawn from p(x) psi(x, y), normalised, for the next known pixel y below; its particle's weight is
-multiplied by the normaliser, and divided by psi(x, y) when y is reached. Any psi leaves the estimate unbiased.
+A guide steers pixels toward what is known to their right and below, as in twisted particle filters (Guarniero et al.
+2017): a pixel x of the hole is drawn from p(x) psi(x, y), normalised, for the next known pixel y; its particle's weight
+is multiplied by the normaliser, and divided by psi(x, y) when y is reached. Any psi leaves the estimate unbiased.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.config import SamplingConfig
-from nextpixel.drawing.guide import FREE, Guide
+from nextpixel.drawing.guide import FREE, Guide, steered
 from nextpixel.drawing.loop import Row, Table, distribution, invert, token_noise
 
 ROWS_PAST = 2  # rows below a hole after which one particle is enough
@@ -58,7 +58,12 @@ class Particles:
     ) -> None:
         free = np.flatnonzero(known == FREE)
         count = len(noise) - 1
-        self.known, self.columns, self.guide = known, columns, guide
+        self.known, self.guide = known, guide
+        self._ahead: dict[int, list[tuple[int, int]]] = {}  # (distance, known token) of what steers a position
+        self._behind: dict[int, list[tuple[int, int]]] = {}  # (distance, position) of what a known position steers
+        for place, by, distance in steered(known, columns) if guide is not None else ():
+            self._ahead.setdefault(place, []).append((distance, int(known[by])))
+            self._behind.setdefault(by, []).append((distance, place))
         self.sampling, self.allowed = sampling, allowed
         self.first = self.position = int(free[0]) if len(free) else len(known)
         self.last = int(free[-1]) + ROWS_PAST * columns if len(free) else len(known)
@@ -94,13 +99,15 @@ class Particles:
         known = int(self.known[self.position])
         if known != FREE:
             self.log_weights[order] += logits[numbers].log_softmax(-1)[:, known].double().cpu().numpy()
-            self._divide_out(known)
+            for distance, place in self._behind.get(self.position, ()):
+                assert self.guide is not None
+                self.log_weights -= self.guide.log_ratios(distance, known)[self.tokens[:, place]].numpy()
             return torch.full((len(numbers),), known, device=logits.device)
         probabilities = distribution(logits[numbers], self.sampling, self.allowed)
-        tilt = None if self.guide is None else self.guide.tilt(self.known, self.position, self.columns)
-        if tilt is not None:
+        if self.guide is not None and self.position in self._ahead:
             total = probabilities.sum(-1)
-            probabilities = probabilities * tilt.to(probabilities)
+            steering = torch.stack([self.guide.log_ratios(*other) for other in self._ahead[self.position]]).sum(0)
+            probabilities = probabilities * steering.exp().to(probabilities)
             self.log_weights[order] += (probabilities.sum(-1) / total).log().double().cpu().numpy()
         if effective_size(self.log_weights) < len(self.log_weights) / 2:
             sources = self._resample()
@@ -125,12 +132,6 @@ class Particles:
         """The particles of these rows, which the table may have moved."""
         self._present = [row.index for number in numbers if isinstance(row := table.rows[number], Particle)]
         return self._present
-
-    def _divide_out(self, known: int) -> None:
-        if self.guide is None:
-            return
-        for distance, place in self.guide.above(self.known, self.position, self.columns):
-            self.log_weights -= self.guide.log_ratios(distance, known)[self.tokens[:, place]].numpy()
 
     def _resample(self) -> NDArray[np.int64]:
         """Draw particles by weight; returns which one each is a copy of: those that remain keep their places."""
