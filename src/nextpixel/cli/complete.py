@@ -27,7 +27,7 @@ from nextpixel.cli.common import (
     write_each,
     write_pictures,
 )
-from nextpixel.config import KeepSide, OutputOptions, PictureOptions, SamplingConfig, check_numbers
+from nextpixel.config import KeepSide, OutputOptions, PictureOptions, SamplingConfig, check_no_keep, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
@@ -90,10 +90,8 @@ class Complete:
             raise InputError("cannot be combined with `box`", argument="mask")
         if self.mask is None and self.box is None and self.invert_mask:
             raise InputError("expected `mask` or `box`, got none", argument="invert_mask")
-        for name in ("keep", "keep_side") if self.mask is not None or self.box is not None else ():
-            if getattr(self, name) != getattr(Complete, name):
-                hole = "mask" if self.box is None else "box"
-                raise InputError(f"cannot be combined with `{hole}`, which says itself what is kept", argument=name)
+        if self.mask is not None or self.box is not None:
+            check_no_keep("mask" if self.box is None else "box", self.keep, self.keep_side)
 
 
 def run(argv: Sequence[str]) -> None:

@@ -176,6 +176,13 @@ def check_numbers(config: Any, **fields: str) -> None:
                 check_number(name, value, expected, allowed, whole="float" not in types[name])
 
 
+def check_no_keep(hole: str, keep: float, keep_side: KeepSide) -> None:
+    """Raise InputError unless these have their defaults, which the argument `hole` excludes."""
+    for name, value, default in (("keep", keep, 0.5), ("keep_side", keep_side, "top")):
+        if value != default:
+            raise InputError(f"cannot be combined with `{hole}`, which says itself what is kept", argument=name)
+
+
 def check_picture_count(n: int) -> None:
     """Raise InputError unless one call can draw so many pictures."""
     check_number("n", n, "at least 1", lambda n: n >= 1, whole=True)

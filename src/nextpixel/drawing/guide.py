@@ -13,27 +13,28 @@ from nextpixel.tokens import Tokenizer
 
 FREE = -1  # in place of a known token
 REACH = 4  # tokens
-POWER = 0.5  # it and SCALES are of those measured on every second line of CIFAR-10 among the best
+POWER = 0.5  # of those measured on every second line of CIFAR-10, among the best
 AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])  # brightness, two of hue
-SCALES = np.array([25.0, 8.0, 8.0])  # of colours 0 to 255: those of neighbours differ in brightness rather than in hue
+SCALES = np.array([20.0, 5.0, 5.0])  # of colours 0 to 255: neighbours differ in brightness rather than in hue
+UNRELATED = 0.1  # of neighbours, which go with any colour; near the likeliest, as SCALES, of CIFAR-10 and pixel art
 
 
 class Guide:
     """psi(x, y): how well a token x of a hole goes with a known one y to its right or below.
 
-    From one token to the next, colours become others with probabilities that fall exponentially with their distance;
-    psi is the probability of y after so many tokens, to the power POWER. It is made from the tokens' mean colours
-    alone. A token of a hole is steered by the first known one to its right and by the first one below, up to REACH
-    tokens away.
+    From one token to the next, colours become others with probabilities that fall exponentially with their distance, or
+    any other; psi is the probability of y after so many tokens, to the power POWER. It is made from the tokens' mean
+    colours alone. A token of a hole is steered by the first known one to its right and by the first one below, up to
+    REACH tokens away.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         colours = token_colours(tokenizer)
         scaled = np.hstack([colours[:, :3] @ AXES.T / SCALES, colours[:, 3:] / SCALES[0]])
         distances = np.sqrt(np.square(scaled[:, None] - scaled).sum(-1))  # (K, K)
-        step = torch.from_numpy(-distances).softmax(1)
+        step = (1 - UNRELATED) * torch.from_numpy(-distances).softmax(1) + UNRELATED / len(colours)
         powers = [torch.linalg.matrix_power(step, tokens) for tokens in range(1, REACH + 1)]
-        self._logs = POWER * torch.stack(powers).clamp_min(1e-30).log()  # (REACH, K, K)
+        self._logs = POWER * torch.stack(powers).log()  # (REACH, K, K)
 
     def log_ratios(self, distance: int, known: int) -> Tensor:
         """ln psi (K,) of every token so many tokens before a known one."""

@@ -37,8 +37,8 @@ from nextpixel.progress import progress
 
 PARTICLES = 8
 PARTICLES_AT_MOST = MAX_ROWS
-WORTH_A_TURN = 0.05  # of the tokens, by which known ones come sooner on average: models that were not trained with
-# orientations predict turned pictures a little worse, and lines are as good upright as lying
+WORTH_A_TURN = 1.0  # rows by which known tokens come sooner on average: models that were not trained with orientations
+# predict turned pictures a little worse
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def best_turn(free: NDArray[np.bool_], turns: Sequence[int]) -> int:
     `free` is (rows, columns).
     """
     places = [np.flatnonzero(~orient(free[None, ..., None], turn).reshape(-1)) for turn in turns]
-    means = [place.mean() / free.size if len(place) else 0.0 for place in places]
+    means = [place.mean() / free.shape[1] if len(place) else 0.0 for place in places]
     best = int(np.argmin(means))
     return turns[best] if means[0] - means[best] >= WORTH_A_TURN else turns[0]
 

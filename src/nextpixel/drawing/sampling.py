@@ -14,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import KeepSide, SamplingConfig, SamplingKeywords, check_keywords, check_picture_count
+from nextpixel.config import (
+    KeepSide,
+    SamplingConfig,
+    SamplingKeywords,
+    check_keywords,
+    check_no_keep,
+    check_picture_count,
+)
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
@@ -158,13 +165,6 @@ def load_holes(
     source = open_source(images)
     squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
     return squares, load_masks(mask, source, squares, model.fit, invert=invert, levels=model.levels)
-
-
-def check_no_keep(argument: str, keep: float, keep_side: KeepSide) -> None:
-    """Raise InputError that names the argument, which says itself what is kept, unless the others have defaults."""
-    for name, value, default in (("keep", keep, 0.5), ("keep_side", keep_side, "top")):
-        if value != default:
-            raise InputError(f"cannot be combined with `{name}`: it says itself what is kept", argument=argument)
 
 
 def pictures(model: ImageGPT, drawing: Drawing) -> PictureList:
