@@ -15,9 +15,11 @@ from PIL import Image
 import nextpixel
 from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette, complete, stream
 from nextpixel.config import SamplingConfig, to_side
-from nextpixel.drawing.holes import Filling, best_turn, count_blind, make_hole, turns
+from nextpixel.drawing.holes import Filling, best_turn, count_blind, turns
 from nextpixel.drawing.sampling import draw, load_holes
 from nextpixel.images.sources.masks import box_mask
+from nextpixel.tokens.learned import Codec, CodecShape, Learned
+from nextpixel.tokens.patches import Patches
 
 PICTURES = np.random.default_rng(1).integers(0, 256, (3, 6, 6, 3), np.uint8)
 RING = np.zeros((6, 6), bool)
@@ -185,14 +187,26 @@ def test_captions_and_guidance_steer_a_hole() -> None:
         Filling(model, squares, mask, caption=["hat", "hair"]).draw()
 
 
-def test_a_hole_grows_to_the_tokens_that_see_it() -> None:
-    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=3, colors=8), torch.float32)
-    model.tokenizer = Averages(8)
-    mask = np.zeros((6, 6), bool)
-    mask[2, 2] = True
-    drawing = Filling(model, PICTURES, mask).draw()
-    assert np.argwhere(~drawing.kept).tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
-    assert make_hole(model, PICTURES[0], mask).orientation == 0
+CODES = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), np.uint8)
+LEARNED = Learned(Codec(CodecShape(patch=2, codes=1_000, width=8, blocks=2)))
+
+
+@pytest.mark.parametrize("tokenizer", [Averages(8), Patches(CODES), LEARNED], ids=lambda one: one.kind)
+@pytest.mark.parametrize("grid", [3, (3, 4), (4, 2)])
+def test_a_hole_grows_to_the_tokens_that_see_it(tokenizer: Any, grid: Any) -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=grid, colors=len(tokenizer)), torch.float32)
+    model.tokenizer = tokenizer
+    squares = np.random.default_rng(1).integers(0, 256, (2, *model.size, 3), np.uint8)
+    mask = np.zeros(model.size, bool)
+    mask[2, 2] = mask[5, 3] = True
+    grown = np.zeros(model.size, bool)
+    grown[2:6, 2:4] = True
+    filling = Filling(model, squares, mask, n=2, particles=3)
+    drawn, drawing = {(row.candidates.start, row.y): row.pixels[0] for row in filling.stream()}, filling.drawing()
+    assert np.array_equal(drawing.kept, ~grown)
+    assert np.array_equal(drawing.images[:, ~mask], np.repeat(squares, 2, 0)[:, ~mask])  # pixels, not only tokens
+    assert {y for _, y in drawn} == {2, 3, 4, 5}
+    assert all(np.array_equal(pixels, drawing.images[i, y]) for (i, y), pixels in drawn.items())
 
 
 @pytest.mark.parametrize(

@@ -23,22 +23,24 @@ class Guide:
     """psi(x, y): how well a token x of a hole goes with a known one y to its right or below.
 
     From one token to the next, colours become others with probabilities that fall exponentially with their distance, or
-    any other; psi is the probability of y after so many tokens, to the power POWER. It is made from the tokens' mean
-    colours alone. A token of a hole is steered by the first known one to its right and by the first one below, up to
-    REACH tokens away.
+    any other; over n tokens distances grow by the square root of n. psi is the probability of y, to the power POWER.
+    It is made from the tokens' mean colours alone. A token of a hole is steered by the first known one to its right and
+    by the first one below, up to REACH tokens away.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         colours = token_colours(tokenizer)
         scaled = np.hstack([colours[:, :3] @ AXES.T / SCALES, colours[:, 3:] / SCALES[0]])
-        distances = np.sqrt(np.square(scaled[:, None] - scaled).sum(-1))  # (K, K)
-        step = (1 - UNRELATED) * torch.from_numpy(-distances).softmax(1) + UNRELATED / len(colours)
-        powers = [torch.linalg.matrix_power(step, tokens) for tokens in range(1, REACH + 1)]
-        self._logs = POWER * torch.stack(powers).log()  # (REACH, K, K)
+        self._colours = torch.from_numpy(scaled)
+        distances = torch.cdist(self._colours, self._colours)
+        self._totals = [(-distances / tokens**0.5).exp().sum(1) for tokens in range(1, REACH + 1)]
 
-    def log_ratios(self, distance: int, known: int) -> Tensor:
+    def log_ratios(self, tokens: int, known: int) -> Tensor:
         """ln psi (K,) of every token so many tokens before a known one."""
-        return self._logs[distance - 1, :, known]
+        distances = (self._colours - self._colours[known]).norm(dim=1)
+        near = (-distances / tokens**0.5).exp() / self._totals[tokens - 1]
+        related = (1 - UNRELATED) ** tokens
+        return POWER * (related * near + (1 - related) / len(near)).log()
 
 
 def steered(known: NDArray[np.int64], columns: int) -> Iterator[tuple[int, int, int]]:
