@@ -3,6 +3,7 @@
 
     python benchmarks/adherence.py data/faces                                  # real pictures and shuffled captions
     python benchmarks/adherence.py data/faces --model faces --out adherence.json
+    python benchmarks/adherence.py data/faces --model faces --halves 500
 
 A picture is read part by part from the top: the pixels of a hat, of the hair and so on are those in the exact colours
 of that part where it can be. A part is there if these pixels match one of the design's variants (intersection over
@@ -14,6 +15,10 @@ model at each --guidance, from captions of the test sets: full ones, and one, tw
 order; those of the held-out pairs of colours always state both. Intervals are Wilson's at 95 %. With a model, also how
 many drawn faces are a training face to the last pixel, and the nats per pixel of the test faces with their caption,
 with another's and with none.
+
+With --halves, only this instead: the lower and the upper half of as many held-in test faces are drawn anew by
+particles, with the face's caption, with another's and with none; counted are the tags of parts that the half hides, of
+the caption that the model was given (with none: of the face's own).
 
 Exit code 2: something is wrong with the request.
 """
@@ -35,12 +40,17 @@ from fetch_datasets import BadRequest, atomic
 from PIL import Image
 
 import nextpixel
+from nextpixel.config import SamplingConfig
+from nextpixel.drawing.holes import Filling
 from nextpixel.errors import InputError
 
 MATCH = 0.75  # intersection over union, at least
 Z = 1.96  # 95 %
 NOUNS = {"sunglasses": "glasses"}  # parts are called as in captions, but for this one
 SHAPES = {"long": "length", "short": "length", "curly": "curls", "happy": "mood", "sad": "mood"}
+
+
+HIDDEN = {"lower": ("shirt", "mouth", "beard"), "upper": ("hat", "glasses", "sunglasses", "hair")}
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,33 @@ def draw(model: Any, captions: Sequence[str], guidance: float, seed: int) -> np.
     return np.stack([np.asarray(picture.convert("RGBA")) for picture in drawn])
 
 
+def repaint(model: Any, pictures: np.ndarray, captions: Sequence[str], half: str, seed: int) -> np.ndarray:
+    """Pictures, uint8 (N, 16, 16, 4), with that half drawn anew."""
+    mask = (np.arange(SIDE)[:, None].repeat(SIDE, 1) >= SIDE // 2) == (half == "lower")
+    filling = Filling(model, pictures, mask, caption=list(captions), sampling=SamplingConfig(seed=seed))
+    return filling.draw().images
+
+
+def hidden_tags(captions: Sequence[str], half: str) -> list[str]:
+    """The tags of parts that the half hides."""
+    kept = ([tag for tag in caption.split(", ") if tag.split()[-1] in HIDDEN[half]] for caption in captions)
+    return [", ".join(tags) for tags in kept]
+
+
+def measure_halves(args: argparse.Namespace, design: Design) -> dict[str, Any]:
+    rng, model = np.random.default_rng(args.seed), nextpixel.load(args.model)
+    pictures, captions = read_set(args.data / "test.parquet")
+    pictures, captions, rows = pictures[: args.halves], captions[: args.halves], []
+    for half in HIDDEN:
+        for name, told in {"own": captions, "another's": shuffled(captions, rng), "no": [""] * len(captions)}.items():
+            drawn = repaint(model, pictures, told, half, args.seed)
+            shares = adherence(drawn, hidden_tags(told if any(told) else captions, half), design)
+            tell(f"{half} half, {name} caption", shares, shares)
+            found = {kind: share.row() for kind, share in shares.items()}
+            rows.append({"half": half, "caption": name, "shares": found})
+    return {"halves": rows}
+
+
 def copies(pictures: np.ndarray, training: np.ndarray) -> int:
     """How many pictures are a training picture to the last pixel."""
     known = {picture.tobytes() for picture in training}
@@ -212,6 +249,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "held-in": read_set(args.data / "test.parquet"),
         "held-out pairs": read_set(args.data / "test_pairs.parquet"),
     }
+    if args.halves:
+        return measure_halves(args, design)
     results: dict[str, Any] = {"adherence": []}
 
     def add(title: str, pictures: np.ndarray, captions: list[str], *, in_full: bool = False) -> None:
@@ -249,6 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="a model of faces with captions; without it, only real pictures are measured")
     parser.add_argument("--captions", type=int, default=500, help="captions of each length (default: 500)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0])
+    parser.add_argument("--halves", type=int, default=0, help="faces of which a half is drawn anew")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     args = parser.parse_args(argv)

@@ -141,7 +141,7 @@ async def fill(
 
     fills.join(call, filling.tokens)
     if body.stream or call.accepts("text/event-stream"):
-        return Stream(events(), lambda: fills.leave(call))
+        return Stream(events(), lambda: fills.leave(call), {"X-Seconds-Left": f"{fills.seconds_left(call):.3f}"})
 
     async def all_slices() -> None:
         async for _ in fills.draw(call, filling):

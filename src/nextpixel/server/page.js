@@ -158,6 +158,7 @@ async function showModel() {
     [term.textContent, text.textContent] = [name, value];
     return [term, text];
   }));
+  $("radius").value = Math.floor(Math.min(width(), height()) / 32);
   const places = one.fit === "place";
   $("thumbs").hidden = places; // these are photographs
   const trained = one.trained_on ? `It was trained on ${one.trained_on}, and continues any picture in their style.`
@@ -357,7 +358,7 @@ function dragTool() {
     return [inside((event.clientX - box.left) / box.width, width()), inside((event.clientY - box.top) / box.height, height())];
   };
   const stroke = (to) => {
-    const radius = Math.floor(Math.min(width(), height()) / 32);
+    const radius = Number($("radius").value);
     const steps = Math.max(Math.abs(to[0] - from[0]), Math.abs(to[1] - from[1]), 1);
     for (let step = 0; step <= steps; step++) {
       const [x, y] = [0, 1].map((axis) => Math.round(from[axis] + ((to[axis] - from[axis]) * step) / steps));
@@ -811,8 +812,13 @@ document.addEventListener("DOMContentLoaded", () => {
 
   dragLine();
   dragTool();
-  on("tools", "click", (event) => { if (event.target.value) chooseTool(event.target.value); });
+  on("tools", "click", (event) => { if (event.target.matches("[aria-pressed]")) chooseTool(event.target.value); });
   on("undo", "click", undo);
+  addEventListener("keydown", (event) => {
+    if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.matches("input:not([type=range])")) return;
+    event.preventDefault();
+    undo();
+  });
   on("clear", "click", clearHole);
   on("surprise", "click", surprise);
   on("file", "change", () => { take($("file").files[0]); $("file").value = ""; });
