@@ -1,6 +1,7 @@
 # make demo   complete the bundled pictures with the embedded model (installs the package first)
 # make test   everything that CI runs: style, types, build, tests, installation
 # make study  pretrain three shapes on CIFAR-10 and set loss against probe accuracy (-j2: two runs side by side)
+# make docs   the documentation site, into site/, with every link checked
 # make setup  the environment for development, in .venv
 
 VENV := .venv
@@ -15,7 +16,7 @@ STUDY_SEEDS := 0 1
 STUDY_RUNS := $(foreach seed,$(STUDY_SEEDS),$(foreach shape,$(STUDY_SHAPES),runs/study/$(shape)-seed$(seed)))
 STUDY_ENDS := $(addsuffix /step_0002048/config.json,$(STUDY_RUNS))
 
-.PHONY: demo study study-data setup test format clean
+.PHONY: demo study study-data setup test format docs notebooks clean
 .PRECIOUS: runs/study/%/step_0002048/config.json
 
 demo: $(VENV)/.core-installed
@@ -53,8 +54,17 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is in $(CURDIR)/site: $(BIN)/mkdocs serve shows it"
+
+notebooks: $(patsubst %.py,%.ipynb,$(filter-out %/execute.py,$(wildcard docs/notebooks/*.py)))
+
+docs/notebooks/%.ipynb: docs/notebooks/%.py | $(VENV)/.docs-installed
+	$(BIN)/python docs/notebooks/execute.py $<
+
 clean:
-	rm -rf $(VENV) dist demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@for python in python3 python3.13 python3.12 python3.11; do \
@@ -74,4 +84,8 @@ $(VENV)/.core-installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev-installed: $(VENV)/.core-installed
 	$(PIP) --editable '.[dev,track]'
+	@touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.dev-installed
+	$(PIP) --editable '.[docs]'
 	@touch $@

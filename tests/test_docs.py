@@ -1,5 +1,6 @@
 """The documents say what is so: the command-line reference is current, Python blocks run, links lead somewhere."""
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -130,6 +131,42 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE)
     counts = [{len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()} for table in tables]
     assert [table for table, count in zip(tables, counts, strict=True) if len(count) > 1] == []
+
+
+def test_the_python_reference_has_every_public_name() -> None:
+    listed = re.findall(r"^::: nextpixel\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted({*nextpixel.__all__} - {"__version__"})
+
+
+def test_the_site_has_every_page() -> None:
+    navigation = re.findall(r"[\w/-]+\.(?:md|ipynb)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [str(path.relative_to(ROOT / "docs")) for path in [*DOCS, *(ROOT / "docs").rglob("*.ipynb")]]
+    assert sorted(navigation) == sorted([*pages, "CONTRIBUTING.md", "CHANGELOG.md"])
+
+
+def test_the_table_of_models_agrees_with_the_code_the_cards_and_the_recipes() -> None:
+    def read(path: str) -> str:
+        return (ROOT / path).read_text(encoding="utf-8")
+
+    rows = re.findall(r"^\| (?:`|iGPT-)(\w+)`? \| (.+) \|$", read("docs/models.md"), re.MULTILINE)
+    models = {name: cells.split(" | ") for name, cells in rows if "load" in cells or "train it" in cells}
+    sizes = {name: cells.split(" | ") for name, cells in rows if cells.count("|") == 3}
+    for name, shape in nextpixel.SIZES.items():
+        numbers = (shape.layers, shape.width, shape.heads, shape.parameters)
+        assert sizes[name] == [f"{number:,}" for number in numbers]
+    for name in ("S", "M", "L"):
+        recipe = read(f"src/nextpixel/recipes/imagenet32-{name.lower()}.toml")
+        parameters, _, cost, nats, *_ = models[name]
+        assert parameters == f"{nextpixel.SIZES[name.lower()].parameters:,}"
+        assert re.search(r"expected  (\S+)", recipe)[1] == re.search(r"[\d.]+", nats)[0]  # type: ignore[index]
+        flop = float(re.search(r"cost +(\S+) FLOP", recipe)[1])  # type: ignore[index]
+        assert cost.startswith(f"{flop:.1e} FLOP".replace("e+", "e"))
+    assert models["XL"][0] == f"{dataclasses.replace(nextpixel.SIZES['xl'], side=64).parameters:,}"
+    for name in ("embedded", "faces"):
+        card = read(f"src/nextpixel/assets/{name}/README.md")
+        parameters, _, cost, nats, *_ = models[name]
+        assert all(text in card for text in (parameters, cost.split(",")[0], nats.split(" ")[0]))
+    assert all(text in read("docs/results.md") for text in (models["embedded"][3].removesuffix(" (CIFAR-10)"), "49.6%"))
 
 
 def test_the_readme_is_short() -> None:

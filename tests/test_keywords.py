@@ -14,6 +14,7 @@ from nextpixel import InputError, config
 from nextpixel.config import PretrainConfig
 from nextpixel.config.settings import Settings
 from nextpixel.images import UnreadableImage, decode
+from nextpixel.network.resnet import ResNet
 
 PAIRS = {
     config.SamplingKeywords: config.SamplingConfig,
@@ -80,6 +81,36 @@ def test_typos_that_people_make(call, answer):
     with pytest.raises(TypeError) as error:
         call()
     assert str(error.value).startswith(answer)
+
+
+@pytest.mark.parametrize("name", sorted({*nextpixel.__all__} - {"__version__"}))
+def test_public_names_say_what_they_are(name):
+    value = getattr(nextpixel, name)
+    assert isinstance(value, dict) or len(inspect.getdoc(value) or "") > 20
+    if name in FUNCTIONS:
+        assert inspect.signature(value).return_annotation is not inspect.Signature.empty
+
+
+def test_what_is_public_prints_in_one_line(model):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
+    images = list(noise)
+    probe = nextpixel.LinearProbe(model).fit(images, list("abababab"))
+    shown = {
+        "ExactPalette(2 colours, ": nextpixel.ExactPalette([[0, 0, 0, 255], [9, 9, 9, 255]]),
+        "ImageGPT(2 layers x 24, 3 heads, 4 x 4 pixels, 16 colours, ": model,
+        "ImageGPTConfig(layers=24, width=512, heads=8, side=32, colors=512)": nextpixel.SIZES["s"],
+        "ImageGPTConfig(layers=1, width=8, heads=2, side=(2, 3), colors=5, qk_norm=True)": nextpixel.ImageGPTConfig(
+            layers=1, width=8, heads=2, side=(2, 3), colors=5, qk_norm=True
+        ),
+        "LinearProbe(2 classes, layers [": probe,
+        "Palette(512 colours, ": nextpixel.Palette.openai(),
+        "<2 PIL pictures of 4 x 4 pixels>": nextpixel.sample(model, 2),
+        "DrawnRow(range(0, 2), y=2, pixels uint8 (2, 4, 3))": next(nextpixel.stream(model, images[:1], n=2)),
+        "Oddness(8 images by nats_per_pixel, nats_corrected, ": nextpixel.odd_images(model, images),
+        "ResNet(20 layers, 64 features, ": ResNet(config.ResNetConfig()),
+    }
+    for beginning, value in shown.items():
+        assert repr(value).startswith(beginning) and len(repr(value)) < 200 and "\n" not in repr(value)
 
 
 def test_settings_are_still_dataclasses():

@@ -40,8 +40,9 @@ def test_the_workflow_runs_ci_and_publishes_only_tags_that_passed() -> None:
     versions = [name for name in named if name.startswith("3.")]
     assert jobs["test"]["strategy"]["matrix"]["python"] == versions
     assert {"run": ".ci/run"} in jobs["test"]["steps"]
+    assert {"run": "make docs"} in jobs["docs"]["steps"] and jobs["publish-docs"]["needs"] == "publish"
     publish = jobs["publish"]
-    assert publish["if"] == "startsWith(github.ref, 'refs/tags/v')" and publish["needs"] == "test"
+    assert publish["if"] == "startsWith(github.ref, 'refs/tags/v')" and publish["needs"] == ["test", "docs"]
     assert publish["permissions"]["id-token"] == "write" and "password" not in json.dumps(publish)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nextpixel.config.settings import Settings
@@ -97,6 +97,12 @@ class ImageGPTConfig(Settings):
                 f"rotary positions need heads whose width is a multiple of 4, got {self.head_width} "
                 f"(width {self.width}, heads {self.heads})"
             )
+
+    def __repr__(self) -> str:
+        """The dimensions, and what is not the default."""
+        values = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        shown = values[:5] + [entry for entry in values[5:] if entry[1] != entry[2]]
+        return f"ImageGPTConfig({', '.join(f'{name}={value!r}' for name, value, _ in shown)})"
 
     @property
     def rows(self) -> int:

@@ -93,6 +93,9 @@ class DrawnRow(NamedTuple):
     pixels: NDArray[np.uint8]
     """(len(candidates), W, C)"""
 
+    def __repr__(self) -> str:
+        return f"DrawnRow({self.candidates}, y={self.y}, pixels {self.pixels.dtype} {self.pixels.shape})"
+
 
 @check_keywords(SamplingKeywords)
 def sample(

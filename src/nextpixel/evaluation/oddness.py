@@ -110,6 +110,9 @@ class Oddness:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        return f"Oddness({len(self)} images by {', '.join(self.values)}{'; p-values' if self.p_values else ''})"
+
     @cached_property
     def clearest(self) -> str:
         """The column that separates the images most significantly from held-out normal ones.
