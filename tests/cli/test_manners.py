@@ -72,6 +72,13 @@ def test_missing_parents_of_outputs_are_created(
     assert [file for file in files if not Path(file).exists()] == []
 
 
+def test_a_video_needs_ffmpeg(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main("sample -n 1 --model model --mp4 d.mp4".split()) == 2
+    expected = "nextpixel: --mp4: needs the program ffmpeg, which was not found; install it, or use --gif\n"
+    assert capsys.readouterr().err == expected and not Path("samples.png").exists()
+
+
 def count(command: str, capsys: pytest.CaptureFixture[str]) -> int:
     out = json.loads(succeed(f"{command} --json", capsys)[0])
     if "shape" in out:

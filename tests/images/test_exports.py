@@ -2,13 +2,16 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from nextpixel.images import grid, png_bytes, save_png, terminal_row, to_picture, write_gif, write_sheet
+from nextpixel import WorkError
+from nextpixel.images import grid, png_bytes, save_png, terminal_row, to_picture, write_animation, write_sheet
+from nextpixel.images.canvas import BACKGROUND
 
 CLEAR, GLASS, RED, BLUE = (0, 0, 0, 0), (200, 10, 0, 90), (200, 0, 0, 255), (0, 0, 250, 255)
 PALETTE = np.array([CLEAR, GLASS, RED, BLUE], np.uint8)
@@ -96,7 +99,7 @@ def frames(path: Path) -> list[np.ndarray]:
 def test_an_animation_shows_what_is_drawn_at_each_step(drawn_at: list[list[int]], tmp_path: Path) -> None:
     images = of([[[2, 3], [0, 2], [3, 3]], [[3, 2], [2, 2], [2, 0]]])
     steps = np.array(drawn_at)
-    write_gif(tmp_path / "d.gif", images, steps, zoom=2)
+    write_animation(tmp_path / "d.gif", images, steps, zoom=2)
     shown = frames(tmp_path / "d.gif")
     assert len(shown) == 3
     for step, frame in enumerate(shown):
@@ -110,17 +113,48 @@ def test_an_animation_of_255_colours_is_exact_and_of_more_is_near(tmp_path: Path
     for colours, at_most in ((255, 0), (4_000, 40)):
         sweep = np.linspace(0, 255, colours).astype(np.uint8)
         image = np.stack([sweep, np.arange(colours).astype(np.uint8) % 16, 255 - sweep], -1)[None]
-        write_gif(tmp_path / "d.gif", image[None], np.zeros((1, colours), np.int64))
+        write_animation(tmp_path / "d.gif", image[None], np.zeros((1, colours), np.int64))
         [frame] = frames(tmp_path / "d.gif")
         assert np.abs(frame[..., :3].astype(int) - image).max() <= at_most and (frame[..., 3] == 255).all()
 
 
 def test_faint_pixels_of_an_animation_are_transparent(tmp_path: Path) -> None:
-    write_gif(tmp_path / "d.gif", of([[[0, 1, 2]]]), np.zeros((1, 3), np.int64))
+    write_animation(tmp_path / "d.gif", of([[[0, 1, 2]]]), np.zeros((1, 3), np.int64))
     [frame] = frames(tmp_path / "d.gif")
     assert frame[0, :, 3].tolist() == [0, 0, 255] and frame[0, 2].tolist() == list(RED)
-    write_gif(tmp_path / "d.gif", of([[[0, 1]]]), np.zeros((1, 2), np.int64))
+    write_animation(tmp_path / "d.gif", of([[[0, 1]]]), np.zeros((1, 2), np.int64))
     assert (frames(tmp_path / "d.gif")[0][..., 3] == 0).all()
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A program ffmpeg that does this, the first in the path."""
+    (folder / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_video_has_the_frames_of_the_animation_on_a_light_ground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(tmp_path, monkeypatch, f'cat > {tmp_path}/raw; printf "%s " "$@" > {tmp_path}/words; echo video')
+    images = of([[[2, 3], [0, 2], [3, 3]], [[3, 2], [2, 2], [2, 0]]])
+    steps = np.array([[0, 0], [1, 1], [2, 2]])
+    for name in ("d.gif", "d.mp4"):
+        write_animation(tmp_path / name, images, steps, zoom=2)
+    assert (tmp_path / "d.mp4").read_text() == "video\n"
+    raw = np.frombuffer((tmp_path / "raw").read_bytes(), np.uint8).reshape(-1, 6, 8, 3)
+    assert len(raw) == 2 + 2 and (raw[-1] == raw[-2]).all()  # the last one is shown for 1.5 s, others for 0.67 s
+    for shown, frame in zip(raw, frames(tmp_path / "d.gif")):
+        assert np.array_equal(shown, np.where(frame[..., 3:] > 0, frame[..., :3], BACKGROUND))
+    words = (tmp_path / "words").read_text()
+    assert "-video_size 8x6 -framerate 1.500 " in words and "-c:v libx264 -pix_fmt yuv420p" in words
+
+
+def test_a_video_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "echo Unknown encoder >&2; exit 1")
+    with pytest.raises(WorkError, match=r"d\.mp4: ffmpeg failed: 'Unknown encoder'"):
+        write_animation(tmp_path / "d.mp4", of([[[0, 1]]]), np.zeros((1, 2), np.int64))
+    assert not (tmp_path / "d.mp4").exists()
 
 
 def test_a_grid_lays_transparency_over_its_ground_and_never_over_checks() -> None:

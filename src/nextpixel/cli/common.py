@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ class PictureFiles:
     """Also write all pictures into this PNG, side by side without gaps, and their positions into a .json file."""
     gif: Path | None = None
     """Also write an animation of the drawing to this .gif file."""
+    mp4: Path | None = None
+    """Also write it as a video to this .mp4 file; needs ffmpeg."""
 
 
 def load_model(options: ModelOptions) -> ImageGPT:
@@ -164,6 +167,10 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
             raise InputError(f"expected another file than that of `out`, got {args.out}", argument="sheet")
     if args.files.gif is not None:
         check_file(args.files.gif, ".gif", inputs, "gif")
+    if args.files.mp4 is not None:
+        check_file(args.files.mp4, ".mp4", inputs, "mp4")
+        if shutil.which("ffmpeg") is None:
+            raise InputError("needs the program ffmpeg, which was not found; install it, or use `gif`", argument="mp4")
     check_picture_count(args.n)
 
 
@@ -267,18 +274,19 @@ def _numbered(stems: Sequence[str]) -> list[str]:
 def write_pictures(files: PictureFiles, model: ImageGPT, drawing: Drawing, stems: Sequence[str]) -> dict[str, Any]:
     """Write the files that were asked for; return their paths for JSON. `stems` name the pictures."""
     from nextpixel.drawing.sampling import pictures
-    from nextpixel.images import write_gif, write_sheet
+    from nextpixel.images import write_animation, write_sheet
     from nextpixel.tokens import exact_colours
 
     paths: dict[str, Any] = {"each": write_each(files.each, pictures(model, drawing), stems)}
     if files.sheet is not None:
         index = write_sheet(files.sheet, drawing.images, _numbered(stems), exact_colours(model.tokenizer))
         paths |= {"sheet": str(files.sheet), "sheet_index": str(index)}
-    if files.gif is not None:
-        if len(drawing.images) > ANIMATED_AT_MOST:
-            say(f"{files.gif} shows the first {ANIMATED_AT_MOST} of {len(drawing.images):,} pictures")
-        zoom = max(1, CELL_PIXELS // drawing.images.shape[1])
-        drawn_at = np.broadcast_to(drawing.drawn_at, drawing.images.shape[:3])
-        write_gif(files.gif, drawing.images[:ANIMATED_AT_MOST], drawn_at[:ANIMATED_AT_MOST], zoom)
-        paths["gif"] = str(files.gif)
+    zoom = max(1, CELL_PIXELS // drawing.images.shape[1])
+    drawn_at = np.broadcast_to(drawing.drawn_at, drawing.images.shape[:3])
+    for kind, path in (("gif", files.gif), ("mp4", files.mp4)):
+        if path is not None:
+            if len(drawing.images) > ANIMATED_AT_MOST:
+                say(f"{path} shows the first {ANIMATED_AT_MOST} of {len(drawing.images):,} pictures")
+            write_animation(path, drawing.images[:ANIMATED_AT_MOST], drawn_at[:ANIMATED_AT_MOST], zoom)
+            paths[kind] = str(path)
     return paths

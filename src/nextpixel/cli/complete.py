@@ -182,7 +182,7 @@ def run(argv: Sequence[str]) -> None:
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
             show(f"{name + ':':<{widest}} nats per pixel {nats}")
-        for path in (args.out, args.files.sheet, args.files.gif):
+        for path in (args.out, args.full, args.files.sheet, args.files.gif, args.files.mp4):
             if path is not None:
                 show(path)
     if args.output.verbose:

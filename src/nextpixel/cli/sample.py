@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        for path in (args.out, args.files.sheet, args.files.gif):
+        for path in (args.out, args.files.sheet, args.files.gif, args.files.mp4):
             if path is not None:
                 show(path)
         for figures in (seam, copies):

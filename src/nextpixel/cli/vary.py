@@ -113,7 +113,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        for path in (args.out, args.files.sheet, args.files.gif):
+        for path in (args.out, args.files.sheet, args.files.gif, args.files.mp4):
             if path is not None:
                 show(path)
     if args.output.verbose:

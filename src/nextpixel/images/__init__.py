@@ -14,7 +14,7 @@ from nextpixel.images.canvas import (
     terminal_row,
     zoom_nearest,
 )
-from nextpixel.images.exports import to_picture, write_gif, write_sheet
+from nextpixel.images.exports import to_picture, write_animation, write_sheet
 from nextpixel.images.fitting import crop_resize, fit_image, join_pictures, orient, undo_orient
 from nextpixel.images.lists import PictureList
 from nextpixel.images.numbers import Numbers, coloured, find_range
@@ -72,7 +72,7 @@ __all__ = [
     "to_picture",
     "to_rgb",
     "undo_orient",
-    "write_gif",
+    "write_animation",
     "write_palette_file",
     "write_sheet",
     "zoom_nearest",

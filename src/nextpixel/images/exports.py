@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nextpixel.errors import WorkError, shortened
 from nextpixel.files import new_file, write_json
 from nextpixel.images.canvas import BACKGROUND, save_png
 from nextpixel.images.pixels import Picture
@@ -71,12 +73,12 @@ def write_sheet(path: Path, images: NDArray[np.uint8], names: Sequence[str], pal
     return index
 
 
-def write_gif(path: Path, images: NDArray[np.uint8], drawn_at: NDArray[np.integer], zoom: int = 1) -> None:
+def write_animation(path: Path, images: NDArray[np.uint8], drawn_at: NDArray[np.integer], zoom: int = 1) -> None:
     """Animate how pictures (N, H, W, C) were drawn, side by side: `drawn_at` is the step of each pixel, from 0.
 
-    It is (H, W), or (N, H, W) where the pictures differ.
-    Transparent pixels and those not yet drawn are transparent, opacity below a half is none. Colours are exact where
-    there are at most 255. Raises WorkError.
+    It is (H, W), or (N, H, W) where the pictures differ. The file is a .gif, or an .mp4, which needs ffmpeg.
+    Transparent pixels and those not yet drawn are transparent (in a video light grey), opacity below a half is none.
+    Colours are exact where there are at most 255. Raises WorkError.
     """
     sheet = _tiled(images, np.zeros(images.shape[3], np.uint8))
     steps = _tiled(np.broadcast_to(drawn_at, images.shape[:3])[..., None], np.zeros(1, drawn_at.dtype))
@@ -96,6 +98,8 @@ def write_gif(path: Path, images: NDArray[np.uint8], drawn_at: NDArray[np.intege
         frame.putpalette(palette.ljust(3 * (GIF_COLOURS + 1), b"\0"))
         frames.append(frame)
     seconds = [max(GIF_TICK_SECONDS, GIF_SECONDS / len(frames))] * (len(frames) - 1) + [LAST_FRAME_SECONDS]
+    if path.suffix.lower() == ".mp4":
+        return _write_mp4(path, frames, seconds[0] if len(frames) > 1 else LAST_FRAME_SECONDS)
     content = io.BytesIO()
     frames[0].save(
         content,
@@ -110,6 +114,30 @@ def write_gif(path: Path, images: NDArray[np.uint8], drawn_at: NDArray[np.intege
     )
     with new_file(path) as file:
         file.write(content.getvalue())
+
+
+def _write_mp4(path: Path, frames: list[Picture], seconds: float) -> None:
+    """H.264 in fragments, which need no seeking; each frame for so long, the last one for LAST_FRAME_SECONDS."""
+    repeats = [1] * (len(frames) - 1) + [max(1, round(LAST_FRAME_SECONDS / seconds))]
+    stream = bytearray()
+    for frame, count in zip(frames, repeats):
+        opaque = Image.new("RGB", frame.size, BACKGROUND)
+        opaque.paste(frame, mask=frame.point([255] * GIF_COLOURS + [0], "L"))
+        stream += opaque.tobytes() * count
+    size = "{}x{}".format(*frames[0].size)
+    source = f"-f rawvideo -pix_fmt rgb24 -video_size {size} -framerate {1 / seconds:.3f} -i -"
+    coded = (
+        "-vf pad=ceil(iw/2)*2:ceil(ih/2)*2 -c:v libx264 -pix_fmt yuv420p -movflags frag_keyframe+empty_moov -f mp4 -"
+    )
+    command = ["ffmpeg", "-loglevel", "error", *source.split(), *coded.split()]
+    try:
+        done = subprocess.run(command, input=stream, capture_output=True)
+    except OSError as error:
+        raise WorkError(f"{path}: ffmpeg could not be started: {error}") from None
+    if done.returncode:
+        raise WorkError(f"{path}: ffmpeg failed: {shortened(done.stderr.decode(errors='replace').strip())}")
+    with new_file(path) as file:
+        file.write(done.stdout)
 
 
 def _columns(count: int) -> int:
