@@ -80,7 +80,7 @@ def test_the_command_line_reference_is_current() -> None:
 def test_the_reference_lists_what_the_parser_takes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     parsed = re.findall(
-        r"^\S? {1,2}(--[a-z][a-z-]+|-n|\[?[A-Z/]+(?: OUT)?\]?)(?= |$)", capsys.readouterr().out, re.MULTILINE
+        r"^\S? {1,2}(--[a-z][a-z0-9-]+|-n|\[?[A-Z/]+(?: OUT)?\]?)(?= |$)", capsys.readouterr().out, re.MULTILINE
     )
     section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").split(f"\n## nextpixel {verb}\n")[1]
     listed = re.findall(r"^\| `(.+?)` \|", section.split("\n## ")[0], re.MULTILINE)
