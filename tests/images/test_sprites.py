@@ -349,7 +349,7 @@ def test_lossy_files_are_named_with_the_colours_they_add(suffix, options, lossy,
     own, other = (
         {tuple(c) for one in part for c in one.reshape(-1, 4).tolist()} for part in (pictures[2:], pictures[:2])
     )
-    assert f"1 files are JPEG or lossy WebP (c.{suffix}) and add {len(own - other):,} colours that no other" in note
+    assert f"files add {len(own - other):,} colours that no other picture has: c.{suffix} (leave them out" in note
 
 
 @pytest.mark.parametrize(
@@ -402,3 +402,11 @@ def test_the_mask_of_a_sheet_is_cut_as_the_sheet_is():
         load_masks([WHITE, WHITE], open_source(sheet), squares, "place", levels=levels)
     with pytest.raises(InputError, match=r"mask: expected transparent pixels, .*got none"):
         load_masks("alpha", open_source(sheet), np.full((1, 8, 8, 4), 255, np.uint8), "place", levels=levels)
+
+
+def test_some_enlarged_pictures_do_not_enlarge_the_canvas(tmp_path):
+    pictures = {f"p{i}": enlarged(art(6, 5, seed=i), 1 + i % 2) for i in range(6)}
+    source, size = with_canvas(open_source(write(tmp_path / "in", **pictures)), None, Levels())
+    assert size == (6, 5) and all(np.array_equal(source.image(i, size, "place"), art(6, 5, seed=i)) for i in range(6))
+    assert source.note is not None and "3 of 6 pictures were enlarged 2 times, which is undone" in source.note
+    assert with_canvas(open_source(tmp_path / "in"), None, Levels(scale=1))[1] == (12, 10)

@@ -55,7 +55,8 @@ def values_of_table(
         if table.setdefault(key, value) != value:
             raise InputError(
                 f"{path}: expected one {column} for {shortened(file)}, got {shortened(table[key])} and "
-                f"{shortened(value)}; keep one row"
+                f"{shortened(value)}; keep one row",
+                argument=f"{column}s",
             )
     found = _match([path_parts(name) for name in names], list(table))
     if files is not None:
@@ -91,15 +92,20 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         kind = "JSONL" if lines else "CSV"
         raise InputError(
-            f"{path}: expected a {kind} file of file,{column}, got something unreadable: {error}"
+            f"{path}: expected a {kind} file of file,{column}, got something unreadable: {error}",
+            argument=f"{column}s",
         ) from None
     chosen = [next((name for name in ALIASES.get(part, [part]) if name in columns), "") for part in ("file", column)]
     if "" in chosen:
-        raise InputError(f"{path}: expected the columns file and {column}, got {shortened(columns, 200)}")
+        raise InputError(
+            f"{path}: expected the columns file and {column}, got {shortened(columns, 200)}", argument=f"{column}s"
+        )
     cells = [[row.get(name) for name in chosen] for row in rows]
     wrong = next((cell for pair in cells for cell in pair if not isinstance(cell, str | None)), None)
     if wrong is not None:
-        raise InputError(f"{path}: expected text in the columns file and {column}, got {shortened(wrong)}")
+        raise InputError(
+            f"{path}: expected text in the columns file and {column}, got {shortened(wrong)}", argument=f"{column}s"
+        )
     tiles = [_tile(row) for row in rows]
     return [(plain_cell(file or "") + tile, plain_cell(value or "")) for (file, value), tile in zip(cells, tiles)]
 

@@ -39,14 +39,17 @@ class SpriteSource(Source):
 
     def __init__(self, source: Source, size: Size | None, levels: Levels) -> None:
         numbers, sprites, lost, empty, lossy = _read(source, levels)
-        most = size or CANVAS_AT_MOST
+        most, asked = size or CANVAS_AT_MOST, levels.scale
         fitting = [sprite for sprite in sprites if sprite.fits(most)]
         art = [sprite for sprite in fitting if not sprite.is_flat]
         if levels.scale is None and len(art) >= AGREE_FROM:
             levels = replace(levels, scale=common_factor(art))
         if size is None and fitting:
-            reduced = [[n // sprite.reduction(most, levels.scale) for n in sprite.size] for sprite in fitting]
-            most = max(height for height, _ in reduced), max(width for _, width in reduced)
+            some_enlarged = asked is None and levels.scale in (None, 1)  # if any, not all by the same factor
+            factors = [(sprite, sprite.factor) for sprite in art if some_enlarged] or [
+                (sprite, sprite.reduction(most, levels.scale)) for sprite in fitting
+            ]
+            most = max(s.size[0] // factor for s, factor in factors), max(s.size[1] // factor for s, factor in factors)
         self.size, self.levels, self.images = most, levels, []
         self.parts: list[tuple[str, Size, int]] = []
         names, rows, undone = [], [], Counter[int]()
@@ -99,10 +102,11 @@ class SpriteSource(Source):
         colours: dict[bool, set[int]] = {True: set(), False: set()}
         for row, image in zip(self.rows, self.images, strict=True):
             colours[row in lossy].update(np.unique(image.view(np.uint32)).tolist())
-        named = ", ".join(self.files.names[row] for row in files[:3]) + ", ..." * (len(files) > 3)
+        named = ", ".join(self.files.names[row] for row in files[:3])
+        named += f", ... ({len(files):,} in all)" if len(files) > 3 else ""
         return [
-            f"{len(files):,} files are JPEG or lossy WebP ({named}) and add {len(colours[True] - colours[False]):,} "
-            "colours that no other picture has (leave them out, or export them as PNG from the original)"
+            f"lossy JPEG or WebP files add {len(colours[True] - colours[False]):,} colours that no other picture has: "
+            f"{named} (leave them out, or export them as PNG from the original)"
         ]
 
 
