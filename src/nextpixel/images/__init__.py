@@ -34,7 +34,7 @@ from nextpixel.images.pixels import (
     readable_extensions,
     to_rgb,
 )
-from nextpixel.images.sprites import place_first, read_image
+from nextpixel.images.sprites import place_first, read_image, transparency
 
 __all__ = [
     "BACKGROUND",
@@ -71,6 +71,7 @@ __all__ = [
     "terminal_row",
     "to_picture",
     "to_rgb",
+    "transparency",
     "undo_orient",
     "write_animation",
     "write_palette_file",

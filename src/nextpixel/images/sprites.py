@@ -142,6 +142,21 @@ def is_lossy(content: Content) -> bool:
     return content.startswith(b"\xff\xd8\xff") or (is_webp and b"VP8 " in content[:LOSSY_BYTES])
 
 
+def transparency(
+    content: Content,
+    name: str,
+    size: Size,
+    fit: Fit,
+    levels: Levels = Levels(),  # noqa: B008
+    *,
+    pixel_limit: int = PIXEL_LIMIT,
+    formats: tuple[str, ...] | None = None,
+) -> Pixels:
+    """The first picture of a file as a mask, white where it is transparent, like read_image."""
+    _, pixels = read_frames(content, name, pixel_limit=pixel_limit, formats=formats)[0]
+    return read_image(255 - pixels[..., [3, 3, 3]], name, size, fit, levels, pixel_limit=pixel_limit)
+
+
 def common_factor(sprites: list[Sprite]) -> int:
     """The largest factor by which all of them are enlarged, by those that are not of one colour."""
     return math.gcd(*(sprite.factor for sprite in sprites if not sprite.is_flat)) or 1

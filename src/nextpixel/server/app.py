@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from nextpixel import __version__
 from nextpixel.checkpoints.card import public
-from nextpixel.config import ServeConfig
+from nextpixel.config import Fit, ServeConfig
 from nextpixel.errors import InputError, shortened
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import UnreadableImage, heatmap, png_bytes
@@ -29,10 +29,10 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.progress import silent
 from nextpixel.representation.extraction import Backbone, check_layers, pooled
 from nextpixel.representation.probing import LinearProbe
-from nextpixel.server import schema
+from nextpixel.server import openai, schema
 from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, base64_text, read_call
 from nextpixel.server.decoders import Decoders
-from nextpixel.server.drawings import draw
+from nextpixel.server.drawings import Drawn, draw, respond
 from nextpixel.server.engine import Engine
 from nextpixel.server.guard import guard
 from nextpixel.server.holes import Fills, fill
@@ -130,7 +130,7 @@ def create_app(
         limits = {"n": config.max_completions, "upload_mb": config.max_upload_mb, "pixels": config.max_pixels}
         listed = [_facts(name, model, engines.get(name)) for name, model in models.items()]
         classes = None if classifier is None else [str(name) for name in classifier.classes_]
-        return {"models": listed, "limits": limits, "classes": classes}
+        return {"models": listed, "limits": limits, "classes": classes, **openai.list_models(models)}
 
     pictures = {
         path.name: path.read_bytes()
@@ -157,7 +157,7 @@ def create_app(
             return await answer(await read_call(request, kind, models, config.timeout_seconds))
 
         app.add_api_route(
-            f"/v1/{answer.__name__}",
+            f"/v1/{answer.__name__.replace('_', '/')}",
             route,
             name=answer.__name__,
             methods=["POST"],
@@ -165,16 +165,23 @@ def create_app(
             include_in_schema=listed,
         )
 
-    async def read_square(call: Call[Any], model: Backbone) -> NDArray[np.uint8]:
-        """The picture of a request as the model's input (1, H, W, 3)."""
+    async def read(
+        call: Call[Any], field: str, model: Backbone, fit: Fit, zoom: int = 1, *, transparent: bool = False
+    ) -> NDArray[np.uint8]:
+        """A picture of a request at `zoom` times the model's size, or its transparency, (H, W, C)."""
+        size = zoom * model.size[0], zoom * model.size[1]
         levels = replace(model.levels, slice=None)  # a request has one picture
         try:
-            picture = decoders.decode(call.body.image, model.size, model.fit, levels)
-            return (await call.before_deadline(picture))[None]
+            found = decoders.decode(getattr(call.body, field), size, fit, levels, transparent=transparent)
+            return await call.before_deadline(found)
         except UnreadableImage as error:
             expected = "expected a complete PNG, JPEG, WebP, GIF or BMP file"
-            expected += f" of at most {model.size[0]} x {model.size[1]} pixels" * (model.fit == "place")
-            raise HTTPException(422, f"image: {error.reason}; {expected}") from None
+            expected += f" of at most {size[0]} x {size[1]} pixels" * (fit == "place")
+            raise HTTPException(422, f"{field}: {error.reason}; {expected}") from None
+
+    async def read_square(call: Call[Any], model: Backbone) -> NDArray[np.uint8]:
+        """The picture of a request as the model's input (1, H, W, C)."""
+        return (await read(call, "image", model, model.fit))[None]
 
     async def run(call: Call[Any], work: Callable[[], T]) -> T:
         """The result of `work` in the networks' thread, where one call at a time runs between drawing steps."""
@@ -191,31 +198,46 @@ def create_app(
 
         return await call.before_deadline(when_free())
 
-    async def sample(call: Call[Any], squares: NDArray[np.uint8] | None = None, keep: float = 0.0) -> Response:
+    async def begin(
+        call: Call[Any],
+        squares: NDArray[np.uint8] | None = None,
+        keep: float = 0.0,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> Drawn:
         if call.body.n > config.max_completions:
             raise InputError(f"expected at most {config.max_completions}, got {call.body.n}", argument="n")
-        return await draw(call, engines, thread, squares, keep)
+        if squares is None or mask is None:
+            return await draw(call, engines, thread, squares, keep)
+        return await fill(call, fills, squares[0], mask)
+
+    async def sample(call: Call[schema.Sample]) -> Response:
+        return await respond(call, await begin(call))
 
     async def complete(call: Call[schema.Complete]) -> Response:
-        squares = await read_square(call, call.model)
-        if call.body.mask is None:
-            return await sample(call, squares, call.body.keep)
-        if call.body.n > config.max_completions:
-            raise InputError(f"expected at most {config.max_completions}, got {call.body.n}", argument="n")
-        return await fill(call, fills, squares[0], await read_mask(call))
+        model, squares, mask = call.model, await read_square(call, call.model), None
+        if call.body.mask is not None:
+            mask = (await read(call, "mask", model, model.fit))[..., 0] >= FILLED_FROM
+            check_filled(mask[None])
+        return await respond(call, await begin(call, squares, call.body.keep, mask))
 
-    async def read_mask(call: Call[schema.Complete]) -> NDArray[np.bool_]:
-        """The mask of a request at the model's size (H, W)."""
-        assert call.body.mask is not None
-        model = call.model
-        levels = replace(model.levels, slice=None)
-        try:  # placed as the picture itself is
-            found = await call.before_deadline(decoders.decode(call.body.mask, model.size, model.fit, levels))
-        except UnreadableImage as error:
-            raise HTTPException(422, f"mask: {error.reason}; expected a picture of the image's size") from None
-        mask = np.asarray(found[..., 0] >= FILLED_FROM)
-        check_filled(mask[None])
-        return mask
+    async def images_generations(call: Call[openai.Generation]) -> Response:
+        zoom, own = openai.check(call), openai.translated(call)
+        drawn = await openai.naming_prompt(begin(own))
+        return await openai.respond(call, drawn, "image_generation", openai.Canvas.blank(call, zoom))
+
+    async def images_edits(call: Call[openai.Edit]) -> Response:
+        model, zoom, own = call.model, openai.check(call), openai.translated(call)
+        squares, mask, keep = await read_square(call, model), None, call.body.keep
+        if call.body.mask is not None or keep is None:
+            field = "image" if call.body.mask is None else "mask"
+            if field == "image" and model.fit == "place":
+                mask = squares[0, ..., 3] == 0
+            else:
+                mask = (await read(call, field, model, model.fit, transparent=True))[..., 0] >= FILLED_FROM
+            openai.check_transparent(mask, field)
+        large = squares[0] if model.fit == "place" or zoom == 1 else await read(call, "image", model, "crop", zoom)
+        drawn = await openai.naming_prompt(begin(own, squares, keep or 0.0, mask))
+        return await openai.respond(call, drawn, "image_edit", openai.Canvas(squares[0], mask, large, zoom))
 
     async def encode(call: Call[schema.Picture]) -> Response:
         model, squares = call.model, await read_square(call, call.model)
@@ -249,6 +271,8 @@ def create_app(
 
     add(schema.Sample, sample, "image/png", EVENTS)
     add(schema.Complete, complete, "image/png", EVENTS)
+    add(openai.Generation, images_generations, EVENTS)
+    add(openai.Edit, images_edits, EVENTS)
     add(schema.Picture, encode, "image/png")
     add(schema.Picture, score, "image/png")
     add(schema.Features, features)

@@ -109,15 +109,17 @@ def base64_text(data: bytes) -> str:
 # ---- errors
 
 
-def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": {"message": message}}, status, headers)
+def error_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None, param: str | None = None
+) -> Response:
+    return JSONResponse(schema.refusal(status, message, param), status, headers)
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return error_response(error.status_code, str(error.detail), error.headers)
     if isinstance(error, InputError):
-        return error_response(400, str(error))
+        return error_response(400, str(error), param=error.argument)
     if isinstance(error, ClientDisconnect):
         return error_response(499, "the client disconnected")  # for the metrics; nobody reads it
     return error_response(500, "the request failed; see the server's log")

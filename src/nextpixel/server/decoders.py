@@ -10,13 +10,14 @@ import subprocess
 import sys
 import weakref
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from anyio import CancelScope, CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
 from nextpixel.config import Fit, Levels, Size, channels_of
-from nextpixel.images import UnreadableImage, read_image
+from nextpixel.images import UnreadableImage, read_image, transparency
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few and widely reviewed decoders
 PROCESSES = 2
@@ -37,12 +38,15 @@ class Decoders:
         self._limiter = CapacityLimiter(PROCESSES)
         self.close = weakref.finalize(self, _end, self._idle)
 
-    async def decode(self, image: bytes, size: Size, fit: Fit, levels: Levels) -> NDArray[np.uint8]:
-        """Decode the picture to `size`, (H, W, 3). Raises UnreadableImage."""
+    async def decode(
+        self, image: bytes, size: Size, fit: Fit, levels: Levels, *, transparent: bool = False
+    ) -> NDArray[np.uint8]:
+        """The picture at `size`, (H, W, C), or white where it is transparent. Raises UnreadableImage."""
         async with self._limiter:
             process = self._idle.pop() if self._idle else _start(self._pixel_limit)
             try:
-                pixels = await to_thread.run_sync(_ask, process, image, size, fit, levels, abandon_on_cancel=True)
+                asked = [len(image), size, fit, levels.values(), transparent]
+                pixels = await to_thread.run_sync(_ask, process, image, asked, abandon_on_cancel=True)
             except UnreadableImage:
                 if process.poll() is None:
                     self._idle.append(process)
@@ -70,10 +74,11 @@ def _start(pixel_limit: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(process: subprocess.Popen[bytes], image: bytes, size: Size, fit: Fit, levels: Levels) -> NDArray[np.uint8]:
+def _ask(process: subprocess.Popen[bytes], image: bytes, asked: list[Any]) -> NDArray[np.uint8]:
+    _, size, fit, *_ = asked
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps([len(image), size, fit, levels.values()]).encode() + b"\n" + image)
+        process.stdin.write(json.dumps(asked).encode() + b"\n" + image)
         process.stdin.flush()
     if not (line := process.stdout.readline()):
         _end([process])
@@ -104,12 +109,14 @@ def work(pixel_limit: int, cpu_seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asked, answer = sys.stdin.buffer, sys.stdout.buffer
     while line := asked.readline():
-        count, size, fit, levels = json.loads(line)
+        count, size, fit, levels, transparent = json.loads(line)
         image = asked.read(count)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
         try:
-            given = Levels.of(**levels)
-            found = read_image(image, "in the request", size, fit, given, pixel_limit=pixel_limit, formats=FORMATS)
+            decode = transparency if transparent else read_image
+            found = decode(
+                image, "in the request", size, fit, Levels.of(**levels), pixel_limit=pixel_limit, formats=FORMATS
+            )
             reason, pixels = None, found.tobytes()
         except UnreadableImage as error:
             reason, pixels = error.reason, b""

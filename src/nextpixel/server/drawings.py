@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,25 @@ from nextpixel.server.engine import SHUTTING_DOWN, Busy, Done, Engine, Event, Fa
 GRID_PIXELS = 160  # side of a picture in the grid of a PNG response
 
 
+Events = AsyncIterator[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A request that is being drawn: its events, with pixels as arrays, and what to call when nobody reads on."""
+
+    events: Events
+    end: Callable[[], object]
+    seconds_left: float
+
+
 async def draw(
     call: Call[schema.Sample],
     engines: Mapping[str, Engine],
     thread: ThreadPoolExecutor,
     squares: NDArray[np.uint8] | None = None,
     keep: float = 0.0,
-) -> Response:
+) -> Drawn:
     """Draw whole pictures, or complete squares (1, H, W, 3), as `call` asks. Raises InputError and HTTPException."""
     body, model = call.body, call.model
     events: asyncio.Queue[Event] = asyncio.Queue()
@@ -62,28 +75,77 @@ async def draw(
     ticket = await loop.run_in_executor(thread, prepare)  # refuses a masked model, which has no engine
     engine = engines[call.name]
     ahead = _submit(engine, ticket)
+    left = engine.seconds_left(ticket)
     facts = {
         "model": call.name,
         "mode": engine.mode,
         "seed": body.seed,
         "kept_rows": ticket.prompt.shape[1] // model.config.columns * model.tokenizer.patch[0],
     }
-    if body.stream or call.accepts("text/event-stream"):
-        left = engine.seconds_left(ticket)
-        begin = facts | {"n": body.n, "side": schema.side(model.size), "seconds_left": left}
-        stream = _event_stream(events, begin, Waiting(ahead, left) if ahead else None, facts)
-        return Stream(stream, lambda: engine.cancel(ticket), {"X-Seconds-Left": f"{left:.3f}"})
+
+    async def news() -> Events:
+        yield "start", facts | {"n": body.n, "side": schema.side(model.size), "seconds_left": left}
+        if ahead:
+            yield "waiting", vars(Waiting(ahead, left))
+        while True:
+            match await events.get():
+                case Row() as row:
+                    yield "row", vars(row)
+                case Waiting() as moved:
+                    yield "waiting", vars(moved)
+                case Done() as done:
+                    yield "done", vars(done) | facts
+                    return
+                case Failed() as failed:
+                    yield "error", vars(failed)
+                    return
+
+    return Drawn(news(), lambda: engine.cancel(ticket), left)
+
+
+async def respond(call: Call[Any], drawn: Drawn) -> Response:
+    """The response that `call` asks for: events, JSON, or a grid as a PNG. Raises HTTPException."""
+    if call.body.stream or call.accepts("text/event-stream"):
+
+        async def lines() -> AsyncIterator[str]:
+            async for name, data in drawn.events:
+                yield sse(name, await to_thread.run_sync(encoded, data))
+
+        return Stream(lines(), drawn)
+    done = await finish(call, drawn)
+    images, n = done["images"], call.body.n
+    across = math.ceil(math.sqrt(n))
+    cells = [list(images[i : i + across]) for i in range(0, n, across)]
+    zoom = max(1, GRID_PIXELS // max(call.model.size))
+    headers = {"X-Seed": str(done["seed"]), "X-Nats": ",".join(f"{value:.6f}" for value in done["nats"])}
+    return await call.respond(lambda: encoded(done), lambda: np.asarray(grid(cells, zoom=zoom)), headers)
+
+
+async def finish(call: Call[Any], drawn: Drawn) -> dict[str, Any]:
+    """What the event `done` says. Raises HTTPException."""
+
+    async def last() -> dict[str, Any]:
+        async for name, data in drawn.events:
+            if name == "error":
+                raise HTTPException(data["status"], data["message"])
+            if name == "done":
+                return data
+        raise AssertionError
+
     try:
-        event = await call.unless_disconnected(_last_event(events))
+        return await call.unless_disconnected(last())
     finally:
-        engine.cancel(ticket)
-    if isinstance(event, Failed):
-        raise HTTPException(event.status, event.message)
-    across = math.ceil(math.sqrt(body.n))
-    cells = [list(event.images[i : i + across]) for i in range(0, body.n, across)]
-    zoom = max(1, GRID_PIXELS // max(model.size))
-    headers = {"X-Seed": str(body.seed), "X-Nats": ",".join(f"{value:.6f}" for value in event.nats)}
-    return await call.respond(lambda: _pictures(event) | facts, lambda: np.asarray(grid(cells, zoom=zoom)), headers)
+        drawn.end()
+
+
+def encoded(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of an event for JSON: pixels in base64, pictures as PNG files in base64."""
+    found = dict(data)
+    if "pixels" in data:
+        found["pixels"] = base64_text(data["pixels"].tobytes())
+    if "images" in data:
+        found["images"] = [base64_text(png_bytes(image)) for image in data["images"]]
+    return found
 
 
 def _submit(engine: Engine, ticket: Ticket) -> int:
@@ -99,52 +161,19 @@ def _submit(engine: Engine, ticket: Ticket) -> int:
 
 
 class Stream(StreamingResponse):
-    """Server-sent events; calls `ended` when the response ends."""
+    """Server-sent events; ends what is drawn when the response ends."""
 
-    def __init__(
-        self, events: AsyncIterator[str], ended: Callable[[], None], headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no", **(headers or {})})
-        self._ended = ended
+    def __init__(self, lines: AsyncIterator[str], drawn: Drawn) -> None:
+        headers = {"X-Accel-Buffering": "no", "X-Seconds-Left": f"{drawn.seconds_left:.3f}"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._end = drawn.end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._ended()
-
-
-async def _event_stream(
-    events: asyncio.Queue[Event], begin: dict[str, Any], waiting: Waiting | None, facts: dict[str, Any]
-) -> AsyncIterator[str]:
-    yield sse("start", begin)
-    if waiting is not None:
-        yield sse("waiting", vars(waiting))
-    while True:
-        match await events.get():
-            case Row() as row:
-                yield sse("row", vars(row) | {"pixels": base64_text(row.pixels.tobytes())})
-            case Waiting() as moved:
-                yield sse("waiting", vars(moved))
-            case Done() as done:
-                yield sse("done", await to_thread.run_sync(_pictures, done) | facts)
-                return
-            case Failed() as failed:
-                yield sse("error", vars(failed))
-                return
+            self._end()
 
 
 def sse(name: str, data: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
-
-
-async def _last_event(events: asyncio.Queue[Event]) -> Done | Failed:
-    while True:
-        event = await events.get()
-        if isinstance(event, Done | Failed):
-            return event
-
-
-def _pictures(event: Done) -> dict[str, Any]:
-    images = [base64_text(png_bytes(image)) for image in event.images]
-    return {"images": images, "nats": event.nats, "seconds": event.seconds}

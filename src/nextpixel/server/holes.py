@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from fastapi import Response
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from nextpixel.config import Speed
 from nextpixel.drawing.holes import Filling
-from nextpixel.images import grid, png_bytes
 from nextpixel.server import schema
-from nextpixel.server.calls import Call, base64_text
-from nextpixel.server.drawings import GRID_PIXELS, Stream, sse
+from nextpixel.server.calls import Call
+from nextpixel.server.drawings import Drawn, Events
 from nextpixel.server.engine import DECAY, Waiting
 
 LATE = "the request took longer than its timeout_seconds"
@@ -90,9 +88,7 @@ class Fills:
             yield rows
 
 
-async def fill(
-    call: Call[schema.Complete], fills: Fills, square: NDArray[np.uint8], mask: NDArray[np.bool_]
-) -> Response:
+async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Drawn:
     """Fill the mask (H, W) of a picture (H, W, C). Raises InputError and HTTPException."""
     body = call.body
 
@@ -110,50 +106,31 @@ async def fill(
     filling = await asyncio.get_running_loop().run_in_executor(fills.thread, prepare)
     facts = {"model": call.name, "mode": filling.decoder.name, "seed": body.seed, "filled_pixels": int(mask.sum())}
 
-    def result() -> dict[str, Any]:
+    async def news() -> Events:
+        yield "start", facts | {"n": body.n, "side": schema.side(call.model.size)} | left()
+        try:
+            async for moved in fills.draw(call, filling):
+                if isinstance(moved, Waiting):
+                    yield "waiting", vars(moved)
+                    continue
+                for i, y in moved:
+                    yield "row", {"candidate": i, "y": y, "pixels": filling.image(i)[0, y]} | left()
+        except TimeoutError:
+            yield "error", {"status": 504, "message": LATE}
+            return
         drawing = filling.drawing()
         assert drawing.evidence is not None
-        return {
-            "images": [base64_text(png_bytes(image)) for image in drawing.images],
+        result = {
+            "images": drawing.images,
             "nats": drawing.nats.tolist(),
             "log_evidence": drawing.evidence.log_evidence.tolist(),
             "ancestors": drawing.evidence.ancestors.tolist(),
             "seconds": {"total": time.monotonic() - (call.deadline - call.seconds)},
-        } | facts
-
-    async def events() -> AsyncIterator[str]:
-        yield sse("start", facts | {"n": body.n, "side": schema.side(call.model.size)} | left())
-        try:
-            async for news in fills.draw(call, filling):
-                if isinstance(news, Waiting):
-                    yield sse("waiting", vars(news))
-                    continue
-                for i, y in news:
-                    pixels = base64_text(filling.image(i)[0, y].tobytes())
-                    yield sse("row", {"candidate": i, "y": y, "pixels": pixels} | left())
-        except TimeoutError:
-            yield sse("error", {"status": 504, "message": LATE})
-            return
-        yield sse("done", result())
+        }
+        yield "done", result | facts
 
     def left() -> dict[str, float]:
         return {"seconds_left": fills.seconds_left(call)}
 
     fills.join(call, filling.tokens)
-    if body.stream or call.accepts("text/event-stream"):
-        return Stream(events(), lambda: fills.leave(call), {"X-Seconds-Left": f"{fills.seconds_left(call):.3f}"})
-
-    async def all_slices() -> None:
-        async for _ in fills.draw(call, filling):
-            pass
-
-    try:
-        await call.before_deadline(all_slices())
-    finally:
-        fills.leave(call)
-    drawing = filling.drawing()
-    across = math.ceil(math.sqrt(body.n))
-    cells = [list(drawing.images[i : i + across]) for i in range(0, body.n, across)]
-    zoom = max(1, GRID_PIXELS // max(call.model.size))
-    headers = {"X-Seed": str(body.seed), "X-Nats": ",".join(f"{value:.6f}" for value in drawing.nats)}
-    return await call.respond(result, lambda: np.asarray(grid(cells, zoom=zoom)), headers)
+    return Drawn(news(), lambda: fills.leave(call), fills.seconds_left(call))

@@ -127,7 +127,7 @@ def parse(content_type: str, body: bytes, kind: type[R]) -> R:
             return kind.model_validate_json(body, strict=True)
         return kind.model_validate(_form(content_type, body))
     except ValidationError as error:
-        raise InputError(_sentence(error)) from None
+        raise _input_error(error) from None
 
 
 def _check_json(body: bytes) -> None:
@@ -138,7 +138,8 @@ def _check_json(body: bytes) -> None:
 
 def _form(content_type: str, body: bytes) -> dict[str, Any]:
     try:
-        found = {name: value for name, value in form_fields(content_type, body).items() if value not in ("", b"")}
+        given = form_fields(content_type, body)
+        found = {name.removesuffix("[]"): value for name, value in given.items() if value not in ("", b"")}
     except Exception as error:  # the standard library's parser, on arbitrary bytes
         raise InputError(f"the form cannot be read ({error}); expected multipart/form-data") from None
     if "," in (layers := str(found.get("layer", ""))):
@@ -163,26 +164,39 @@ def form_fields(content_type: str, body: bytes) -> dict[str, Any]:
         name, file = headers.get_param("name", header="content-disposition"), headers.get_filename()
         if not end or not isinstance(name, str) or (file is None and len(value) > FIELDS_BYTES and name != "image"):
             raise ValueError("a field has no name, or is too long")
+        if name in found:
+            raise ValueError(f"expected each field once, got {name} twice")
         found[name] = value.decode() if file is None else value
     return found
 
 
-def _sentence(error: ValidationError) -> str:
+def _input_error(error: ValidationError) -> InputError:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"][:1])
     what = first["msg"].removeprefix("Value error, ")
     got = "" if place in ("", "image") or first["type"] == "missing" else f", got {shortened(first['input'])}"
-    return f"{place}: {what[:1].lower() + what[1:]}{got}" if place else what
+    return InputError(f"{what[:1].lower() + what[1:]}{got}", argument=place) if place else InputError(what)
 
 
 class Error(BaseModel):
+    """As OpenAI's API has it."""
+
     message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
 class Refusal(BaseModel):
     """Refused, with a message that says why."""
 
     error: Error
+
+
+def refusal(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """The JSON of a Refusal; `param` is the field that is wrong."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
 def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:

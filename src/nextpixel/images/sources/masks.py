@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError, shortened
-from nextpixel.images import Picture, UnreadableImage, fit_image, from_array
-from nextpixel.images.pixels import read_frames
+from nextpixel.images import Picture, UnreadableImage, fit_image, transparency
 from nextpixel.images.sources import open_source, sprites_of
 from nextpixel.images.sources.base import NO_LEVELS, Source
 from nextpixel.images.sources.sprites import SpriteSource
@@ -180,12 +179,12 @@ def _transparent(pictures: Source, squares: NDArray[np.uint8], fit: Fit) -> NDAr
     found = []
     for i, name in enumerate(pictures.names):
         try:
-            _, pixels = read_frames(pictures.content(i), name)[0]
+            white = transparency(pictures.content(i), name, size, fit)
         except UnreadableImage as error:
             raise InputError(str(error), argument="mask") from None
-        if (pixels[..., 3] == 255).all():
+        if not white.any():
             raise InputError(f"expected transparent pixels, which are filled, got none in {name}", argument="mask")
-        found.append(_fitted(from_array(255 - pixels[..., 3]), size, fit))
+        found.append(white[..., 0] >= FILLED_FROM)
     return np.stack(found)
 
 

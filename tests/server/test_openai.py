@@ -1,0 +1,155 @@
+"""The routes that OpenAI's clients use: the pictures of the package, in OpenAI's shapes."""
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra `server`")
+
+from fastapi.testclient import TestClient
+from models import lively, with_words
+from PIL import Image
+from test_server import events_of
+
+from nextpixel import ImageGPT, ImageGPTConfig, Palette, complete, sample
+from nextpixel.config import ServeConfig
+from nextpixel.server.app import create_app
+
+CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=12)
+PIXELS = np.random.default_rng(2).integers(0, 256, (6, 6, 3), np.uint8)
+HOLE = np.zeros((6, 6), bool)
+HOLE[2:4, 1:5] = True
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+TRANSPARENT = png(np.dstack([np.zeros((6, 6, 3), np.uint8), np.where(HOLE, 0, 255).astype(np.uint8)]))
+
+
+@pytest.fixture(scope="module")
+def plain() -> ImageGPT:
+    model = lively(CONFIG)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def words() -> ImageGPT:
+    return with_words(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def client(plain: ImageGPT, words: ImageGPT) -> Iterator[TestClient]:
+    app = create_app({"plain": plain, "words": words}, ServeConfig(slots=4, speed="exact"))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        yield client
+
+
+def pictures(answer: Any) -> list[np.ndarray]:
+    assert answer.status_code == 200, answer.text
+    return [decoded(one["b64_json"]) for one in answer.json()["data"]]
+
+
+def decoded(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def same(found: list[np.ndarray], wanted: Any) -> bool:
+    return len(found) == len(wanted) and all(map(np.array_equal, found, map(np.asarray, wanted)))
+
+
+def test_generations_are_those_of_the_package(client: TestClient, words: ImageGPT) -> None:
+    body = {"model": "words", "prompt": "glasses", "n": 2, "seed": 3, "guidance": 2.0, "user": "me", "quality": "low"}
+    answer = client.post("/v1/images/generations", json=body, headers={"Authorization": "Bearer unused"})
+    assert same(pictures(answer), sample(words, n=2, caption="glasses", guidance=2.0, seed=3, speed="exact"))
+    assert answer.json()["size"] == "6x6" and isinstance(answer.json()["created"], int)
+    without = client.post("/v1/images/generations", json={"model": "words", "prompt": " ", "size": "auto"})
+    assert same(pictures(without), sample(words, speed="exact"))
+
+
+def test_a_hole_is_transparent_in_the_mask_or_else_in_the_picture(client: TestClient, plain: ImageGPT) -> None:
+    wanted = complete(plain, Image.fromarray(PIXELS), n=2, mask=HOLE, particles=4, seed=1, speed="exact")
+    fields = {"prompt": "", "n": "2", "seed": "1", "particles": "4"}
+    masked = {"image": ("a.png", png(PIXELS)), "mask": ("b.png", TRANSPARENT)}
+    assert same(pictures(client.post("/v1/images/edits", data=fields, files=masked)), wanted)
+    own = np.dstack([PIXELS, np.where(HOLE, 0, 255).astype(np.uint8)])
+    [first, _] = pictures(client.post("/v1/images/edits", data=fields, files={"image[]": ("a.png", png(own))}))
+    assert np.array_equal(first[~HOLE], np.asarray(wanted[0])[~HOLE])
+    rows = client.post("/v1/images/edits", data={"keep": "0.5"}, files={"image": ("a.png", png(PIXELS))})
+    assert same(pictures(rows), complete(plain, Image.fromarray(PIXELS), speed="exact"))
+
+
+def test_photographs_are_joined_at_a_larger_size(client: TestClient) -> None:
+    large = np.random.default_rng(3).integers(0, 256, (24, 24, 3), np.uint8)
+    files = {"image": ("a.png", png(large)), "mask": ("b.png", TRANSPARENT)}
+    [found] = pictures(client.post("/v1/images/edits", data={"size": "24x24"}, files=files))
+    kept = ~HOLE.repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(found[kept], large[kept]) and not np.array_equal(found, large)
+    [small] = pictures(client.post("/v1/images/generations", json={}))
+    [wide] = pictures(client.post("/v1/images/generations", json={"size": "18x18"}))
+    assert wide.shape == (18, 18, 3) and abs(wide.mean((0, 1)) - small.mean((0, 1))).max() < 8
+
+
+def test_partial_images_show_more_and_more_rows(client: TestClient, plain: ImageGPT) -> None:
+    body = {"stream": True, "partial_images": 2, "seed": 4}
+    answer = client.post("/v1/images/generations", json=body)
+    names, data = zip(*events_of(answer.text), strict=True)
+    assert names == ("image_generation.partial_image",) * 2 + ("image_generation.completed",)
+    assert [one["type"] for one in data] == list(names)
+    assert [one.get("partial_image_index") for one in data] == [0, 1, None]
+    *partial, whole = (decoded(one["b64_json"]) for one in data)
+    assert same([whole], sample(plain, seed=4, speed="exact"))
+    for picture, rows in zip(partial, (2, 4), strict=True):
+        assert np.array_equal(picture[:rows], whole[:rows]) and (picture[rows:] == 225).all()
+    files = {"image": ("a.png", png(PIXELS)), "mask": ("b.png", TRANSPARENT)}
+    edited = client.post("/v1/images/edits", data={"stream": "true", "n": "2"}, files=files)
+    assert [name for name, _ in events_of(edited.text)] == ["image_edit.completed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"prompt": "a cat"}, "prompt", "expected an empty one, as plain was trained without captions, got 'a cat'"),
+        ({"model": "words", "prompt": "glases"}, "prompt", "'glases'"),
+        ({"size": "1000x1000"}, "size", "expected auto, 6x6, or a whole multiple such as 12x12, up to 2046x2046"),
+        ({"size": "12x6"}, "size", "whole multiple"),
+        ({"response_format": "url"}, "response_format", "expected b64_json, got 'url'; the server keeps no files"),
+        ({"output_format": "webp"}, "output_format", "expected png, got 'webp'"),
+        ({"partial_images": 4}, "partial_images", "less than or equal to 3"),
+        ({"n": 33}, "n", "expected at most 32, got 33"),
+        ({"sizes": "auto"}, "sizes", "not permitted"),
+    ],
+)
+def test_refusals_name_the_field(client: TestClient, body: dict[str, Any], param: str, message: str) -> None:
+    answer = client.post("/v1/images/generations", json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and message in error["message"], answer.text
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, None)
+
+
+def test_edits_without_anything_to_draw_are_refused(client: TestClient) -> None:
+    image = {"image": ("a.png", png(PIXELS))}
+    for files, message in (
+        (image, "image: expected transparent pixels, which are drawn, a mask or `keep`, got none"),
+        (image | {"mask": ("b.png", png(PIXELS))}, "mask: expected transparent pixels, which are drawn, got none"),
+        ({"image": ("a.png", png(np.zeros((6, 6, 4), np.uint8)))}, "image: expected opaque pixels"),
+    ):
+        error = client.post("/v1/images/edits", files=files).json()["error"]
+        assert error["message"].startswith(message), error
+    two = [("image[]", ("a.png", png(PIXELS))), ("image[]", ("b.png", png(PIXELS)))]
+    assert "image[] twice" in client.post("/v1/images/edits", files=two).json()["error"]["message"]
+    assert client.post("/v1/images/generations", json={"model": "gpt-image-1"}).status_code == 404
+
+
+def test_models_are_listed_as_openai_does(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert [(one["id"], one["object"]) for one in listed["data"]] == [("plain", "model"), ("words", "model")]
