@@ -508,6 +508,29 @@ def test_other_sites_and_names_are_refused(model: ImageGPT, headers: dict[str, s
     assert posted.status_code == (403 if headers.get("Sec-Fetch-Mode") else status)
 
 
+def test_pages_of_allowed_origins_may_call(model: ImageGPT) -> None:
+    site, token = "https://pixels.example", "0123456789abcdef"
+    app = create_app({"tiny": model}, ServeConfig(slots=1), origins=[site, "http://[::1]:5173"], token=token)
+    client = TestClient(app, base_url=ADDRESS)
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+    preflight = client.options("/v1/sample", headers=asked | {"Origin": site})  # browsers send it without the token
+    assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == site
+    assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+    assert "access-control-allow-credentials" not in preflight.headers
+    cross = {"Origin": site, "Sec-Fetch-Site": "cross-site"}
+    drawn = client.post("/v1/sample", json={}, headers=cross | {"Authorization": f"Bearer {token}"})
+    refused = client.post("/v1/sample", json={}, headers=cross)
+    for answer, status in ((drawn, 200), (refused, 401)):
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, site)
+    for other in ("http://pixels.example", "https://pixels.example:444", "https://pixels.example.evil.example", "null"):
+        assert client.options("/v1/sample", headers=asked | {"Origin": other}).status_code == 400
+        answer = client.get("/v1/models", headers={"Origin": other, "Authorization": f"Bearer {token}"})
+        assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+    for wrong in ("*", "pixels.example", "https://pixels.example/", "https://Pixels.example", "ftp://a.example"):
+        with pytest.raises(InputError, match="allow_origin: expected the origin of a site"):
+            create_app({"tiny": model}, origins=[wrong])
+
+
 def test_a_token_is_asked_for(model: ImageGPT, tmp_path: Path) -> None:
     secret = "0123456789abcdef"
     client = TestClient(create_app({"tiny": model}, ServeConfig(slots=1), token=secret), base_url=ADDRESS)
@@ -725,6 +748,8 @@ def test_calls_leave_room_for_pixels_and_deadlines_count_from_the_request(
     app = create_app({"tiny": model}, ServeConfig(slots=4))
     order: list[str] = []
     with TestClient(app, base_url=ADDRESS) as client, ThreadPoolExecutor(8) as clients:
+        start_decoders = [clients.submit(client.post, "/v1/encode", json={"image": TEXT}) for _ in range(2)]
+        assert all(done.result().status_code == 200 for done in start_decoders)
 
         def call(*args: Any) -> Iterator[np.ndarray]:
             order.append("call")

@@ -48,6 +48,8 @@ class Serve:
     """A file with a token in one line; requests must send it (Authorization: Bearer TOKEN)."""
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A host name of this server, as behind a proxy; IP addresses and localhost are always allowed."""
+    allow_origin: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Another site whose pages may send requests, as in https://pixels.example; all others are refused."""
     server: ServeConfig = field(default_factory=ServeConfig)
     models: ServedModels = field(default_factory=ServedModels)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -83,7 +85,10 @@ def run(argv: Sequence[str]) -> None:
         say("interrupted")
         os._exit(130)  # does not wait for the loading thread, which writes nothing
     with listen(args.server) as opened:
-        app = create_app(models, args.server, classifier=classifier, token=token, hosts=args.allow_host, worker=worker)
+        app = create_app(
+            models, args.server, classifier=classifier, token=token, hosts=args.allow_host, origins=args.allow_origin,
+            worker=worker,
+        )  # fmt: skip
         address, port = opened.getsockname()[:2]
         url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
         if args.output.json:

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from nextpixel import __version__
 from nextpixel.checkpoints.card import public
@@ -34,7 +35,7 @@ from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, base64_text, read_c
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import Drawn, draw, respond
 from nextpixel.server.engine import Engine
-from nextpixel.server.guard import guard
+from nextpixel.server.guard import check_origin, guard
 from nextpixel.server.holes import Fills, fill
 from nextpixel.server.meters import Meters
 from nextpixel.tokens import reconstruct
@@ -57,15 +58,19 @@ def create_app(
     classifier: LinearProbe | None = None,
     token: str | None = None,
     hosts: Collection[str] = (),
+    origins: Collection[str] = (),
     worker: ThreadPoolExecutor | None = None,
 ) -> FastAPI:
-    """Create the application. The first of `models` (by id) is the default; `hosts` are allowed host names.
+    """Create the application. The first of `models` (by id) is the default.
 
+    `hosts` are allowed host names, and pages of `origins`, such as https://pixels.example, may send requests.
     All networks run in the single thread of `worker`, see engine.py; models loaded in that thread are the fastest. The
     worker and `app.state.engines` are closed with the application. Raises InputError if the slots do not fit into
     memory.
     """
     config = config or ServeConfig()
+    for origin in origins:
+        check_origin(origin)
     meters = Meters()
     thread = worker or ThreadPoolExecutor(1, "nextpixel")
     engines = {
@@ -100,10 +105,16 @@ def create_app(
         guard,
         token=token,
         hosts=hosts,
+        origins=origins,
         upload_bytes=int(config.max_upload_mb * 1e6),
         root_path=config.root_path,
         observe=meters.request,
     )
+    if origins:  # outermost, so that pages of these sites can read refusals, too
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Nats", "X-Seconds-Left", "X-Seed"],
+        )  # fmt: skip
 
     # ---- page and information
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nextpixel.errors import InputError, shortened
 from nextpixel.server.calls import error_response
 
 PAGE_POLICY = (
@@ -33,6 +35,7 @@ def guard(
     *,
     token: str | None,
     hosts: Collection[str],
+    origins: Collection[str],
     upload_bytes: int,
     root_path: str,
     observe: Callable[[str, int, float], None],
@@ -68,7 +71,7 @@ def guard(
             await send(message)
 
         try:
-            refusal = refused(scope, token, hosts, upload_bytes)
+            refusal = refused(scope, token, hosts, origins, upload_bytes)
             if refusal is None:
                 await app(scope, limited_receive, send_with_headers)
             else:
@@ -80,22 +83,29 @@ def guard(
     return guarded
 
 
-def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_bytes: int) -> tuple[int, str] | None:
+def check_origin(origin: str) -> None:
+    """Raise InputError unless this is the origin of a site, as browsers send it."""
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:]+\])(:\d+)?", origin, re.ASCII) or origin != origin.lower():
+        raise InputError(
+            f"expected the origin of a site in lower case, as in https://pixels.example, got {shortened(origin)}",
+            argument="allow_origin",
+        )
+
+
+def refused(
+    scope: Scope, token: str | None, hosts: Collection[str], allowed: Collection[str], upload_bytes: int
+) -> tuple[int, str] | None:
     """Status and message for a request that is refused, or None.
 
-    Origin and Sec-Fetch-Site reveal requests that a page of another site makes in a user's browser. Host reveals DNS
-    rebinding: it must be an IP address, localhost or one of `hosts`.
+    Origin and Sec-Fetch-Site reveal requests that a page of another site makes in a user's browser, where only those of
+    the `allowed` origins may. Host reveals DNS rebinding: it must be an IP address, localhost or one of `hosts`.
     """
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if not _is_trusted(host, hosts):
         return 403, "the server does not accept this host name; its option allow_host adds one"
-    origins = headers.getlist("origin")
-    if any(origin.partition("://")[2] != host or not origin.startswith("http") for origin in origins):
-        return 403, "requests from pages of other sites are refused"
-    navigates = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not navigates:
-        return 403, "requests from pages of other sites are refused"
+    if not _is_own(scope, headers, host, allowed):
+        return 403, "requests from pages of other sites are refused; the server's option allow_origin adds one"
     if token is not None and scope["path"].removeprefix(scope["root_path"]) not in OPEN:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if not hmac.compare_digest(given.strip().encode(), token.encode()) or scheme.lower() != "bearer":
@@ -104,6 +114,17 @@ def refused(scope: Scope, token: str | None, hosts: Collection[str], upload_byte
     if not length.isdecimal() or int(length[:20]) > upload_bytes:
         return 413, _too_large(upload_bytes)
     return None
+
+
+def _is_own(scope: Scope, headers: Headers, host: str, allowed: Collection[str]) -> bool:
+    """Whether no page of another site makes this request, or one of an `allowed` origin."""
+    origins = headers.getlist("origin")
+    if origins and all(origin in allowed for origin in origins):
+        return True
+    navigates = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not navigates:
+        return False
+    return all(origin.startswith("http") and origin.partition("://")[2] == host for origin in origins)
 
 
 def _is_trusted(host: str, hosts: Collection[str]) -> bool:
