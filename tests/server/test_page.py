@@ -2,8 +2,10 @@
 
 import base64
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -346,6 +348,46 @@ def test_the_command_draws_the_same_pictures(visit: Visit) -> None:
     visit.expect(visit.page.locator("#rounded")).to_be_hidden()
     same = nextpixel.complete(nextpixel.load(), CAT, keep=0.90625, n=2, seed=3, speed="exact")
     assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_request_draws_the_same_pictures(visit: Visit, tmp_path: Path) -> None:
+    name = 'my "cat";,.jpg'
+    (tmp_path / name).write_bytes(CAT.read_bytes())
+    drop(visit, name, CAT.read_bytes())
+    visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", re.compile("my .cat"))
+    visit.page.click("summary")
+    visit.page.fill("#forbid-colors", "#010101,7")
+    visit.page.fill("#temperature", "0.9")
+    visit.set(kept=30, seed=5)
+    drawn = visit.draw()
+    words = shlex.split(visit.page.text_content("#curl"))
+    assert words[-1] == f"{visit.address}/v1/complete"
+    words[words.index("format=png")] = "format=json"
+    subprocess.run([*words, "-s"], cwd=tmp_path, check=True)
+    images = json.loads((tmp_path / "drawn.png").read_text())["images"]
+    assert [pixels(f",{image}").tobytes() for image in images] == [pixels(url).tobytes() for url in drawn]
+
+
+def test_a_link_sets_the_settings(visit: Visit) -> None:
+    visit.set(n=3, kept=10, seed=77)
+    visit.page.click("summary")
+    visit.page.fill("#top-k", "40")
+    visit.page.fill("#allow-colors", "#ff0000, 3")
+    visit.tab_to("#copy-link")
+    visit.page.keyboard.press("Enter")
+    visit.expect(visit.page.locator("#copy-link")).to_have_text(re.compile("opied"))
+    link = visit.page.url
+    assert "#" in link and len(link) < 150
+    visit.page.goto("about:blank")
+    visit.page.goto(link)
+    visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", re.compile("as the model sees it"))
+    fields = ("n", "seed", "top-k", "allow-colors", "temperature")
+    assert [visit.page.input_value(f"#{name}") for name in fields] == ["3", "77", "40", "#ff0000, 3", "1"]
+    assert visit.rows_kept == 10 and visit.page.locator("#top-k").is_visible()
+    visit.page.goto(f"{visit.address}/#n=500&seed=-1&temperature=0.5&keep=nan&model=other")  # what is wrong is left out
+    visit.expect(visit.page.locator("#temperature")).to_have_value("0.5")
+    assert [visit.page.input_value(f"#{name}") for name in ("n", "seed", "top-k")] == ["6", "0", ""]
 
 
 def trace(visit: Visit, *points: tuple[int, int]) -> None:

@@ -138,7 +138,7 @@ async function start() {
   $("token-form").hidden = true;
   $("model").replaceChildren(...state.models.map((one) => new Option(one.id)));
   $("model-field").hidden = state.models.length < 2;
-  await showModel();
+  await followLink();
   await showPictures();
 }
 
@@ -221,7 +221,7 @@ async function take(file) {
       throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; the limit of this server is ${most} MB.`);
     }
     const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
-    if (await see(picture, state.seen ? state.kept / height() : 0.5)) mark(null);
+    if (await see(picture, state.kept / height())) mark(null);
   } catch (error) {
     $("picture-error").textContent = error.message;
   }
@@ -239,7 +239,7 @@ async function showPictures() {
       button.append(Object.assign(new Image(48, 48), { alt: "", src: URL.createObjectURL(blob) }));
       button.addEventListener("click", async () => {
         const picture = { name, base64: await base64Of(blob) };
-        if (await see(picture, state.seen ? state.kept / height() : 0.5)) mark(button);
+        if (await see(picture, state.kept / height())) mark(button);
       });
       return button;
     }));
@@ -532,6 +532,23 @@ function commandOf(drawn) {
   return words.join(" ");
 }
 
+function requestOf(drawn) { // curl, with the fields of the request that the page sends
+  const text = (name, value) => ["--form-string", quoted(`${name}=${value}`)];
+  const words = ["curl"];
+  if (state.token) words.push("-H 'Authorization: Bearer TOKEN'");
+  const name = /[;,"\\]/.test(drawn.name) ? `"${drawn.name.replace(/["\\]/g, "\\$&")}"` : drawn.name; // as curl reads it
+  if (drawn.kept !== null) words.push("-F", quoted(`image=@${name}`));
+  if (drawn.hole) words.push("-F mask=@mask.png");
+  else if (drawn.kept !== null) words.push(...text("keep", drawn.kept / drawn.height));
+  for (const name of ["n", "seed", "model", "caption", "guidance", ...sampling().map((input) => input.name)]) {
+    const usual = name === "guidance" ? "1" : sampling().find((input) => input.name === name)?.defaultValue ?? "";
+    if (String(drawn[name] ?? "") !== usual) words.push(...text(name, drawn[name]));
+  }
+  const path = drawn.kept === null ? "v1/sample" : "v1/complete";
+  words.push("-F format=png -o drawn.png", quoted(new URL(path, document.baseURI).href));
+  return words.join(" ");
+}
+
 function showCommand() {
   const whole = [...$("settings").querySelectorAll("input")].every((input) => input.checkValidity());
   if (!whole || !state.models.length) return;
@@ -539,6 +556,32 @@ function showCommand() {
   $("save-mask").hidden = !now.hole || Boolean(boxOf(now.hole));
   if (now.hole) $("save-mask").href = maskOf(now.hole);
   $("command").textContent = commandOf(now);
+  $("curl").textContent = requestOf(now);
+}
+
+// ---- the link: the settings after # in the address, without picture, hole and token
+
+const linked = () => [...$("settings").querySelectorAll("input")];
+
+function showLink() {
+  const given = linked().filter((input) => input.value !== input.defaultValue && input.checkValidity());
+  const fields = new URLSearchParams(given.map((input) => [input.id, input.value]));
+  if (state.models.length > 1) fields.set("model", model().id);
+  fields.set("keep", state.kept / height());
+  history.replaceState(null, "", `#${fields}`);
+}
+
+async function followLink() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const index = state.models.findIndex((one) => one.id === given.get("model"));
+  if (index >= 0) $("model").selectedIndex = index;
+  for (const input of linked()) {
+    input.value = given.get(input.id) ?? input.defaultValue;
+    if (!input.checkValidity()) input.value = input.defaultValue;
+    if (input.value !== input.defaultValue) input.closest("details")?.setAttribute("open", "");
+  }
+  await showModel();
+  if (given.has("keep")) keepRows(Math.round(given.get("keep") * height()) || 0);
 }
 
 // ---- tiles
@@ -607,6 +650,7 @@ async function draw(complete) {
   }
   const chosen = settings();
   if (!chosen) return;
+  showLink();
   let kept = complete ? state.kept : 0;
   const pixels = complete ? hole() : null;
   const mine = (state.drawing = new AbortController());
@@ -851,6 +895,9 @@ document.addEventListener("DOMContentLoaded", () => {
   on("sample", "click", () => draw(false));
   on("stop", "click", stop);
   on("copy", "click", () => copy($("command").textContent, $("copy")));
+  on("copy-curl", "click", () => copy($("curl").textContent, $("copy-curl")));
+  on("copy-link", "click", () => { showLink(); copy(location.href, $("copy-link")); });
+  addEventListener("hashchange", () => { abandon(); followLink(); });
 
   on("previous", "click", () => turn(-1));
   on("next", "click", () => turn(1));
