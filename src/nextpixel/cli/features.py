@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_sources, load_features_model
 from nextpixel.cli.hints import command
+from nextpixel.cli.sharing import Share, ShareOptions
 from nextpixel.config import OutputOptions, PictureOptions, Pooling
 from nextpixel.errors import InputError
-from nextpixel.progress import is_first, say, say_left_out
+from nextpixel.progress import say, say_left_out
 
 if TYPE_CHECKING:
     import numpy as np
-
-TIMEOUT_MINUTES = 30.0  # for the processes to connect
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class FeaturesModel(PictureOptions):
 class Features:
     """Extract features of images: hidden states of a layer, averaged over pixels or the cells of a grid.
 
-    Repeat the command to resume stopped work. Under torchrun the processes share the work.
+    Repeat the command to resume stopped work.
     """
 
     images: Images
@@ -47,6 +46,7 @@ class Features:
     """A .npz file (features, names, extractor) or a .parquet file (one row per image: file, features)."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
+    share: ShareOptions = field(default_factory=ShareOptions)
     model: FeaturesModel = field(default_factory=FeaturesModel)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -56,34 +56,31 @@ def run(argv: Sequence[str]) -> None:
     if args.out.suffix not in (".npz", ".parquet"):
         raise InputError(f"--out: expected a file name that ends in .npz or .parquet, got {str(args.out)!r}")
     wanted = None if args.layer is None else whole_numbers("layer", args.layer, 0)
-    from nextpixel.files import check_output, parts_folder
+    from nextpixel.files import check_output
 
     check_output(args.out)
     if args.out.exists():
         raise InputError(f"--out: {args.out} exists already; name a new file, or remove it first")
     check_sources(*args.images)
-    from nextpixel.devices import choose_device
     from nextpixel.images.sources import open_source
     from nextpixel.representation.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
     from nextpixel.training import distributed
 
-    device = distributed.join(choose_device(args.model.device), TIMEOUT_MINUTES)
-    model = load_features_model(replace(args.model, device=device))  # type: ignore[arg-type]
-
+    share = Share(args.share, args.out)
+    model = load_features_model(share.join(args.model))
     check_dtype(model, args.model.dtype)
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
-    parts = parts_folder(args.out, ".")
     source = open_source(joined(args.images), args.split)
+    assert share.parts is not None
+    parts = share.parts
     try:
-        part = distributed.rank(), distributed.world_size()
-        distributed.on_all_ranks(
+        paths = distributed.on_all_ranks(
             lambda: extract_chunks(
-                model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling, part=part
+                model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling, part=share.part
             ),
             patient=True,
         )
-        if not is_first():
-            return
+        share.end(paths)
         values, names, unreadable = extract(model, source, layers, parts, dtype=args.model.dtype, pooling=args.pooling)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; repeat the command to resume") from None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_sources, decode_for, load_classifier, load_model, write_rows
+from nextpixel.cli.sharing import Share, ShareOptions, chunks, joined_arrays
 from nextpixel.config import OutputOptions, PictureOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
+
+if TYPE_CHECKING:
+    from nextpixel.representation.probing import LinearProbe
 
 SHOWN_FROM = 0.05  # probability of a word
 
@@ -45,6 +51,7 @@ class Predict:
     masks: int = 0
     """For a masked model: number of random masks per image (5 in the paper). The class is a majority vote, the
     probabilities are means. Default: one pass over the unmasked image."""
+    share: ShareOptions = field(default_factory=ShareOptions)
     model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -57,11 +64,13 @@ def run(argv: Sequence[str]) -> None:
     check_sources(*args.images)
     if args.words or args.among is not None:
         return _by_captions(args)
-    probe = load_classifier(args.probe, args.model)
+    share = Share(args.share, args.out, "`masks`" if args.masks else None)
+    probe = load_classifier(args.probe, share.join(args.model))
     model = probe.model
     assert model is not None
     images = decode_for(model, joined(args.images), args.split)
-    probabilities, chosen = probe.predictions(images.images, masks=args.masks)
+    features = _shared_features(share, probe, images.images) if share.active else None
+    probabilities, chosen = probe.predictions(images.images, masks=args.masks, features=features)
     columns = [f"class {c}" if str(c) in ("file", "class") else str(c) for c in probe.classes_]
     rows = [
         {"file": name, "class": str(probe.classes_[number])}
@@ -81,11 +90,25 @@ def run(argv: Sequence[str]) -> None:
         )
     if args.out is not None:
         write_rows(args.out, rows)
+        share.clean()
         say(f"{len(rows):,} predictions: {args.out}")
+
+
+def _shared_features(share: Share, probe: LinearProbe, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from nextpixel.representation.extraction import CHUNK_IMAGES, model_hash
+
+    def task(rows: slice) -> dict[str, NDArray[np.float32]]:
+        return {"features": probe.features(squares[rows])}
+
+    assert probe.model is not None
+    tasks = [functools.partial(task, rows) for rows in chunks(len(squares), CHUNK_IMAGES)]
+    results = share.run(tasks, [model_hash(probe.model), probe.layers_, probe.pooling_, squares])
+    return joined_arrays(results)["features"]
 
 
 def _by_captions(args: Predict) -> None:
     """Print the probabilities of words, the likeliest first, or of tags."""
+    Share(args.share, args.out, "`words` or `among`")
     model = load_model(replace(args.model, model=args.probe))
     from nextpixel.evaluation.naming import caption_gains, tag_probabilities, word_probabilities
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import CELL_PIXELS, PictureFiles, check_drawing, load_model, show_pictures, write_pictures
 from nextpixel.cli.hints import to_complete
+from nextpixel.cli.sharing import Arrays, Share, ShareOptions, chunks, joined_arrays
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
+if TYPE_CHECKING:
+    from nextpixel.drawing.sampling import Drawing
+
 GRID_AT_MOST = 1024
+PICTURES_PER_TASK = 64
 COPIES_FROM = 16  # pictures above which their copies are counted
 
 
@@ -39,21 +46,35 @@ class Sample:
     """Draw textures that repeat without a seam, by a model that was trained with --augment wrap: borders are redrawn
     where they meet. Prints the nats per pixel across the border and inside."""
     files: PictureFiles = field(default_factory=PictureFiles)
+    share: ShareOptions = field(default_factory=ShareOptions)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: ModelOptions = field(default_factory=ModelOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
+def _part(draw_more: Callable[[int, int], Drawing], rows: slice) -> Arrays:
+    drawing = draw_more(rows.stop - rows.start, rows.start)
+    return {
+        "images": drawing.images,
+        "nats": drawing.nats,
+        "drawn_at": drawing.drawn_at[None],
+        "mode": np.array([drawing.mode]),
+    }
+
+
 def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
     check_drawing(args)
-    model = load_model(args.model)
+    alone = "`tile`" if args.tile else "`no_copies`" if args.no_copies else None
+    share = Share(args.share, args.out, alone)
+    model = load_model(share.join(args.model))
     from nextpixel.drawing.copies import draw_without_copies, find_copies
     from nextpixel.drawing.sampling import Drawing, caption_tags, draw
     from nextpixel.drawing.tiles import draw_tiles
     from nextpixel.evaluation.likelihood import image_nats
     from nextpixel.evaluation.seams import measure_seam
     from nextpixel.images import grid, save_png
+    from nextpixel.representation.extraction import model_hash
 
     shown = min(args.n, GRID_AT_MOST)
     if shown < args.n:
@@ -62,11 +83,19 @@ def run(argv: Sequence[str]) -> None:
     def draw_more(n: int, first: int) -> Drawing:
         if args.tile:
             return draw_tiles(model, n, args.sampling, args.caption, first)
-        return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first)
+        return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first, of=max(n, args.n))
 
     if args.tile and "wrap" not in str(model.facts.get("augment", "wrap")):
         say("The model was trained without --augment wrap: expect seams, and textures unlike those it was trained on")
-    drawing, redrawn = draw_without_copies(model, args.n, draw_more) if args.no_copies else (draw_more(args.n, 0), 0)
+    if share.active:
+        facts = [model_hash(model), args.n, args.caption, args.sampling]
+        tasks = [functools.partial(_part, draw_more, rows) for rows in chunks(args.n, PICTURES_PER_TASK)]
+        found = joined_arrays(share.run(tasks, facts))
+        drawing, redrawn = Drawing(found["images"], found["nats"], found["drawn_at"][0], str(found["mode"][0])), 0
+    elif args.no_copies:
+        drawing, redrawn = draw_without_copies(model, args.n, draw_more)
+    else:
+        drawing, redrawn = draw_more(args.n, 0), 0
     copies = find_copies(model, drawing.images) if args.n > COPIES_FROM or args.output.json else None
     nats, seam = drawing.nats, None
     if args.tile:
@@ -77,6 +106,7 @@ def run(argv: Sequence[str]) -> None:
     rows = [list(drawing.images[i : min(i + columns, shown)]) for i in range(0, shown, columns)]
     save_png(grid(rows, zoom=max(1, CELL_PIXELS // drawing.images.shape[1])), args.out)
     files = write_pictures(args.files, model, drawing, [f"seed{args.sampling.seed}"] * len(drawing.images))
+    share.clean()
     show_pictures(rows, args)
     if args.output.json:
         print_json(

@@ -12,6 +12,7 @@ import numpy as np
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command
+from nextpixel.cli.sharing import Share, ShareOptions
 from nextpixel.config import OutputOptions, PictureOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
@@ -54,6 +55,7 @@ class Score:
     text column, see pretrain --help."""
     seed: int = 0
     """Random seed of the split of the normal images."""
+    share: ShareOptions = field(default_factory=ShareOptions)
     model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
 
@@ -80,7 +82,8 @@ def run(argv: Sequence[str]) -> None:
     if args.out is not None:
         check_file(args.out, ".csv", inputs)
     check_sources(*inputs)
-    model = load_model(args.model)
+    share = Share(args.share, args.out)
+    model = load_model(share.join(args.model))
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
     from nextpixel.evaluation.oddness import DEFAULT_COLUMN, odd_images
     from nextpixel.files import write_text
@@ -88,7 +91,7 @@ def run(argv: Sequence[str]) -> None:
     if args.wants_table:
         maps, odd = None, odd_images(
             model, joined(args.images), split=args.split, against=args.against, false_alarms=args.false_alarms,
-            dtype=args.model.dtype, seed=args.seed,
+            dtype=args.model.dtype, seed=args.seed, run=share.run if share.active else None,
         )  # fmt: skip
         say_left_out(odd.unreadable)
         by = args.by or (DEFAULT_COLUMN if args.false_alarms is not None else odd.clearest)
@@ -112,6 +115,7 @@ def run(argv: Sequence[str]) -> None:
             write_text(args.report, text)
     if args.out is not None:
         write_rows(args.out, rows)
+        share.clean()
     mean, error = mean_and_error(odd.values["nats_per_pixel"])
     alarms = _alarms(args, odd, by)
     if args.output.json:

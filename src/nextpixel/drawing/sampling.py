@@ -223,15 +223,17 @@ def draw(
     keep_side: KeepSide = "top",
     caption: str | Sequence[str] | None = None,
     first: int = 0,
+    of: int | None = None,
 ) -> Drawing:
     """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures of each caption.
 
-    `first` is the number of the first completion: further ones of the same seed, without those before it.
+    `first` is the number of the first completion: further ones of the same seed, without those before it. `of` is the
+    number of pictures of the whole call, by which `speed` is decided, if this draws a part of them.
     """
     sampling = sampling or SamplingConfig()
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
-    plan = replace(_plan(model, squares, keep, n, sampling, caption), first=first)
+    plan = replace(_plan(model, squares, keep, n, sampling, caption, of), first=first)
     config, tokenizer = model.config, model.tokenizer
     tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
     tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
@@ -299,6 +301,7 @@ def _plan(
     n: int,
     sampling: SamplingConfig,
     caption: str | Sequence[str] | None,
+    of: int | None = None,
 ) -> _Plan:
     check_picture_count(n)
     prompts = prompt_tokens(model, squares, keep)
@@ -307,7 +310,7 @@ def _plan(
         prompts = prompts.expand(len(tags), -1)
     check_captions(tags, len(prompts))
     count, guided = len(prompts) * n, sampling.guidance != 1
-    decoder = choose_decoder(model, count, model.config.tokens - prompts.shape[1], sampling.speed)
+    decoder = choose_decoder(model, of or count, model.config.tokens - prompts.shape[1], sampling.speed)
     memory = MEMORY_SHARE * free_memory_bytes(str(model.device))
     size = min(MAX_ROWS, max(1, int(memory / decoder.row_bytes(model) / (1 + guided))))
     batches = [range(i, min(i + size, count)) for i in range(0, count, size)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from nextpixel.evaluation.likelihood import require_autoregressive
 from nextpixel.images import png_bytes
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.model import ImageGPT
-from nextpixel.representation.extraction import check_layers
+from nextpixel.representation.extraction import check_layers, model_hash
 from nextpixel.representation.scoring import batches, pixel_maps
 from nextpixel.stats import conformal_p_values
 
@@ -27,6 +28,9 @@ NEIGHBOURS = 5
 REFERENCES_AT_MOST = 5_000
 CALIBRATION_SHARE = 0.5
 DEFAULT_COLUMN = "feature_distance"  # finds kinds of images that likelihood misses: docs/guide/odd-images.md
+CHUNK_IMAGES = 512  # of a task; whole batches, so that results do not depend on it
+Task = Callable[[], Mapping[str, NDArray[Any]]]
+Runner = Callable[[Sequence[Task], Iterable[object]], Sequence[Mapping[str, NDArray[Any]]]]
 SIGNIFICANCE = 0.01  # of the separation by a column, corrected for the number of columns
 
 
@@ -160,6 +164,7 @@ def odd_images(
     false_alarms: float | None = None,
     dtype: str = "fp32",
     seed: int = 0,
+    run: Runner | None = None,
 ) -> Oddness:
     """How odd each image is, by each of COLUMNS; images are anything that open_source takes.
 
@@ -168,6 +173,7 @@ def odd_images(
              most a share a of new normal images gets p <= a (conformal; Vovk, Gammerman & Shafer 2005). Without
              `against`, distances are to the other images of the set, and there are no p-values
     layer    of the features; default: the middle one
+    run      computes the measurements, a list of tasks; tasks of other facts have other results
     false_alarms  a rate that Oddness.threshold will be asked for; checks early that there are enough normal images
 
     Raises InputError for bad images, fewer than 2 of them (4 normal ones), a set compared with itself, a masked model.
@@ -183,7 +189,7 @@ def odd_images(
                 "expected at least 2 images, to compare each with the others, got 1; add some, or normal images with "
                 "`against`"
             )
-        measured = measure(model, squares, layer, dtype=dtype)
+        [measured] = _measure_all(model, [squares], layer, dtype, run)
         return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
     if len(normal.images) < 4:
         raise InputError(f"expected at least 4 normal images, got {len(normal.images)}; add some", argument="against")
@@ -196,7 +202,7 @@ def odd_images(
         check_false_alarms(false_alarms, len(held))
     fit = fit[_subset(len(fit), seed)]
     sets = squares, normal.images[fit], normal.images[held]
-    measured, fitted, calibrating = (measure(model, part, layer, dtype=dtype) for part in sets)
+    measured, fitted, calibrating = _measure_all(model, sets, layer, dtype, run)
     values, calibration = (table(part, fitted, seed=seed) for part in (measured, calibrating))
     p_values = {
         name: conformal_p_values(oriented(name, values[name]), oriented(name, calibration[name])) for name in COLUMNS
@@ -235,6 +241,26 @@ def measure(
         features.append(pooled)
     sizes = np.array([len(png_bytes(square)) for square in squares], np.int64)
     return Measurements(squares, np.concatenate(means), np.concatenate(peaks), np.concatenate(features), sizes)
+
+
+def _measure_all(
+    model: ImageGPT, sets: Sequence[NDArray[np.uint8]], layer: int | None, dtype: str, run: Runner | None
+) -> list[Measurements]:
+    if run is None:
+        return [measure(model, part, layer, dtype=dtype) for part in sets]
+
+    def task(part: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        found = vars(measure(model, part, layer, dtype=dtype))
+        return {name: values for name, values in found.items() if name != "images"}
+
+    numbers = [(i, start) for i, part in enumerate(sets) for start in range(0, len(part), CHUNK_IMAGES)]
+    tasks = [functools.partial(task, sets[i][start : start + CHUNK_IMAGES]) for i, start in numbers]
+    results = run(tasks, [model_hash(model), layer, dtype, *sets])
+    found = []
+    for i, images in enumerate(sets):
+        own = [result for (number, _), result in zip(numbers, results, strict=True) if number == i]
+        found.append(Measurements(images, **{name: np.concatenate([one[name] for one in own]) for name in own[0]}))
+    return found
 
 
 def score_batches(

@@ -183,20 +183,30 @@ class LinearProbe:
         """The most probable class of each image, (N,); with `masks`, the majority vote."""
         return self.classes_[self.predictions(self._squares(images, split), masks=masks)[1]]
 
+    def features(self, squares: NDArray[np.uint8], dtype: str = "fp32") -> NDArray[np.float32]:
+        """Features (N, D) of squares at the model's side, as proba_of takes them."""
+        found = features_of(self._model(), squares, self.layers_, dtype=dtype, poolings=[self.pooling_])
+        return found.reshape(len(squares), -1)
+
     def predictions(
-        self, squares: NDArray[np.uint8], *, masks: int = 0, dtype: str = "fp32"
+        self,
+        squares: NDArray[np.uint8],
+        *,
+        masks: int = 0,
+        dtype: str = "fp32",
+        features: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """(probabilities (N, C), indices into `classes_` (N,)) of squares at the model's side.
 
         The class is the most probable one after calibration, which is also what is scored. A masked model can be
         evaluated `masks` times with different pixels hidden: probabilities are then means, the class is the majority
         vote (Chen et al. 2020 use five masks). Ties are broken at random; they and the masks depend on `seed` and the
-        image's index. Raises InputError for masks with a model that is not masked.
+        image's index. `features` (N, D) are those of `features`, where they are known. Raises InputError for masks with
+        a model that is not masked.
         """
         model = self._model()
         if not masks:
-            features = features_of(model, squares, self.layers_, dtype=dtype, poolings=[self.pooling_])
-            probabilities = self.proba_of(features.reshape(len(squares), -1))
+            probabilities = self.proba_of(self.features(squares, dtype) if features is None else features)
             return probabilities, likeliest(probabilities, self.seed)
         if isinstance(model, ResNet) or model.config.objective != "masked":
             kind = "student" if isinstance(model, ResNet) else f"model of the {model.config.objective} objective"

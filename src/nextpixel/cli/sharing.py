@@ -1,0 +1,156 @@
+"""Share the work of a verb: torchrun's processes do it together, independent jobs one by one, and `merge` joins them.
+
+Work is a list of tasks, each of which returns arrays. Their results are files in a folder beside --out, which are kept
+until the output is written: stopped work resumes by the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import is_zipfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextpixel.config import ModelOptions
+from nextpixel.errors import InputError
+from nextpixel.progress import is_first, say
+
+O = TypeVar("O", bound=ModelOptions)  # noqa: E741
+Arrays = Mapping[str, NDArray[Any]]
+TIMEOUT_MINUTES = 30.0  # for the processes to connect
+NOTHING = (sys.maxsize, 1)
+
+
+@dataclass(frozen=True)
+class ShareOptions:
+    """Share the work among machines; under torchrun the processes share it without these options."""
+
+    job: str | None = None
+    """Do a part of the work, as in 3/16, and keep its results beside --out, in a folder that all jobs share; any
+    scheduler may start them. Repeat a job to resume it."""
+    merge: bool = False
+    """Write the output from the results of all jobs."""
+
+    def __post_init__(self) -> None:
+        found = re.fullmatch(r"(\d+)/(\d+)", self.job or "1/1")
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(f"expected which one of how many jobs, as in 3/16, got {self.job!r}", argument="job")
+        if self.merge and self.job is not None:
+            raise InputError("cannot be combined with `job`: it runs once, after all jobs", argument="merge")
+
+
+class Share:
+    """This process's share of a verb's work, whose results are kept in the folder `parts`.
+
+    `alone` is the reason why some options cannot be shared. Raises InputError.
+    """
+
+    def __init__(self, options: ShareOptions, out: Path | None, alone: str | None = None) -> None:
+        from nextpixel.files import parts_folder
+
+        self.options = options
+        self._many = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"
+        named = options.job is not None or options.merge
+        self.active = named or self._many
+        if self.active:
+            argument = "merge" if options.merge else "job"
+            if self._many and named:
+                raise InputError("expected none under torchrun, whose processes share the work", argument=argument)
+            if out is None:
+                what = f"`{argument}`" if named else "torchrun"
+                raise InputError(f"expected one with {what}, to keep results beside it, got none", argument="out")
+            if alone is not None:
+                raise InputError(f"cannot be combined with {alone}", argument=argument)
+        self.parts = None if out is None else parts_folder(out, ".")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(i, n): this process does every n-th task from the i-th."""
+        if self.options.merge:
+            return NOTHING
+        if self.options.job is None:
+            return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if self._many else (0, 1)
+        number, jobs = map(int, self.options.job.split("/"))
+        return number - 1, jobs
+
+    def join(self, options: O) -> O:
+        """Connect to torchrun's other processes; the options with the device of this one."""
+        from dataclasses import replace
+
+        from nextpixel.devices import choose_device
+        from nextpixel.training import distributed
+
+        device: Any = distributed.join(choose_device(options.device), TIMEOUT_MINUTES)
+        return replace(options, device=device)
+
+    def run(self, tasks: Sequence[Callable[[], Arrays]], facts: Iterable[object]) -> list[Arrays]:
+        """The results of all tasks; a job or a process that is not the first does its own and ends.
+
+        Results of other `facts`, strings and arrays that determine them, are not used.
+        """
+        from nextpixel.files import new_file
+        from nextpixel.training import distributed
+
+        assert self.parts is not None
+        digest = hashlib.sha256()
+        for fact in facts:
+            digest.update(np.ascontiguousarray(fact).data if isinstance(fact, np.ndarray) else f"{fact}|".encode())
+        self.parts.mkdir(parents=True, exist_ok=True)
+        paths = [self.parts / f"{digest.hexdigest()[:16]}-{i:06d}.npz" for i in range(len(tasks))]
+
+        def work() -> None:
+            for task, path in list(zip(tasks, paths, strict=True))[self.part[0] :: self.part[1]]:
+                if not is_zipfile(path):  # absent or truncated
+                    found = task()
+                    with new_file(path) as file:
+                        np.savez(file, **found)  # type: ignore[arg-type]
+
+        try:
+            distributed.on_all_ranks(work, patient=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; repeat the command to resume") from None
+        self.end(paths)
+        results: list[Arrays] = []
+        for path in paths:
+            with np.load(path, allow_pickle=False) as saved:
+                results.append(dict(saved))
+        return results
+
+    def end(self, paths: Sequence[Path]) -> None:
+        """End this process, if it is a job or not the first one. Raises InputError if a merge lacks one of `paths`."""
+        missing = [i for i, path in enumerate(paths) if not is_zipfile(path)]
+        if self.options.job is not None:
+            left = f"{len(missing):,} of {len(paths):,} parts are missing" if missing else "all parts are there"
+            say(f"job {self.options.job} is done; {left}. When all jobs are, repeat the command with --merge for --job")
+        if self.options.job is not None or not is_first():
+            raise SystemExit
+        if missing:
+            some = ", ".join(str(i + 1) for i in missing[:10]) + (", ..." if len(missing) > 10 else "")
+            raise InputError(
+                f"{len(missing):,} of {len(paths):,} parts are missing in {self.parts}: {some}; job i/n makes part i "
+                "and every n-th after it: repeat these jobs, with the same options and images",
+                argument="merge",
+            )
+
+    def clean(self) -> None:
+        """Remove the results; the output has been written."""
+        if self.active and self.parts is not None:
+            shutil.rmtree(self.parts, ignore_errors=True)
+
+
+def chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def joined_arrays(results: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
+    """Each array of the tasks, one after the other."""
+    return {name: np.concatenate([one[name] for one in results]) for name in results[0]}

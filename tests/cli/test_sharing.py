@@ -1,0 +1,120 @@
+"""Work that is shared by jobs or torchrun's processes gives the output of one process."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nextpixel.cli import main, sample
+from nextpixel.evaluation import oddness
+from nextpixel.images import save_png
+from nextpixel.representation import extraction
+
+CHUNK = 16
+COMMANDS = {
+    "score": ("score one.npy --against two.npy --model model --out", "csv"),
+    "predict": ("predict probe one.npy --out", "csv"),
+    "sample": ("sample -n 7 --seed 3 --model model --temperature 0.9 --out", "png"),
+    "features": ("features one.npy --model model --layer 0,1 --out", "npz"),
+}
+
+
+@pytest.fixture(autouse=True)
+def desk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with a model and two sets of pictures, of which few are a part."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, count in (("one", 40), ("two", 50)):
+        np.save(f"{name}.npy", rng.integers(0, 256, (count, 6, 6, 3), np.uint8))
+    monkeypatch.setattr(oddness, "CHUNK_IMAGES", CHUNK)
+    monkeypatch.setattr(extraction, "CHUNK_IMAGES", CHUNK)
+    monkeypatch.setattr(sample, "PICTURES_PER_TASK", 3)
+
+
+def save_probe() -> None:
+    for i in range(16):
+        low = 128 * (i % 2)
+        pixels = np.random.default_rng(i).integers(low, low + 127, (6, 6, 3)).astype(np.uint8)
+        save_png(pixels, f"labelled/{'train' if i < 10 else 'test'}/{'ab'[i % 2]}/{i}.png")
+    assert run("probe labelled --model model --no-baselines --layer 1 --pooling mean --out probe") == 0
+
+
+def run(command: str) -> int:
+    return main(shlex.split(command))
+
+
+def content(path: Path) -> object:
+    if path.suffix != ".npz":
+        return path.read_bytes()
+    with np.load(path) as saved:
+        return {name: saved[name].tolist() for name in saved.files}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_jobs_and_a_merge_write_what_one_process_writes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command, kind = COMMANDS[verb]
+    if verb == "predict":
+        save_probe()
+    assert run(f"{command} alone-{verb}.{kind}") == 0
+    shared = f"{command} shared-{verb}.{kind}"
+    parts = Path(f".shared-{verb}.{kind}.parts")
+    assert run(f"{shared} --job 1/2") == 0 and run(f"{shared} --merge") == 2
+    said = capsys.readouterr().err
+    assert "parts are missing in" in said and ": 2" in said and "job i/n makes part i" in said
+    assert not Path(f"shared-{verb}.{kind}").exists()
+    assert run(f"{shared} --job 2/2") == 0
+    assert "all parts are there" in capsys.readouterr().err
+    kept = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    damaged = sorted(kept)[1]
+    damaged.write_bytes(damaged.read_bytes()[:50])  # as of a job that was killed by a full disk
+    assert run(f"{shared} --merge") == 2 and ": 2;" in capsys.readouterr().err
+    assert run(f"{shared} --job 2/2") == 0 and run(f"{shared} --job 1/2") == 0
+    changed = {path for path in parts.iterdir() if path.stat().st_mtime_ns != kept.get(path)}
+    assert changed == {damaged}  # finished parts are not computed again
+    assert run(f"{shared} --merge") == 0 and not parts.exists()
+    assert content(Path(f"shared-{verb}.{kind}")) == content(Path(f"alone-{verb}.{kind}"))
+
+
+def test_parts_of_other_settings_are_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sample -n 4 --model model --seed 1 --job 1/1 --out other.png") == 0
+    assert run("sample -n 4 --model model --seed 2 --merge --out other.png") == 2
+    assert "2 of 2 parts are missing" in capsys.readouterr().err
+
+
+REFUSED = {
+    "score one.npy --model model --job 1/2": "--out: expected one with --job",
+    "score one.npy --model model --job 3/2 --out a.csv": "one of how many jobs, as in 3/16, got '3/2'",
+    "score one.npy --model model --job 0/2 --out a.csv": "--job: expected which one",
+    "score one.npy --model model --job two --out a.csv": "--job: expected which one",
+    "predict probe one.npy --job 1/2 --merge --out a.csv": "--merge: cannot be combined with --job",
+    "predict probe one.npy --job 1/2 --masks 2 --out a.csv": "--job: cannot be combined with --masks",
+    "sample --tile --model model --merge": "--merge: cannot be combined with --tile",
+    "sample --no-copies --model model --job 1/2": "--job: cannot be combined with --no-copies",
+}
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_shared_is_refused(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.torchrun
+@pytest.mark.timeout(600)
+def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
+    save_probe()
+    np.save("one.npy", np.random.default_rng(0).integers(0, 256, (600, 6, 6, 3), np.uint8))  # two parts
+    commands = [shlex.split(f"{command} {tmp_path}/{verb}.{kind}") for verb, (command, kind) in COMMANDS.items()]
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    many = Path(__file__).parents[1] / "helpers" / "many_processes.py"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(many)]
+    subprocess.run([*start, str(tmp_path)], check=True)
+    for verb, (command, kind) in COMMANDS.items():
+        assert run(f"{command} {tmp_path}/alone-{verb}.{kind}") == 0
+        assert content(tmp_path / f"{verb}.{kind}") == content(tmp_path / f"alone-{verb}.{kind}")
