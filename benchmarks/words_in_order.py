@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Captions as tags, each the sum of its words, against words in order, one slot each, at equal training.
 
-    python benchmarks/words_in_order.py data/faces --out words.json            # some 10 minutes of one core for each
+    python benchmarks/words_in_order.py data/faces --out words.json            # some 20 minutes of one core for each
 
 Both networks have the same shape, the same table of words and a prefix of 16 slots, and see the same tags of the same
 pictures in the same order; in the second, every word has a slot of its own, and what does not fit is left out. Printed
