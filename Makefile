@@ -5,6 +5,7 @@
 # make setup  the environment for development, in .venv
 
 VENV := .venv
+unexport PYTHONDONTWRITEBYTECODE # modules are compiled once, not at every start
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
