@@ -112,8 +112,9 @@ def test_any_masks_of_any_grid(data: st.DataObject) -> None:
         side=to_side(size), orientations=data.draw(st.sampled_from([1, 8])) if size[0] == size[1] else 1
     )
     squares = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    flat = data.draw(st.lists(st.booleans(), min_size=2 * size[0] * size[1], max_size=2 * size[0] * size[1]))
-    masks = np.array(flat).reshape(2, *size)
+    pixels = 2 * size[0] * size[1]
+    alone = st.integers(0, pixels - 1).map(lambda place: [i == place for i in range(pixels)])
+    masks = np.array(data.draw(st.lists(st.booleans(), min_size=pixels, max_size=pixels) | alone)).reshape(2, *size)
     drawing = Filling(model, squares, masks, n=2, particles=3).draw()
     kept = model.palette.decode(model.palette.encode(squares), size[1])
     each = np.repeat(masks, 2, 0)
