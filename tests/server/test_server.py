@@ -889,6 +889,18 @@ def test_draining_refuses_waiting_requests_and_finishes_running_ones(engine: Eng
     assert WORKER.submit(lambda: 7).result(10) == 7
 
 
+def test_what_draining_does_not_finish_in_time_can_be_sent_to_another_server(
+    engine: Engine, held: threading.Semaphore
+) -> None:
+    running = Asked(engine).submit()
+    until(lambda: engine.used == 1)
+    engine.drain(0.0)
+    for _ in range(36):
+        held.release()
+    assert isinstance(running.last, Failed) and running.last.status == 503
+    engine.close()
+
+
 def test_slots_that_do_not_fit_are_bad_input(model: ImageGPT) -> None:
     with pytest.raises(InputError, match=r"slots: 1000000000 slots need .* GB"):
         Engine(model, ServeConfig(slots=10**9), ignore, WORKER)

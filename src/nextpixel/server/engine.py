@@ -305,7 +305,8 @@ class Engine:
         with self._changed:
             for ticket in self._tickets():
                 if start - ticket.arrived > ticket.seconds:
-                    self._fail([ticket], Failed(504, f"not done within {ticket.seconds:g} seconds; request fewer"))
+                    late = Failed(504, f"not done within {ticket.seconds:g} seconds; request fewer")
+                    self._fail([ticket], SHUTTING_DOWN if self.closing else late)
             self._free_rows()
         self._admit()
         tables = [table for table in self._tables.values() if table.rows]
