@@ -17,7 +17,7 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc lib
     && useradd --create-home --uid 10001 nextpixel
 COPY --from=build /opt/nextpixel /opt/nextpixel
 ENV PATH=/opt/nextpixel/bin:$PATH NEXTPIXEL_CACHE=/tmp/nextpixel PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-USER nextpixel
+USER 10001
 WORKDIR /home/nextpixel
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \

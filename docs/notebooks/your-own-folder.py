@@ -31,10 +31,10 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target)):
 # ## Plan
 #
 # What would it cost? `nextpixel plan` takes the settings of `pretrain` and runs nothing. Here, a real run is planned
-# for one rented GPU at 3 an hour:
+# for one rented GPU at 0.5 an hour:
 
 # %%
-# !nextpixel plan --images 100000 --side 32 --size xs --steps 20000 --hourly-rate 3
+# !nextpixel plan --images 1M --side 32 --size s --steps 100000 --hardware rtx4090 --hourly-rate 0.5
 
 # %% [markdown]
 # ## Pretrain, without labels
