@@ -27,6 +27,30 @@ interrupted. `nextpixel COMMAND --help` prints the options of a command, `nextpi
 |---|---|
 """
 TABLE_HEAD = "| name | value | default | meaning |\n|---|---|---|---|\n"
+EXAMPLES = {
+    "complete": "nextpixel complete photo.jpg --keep 0.5 -n 8 --full drawn --show",
+    "sample": "nextpixel sample -n 16 --temperature 0.9 --out samples.png",
+    "vary": "nextpixel vary potion.png --strength 0.3 --model runs/sprites",
+    "score": "nextpixel score new/ --against normal/ --report odd.html",
+    "evaluate": "nextpixel evaluate photos/ --split test --model runs/photos",
+    "features": "nextpixel features photos/ --layer 4 --out features.npz",
+    "probe": "nextpixel probe labelled/ --test held-out/ --labels-per-class 5,25 --out probe",
+    "predict": "nextpixel predict probe new/ --out predictions.csv",
+    "finetune": "nextpixel finetune labelled/ --test held-out/ --out runs/clf",
+    "prepare": "nextpixel prepare photos/ prepared/ --side 32",
+    "pretrain": "nextpixel pretrain photos/ --size xs --side 32 --steps 20000 --out runs/photos",
+    "distill": "nextpixel distill photos/ --model runs/photos --layer 4 --out runs/student",
+    "study": "nextpixel study runs/* --data labelled/ --out study",
+    "serve": "nextpixel serve --model runs/photos --port 8000",
+    "plan": "nextpixel plan --recipe imagenet32-s --images 1.28M --hardware h200 --count 8",
+    "palette": "nextpixel palette photos/ --colors 256 --out palette.npy",
+    "tokenizer": "nextpixel tokenizer photos/ --side 64 --patch 4 --out tok",
+    "push": "nextpixel push runs/photos user/photos",
+    "info": "nextpixel info runs/photos --html page.html",
+    "bench": "nextpixel bench --work complete --batch 1,8 --out bench.json",
+    "completion": 'eval "$(nextpixel completion bash)"',
+    "convert": "nextpixel convert runs/student --to student.onnx",
+}
 VALUES = {
     int: "integer",
     float: "number",
@@ -56,7 +80,8 @@ def _section(verb: str) -> str:
     kind = parser.call_args.args[0]
     groups = {group: _arguments(group) for group in _groups(kind)}
     positionals = [argument.name for argument in groups[kind] if not argument.name.startswith("-")]
-    text = f"\n## nextpixel {verb}\n\n```text\n{' '.join(['nextpixel', verb, *positionals, '[OPTIONS]'])}\n```\n"
+    usage = " ".join(["nextpixel", verb, *positionals, "[OPTIONS]"])
+    text = f"\n## nextpixel {verb}\n\n```text\n{usage}\n\n{EXAMPLES[verb]}\n```\n"
     for group, arguments in groups.items():
         rows = (f"| `{a.name}` | {a.value} | {a.default} | {a.meaning} |\n" for a in arguments)
         text += f"\n{_prose(inspect.getdoc(group) or '')}\n\n{TABLE_HEAD}{''.join(rows)}"

@@ -85,6 +85,8 @@ def test_the_reference_lists_what_the_parser_takes(verb: str, capsys: pytest.Cap
     section = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").split(f"\n## nextpixel {verb}\n")[1]
     listed = re.findall(r"^\| `(.+?)` \|", section.split("\n## ")[0], re.MULTILINE)
     assert len(parsed) > 1 and sorted(listed) == sorted(parsed)
+    example = generator().EXAMPLES[verb]
+    assert f"nextpixel {verb} " in example and {*re.findall(r"(?<= )--?[a-z]\S*", example)} <= {*listed}
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=named)

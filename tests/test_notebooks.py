@@ -45,6 +45,7 @@ def test_every_notebook_is_tested() -> None:
 
 
 @pytest.mark.notebooks
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # of Jupyter's libraries
 @pytest.mark.parametrize("name", TINY)
 def test_the_source_runs(name: str) -> None:
