@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
+from nextpixel.tokens.learned import Codec, CodecShape
 from nextpixel.tokens.words import Words
 
 CONFIG = ImageGPTConfig(layers=3, width=32, heads=4, side=4, colors=10)
@@ -55,3 +56,15 @@ def left_and_right(count: int, side: int, seed: int = 0) -> tuple[np.ndarray, np
         y, x = rng.integers(0, side - 2), rng.integers(0, side // 2 - 1) + label * (side // 2)
         square[y : y + 2, x : x + 2] = 230
     return squares, np.where(labels == 1, "right", "left")
+
+
+def random_codec(patch: int = 4, codes: int = 1_000) -> Codec:
+    """Its encoder's last weights are large, so that many codes are used; its decoder's blocks are not the identity."""
+    codec = Codec(CodecShape(patch, codes, width=16, blocks=2), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        codec.squeeze.weight.mul_(3)
+        for name, parameter in codec.named_parameters():
+            if "second.weight" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    return codec

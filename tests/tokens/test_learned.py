@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import lively
+from models import lively, random_codec
 from safetensors.numpy import load_file, save_file
 
 import nextpixel
@@ -21,18 +21,6 @@ from nextpixel.tokens.learned import LEVELS, Codec, CodecShape, Learned
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), np.uint8)
 SMALL = "--kind learned --codes 1000 --width 16 --blocks 2 --side 16 --batch-images 4 --device cpu --threads 1"
-
-
-def random_codec(patch: int = 4, codes: int = 1_000) -> Codec:
-    """Its encoder's last weights are large, so that many codes are used; its decoder's blocks are not the identity."""
-    codec = Codec(CodecShape(patch, codes, width=16, blocks=2), seed=1)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        codec.squeeze.weight.mul_(3)
-        for name, parameter in codec.named_parameters():
-            if "second.weight" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
-    return codec
 
 
 @pytest.mark.parametrize("codes", LEVELS)
@@ -139,7 +127,10 @@ def test_a_run_learns_resumes_to_the_same_weights_and_serves_a_model(
         path = Path("tok") / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(f"pretrain {photos} --tokenizer tok --side 16 --out run".split()) == 2  # it is not trained to its end
-    assert "expected a folder that nextpixel tokenizer wrote" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert (
+        "--tokenizer: expected a finished tokenizer, got " in err and "resume it: nextpixel tokenizer --resume" in err
+    )
     assert main("sample --model tok".split()) == 2
     assert "--model: expected a model, got the tokenizer 'tok'" in capsys.readouterr().err
     assert main("info tok --html tok.html".split()) == 2

@@ -136,7 +136,7 @@ def _print(one: Comparison) -> None:
         f"{drawn.samples:,} pictures and {drawn.references:,} real images by {one.extractor}, {one.width:,} features; "
         f"floor: {floor.samples:,} other real images and {floor.references:,}"
     )
-    heads = ["pictures", "floor", *(["in the model's colours"] if one.palette else [])]
+    heads = ["pictures", "floor", *(["in the model's tokens"] if one.palette else [])]
     width = max(len(name) for name in one.metrics()) + 2
     show(" " * width + "".join(f"{head:<22}" for head in heads).rstrip())
     for name, values in one.metrics().items():

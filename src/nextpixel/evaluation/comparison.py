@@ -61,7 +61,7 @@ class Comparison:
     floor: Figures
     """Real images against other real images: what perfect samples would reach."""
     palette: Figures | None
-    """Those other real images in the model's colours: what a perfect model with its palette would reach."""
+    """Those other real images, decoded from their tokens: what a perfect model with this tokenizer would reach."""
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Each metric by its full name, as in frechet[pixels-32]: its value, the floor, and so on."""

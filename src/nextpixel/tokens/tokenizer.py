@@ -119,6 +119,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, facts: dict[str, An
 def load_tokenizer(folder: str | Path, argument: str = "tokenizer") -> Tokenizer:
     """The tokenizer of a folder that `save_tokenizer` wrote. Raises InputError."""
     path = Path(folder) / FACTS
+    if not path.is_file() and (path.parent / "run.json").is_file():
+        raise InputError(
+            f"expected a finished tokenizer, got {str(folder)!r}, whose training has not ended; resume it: nextpixel "
+            f"tokenizer `resume={folder}`",
+            argument=argument,
+        )
     if not path.is_file():
         raise InputError(
             f"expected a folder that nextpixel tokenizer wrote, with {FACTS}, got {str(folder)!r}", argument=argument

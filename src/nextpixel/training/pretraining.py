@@ -5,6 +5,7 @@ pretrain calls start_run, which creates the run folder, and train_run, which tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ from nextpixel.images.sources import Source, open_source, sprites_of, with_canva
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
-from nextpixel.tokens import exact_colours
+from nextpixel.tokens import covers_pixels, exact_colours, reconstruction
 from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPictures
 from nextpixel.tokens.words import Words
 from nextpixel.training import distributed, optim
@@ -70,6 +71,7 @@ from nextpixel.training.steps import (
 from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
 
 KIND = "pretrain"
+RECONSTRUCTED = 200  # held-out images, to measure what tokens keep
 
 
 @check_keywords(PretrainKeywords)
@@ -266,7 +268,8 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
                     logits = network(part, hidden_part, orientation, **caption)
                 return pixel_loss(logits, part, hidden_part)
 
-            return accumulate(network, loss_of, len(tokens), decided)
+            # per pixel, as validation is
+            return accumulate(network, loss_of, len(tokens), decided) / math.prod(opened.tokenizer.patch)
 
         training = Training(
             Cadence(config, config.steps, config.evaluate_every_steps),
@@ -306,6 +309,9 @@ def _current_model(
     before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
     model.facts = before | {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
     model.facts["augment"] = config.augment
+    if covers_pixels(model.tokenizer):
+        kept = reconstruction(model.tokenizer, held_out[:RECONSTRUCTED])
+        model.facts |= {"reconstruction_psnr_db": round(kept.psnr_db, 2)}
     if config.init and not steps:  # so that the run no longer needs that model
 
         def write_first() -> None:
@@ -363,6 +369,8 @@ def _evaluate(opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: HeldOu
             without = float(image_nats(judged, held_out.images, **settings).mean(dtype=np.float64))
             figures["validation_nats_without_caption"] = without
             more = f" with the caption, {without:.4f} without"
+        if (pixels := math.prod(judged.tokenizer.patch)) > 1:
+            more += f", {mean * pixels:.4f} per token"
         if config.sample_images and not masked:
             with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
                 samples = _samples(judged, held_out.tags, config.sample_images)
