@@ -708,7 +708,7 @@ def test_a_palette_is_fitted_and_trained_with(capsys: pytest.CaptureFixture[str]
     assert "--palette own.npy" in err
     assert len(Palette.read("own.npy")) == 8
     read("own.png")
-    told = run_json("palette photos --colors 8 --side 8 --out again.npy", capsys)
+    told = run_json("tokenizer photos --kind palette --colors 8 --side 8 --out again.npy", capsys)
     assert np.array_equal(np.load("again.npy"), np.load("own.npy")) and told["psnr_db"] > 0
 
     lines, err = run(f"pretrain photos --palette own.npy --out run {SMALL_RUN}", capsys)

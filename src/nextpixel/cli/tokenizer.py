@@ -31,10 +31,11 @@ class TokenizerArguments:
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = ()
     """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
-    kind: Literal["patches", "learned"] = "patches"
+    kind: Literal["patches", "learned", "palette"] = "patches"
     """patches: the nearest of the patches that k-means finds in the images, for which --patch, --codes, --side, --seed
     and the options of images count. learned: a convolutional codec around finite scalar quantisation (Mentzer et al.
-    2023), trained by the other options too."""
+    2023), trained by the other options too. palette: a colour for each pixel, with the options of `nextpixel palette`,
+    which is short for it."""
     out: Path | None = None
     """The new folder of the tokenizer."""
     resume: Path | None = None
@@ -48,6 +49,11 @@ class TokenizerArguments:
 
 
 def run(argv: Sequence[str]) -> None:
+    for i, word in enumerate(argv):
+        if word == "--kind=palette" or [word, *argv[i + 1 : i + 2]] == ["--kind", "palette"]:
+            from nextpixel.cli import palette
+
+            return palette.run([*argv[:i], *argv[i + (2 if word == "--kind" else 1) :]])
     args = parse(TokenizerArguments, "tokenizer", argv)
     check_run(argv, args, args.images, "tokenizer photos/ --out tok")
     check_sources(*args.images, *args.data)
