@@ -203,6 +203,8 @@ def test_numbers_stand_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].index("nats") == lines[1].index("nats") and lines[0].startswith("a much longer name.png: nats")
     show_table([("a.png", "10.5", "x"), ("long.png", "9.25", "yy"), ("", "-1", "")])
     assert capsys.readouterr().out == "a.png     10.5  x\nlong.png  9.25  yy\n            -1\n"
+    show_table([("1.5e-07", "p 0.5", "9.png"), ("nan", "p 0.05", "10 b.png")], heads=("nats", "", "file"))
+    assert capsys.readouterr().out == "   nats          file\n1.5e-07   p 0.5  9.png\n    nan  p 0.05  10 b.png\n"
 
 
 def test_complete_without_arguments_completes_the_cat(capsys: pytest.CaptureFixture[str]) -> None:

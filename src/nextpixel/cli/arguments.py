@@ -26,6 +26,7 @@ from nextpixel.files import check_run_folder, new_output
 T = TypeVar("T")
 REQUIRED = "(required)"
 Images = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES", help_behavior_hint=REQUIRED)]
+NUMBER = re.compile(r"(p )?-?[\d,.]+(e[+-]?\d+)?( ?%)?|nan|")
 NUMBERS = {int: "a whole number", float: "a number"}
 
 
@@ -269,14 +270,14 @@ def show(*lines: object) -> None:
         sys.stdout.write(printable(str(line)) + "\n")
 
 
-def show_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of texts in columns, those that begin with a digit or a minus to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if cell[:1].isdigit() or cell[:1] == "-" else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
-        )
+def show_table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> None:
+    """Print rows of texts in columns, those of numbers alone to the right."""
+    columns = list(zip(*rows, strict=True))
+    table = [heads, *rows] if heads else list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    right = [all(NUMBER.fullmatch(cell) for cell in column) for column in columns]
+    for row in table:
+        cells = (f"{cell:{'>' if end else '<'}{width}}" for cell, width, end in zip(row, widths, right, strict=True))
         show("  ".join(cells).rstrip())
 
 

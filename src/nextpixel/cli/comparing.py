@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextpixel.cli.arguments import joined, print_json, show
+from nextpixel.cli.arguments import joined, print_json, show, show_table
 from nextpixel.cli.common import decode_for, load_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.spelling import flag
@@ -136,14 +136,12 @@ def _print(one: Comparison) -> None:
         f"{drawn.samples:,} pictures and {drawn.references:,} real images by {one.extractor}, {one.width:,} features; "
         f"floor: {floor.samples:,} other real images and {floor.references:,}"
     )
-    heads = ["pictures", "floor", *(["in the model's tokens"] if one.palette else [])]
-    width = max(len(name) for name in one.metrics()) + 2
-    show(" " * width + "".join(f"{head:<22}" for head in heads).rstrip())
+    rows = []
     for name, values in one.metrics().items():
-        cells = [f"{values[key]:.4g}" for key in ("value", "floor", "palette") if key in values]
-        if "standard_error" in values:
-            cells[0] += f" +- {values['standard_error']:.2g}"
-        show(f"{name:<{width}}" + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        value, *others = (f"{values[key]:.4g}" for key in ("value", "floor", "palette") if key in values)
+        error = f"+- {values['standard_error']:.2g}" if "standard_error" in values else ""
+        rows.append([name, value, error, *others])
+    show_table(rows, ["", "pictures", "", "floor", *(["in the model's tokens"] if one.palette else [])])
     if min(drawn.samples, drawn.references) <= one.width:
         say(
             f"Fewer pictures than features ({one.width:,}): frechet[{one.extractor}] is largely bias, as is its floor; "
