@@ -16,7 +16,7 @@ import nextpixel
 from nextpixel import ImageGPTConfig, Palette
 from nextpixel.cli import main
 from nextpixel.cli.common import load_classifier
-from nextpixel.config import ModelOptions
+from nextpixel.config import PictureOptions
 from nextpixel.images import from_array, save_png
 from nextpixel.images.sources import load_images
 from nextpixel.representation import baselines, extraction, few_labels
@@ -353,9 +353,9 @@ def test_a_saved_probe_finds_its_model_from_anywhere_and_sees_pictures_as_it_was
     assert main(["probe", "set.npz", "--model", "model", "--fit", "squash", "--no-baselines", "--out", "probe"]) == 0
     (desk / "elsewhere").mkdir()
     monkeypatch.chdir(desk / "elsewhere")
-    probe = load_classifier("../probe", ModelOptions())
+    probe = load_classifier("../probe", PictureOptions())
     assert probe.model is not None and probe.model.fit == "squash"
-    again = load_classifier("../probe", ModelOptions(fit="crop")).model
+    again = load_classifier("../probe", PictureOptions(fit="crop")).model
     assert again is not None and again.fit == "crop"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextpixel.cli import main, sample
+from nextpixel.cli import complete, main, sample
 from nextpixel.evaluation import oddness
 from nextpixel.images import save_png
 from nextpixel.representation import extraction
@@ -21,6 +21,7 @@ COMMANDS = {
     "score": ("score one.npy --against two.npy --model model --out", "csv"),
     "predict": ("predict probe one.npy --out", "csv"),
     "sample": ("sample -n 7 --seed 3 --model model --temperature 0.9 --out", "png"),
+    "complete": ("complete one.npy -n 2 --keep 0.3 --seed 5 --model model --out", "png"),
     "features": ("features one.npy --model model --layer 0,1 --out", "npz"),
 }
 
@@ -35,6 +36,7 @@ def desk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oddness, "CHUNK_IMAGES", CHUNK)
     monkeypatch.setattr(extraction, "CHUNK_IMAGES", CHUNK)
     monkeypatch.setattr(sample, "PICTURES_PER_TASK", 3)
+    monkeypatch.setattr(complete, "PICTURES_PER_TASK", 7)
 
 
 def save_probe() -> None:
@@ -94,6 +96,7 @@ REFUSED = {
     "score one.npy --model model --job two --out a.csv": "--job: expected which one",
     "predict probe one.npy --job 1/2 --merge --out a.csv": "--merge: cannot be combined with --job",
     "predict probe one.npy --job 1/2 --masks 2 --out a.csv": "--job: cannot be combined with --masks",
+    "complete one.npy --box 0,0,2,2 --model model --merge": "--merge: cannot be combined with --box",
     "sample --tile --model model --merge": "--merge: cannot be combined with --tile",
     "sample --no-copies --model model --job 1/2": "--job: cannot be combined with --no-copies",
 }

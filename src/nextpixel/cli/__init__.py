@@ -38,7 +38,15 @@ VERBS = {
     "convert": "convert OpenAI's TensorFlow checkpoint to a model folder, or a student to ONNX",
 }
 LONGEST = 400  # characters of an unexpected error
-DISTRIBUTED = ("pretrain", "finetune", "features", "score", "predict", "sample")  # verbs that run under torchrun
+DISTRIBUTED = (
+    "pretrain",
+    "finetune",
+    "features",
+    "score",
+    "predict",
+    "sample",
+    "complete",
+)  # verbs that run under torchrun
 
 
 def main(argv: Sequence[str] | None = None) -> int:

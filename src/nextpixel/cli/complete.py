@@ -27,6 +27,7 @@ from nextpixel.cli.common import (
     write_each,
     write_pictures,
 )
+from nextpixel.cli.sharing import Share, ShareOptions, chunks, shared_drawing
 from nextpixel.config import KeepSide, OutputOptions, PictureOptions, SamplingConfig, check_no_keep, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from nextpixel.drawing.sampling import Drawing
     from nextpixel.images import Picture
     from nextpixel.network.model import ImageGPT
+
+
+PICTURES_PER_TASK = 16
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Complete:
     show: bool = False
     """Show the result in the terminal."""
     files: PictureFiles = field(default_factory=PictureFiles)
+    share: ShareOptions = field(default_factory=ShareOptions)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -101,7 +106,8 @@ def run(argv: Sequence[str]) -> None:
     check_folder(args.full, "full")
     check_sources(*images, None if args.mask == "alpha" else args.mask)
     began = time.perf_counter()
-    model = load_model(args.model)
+    share = Share(args.share, args.out, "`mask`" if args.mask else "`box`" if args.box else None)
+    model = load_model(share.join(args.model))
     if args.full is not None and model.fit == "place":
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
@@ -111,6 +117,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
     from nextpixel.images.sources.masks import box_mask, check_filled, load_masks
+    from nextpixel.representation.extraction import model_hash
 
     squares, names, unreadable = read_pictures(model, images, args.split)
     masks = None
@@ -128,7 +135,16 @@ def run(argv: Sequence[str]) -> None:
     loaded = time.perf_counter()
     options: dict[str, Any] = {"n": args.n, "sampling": args.sampling, "caption": args.caption}
     if masks is None:
-        drawing = draw(model, squares, keep=args.keep, keep_side=args.keep_side, **options)
+        options |= {"keep": args.keep, "keep_side": args.keep_side, "of": len(squares) * args.n}
+
+        def draw_part(part: slice) -> Drawing:
+            return draw(model, squares[part], first_picture=part.start, **options)
+
+        if share.active:
+            parts = chunks(len(squares), PICTURES_PER_TASK)
+            drawing = shared_drawing(share, draw_part, parts, [model_hash(model), *options.items(), squares])
+        else:
+            drawing = draw_part(slice(0, len(squares)))
     else:
         drawing = Filling(model, squares, masks, particles=args.particles, **options).draw()
     kept = np.broadcast_to(drawing.kept, drawing.images.shape[:3])
@@ -152,6 +168,7 @@ def run(argv: Sequence[str]) -> None:
     files = write_pictures(args.files, model, drawing, stems)
     if args.full is not None:
         files["full"] = write_each(args.full, _join(model, drawing.images, kept, images, args.split, names), stems)
+    share.clean()
     show_pictures(rows, args)
     if args.output.json:
         print_json(

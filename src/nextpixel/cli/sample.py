@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import CELL_PIXELS, PictureFiles, check_drawing, load_model, show_pictures, write_pictures
 from nextpixel.cli.hints import to_complete
-from nextpixel.cli.sharing import Arrays, Share, ShareOptions, chunks, joined_arrays
+from nextpixel.cli.sharing import Share, ShareOptions, chunks, shared_drawing
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
 from nextpixel.progress import say
 
@@ -52,16 +50,6 @@ class Sample:
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
-def _part(draw_more: Callable[[int, int], Drawing], rows: slice) -> Arrays:
-    drawing = draw_more(rows.stop - rows.start, rows.start)
-    return {
-        "images": drawing.images,
-        "nats": drawing.nats,
-        "drawn_at": drawing.drawn_at[None],
-        "mode": np.array([drawing.mode]),
-    }
-
-
 def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
     check_drawing(args)
@@ -69,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     share = Share(args.share, args.out, alone)
     model = load_model(share.join(args.model))
     from nextpixel.drawing.copies import draw_without_copies, find_copies
-    from nextpixel.drawing.sampling import Drawing, caption_tags, draw
+    from nextpixel.drawing.sampling import caption_tags, draw
     from nextpixel.drawing.tiles import draw_tiles
     from nextpixel.evaluation.likelihood import image_nats
     from nextpixel.evaluation.seams import measure_seam
@@ -88,10 +76,9 @@ def run(argv: Sequence[str]) -> None:
     if args.tile and "wrap" not in str(model.facts.get("augment", "wrap")):
         say("The model was trained without --augment wrap: expect seams, and textures unlike those it was trained on")
     if share.active:
-        facts = [model_hash(model), args.n, args.caption, args.sampling]
-        tasks = [functools.partial(_part, draw_more, rows) for rows in chunks(args.n, PICTURES_PER_TASK)]
-        found = joined_arrays(share.run(tasks, facts))
-        drawing, redrawn = Drawing(found["images"], found["nats"], found["drawn_at"][0], str(found["mode"][0])), 0
+        facts, parts = [model_hash(model), args.n, args.caption, args.sampling], chunks(args.n, PICTURES_PER_TASK)
+        drawing = shared_drawing(share, lambda rows: draw_more(rows.stop - rows.start, rows.start), parts, facts)
+        redrawn = 0
     elif args.no_copies:
         drawing, redrawn = draw_without_copies(model, args.n, draw_more)
     else:

@@ -6,6 +6,7 @@ until the output is written: stopped work resumes by the same command.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
 import numpy as np
@@ -23,6 +24,9 @@ from numpy.typing import NDArray
 from nextpixel.config import ModelOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
+
+if TYPE_CHECKING:
+    from nextpixel.drawing.sampling import Drawing
 
 O = TypeVar("O", bound=ModelOptions)  # noqa: E741
 Arrays = Mapping[str, NDArray[Any]]
@@ -145,6 +149,19 @@ class Share:
         """Remove the results; the output has been written."""
         if self.active and self.parts is not None:
             shutil.rmtree(self.parts, ignore_errors=True)
+
+
+def shared_drawing(share: Share, draw: Callable[[slice], Drawing], parts: Sequence[slice], facts: Any) -> Drawing:
+    """What `draw` draws of all parts. The pictures of a call without particles."""
+    from nextpixel.drawing.sampling import Drawing
+
+    def task(rows: slice) -> Arrays:
+        found = draw(rows)
+        mode, drawn_at = np.array([found.mode]), found.drawn_at[None]
+        return {"images": found.images, "nats": found.nats, "drawn_at": drawn_at, "mode": mode}
+
+    found = joined_arrays(share.run([functools.partial(task, rows) for rows in parts], facts))
+    return Drawing(found["images"], found["nats"], found["drawn_at"][0], str(found["mode"][0]))
 
 
 def chunks(count: int, size: int) -> list[slice]:

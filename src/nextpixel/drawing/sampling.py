@@ -223,17 +223,20 @@ def draw(
     keep_side: KeepSide = "top",
     caption: str | Sequence[str] | None = None,
     first: int = 0,
+    first_picture: int = 0,
     of: int | None = None,
 ) -> Drawing:
     """Complete squares uint8 (M, H, W, C) at the model's side, or, for None, draw n whole pictures of each caption.
 
-    `first` is the number of the first completion: further ones of the same seed, without those before it. `of` is the
-    number of pictures of the whole call, by which `speed` is decided, if this draws a part of them.
+    `first` is the number of the first completion: further ones of the same seed, without those before it. If this
+    draws a part of a call, `first_picture` is the number of the first of squares in the whole, and `of` the number of
+    pictures that it draws, by which `speed` is decided.
     """
     sampling = sampling or SamplingConfig()
     orientation = _orientation(model, keep_side)
     squares = None if squares is None else orient(squares, orientation)
-    plan = replace(_plan(model, squares, keep, n, sampling, caption, of), first=first)
+    plan = _plan(model, squares, keep, n, sampling, caption, of)
+    plan = replace(plan, first=first, first_picture=first_picture)
     config, tokenizer = model.config, model.tokenizer
     tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
     tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
@@ -289,6 +292,7 @@ class _Plan:
     decoder: type[Decoder]
     guided: bool
     first: int = 0  # number of the first completion
+    first_picture: int = 0
 
     def new_decoder(self, model: ImageGPT, rows: int) -> Decoder:
         return GuidedDecoder(self.decoder, model, rows) if self.guided else self.decoder(model, rows)
@@ -382,7 +386,7 @@ def _draw_rows(
     table: Table[Row] = Table(plan.new_decoder(model, len(candidates)))
     rows = [
         Row(
-            token_noise(sampling.seed, c // n, plan.first + c % n, config.tokens),
+            token_noise(sampling.seed, plan.first_picture + c // n, plan.first + c % n, config.tokens),
             sampling,
             prompts.shape[1],
             plan.allowed,
