@@ -81,7 +81,6 @@ def fit(codec: Codec, images: np.ndarray, args: argparse.Namespace) -> float:
         codec.zero_grad()
         loss = codec_loss(painted, pictures)
         loss.backward()
-        nn.utils.clip_grad_norm_(codec.parameters(), config.clip_norm)
         for optimizer in optimizers:
             optimizer.step()
         if step % 100 == 99:
