@@ -51,6 +51,19 @@ def test_numbers_of_tokens_and_levels_are_the_same() -> None:
     assert torch.equal(levels, levels.round()) and levels.amax((0, 2, 3)).tolist() <= [7, 4, 4, 4]
 
 
+def test_tokens_need_fp32_and_pixels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Learned(random_codec())
+    tokens = tokenizer.encode(NOISE)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(NOISE), tokens)
+    found = {}
+    for dtype in ("bf16", "fp32"):
+        monkeypatch.setattr("nextpixel.tokens.learned.choose_dtype", lambda *_, dtype=dtype: dtype)
+        found[dtype] = tokenizer.decode(tokens, 6).astype(int)
+    difference = np.abs(found["bf16"] - found["fp32"])
+    assert 0 < difference.max() <= 8 and difference.mean() < 0.5
+
+
 @pytest.mark.parametrize("patch", [2, 4])
 def test_a_token_depends_on_its_own_patch_alone_and_pixels_on_those_around(patch: int) -> None:
     tokenizer, others = Learned(random_codec(patch)), NOISE.copy()
