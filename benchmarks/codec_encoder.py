@@ -1,9 +1,9 @@
 """What an encoder that sees one patch costs a learned tokenizer: the same codec with one that sees its neighbours.
 
-    python benchmarks/codec_encoder.py data/photos --side 64 --steps 500
+    python benchmarks/codec_encoder.py data/photos --steps 100 --width 64
 
 Trains both from the same seed on the same batches, on one thread, and prints a table: held-out PSNR, the codes used,
-CPU seconds, and the share of the tokens above the middle that stay when all pixels below it change.
+CPU seconds, and the share of the tokens above the middle that stay when the half below is another picture's.
 """
 
 import argparse
