@@ -56,7 +56,7 @@ format: setup
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.docs-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in $(CURDIR)/site: $(BIN)/mkdocs serve shows it"
 
 notebooks: $(patsubst %.py,%.ipynb,$(filter-out %/execute.py,$(wildcard docs/notebooks/*.py)))
