@@ -1041,6 +1041,15 @@ def test_completions_of_patches_keep_the_given_pixels() -> None:
             assert np.array_equal(pixels, images[row["candidate"], row["y"]])
         decoded = pixels_of(client.post("/v1/encode", json={"image": TEXT}).json()["image"])
         assert np.array_equal(decoded, reconstruct(model.tokenizer, square[None])[0])
+        hole = np.zeros((16, 12), np.uint8)
+        hole[5, 6] = 255  # of the patch at rows 4 to 7, columns 4 to 7
+        out = io.BytesIO()
+        Image.fromarray(hole).save(out, "PNG")
+        body = {"image": TEXT, "mask": base64.b64encode(out.getvalue()).decode(), "stream": True}
+        *_, (_, done) = events = events_of(client.post("/v1/complete", json=body).text)
+        changed = (pixels_of(done["images"][0]) != square).any(-1)
+        assert np.array_equal(changed, hole > 0)
+        assert done["filled_pixels"] == 1 and [row["y"] for name, row in events if name == "row"] == [4, 5, 6, 7]
 
 
 def mask_png(size: int = 6, filled: int = 2) -> str:
