@@ -125,14 +125,14 @@ def test_particles_draw_the_true_distribution_and_estimate_the_evidence(
 
 def test_clamping_is_not_sampling() -> None:
     model, true, _ = case()
-    runs = run(model, KNOWN, 1_000, particles=1, sampling=SamplingConfig())
+    runs = run(model, KNOWN, 300, particles=1, sampling=SamplingConfig())
     assert variation(shares(runs), true) > 0.3
 
 
 def test_the_likeliest_of_several_candidates_is_not_a_sample() -> None:
     model, true, _ = case()
-    runs = run(model, KNOWN, 16 * 120, particles=1, sampling=SamplingConfig())
-    weights = np.array([one.log_evidence - one.nats.sum() for one in runs]).reshape(120, 16)
+    runs = run(model, KNOWN, 16 * 60, particles=1, sampling=SamplingConfig())
+    weights = np.array([one.log_evidence - one.nats.sum() for one in runs]).reshape(60, 16)
     best = [runs[16 * i + int(k)] for i, k in enumerate(weights.argmax(1))]
     assert variation(shares(best), true) > 0.25
 
