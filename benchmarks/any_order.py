@@ -12,10 +12,10 @@ Such a network is given what is known first, and then predicts the hole exactly;
 Nats of a true hole: with random order -ln p(hole | known), for one random order of the known tokens and one of the
 hole's. With raster order -ln p(everything) + ln p(known), where p(known) is the particles' estimate. That is unbiased,
 but its logarithm is too low on average, so these nats are too low too, even below zero: they are a bound in favour of
-raster order, tighter with more particles, and exact where nothing known follows the hole (the upper half of photographs,
-which is turned). Printed beside them are the nats of whole pictures, how far colours step across the rim and the root
-mean square error of fillings (masks.py), their nats by another model (--judge), and for labelled pictures the accuracy
-of a probe.
+raster order, tighter with more particles, and exact where nothing known follows the hole (the upper half of
+photographs, which is turned). Printed beside them are the nats of whole pictures, how far colours step across the rim
+and the root mean square error of fillings (masks.py), their nats by another model (--judge), and for labelled pictures
+the accuracy of a probe.
 
 Without --test, the last pictures are held out.
 """
