@@ -15,7 +15,7 @@ from models import lively, with_words
 from PIL import Image
 from test_server import events_of
 
-from nextpixel import ImageGPT, ImageGPTConfig, Palette, complete, sample
+from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, Palette, complete, sample
 from nextpixel.config import ServeConfig
 from nextpixel.server.app import create_app
 
@@ -96,6 +96,31 @@ def test_photographs_are_joined_at_a_larger_size(client: TestClient) -> None:
     [small] = pictures(client.post("/v1/images/generations", json={}))
     [wide] = pictures(client.post("/v1/images/generations", json={"size": "18x18"}))
     assert wide.shape == (18, 18, 3) and abs(wide.mean((0, 1)) - small.mean((0, 1))).max() < 8
+
+
+def test_pixel_art_is_placed_with_its_mask_and_enlarged_without_smoothing() -> None:
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=3))
+    model.fit = "place"
+    model.tokenizer = ExactPalette(np.array([[255, 0, 0, 255], [0, 0, 0, 0], [10, 20, 30, 255]], np.uint8))
+    sprite = np.broadcast_to(np.array([255, 0, 0, 255], np.uint8), (4, 4, 4)).copy()
+    sprite[0, 0] = 10, 20, 30, 255
+    mask = np.full((4, 4, 4), 255, np.uint8)
+    mask[2:, 1:, 3] = 0
+    filled = np.zeros((6, 6), bool)
+    filled[3:5, 2:5] = True  # in the middle of the canvas, as the sprite is
+    files = {"image": ("a.png", png(sprite)), "mask": ("b.png", png(mask))}
+    with TestClient(create_app({"sprites": model}, ServeConfig(slots=4)), base_url="http://127.0.0.1:8000") as client:
+        answer = client.post("/v1/images/edits", data={"size": "18x18", "temperature": "9"}, files=files)
+        [found] = pictures(answer)
+        [partial, _] = events_of(
+            client.post("/v1/images/generations", json={"stream": True, "partial_images": 1, "temperature": 9}).text
+        )
+    small = found[::3, ::3]
+    assert answer.json()["background"] == "transparent" and np.array_equal(found, small.repeat(3, 0).repeat(3, 1))
+    placed = np.zeros((6, 6, 4), np.uint8)
+    placed[1:5, 1:5] = sprite
+    assert np.array_equal(small[~filled], placed[~filled]) and not np.array_equal(small, placed)
+    assert (decoded(partial[1]["b64_json"])[3:] == 0).all()
 
 
 def test_partial_images_show_more_and_more_rows(client: TestClient, plain: ImageGPT) -> None:
