@@ -90,6 +90,8 @@ class Share:
         """Connect to torchrun's other processes; the options with the device of this one."""
         from dataclasses import replace
 
+        if not self._many:
+            return options
         from nextpixel.devices import choose_device
         from nextpixel.training import distributed
 
