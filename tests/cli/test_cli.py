@@ -252,6 +252,7 @@ BAD = {
     "complete photo.png --kep 0.5": ["unknown option --kep", "did you mean --keep?"],
     "complete photo.png --kep=0.5": ["unknown option --kep", "did you mean --keep?"],
     "sample --no-show": ["unknown option --no-show", "did you mean --show?"],
+    "probe photos --baselines none": ["unknown option --baselines", "did you mean --no-baselines?"],
     "sample --images 3 --modl model": ["unknown option --images", "nextpixel sample --help"],
     "sample --wings": ["unknown option --wings", "nextpixel sample --help"],
     "pretrain photos --out run --widht 3": ["unknown option --widht", "did you mean --width?"],

@@ -196,7 +196,7 @@ def _unknown(words: Sequence[str], flags: Sequence[str], verb: str) -> str:
     options = [word.partition("=")[0] for word in words if word.startswith("-")]
     if not options:
         return f"expected nothing after the other arguments, got {words[0]!r}; see nextpixel {verb} --help"
-    names = {name.lstrip("-"): name for name in flags}
+    names = {name.lstrip("-").removeprefix("no-"): name for name in flags}
     near = difflib.get_close_matches(options[0].lstrip("-").removeprefix("no-"), names, n=1)
     hint = f"did you mean {names[near[0]]}?" if near else f"see nextpixel {verb} --help"
     return f"unknown option {options[0]}; {hint}"
@@ -209,7 +209,7 @@ def _flags(kind: Any) -> Iterator[str]:
         if dataclasses.is_dataclass(hint):
             yield from _flags(hint)
         elif tyro.conf.Positional not in get_args(hint):
-            yield flag(name)
+            yield flag(f"no_{name}" if getattr(kind, name, None) is True else name)
 
 
 def check_alone(argv: Sequence[str], positional: Any, option: str, *allowed: str, hint: str = "") -> None:
