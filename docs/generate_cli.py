@@ -81,7 +81,9 @@ def _section(verb: str) -> str:
     groups = {group: _arguments(group) for group in _groups(kind)}
     positionals = [argument.name for argument in groups[kind] if not argument.name.startswith("-")]
     usage = " ".join(["nextpixel", verb, *positionals, "[OPTIONS]"])
-    text = f"\n## nextpixel {verb}\n\n```text\n{usage}\n\n{EXAMPLES[verb]}\n```\n"
+    if verb in EXAMPLES:
+        usage += f"\n\n{EXAMPLES[verb]}"
+    text = f"\n## nextpixel {verb}\n\n```text\n{usage}\n```\n"
     for group, arguments in groups.items():
         rows = (f"| `{a.name}` | {a.value} | {a.default} | {a.meaning} |\n" for a in arguments)
         text += f"\n{_prose(inspect.getdoc(group) or '')}\n\n{TABLE_HEAD}{''.join(rows)}"

@@ -34,9 +34,10 @@ def arguments_of(kind: type) -> set[str]:
 
 
 def known_arguments() -> set[str]:
+    """Of the command line, and the fields of the Images API that it has not."""
     kinds = [kind for verb in VERBS for kind in vars(verb_module(verb)).values()]
     own = [kind for kind in kinds if dataclasses.is_dataclass(kind) and kind.__module__.startswith("nextpixel.cli")]
-    return set().union(*map(arguments_of, own))
+    return set().union(*map(arguments_of, own), {"prompt", "size"})
 
 
 def texts(node: ast.AST) -> list[str]:

@@ -142,6 +142,6 @@ def test_a_sheet_that_is_not_cut_or_cannot_be_is_named_with_the_option(sheet, ho
     assert "its 12 x 16 pixels are not whole tiles of 5 x 4; change --slice" in capsys.readouterr().err
     words = ["pretrain", "sheets/test/a", "--fit", "place", "--side", "6x4", *SMALL, "--out", "none"]
     assert main(words) == 2 and not Path("none").exists()
-    assert "its 12 x 16 pixels do not fit on 6 x 4; cut sheets with --slice, as in" in capsys.readouterr().err
+    assert "its 12 x 16 pixels do not fit on 6 x 4; cut a sheet with --slice, as in" in capsys.readouterr().err
     assert main(["distill", "sheets", "--split", "train", "--model", "art", "--out", "none"]) == 2
     assert "expected a model of opaque pictures, got one of exact colours" in capsys.readouterr().err

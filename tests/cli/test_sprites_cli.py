@@ -348,7 +348,10 @@ def test_the_server_answers_with_transparency(home: Path, model: ImageGPT) -> No
     assert [answer.status_code for answer in both] == [422, 422]
     messages = [answer.json()["error"]["message"] for answer in both]
     assert messages[0].startswith("image: its 6 x 7 pixels do not fit on 6 x 5; expected a complete PNG")
-    assert messages[1] == "mask: its 7 x 5 pixels do not fit on 6 x 5; expected a picture of the image's size"
+    assert messages[1] == (
+        "mask: its 7 x 5 pixels do not fit on 6 x 5; "
+        "expected a complete PNG, JPEG, WebP, GIF or BMP file of at most 6 x 5 pixels"
+    )
     assert scored.status_code == 200
     for answer in answers:
         assert answer.status_code == 200, answer.text

@@ -73,7 +73,7 @@ def test_bad_captions_are_refused(model: ImageGPT) -> None:
             call()
     with pytest.raises(InputError, match="captions: expected 19 texts, one for each image, got 2"):
         nextpixel.nll(model, IMAGES, captions=["red", "hat"])
-    with pytest.raises(InputError, match="caption: expected words that the model knows, got 'zebra'"):
+    with pytest.raises(InputError, match="captions: expected words that the model knows, got 'zebra'"):
         nextpixel.nll(model, IMAGES, captions=["zebra"] * 19)
 
 

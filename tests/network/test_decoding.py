@@ -335,6 +335,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     compiled_step.cache_clear()
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]
     compiled_step.cache_clear()
     torch.compiler.reset()
