@@ -349,6 +349,14 @@ def test_every_step_of_every_drawing_is_one_captured_graph(captured: Any) -> Non
     assert captured["unique_graphs"] == 1
 
 
+def test_steps_of_many_numbers_of_rows_are_compiled(captured: Any) -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=3, colors=12), torch.float32)
+    for rows in range(1, 11):
+        tokens = torch.randint(12, (rows, 9), generator=torch.Generator().manual_seed(rows))
+        assert (decoded(model, CompiledDecoder, tokens, 6) - model(tokens)[:, 6:]).abs().max() < 1e-4
+    assert captured["unique_graphs"] == 10
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_steps_draw_what_the_network_says() -> None:

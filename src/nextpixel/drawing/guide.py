@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from nextpixel.tokens import Tokenizer
 
 FREE = -1  # in place of a known token
 REACH = 4  # tokens
+TOKENS_AT_ONCE = 512  # whose distances to all others are in memory
 POWER = 0.5  # of those measured on every second line of CIFAR-10, among the best
 AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])  # brightness, two of hue
 SCALES = np.array([20.0, 5.0, 5.0])  # of colours 0 to 255: neighbours differ in brightness rather than in hue
@@ -32,15 +34,33 @@ class Guide:
         colours = token_colours(tokenizer)
         scaled = np.hstack([colours[:, :3] @ AXES.T / SCALES, colours[:, 3:] / SCALES[0]])
         self._colours = torch.from_numpy(scaled)
-        distances = torch.cdist(self._colours, self._colours)
-        self._totals = [(-distances / tokens**0.5).exp().sum(1) for tokens in range(1, REACH + 1)]
+        totals = []
+        for part in self._colours.split(TOKENS_AT_ONCE):
+            distances = torch.cdist(part, self._colours)
+            totals.append(torch.stack([_near(distances, tokens).sum(1) for tokens in range(1, REACH + 1)]))
+        self._totals = torch.cat(totals, 1)  # (REACH, K)
 
     def log_ratios(self, tokens: int, known: int) -> Tensor:
         """ln psi (K,) of every token so many tokens before a known one."""
         distances = (self._colours - self._colours[known]).norm(dim=1)
-        near = (-distances / tokens**0.5).exp() / self._totals[tokens - 1]
+        near = _near(distances, tokens) / self._totals[tokens - 1]
         related = (1 - UNRELATED) ** tokens
         return POWER * (related * near + (1 - related) / len(near)).log()
+
+
+_MADE: WeakKeyDictionary[Tokenizer, Guide] = WeakKeyDictionary()
+
+
+def guide_of(tokenizer: Tokenizer) -> Guide:
+    """Its guide, made once."""
+    if tokenizer not in _MADE:
+        _MADE[tokenizer] = Guide(tokenizer)
+    return _MADE[tokenizer]
+
+
+def _near(distances: Tensor, tokens: int) -> Tensor:
+    """How likely colours become others at these distances, over so many tokens; not normalised."""
+    return (-distances / tokens**0.5).exp()
 
 
 def steered(known: NDArray[np.int64], columns: int) -> Iterator[tuple[int, int, int]]:

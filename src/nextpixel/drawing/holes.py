@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nextpixel.config import SamplingConfig, check_picture_count
 from nextpixel.devices import free_memory_bytes
-from nextpixel.drawing.guide import FREE, REACH, Guide
+from nextpixel.drawing.guide import FREE, REACH, guide_of
 from nextpixel.drawing.loop import Row, Table
 from nextpixel.drawing.particles import Particles, start_particles
 from nextpixel.drawing.sampling import (
@@ -131,7 +131,7 @@ class Filling:
         self.holes = [make_hole(model, *pair) for pair in zip(squares, masks, strict=True)]
         self.tags = caption_tags(model, caption, sampling)
         check_captions(self.tags, len(squares))
-        steering = Guide(model.tokenizer) if guide else None
+        steering = guide_of(model.tokenizer) if guide else None
         allowed = allowed_mask(model, sampling)
         self.runs = [
             start_particles(

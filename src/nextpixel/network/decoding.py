@@ -21,6 +21,7 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.network.positions import Positions, raster
 
 FAST_FROM = 3e8  # parameters times drawn tokens: a third of a second of plain drawing, from which set-up pays off
+ROW_COUNTS = 256  # for which a step is compiled in one process; torch's default, 8, would end in an error
 COMPILED_FROM = 2e12  # the same on a GPU, where compiling takes half a minute (an estimate)
 Prefill = tuple[Tensor, KVCache]  # logits (M, K) of the token after each of M prompts, and their keys and values
 
@@ -143,7 +144,8 @@ class CompiledDecoder(RowDecoder):
         self._tokens[:count, 0] = tokens
         cache.used = self.rows
         torch.compiler.cudagraph_mark_step_begin()
-        logits = compiled_step()(self.network, self._tokens, cache, cache.slot[:, None], self.positions)
+        with torch._dynamo.config.patch(recompile_limit=ROW_COUNTS):
+            logits = compiled_step()(self.network, self._tokens, cache, cache.slot[:, None], self.positions)
         cache.used = count
         cache.advance(1)
         return logits[:count, -1].clone()  # the next step writes to the same address

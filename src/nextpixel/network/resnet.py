@@ -73,13 +73,13 @@ class ResNet(nn.Module):
                 self.register_buffer("teacher_whiten", torch.eye(config.targets))
         if not self.stem.weight.is_meta:
             self.initialise(seed)
+        for parameter in self.parameters():  # channels last: the fastest layout for convolutions on a CPU
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def __repr__(self) -> str:
         config = self.config
         return f"ResNet({6 * config.blocks + 2} layers, {config.width} features, {config.parameters:,} parameters)"
-        for parameter in self.parameters():  # channels last: the fastest layout for convolutions on a CPU
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
