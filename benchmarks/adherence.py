@@ -17,8 +17,8 @@ many drawn faces are a training face to the last pixel, and the nats per pixel o
 with another's and with none.
 
 With --halves, only this instead: the lower and the upper half of as many held-in test faces are drawn anew by
-particles, with the face's caption, with another's and with none; counted are the tags of parts that the half hides, of
-the caption that the model was given (with none: of the face's own).
+particles, with the face's caption, with another's and with none; it counts the tags of the given caption (with none: of
+the face's own) whose parts are hidden.
 
 Exit code 2: something is wrong with the request.
 """

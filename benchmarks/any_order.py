@@ -13,9 +13,9 @@ Nats of a true hole: with random order -ln p(hole | known), for one random order
 hole's. With raster order -ln p(everything) + ln p(known), where p(known) is the particles' estimate. That is unbiased,
 but its logarithm is too low on average, so these nats are too low too, even below zero: they are a bound in favour of
 raster order, tighter with more particles, and exact where nothing known follows the hole (the upper half of
-photographs, which is turned). Printed beside them are the nats of whole pictures, how far colours step across the rim
-and the root mean square error of fillings (masks.py), their nats by another model (--judge), and for labelled pictures
-the accuracy of a probe.
+photographs, which is turned). It also prints the nats of whole pictures, how far colours step across the rim and the
+root mean square error of fillings (masks.py), their nats by another model (--judge), and for labelled pictures the
+accuracy of a probe.
 
 Without --test, the last pictures are held out.
 """

@@ -5,13 +5,13 @@
 
 The masks are those usual in the literature at 32 pixels (Lugmayr et al. 2022): thin and thick strokes, every second
 line, every second pixel of every second line known, a known centre to expand, the upper half, and a hole in the centre.
-Strokes differ from picture to picture, by its number. Measured are the log-evidence of the known pixels with and
+Strokes differ from picture to picture, by its number. It measures the log-evidence of the known pixels with and
 without the guide, how far colours step across the hole's rim (mean absolute difference over red, green and blue) beside
 the originals' own, and the root mean square error in the hole. Baselines: clamping (one particle), the likeliest of N
 clamped ones, and the harmonic fill (Laplace's equation).
 
-Pictures are filled in batches, all masks of a batch in turn; each result is a line of --out at once. The table has
-means, and standard errors over pictures in brackets.
+Pictures are filled in batches, all masks of a batch in turn; each result is a line of --out at once, with its settings.
+The table has means, and standard errors over pictures in brackets, of the whole file.
 """
 
 from __future__ import annotations
@@ -146,9 +146,14 @@ def told(values: NDArray[np.float64], digits: int = 1) -> str:
     return f"{np.mean(values):,.{digits}f} ({spread:.{digits}f})"
 
 
+def read(path: Path) -> dict[tuple[str, int], Any]:
+    """The last line of each mask and batch: a batch that had fewer pictures is filled again."""
+    return {(line["mask"], line["first"]): line for line in map(json.loads, path.read_text().splitlines())}
+
+
 def table(path: Path) -> str:
     """Markdown of the lines of a file."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read(path).values()
     methods = ("guided", "plain", "clamped", "best", "harmonic")
     evidences, others = [], []
     for kind in KINDS:
@@ -186,22 +191,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file of JSON lines; what it has already is not repeated")
     parser.add_argument("--grid", type=Path, help="also a PNG of every picture and mask")
     args = parser.parse_args()
+    recorded = ("images", "model", "particles", "seed", "batch_images")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in recorded}
+    settings["offset"] = args.first % args.batch_images  # so that batches do not overlap
+    done = read(args.out) if args.out is not None and args.out.exists() else {}
+    for line in done.values():
+        if line.get("settings") != settings:
+            parser.error(f"--out: {args.out} has results of {line.get('settings')}, not {settings}: name another file")
+    if done and args.grid is not None:
+        parser.error(f"--grid: {args.out} has results, whose pictures are not kept: name another --out, or none")
     torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    lines = args.out.read_text().splitlines() if args.out is not None and args.out.exists() else []
-    done = {(line["mask"], line["first"]) for line in map(json.loads, lines)}
     rows: dict[str, list[Pixels]] = {kind: [] for kind in args.kinds}
     end = args.first + args.pictures
     for first in range(args.first, end, args.batch_images):
         numbers = range(first, min(first + args.batch_images, end))
         squares, _ = pick(args.images, model.size, model.fit, numbers)
         for kind in args.kinds:
-            if (kind, first) in done:
+            if (kind, first) in done and done[kind, first]["pictures"] >= len(numbers):
                 continue
             masks = np.stack([make_mask(kind, model.size, np.random.default_rng([args.seed, i])) for i in numbers])
             began = time.process_time()
             drawn, found = compare(model, squares, masks, args.particles, args.seed + first)
-            line = {"mask": kind, "first": first, "cpu_seconds": time.process_time() - began, **found}
+            line = {"mask": kind, "first": first, "pictures": len(numbers), "settings": settings}
+            line |= {"cpu_seconds": time.process_time() - began, **found}
             if args.out is not None:
                 with args.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")

@@ -3,7 +3,7 @@
 
     python benchmarks/tile_seam.py
 
-takes about three minutes of one CPU core. The textures are brick walls of 16 x 16 pixels that repeat, by a formula; of
+takes about two minutes of one CPU core. The textures are brick walls of 16 x 16 pixels that repeat, by a formula; of
 the drawn ones it prints the mean nats of the pixels across their border and inside, see evaluation/seams.py. All are
 scored by the model trained with wrap, which knows textures at every offset.
 """
