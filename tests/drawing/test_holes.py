@@ -140,6 +140,9 @@ def test_known_pixels_come_soonest() -> None:
     upper[:3], left[:, :3], lines[:, 1::2] = True, True, True
     assert best_turn(upper, every) in (2, 6) and best_turn(left, every) in (1, 5)
     assert best_turn(lines, every) == best_turn(lines.T, every) == 0
+    assert best_turn(left, (0, 4)) == best_turn(left[:4], (0, 4, 2, 6)) == 4  # pixel art; grids that are not square
+    assert best_turn(~left, (0, 4)) == best_turn(~lines, (0, 4)) == 0
+    assert best_turn(upper | left, (0, 4, 2, 6)) == 2  # a turn that gains more than mirroring
     assert best_turn(upper, (0, 4)) == 0 and best_turn(np.zeros((6, 6), bool), every) == 0
     middle = np.zeros((6, 6), bool)
     middle[2:4, 2:4] = True
@@ -172,6 +175,10 @@ def test_pixel_art_keeps_its_colours_and_is_not_turned_upside_down() -> None:
     tokens = model.tokenizer.encode(drawing.images).numpy().reshape(6, 4, 4)
     assert set(tokens[:, mask].ravel().tolist()) == {0, 1}
     assert np.array_equal(drawing.images[:, ~mask], np.repeat(squares, 3, 0)[:, ~mask])
+    left = np.arange(4)[None].repeat(4, 0) < 2
+    filling = Filling(model, squares, left)
+    assert [hole.orientation for hole in filling.holes] == [4, 4]
+    assert np.array_equal(filling.draw().images[:, ~left], squares[:, ~left])
 
 
 def test_captions_and_guidance_steer_a_hole() -> None:

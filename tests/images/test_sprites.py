@@ -384,6 +384,34 @@ def test_a_mask_lies_where_its_picture_does(anchor, factor, tmp_path):
         load_masks(enlarged(WHITE, 2), source, squares, "place", levels=levels)
 
 
+@pytest.mark.parametrize("anchor", [None, "bottom", "top-left"])
+@pytest.mark.parametrize("factor", [1, 3])
+def test_an_inverted_mask_keeps_the_margin_of_its_picture(anchor, factor):
+    levels, size = Levels.of(anchor=anchor, scale=factor), (9, 7)
+    picture = enlarged(art(6, 4), factor)
+    squares, source = load_images(picture, size, fit="place", levels=levels), open_source(picture)
+
+    def masks(mask, **options):
+        return load_masks(mask, source, squares, "place", levels=levels, **options)
+
+    assert np.array_equal(masks(enlarged(WHITE, factor), invert=True), masks(255 - enlarged(WHITE, factor)))
+    assert masks(WHITE, invert=True).sum() == (WHITE == 0).sum()
+    canvas = masks(WHITE)[0]
+    assert np.array_equal(masks(canvas, invert=True)[0], ~canvas)
+
+
+@pytest.mark.parametrize("anchor", [None, "bottom-right"])
+def test_the_mask_of_a_canvas_is_no_sheet(anchor):
+    levels, size = Levels.of(slice=(6, 4), anchor=anchor), (8, 10)
+    sheet = np.concatenate([art(6, 4, seed=1), art(6, 4, seed=2)], 1)
+    squares, source = load_images(sheet, size, fit="place", levels=levels), open_source(sheet)
+    canvas = np.random.default_rng(0).random(size) < 0.5
+    assert np.array_equal(load_masks(canvas, source, squares, "place", levels=levels), canvas[None].repeat(2, 0))
+    for other in ((7, 9), (6, 12), (12, 8), (9, 11), (6, 9)):  # neither the tile's nor the sheet's nor the canvas's
+        with pytest.raises(InputError, match=r"mask: expected 4 x 6 pixels as .*, or the model's 10 x 8, got "):
+            load_masks(np.eye(*other, dtype=bool), source, squares, "place", levels=levels)
+
+
 def test_the_mask_of_a_sheet_is_cut_as_the_sheet_is():
     tiles = [art(6, 4, seed=i) for i in range(6)]
     tiles[4][:] = 0  # empty

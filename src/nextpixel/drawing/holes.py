@@ -37,8 +37,10 @@ from nextpixel.progress import progress
 
 PARTICLES = 8
 PARTICLES_AT_MOST = MAX_ROWS
-WORTH_A_TURN = 1.0  # rows by which known tokens come sooner on average: models that were not trained with orientations
-# predict turned pictures a little worse
+# Rows by which known tokens come sooner on average: models that were not trained with orientations predict turned
+# pictures a little worse, mirrored ones hardly
+WORTH_A_TURN = 1.0
+WORTH_A_MIRROR = 0.25
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,15 @@ def turns(model: ImageGPT) -> Sequence[int]:
 
 
 def best_turn(free: NDArray[np.bool_], turns: Sequence[int]) -> int:
-    """The orientation in which the known tokens come soonest on average; upright if others gain little.
+    """The orientation in which the known tokens come soonest on average, of those that gain enough, or upright.
 
-    `free` is (rows, columns).
+    `free` is (rows, columns); the first of `turns` is upright.
     """
     places = [np.flatnonzero(~orient(free[None, ..., None], turn).reshape(-1)) for turn in turns]
     means = [place.mean() / free.shape[1] if len(place) else 0.0 for place in places]
-    best = int(np.argmin(means))
-    return turns[best] if means[0] - means[best] >= WORTH_A_TURN else turns[0]
+    gains = {turn: means[0] - mean for turn, mean in zip(turns, means, strict=True)}
+    worth = [turn for turn in turns if gains[turn] >= (WORTH_A_MIRROR if turn == 4 else WORTH_A_TURN)]
+    return max(worth, key=gains.__getitem__, default=turns[0])
 
 
 def count_blind(free: NDArray[np.bool_]) -> int:

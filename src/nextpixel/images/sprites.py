@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,10 @@ class Sprite:
     pixels: Pixels
     """One pixel for each block of `factor` x `factor` equal ones."""
     factor: int
+    corner: Size
+    """Its top and left in the sheet."""
+    sheet: Size
+    """Of the frame that it is cut from, its own where it is not cut."""
 
     @property
     def size(self) -> Size:
@@ -59,18 +64,22 @@ class Sprite:
     def placed(self, size: Size, scale: int | None, anchor: Anchor | None) -> Pixels:
         """The picture on a transparent canvas of that size, (H, W, 4). Raises ValueError where it is too large."""
         repeats = self.factor // self.reduction(size, scale)
-        pixels = self.pixels.repeat(repeats, 0).repeat(repeats, 1)
-        words = (anchor or "center").split("-")
-        top, left = (
-            0 if begin in words else space if end in words else space // 2
-            for begin, end, space in (
-                ("top", "bottom", size[0] - pixels.shape[0]),
-                ("left", "right", size[1] - pixels.shape[1]),
-            )
+        return on_canvas(self.pixels.repeat(repeats, 0).repeat(repeats, 1), size, anchor)
+
+
+def on_canvas(pixels: NDArray[Any], size: Size, anchor: Anchor | None) -> NDArray[Any]:
+    """Pixels (H, W, ...) at their place on a canvas of zeros of that size."""
+    words = (anchor or "center").split("-")
+    top, left = (
+        0 if begin in words else space if end in words else space // 2
+        for begin, end, space in (
+            ("top", "bottom", size[0] - pixels.shape[0]),
+            ("left", "right", size[1] - pixels.shape[1]),
         )
-        canvas = np.zeros((*size, 4), np.uint8)
-        canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-        return canvas
+    )
+    canvas = np.zeros((*size, *pixels.shape[2:]), pixels.dtype)
+    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return canvas
 
 
 def read_sprites(
@@ -89,7 +98,8 @@ def read_sprites(
     for part, pixels in read_frames(content, name, pixel_limit=pixel_limit, formats=formats):
         try:
             found += [
-                _sprite("#".join(filter(None, (part, place))), tile) for place, tile in _tiles(pixels, levels.slice)
+                _sprite("#".join(filter(None, (part, place))), tile, corner, pixels.shape[:2])
+                for place, corner, tile in _tiles(pixels, levels.slice)
             ]
         except ValueError as error:
             raise UnreadableImage(name, str(error)) from None
@@ -162,9 +172,9 @@ def common_factor(sprites: list[Sprite]) -> int:
     return math.gcd(*(sprite.factor for sprite in sprites if not sprite.is_flat)) or 1
 
 
-def _sprite(part: str, pixels: Pixels) -> Sprite:
+def _sprite(part: str, pixels: Pixels, corner: Size, sheet: Size) -> Sprite:
     factor = math.gcd(_run(pixels), _run(pixels.swapaxes(0, 1)))
-    return Sprite(part, np.ascontiguousarray(pixels[::factor, ::factor]), factor)
+    return Sprite(part, np.ascontiguousarray(pixels[::factor, ::factor]), factor, corner, sheet)
 
 
 def _run(pixels: Pixels) -> int:
@@ -173,15 +183,15 @@ def _run(pixels: Pixels) -> int:
     return math.gcd(len(pixels), *changes.tolist())
 
 
-def _tiles(pixels: Pixels, tile: Size | None) -> Iterator[tuple[str, Pixels]]:
-    """ "row,column" and pixels of each tile of a sheet; "" and the picture itself where nothing is to be cut."""
+def _tiles(pixels: Pixels, tile: Size | None) -> Iterator[tuple[str, Size, Pixels]]:
+    """ "row,column", corner and pixels of each tile of a sheet; "" and the picture itself where nothing is cut."""
     height, width = pixels.shape[:2]
     if tile is None or (height <= tile[0] and width <= tile[1]):
-        yield "", pixels
+        yield "", (0, 0), pixels
         return
     if height % tile[0] or width % tile[1]:
         raise ValueError(f"its {height} x {width} pixels are not whole tiles of {tile[0]} x {tile[1]}; change `slice`")
     for row in range(height // tile[0]):
         for column in range(width // tile[1]):
             top, left = row * tile[0], column * tile[1]
-            yield f"{row},{column}", pixels[top : top + tile[0], left : left + tile[1]]
+            yield f"{row},{column}", (top, left), pixels[top : top + tile[0], left : left + tile[1]]

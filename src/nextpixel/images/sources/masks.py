@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,11 @@ from nextpixel.images import Picture, UnreadableImage, fit_image, transparency
 from nextpixel.images.sources import open_source, sprites_of
 from nextpixel.images.sources.base import NO_LEVELS, Source
 from nextpixel.images.sources.sprites import SpriteSource
-from nextpixel.images.sprites import Sprite
+from nextpixel.images.sprites import on_canvas
 
 FILLED_FROM = 64  # of 255: a pixel a quarter of which is white, so that thin strokes are not lost
 PROPORTIONS = 0.02  # by which those of a mask may differ from its picture's
 ALPHA = "alpha"
-TILE = re.compile(r"(?:^|#)(\d+),(\d+)$")  # of the part of a file that a tile is
 
 
 def load_masks(
@@ -37,20 +35,19 @@ def load_masks(
     mask    an array (H, W) or (M, H, W) of booleans, of whole numbers up to 1 or 255, or of floats up to 1; a PIL
             picture, a path, or a list of these; or "alpha" for the transparent pixels of the pictures themselves.
             One is for all pictures; of other sizes than the squares' they are fitted as the pictures are. Masks of
-            pixel art have the size of the picture, of its sheet, or of the canvas.
-    invert  black is filled, white is kept
+            pixel art have the size of the picture, of the canvas, or of the sheet.
+    invert  black is filled, white is kept; the margin of a smaller picture is kept, unless the mask covers the canvas
     levels  those that the squares were read with
 
     Raises InputError, also where nothing or everything would be filled.
     """
     size: Size = squares.shape[1], squares.shape[2]
     if isinstance(mask, str) and mask == ALPHA:
-        filled = _transparent(pictures, squares, fit)
+        filled = _transparent(pictures, squares, fit) ^ invert
     elif fit == "place":
-        filled = _placed_masks(mask, sprites_of(pictures, size, fit, levels), size)
+        filled = _placed_masks(mask, sprites_of(pictures, size, fit, levels), size, invert)
     else:
-        filled = _of_masks(mask, pictures, size, fit)
-    filled = ~filled if invert else filled
+        filled = _of_masks(mask, pictures, size, fit) ^ invert
     _check_count(len(filled), len(squares))
     check_filled(filled)
     return filled
@@ -116,7 +113,7 @@ def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit) -> NDArray[np.b
     return found
 
 
-def _placed_masks(mask: Any, pictures: Source, size: Size) -> NDArray[np.bool_]:
+def _placed_masks(mask: Any, pictures: Source, size: Size, invert: bool) -> NDArray[np.bool_]:
     """A mask for each picture, which lies on the canvas where its picture does."""
     try:
         source = open_source(_eight_bits(mask))
@@ -127,30 +124,28 @@ def _placed_masks(mask: Any, pictures: Source, size: Size) -> NDArray[np.bool_]:
         raise InputError(str(error), argument="mask") from None
     _check_count(len(given), len(pictures))
     given = given * len(pictures) if len(given) == 1 else given
-    return np.stack([_placed(one, pictures, i, size) for i, one in enumerate(given)])
+    return np.stack([_placed(one, pictures, i, size, invert) for i, one in enumerate(given)])
 
 
-def _placed(mask: NDArray[np.uint8], pictures: Source, number: int, size: Size) -> NDArray[np.bool_]:
-    part, (height, width), factor = "", size, 1
-    tile, anchor = None, None
-    if isinstance(pictures, SpriteSource):
-        part, (height, width), factor = pictures.parts[number]
-        tile, anchor = pictures.levels.slice, pictures.levels.anchor
-    if tile and (place := TILE.search(part)) and (mask.shape[0] > tile[0] or mask.shape[1] > tile[1]):
-        top, left = int(place[1]) * tile[0], int(place[2]) * tile[1]
-        mask = mask[top : top + tile[0], left : left + tile[1]]
+def _placed(mask: NDArray[np.uint8], pictures: Source, number: int, size: Size, invert: bool) -> NDArray[np.bool_]:
+    if not isinstance(pictures, SpriteSource):
+        (top, left), sheet, (height, width), factor, anchor = (0, 0), size, size, 1, None
+    else:
+        (top, left), sheet, (height, width), factor = pictures.parts[number]
+        anchor = pictures.levels.anchor
+    if mask.shape == size != (height, width):
+        return (mask >= FILLED_FROM) ^ invert
+    if mask.shape == sheet:
+        mask = mask[top : top + height, left : left + width]
     if mask.shape == (height, width):
         mask = mask.reshape(height // factor, factor, width // factor, factor).mean((1, 3)).astype(np.uint8)
-    elif mask.shape == size:
-        return mask >= FILLED_FROM
     if mask.shape != (height // factor, width // factor):
         raise InputError(
             f"expected {width} x {height} pixels as {pictures.names[number]}, or the model's {size[1]} x {size[0]}, "
             f"got {mask.shape[1]} x {mask.shape[0]}",
             argument="mask",
         )
-    placed = Sprite(part, mask[..., None].repeat(4, 2), factor).placed(size, factor, anchor)
-    return np.asarray(placed[..., 0] >= FILLED_FROM)
+    return on_canvas((mask >= FILLED_FROM) ^ invert, size, anchor)
 
 
 def _check_proportions(mask: Picture, pictures: Source, numbers: range, size: Size) -> None:

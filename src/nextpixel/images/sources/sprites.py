@@ -32,7 +32,7 @@ class SpriteSource(Source):
     levels      those given, with that factor
     files       the other source
     rows        the number of each picture's file in it
-    parts       of each picture: what distinguishes it in its file, its size there, and the factor that is undone
+    parts       of each picture: its corner in its sheet, the sizes of both, and the factor that is undone
     note        a line about what was done, or None
     unreadable  lines for files of the other source, then for those that cannot be read and for pictures too large
     """
@@ -51,7 +51,7 @@ class SpriteSource(Source):
             ]
             most = max(s.size[0] // factor for s, factor in factors), max(s.size[1] // factor for s, factor in factors)
         self.size, self.levels, self.images = most, levels, []
-        self.parts: list[tuple[str, Size, int]] = []
+        self.parts: list[tuple[Size, Size, Size, int]] = []
         names, rows, undone = [], [], Counter[int]()
         for number, sprite in zip(numbers, sprites, strict=True):
             name = source.names[number] + f"#{sprite.part}" * bool(sprite.part)
@@ -62,7 +62,7 @@ class SpriteSource(Source):
                 continue
             factor = sprite.reduction(most, levels.scale)
             undone[factor] += 1
-            self.parts.append((sprite.part, sprite.size, factor))
+            self.parts.append((sprite.corner, sprite.sheet, sprite.size, factor))
             names.append(name)
             rows.append(number)
         super().__init__(
