@@ -108,6 +108,19 @@ def test_what_cannot_be_shared_is_refused(command: str, message: str, capsys: py
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["complete one.npy --box 0,0,2,2", "sample --tile"])
+def test_what_torchrun_cannot_share_is_refused(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(f"{command} --model model --out a.png") == 2
+    option = "--tile" if "--tile" in command else "--box"
+    said = capsys.readouterr().err
+    assert f"{option} cannot be used under torchrun; start one process" in said and "--job" not in said
+
+
 @pytest.mark.torchrun
 @pytest.mark.timeout(600)
 def test_two_processes_write_what_one_does(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from test_server import events_of
 
 from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, Palette, complete, sample
 from nextpixel.config import ServeConfig
+from nextpixel.images.fitting import fit_image
 from nextpixel.server.app import create_app
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=12)
@@ -98,6 +99,17 @@ def test_photographs_are_joined_at_a_larger_size(client: TestClient) -> None:
     assert wide.shape == (18, 18, 3) and abs(wide.mean((0, 1)) - small.mean((0, 1))).max() < 8
 
 
+def test_a_model_of_squashed_pictures_is_joined_to_the_whole_picture() -> None:
+    model = lively(CONFIG)
+    model.palette, model.fit = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3))), "squash"
+    wide = np.random.default_rng(3).integers(0, 256, (12, 24, 3), np.uint8)
+    files = {"image": ("a.png", png(wide)), "mask": ("b.png", TRANSPARENT)}
+    with TestClient(create_app({"squashed": model}, ServeConfig(slots=4)), base_url="http://127.0.0.1:8000") as client:
+        [found] = pictures(client.post("/v1/images/edits", data={"size": "12x12"}, files=files))
+    kept = ~HOLE.repeat(2, 0).repeat(2, 1)
+    assert np.array_equal(found[kept], fit_image(Image.fromarray(wide), (12, 12), "squash")[kept])
+
+
 def test_pixel_art_is_placed_with_its_mask_and_enlarged_without_smoothing() -> None:
     model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=3))
     model.fit = "place"
@@ -169,8 +181,11 @@ def test_edits_without_anything_to_draw_are_refused(client: TestClient) -> None:
     ):
         error = client.post("/v1/images/edits", files=files).json()["error"]
         assert error["message"].startswith(message), error
-    two = [("image[]", ("a.png", png(PIXELS))), ("image[]", ("b.png", png(PIXELS)))]
-    assert "image[] twice" in client.post("/v1/images/edits", files=two).json()["error"]["message"]
+    for last in ("image[]", "image"):
+        two = [("image[]", ("a.png", png(PIXELS))), (last, ("b.png", png(PIXELS)))]
+        assert "image twice" in client.post("/v1/images/edits", files=two).json()["error"]["message"]
+    both = client.post("/v1/images/edits", data={"keep": "0.5"}, files=image | {"mask": ("b.png", TRANSPARENT)})
+    assert both.json()["error"]["message"].startswith("keep: cannot be combined with `mask`"), both.text
     assert client.post("/v1/images/generations", json={"model": "gpt-image-1"}).status_code == 404
 
 

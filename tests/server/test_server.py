@@ -1081,6 +1081,22 @@ def test_a_hole_is_filled_as_in_python_streamed_or_not(client: TestClient, model
     assert "event: done" in events[-2]
 
 
+def test_a_mask_may_be_as_large_as_a_picture(client: TestClient) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8)
+    noise[:128] = 0
+    noise[0, :8] = 255
+    out = io.BytesIO()
+    Image.fromarray(np.where(noise > 127, 255, noise)).save(out, "PNG", compress_level=0)
+    body = {"image": TEXT, "mask": base64.b64encode(out.getvalue()).decode(), "particles": 1}
+    assert len(body["mask"]) > 1 << 16
+    [first, second] = [
+        client.post("/v1/complete", json=body),
+        client.post("/v1/complete", files={name: (None, str(value)) for name, value in body.items()}),
+    ]
+    assert first.status_code == second.status_code == 200, first.text + second.text
+    assert first.json()["images"] == second.json()["images"]
+
+
 def test_fillings_wait_and_are_measured_as_drawings(model: ImageGPT) -> None:
     body = {"image": TEXT, "mask": mask_png(), "n": 2, "particles": 2, "stream": True}
     with TestClient(create_app({"tiny": model}, ServeConfig(slots=2, queue=1)), base_url=ADDRESS) as client:
@@ -1115,6 +1131,7 @@ def test_fillings_wait_and_are_measured_as_drawings(model: ImageGPT) -> None:
         ("no base64!", {}, "mask"),
         (base64.b64encode(b"text").decode(), {}, "mask: "),
         (mask_png(filled=0), {}, "expected white pixels"),
+        (mask_png(), {"keep": 0.5}, "keep: cannot be combined with `mask`"),
         (mask_png(), {"particles": 0}, "particles"),
         (mask_png(), {"particles": 65}, "particles"),
         (mask_png(), {"n": 33}, "n: expected at most 32"),

@@ -72,6 +72,8 @@ class Share:
             if out is None:
                 what = f"`{argument}`" if named else "torchrun"
                 raise InputError(f"expected one with {what}, to keep results beside it, got none", argument="out")
+            if alone is not None and not named:
+                raise InputError(f"{alone} cannot be used under torchrun; start one process")
             if alone is not None:
                 raise InputError(f"cannot be combined with {alone}", argument=argument)
         self.parts = None if out is None else parts_folder(out, ".")

@@ -209,6 +209,13 @@ def create_app(
 
         return await call.before_deadline(when_free())
 
+    def check_keep(call: Call[Any]) -> None:
+        body = call.body
+        if body.mask is not None and body.keep is not None and "keep" in body.model_fields_set:
+            raise InputError(
+                "cannot be combined with `mask`, which says what to draw; send one of them", argument="keep"
+            )
+
     async def begin(
         call: Call[Any],
         squares: NDArray[np.uint8] | None = None,
@@ -225,6 +232,7 @@ def create_app(
         return await respond(call, await begin(call))
 
     async def complete(call: Call[schema.Complete]) -> Response:
+        check_keep(call)
         model, squares, mask = call.model, await read_square(call, call.model), None
         if call.body.mask is not None:
             mask = (await read(call, "mask", model, model.fit))[..., 0] >= FILLED_FROM
@@ -237,6 +245,7 @@ def create_app(
         return await openai.respond(call, drawn, "image_generation", openai.Canvas.blank(call, zoom))
 
     async def images_edits(call: Call[openai.Edit]) -> Response:
+        check_keep(call)
         model, zoom, own = call.model, openai.check(call), openai.translated(call)
         squares, mask, keep = await read_square(call, model), None, call.body.keep
         if call.body.mask is not None or keep is None:
@@ -246,7 +255,9 @@ def create_app(
             else:
                 mask = (await read(call, field, model, model.fit, transparent=True))[..., 0] >= FILLED_FROM
             openai.check_transparent(mask, field)
-        large = squares[0] if model.fit == "place" or zoom == 1 else await read(call, "image", model, "crop", zoom)
+        large = squares[0]
+        if model.fit != "place" and zoom > 1:
+            large = await read(call, "image", model, "squash" if model.fit == "squash" else "crop", zoom)
         drawn = await openai.naming_prompt(begin(own, squares, keep or 0.0, mask))
         return await openai.respond(call, drawn, "image_edit", openai.Canvas(squares[0], mask, large, zoom))
 

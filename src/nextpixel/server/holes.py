@@ -65,9 +65,12 @@ class Fills:
         A slice is about as many steps as a row has tokens. Raises TimeoutError at the call's deadline.
         """
         loop, observe = asyncio.get_running_loop(), self.observe
-        while ahead := list(self._queue).index(call):
+        while True:
+            moved = self._moved  # before the queue is read: what leaves it from here on is noticed
+            if not (ahead := list(self._queue).index(call)):
+                break
             yield Waiting(ahead, self.seconds_left(call))
-            await asyncio.wait_for(self._moved.wait(), call.deadline - time.monotonic())
+            await asyncio.wait_for(moved.wait(), call.deadline - time.monotonic())
         arrived, began, first = call.deadline - call.seconds, time.monotonic(), True
         observe(call.name, "queue_seconds", began - arrived)
         rounds = filling.rounds(every=call.model.config.columns)

@@ -16,7 +16,8 @@ from nextpixel.config import SamplingConfig, Size
 from nextpixel.errors import InputError, shortened
 
 FIELDS = 20  # per form
-FIELDS_BYTES = 1 << 16  # of a body without its picture
+FIELDS_BYTES = 1 << 16  # of a body without its picture and mask
+PICTURES = "image", "mask"
 QUOTES = 200  # per JSON body
 
 
@@ -131,15 +132,15 @@ def parse(content_type: str, body: bytes, kind: type[R]) -> R:
 
 
 def _check_json(body: bytes) -> None:
-    """The parser cannot be interrupted and collects every error, so everything but the picture must be small."""
-    if body.count(b'"') > QUOTES or len(body) - max(map(len, body.split(b'"')[1::2]), default=0) > FIELDS_BYTES:
-        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes besides the image, got more")
+    """The parser cannot be interrupted and collects every error, so everything but picture and mask must be small."""
+    if body.count(b'"') > QUOTES or len(body) - sum(sorted(map(len, body.split(b'"')[1::2]))[-2:]) > FIELDS_BYTES:
+        raise InputError(f"expected fields of at most {FIELDS_BYTES:,} bytes besides image and mask, got more")
 
 
 def _form(content_type: str, body: bytes) -> dict[str, Any]:
     try:
         given = form_fields(content_type, body)
-        found = {name.removesuffix("[]"): value for name, value in given.items() if value not in ("", b"")}
+        found = {name: value for name, value in given.items() if value not in ("", b"")}
     except Exception as error:  # the standard library's parser, on arbitrary bytes
         raise InputError(f"the form cannot be read ({error}); expected multipart/form-data") from None
     if "," in (layers := str(found.get("layer", ""))):
@@ -162,7 +163,8 @@ def form_fields(content_type: str, body: bytes) -> dict[str, Any]:
         head, end, value = part.partition(b"\r\n\r\n")
         headers = BytesHeaderParser().parsebytes(head[:FIELDS_BYTES].lstrip())
         name, file = headers.get_param("name", header="content-disposition"), headers.get_filename()
-        if not end or not isinstance(name, str) or (file is None and len(value) > FIELDS_BYTES and name != "image"):
+        name = name.removesuffix("[]") if isinstance(name, str) else None  # image[] is image
+        if not end or name is None or (file is None and len(value) > FIELDS_BYTES and name not in PICTURES):
             raise ValueError("a field has no name, or is too long")
         if name in found:
             raise ValueError(f"expected each field once, got {name} twice")
@@ -174,7 +176,7 @@ def _input_error(error: ValidationError) -> InputError:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"][:1])
     what = first["msg"].removeprefix("Value error, ")
-    got = "" if place in ("", "image") or first["type"] == "missing" else f", got {shortened(first['input'])}"
+    got = "" if place in ("", *PICTURES) or first["type"] == "missing" else f", got {shortened(first['input'])}"
     return InputError(f"{what[:1].lower() + what[1:]}{got}", argument=place) if place else InputError(what)
 
 
