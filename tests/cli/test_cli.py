@@ -342,6 +342,8 @@ BAD = {
     "serve --speed fast": ["--speed", "auto, exact", "'fast'"],
     "serve --token-file nope": ["--token-file", "cannot read nope"],
     "serve --token-file text.png": ["--token-file", "at least 16 characters", "openssl"],
+    "serve --allow-origin https://a.example:443 --model nope": ["--allow-origin", "https://a.example,", "default port"],
+    "serve --allow-origin a.example --model nope": ["--allow-origin", "https://pixels.example", "'a.example'"],
     "serve --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
     "serve --model model --model model": ["--model", "two models are named 'model'"],
     "serve --model model --classifier model": ["has no classes", "nextpixel probe"],

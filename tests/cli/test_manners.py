@@ -153,6 +153,7 @@ prepare nowhere out
 palette photo.png --colors 1
 serve --model nowhere
 serve --port 70000
+serve --allow-origin http://a.example:80
 info nowhere
 info model --html page.html
 convert model

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextpixel.cli import complete, main, sample
+from nextpixel.cli import complete, features, main, sample, sharing
 from nextpixel.evaluation import oddness
 from nextpixel.images import save_png
 from nextpixel.representation import extraction
@@ -71,13 +71,13 @@ def test_jobs_and_a_merge_write_what_one_process_writes(verb: str, capsys: pytes
     assert "parts are missing in" in said and ": 2" in said and "job i/n makes part i" in said
     assert not Path(f"shared-{verb}.{kind}").exists()
     assert run(f"{shared} --job 2/2") == 0
-    assert "all parts are there" in capsys.readouterr().err
-    kept = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    assert "job 2/2 is done; no parts are missing. Once all jobs have finished, run" in capsys.readouterr().err
+    kept = {path: path.stat().st_mtime_ns for path in parts.rglob("*.npz")}
     damaged = sorted(kept)[1]
     damaged.write_bytes(damaged.read_bytes()[:50])  # as of a job that was killed by a full disk
     assert run(f"{shared} --merge") == 2 and ": 2;" in capsys.readouterr().err
     assert run(f"{shared} --job 2/2") == 0 and run(f"{shared} --job 1/2") == 0
-    changed = {path for path in parts.iterdir() if path.stat().st_mtime_ns != kept.get(path)}
+    changed = {path for path in parts.rglob("*.npz") if path.stat().st_mtime_ns != kept.get(path)}
     assert changed == {damaged}  # finished parts are not computed again
     assert run(f"{shared} --merge") == 0 and not parts.exists()
     assert content(Path(f"shared-{verb}.{kind}")) == content(Path(f"alone-{verb}.{kind}"))
@@ -87,6 +87,28 @@ def test_parts_of_other_settings_are_not_used(capsys: pytest.CaptureFixture[str]
     assert run("sample -n 4 --model model --seed 1 --job 1/1 --out other.png") == 0
     assert run("sample -n 4 --model model --seed 2 --merge --out other.png") == 2
     assert "2 of 2 parts are missing" in capsys.readouterr().err
+
+
+def test_parts_of_another_version_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("sample", "features"):
+        command, kind = COMMANDS[verb]
+        assert run(f"{command} out.{kind} --job 1/1") == 0
+    for module in (sharing, features):
+        monkeypatch.setattr(module, "__version__", "0.0.1")
+    for verb in ("sample", "features"):
+        command, kind = COMMANDS[verb]
+        assert run(f"{command} out.{kind} --merge") == 2
+        assert "3 of 3 parts are missing" in capsys.readouterr().err
+
+
+def test_jobs_compile_where_one_process_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(extraction, "_worth_compiling", lambda model, layers, images: asked.append(images) or False)
+    for job in ("--job 1/3", "--job 2/3", ""):  # of 16 pictures, 16, and the rest
+        assert run(f"{COMMANDS['features'][0]} out.npz {job}") == 0
+    assert set(asked) == {40}
 
 
 REFUSED = {

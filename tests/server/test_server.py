@@ -529,6 +529,10 @@ def test_pages_of_allowed_origins_may_call(model: ImageGPT) -> None:
     for wrong in ("*", "pixels.example", "https://pixels.example/", "https://Pixels.example", "ftp://a.example"):
         with pytest.raises(InputError, match="allow_origin: expected the origin of a site"):
             create_app({"tiny": model}, origins=[wrong])
+    for wrong in ("https://pixels.example:443", "http://[::1]:80"):  # no browser sends these
+        with pytest.raises(InputError, match=r"allow_origin: expected .*, as browsers leave out the default port"):
+            create_app({"tiny": model}, origins=[wrong])
+    create_app({"tiny": model}, origins=["http://pixels.example:443", "https://[::80]"])
 
 
 def test_a_token_is_asked_for(model: ImageGPT, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nextpixel import __version__
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_sources, load_features_model
 from nextpixel.cli.hints import command
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
     layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
     source = open_source(joined(args.images), args.split)
     assert share.parts is not None
-    parts = share.parts
+    parts = share.parts / __version__  # results of another version are not used
     try:
         paths = distributed.on_all_ranks(
             lambda: extract_chunks(
@@ -85,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; repeat the command to resume") from None
     _write(args.out, values, names, features_name(model, layers, pooling=args.pooling))
-    shutil.rmtree(parts)
+    shutil.rmtree(share.parts)
     say_left_out(unreadable)
     if args.output.json:
         print_json({"out": str(args.out), "shape": list(values.shape), "layers": layers, "unreadable": unreadable})

@@ -14,7 +14,7 @@ import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import load_classifier, load_model
-from nextpixel.config import OutputOptions, PictureOptions, ServeConfig
+from nextpixel.config import OutputOptions, PictureOptions, ServeConfig, check_origin
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say
@@ -57,6 +57,8 @@ class Serve:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Serve, "serve", argv)
+    for origin in args.allow_origin:
+        check_origin(origin)
     token = None if args.token_file is None else read_token(args.token_file)
     names = args.models.model or (None,)
     for name in names:

@@ -21,6 +21,7 @@ from zipfile import is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
+from nextpixel import __version__
 from nextpixel.config import ModelOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
@@ -103,13 +104,13 @@ class Share:
     def run(self, tasks: Sequence[Callable[[], Arrays]], facts: Iterable[object]) -> list[Arrays]:
         """The results of all tasks; a job or a process that is not the first does its own and ends.
 
-        Results of other `facts`, strings and arrays that determine them, are not used.
+        Results of other `facts`, strings and arrays that determine them, or of another version are not used.
         """
         from nextpixel.files import new_file
         from nextpixel.training import distributed
 
         assert self.parts is not None
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(__version__.encode())
         for fact in facts:
             digest.update(np.ascontiguousarray(fact).data if isinstance(fact, np.ndarray) else f"{fact}|".encode())
         self.parts.mkdir(parents=True, exist_ok=True)
@@ -137,8 +138,11 @@ class Share:
         """End this process, if it is a job or not the first one. Raises InputError if a merge lacks one of `paths`."""
         missing = [i for i, path in enumerate(paths) if not is_zipfile(path)]
         if self.options.job is not None:
-            left = f"{len(missing):,} of {len(paths):,} parts are missing" if missing else "all parts are there"
-            say(f"job {self.options.job} is done; {left}. When all jobs are, repeat the command with --merge for --job")
+            left = f"{len(missing):,} of {len(paths):,}" if missing else "no"
+            say(
+                f"job {self.options.job} is done; {left} parts are missing. Once all jobs have finished, run the "
+                "command with --merge instead of --job"
+            )
         if self.options.job is not None or not is_first():
             raise SystemExit
         if missing:

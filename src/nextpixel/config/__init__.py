@@ -54,6 +54,7 @@ from nextpixel.config.terms import (
     channels_of,
     check_no_keep,
     check_numbers,
+    check_origin,
     check_picture_count,
     side_text,
     to_side,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -180,7 +181,22 @@ def check_no_keep(hole: str, keep: float, keep_side: KeepSide) -> None:
     """Raise InputError unless these have their defaults, which the argument `hole` excludes."""
     for name, value, default in (("keep", keep, 0.5), ("keep_side", keep_side, "top")):
         if value != default:
-            raise InputError(f"cannot be combined with `{hole}`, which says itself what is kept", argument=name)
+            raise InputError(f"cannot be combined with `{hole}`, which already says what is kept", argument=name)
+
+
+def check_origin(origin: str) -> None:
+    """Raise InputError unless this is the origin of a site, as browsers send it."""
+    found = re.fullmatch(r"(https?)://([\w.-]+|\[[\da-f:]+\])(:[1-9]\d*)?", origin, re.ASCII)
+    if found is None or origin != origin.lower():
+        raise InputError(
+            f"expected the origin of a site in lower case, as in https://pixels.example, got {shortened(origin)}",
+            argument="allow_origin",
+        )
+    if (found[1], found[3]) in (("http", ":80"), ("https", ":443")):
+        raise InputError(
+            f"expected {found[1]}://{found[2]}, as browsers leave out the default port, got {shortened(origin)}",
+            argument="allow_origin",
+        )
 
 
 def check_picture_count(n: int) -> None:

@@ -186,8 +186,7 @@ def extract_chunks(
     paths = [parts / f"{key}-{start:09d}.npz" for start in starts]
     own = list(zip(starts, paths, strict=True))[part[0] :: part[1]]
     missing = [(start, path) for start, path in own if not is_zipfile(path)]  # absent or truncated
-    images = sum(min(CHUNK_IMAGES, len(source) - start) for start, _ in missing)
-    compiled = isinstance(model, ImageGPT) and dtype != "int8" and _worth_compiling(model, layers, images)
+    compiled = isinstance(model, ImageGPT) and dtype != "int8" and _worth_compiling(model, layers, len(source))
 
     def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
         return _read_squares(source, range(start, min(start + CHUNK_IMAGES, len(source))), model, levels)

@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nextpixel import __version__
 from nextpixel.checkpoints.card import public
-from nextpixel.config import Fit, ServeConfig
+from nextpixel.config import Fit, ServeConfig, check_origin
 from nextpixel.errors import InputError, shortened
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import UnreadableImage, heatmap, png_bytes
@@ -35,7 +35,7 @@ from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, base64_text, read_c
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import Drawn, draw, respond
 from nextpixel.server.engine import Engine
-from nextpixel.server.guard import check_origin, guard
+from nextpixel.server.guard import guard
 from nextpixel.server.holes import Fills, fill
 from nextpixel.server.meters import Meters
 from nextpixel.tokens import reconstruct

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import re
 import time
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
@@ -13,7 +12,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nextpixel.errors import InputError, shortened
 from nextpixel.server.calls import error_response
 
 PAGE_POLICY = (
@@ -83,15 +81,6 @@ def guard(
     return guarded
 
 
-def check_origin(origin: str) -> None:
-    """Raise InputError unless this is the origin of a site, as browsers send it."""
-    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:]+\])(:\d+)?", origin, re.ASCII) or origin != origin.lower():
-        raise InputError(
-            f"expected the origin of a site in lower case, as in https://pixels.example, got {shortened(origin)}",
-            argument="allow_origin",
-        )
-
-
 def refused(
     scope: Scope, token: str | None, hosts: Collection[str], allowed: Collection[str], upload_bytes: int
 ) -> tuple[int, str] | None:
@@ -103,9 +92,9 @@ def refused(
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if not _is_trusted(host, hosts):
-        return 403, "the server does not accept this host name; its option allow_host adds one"
+        return 403, "the server does not accept this host name; allow it with the server's option allow_host"
     if not _is_own(scope, headers, host, allowed):
-        return 403, "requests from pages of other sites are refused; the server's option allow_origin adds one"
+        return 403, "requests from pages of other sites are refused; allow a site with the server's option allow_origin"
     if token is not None and scope["path"].removeprefix(scope["root_path"]) not in OPEN:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if not hmac.compare_digest(given.strip().encode(), token.encode()) or scheme.lower() != "bearer":

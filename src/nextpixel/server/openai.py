@@ -29,7 +29,9 @@ STARTED = int(time.time())
 class Generation(schema.Sample):
     """New pictures, as OpenAI's clients ask for them; `prompt` is the caption."""
 
-    prompt: str | None = Field(None, max_length=2000, description="The caption; none or an empty one draws without.")
+    prompt: str | None = Field(
+        None, max_length=2000, description="The caption; omit it or leave it empty to draw without one."
+    )
     size: str | None = Field(None, max_length=20, description="auto, the model's own, or a whole multiple, as 64x64.")
     response_format: str | None = Field(None, max_length=20, description="b64_json, the only one.")
     output_format: str | None = Field(None, max_length=20, description="png, the only one.")
@@ -48,7 +50,7 @@ class Edit(Generation):
     """A picture whose transparent part, or that of a mask, is drawn; or with `keep` all but its top rows."""
 
     image: schema.Image
-    mask: schema.Image | None = Field(None, description="A picture that is transparent where to draw.")
+    mask: schema.Image | None = Field(None, description="Its transparent pixels are drawn, as in OpenAI's API.")
     keep: float | None = Field(None, ge=0, lt=1, description="Instead: the fraction of the rows to keep, from the top.")
     particles: int = Field(8, ge=1, le=64, description="Versions of each picture with a mask; more are better.")
 
