@@ -9,13 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from starlette.exceptions import HTTPException
 
 pytest.importorskip("fastapi", reason="needs the extra `server`")
 
+from nextpixel.config import SamplingConfig
+from nextpixel.errors import InputError
+from nextpixel.server import holes
 from nextpixel.server.calls import Call
 from nextpixel.server.engine import Waiting
-from nextpixel.server.holes import Fills
+from nextpixel.server.holes import Fills, fill
+
+SQUARE, MASK = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool)
 
 
 @pytest.fixture
@@ -26,26 +33,105 @@ def fills() -> Iterator[Fills]:
 
 def call(seconds: float = 5.0) -> Call[Any]:
     model: Any = SimpleNamespace(config=SimpleNamespace(columns=1), size=(2, 2))
-    body: Any = SimpleNamespace(n=1, particles=1, caption=None, seed=0)
+    body: Any = SimpleNamespace(n=1, particles=1, caption=None, seed=0, sampling=SamplingConfig)
     return Call(None, body, "tiny", model, seconds, time.monotonic() + seconds)  # type: ignore[arg-type]
 
 
-def filling(pixels: int = 3) -> Any:
-    return SimpleNamespace(rounds=lambda every: iter([1] * pixels), new_rows=lambda: [(0, 0)], tokens=pixels)
+class Stub:
+    """A filling of three pixels, one a slice."""
+
+    decoder, tokens = SimpleNamespace(name="exact"), 3
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def rounds(self, every: int) -> Iterator[int]:
+        for _ in range(self.tokens):
+            if self.error:
+                raise self.error
+            yield 1
+
+    def new_rows(self) -> list[tuple[int, int]]:
+        return [(0, 0)]
+
+    def image(self, _: int) -> Any:
+        return SQUARE[None]
+
+    def drawing(self) -> Any:
+        evidence = SimpleNamespace(log_evidence=np.zeros(1), ancestors=np.ones(1))
+        return SimpleNamespace(images=SQUARE[None], nats=np.zeros(1), evidence=evidence)
 
 
-async def drawn(fills: Fills, asked: Call[Any]) -> list[Any]:
-    return [one async for one in fills.draw(asked, filling())]
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The fillings that were prepared; an error put there is that of the next one."""
+    found: list[Any] = []
+
+    def prepare(*_: Any, **__: Any) -> Stub:
+        error = found.pop() if found and isinstance(found[-1], Exception) else None
+        if isinstance(error, InputError):
+            raise error
+        found.append(Stub(error))
+        return found[-1]
+
+    monkeypatch.setattr(holes, "Filling", prepare)
+    return found
 
 
 def test_a_place_that_is_left_while_the_client_reads_is_noticed(fills: Fills) -> None:
     async def scene() -> Any:
         first, second = call(), call(0.5)
-        fills.join(first, 3)
-        fills.join(second, 3)
-        events = fills.draw(second, filling())
+        fills.join(first)
+        fills.join(second)
+        events = fills.draw(second, Stub())
         assert isinstance(await anext(events), Waiting)
         fills.leave(first)
         return await anext(events)
 
     assert asyncio.run(scene()) == [(0, 0)]
+
+
+async def news(fills: Fills, asked: Call[Any]) -> list[tuple[str, Any]]:
+    return [one async for one in (await fill(asked, fills, SQUARE, MASK)).events]
+
+
+@pytest.mark.parametrize("seconds", [60.0, 0.0])
+def test_draining_refuses_waiting_and_new_fillings(fills: Fills, made: list[Any], seconds: float) -> None:
+    async def scene() -> None:
+        running = (await fill(call(), fills, SQUARE, MASK)).events
+        waiting = asyncio.create_task(news(fills, call()))
+        assert [(await anext(running))[0] for _ in range(2)] == ["start", "row"]
+        while len(made) < 2:
+            await asyncio.sleep(0.001)
+        fills.drain(seconds)
+        assert [(name, data.get("status")) for name, data in await waiting][-1] == ("error", 503)
+        with pytest.raises(HTTPException) as refused:
+            await fill(call(), fills, SQUARE, MASK)
+        assert refused.value.status_code == 503
+        *_, (name, data) = [one async for one in running]
+        assert name == "done" if seconds else data["status"] == 503
+
+    asyncio.run(scene())
+
+
+def test_a_full_queue_refuses_before_anything_is_prepared(fills: Fills, made: list[Any]) -> None:
+    async def scene() -> list[Any]:
+        asked = [fill(call(), fills, SQUARE, MASK) for _ in range(5)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    refused = [one.status_code for one in asyncio.run(scene()) if isinstance(one, HTTPException)]
+    assert refused == [429] * 3 and len(made) == 2
+
+
+def test_a_filling_that_cannot_be_prepared_leaves_its_place(fills: Fills, made: list[Any]) -> None:
+    made.append(InputError("no such colour"))
+    with pytest.raises(InputError):
+        asyncio.run(fill(call(), fills, SQUARE, MASK))
+    assert asyncio.run(news(fills, call()))[-1][0] == "done"
+
+
+def test_a_failure_is_logged_and_told(fills: Fills, made: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    made.append(RuntimeError("no memory"))
+    *_, (name, data) = asyncio.run(news(fills, call()))
+    assert (name, data["status"]) == ("error", 500) and "memory" not in data["message"]
+    assert "no memory" in caplog.text

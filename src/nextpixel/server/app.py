@@ -100,7 +100,7 @@ def create_app(
         responses={"4XX": {"model": schema.Refusal}, "5XX": {"model": schema.Refusal}},
         exception_handlers=EXCEPTION_HANDLERS,
     )
-    app.state.engines = engines
+    app.state.engines, app.state.fills = engines, fills
     app.add_middleware(
         guard,
         token=token,
@@ -240,13 +240,13 @@ def create_app(
         return await respond(call, await begin(call, squares, call.body.keep, mask))
 
     async def images_generations(call: Call[openai.Generation]) -> Response:
-        zoom, own = openai.check(call), openai.translated(call)
+        zoom, own = openai.check(call, config.max_pixels), openai.translated(call)
         drawn = await openai.naming_prompt(begin(own))
         return await openai.respond(call, drawn, "image_generation", openai.Canvas.blank(call, zoom))
 
     async def images_edits(call: Call[openai.Edit]) -> Response:
         check_keep(call)
-        model, zoom, own = call.model, openai.check(call), openai.translated(call)
+        model, zoom, own = call.model, openai.check(call, config.max_pixels), openai.translated(call)
         squares, mask, keep = await read_square(call, model), None, call.body.keep
         if call.body.mask is not None or keep is None:
             field = "image" if call.body.mask is None else "mask"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,9 +20,10 @@ from nextpixel.drawing.holes import Filling
 from nextpixel.server import schema
 from nextpixel.server.calls import Call
 from nextpixel.server.drawings import Drawn, Events
-from nextpixel.server.engine import DECAY, Waiting
+from nextpixel.server.engine import DECAY, SHUTTING_DOWN, Failed, Waiting
 
-LATE = "the request took longer than its timeout_seconds"
+LATE = Failed(504, "the request took longer than its timeout_seconds")
+BROKEN = Failed(500, "the filling failed; see the server's log")
 
 
 @dataclass(eq=False)
@@ -37,6 +39,16 @@ class Fills:
         self._queue: dict[Call[Any], int] = {}  # pixels left to draw; the first one is being drawn
         self._moved = asyncio.Event()
         self._seconds_per_pixel = 0.0
+        self._end = math.inf  # of a server that is stopping
+
+    @property
+    def closing(self) -> bool:
+        return self._end < math.inf
+
+    def drain(self, seconds: float) -> None:
+        """Refuse waiting and new fillings; give the current one `seconds` to finish."""
+        self._end = time.monotonic() + seconds
+        self._wake()
 
     def waiting(self, model: str) -> int:
         return sum(call.name == model for call in list(self._queue)[1:])
@@ -46,27 +58,38 @@ class Fills:
         until = list(self._queue).index(call) + 1
         return sum(list(self._queue.values())[:until]) * self._seconds_per_pixel
 
-    def join(self, call: Call[Any], pixels: int) -> None:
-        """Queue a filling of so many pixels. Raises HTTPException."""
+    def join(self, call: Call[Any]) -> None:
+        """Queue a filling, before it is prepared. Raises HTTPException."""
+        if self.closing:
+            raise HTTPException(SHUTTING_DOWN.status, SHUTTING_DOWN.message)
         if len(self._queue) > self.limit:
             wait = math.ceil(max(1, next(iter(self._queue.values())) * self._seconds_per_pixel))
             message = f"{self.limit} requests wait; try again in {wait} s"
             raise HTTPException(429, message, {"Retry-After": str(wait)})
+        self._queue[call] = 0
+
+    def prepared(self, call: Call[Any], pixels: int) -> None:
         self._queue[call] = pixels
 
     def leave(self, call: Call[Any]) -> None:
         self._queue.pop(call, None)
+        self._wake()
+
+    def _wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 
     async def draw(self, call: Call[Any], filling: Filling) -> AsyncIterator[Waiting | list[tuple[int, int]]]:
         """Yield the place in the queue when it has changed, then the new rows, see Filling.new_rows, of each slice.
 
-        A slice is about as many steps as a row has tokens. Raises TimeoutError at the call's deadline.
+        A slice is about as many steps as a row has tokens. Raises TimeoutError at the call's deadline or when draining
+        ends it.
         """
         loop, observe = asyncio.get_running_loop(), self.observe
         while True:
             moved = self._moved  # before the queue is read: what leaves it from here on is noticed
+            if self.closing:
+                raise TimeoutError
             if not (ahead := list(self._queue).index(call)):
                 break
             yield Waiting(ahead, self.seconds_left(call))
@@ -75,7 +98,7 @@ class Fills:
         observe(call.name, "queue_seconds", began - arrived)
         rounds = filling.rounds(every=call.model.config.columns)
         while (drawn := await loop.run_in_executor(self.thread, next, rounds, None)) is not None:
-            if time.monotonic() > call.deadline:
+            if time.monotonic() > min(call.deadline, self._end):
                 raise TimeoutError
             now = time.monotonic()
             if drawn:
@@ -106,7 +129,13 @@ async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uin
             caption=body.caption,
         )
 
-    filling = await asyncio.get_running_loop().run_in_executor(fills.thread, prepare)
+    fills.join(call)
+    try:
+        filling = await asyncio.get_running_loop().run_in_executor(fills.thread, prepare)
+    except BaseException:
+        fills.leave(call)
+        raise
+    fills.prepared(call, filling.tokens)
     facts = {"model": call.name, "mode": filling.decoder.name, "seed": body.seed, "filled_pixels": int(mask.sum())}
 
     async def news() -> Events:
@@ -119,7 +148,11 @@ async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uin
                 for i, y in moved:
                     yield "row", {"candidate": i, "y": y, "pixels": filling.image(i)[0, y]} | left()
         except TimeoutError:
-            yield "error", {"status": 504, "message": LATE}
+            yield "error", vars(SHUTTING_DOWN if fills.closing else LATE)
+            return
+        except Exception:
+            logging.getLogger(__name__).exception("filling failed")
+            yield "error", vars(BROKEN)
             return
         drawing = filling.drawing()
         assert drawing.evidence is not None
@@ -135,5 +168,4 @@ async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uin
     def left() -> dict[str, float]:
         return {"seconds_left": fills.seconds_left(call)}
 
-    fills.join(call, filling.tokens)
     return Drawn(news(), lambda: fills.leave(call), fills.seconds_left(call))

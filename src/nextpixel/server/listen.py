@@ -15,7 +15,7 @@ from nextpixel.errors import InputError
 
 
 class _Server(uvicorn.Server):
-    """Drains the engines on a signal, as uvicorn notifies the application only after the last response."""
+    """Drains the queues on a signal, as uvicorn notifies the application only after the last response."""
 
     drain: Callable[[], None]
 
@@ -59,8 +59,8 @@ def serve(app: FastAPI, config: ServeConfig, opened: socket.socket) -> None:
     )
 
     def drain() -> None:
-        for engine in app.state.engines.values():
-            engine.drain(config.shutdown_seconds)
+        for queue in (*app.state.engines.values(), app.state.fills):
+            queue.drain(config.shutdown_seconds)
 
     server.drain = drain
     server.run(sockets=[opened])

@@ -84,8 +84,8 @@ class Canvas:
         return base64_text(png_bytes(zoom_nearest(image, self.zoom)))
 
 
-def check(call: Call[Any]) -> int:
-    """The zoom of `size`. Raises InputError for what the server cannot do."""
+def check(call: Call[Any], max_pixels: int) -> int:
+    """The zoom of `size`, of n pictures of max_pixels together. Raises InputError for what the server cannot do."""
     body, (height, width) = call.body, call.model.size
     for name, only in (("response_format", "b64_json"), ("output_format", "png")):
         if getattr(body, name) not in (None, only):
@@ -105,6 +105,12 @@ def check(call: Call[Any]) -> int:
         raise InputError(
             f"expected auto, {width}x{height}, or a whole multiple such as {2 * width}x{2 * height}, up to "
             f"{most * width}x{most * height}, got {shortened(body.size)}",
+            argument="size",
+        )
+    if (pixels := body.n * zoom**2 * height * width) > max_pixels:
+        raise InputError(
+            f"expected at most {max_pixels:,} pixels in all pictures, got {pixels:,} (n is {body.n}); request fewer or "
+            "smaller ones",
             argument="size",
         )
     return zoom
