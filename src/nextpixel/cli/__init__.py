@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -52,6 +54,7 @@ DISTRIBUTED = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Imports nothing heavy before the verb is known."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    atexit.register(gc.freeze)  # or the last collection walks all of torch, for half a second
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     for stream in (sys.stdout, sys.stderr):
