@@ -350,8 +350,8 @@ def test_the_command_draws_the_same_pictures(visit: Visit) -> None:
     assert [picture.tobytes() for picture in same] == [pixels(url).tobytes() for url in drawn]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_request_draws_the_same_pictures(visit: Visit, tmp_path: Path) -> None:
+    needs(shutil.which("curl"), "curl")
     name = 'my "cat";,.jpg'
     (tmp_path / name).write_bytes(CAT.read_bytes())
     drop(visit, name, CAT.read_bytes())
