@@ -148,7 +148,11 @@ def told(values: NDArray[np.float64], digits: int = 1) -> str:
 
 def read(path: Path) -> dict[tuple[str, int], Any]:
     """The last line of each mask and batch: a batch that had fewer pictures is filled again."""
-    return {(line["mask"], line["first"]): line for line in map(json.loads, path.read_text().splitlines())}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:  # stopped while it wrote a line
+        path.write_text(whole)
+    return {(line["mask"], line["first"]): line for line in map(json.loads, whole.splitlines())}
 
 
 def table(path: Path) -> str:
