@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from models import lively, with_words
 
-from nextpixel.cli import complete, features, main, sample, sharing
+import nextpixel
+from nextpixel import ImageGPTConfig, Palette
+from nextpixel.cli import comparing, complete, features, main, sample, sharing
 from nextpixel.evaluation import oddness
 from nextpixel.images import save_png
-from nextpixel.representation import extraction
+from nextpixel.representation import extraction, scoring
 
 CHUNK = 16
 COMMANDS = {
@@ -22,6 +26,10 @@ COMMANDS = {
     "predict": ("predict probe one.npy --out", "csv"),
     "sample": ("sample -n 7 --seed 3 --model model --temperature 0.9 --out", "png"),
     "complete": ("complete one.npy -n 2 --keep 0.3 --seed 5 --model model --out", "png"),
+    "evaluate": ("evaluate one.npy --model model --out", "json"),
+    "evaluate-classes": ("evaluate many --model classes --captions many.jsonl --train two.npy --out", "json"),
+    "evaluate-masked": ("evaluate one.npy --model masked --seed 7 --out", "json"),
+    "evaluate-samples": ("evaluate one.npy --samples 20 --seed 2 --model model --out", "json"),
     "features": ("features one.npy --model model --layer 0,1 --out", "npz"),
 }
 
@@ -33,9 +41,10 @@ def desk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     for name, count in (("one", 40), ("two", 50)):
         np.save(f"{name}.npy", rng.integers(0, 256, (count, 6, 6, 3), np.uint8))
-    monkeypatch.setattr(oddness, "CHUNK_IMAGES", CHUNK)
-    monkeypatch.setattr(extraction, "CHUNK_IMAGES", CHUNK)
+    for module in (oddness, extraction, scoring):
+        monkeypatch.setattr(module, "CHUNK_IMAGES", CHUNK)
     monkeypatch.setattr(sample, "PICTURES_PER_TASK", 3)
+    monkeypatch.setattr(comparing, "PICTURES_PER_TASK", 7)
     monkeypatch.setattr(complete, "PICTURES_PER_TASK", 7)
 
 
@@ -47,11 +56,30 @@ def save_probe() -> None:
     assert run("probe labelled --model model --no-baselines --layer 1 --pooling mean --out probe") == 0
 
 
+def save_evaluated() -> None:
+    """A model with words and classes, its labelled images with captions, and a masked model."""
+    model = with_words(ImageGPTConfig(1, 16, 2, 4, 12, classes=("a", "b")), torch.float32)
+    assert model.class_head is not None
+    model.class_head.weight.normal_(0, 1, generator=torch.Generator().manual_seed(0))
+    nextpixel.save(model, "classes")
+    model = lively(ImageGPTConfig(1, 16, 2, 4, 12, objective="masked"), torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
+    nextpixel.save(model, "masked")
+    pictures, lines = np.load("one.npy"), []
+    for i, pixels in enumerate(pictures[:40]):
+        save_png(pixels, f"many/{'ab'[i % 3 == 0]}/{i}.png")
+        lines.append(json.dumps({"file": f"{'ab'[i % 3 == 0]}/{i}.png", "caption": "red, hat" if i % 2 else "long"}))
+    Path("many.jsonl").write_text("\n".join(lines))
+    np.save("two.npy", np.concatenate([np.load("two.npy"), pictures[5:9]]))  # training images among the others
+
+
 def run(command: str) -> int:
     return main(shlex.split(command))
 
 
 def content(path: Path) -> object:
+    if path.suffix == ".json":
+        return json.loads(path.read_text()) | {"images_per_second": None}
     if path.suffix != ".npz":
         return path.read_bytes()
     with np.load(path) as saved:
@@ -63,6 +91,8 @@ def test_jobs_and_a_merge_write_what_one_process_writes(verb: str, capsys: pytes
     command, kind = COMMANDS[verb]
     if verb == "predict":
         save_probe()
+    if verb.startswith("evaluate-"):
+        save_evaluated()
     assert run(f"{command} alone-{verb}.{kind}") == 0
     shared = f"{command} shared-{verb}.{kind}"
     parts = Path(f".shared-{verb}.{kind}.parts")
@@ -118,6 +148,9 @@ REFUSED = {
     "score one.npy --model model --job two --out a.csv": "--job: expected which one",
     "predict probe one.npy --job 1/2 --merge --out a.csv": "--merge: cannot be combined with --job",
     "predict probe one.npy --job 1/2 --masks 2 --out a.csv": "--job: cannot be combined with --masks",
+    "evaluate one.npy --masks 2 --model model --job 1/2 --out a.json": "--job: cannot be combined with --masks",
+    "evaluate one.npy --pictures two.npy --job 1/2 --out a.json": "--job: cannot be combined with --pictures",
+    "evaluate one.npy --model model --merge": "--out: expected one with --merge",
     "complete one.npy --box 0,0,2,2 --model model --merge": "--merge: cannot be combined with --box",
     "sample --tile --model model --merge": "--merge: cannot be combined with --tile",
     "sample --no-copies --model model --job 1/2": "--job: cannot be combined with --no-copies",
@@ -148,6 +181,7 @@ def test_what_torchrun_cannot_share_is_refused(
 def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     save_probe()
     np.save("one.npy", np.random.default_rng(0).integers(0, 256, (600, 6, 6, 3), np.uint8))  # two parts
+    save_evaluated()
     commands = [shlex.split(f"{command} {tmp_path}/{verb}.{kind}") for verb, (command, kind) in COMMANDS.items()]
     (tmp_path / "commands.json").write_text(json.dumps(commands))
     many = Path(__file__).parents[1] / "helpers" / "many_processes.py"
@@ -156,3 +190,14 @@ def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     for verb, (command, kind) in COMMANDS.items():
         assert run(f"{command} {tmp_path}/alone-{verb}.{kind}") == 0
         assert content(tmp_path / f"{verb}.{kind}") == content(tmp_path / f"alone-{verb}.{kind}")
+
+
+def test_evaluate_of_parts_has_all_figures() -> None:
+    save_evaluated()
+    command, _ = COMMANDS["evaluate-classes"]
+    for end in ("--job 1/2", "--job 2/2", "--merge"):
+        assert run(f"{command} all.json {end}") == 0
+    found = json.loads(Path("all.json").read_text())
+    assert found["images"] == 40 and found["training_images"] == found["classification"]["training_images"] == 4
+    assert len({found[name] for name in found if name.startswith("nats_per_pixel")}) == 3
+    assert 0 < found["classification"]["accuracy"] < 1 and found["images_per_second"] > 0

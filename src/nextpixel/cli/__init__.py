@@ -45,6 +45,7 @@ DISTRIBUTED = (
     "finetune",
     "features",
     "score",
+    "evaluate",
     "predict",
     "sample",
     "complete",

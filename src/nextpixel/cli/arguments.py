@@ -281,9 +281,10 @@ def show_table(rows: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> None
         show("  ".join(cells).rstrip())
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Print a JSON object on stdout, with null for NaN."""
+def print_json(value: dict[str, Any], out: Path | None = None) -> None:
+    """Print a JSON object on stdout, or write it to the file `out`, with null for NaN."""
+    from nextpixel.files import write_text
     from nextpixel.stats import finite
 
-    json.dump(finite(value), sys.stdout, indent=2, allow_nan=False)  # ASCII, as file names need not be valid text
-    sys.stdout.write("\n")
+    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"  # ASCII, as file names need not be valid text
+    sys.stdout.write(text) if out is None else write_text(out, text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nextpixel.cli.arguments import joined, print_json, show, show_table
 from nextpixel.cli.common import decode_for, load_model
 from nextpixel.cli.hints import command
+from nextpixel.cli.sharing import Share, chunks, shared_drawing
 from nextpixel.cli.spelling import flag
 from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nextpixel.cli.evaluate import Evaluate
+    from nextpixel.drawing.sampling import Drawing
     from nextpixel.evaluation.comparison import Comparison, Nearness
     from nextpixel.network.model import ImageGPT
 
 SHOWN = 12  # pictures in the grid of --nearest
+PICTURES_PER_TASK = 64
 CELL_PIXELS = 64
 
 
-def compare_features(args: Evaluate, pictures: str) -> None:
+def compare_features(args: Evaluate, pictures: str, share: Share) -> None:
     from nextpixel.evaluation.comparison import compare_feature_files
 
     if args.train is not None:
@@ -37,13 +40,13 @@ def compare_features(args: Evaluate, pictures: str) -> None:
     if len(args.images) > 1:
         raise InputError(f"expected one file of features, got {len(args.images)}", argument="images")
     found = compare_feature_files(args.images[0], pictures, references=args.references, seed=args.sampling.seed)
-    _report(args, [found], [])
+    _report(args, [found], [], share)
     say("To search for copies, give the pictures themselves, with --train")
 
 
-def compare(args: Evaluate) -> None:
-    model = load_model(args.model)
-    from nextpixel.evaluation.comparison import compare_by, draw_and_choose, nearest_images
+def compare(args: Evaluate, share: Share) -> None:
+    model = load_model(share.join(args.model))
+    from nextpixel.evaluation.comparison import choose_real, compare_by, nearest_images
     from nextpixel.images.sources import open_source
     from nextpixel.representation.extraction import model_hash
     from nextpixel.representation.extractors import PIXELS, open_extractor
@@ -56,14 +59,17 @@ def compare(args: Evaluate) -> None:
     source = open_source(joined(args.images), args.split)
     real = _read(model, source)
     train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
-    given = args.samples or 0 if args.pictures is None else _read(model, args.pictures)
-    pictures, choice, tokenizer = draw_and_choose(model, given, len(real), args.references, args.sampling)
+    pictures = None if args.pictures is None else _read(model, args.pictures)
+    count = args.samples or 0 if pictures is None else len(pictures)
+    choice = choose_real(len(real), count, args.references, args.sampling.seed)  # refuses before drawing
+    tokenizer = model.tokenizer if pictures is None else None
+    pictures = _draw_samples(model, args, share) if pictures is None else pictures
     found = [compare_by(one, real, pictures, choice, tokenizer, seed=args.sampling.seed) for one in extractors.values()]
     near = []
     if train is not None:
         by = {PIXELS: open_extractor(PIXELS, model)} | extractors
         near = [nearest_images(one, pictures, real[choice.reference], train, model.tokenizer) for one in by.values()]
-    _report(args, found, near)
+    _report(args, found, near, share)
     if args.nearest is not None and train is not None:
         _draw(args.nearest, pictures, train, near)
         say(f"Nearest training images: {args.nearest}")
@@ -76,6 +82,30 @@ def compare(args: Evaluate) -> None:
         say(f"To write these pictures to files: {same}")
     else:
         say(f"To score each picture: {command('score', args.pictures, model=args.model.model)}")
+
+
+def _draw_samples(model: ImageGPT, args: Evaluate, share: Share) -> NDArray[np.uint8]:
+    from nextpixel.drawing.sampling import draw
+    from nextpixel.representation.extraction import model_hash
+
+    count = args.samples or 0
+
+    def draw_part(rows: slice) -> Drawing:
+        return draw(model, None, n=rows.stop - rows.start, sampling=args.sampling, first=rows.start, of=count)
+
+    if not share.active:
+        return draw_part(slice(0, count)).images
+    facts = [model_hash(model), count, args.sampling]
+    return shared_drawing(share, draw_part, chunks(count, PICTURES_PER_TASK), facts).images
+
+
+def report(args: Evaluate, values: dict[str, Any], share: Share) -> None:
+    """Write the figures to `out`, and print them with `json`."""
+    if args.out is not None:
+        print_json(values, args.out)
+        share.clean()
+    if args.output.json:
+        print_json(values)
 
 
 def _read(model: ImageGPT, images: Any) -> NDArray[np.uint8]:
@@ -94,29 +124,29 @@ def _read_train(model: ImageGPT, images: str, compared: str) -> NDArray[np.uint8
     return _read(model, source)
 
 
-def _report(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness]) -> None:
+def _report(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness], share: Share) -> None:
     drawn = found[0].drawn
-    if args.output.json:
-        return print_json(
+    values = {
+        "samples": drawn.samples,
+        "references": drawn.references,
+        "floor": {"samples": found[0].floor.samples, "references": found[0].floor.references},
+        "seed": args.sampling.seed,
+        "metrics": {name: values for one in found for name, values in one.metrics().items()},
+        "nearest": [
             {
-                "samples": drawn.samples,
-                "references": drawn.references,
-                "floor": {"samples": found[0].floor.samples, "references": found[0].floor.references},
-                "seed": args.sampling.seed,
-                "metrics": {name: values for one in found for name, values in one.metrics().items()},
-                "nearest": [
-                    {
-                        "extractor": one.extractor,
-                        "median": one.median,
-                        "real_median": one.real_median,
-                        "ratio": one.ratio,
-                        "indices": one.indices.tolist(),
-                        "distances": one.distances.tolist(),
-                    }
-                    for one in near
-                ],
+                "extractor": one.extractor,
+                "median": one.median,
+                "real_median": one.real_median,
+                "ratio": one.ratio,
+                "indices": one.indices.tolist(),
+                "distances": one.distances.tolist(),
             }
-        )
+            for one in near
+        ],
+    }
+    report(args, values, share)
+    if args.output.json:
+        return
     for one in found:
         _print(one)
     for by in near:

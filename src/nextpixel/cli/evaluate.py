@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from nextpixel.cli.arguments import Images, joined, parse, print_json, show
+from nextpixel.cli.arguments import Images, joined, parse, show
 from nextpixel.cli.common import auc_text, check_file, check_sources, load_model, psnr_text
-from nextpixel.cli.comparing import compare, compare_features
+from nextpixel.cli.comparing import compare, compare_features, report
 from nextpixel.cli.hints import command
+from nextpixel.cli.sharing import Arrays, Share, ShareOptions, chunks
 from nextpixel.cli.spelling import flag
 from nextpixel.config import PICTURES_AT_MOST, OutputOptions, PictureOptions, SamplingConfig, check_numbers
 from nextpixel.errors import InputError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from nextpixel.images.sources import Source
     from nextpixel.network.model import ImageGPT
-    from nextpixel.stats import Score
+    from nextpixel.representation.probing import LinearProbe
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Evaluate:
     given without the images that are among them. Pictures are compared with their nearest training images."""
     nearest: Path | None = None
     """Write a PNG file of the first pictures with their nearest training images. Needs --train."""
+    out: Path | None = None
+    """Write the figures to this .json file."""
+    share: ShareOptions = field(default_factory=ShareOptions)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -80,38 +84,55 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Evaluate, "evaluate", argv)
     _check(args)
     check_sources(*args.images, args.train, args.pictures)
+    if args.out is not None:
+        check_file(args.out, ".json", args.images)
+    share = Share(args.share, args.out, "`masks`" if args.masks else "`pictures`" if args.pictures else None)
     if args.pictures is not None and args.images[0].endswith(".npz"):
         from nextpixel.representation.extractors import holds_features
 
         if holds_features(args.images[0]):
-            return compare_features(args, args.pictures)
+            return compare_features(args, args.pictures, share)
     if args.samples is not None or args.pictures is not None:
-        return compare(args)
-    model = load_model(args.model)
+        return compare(args, share)
+    model = load_model(share.join(args.model))
     from nextpixel.evaluation.likelihood import evaluate
     from nextpixel.images.sources import open_source
+    from nextpixel.representation.scoring import CHUNK_IMAGES, joined_arrays
 
     source = open_source(joined(args.images), args.split)
     seen = _seen(model, source, args)
     wanted = args.accuracy or args.labels is not None or args.masks > 0
-    score = None
+    score = labelled = None
     if wanted or (model.config.classes and source.labels is not None):
         try:
-            score = _score(model, source, args, seen)  # first, as it may raise before the long evaluation
+            labelled = _labelled(model, source, args, seen)  # first, as it may raise before the long evaluation
+            if not share.active:
+                probe, squares, names, own = labelled
+                score = probe.evaluate_squares(squares, names, masks=args.masks, seen=own)
         except InputError as error:
             if wanted:
                 raise
             say(f"no accuracy: {error}")
+
+    def run(tasks: Sequence[Callable[[], Arrays]], facts: Iterable[object]) -> list[Arrays]:
+        nonlocal score
+        if labelled is None:
+            return share.run(tasks, facts)
+        probe, squares, names, own = labelled
+        more = [lambda rows=rows: {"x": probe.features(squares[rows])} for rows in chunks(len(squares), CHUNK_IMAGES)]
+        results = share.run([*tasks, *more], [*facts, squares])
+        score = probe.evaluate_features(joined_arrays(results[len(tasks) :])["x"], names, seen=own)
+        return results[: len(tasks)]
+
     figures = evaluate(
         model, joined(args.images), split=args.split, captions=args.captions, protocol=args.protocol,
-        seed=args.sampling.seed, seen=seen,
+        seed=args.sampling.seed, seen=seen, run=run if share.active else None,
     )  # fmt: skip
     say_left_out(figures.unreadable)
     masked = model.config.objective == "masked"
-    if args.output.json:
-        classified = None if score is None else score.report()
-        print_json(asdict(figures) | {"palette_sha256": model.tokenizer.hash, "classification": classified})
-    else:
+    classified = None if score is None else score.report()
+    report(args, asdict(figures) | {"palette_sha256": model.tokenizer.hash, "classification": classified}, share)
+    if not args.output.json:
         kind = "hidden pixel" if masked else "pixel"
         show(
             f"{figures.nats_per_pixel:.4f} +- {figures.standard_error:.4f} nats per {kind} "
@@ -161,15 +182,19 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
     return find_training_images(train, model, joined(args.images), args.split)
 
 
-def _score(model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.bool_] | None) -> Score:
+def _labelled(
+    model: ImageGPT, source: Source, args: Evaluate, seen: NDArray[np.bool_] | None
+) -> tuple[LinearProbe, NDArray[np.uint8], NDArray[Any], NDArray[np.bool_] | None]:
+    """The model's class head, the labelled images, their labels, and which are training images."""
     from nextpixel.data.decoded import decode
-    from nextpixel.data.labels import given_labels, labelled
+    from nextpixel.data.labels import class_numbers, given_labels, labelled
     from nextpixel.representation.probing import LinearProbe
 
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.size, fit=model.fit, levels=model.levels)
     squares, names, rows = labelled(labels, source, images)
-    return probe.evaluate_squares(squares, names, masks=args.masks, seen=None if seen is None else seen[rows])
+    class_numbers(names, probe.classes_)  # refuses bad labels
+    return probe, squares, names, None if seen is None else seen[rows]
 
 
 def _check(args: Evaluate) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_sources, decode_for, load_classifier, load_model, write_rows
-from nextpixel.cli.sharing import Share, ShareOptions, chunks, joined_arrays
+from nextpixel.cli.sharing import Share, ShareOptions
 from nextpixel.config import OutputOptions, PictureOptions, check_numbers
 from nextpixel.errors import InputError
 from nextpixel.progress import say
@@ -95,15 +94,15 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _shared_features(share: Share, probe: LinearProbe, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-    from nextpixel.representation.extraction import CHUNK_IMAGES, model_hash
+    from nextpixel.representation.extraction import model_hash
+    from nextpixel.representation.scoring import by_chunks
 
-    def task(rows: slice) -> dict[str, NDArray[np.float32]]:
+    def measure(rows: slice) -> dict[str, NDArray[np.float32]]:
         return {"features": probe.features(squares[rows])}
 
     assert probe.model is not None
-    tasks = [functools.partial(task, rows) for rows in chunks(len(squares), CHUNK_IMAGES)]
-    results = share.run(tasks, [model_hash(probe.model), probe.layers_, probe.pooling_, squares])
-    return joined_arrays(results)["features"]
+    facts = [model_hash(probe.model), probe.layers_, probe.pooling_, squares]
+    return by_chunks(measure, len(squares), share.run, facts)["features"]
 
 
 def _by_captions(args: Predict) -> None:

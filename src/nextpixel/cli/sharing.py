@@ -162,6 +162,7 @@ class Share:
 def shared_drawing(share: Share, draw: Callable[[slice], Drawing], parts: Sequence[slice], facts: Any) -> Drawing:
     """What `draw` draws of all parts. The pictures of a call without particles."""
     from nextpixel.drawing.sampling import Drawing
+    from nextpixel.representation.scoring import joined_arrays
 
     def task(rows: slice) -> Arrays:
         found = draw(rows)
@@ -174,8 +175,3 @@ def shared_drawing(share: Share, draw: Callable[[slice], Drawing], parts: Sequen
 
 def chunks(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def joined_arrays(results: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
-    """Each array of the tasks, one after the other."""
-    return {name: np.concatenate([one[name] for one in results]) for name in results[0]}

@@ -107,19 +107,13 @@ def compare_samples(
     names = [extractor] if isinstance(extractor, str | Extractor) else list(extractor)
     extractors = [open_extractor(name, model, layer) for name in names]  # refuses before drawing
     real, _ = read_squares(model, images, split)
-    given = pictures if isinstance(pictures, int) else read_squares(model, pictures)[0]
-    drawn, choice, tokenizer = draw_and_choose(model, given, len(real), references, sampling)
+    tokenizer = model.tokenizer if isinstance(pictures, int) else None
+    drawn = None if isinstance(pictures, int) else read_squares(model, pictures)[0]
+    count = pictures if drawn is None else len(drawn)
+    choice = choose_real(len(real), count, references, sampling.seed)  # refuses before drawing
+    if drawn is None:
+        drawn = draw(model, None, n=count, sampling=sampling).images
     return [compare_by(one, real, drawn, choice, tokenizer, seed=sampling.seed) for one in extractors]
-
-
-def draw_and_choose(
-    model: ImageGPT, pictures: int | NDArray[np.uint8], real: int, references: int | None, sampling: SamplingConfig
-) -> tuple[NDArray[np.uint8], Choice, Tokenizer | None]:
-    """Pictures, drawn if a number is given; the real ones to compare with; the tokenizer of drawn pictures."""
-    if not isinstance(pictures, int):
-        return pictures, choose_real(real, len(pictures), references, sampling.seed), None
-    choice = choose_real(real, pictures, references, sampling.seed)  # refuses before drawing
-    return draw(model, None, n=pictures, sampling=sampling).images, choice, model.tokenizer
 
 
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:

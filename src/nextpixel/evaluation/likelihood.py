@@ -22,7 +22,8 @@ from nextpixel.errors import InputError
 from nextpixel.images.sources import Source, load_images, open_source, sprites_of
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
-from nextpixel.representation.scoring import BATCH_IMAGES, batches, pixel_maps
+from nextpixel.representation.extraction import model_hash
+from nextpixel.representation.scoring import BATCH_IMAGES, Arrays, Runner, batches, by_chunks, pixel_maps
 from nextpixel.tokens import Reconstruction, covers_pixels, reconstruction
 
 OPENAI_BATCH = 64
@@ -62,6 +63,7 @@ class Evaluation:
     bits_per_pixel: float
     """nats_per_pixel / ln 2: bits per pixel of the tokens, not bits per dimension of the original colours."""
     images_per_second: float
+    """Of one process."""
     protocol: Protocol
     unreadable: list[str]
     """A line for each file that was skipped because it cannot be read."""
@@ -87,6 +89,7 @@ def evaluate(
     dtype: str = "fp32",
     seed: int = 0,
     seen: NDArray[np.bool_] | None = None,
+    run: Runner | None = None,
 ) -> Evaluation:
     """Nats per pixel of a set of images.
 
@@ -94,6 +97,7 @@ def evaluate(
     protocol  "openai" drops the last partial batch of 64, as openai/image-gpt does
     seed      chooses, with the image's number, the pixels that are hidden from a masked model (probability 0.15)
     seen      (N,) the readable images that are training images, see find_training_images
+    run       computes nats, a list of tasks, see by_chunks
 
     Raises InputError for bad images, or for fewer than 64 of them under "openai".
     """
@@ -102,18 +106,25 @@ def evaluate(
         squares, unreadable = read_squares(model, images, split)
     else:
         source = sprites_of(open_source(images, split), model.size, model.fit, model.levels)
-        found = decode(source, model.size, fit=model.fit, levels=model.levels)
-        squares, unreadable, tags = found.images, found.unreadable, image_tags(model, source, captions, found)
+        decoded = decode(source, model.size, fit=model.fit, levels=model.levels)
+        squares, unreadable, tags = decoded.images, decoded.unreadable, image_tags(model, source, captions, decoded)
     if protocol == "openai":
         squares = squares[: len(squares) // OPENAI_BATCH * OPENAI_BATCH]
         if not len(squares):
             raise InputError(
                 f"openai needs at least {OPENAI_BATCH} images, got fewer; expected all", argument="protocol"
             )
-    start = time.perf_counter()
-    nats = image_nats(model, squares, dtype=dtype, seed=seed, tags=None if tags is None else tags[: len(squares)])
-    seconds = time.perf_counter() - start
-    bare = None if tags is None else mean_and_error(image_nats(model, squares, dtype=dtype))[0]
+
+    def measure(rows: slice) -> Arrays:
+        start, own = time.perf_counter(), None if tags is None else tags[rows]
+        found = {"nats": image_nats(model, squares[rows], dtype=dtype, seed=seed, tags=own, first=rows.start)}
+        found["seconds"] = np.array([time.perf_counter() - start])
+        return found if tags is None else found | {"bare": image_nats(model, squares[rows], dtype=dtype)}
+
+    given = None if tags is None else tags.numpy()
+    facts = [] if run is None else [model_hash(model), dtype, seed, squares, given]
+    found = by_chunks(measure, len(squares), run, facts)
+    nats, bare = found["nats"], mean_and_error(found["bare"])[0] if "bare" in found else None
     mean, error = mean_and_error(nats)
     known, without = None, None
     if seen is not None:
@@ -125,7 +136,7 @@ def evaluate(
         mean,
         error,
         mean / math.log(2),
-        len(nats) / seconds,
+        len(nats) / float(found["seconds"].sum()),
         protocol,
         unreadable,
         known,
@@ -178,6 +189,7 @@ def image_nats(
     dtype: str = "fp32",
     seed: int = 0,
     tags: NDArray[np.int64] | Tensor | None = None,
+    first: int = 0,
     batch_images: int = BATCH_IMAGES,
 ) -> NDArray[np.float32]:
     """Nats per pixel (N,) of squares at the model's side; of a masked model, per hidden pixel (see hidden_nats).
@@ -185,7 +197,8 @@ def image_nats(
     `tags` (1 or N, TAGS, w) are those of their captions, see Words.encode.
     """
     if model.config.objective == "masked":
-        return np.concatenate(list(hidden_nats(model, squares, dtype=dtype, seed=seed, batch_images=batch_images)))
+        hidden = hidden_nats(model, squares, dtype=dtype, seed=seed, first=first, batch_images=batch_images)
+        return np.concatenate(list(hidden))
     parts = square_nats(model, squares, dtype=dtype, tags=tags, batch_images=batch_images)
     return np.concatenate([part.mean((1, 2)) for part in parts])
 
@@ -234,9 +247,13 @@ def hidden_nats(
     *,
     dtype: str = "fp32",
     seed: int = 0,
+    first: int = 0,
     batch_images: int = BATCH_IMAGES,
 ) -> Iterator[NDArray[np.float32]]:
-    """Mean -ln p of each image's hidden pixels given the others, in batches (b,), by a masked model."""
+    """Mean -ln p of each image's hidden pixels given the others, in batches (b,), by a masked model.
+
+    Pixels are hidden by `seed` and the image's number, from `first`.
+    """
     pixels = math.prod(model.tokenizer.patch)  # of a token
 
     def nats(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
@@ -244,4 +261,4 @@ def hidden_nats(
         losses = masked_cross_entropy(model(tokens, masked), tokens, masked)
         return (losses.float().cpu().numpy() / pixels).astype(np.float32)
 
-    return batches(model, squares, nats, dtype=dtype, mask_seed=seed, batch_images=batch_images)
+    return batches(model, squares, nats, dtype=dtype, mask_seed=seed, first=first, batch_images=batch_images)

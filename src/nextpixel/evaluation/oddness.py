@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,16 +21,13 @@ from nextpixel.images import png_bytes
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extraction import check_layers, model_hash
-from nextpixel.representation.scoring import batches, pixel_maps
+from nextpixel.representation.scoring import CHUNK_IMAGES, Runner, batches, joined_arrays, pixel_maps
 from nextpixel.stats import conformal_p_values
 
 NEIGHBOURS = 5
 REFERENCES_AT_MOST = 5_000
 CALIBRATION_SHARE = 0.5
 DEFAULT_COLUMN = "feature_distance"  # finds kinds of images that likelihood misses: docs/guide/odd-images.md
-CHUNK_IMAGES = 512  # of a task; whole batches, so that results do not depend on it
-Task = Callable[[], Mapping[str, NDArray[Any]]]
-Runner = Callable[[Sequence[Task], Iterable[object]], Sequence[Mapping[str, NDArray[Any]]]]
 SIGNIFICANCE = 0.01  # of the separation by a column, corrected for the number of columns
 
 
@@ -259,7 +256,7 @@ def _measure_all(
     found = []
     for i, images in enumerate(sets):
         own = [result for (number, _), result in zip(numbers, results, strict=True) if number == i]
-        found.append(Measurements(images, **{name: np.concatenate([one[name] for one in own]) for name in own[0]}))
+        found.append(Measurements(images, **joined_arrays(own)))
     return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,25 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
 
 BATCH_IMAGES = 16
+CHUNK_IMAGES = 512  # of a task; whole batches, so that results do not depend on it
+Arrays = Mapping[str, NDArray[Any]]
+Runner = Callable[[Sequence[Callable[[], Arrays]], Iterable[object]], Sequence[Arrays]]
 R = TypeVar("R")
+
+
+def by_chunks(
+    measure: Callable[[slice], Arrays], count: int, run: Runner | None, facts: Iterable[object]
+) -> dict[str, NDArray[Any]]:
+    """What `measure` finds for all of `count` images, or by `run` as tasks of CHUNK_IMAGES, which `facts` determine."""
+    if run is None:
+        return dict(measure(slice(0, count)))
+    parts = [slice(start, min(start + CHUNK_IMAGES, count)) for start in range(0, count, CHUNK_IMAGES)]
+    return joined_arrays(run([functools.partial(measure, rows) for rows in parts], facts))
+
+
+def joined_arrays(results: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
+    """Each array of the tasks, one after the other."""
+    return {name: np.concatenate([one[name] for one in results]) for name in results[0]}
 
 
 @torch.inference_mode()
@@ -27,13 +46,14 @@ def batches(
     *,
     dtype: str = "fp32",
     mask_seed: int | None = None,
+    first: int = 0,
     batch_images: int = BATCH_IMAGES,
     label: str = "scoring",
 ) -> Iterator[R]:
     """Yield score(tokens (b, T), masked (b, T) or None), which runs the network, for each batch of pictures.
 
     `pictures` are uint8 (N, H, W, 3) at the model's side, or their tokens (N, T). With `mask_seed`, decoded.masks hides
-    tokens by that seed and the picture's index; `dtype` is that of the matrix products within `score`.
+    tokens by that seed and the picture's index, from `first`; `dtype` is that of the matrix products within `score`.
     """
     device = str(model.device)
     with progress(label, len(pictures), "images") as advance:
@@ -42,7 +62,7 @@ def batches(
             tokens = part if isinstance(part, Tensor) else model.tokenizer.encode(np.ascontiguousarray(part))
             masked = None
             if mask_seed is not None:
-                indices = np.arange(start, start + len(tokens))
+                indices = first + np.arange(start, start + len(tokens))
                 masked = torch.from_numpy(masks(indices, tokens.shape[1], seed=mask_seed)).to(device)
             with autocast(device, dtype):
                 result = score(tokens.to(device), masked)
