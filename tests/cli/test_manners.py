@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -181,6 +182,30 @@ def test_bad_arguments_are_refused_without_importing_torch(desk: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", code, *BAD], capture_output=True, text=True, check=True)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ids=["default", "spin count", "wait policy"],
+)
+def test_openmp_is_told_how_long_to_spin_before_torch_is_imported(settings: dict[str, str], expected: str) -> None:
+    code = """if True:
+        import os, sys
+        from nextpixel.cli import main
+
+        class Stop:
+            def find_spec(self, name, path=None, target=None):
+                if name == "torch":
+                    print(os.environ.get("GOMP_SPINCOUNT"))
+                    sys.exit()
+
+        sys.meta_path.insert(0, Stop())
+        main(["sample"])
+    """
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=others | settings)
+    assert done.stdout == expected + "\n", done.stderr
 
 
 @pytest.mark.parametrize("command", ["complete photo.png -n 1", "score one/train one/test", "sample -n 1"])

@@ -39,6 +39,7 @@ VERBS = {
     "completion": "print a script that completes commands and options in bash, zsh or fish",
     "convert": "convert OpenAI's TensorFlow checkpoint to a model folder, or a student to ONNX",
 }
+SPIN_COUNT = "1000"  # about as fast as libgomp's 300,000 on an idle machine, see docs/performance.md
 LONGEST = 400  # characters of an unexpected error
 DISTRIBUTED = (
     "pretrain",
@@ -54,6 +55,8 @@ DISTRIBUTED = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Imports nothing heavy before the verb is known."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads spin while they wait, ruinous beside a busy process
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # libgomp reads it when torch is imported
     arguments = list(sys.argv[1:] if argv is None else argv)
     atexit.register(gc.freeze)  # or the last collection walks all of torch, for half a second
     if arguments[:1] == ["help"]:
