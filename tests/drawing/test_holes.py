@@ -210,10 +210,12 @@ def test_a_hole_grows_to_the_tokens_that_see_it(tokenizer: Any, grid: Any) -> No
     grown = np.zeros(model.size, bool)
     grown[2:6, 2:4] = True
     filling = Filling(model, squares, mask, n=2, particles=3)
+    assert filling.steps_left > filling.tokens * 3
     drawn, drawing = {(row.candidates.start, row.y): row.pixels[0] for row in filling.stream()}, filling.drawing()
     assert np.array_equal(drawing.kept, ~grown)
     assert np.array_equal(drawing.images[:, ~mask], np.repeat(squares, 2, 0)[:, ~mask])  # pixels, not only tokens
     assert {y for _, y in drawn} == {2, 3, 4, 5}
+    assert filling.steps_left == 0
     assert all(np.array_equal(pixels, drawing.images[i, y]) for (i, y), pixels in drawn.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError
 from nextpixel.server import holes
 from nextpixel.server.calls import Call
-from nextpixel.server.engine import Waiting
+from nextpixel.server.engine import Row, Waiting
 from nextpixel.server.holes import Fills, fill
 
 SQUARE, MASK = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool)
@@ -33,26 +34,31 @@ def fills() -> Iterator[Fills]:
 
 def call(seconds: float = 5.0) -> Call[Any]:
     model: Any = SimpleNamespace(config=SimpleNamespace(columns=1), size=(2, 2))
-    body: Any = SimpleNamespace(n=1, particles=1, caption=None, seed=0, sampling=SamplingConfig)
+    body: Any = SimpleNamespace(n=1, particles=1, caption=None, guidance=1.0, seed=0, sampling=SamplingConfig)
     return Call(None, body, "tiny", model, seconds, time.monotonic() + seconds)  # type: ignore[arg-type]
 
 
 class Stub:
-    """A filling of three pixels, one a slice."""
+    """A filling of three pixels, one a slice while `go` is set."""
 
-    decoder, tokens = SimpleNamespace(name="exact"), 3
+    decoder = SimpleNamespace(name="exact")
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
+        self.error, self.steps_left, self.go = error, 3, threading.Event()
+        self.drawn = 0
+        self.go.set()
 
     def rounds(self, every: int) -> Iterator[int]:
-        for _ in range(self.tokens):
+        while self.steps_left:
             if self.error:
                 raise self.error
-            yield 1
+            time.sleep(0.001)
+            self.drawn = int(self.go.is_set())
+            self.steps_left -= self.drawn
+            yield self.drawn
 
     def new_rows(self) -> list[tuple[int, int]]:
-        return [(0, 0)]
+        return [(0, 0)] * self.drawn
 
     def image(self, _: int) -> Any:
         return SQUARE[None]
@@ -83,27 +89,32 @@ def test_a_place_that_is_left_while_the_client_reads_is_noticed(fills: Fills) ->
         first, second = call(), call(0.5)
         fills.join(first)
         fills.join(second)
-        events = fills.draw(second, Stub())
-        assert isinstance(await anext(events), Waiting)
+        found: list[Any] = []
+        drawing = asyncio.create_task(fills.draw(second, Stub(), found.append))
+        while not found:
+            await asyncio.sleep(0)
         fills.leave(first)
-        return await anext(events)
+        await drawing
+        return [type(event) for event in found]
 
-    assert asyncio.run(scene()) == [(0, 0)]
+    assert asyncio.run(scene()) == [Waiting, Row, Row, Row]
 
 
 async def news(fills: Fills, asked: Call[Any]) -> list[tuple[str, Any]]:
-    return [one async for one in (await fill(asked, fills, SQUARE, MASK)).events]
+    return [one async for one in (await fill(asked, fills, SQUARE, MASK)).events()]
 
 
 @pytest.mark.parametrize("seconds", [60.0, 0.0])
 def test_draining_refuses_waiting_and_new_fillings(fills: Fills, made: list[Any], seconds: float) -> None:
     async def scene() -> None:
-        running = (await fill(call(), fills, SQUARE, MASK)).events
-        waiting = asyncio.create_task(news(fills, call()))
+        running = (await fill(call(), fills, SQUARE, MASK)).events()
         assert [(await anext(running))[0] for _ in range(2)] == ["start", "row"]
+        made[0].go.clear()
+        waiting = asyncio.create_task(news(fills, call()))
         while len(made) < 2:
             await asyncio.sleep(0.001)
         fills.drain(seconds)
+        made[0].go.set()
         assert [(name, data.get("status")) for name, data in await waiting][-1] == ("error", 503)
         with pytest.raises(HTTPException) as refused:
             await fill(call(), fills, SQUARE, MASK)
@@ -135,3 +146,46 @@ def test_a_failure_is_logged_and_told(fills: Fills, made: list[Any], caplog: pyt
     *_, (name, data) = asyncio.run(news(fills, call()))
     assert (name, data["status"]) == ("error", 500) and "memory" not in data["message"]
     assert "no memory" in caplog.text
+
+
+def test_drawing_does_not_wait_for_its_reader_and_ends_with_it(fills: Fills, made: list[Any]) -> None:
+    async def scene() -> None:
+        unread = await fill(call(), fills, SQUARE, MASK)
+        assert [name for name, _ in await news(fills, call())][-1] == "done"
+        assert [name for name, _ in [one async for one in unread.events()]] == ["start", "row", "row", "row", "done"]
+        left = await fill(call(), fills, SQUARE, MASK)
+        made[-1].go.clear()
+        left.end()
+        assert [name for name, _ in await news(fills, call())][-1] == "done"
+        assert made[-2].steps_left
+
+    asyncio.run(scene())
+
+
+def test_rows_keep_no_more_than_themselves(fills: Fills, made: list[Any]) -> None:
+    rows = [data["pixels"] for name, data in asyncio.run(news(fills, call())) if name == "row"]
+    assert len(rows) == 3 and all(row.base is None for row in rows)
+
+
+def test_time_left_is_that_of_the_model_and_the_kind_of_work(fills: Fills, made: list[Any]) -> None:
+    async def scene() -> None:
+        first = await fill(call(), fills, SQUARE, MASK)
+        assert first.seconds_left is None  # nothing has been measured
+        async for name, data in first.events():
+            assert name in ("start", "done") or data["seconds_left"] is not None
+        pace = fills._seconds_per_step["tiny", False]
+        again = await fill(call(), fills, SQUARE, MASK)
+        assert again.seconds_left == pytest.approx(3 * pace)
+        made[-1].go.clear()
+        other = call()
+        other.body.guidance = 2.0
+        guided = await fill(other, fills, SQUARE, MASK)
+        assert guided.seconds_left is None
+        fills._seconds_per_step["tiny", True] = 100.0
+        name, waiting = [await anext(guided.events()) for _ in range(2)][1]
+        assert name == "waiting" and waiting["ahead"] == 1
+        assert fills.seconds_left(other) == pytest.approx(300, rel=0.1)
+        guided.end()
+        again.end()
+
+    asyncio.run(scene())

@@ -33,6 +33,7 @@ from fastapi.testclient import TestClient
 
 from nextpixel import ImageGPT
 from nextpixel.config import Levels, ServeConfig
+from nextpixel.drawing.holes import Filling
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.server import decoders as decoders_module
@@ -173,6 +174,115 @@ def test_a_route_that_is_off_names_its_option(client: TestClient) -> None:
     answer = client.post("/v1/classify", json={"image": TEXT})
     assert answer.status_code == 404 and "its option classifier" in message(answer)
     assert "/v1/classify" not in client.get("/openapi.json").json()["paths"]
+
+
+# ---- clients that stop reading
+
+
+class Stalled:
+    """A streamed request to an application, whose client reads one event and then nothing until it resumes."""
+
+    def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
+        self.app, self.content = app, json.dumps(body | {"stream": True}).encode()
+        headers = {"host": "127.0.0.1", "content-type": "application/json", "content-length": str(len(self.content))}
+        self.scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "http_version": "1.1"}
+        self.scope |= {"root_path": "", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+        self.began, self.resumed, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.received = b""
+
+    async def receive(self) -> dict[str, Any]:
+        if self.content is not None:
+            body, self.content = self.content, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.received += message.get("body", b"")
+        if self.received:
+            self.began.set()
+            await self.resumed.wait()
+
+    async def run(self) -> None:
+        await self.app(self.scope, self.receive, self.send)
+
+
+def mask_png(size: int) -> str:
+    hole = np.zeros((size, size), np.uint8)
+    hole[1, 1:3] = 255
+    return base64.b64encode(encoded(Image.fromarray(hole))).decode()
+
+
+ALPHA_MASK = np.full((4, 4, 4), 255, np.uint8)
+ALPHA_MASK[1, 1:3] = 0
+STREAMED = {
+    "filling": ("/v1/complete", {"image": TEXT, "mask": mask_png(4)}, b"event: row"),
+    "completion": ("/v1/complete", {"image": TEXT, "keep": 0.25}, b"event: row"),
+    "edit": (
+        "/v1/images/edits",
+        {"image": TEXT, "mask": base64.b64encode(encoded(Image.fromarray(ALPHA_MASK))).decode(), "partial_images": 1},
+        b"event: image_edit.partial_image",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "next_kind"),
+    [("filling", "filling"), ("filling", "completion"), ("completion", "filling"), ("edit", "filling")],
+)
+def test_a_client_that_stops_reading_holds_nobody_up(model: ImageGPT, kind: str, next_kind: str) -> None:
+    async def scene() -> bytes:
+        with ThreadPoolExecutor(1) as worker:
+            app = create_app({"tiny": model}, ServeConfig(slots=1, queue=1), worker=worker)
+            path, body, _ = STREAMED[kind]
+            stalled = Stalled(app, path, body)
+            running = asyncio.create_task(stalled.run())
+            await stalled.began.wait()
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ADDRESS) as client:
+                path, body, _ = STREAMED[next_kind]
+                answer = await client.post(path, json=body | {"timeout_seconds": 20})
+                assert answer.status_code == 200 and len(answer.json()["images"]) == 1
+            while app.state.engines["tiny"].used:
+                await asyncio.sleep(0.001)
+            stalled.resumed.set()
+            await running
+            return stalled.received
+
+    received = asyncio.run(asyncio.wait_for(scene(), 60))
+    last = b"event: image_edit.completed" if kind == "edit" else b"event: done"
+    assert STREAMED[kind][2] in received and last in received
+
+
+def test_a_filling_ends_when_a_client_that_does_not_read_leaves(
+    model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, steps, rounds = threading.Event(), [], Filling.rounds
+
+    def held(self: Filling, every: int) -> Iterator[int]:
+        for drawn in rounds(self, 1):
+            steps.append(drawn)
+            yield drawn
+            go.wait(60)
+
+    async def scene() -> None:
+        with ThreadPoolExecutor(1) as worker:
+            app = create_app({"tiny": model}, ServeConfig(slots=1), worker=worker)
+            path, body, _ = STREAMED["filling"]
+            stalled = Stalled(app, path, body)
+            running = asyncio.create_task(stalled.run())
+            await stalled.began.wait()
+            while not steps:
+                await asyncio.sleep(0.001)
+            stalled.gone.set()
+            await running
+            go.set()
+            await asyncio.get_running_loop().run_in_executor(worker, len, "after the current step")
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ADDRESS) as client:
+                assert 'nextpixel_queue_length{model="tiny"} 0.0' in (await client.get("/metrics")).text
+            assert 1 <= len(steps) <= 2
+
+    monkeypatch.setattr(Filling, "rounds", held)
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 # ---- what a request may cost

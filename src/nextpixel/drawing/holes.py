@@ -41,6 +41,7 @@ PARTICLES_AT_MOST = MAX_ROWS
 # pictures a little worse, mirrored ones hardly
 WORTH_A_TURN = 1.0
 WORTH_A_MIRROR = 0.25
+ALONE = 3  # rows of a full table that cost as much as one alone, about
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,16 @@ class Filling:
         self.guided = sampling.guidance != 1
         memory = MEMORY_SHARE * free_memory_bytes(str(model.device)) / self.decoder.row_bytes(model)
         self.room = min(rows, max(particles, min(MAX_ROWS, int(memory / (1 + self.guided)))))
+
+    @property
+    def steps_left(self) -> int:
+        """The work left: steps of single rows, about equally long."""
+        total = 0
+        for one in self.runs:
+            several = max(one.position, min(one.last + 1, len(one.known)))  # up to here with all particles
+            total += len(one.rows) * (several - one.position)
+            total += min(len(one.rows), ALONE) * (len(one.known) - several)
+        return total
 
     def draw(self) -> Drawing:
         with progress("drawing", self.tokens, "pixels") as advance:

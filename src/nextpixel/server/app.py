@@ -114,6 +114,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
             expose_headers=["Retry-After", "X-Nats", "X-Seconds-Left", "X-Seed"],
+            allow_private_network=True,  # a page of a public site asks a server at a private address
         )  # fmt: skip
 
     # ---- page and information

@@ -26,18 +26,28 @@ from nextpixel.server.calls import Call, base64_text
 from nextpixel.server.engine import SHUTTING_DOWN, Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
 
 GRID_PIXELS = 160  # side of a picture in the grid of a PNG response
+NAMES = {Waiting: "waiting", Row: "row", Done: "done", Failed: "error"}
 
 
-Events = AsyncIterator[tuple[str, dict[str, Any]]]
+News = asyncio.Queue[tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A request that is being drawn: its events, with pixels as arrays, and what to call when nobody reads on."""
+    """A request that is being drawn: its events, with pixels as arrays, and what to call when nobody reads on.
 
-    events: Events
+    Drawing does not wait for the reader of the events; all rows together have the size of the pictures.
+    """
+
+    news: News
     end: Callable[[], object]
-    seconds_left: float
+    seconds_left: float | None
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        name = ""
+        while name not in ("done", "error"):
+            name, data = await self.news.get()
+            yield name, data
 
 
 async def draw(
@@ -49,12 +59,13 @@ async def draw(
 ) -> Drawn:
     """Draw whole pictures, or complete squares (1, H, W, 3), as `call` asks. Raises InputError and HTTPException."""
     body, model = call.body, call.model
-    events: asyncio.Queue[Event] = asyncio.Queue()
+    news: News = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def notify(event: Event) -> None:
+        data = vars(event) | (facts if isinstance(event, Done) else {})
         with suppress(RuntimeError):  # the event loop is closed
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(news.put_nowait, (NAMES[type(event)], data))
 
     def prepare() -> Ticket:
         prompt, arrived, sampling = prompt_tokens(model, squares, keep), call.deadline - call.seconds, body.sampling()
@@ -74,33 +85,19 @@ async def draw(
 
     ticket = await loop.run_in_executor(thread, prepare)  # refuses a masked model, which has no engine
     engine = engines[call.name]
-    ahead = _submit(engine, ticket)
-    left = engine.seconds_left(ticket)
     facts = {
         "model": call.name,
         "mode": engine.mode,
         "seed": body.seed,
         "kept_rows": ticket.prompt.shape[1] // model.config.columns * model.tokenizer.patch[0],
     }
-
-    async def news() -> Events:
-        yield "start", facts | {"n": body.n, "side": schema.side(model.size), "seconds_left": left}
-        if ahead:
-            yield "waiting", vars(Waiting(ahead, left))
-        while True:
-            match await events.get():
-                case Row() as row:
-                    yield "row", vars(row)
-                case Waiting() as moved:
-                    yield "waiting", vars(moved)
-                case Done() as done:
-                    yield "done", vars(done) | facts
-                    return
-                case Failed() as failed:
-                    yield "error", vars(failed)
-                    return
-
-    return Drawn(news(), lambda: engine.cancel(ticket), left)
+    ahead = _submit(engine, ticket)
+    left = engine.seconds_left(ticket)
+    start = facts | {"n": body.n, "side": schema.side(model.size), "seconds_left": left}
+    news.put_nowait(("start", start))  # before any event of the engine, which arrives through the loop
+    if ahead:
+        news.put_nowait(("waiting", vars(Waiting(ahead, left))))
+    return Drawn(news, lambda: engine.cancel(ticket), left)
 
 
 async def respond(call: Call[Any], drawn: Drawn) -> Response:
@@ -108,7 +105,7 @@ async def respond(call: Call[Any], drawn: Drawn) -> Response:
     if call.body.stream or call.accepts("text/event-stream"):
 
         async def lines() -> AsyncIterator[str]:
-            async for name, data in drawn.events:
+            async for name, data in drawn.events():
                 yield sse(name, await to_thread.run_sync(encoded, data))
 
         return Stream(lines(), drawn)
@@ -125,7 +122,7 @@ async def finish(call: Call[Any], drawn: Drawn) -> dict[str, Any]:
     """What the event `done` says. Raises HTTPException."""
 
     async def last() -> dict[str, Any]:
-        async for name, data in drawn.events:
+        async for name, data in drawn.events():
             if name == "error":
                 raise HTTPException(data["status"], data["message"])
             if name == "done":
@@ -164,7 +161,9 @@ class Stream(StreamingResponse):
     """Server-sent events; ends what is drawn when the response ends."""
 
     def __init__(self, lines: AsyncIterator[str], drawn: Drawn) -> None:
-        headers = {"X-Accel-Buffering": "no", "X-Seconds-Left": f"{drawn.seconds_left:.3f}"}
+        headers = {"X-Accel-Buffering": "no"}
+        if drawn.seconds_left is not None:
+            headers["X-Seconds-Left"] = f"{drawn.seconds_left:.3f}"
         super().__init__(lines, media_type="text/event-stream", headers=headers)
         self._end = drawn.end
 

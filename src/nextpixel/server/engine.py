@@ -43,7 +43,7 @@ class Waiting:
     """The queue has moved."""
 
     ahead: int
-    seconds_left: float
+    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Row:
     candidate: int
     y: int
     pixels: NDArray[np.uint8]
-    """(W, 3)"""
-    seconds_left: float
+    """(W, C)"""
+    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -415,7 +415,7 @@ class Engine:
         left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
         [pixels] = tokenizer.decode(ticket.tokens[row.number, None, : row.position], config.columns)
         for y in range(len(pixels) - tokenizer.patch[0], len(pixels)):
-            ticket.notify(Row(row.number, y, pixels[y], left))
+            ticket.notify(Row(row.number, y, pixels[y].copy(), left))  # not a view of all rows
         ticket.finished += row.position == config.tokens
         if ticket.finished == ticket.n:
             ticket.ended = True

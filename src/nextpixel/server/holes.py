@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,13 +17,15 @@ from starlette.exceptions import HTTPException
 
 from nextpixel.config import Speed
 from nextpixel.drawing.holes import Filling
+from nextpixel.drawing.sampling import Drawing
 from nextpixel.server import schema
 from nextpixel.server.calls import Call
-from nextpixel.server.drawings import Drawn, Events
-from nextpixel.server.engine import DECAY, SHUTTING_DOWN, Failed, Waiting
+from nextpixel.server.drawings import NAMES, Drawn, News
+from nextpixel.server.engine import SHUTTING_DOWN, Event, Failed, Row, Waiting
 
 LATE = Failed(504, "the request took longer than its timeout_seconds")
 BROKEN = Failed(500, "the filling failed; see the server's log")
+Kind = tuple[str, bool]  # a model, and whether its captions steer by guidance, which costs two rows
 
 
 @dataclass(eq=False)
@@ -36,9 +38,9 @@ class Fills:
     observe: Callable[[str, str, float], None]
 
     def __post_init__(self) -> None:
-        self._queue: dict[Call[Any], int] = {}  # pixels left to draw; the first one is being drawn
+        self._queue: dict[Call[Any], int | None] = {}  # steps left, None until prepared; the first is being drawn
+        self._seconds_per_step: dict[Kind, float] = {}
         self._moved = asyncio.Event()
-        self._seconds_per_pixel = 0.0
         self._end = math.inf  # of a server that is stopping
 
     @property
@@ -53,23 +55,30 @@ class Fills:
     def waiting(self, model: str) -> int:
         return sum(call.name == model for call in list(self._queue)[1:])
 
-    def seconds_left(self, call: Call[Any]) -> float:
-        """Seconds until the filling is done, assuming that no request is cancelled."""
-        until = list(self._queue).index(call) + 1
-        return sum(list(self._queue.values())[:until]) * self._seconds_per_pixel
+    def seconds_left(self, call: Call[Any]) -> float | None:
+        """Seconds until the filling is done, assuming that no request is cancelled; None: not known yet."""
+        total = 0.0
+        for other, steps in self._queue.items():
+            pace = self._seconds_per_step.get(_kind(other))
+            if steps is None or pace is None:
+                return None
+            total += steps * pace
+            if other is call:
+                return total
+        return None
 
     def join(self, call: Call[Any]) -> None:
         """Queue a filling, before it is prepared. Raises HTTPException."""
         if self.closing:
             raise HTTPException(SHUTTING_DOWN.status, SHUTTING_DOWN.message)
         if len(self._queue) > self.limit:
-            wait = math.ceil(max(1, next(iter(self._queue.values())) * self._seconds_per_pixel))
+            wait = math.ceil(max(1, self.seconds_left(next(iter(self._queue))) or 0))
             message = f"{self.limit} requests wait; try again in {wait} s"
             raise HTTPException(429, message, {"Retry-After": str(wait)})
-        self._queue[call] = 0
+        self._queue[call] = None
 
-    def prepared(self, call: Call[Any], pixels: int) -> None:
-        self._queue[call] = pixels
+    def prepared(self, call: Call[Any], filling: Filling) -> None:
+        self._queue[call] = filling.steps_left
 
     def leave(self, call: Call[Any]) -> None:
         self._queue.pop(call, None)
@@ -79,11 +88,11 @@ class Fills:
         self._moved.set()
         self._moved = asyncio.Event()
 
-    async def draw(self, call: Call[Any], filling: Filling) -> AsyncIterator[Waiting | list[tuple[int, int]]]:
-        """Yield the place in the queue when it has changed, then the new rows, see Filling.new_rows, of each slice.
+    async def draw(self, call: Call[Any], filling: Filling, notify: Callable[[Waiting | Row], None]) -> Drawing:
+        """Fill when it is the call's turn, in slices of about as many steps as a row has tokens.
 
-        A slice is about as many steps as a row has tokens. Raises TimeoutError at the call's deadline or when draining
-        ends it.
+        Notifies of the place in the queue when it changes, and of new rows, see Filling.new_rows. Raises TimeoutError
+        at the call's deadline or when draining ends it.
         """
         loop, observe = asyncio.get_running_loop(), self.observe
         while True:
@@ -92,26 +101,40 @@ class Fills:
                 raise TimeoutError
             if not (ahead := list(self._queue).index(call)):
                 break
-            yield Waiting(ahead, self.seconds_left(call))
+            notify(Waiting(ahead, self.seconds_left(call)))
             await asyncio.wait_for(moved.wait(), call.deadline - time.monotonic())
         arrived, began, first = call.deadline - call.seconds, time.monotonic(), True
         observe(call.name, "queue_seconds", began - arrived)
-        rounds = filling.rounds(every=call.model.config.columns)
-        while (drawn := await loop.run_in_executor(self.thread, next, rounds, None)) is not None:
-            if time.monotonic() > min(call.deadline, self._end):
+        rounds, steps, pixels = filling.rounds(every=call.model.config.columns), filling.steps_left, 0
+
+        def advance() -> tuple[int, int, list[tuple[int, int, NDArray[np.uint8]]]] | None:
+            """A slice: the pixels drawn, the steps left, and the new rows."""
+            if (drawn := next(rounds, None)) is None:
+                return None
+            rows = [(i, y, filling.image(i)[0, y].copy()) for i, y in filling.new_rows()]
+            return drawn, filling.steps_left, rows
+
+        while (found := await loop.run_in_executor(self.thread, advance)) is not None:
+            if (now := time.monotonic()) > min(call.deadline, self._end):
                 raise TimeoutError
-            now = time.monotonic()
+            drawn, left, rows = found
+            self._queue[call] = left
+            if left < steps:
+                self._seconds_per_step[_kind(call)] = (now - began) / (steps - left)
             if drawn:
-                seconds, began, known = (now - began) / drawn, now, self._seconds_per_pixel
-                self._seconds_per_pixel = DECAY * known + (1 - DECAY) * seconds if known else seconds
-                self._queue[call] -= drawn
+                pixels += drawn
                 observe(call.name, "pixels", drawn)
-                observe(call.name, "pixels_per_second", 1 / self._seconds_per_pixel)
-            rows = filling.new_rows()
+                observe(call.name, "pixels_per_second", pixels / (now - began))
             if rows and first:
                 observe(call.name, "first_row_seconds", now - arrived)
                 first = False
-            yield rows
+            for row in rows:
+                notify(Row(*row, self.seconds_left(call)))
+        return await loop.run_in_executor(self.thread, filling.drawing)
+
+
+def _kind(call: Call[Any]) -> Kind:
+    return call.name, call.body.guidance != 1
 
 
 async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Drawn:
@@ -135,37 +158,33 @@ async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uin
     except BaseException:
         fills.leave(call)
         raise
-    fills.prepared(call, filling.tokens)
+    fills.prepared(call, filling)
+    news: News = asyncio.Queue()
     facts = {"model": call.name, "mode": filling.decoder.name, "seed": body.seed, "filled_pixels": int(mask.sum())}
+    left = fills.seconds_left(call)
+    news.put_nowait(("start", facts | {"n": body.n, "side": schema.side(call.model.size), "seconds_left": left}))
 
-    async def news() -> Events:
-        yield "start", facts | {"n": body.n, "side": schema.side(call.model.size)} | left()
+    def notify(event: Event) -> None:
+        news.put_nowait((NAMES[type(event)], vars(event)))
+
+    async def drawing() -> None:
         try:
-            async for moved in fills.draw(call, filling):
-                if isinstance(moved, Waiting):
-                    yield "waiting", vars(moved)
-                    continue
-                for i, y in moved:
-                    yield "row", {"candidate": i, "y": y, "pixels": filling.image(i)[0, y]} | left()
+            drawn = await fills.draw(call, filling, notify)
         except TimeoutError:
-            yield "error", vars(SHUTTING_DOWN if fills.closing else LATE)
-            return
+            return notify(SHUTTING_DOWN if fills.closing else LATE)
         except Exception:
             logging.getLogger(__name__).exception("filling failed")
-            yield "error", vars(BROKEN)
-            return
-        drawing = filling.drawing()
-        assert drawing.evidence is not None
+            return notify(BROKEN)
+        assert drawn.evidence is not None
         result = {
-            "images": drawing.images,
-            "nats": drawing.nats.tolist(),
-            "log_evidence": drawing.evidence.log_evidence.tolist(),
-            "ancestors": drawing.evidence.ancestors.tolist(),
+            "images": drawn.images,
+            "nats": drawn.nats.tolist(),
+            "log_evidence": drawn.evidence.log_evidence.tolist(),
+            "ancestors": drawn.evidence.ancestors.tolist(),
             "seconds": {"total": time.monotonic() - (call.deadline - call.seconds)},
         }
-        yield "done", result | facts
+        news.put_nowait(("done", result | facts))
 
-    def left() -> dict[str, float]:
-        return {"seconds_left": fills.seconds_left(call)}
-
-    return Drawn(news(), lambda: fills.leave(call), fills.seconds_left(call))
+    task = asyncio.create_task(drawing())  # not by the response, which waits for its reader
+    task.add_done_callback(lambda _: fills.leave(call))
+    return Drawn(news, task.cancel, left)

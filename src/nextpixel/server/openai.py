@@ -156,7 +156,7 @@ async def respond(call: Call[Any], drawn: Drawn, kind: str, canvas: Canvas) -> R
 
     async def lines() -> AsyncIterator[str]:
         sketches = _Sketches(canvas, call.body.n, call.body.partial_images or 0)
-        async for name, data in drawn.events:
+        async for name, data in drawn.events():
             if name == "start":
                 missing = sketches.begin(data.get("kept_rows", 0))
             elif name == "row":

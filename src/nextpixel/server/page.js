@@ -692,7 +692,7 @@ async function draw(complete) {
         const passed = Math.floor((4 * count) / rows);
         if (passed > quarter && passed < 4) announce(["", "A quarter drawn.", "Half drawn.", "Three quarters drawn."][(quarter = passed)]);
       } else if (name === "waiting") {
-        const left = data.seconds_left === undefined ? "" : `, ${timeLeft(data.seconds_left)}`;
+        const left = data.seconds_left == null ? "" : `, ${timeLeft(data.seconds_left)}`;
         $("said").textContent = data.ahead ? `Waiting: ${many(data.ahead, "drawing")} before this one${left}` : "Starting";
       } else if (name === "error") {
         throw new Refused(data.message, 0);
