@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from models import lively
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +33,7 @@ from nextpixel.images import UnreadableImage, decode
 from nextpixel.images.sources import load_images, open_source
 from nextpixel.limits import check_picture, open_arrays, read_bytes
 from nextpixel.progress import printable, say
+from nextpixel.tokens.patches import Patches
 
 SMALL = Image.fromarray(np.random.default_rng(2).integers(0, 256, (8, 9, 3), np.uint8))
 
@@ -417,6 +420,14 @@ def test_a_card_shows_facts_as_text(model: ImageGPT) -> None:
     rows = [line for line in card.splitlines() if line.startswith("| ") and "alert" in line]
     assert len(rows) == 2 and all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
     assert model_card(model, 'a"\nimport os').count("\nimport os") == 0
+
+
+def test_the_card_of_a_model_of_patches_sends_nobody_to_transformers() -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=8), torch.float32)
+    model.tokenizer = Patches(np.arange(96, dtype=np.uint8).reshape(8, 2, 2, 3))
+    card = model_card(model, "ann/photos")
+    assert "transformers" not in card and "| pictures | 8 x 8, 8 tokens" in card
+    assert repr(model).startswith("ImageGPT(1 layers x 16, 2 heads, 8 x 8 pixels, 8 codes, ")
 
 
 @pytest.mark.parametrize(

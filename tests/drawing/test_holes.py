@@ -15,6 +15,7 @@ from PIL import Image
 import nextpixel
 from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette, complete, stream
 from nextpixel.config import SamplingConfig, to_side
+from nextpixel.drawing.guide import FREE
 from nextpixel.drawing.holes import Filling, best_turn, count_blind, turns
 from nextpixel.drawing.sampling import draw, load_holes
 from nextpixel.images.sources.masks import box_mask
@@ -51,7 +52,9 @@ def test_a_hole_is_filled_and_the_rest_is_kept(model: ImageGPT) -> None:
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-@pytest.mark.parametrize("kind", ["bool", "bytes", "ones", "floats", "picture", "path", "list", "stack", "tensor"])
+@pytest.mark.parametrize(
+    "kind", ["bool", "bytes", "ones", "floats", "picture", "path", "list", "stack", "tensor", "names", "small"]
+)
 def test_a_mask_is_of_any_kind(model: ImageGPT, kind: str, tmp_path: Path) -> None:
     white = RING.astype(np.uint8) * 255
     Image.fromarray(white).save(tmp_path / "mask.png")
@@ -65,6 +68,8 @@ def test_a_mask_is_of_any_kind(model: ImageGPT, kind: str, tmp_path: Path) -> No
         "list": [RING] * 3,
         "stack": np.stack([RING] * 3),
         "tensor": torch.from_numpy(RING),
+        "names": [str(tmp_path / "mask.png")] * 3,
+        "small": RING.astype(np.int8),
     }[kind]
     assert (load_holes(model, PICTURES, mask)[1] == RING).all()
     assert np.array_equal(load_holes(model, PICTURES, mask, invert=True)[1][0], ~RING)
@@ -144,6 +149,10 @@ def test_known_pixels_come_soonest() -> None:
     assert best_turn(~left, (0, 4)) == best_turn(~lines, (0, 4)) == 0
     assert best_turn(upper | left, (0, 4, 2, 6)) == 2  # a turn that gains more than mirroring
     assert best_turn(upper, (0, 4)) == 0 and best_turn(np.zeros((6, 6), bool), every) == 0
+    eye = np.zeros((32, 32), bool)
+    eye[8:12, 2:6] = True
+    assert best_turn(eye, (0, 4)) == best_turn(eye, every) == 4 and best_turn(eye[:, ::-1], every) == 0
+    assert best_turn(np.ones((6, 6), bool), every) == 0
     middle = np.zeros((6, 6), bool)
     middle[2:4, 2:4] = True
     assert best_turn(middle, every) == 0
@@ -207,16 +216,28 @@ def test_a_hole_grows_to_the_tokens_that_see_it(tokenizer: Any, grid: Any) -> No
     squares = np.random.default_rng(1).integers(0, 256, (2, *model.size, 3), np.uint8)
     mask = np.zeros(model.size, bool)
     mask[2, 2] = mask[5, 3] = True
-    grown = np.zeros(model.size, bool)
-    grown[2:6, 2:4] = True
     filling = Filling(model, squares, mask, n=2, particles=3)
     assert filling.steps_left > filling.tokens * 3
+    assert [hole.known.tolist().count(FREE) for hole in filling.holes] == [2, 2]
     drawn, drawing = {(row.candidates.start, row.y): row.pixels[0] for row in filling.stream()}, filling.drawing()
-    assert np.array_equal(drawing.kept, ~grown)
+    assert np.array_equal(drawing.kept, ~mask)
     assert np.array_equal(drawing.images[:, ~mask], np.repeat(squares, 2, 0)[:, ~mask])  # pixels, not only tokens
-    assert {y for _, y in drawn} == {2, 3, 4, 5}
     assert filling.steps_left == 0
+    assert {y for _, y in drawn} == {2, 5}
     assert all(np.array_equal(pixels, drawing.images[i, y]) for (i, y), pixels in drawn.items())
+
+
+def test_streamed_rows_are_not_decoded_beside_a_token_that_was_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=len(LEARNED)), torch.float32)
+    model.tokenizer = LEARNED
+    square, mask = np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 8, 8), bool)
+    filling = Filling(model, square, mask, particles=2)
+    filling.runs[0].tokens[:, :6] = [7, 8, 9, 10, 11, 12]
+    filling.runs[0].tokens[:, 6:] = FREE
+    decoded: list[list[int]] = []
+    monkeypatch.setattr(LEARNED, "decode", lambda tokens, columns: decoded.append(tokens[0].tolist()) or square)
+    filling.image(0)
+    assert decoded == [[7, 8, 9, 10, 11, 12, 9, 10, 11, 12, 9, 10, 11, 12, 9, 10]]
 
 
 @pytest.mark.parametrize(

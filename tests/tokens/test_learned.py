@@ -87,6 +87,8 @@ def test_other_weights_shapes_and_images_are_refused(tmp_path: Path) -> None:
         (dict(patch=3), "patch: expected 2 or 4"),
         (dict(codes=512), "codes: expected one of 1000, 4096, 16384, got 512"),
         (dict(width=7), "width: expected an even number"),
+        (dict(width=514), "width: expected an even number from 2 to 512"),
+        (dict(codes=4096.0), "codes: expected one of"),
         (dict(blocks=0), "blocks: expected an even number"),
     ):
         with pytest.raises(InputError, match=message):

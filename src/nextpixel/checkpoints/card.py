@@ -7,6 +7,7 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from nextpixel.checkpoints.transformers import computes
 from nextpixel.network.model import ImageGPT
 
 # the folders of an absolute path within a sentence
@@ -26,7 +27,7 @@ An Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels"), {objectiv
 | | |
 |---|---|
 | shape | {layers} layers, width {width}, {heads} heads, {parameters:,} parameters |
-| pictures | {rows} x {columns}, {colors} {what} ({kind} sha256 `{hash}`) |
+| pictures | {height} x {width_of_pictures}, {colors} {what} ({kind} sha256 `{hash}`) |
 {made}
 
 ```python
@@ -57,7 +58,7 @@ transformers' image processor omits the start token, which gives other logits.
 def model_card(model: ImageGPT, name: str) -> str:
     """The card in Markdown, with the front matter that hubs read."""
     config = model.config
-    classic = config.is_classic
+    classic = computes(model)
     draws = config.objective == "autoregressive"
     other = CLASSIC.format(start=config.colors) if classic else ""
     use = 'halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if draws else "model.config"
@@ -77,8 +78,8 @@ def model_card(model: ImageGPT, name: str) -> str:
         width=config.width,
         heads=config.heads,
         parameters=config.parameters,
-        rows=config.rows,
-        columns=config.columns,
+        height=model.size[0],
+        width_of_pictures=model.size[1],
         colors=config.colors,
         what="colours" if model.tokenizer.patch == (1, 1) else "tokens",
         kind=model.tokenizer.kind,

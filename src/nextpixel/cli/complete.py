@@ -102,8 +102,10 @@ class Complete:
 def run(argv: Sequence[str]) -> None:
     args = parse(Complete, "complete", argv)
     images = args.images or (str(resources.files("nextpixel") / "assets" / "pictures" / "cat.jpg"),)
-    check_drawing(args, images)
+    check_drawing(args, images if args.mask in (None, "alpha") else (*images, args.mask))
     check_folder(args.full, "full")
+    if args.full is not None and args.files.each is not None and args.full.resolve() == args.files.each.resolve():
+        raise InputError(f"expected another folder than that of `each`, got {args.full}", argument="full")
     check_sources(*images, None if args.mask == "alpha" else args.mask)
     began = time.perf_counter()
     share = Share(args.share, args.out, "`mask`" if args.mask else "`box`" if args.box else None)
@@ -112,7 +114,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
 
-    from nextpixel.drawing.holes import Filling, check_particles
+    from nextpixel.drawing.holes import PARTICLES_AT_MOST, Filling
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
@@ -123,12 +125,11 @@ def run(argv: Sequence[str]) -> None:
     masks = None
     if args.box is not None:
         masks = box_mask(args.box, model.size)[None] ^ args.invert_mask
-        check_filled(masks)
+        check_filled(masks, "box")
     elif args.mask is not None:
         source = open_source(joined(images), args.split)
         masks = load_masks(args.mask, source, squares, model.fit, invert=args.invert_mask, levels=model.levels)
     if masks is not None:
-        check_particles(args.particles)
         counts = sorted({f"{count:,}" for count in masks.sum((1, 2))}, key=len)
         say(f"{' or '.join(counts[:3])} of {math.prod(model.size):,} pixels will be filled")
     pictures, columns = shown_in_grid(args, len(squares), "completions")
@@ -209,7 +210,8 @@ def run(argv: Sequence[str]) -> None:
         joins = "; --full FOLDER joins the drawn part to the picture at its own resolution" if args.full is None else ""
         say(f"The model sees each picture at {model.size[1]} x {model.size[0]} pixels{joins}")
     if drawing.evidence is None:
-        say(f"For other completions: --seed {args.sampling.seed + 1}. To keep more of the picture: --keep 0.75")
+        hint = ". To keep more of the picture: --keep 0.75" if args.keep < 0.75 else ""
+        say(f"For other completions: --seed {args.sampling.seed + 1}{hint}")
         return
     for i, name in enumerate(names if args.output.verbose else ()):
         facts = hole_facts(drawing, i, args.n)
@@ -223,7 +225,10 @@ def run(argv: Sequence[str]) -> None:
             f"{blind:,} pixels were drawn before anything known near them: of these, each completion is only the best "
             f"of {args.particles}"
         )
-    say(f"For other completions: --seed {args.sampling.seed + 1}. For better ones: --particles {4 * args.particles}")
+    more = min(4 * args.particles, PARTICLES_AT_MOST)
+    weighed = bool(drawing.evidence.log_evidence.any()) and more > args.particles
+    hint = f". For better ones: --particles {more}" if weighed else ""
+    say(f"For other completions: --seed {args.sampling.seed + 1}{hint}")
 
 
 def hole_facts(drawing: Drawing, i: int, n: int) -> dict[str, Any]:
@@ -253,11 +258,12 @@ def _join(
     """Each completion (M * n, H, W, 3) at the resolution of its picture."""
     from nextpixel.images import join_pictures
     from nextpixel.images.sources import open_source
+    from nextpixel.images.sources.levels import settle
 
-    source = open_source(joined(images), split)
+    source, levels, _ = settle(open_source(joined(images), split), model.size, model.fit, model.levels)
     numbers = {name: number for number, name in enumerate(source.names)}
     n = len(drawn) // len(names)
     for i, name in enumerate(names):
-        picture = source.read(numbers[name], model.levels)
+        picture = source.read(numbers[name], levels)
         for k in range(i * n, (i + 1) * n):
             yield join_pictures(picture, drawn[k], kept[k], model.fit)

@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
     def draw_more(n: int, first: int) -> Drawing:
         if args.tile:
             return draw_tiles(model, n, args.sampling, args.caption, first)
-        return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first, of=max(n, args.n))
+        return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first, of=args.n)
 
     if args.tile and "wrap" not in str(model.facts.get("augment", "wrap")):
         say("The model was trained without --augment wrap: expect seams, and textures unlike those it was trained on")

@@ -118,4 +118,5 @@ def run(argv: Sequence[str]) -> None:
                 show(path)
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
-    say(f"For other variations: --seed {args.sampling.seed + 1}. For larger changes: --strength 0.6")
+    larger = ". For larger changes: --strength 0.6" if args.strength < 0.6 else ""
+    say(f"For other variations: --seed {args.sampling.seed + 1}{larger}")

@@ -385,10 +385,10 @@ class CodecConfig(RunConfig):
     side: int | Size = 64
     """Side that images are resized to, or rows x columns as in 48x64; multiples of the patch."""
     width: int = 128
-    """Channels of the codec."""
+    """Channels of the codec; even, at most 512."""
     blocks: int = 4
-    """Residual blocks of its decoder at one position a token; with patches of 4, half as many follow at twice the
-    resolution."""
+    """Residual blocks of its decoder at one position a token; even, at most 8. With patches of 4, half as many follow
+    at twice the resolution."""
     steps: int = 10_000
     """Total number of optimiser steps."""
     batch_images: int = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,11 +35,12 @@ from nextpixel.images import orient, undo_orient
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.tokens import pixels_of
 
 PARTICLES = 8
 PARTICLES_AT_MOST = MAX_ROWS
-# Rows by which known tokens come sooner on average: models that were not trained with orientations predict turned
-# pictures a little worse, mirrored ones hardly
+# Rows by which known tokens come sooner on average, for a mirror image over those of the hole if they are fewer: models
+# that were not trained with orientations predict turned pictures a little worse, mirrored ones hardly
 WORTH_A_TURN = 1.0
 WORTH_A_MIRROR = 0.25
 ALONE = 3  # rows of a full table that cost as much as one alone, about
@@ -53,9 +55,9 @@ class Hole:
     orientation: int
     """See images.orient."""
     drawn_at: NDArray[np.int64]
-    """(H, W), upright, the step in which each pixel is drawn; 0: it is known."""
+    """(H, W), upright, the step in which each pixel of the mask is drawn; 0: it is known."""
     blind: int
-    """Number of free tokens that the guide does not reach, although something known comes after them: among
+    """Number of pixels of free tokens that the guide does not reach, although something known comes after them: among
     particles, their choice is best-of-N."""
 
 
@@ -70,7 +72,7 @@ def make_hole(model: ImageGPT, square: NDArray[np.uint8], mask: NDArray[np.bool_
     rows = np.flatnonzero(turned.any(1))
     steps = np.where(turned, np.searchsorted(rows, np.arange(len(turned)))[:, None] + 1, 0)
     drawn_at = undo_orient(steps[None, ..., None], orientation)[0, ..., 0].repeat(high, 0).repeat(wide, 1)
-    return Hole(known, orientation, drawn_at, count_blind(turned))
+    return Hole(known, orientation, np.where(mask, drawn_at, 0), count_blind(turned) * pixels_of(model.tokenizer))
 
 
 def turns(model: ImageGPT) -> Sequence[int]:
@@ -86,15 +88,15 @@ def turns(model: ImageGPT) -> Sequence[int]:
 
 
 def best_turn(free: NDArray[np.bool_], turns: Sequence[int]) -> int:
-    """The orientation in which the known tokens come soonest on average, of those that gain enough, or upright.
+    """The orientation in which the known tokens come soonest, of those that gain enough, or upright.
 
     `free` is (rows, columns); the first of `turns` is upright.
     """
-    places = [np.flatnonzero(~orient(free[None, ..., None], turn).reshape(-1)) for turn in turns]
-    means = [place.mean() / free.shape[1] if len(place) else 0.0 for place in places]
-    gains = {turn: means[0] - mean for turn, mean in zip(turns, means, strict=True)}
-    worth = [turn for turn in turns if gains[turn] >= (WORTH_A_MIRROR if turn == 4 else WORTH_A_TURN)]
-    return max(worth, key=gains.__getitem__, default=turns[0])
+    places = [np.flatnonzero(~orient(free[None, ..., None], turn).reshape(-1)).sum() for turn in turns]
+    gains = {turn: (places[0] - place) / free.shape[1] for turn, place in zip(turns, places, strict=True)}
+    known = free.size - free.sum()
+    least = {turn: WORTH_A_MIRROR * min(known, free.sum()) if turn == 4 else WORTH_A_TURN * known for turn in turns}
+    return max([turns[0], *(turn for turn in turns if gains[turn] >= least[turn])], key=gains.__getitem__)
 
 
 def count_blind(free: NDArray[np.bool_]) -> int:
@@ -110,7 +112,8 @@ class Filling:
     """Completions of pictures with holes: `runs`, n of each of `holes`, drawn by `draw`, `stream` or `rounds`.
 
     Fills masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each; `guide=False` leaves the
-    particles to the model alone. Raises InputError.
+    particles to the model alone. `numbers` are the (picture, completion) of each run, which choose its noise;
+    default: counted. Raises InputError.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Filling:
         sampling: SamplingConfig | None = None,
         caption: str | Sequence[str] | None = None,
         guide: bool = True,
+        numbers: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         sampling = sampling or SamplingConfig()
         check_picture_count(n)
@@ -131,25 +135,23 @@ class Filling:
         check_draws(model)
         self.model, self.n, self.particles = model, n, particles
         self.squares, self.masks = squares, np.broadcast_to(masks, squares.shape[:3])
-        masks = self.masks
-        self.holes = [make_hole(model, *pair) for pair in zip(squares, masks, strict=True)]
+        self.holes = [make_hole(model, *pair) for pair in zip(squares, self.masks, strict=True)]
         self.tags = caption_tags(model, caption, sampling)
         check_captions(self.tags, len(squares))
         steering = guide_of(model.tokenizer) if guide else None
         allowed = allowed_mask(model, sampling)
         self.runs = [
             start_particles(
-                hole.known,
+                self.holes[i // n].known,
                 model.config.columns,
                 sampling,
-                picture=i,
-                completion=k,
+                picture=picture,
+                completion=completion,
                 particles=particles,
                 allowed=allowed,
                 guide=steering,
             )
-            for i, hole in enumerate(self.holes)
-            for k in range(n)
+            for i, (picture, completion) in enumerate(numbers or itertools.product(range(len(squares)), range(n)))
         ]
         self._waiting = [(hole.drawn_at > 0).any(1) for hole in self.holes for _ in range(n)]
         rows = sum(len(one.rows) for one in self.runs)
@@ -171,16 +173,21 @@ class Filling:
         return total
 
     def draw(self) -> Drawing:
-        with progress("drawing", self.tokens, "pixels") as advance:
+        pixels = pixels_of(self.model.tokenizer)
+        with progress("drawing", self.tokens * pixels, "pixels") as advance:
             for drawn in self.rounds():
-                advance(drawn)
+                advance(drawn * pixels)
         return self.drawing()
 
     def stream(self) -> Iterator[DrawnRow]:
-        """Yield a row with a hole as soon as all particles of a completion agree on it."""
-        for _ in itertools.chain(self.rounds(every=self.model.config.columns), [0]):
-            for i, y in self.new_rows():
-                yield DrawnRow(range(i, i + 1), y, self.image(i)[:, y])
+        """Yield a row with a hole as soon as all particles of a completion agree on it.
+
+        Where pixels depend on tokens around theirs, a row still changes a little with those that follow.
+        """
+        for _ in self.rounds(every=self.model.config.columns):
+            for i, rows in itertools.groupby(self.new_rows(), key=operator.itemgetter(0)):
+                image = self.image(i)
+                yield from (DrawnRow(range(i, i + 1), y, image[:, y]) for _, y in rows)
 
     def new_rows(self) -> list[tuple[int, int]]:
         """(completion, row of pixels) of each row with a hole that has become final since the last call."""
@@ -193,11 +200,11 @@ class Filling:
 
     @torch.inference_mode()
     def rounds(self, every: int = 1) -> Iterator[int]:
-        """Draw; yields after every so many steps how many pixels of the holes have been drawn since."""
+        """Draw; yields after every so many steps how many tokens of the holes have been drawn since."""
         kind, model = self.decoder, self.model
         decoder: Decoder = GuidedDecoder(kind, model, self.room) if self.guided else kind(model, self.room)
         table: Table[Row] = Table(decoder)
-        waiting = deque(i for i, one in enumerate(self.runs) if self.tokens and one.position < len(one.known))
+        waiting = deque(i for i, one in enumerate(self.runs) if one.position < len(one.known))
         drawn = 0
         for number in itertools.count(1):
             table.drop_finished()
@@ -238,7 +245,7 @@ class Filling:
         """What has been drawn, after all rounds."""
         drawn = self.runs
         images = np.concatenate([self.image(i) for i in range(len(drawn))])
-        counts = np.array([max(1, (one.known == FREE).sum()) for one in drawn]) * np.prod(self.model.tokenizer.patch)
+        counts = np.array([max(1, (one.known == FREE).sum()) for one in drawn]) * pixels_of(self.model.tokenizer)
         nats = np.array([one.nats[one.chosen or 0] for one in drawn]) / counts
         evidence = Evidence(
             np.array([one.log_evidence for one in drawn]),
@@ -251,12 +258,15 @@ class Filling:
         return Drawing(images, nats.astype(np.float32), drawn_at, self.decoder.name, evidence)
 
     def image(self, i: int) -> NDArray[np.uint8]:
-        """Completion i as an upright picture, (1, H, W, C); pixels in the hole that are not drawn yet are token 0.
+        """Completion i as an upright picture, (1, H, W, C).
 
+        A token that is not drawn yet is the last one before it in its column, in the order of drawing, or token 0.
         Where a token covers several pixels, those outside the mask are the given ones.
         """
-        tokens = self.runs[i].final[None].clip(min=0)
-        turned = self.model.tokenizer.decode(tokens, self.model.config.columns)
+        tokens = self.runs[i].final.reshape(self.model.config.rows, -1)
+        last = np.maximum.accumulate(np.where(tokens < 0, 0, np.arange(len(tokens))[:, None]))
+        tokens = np.take_along_axis(tokens, last, 0).clip(min=0)
+        turned = self.model.tokenizer.decode(tokens.reshape(1, -1), self.model.config.columns)
         number = i // self.n
         image = undo_orient(turned, self.holes[number].orientation)
         return join(self.model.tokenizer, image, self.squares[number : number + 1], ~self.masks[number])

@@ -98,7 +98,7 @@ class Particles:
         order = self._order(table, numbers)
         known = int(self.known[self.position])
         if known != FREE:
-            self.log_weights[order] += logits[numbers].log_softmax(-1)[:, known].double().cpu().numpy()
+            self.log_weights[order] += logits[numbers].log_softmax(-1)[:, known].cpu().double().numpy()
             for distance, place in self._behind.get(self.position, ()):
                 assert self.guide is not None
                 self.log_weights -= self.guide.log_ratios(distance, known)[self.tokens[:, place]].numpy()
@@ -108,8 +108,9 @@ class Particles:
             total = probabilities.sum(-1)
             steering = torch.stack([self.guide.log_ratios(*other) for other in self._ahead[self.position]]).sum(0)
             probabilities = probabilities * steering.exp().to(probabilities)
-            self.log_weights[order] += (probabilities.sum(-1) / total).log().double().cpu().numpy()
-        if effective_size(self.log_weights) < len(self.log_weights) / 2:
+            self.log_weights[order] += (probabilities.sum(-1) / total).log().cpu().double().numpy()
+        last = self.position + 1 == len(self.known)  # where one is drawn by weight at once
+        if not last and effective_size(self.log_weights) < len(self.log_weights) / 2:
             sources = self._resample()
             places = {index: i for i, index in enumerate(order)}
             for to in np.flatnonzero(sources != np.arange(len(sources))).tolist():
@@ -123,7 +124,7 @@ class Particles:
         order = self._present
         if self.known[self.position] == FREE:
             self.tokens[order, self.position] = tokens.cpu().numpy()
-            self.nats[order] += nats.double().cpu().numpy()
+            self.nats[order] += nats.cpu().double().numpy()
         self.position += 1
         if self.position == len(self.known) or (self.chosen is None and self.position > self.last):
             self._finish()

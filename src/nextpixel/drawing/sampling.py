@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from nextpixel.images.sources.masks import load_masks
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
-from nextpixel.tokens import Tokenizer, covers_pixels, exact_colours
+from nextpixel.tokens import Tokenizer, covers_pixels, exact_colours, pixels_of
 from nextpixel.tokens.colors import allowed_tokens
 from nextpixel.tokens.words import encode_captions
 
@@ -58,7 +57,7 @@ class Evidence:
     """(M * n,), how many of the first particles have descendants at the end of the hole."""
     particles: int
     blind: NDArray[np.int64]
-    """(M * n,), how many tokens were drawn with nothing known above or near below them: among particles, their choice
+    """(M * n,), how many pixels were drawn with nothing known above or near below them: among particles, their choice
     is best-of-N."""
 
 
@@ -241,19 +240,19 @@ def draw(
     tokens = torch.empty(len(plan.prompts) * n, config.tokens, dtype=torch.int64)
     tokens[:, : plan.prompts.shape[1]] = plan.prompts.repeat_interleave(n, 0)
     nats = np.empty(len(tokens), np.float32)
-    with progress("drawing", tokens[:, plan.prompts.shape[1] :].numel(), "pixels") as advance:
+    with progress("drawing", tokens[:, plan.prompts.shape[1] :].numel() * pixels_of(tokenizer), "pixels") as advance:
         for candidates in plan.batches:
             rows = []
             for row, drawn, row_nats in _draw_rows(model, plan, candidates, sampling, orientation):
                 tokens[candidates.start : candidates.stop, row * config.columns : (row + 1) * config.columns] = drawn
                 rows.append(row_nats)
-                advance(drawn.numel())
+                advance(drawn.numel() * pixels_of(tokenizer))
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
     images = tokenizer.decode(tokens, config.columns)
     steps = np.maximum(np.arange(images.shape[1]) // tokenizer.patch[0] - plan.kept_rows + 1, 0)
     images = join(tokenizer, images, squares, steps[:, None] == 0)
     drawn_at = undo_orient(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
-    nats /= math.prod(tokenizer.patch)
+    nats /= pixels_of(tokenizer)
     return Drawing(undo_orient(images, orientation), nats, drawn_at, plan.decoder.name)
 
 

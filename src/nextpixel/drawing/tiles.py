@@ -34,7 +34,8 @@ def draw_tiles(
         reach = max(1, round(length * REDRAWN / 2))
         cross.swapaxes(0, axis)[max(0, middle - reach) : middle + reach] = True
     of_each = caption if caption is None or isinstance(caption, str) else [one for one in caption for _ in range(n)]
-    other = replace(sampling, seed=sampling.seed + first)  # holes are numbered from 0
+    count = len(drawing.images) // n
+    numbers = [(count + i // n, first + i % n) for i in range(len(drawing.images))]  # none of those drawn above
     rolled = np.roll(drawing.images, half, (1, 2))
-    filled = Filling(model, rolled, cross[None], sampling=other, caption=of_each).draw().images
+    filled = Filling(model, rolled, cross[None], sampling=sampling, caption=of_each, numbers=numbers).draw().images
     return replace(drawing, images=np.roll(filled, (-half[0], -half[1]), (1, 2)))

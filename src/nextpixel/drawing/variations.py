@@ -67,8 +67,8 @@ def draw_variations(
     if part not in get_args(Part):
         raise InputError(f"expected one of {', '.join(get_args(Part))}, got {part!r}", argument="part")
     squares = squares.repeat(n, 0)
-    places = [(sampling.seed, *divmod(i, n)) for i in range(len(squares))]
-    masks = np.stack([part_mask(model.size, strength, part, place) for place in places])
+    places = [divmod(i, n) for i in range(len(squares))]
+    masks = np.stack([part_mask(model.size, strength, part, (sampling.seed, *place)) for place in places])
     if colors is not None:
         sampling, others = _only_colors(model, squares, colors, sampling)
         masks |= others
@@ -76,7 +76,7 @@ def draw_variations(
             raise InputError(
                 "expected `strength` above 0, as the pictures have no other colours, got 0", argument="colors"
             )
-    drawing = Filling(model, squares, masks, sampling=sampling, caption=caption).draw()
+    drawing = Filling(model, squares, masks, sampling=sampling, caption=caption, numbers=places).draw()
     return replace(drawing, drawn_at=np.broadcast_to(drawing.drawn_at, masks.shape))
 
 

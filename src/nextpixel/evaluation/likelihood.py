@@ -24,7 +24,7 @@ from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extraction import model_hash
 from nextpixel.representation.scoring import BATCH_IMAGES, Arrays, Runner, batches, by_chunks, pixel_maps
-from nextpixel.tokens import Reconstruction, covers_pixels, reconstruction
+from nextpixel.tokens import Reconstruction, covers_pixels, pixels_of, reconstruction
 
 OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
@@ -142,7 +142,7 @@ def evaluate(
         known,
         without,
         bare,
-        nats_per_token=mean * math.prod(tokenizer.patch) if patches else None,
+        nats_per_token=mean * pixels_of(tokenizer) if patches else None,
         reconstruction=reconstruction(tokenizer, squares) if patches else None,
     )
 
@@ -254,7 +254,7 @@ def hidden_nats(
 
     Pixels are hidden by `seed` and the image's number, from `first`.
     """
-    pixels = math.prod(model.tokenizer.patch)  # of a token
+    pixels = pixels_of(model.tokenizer)  # of a token
 
     def nats(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
         assert masked is not None

@@ -68,8 +68,9 @@ def join_pictures(picture: Picture, drawn: np.ndarray, kept: np.ndarray, fit: Fi
     size = drawn.shape[:2]
     left, top, right, bottom = _box(picture, size, fit)
     seen = to_rgb(picture).crop((round(left), round(top), round(right), round(bottom)))
-    if seen.width < size[1] or seen.height < size[0]:
-        seen = seen.resize(size[::-1], Image.Resampling.LANCZOS)
+    at_least = max(seen.width, size[1]), max(seen.height, size[0])
+    if seen.size != at_least:
+        seen = seen.resize(at_least, Image.Resampling.LANCZOS)
     enlarged = Image.fromarray(drawn).resize(seen.size, Image.Resampling.LANCZOS)
     soft = Image.fromarray((np.array(enlarged) + _rim(seen, enlarged, kept)).round().clip(0, 255).astype(np.uint8))
     return Image.composite(seen, soft, Image.fromarray(kept).resize(seen.size, Image.Resampling.NEAREST))

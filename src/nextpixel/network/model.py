@@ -41,7 +41,7 @@ from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise
 from nextpixel.network.positions import Positions, raster, rotate
-from nextpixel.tokens.tokenizer import picture_size
+from nextpixel.tokens.tokenizer import covers_pixels, picture_size
 
 if TYPE_CHECKING:
     from nextpixel.tokens import Tokenizer
@@ -208,10 +208,11 @@ class ImageGPT(nn.Module):
         self._fit = fit
 
     def __repr__(self) -> str:
-        config = self.config
+        config, (height, width) = self.config, self.size
+        what = "codes" if covers_pixels(self.tokenizer) else "colours"
         return (
-            f"ImageGPT({config.layers} layers x {config.width}, {config.heads} heads, {config.columns} x {config.rows} "
-            f"pixels, {config.colors} colours, {config.parameters:,} parameters)"
+            f"ImageGPT({config.layers} layers x {config.width}, {config.heads} heads, {width} x {height} pixels, "
+            f"{config.colors} {what}, {config.parameters:,} parameters)"
         )
 
     @property

@@ -40,9 +40,9 @@ class CodecShape:
     def __post_init__(self) -> None:
         if self.patch not in SIDES:
             raise InputError(f"expected 2 or 4, got {self.patch!r}", argument="patch")
-        if self.codes not in LEVELS:
+        if type(self.codes) is not int or self.codes not in LEVELS:
             raise InputError(f"expected one of {', '.join(map(str, LEVELS))}, got {self.codes!r}", argument="codes")
-        for name, most in (("width", 4_096), ("blocks", 64)):
+        for name, most in (("width", 512), ("blocks", 8)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= most or value % 2:
                 raise InputError(f"expected an even number from 2 to {most}, got {value!r}", argument=name)
@@ -163,11 +163,12 @@ class Learned:
         with torch.device("meta"):
             shapes = Codec(shape := CodecShape(**values["codec"])).state_dict()
         for name, expected in shapes.items():
-            if name not in values or values[name].shape != expected.shape or values[name].dtype != np.float32:
+            value = values.get(name)
+            if not isinstance(value, np.ndarray) or value.shape != expected.shape or value.dtype != np.float32:
                 raise InputError(
                     f"expected float32 weights of a codec, of shape {tuple(expected.shape)}", argument=name
                 )
-            if not np.isfinite(values[name]).all():
+            if not np.isfinite(value).all():
                 raise InputError("expected finite weights, got NaN or infinity", argument=name)
         codec = Codec(shape)
         codec.load_state_dict({name: torch.from_numpy(values[name]) for name in shapes})

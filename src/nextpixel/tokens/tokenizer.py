@@ -145,9 +145,14 @@ def picture_size(patch: Sequence[int], shape: ImageGPTConfig) -> Size:
     return shape.rows * patch[0], shape.columns * patch[1]
 
 
+def pixels_of(tokenizer: Tokenizer) -> int:
+    """The number of pixels that a token stands for."""
+    return math.prod(tokenizer.patch)
+
+
 def covers_pixels(tokenizer: Tokenizer) -> bool:
     """Whether a token stands for several pixels, whose detail it loses."""
-    return math.prod(tokenizer.patch) > 1
+    return pixels_of(tokenizer) > 1
 
 
 def reconstruct(tokenizer: Tokenizer, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

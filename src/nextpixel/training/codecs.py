@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import CodecConfig, to_size
+from nextpixel.config import CodecConfig
 from nextpixel.data.decoded import Batches, DecodedSet, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.files import write_json
@@ -22,7 +22,7 @@ from nextpixel.progress import say
 from nextpixel.tokens import load_tokenizer, reconstruct, reconstruction, write_tokenizer
 from nextpixel.tokens.learned import Codec, CodecShape, Learned, centred
 from nextpixel.tokens.tokenizer import FACTS
-from nextpixel.training import distributed, optim
+from nextpixel.training import optim
 from nextpixel.training.decisions import RunDecisions
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import find_sets, relocate_images, source_facts
@@ -38,7 +38,6 @@ CHARBONNIER = 0.1, 1e-3  # its weight, and the error below which it is quadratic
 
 def start_run(images: Any, out: Path, config: CodecConfig, split: str | None = None) -> Run:
     """Decode the images, resolve every "auto", and create the run folder. Raises InputError."""
-    distributed.require_one_process("tokenizer")
     shape, size = CodecShape(config.patch, config.codes, config.width, config.blocks), config.size
     config = checked_settings(out, config)
     threads, device = set_threads(config.threads), choose_device(config.device)
@@ -104,7 +103,7 @@ def _train(run: Run, images: Any) -> Learned:
         with run.checkpoint(steps[-1]) as folder:
             codec = _read(folder).codec.requires_grad_()
     codec.to(decided.device).train()
-    size, batch = to_size(config.side), config.batch_images
+    size, batch = config.size, config.batch_images
     batches = Batches(decoded.images, rows, size=size, batch_images=batch, augment="flip", seed=config.seed)
 
     def step(squares: NDArray[np.uint8]) -> Tensor:

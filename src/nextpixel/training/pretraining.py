@@ -5,7 +5,6 @@ pretrain calls start_run, which creates the run folder, and train_run, which tra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,7 +49,7 @@ from nextpixel.images.sources import Source, open_source, sprites_of, with_canva
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
-from nextpixel.tokens import covers_pixels, exact_colours, reconstruction
+from nextpixel.tokens import covers_pixels, exact_colours, pixels_of, reconstruction
 from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPictures
 from nextpixel.tokens.words import Words
 from nextpixel.training import distributed, optim
@@ -269,7 +268,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
                 return pixel_loss(logits, part, hidden_part)
 
             # per pixel, as validation is
-            return accumulate(network, loss_of, len(tokens), decided) / math.prod(opened.tokenizer.patch)
+            return accumulate(network, loss_of, len(tokens), decided) / pixels_of(opened.tokenizer)
 
         training = Training(
             Cadence(config, config.steps, config.evaluate_every_steps),
@@ -369,7 +368,7 @@ def _evaluate(opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: HeldOu
             without = float(image_nats(judged, held_out.images, **settings).mean(dtype=np.float64))
             figures["validation_nats_without_caption"] = without
             more = f" with the caption, {without:.4f} without"
-        if (pixels := math.prod(judged.tokenizer.patch)) > 1:
+        if (pixels := pixels_of(judged.tokenizer)) > 1:
             more += f", {mean * pixels:.4f} per token"
         if config.sample_images and not masked:
             with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel

@@ -53,7 +53,7 @@ def load_masks(
     return filled
 
 
-def check_filled(filled: NDArray[np.bool_]) -> None:
+def check_filled(filled: NDArray[np.bool_], argument: str = "mask") -> None:
     """Raise InputError where one of these masks (M, H, W) fills nothing or everything."""
     for i, one in enumerate(filled):
         which = f" in mask {i + 1} of {len(filled)}" if len(filled) > 1 else ""
@@ -61,11 +61,12 @@ def check_filled(filled: NDArray[np.bool_]) -> None:
             raise InputError(
                 f"expected white pixels, which are filled, got none{which}; paint a part white, or exchange black and "
                 "white by `invert_mask`",
-                argument="mask",
+                argument=argument,
             )
         if one.all():
             raise InputError(
-                f"expected black pixels, which are kept, got none{which}; sample draws whole pictures", argument="mask"
+                f"expected black pixels, which are kept, got none{which}; sample draws whole pictures",
+                argument=argument,
             )
 
 
@@ -107,9 +108,7 @@ def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit) -> NDArray[np.b
                 _check_proportions(read, pictures, range(len(pictures)) if len(source) == 1 else range(i, i + 1), size)
             found[i] = _fitted(read, size, fit)
     except (InputError, UnreadableImage) as error:
-        if getattr(error, "argument", None) == "mask":
-            raise
-        raise InputError(str(error), argument="mask") from None
+        raise InputError(getattr(error, "message", str(error)), argument="mask") from None
     return found
 
 
@@ -119,9 +118,7 @@ def _placed_masks(mask: Any, pictures: Source, size: Size, invert: bool) -> NDAr
         source = open_source(_eight_bits(mask))
         given = [np.asarray(source.read(i))[..., 0] for i in range(len(source))]
     except (InputError, UnreadableImage) as error:
-        if getattr(error, "argument", None) == "mask":
-            raise
-        raise InputError(str(error), argument="mask") from None
+        raise InputError(getattr(error, "message", str(error)), argument="mask") from None
     _check_count(len(given), len(pictures))
     given = given * len(pictures) if len(given) == 1 else given
     return np.stack([_placed(one, pictures, i, size, invert) for i, one in enumerate(given)])
@@ -187,7 +184,7 @@ def _eight_bits(mask: Any) -> Any:
     """Arrays as uint8 with white at 255; other masks as they are."""
     if isinstance(mask, str | os.PathLike | Picture):
         return mask
-    if isinstance(mask, list | tuple) and mask and not np.isscalar(mask[0]):
+    if isinstance(mask, list | tuple) and mask and (isinstance(mask[0], str) or not np.isscalar(mask[0])):
         return [_eight_bits(one) for one in mask]
     values = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
     if values.dtype.kind not in "biuf" or values.ndim not in (2, 3) or not values.size:
@@ -201,5 +198,5 @@ def _eight_bits(mask: Any) -> Any:
     if not (low >= 0 and high <= (1 if values.dtype.kind == "f" else 255)):
         expected = "0 to 1" if values.dtype.kind == "f" else "0 to 255"
         raise InputError(f"expected numbers from {expected}, got {low} to {high}", argument="mask")
-    scaled = (values * (255 if high <= 1 else 1)).astype(np.uint8)
+    scaled = (values * (255.0 if high <= 1 else 1.0)).astype(np.uint8)
     return scaled if scaled.ndim == 2 else list(scaled)
