@@ -43,7 +43,7 @@ can be tried at once.
 | hardware | {hardware}, {minutes:.0f} minutes |
 | precision | trained in {dtype} with fp32 weights; shipped as bf16; scored with bf16 products |
 | validation | {validation:.4f} nats per pixel (the best checkpoint, on {validation_images:,} held-out images) |
-| test | **{test:.4f} +- {error:.4f} nats per pixel** (all 10,000 test images, read once, {date}) |
+| test | **{test:.4f} +- {error:.4f} nats per pixel** (all 10,000 test images, scored once, {date}) |
 
 Count models fitted on the same {train_images:,} images with the same colours, on the same test images:
 
@@ -54,7 +54,7 @@ Count models fitted on the same {train_images:,} images with the same colours, o
 | the pixels to the left and above | {left_above:.4f} |
 | **embedded model** | **{test:.4f}** |
 
-Completions of test images 0 to 7, with seeds 0 to 7, unselected (each row: prompt, four completions with their nats
+Completions of test images 0 to 7, with seeds 0 to 7, uncurated (each row: prompt, four completions with their nats
 per pixel, original):
 
 ![completions](completions.png)
