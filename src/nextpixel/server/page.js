@@ -218,7 +218,7 @@ async function take(file) {
   try {
     if (file.size * 4 / 3 + 1000 > state.upload) { // as base64
       const most = Math.floor((state.upload * 3) / 4e6);
-      throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; the limit of this server is ${most} MB.`);
+      throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; this server accepts up to ${most} MB.`);
     }
     const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
     if (await see(picture, state.kept / height())) mark(null);
@@ -713,7 +713,7 @@ async function draw(complete) {
         announce(`${text}: ${words}, ${low === high ? rounded(low) : `${rounded(low)} to ${rounded(high)}`} nats per pixel.`);
       }
     }
-    if (!state.drawn?.done) throw new Refused("The server ended before the pictures were finished.", 0);
+    if (!state.drawn?.done) throw new Refused("The server stopped before the pictures were finished.", 0);
   } catch (error) {
     if (state.drawing === mine) {
       const stopped = error.name === "AbortError";
