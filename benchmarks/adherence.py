@@ -199,9 +199,9 @@ def measure_halves(args: argparse.Namespace, design: Design) -> dict[str, Any]:
     pictures, captions = read_set(args.data / "test.parquet")
     pictures, captions, rows = pictures[: args.halves], captions[: args.halves], []
     for half in HIDDEN:
-        for name, told in {"own": captions, "another's": shuffled(captions, rng), "no": [""] * len(captions)}.items():
-            drawn = repaint(model, pictures, told, half, args.seed)
-            shares = adherence(drawn, hidden_tags(told if any(told) else captions, half), design)
+        for name, wanted in {"own": captions, "another's": shuffled(captions, rng), "no": [""] * len(captions)}.items():
+            drawn = repaint(model, pictures, wanted, half, args.seed)
+            shares = adherence(drawn, hidden_tags(wanted if any(wanted) else captions, half), design)
             tell(f"{half} half, {name} caption", shares, shares)
             found = {kind: share.row() for kind, share in shares.items()}
             rows.append({"half": half, "caption": name, "shares": found})

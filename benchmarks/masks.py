@@ -140,7 +140,7 @@ def compare(model: ImageGPT, squares: Pixels, masks: Mask, particles: int, seed:
     return drawn, found
 
 
-def told(values: NDArray[np.float64], digits: int = 1) -> str:
+def cell(values: NDArray[np.float64], digits: int = 1) -> str:
     """The mean (and the standard error of the mean)."""
     spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return f"{np.mean(values):,.{digits}f} ({spread:.{digits}f})"
@@ -170,9 +170,9 @@ def table(path: Path) -> str:
 
         guided, plain = (every(method, "log_evidence") for method in ("guided", "plain"))
         if guided.any():
-            evidences.append([kind, f"{len(guided)}", told(guided, 0), told(plain, 0), told(guided - plain)])
-        seams = [told(every(method, "seam")) for method in ("original", *methods)]
-        others.append([kind, f"{len(guided)}", *seams, *(told(every(method, "rmse")) for method in methods)])
+            evidences.append([kind, f"{len(guided)}", cell(guided, 0), cell(plain, 0), cell(guided - plain)])
+        seams = [cell(every(method, "seam")) for method in ("original", *methods)]
+        others.append([kind, f"{len(guided)}", *seams, *(cell(every(method, "rmse")) for method in methods)])
     heads = [
         ["mask", "pictures", "log-evidence guided", "plain", "gain"],
         ["mask", "pictures", "seam: originals", *methods, f"error: {methods[0]}", *methods[1:]],

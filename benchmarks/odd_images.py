@@ -158,7 +158,7 @@ def continued(model: ImageGPT, name: str | None, source: Source, steps: int, see
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of cifar10, fashion_mnist and rsscn7")
-    parser.add_argument("--model", help="the model; the embedded one unless told")
+    parser.add_argument("--model", help="the model; default: the embedded one")
     parser.add_argument("--images", type=int, default=1000, help="images a side (default: 1000)")
     parser.add_argument("--continue-steps", type=int, default=0, help="steps on Fashion-MNIST's normal classes")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16", help="type of the matrix products")
@@ -211,9 +211,9 @@ def main(argv: list[str] | None = None) -> int:
         reference, tested = scored("Fashion-MNIST, train", *train, by), scored("Fashion-MNIST, test", *test, by)
         for pair in PAIRS[:1] if suffix else PAIRS:
             kept, held = ~np.isin(reference.labels, pair), np.isin(tested.labels, pair)
-            told = " and ".join(names[i] for i in pair)
+            pair_title = " and ".join(names[i] for i in pair)
             found = columns(tested.rows(~held), tested.rows(held), reference.rows(kept), seed)
-            rows[f"Fashion-MNIST: {told}{suffix}"] = found
+            rows[f"Fashion-MNIST: {pair_title}{suffix}"] = found
 
     seconds = time.monotonic() - start
     print(f"{n:,} images a side, seed {seed}, {args.dtype}, {seconds:.0f} s\n")

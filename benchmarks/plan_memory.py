@@ -7,7 +7,7 @@ A shape is layers x width @ side x images of a micro-batch, with heads of width 
 for two steps in a process of its own, and what counts is the growth of its peak over what a tiny model had taken
 before. glibc keeps much of what is freed; in "exact" large blocks go back at once (MALLOC_MMAP_THRESHOLD_), which shows
 what the plan's tensors need, without its allowance for the heap. A "run" is nextpixel.pretrain for three steps with an
-evaluation and without drawing, and what counts is how far its peak lies over what it held when it told its plan.
+evaluation and without drawing, and what counts is how far its peak exceeds what it held when it printed its plan.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def measure(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool
 def measure_run(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool) -> int:
     """Bytes of a whole run, in this process."""
     config, batch = config_of(shape, preset)
-    told, before = pretraining.report_plan, []
+    report, before = pretraining.report_plan, []
 
     def tell(*args: Any, **named: Any) -> None:
-        told(*args, **named)
+        report(*args, **named)
         before.append(held())
 
     pretraining.report_plan = tell
@@ -136,8 +136,8 @@ def main() -> None:
             environment = os.environ | (EXACT if way == "exact" else {})
             command = [sys.executable, *one, "--measure", "run" if way == "run" else "steps"]
             found = int(subprocess.run(command, env=environment, stdout=-1, check=True).stdout)
-            told = tensors if way == "exact" else need.total
-            line += f" {found / 1e6:,.0f} ({told / found - 1:+.0%}) |"
+            planned = tensors if way == "exact" else need.total
+            line += f" {found / 1e6:,.0f} ({planned / found - 1:+.0%}) |"
         print(line, flush=True)
 
 

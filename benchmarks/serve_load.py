@@ -170,7 +170,7 @@ def offline(args: argparse.Namespace, pixels: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="as for nextpixel serve; the embedded one unless told")
+    parser.add_argument("--model", help="as for nextpixel serve; default: the embedded one")
     parser.add_argument("--speed", default="auto", choices=["auto", "exact"])
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--keep", type=float, default=0.5)

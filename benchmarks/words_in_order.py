@@ -63,13 +63,13 @@ def train(
     for step in range(steps):
         numbers = order[step * batch_images : (step + 1) * batch_images]
         epoch = step * batch_images // len(tokens)
-        told = torch.from_numpy(some_tags(tags, numbers, seed=seed, epoch=epoch))
-        told = one_a_slot(told) if in_order else told
+        given = torch.from_numpy(some_tags(tags, numbers, seed=seed, epoch=epoch))
+        given = one_a_slot(given) if in_order else given
         rate = optim.linear_rate(step, steps=steps, warmup_steps=steps // 20, peak=MUON_RATE, cooldown_fraction=0.5)
         optim.set_rate(optimizers, rate)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss = cross_entropy(model(tokens[numbers], tags=told), tokens[numbers])
+        loss = cross_entropy(model(tokens[numbers], tags=given), tokens[numbers])
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -83,8 +83,8 @@ def likelihoods(model: ImageGPT, tokens: Tensor, captions: Sequence[str], rng: n
     """Mean nats per pixel with the right, another picture's and no caption."""
     assert model.words is not None
     found = {}
-    for name, told in {"right": captions, "shuffled": shuffled(captions, rng), "no": [""] * len(captions)}.items():
-        tags = model.words.encode(told)
+    for name, given in {"right": captions, "shuffled": shuffled(captions, rng), "no": [""] * len(captions)}.items():
+        tags = model.words.encode(given)
         parts = zip(tokens.split(50), tags.split(50))
         losses = [cross_entropy(model(some, tags=own), some, reduction="none") for some, own in parts]
         found[name] = torch.cat(losses).mean().item()
@@ -121,8 +121,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             nats = likelihoods(model, tokenizer.encode(shown[part]), full[part], rng)
             print(f"{name}, {where}: nats per pixel {', '.join(f'{k} caption {v:.4f}' for k, v in nats.items())}")
             rows = {}
-            for length, told in make_captions(full, args.captions, rng, where == "held-out pairs").items():
-                shares = adherence(draw(model, told, args.guidance, args.seed), told, design)
+            for length, asked in make_captions(full, args.captions, rng, where == "held-out pairs").items():
+                shares = adherence(draw(model, asked, args.guidance, args.seed), asked, design)
                 tell(f"{name}, {where}: {length}", shares, ("stated", "tags", "captions"))
                 rows[length] = {of: share.row() for of, share in shares.items()}
             found[where] = {"nats": nats, "adherence": rows}

@@ -149,7 +149,7 @@ WRONG = [
     ("pretrain photos.npy --init model --tokenizer tok --out x", "--init: cannot be combined with --tokenizer"),
     ("pretrain --resume run --tokenizer tok", "--resume: cannot be combined with --tokenizer"),
     ("convert model x --for-transformers", "cannot be saved for transformers"),
-    ("sample --model model --allow-colors #ff0000", "the tokens of this model are no colours"),
+    ("sample --model model --allow-colors #ff0000", "the tokens of this model are not colours"),
 ]  # fmt: skip
 
 

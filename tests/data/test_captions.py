@@ -114,7 +114,7 @@ def test_tiles_have_the_captions_of_their_files(tmp_path: Path) -> None:
         (
             "t.jsonl",
             "[1]\n",
-            "expected a JSONL file of file,caption, got something unreadable: a line that is no object",
+            "expected a JSONL file of file,caption, got something unreadable: a line that is not an object",
         ),
         ("t.jsonl", "{\n", "expected a JSONL file of file,caption, got something unreadable"),
         ("t.csv", "file,caption\nx.png, \n", "captions: expected captions in .*x.png by .*t.csv', got only empty ones"),

@@ -121,7 +121,7 @@ def test_few_unreadable_pictures_are_left_out_and_listed(folder):
     assert len(decoded) == 11 and "cats/03.png" not in decoded.names
     assert [decoded.classes[label] for label in decoded.labels] == [name.split("/")[0] for name in decoded.names]
     (line,) = decoded.unreadable
-    assert "cats/03.png" in line and "no known image format" in line
+    assert "cats/03.png" in line and "not a known image format" in line
     assert read_decoded(decoded.key).unreadable == decoded.unreadable
 
 

@@ -49,7 +49,7 @@ def flags(values: dict[str, Any]) -> list[str]:
 
 
 def state(run: Path, step: int | None = None) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, the last unless told: the weights and the optimiser's state, by name."""
+    """Every tensor of a checkpoint (default: the last): the weights and the optimiser's state, by name."""
     found = Run(run)
     folder = found.folder(found.steps()[-1] if step is None else step)
     model = nextpixel.load(folder)

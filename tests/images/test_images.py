@@ -194,11 +194,11 @@ def test_truncated_files_are_unreadable(kind):
 
 
 def test_reasons_are_readable(tmp_path):
-    with pytest.raises(UnreadableImage, match="no known image format"):
+    with pytest.raises(UnreadableImage, match="not a known image format"):
         decode(b"hello", "a.png")
     with pytest.raises(UnreadableImage, match=r"cannot read the image gone\.png: no such file"):
         decode(str(tmp_path / "gone.png"), "gone.png")
-    with pytest.raises(UnreadableImage, match="no known image format"):  # would start Ghostscript
+    with pytest.raises(UnreadableImage, match="not a known image format"):  # would start Ghostscript
         decode(encoded(Image.new("RGB", (4, 4)), "EPS"), "a.eps")
 
 

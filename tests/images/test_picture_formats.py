@@ -194,7 +194,7 @@ ONE = np.array([[RED]], np.uint8)
         (ase([layer(), cel(ONE, at=9)]), "damaged or cut off"),
         (ase([layer(), cel(ONE)], size=(60_000, 60_000)), "60000 x 60000 is over"),
         (ase([layer(), cel(ONE)], size=(0, 9)), "got 9 x 0"),
-        (ase([layer(), cel(ONE)], depth=24), "no known image format"),
+        (ase([layer(), cel(ONE)], depth=24), "not a known image format"),
         (ase([layer(), chunk(0x2005, bytes(7))]), "damaged or cut off"),
         (ase([layer(blend=3), cel(ONE)]), "layer 0 has the blend mode 3, expected pixels in the normal mode"),
         (ase([layer(kind=2), cel(ONE)]), "layer 0 has tiles"),
@@ -338,5 +338,5 @@ def test_a_format_is_one_function_in_one_registry(tmp_path, monkeypatch):
     served = read_image(data, "x", (3, 2), "crop", pixel_limit=100, formats=decoders.FORMATS)
     assert served[..., 2].tolist() == expected
     monkeypatch.setitem(formats.FORMATS, "Toy", Format(kind.extensions, kind.matches, toy, served=False))
-    with pytest.raises(UnreadableImage, match="no known image format"):
+    with pytest.raises(UnreadableImage, match="not a known image format"):
         read_image(data, "x", (3, 2), "crop", formats=decoders.FORMATS)

@@ -239,7 +239,7 @@ def test_unreadable_files_are_named(tmp_path):
     write(tmp_path / "a" / "good.png")
     (tmp_path / "a" / "bad.png").write_bytes(b"not a picture")
     source = open_source(tmp_path)
-    with pytest.raises(UnreadableImage, match=r"cannot read the image a/bad\.png: its content is no known image"):
+    with pytest.raises(UnreadableImage, match=r"cannot read the image a/bad\.png: its content is not a known image"):
         source.read(0)
     with pytest.raises(InputError, match=r"a/bad\.png.*repair it or leave it out"):
         load_images(tmp_path, 4)
@@ -410,7 +410,7 @@ def test_parquet_of_paths_reads_beside_the_table(tmp_path):
     assert (np.asarray(source.read(0)) == noise(2, 3, 3)).all()
     with pytest.raises(UnreadableImage, match=r"x\.parquet/1: the table has neither"):
         source.read(1)
-    with pytest.raises(UnreadableImage, match="no known image format"):
+    with pytest.raises(UnreadableImage, match="not a known image format"):
         source.read(2)
 
 

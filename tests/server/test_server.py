@@ -329,7 +329,7 @@ def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
         ("/v1/score", {"image": TEXT, "model": "blind"}, ["masked model gives no likelihood"]),
         ("/v1/complete", {"image": "not base64!"}, ["image: expected a picture file in base64"]),
         ("/v1/complete", {"image": ["a"]}, ["image: expected a picture file in base64"]),
-        ("/v1/complete", {"image": ""}, ["image", "no known image format"]),
+        ("/v1/complete", {"image": ""}, ["image", "not a known image format"]),
         ("/v1/complete", {}, ["image"]),
         ("/v1/features", {"image": TEXT, "layer": 3}, ["layer", "0 to 2", "got 3"]),
         ("/v1/features", {"image": TEXT, "layer": []}, ["layer"]),

@@ -1,4 +1,4 @@
-"""Tokens that are no colours, on a grid that is no square: averages of 2 x 2 pixels, in pictures of 6 x 4."""
+"""Tokens that are not colours, on a grid that is not square: averages of 2 x 2 pixels, in pictures of 6 x 4."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

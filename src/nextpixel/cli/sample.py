@@ -119,7 +119,7 @@ def run(argv: Sequence[str]) -> None:
     if redrawn:
         say(f"{redrawn:,} copies were drawn and left out")
     if len(drawing.images) < args.n:
-        say(f"only {len(drawing.images):,} of {args.n:,} pictures are no copies; train on more pictures, or less long")
+        say(f"only {len(drawing.images):,} of {args.n:,} pictures are not copies; train on more pictures or less long")
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     say(f"For other pictures: --seed {args.sampling.seed + 1}")

@@ -84,7 +84,7 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
             if lines:
                 rows = [json.loads(line) for line in file if line.strip()]
                 if not all(isinstance(row, dict) for row in rows):
-                    raise ValueError("a line that is no object")
+                    raise ValueError("a line that is not an object")
                 columns: Sequence[str] = list(dict.fromkeys(name for row in rows for name in row))
             else:
                 reader = csv.DictReader(file)

@@ -235,8 +235,8 @@ def square_nats(
     captions = iter(own or ())  # `batches` cuts alike
 
     def nats(tokens: Tensor, _: Tensor | None) -> NDArray[np.float32]:
-        told = {} if own is None else {"tags": next(captions).to(tokens.device)}
-        return pixel_maps(model, cross_entropy(model(tokens, **told), tokens, reduction="none"))
+        extra = {} if own is None else {"tags": next(captions).to(tokens.device)}
+        return pixel_maps(model, cross_entropy(model(tokens, **extra), tokens, reduction="none"))
 
     return batches(model, squares, nats, dtype=dtype, batch_images=batch_images)
 

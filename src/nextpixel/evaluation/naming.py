@@ -99,11 +99,11 @@ def compare_with_probe(
     source = open_source(test)
     labels = [str(label) for label in labels_of(source)]
     classes = sorted(set(labels))
-    told = {name: name for name in classes} if captions is None else captions
-    if missing := [name for name in classes if name not in told]:
+    caption_of = {name: name for name in classes} if captions is None else captions
+    if missing := [name for name in classes if name not in caption_of]:
         raise InputError(f"expected a caption for each class, got none for {missing[0]!r}", argument="captions")
     pictures = load_images(source, model.size, fit=model.fit, levels=model.levels)
-    gains = caption_gains(model, pictures, [told[name] for name in classes], dtype=dtype)
+    gains = caption_gains(model, pictures, [caption_of[name] for name in classes], dtype=dtype)
     named = np.array(classes)[gains.argmax(1)]
     probe = LinearProbe(model, pooling="mean").fit(train)
     return NamingScore(len(labels), float((named == np.array(labels)).mean()), probe.score(source))

@@ -440,7 +440,7 @@ def _apply_exif_orientation(picture: Picture) -> Picture:
 
 def _reason(error: Exception, pixel_limit: int) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "its content is no known image format"
+        return "its content is not a known image format"
     if isinstance(error, Image.DecompressionBombError):
         return f"it claims to have over {pixel_limit:,} pixels"
     if isinstance(error, FileNotFoundError):

@@ -500,8 +500,8 @@ function settings() {
   const value = (input) => (input.value === "" ? null : input.type === "number" ? input.valueAsNumber : input.value);
   const chosen = Object.fromEntries(sampling().map((input) => [input.name, value(input)]));
   const caption = (model().words && $("caption").value.trim()) || null; // guidance needs one
-  const told = { caption, guidance: caption ? value($("guidance")) : 1 };
-  return { n: value($("n")), seed: value($("seed")), model: model().id, ...told, ...chosen };
+  const steering = { caption, guidance: caption ? value($("guidance")) : 1 };
+  return { n: value($("n")), seed: value($("seed")), model: model().id, ...steering, ...chosen };
 }
 
 // Words that begin like the last one, each as the whole text that choosing it makes.

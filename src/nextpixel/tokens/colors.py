@@ -55,7 +55,7 @@ def _equal(tokenizer: Tokenizer, rgba: NDArray[np.uint8], text: str, argument: s
     colors = colors_of(tokenizer)
     if colors is None:
         raise InputError(
-            f"the tokens of this model are no colours; expected their numbers, got {text}", argument=argument
+            f"the tokens of this model are not colours; expected their numbers, got {text}", argument=argument
         )
     equal = (colors == rgba).all(1) | ((colors[:, 3] == 0) & (rgba[3] == 0))
     if not equal.any():
@@ -70,7 +70,7 @@ def _equal(tokenizer: Tokenizer, rgba: NDArray[np.uint8], text: str, argument: s
 
 
 def colors_of(tokenizer: Tokenizer) -> NDArray[np.uint8] | None:
-    """Red, green, blue and opacity of every token (K, 4); None where tokens are no colours."""
+    """Red, green, blue and opacity of every token (K, 4); None where tokens are not colours."""
     if (rgba := getattr(tokenizer, "rgba", None)) is not None:
         return np.asarray(rgba)
     rgb = getattr(tokenizer, "rgb", None)

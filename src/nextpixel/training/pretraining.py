@@ -391,8 +391,8 @@ def _samples(model: ImageGPT, tags: NDArray[np.int64] | None, count: int) -> NDA
     sampling = SamplingConfig(speed="exact")
     if tags is None or model.words is None or not tags.any():
         return draw(model, None, n=count, sampling=sampling).images
-    told = tags[tags.any((1, 2))]
-    captions = [model.words.decode(told[i % len(told)]) for i in range(count)]
+    captioned = tags[tags.any((1, 2))]
+    captions = [model.words.decode(captioned[i % len(captioned)]) for i in range(count)]
     return draw(model, None, sampling=sampling, caption=captions).images
 
 
