@@ -12,7 +12,7 @@ shape (long, happy, ...) what all best matching variants share. A stated word ho
 
 For real pictures with their captions (the ceiling), with another picture's (the floor), and for pictures drawn by the
 model at each --guidance, from captions of the test sets: full ones, and one, two and three of their tags in random
-order; those of the held-out pairs of colours always state both. Intervals are Wilson's at 95 %. With a model, also how
+order; those of the held-out pairs of colours always state both. Intervals are Wilson's at 95%. With a model, also how
 many drawn faces are a training face to the last pixel, and the nats per pixel of the test faces with their caption,
 with another's and with none.
 
@@ -45,7 +45,7 @@ from nextpixel.drawing.holes import Filling
 from nextpixel.errors import InputError
 
 MATCH = 0.75  # intersection over union, at least
-Z = 1.96  # 95 %
+Z = 1.96  # 95%
 NOUNS = {"sunglasses": "glasses"}  # parts are called as in captions, but for this one
 SHAPES = {"long": "length", "short": "length", "curly": "curls", "happy": "mood", "sad": "mood"}
 

@@ -4,7 +4,7 @@
     python benchmarks/odd_images.py data --images 1000 --seed 0
 
 `data` holds the folders cifar10, fashion_mnist and rsscn7 as benchmarks/fetch_datasets.py writes them. Printed is
-the AUROC of every column, and of nats less the nats of the PNG file, with a 95 % bootstrap interval over images, for
+the AUROC of every column, and of nats less the nats of the PNG file, with a 95% bootstrap interval over images, for
 
     Fashion-MNIST   two classes held out, five pairs: the model as it is, normal images of the other eight
     CIFAR-10        normal, against rsscn7; and rsscn7 normal, against CIFAR-10
@@ -95,7 +95,7 @@ def spoil(squares: np.ndarray, others: np.ndarray, kind: str, rng: np.random.Gen
 
 
 def image_auroc(normal: np.ndarray, odd: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """AUROC and its 95 % interval over resampled images."""
+    """AUROC and its 95% interval over resampled images."""
 
     def once(a: np.ndarray, b: np.ndarray) -> float:
         return roc_auc_score(np.arange(len(a) + len(b)) >= len(a), np.concatenate([a, b]))
@@ -105,7 +105,7 @@ def image_auroc(normal: np.ndarray, odd: np.ndarray, rng: np.random.Generator) -
 
 
 def pixel_auroc(maps: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """AUROC of all pixels together and its 95 % interval over resampled images, by BINS quantiles of the values."""
+    """AUROC of all pixels together and its 95% interval over resampled images, by BINS quantiles of the values."""
     bins = np.searchsorted(np.quantile(maps, np.linspace(0, 1, BINS)[1:-1]), maps).reshape(len(maps), -1)
     flat = where.reshape(len(maps), -1)
     counts = np.stack(

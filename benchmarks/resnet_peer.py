@@ -5,7 +5,7 @@
 
 Trains on the train split with the settings of the first trial, tests once on the test split, prints one JSON object,
 with FLOPs (of training three forward passes an image) and milliseconds of features for each of a batch of 64 images.
-He et al. 2016 describe the network; on Fashion-MNIST such nets reach 92.5 to 94 %.
+He et al. 2016 describe the network; on Fashion-MNIST such nets reach 92.5 to 94%.
 """
 
 import argparse

@@ -147,7 +147,7 @@ def bootstrap_interval(
     repeats: int = 1_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of statistic(rows) by the cluster bootstrap (Field & Welsh 2007).
+    """95% percentile interval of statistic(rows) by the cluster bootstrap (Field & Welsh 2007).
 
     Whole groups of rows (n_i, J) are drawn with replacement: rows within a group may depend on each other. Draws whose
     statistic is NaN are skipped; NaN for fewer than two groups.
@@ -173,7 +173,7 @@ class Difference:
     """Mean of the second set's y minus the first's, over that range and over curves."""
     low: float
     high: float
-    """Its 95 % interval over curves (Welch 1947); NaN for a single curve on either side."""
+    """Its 95% interval over curves (Welch 1947); NaN for a single curve on either side."""
 
 
 def difference_at_equal_x(
@@ -200,7 +200,7 @@ def difference_at_equal_x(
 
 
 def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion observed in `count` trials (Wilson 1927)."""
+    """95% interval of a proportion observed in `count` trials (Wilson 1927)."""
     from scipy.stats import binomtest
 
     low, high = binomtest(round(proportion * count), count).proportion_ci(method="wilson")
@@ -208,7 +208,7 @@ def wilson_interval(proportion: float, count: int) -> tuple[float, float]:
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean, standard deviation and half the 95 % interval of the mean (Student's t); zeros for a single value."""
+    """Mean, standard deviation and half the 95% interval of the mean (Student's t); zeros for a single value."""
     if len(values) < 2:
         return float(np.mean(values)), 0.0, 0.0
     from scipy.stats import t

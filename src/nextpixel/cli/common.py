@@ -136,7 +136,7 @@ def read_pictures(
 
 
 def shown_in_grid(args: Any, count: int, what: str) -> tuple[int, int]:
-    """How many pictures, and of the args.n of each, `what`, the grid shows; reports how many it leaves out."""
+    """How many pictures the grid shows, and how many `what` of the args.n of each; reports how many it leaves out."""
     pictures, columns = min(count, GRID_AT_MOST), min(args.n, GRID_AT_MOST)
     for name, shown, total in (("pictures", pictures, count), (what, columns, args.n)):
         if shown < total:
@@ -145,7 +145,7 @@ def shown_in_grid(args: Any, count: int, what: str) -> tuple[int, int]:
 
 
 def say_changed(model: ImageGPT, squares: NDArray[np.uint8], kept: NDArray[np.bool_]) -> int:
-    """The number of kept pixels (N, H, W) whose colours the model of exact colours has not; reports it."""
+    """The number of kept pixels (N, H, W) whose colours the model of exact colours lacks; reports it."""
     from nextpixel.tokens.exact import ExactPalette
 
     if not isinstance(model.tokenizer, ExactPalette):

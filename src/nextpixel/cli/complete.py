@@ -53,7 +53,7 @@ class Complete:
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PICTURES]")] = ()
-    """Picture files, folders, or other sources of images; default: the cat that the package brings."""
+    """Picture files, folders, or other sources of images; default: the bundled cat."""
     keep: float = 0.5
     """Fraction of the rows to keep, or of the columns with --keep-side left or right."""
     keep_side: KeepSide = "top"

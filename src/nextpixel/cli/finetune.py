@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> None:
         show(f"{run.path}: best validation accuracy {best['accuracy']:.1%} of {count:,} at step {best['step']:,}")
         if score:
             low, high = wilson_interval(score["accuracy"], score["images"])
-            accuracy = f"{score['accuracy']:.1%} of {score['images']:,} (95 % {low:.1%} to {high:.1%})"
+            accuracy = f"{score['accuracy']:.1%} of {score['images']:,} (95% {low:.1%} to {high:.1%})"
             show(f"test accuracy {accuracy}{auc_text(score['auc'])}")
             if score.get("accuracy_without_them") is not None:
                 auc = auc_text(score.get("auc_without_them"))

@@ -212,7 +212,7 @@ def _print(
         mean, spread, half = mean_interval([score.accuracy for score in result.scores])
         if result.labels_per_class is None:
             low, high = wilson_interval(mean, test_images)
-            text = f"all labels     {mean:>6.1%}  (95 % {low:.1%} to {high:.1%})"
+            text = f"all labels     {mean:>6.1%}  (95% {low:.1%} to {high:.1%})"
         else:
             text = f"{result.labels_per_class:>4} a class   {mean:>6.1%}"
             if len(result.scores) > 1:

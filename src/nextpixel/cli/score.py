@@ -140,7 +140,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _likelihoods(args: Score, model: ImageGPT) -> tuple[Oddness, np.ndarray | None]:
-    """Nats per pixel alone, and the maps (N, H, W) if they are wanted."""
+    """Only nats per pixel, and the maps (N, H, W) if requested."""
     from nextpixel.evaluation.likelihood import image_tags, square_nats
     from nextpixel.evaluation.oddness import Oddness
     from nextpixel.images.sources import open_source

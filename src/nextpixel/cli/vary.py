@@ -40,7 +40,7 @@ class Vary:
     strength: float = 0.3
     """Fraction of the pixels to redraw, from 0 to 1."""
     part: Part = "random"
-    """Where they are; random: a rectangle at a place of its own in each variation."""
+    """Where to redraw; random: another rectangle in each variation."""
     colors: str | None = None
     """Draw only with these colours of the model, as in "#ff0000,#aa0000", and with transparency. Pixels of other
     colours are redrawn too: --strength 0 recolours the picture."""

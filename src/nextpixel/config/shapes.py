@@ -33,7 +33,7 @@ class ImageGPTConfig(Settings):
     classes: tuple[str, ...] = ()
     """Class names of the class head; empty without one."""
     words: int = 0
-    """Words that captions, which stand before the picture, may have; 0 without captions."""
+    """Number of words that captions may have; 0 without captions."""
 
     # Options beyond the paper; the defaults are the paper's network.
     positions: Positions = "learned"

@@ -27,7 +27,7 @@ from nextpixel.progress import Advance, progress, say_once
 PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_image
 PREPROCESSING_BEFORE = "bilinear; 2"  # applied the EXIF orientation twice; the keys of older runs have it
 DROPPED = 0.1  # share of the captions that training leaves out: guidance compares with none (Ho & Salimans 2022)
-MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20 % did equally well, more did worse
+MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20% did equally well, more did worse
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ _MADE: WeakKeyDictionary[Tokenizer, Guide] = WeakKeyDictionary()
 
 
 def guide_of(tokenizer: Tokenizer) -> Guide:
-    """Its guide, made once."""
+    """The guide of a tokenizer, cached."""
     if tokenizer not in _MADE:
         _MADE[tokenizer] = Guide(tokenizer)
     return _MADE[tokenizer]

@@ -32,7 +32,7 @@ class Group(Protocol):
         """
 
     def record(self, numbers: list[int], tokens: Tensor, nats: Tensor) -> None:
-        """Take note of the tokens and nats (n,) of the group's rows."""
+        """Record the tokens and nats (n,) of the group's rows."""
 
 
 @dataclass(eq=False)

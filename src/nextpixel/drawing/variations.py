@@ -36,7 +36,7 @@ def vary(
     """n variations of each picture: a part of it is redrawn, the rest kept.
 
     strength  fraction of the pixels to redraw, from 0 to 1
-    part      where: random, a rectangle at a place of its own in each variation; top, bottom, left, right or center
+    part      where: random, another rectangle in each variation; top, bottom, left, right or center
     colors    draw only with these colours, as in "#ff0000,#aa0000", and transparency; pixels of other colours are
               redrawn too, so that strength=0 recolours
 

@@ -76,7 +76,7 @@ class Evaluation:
     nats_per_token: float | None = None
     """The mean where a token covers several pixels; None where it is a pixel."""
     reconstruction: Reconstruction | None = None
-    """What such tokens keep of these images: the limit of the model's pictures."""
+    """How well such tokens reconstruct these images: a limit for the model's pictures."""
 
 
 def evaluate(

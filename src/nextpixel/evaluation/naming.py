@@ -1,4 +1,4 @@
-"""The model names what it sees: how much more likely a picture is with a caption than without, turned by Bayes."""
+"""Classification by captions: how much likelier a picture is with a caption than without, by Bayes' rule."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _scaled(numbers: Numbers, low: float, high: float) -> np.ndarray:
 def find_range(pictures: Iterable[Numbers]) -> tuple[float, float] | None:
     """The values of black and white for a set, from a sample; None if all formats define theirs.
 
-    The central 99.8 % of the values, extended to the lowest and highest if these are near, and widened to a common
+    The central 99.8% of the values, extended to the lowest and highest if these are near, and widened to a common
     range such as 0..4095 or 0..1 if they fill it.
     """
     samples, kinds = [], set()

@@ -128,7 +128,7 @@ class RowCache(KVCache):
 
 
 class StaticCache(RowCache):
-    """Whose attention always reads every slot, so that every step runs the same kernels."""
+    """A RowCache whose attention always reads every slot, so that every step runs the same kernels."""
 
     def read_slots(self) -> int:
         return self.slots

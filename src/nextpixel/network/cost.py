@@ -119,7 +119,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a run. FLOPs and parameters are exact, memory is within about 15 %; time depends on `utilisation`."""
+    """The cost of a run. FLOPs and parameters are exact, memory is within about 15%; time depends on `utilisation`."""
 
     parameters: int
     flops_per_image: int

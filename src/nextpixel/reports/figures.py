@@ -28,7 +28,7 @@ def layer_figure(sweep: Mapping[int, float], path: Path) -> None:
 
 
 def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
-    """Test accuracy against labels per class, a line for each feature set, with 95 % intervals of the mean."""
+    """Test accuracy against labels per class, a line for each feature set, with 95% intervals of the mean."""
     axes = new_axes(6, 4, "labels per class", "test accuracy")
     for name in dict.fromkeys(result.method for result in results):
         rows = [r for r in results if r.method == name and r.labels_per_class is not None]

@@ -204,7 +204,7 @@ def _machine(facts: dict[str, Any], log: list[dict[str, Any]], shape: ImageGPTCo
     speeds = [speed for _, speed in _points(log, "images_per_second")]
     if speeds:
         low, middle, high = np.quantile(speeds, [0.1, 0.5, 0.9])
-        rows["throughput"] = f"{middle:,.3g} images/s (80 % of the log between {low:,.3g} and {high:,.3g})"
+        rows["throughput"] = f"{middle:,.3g} images/s (80% of the log between {low:,.3g} and {high:,.3g})"
         if isinstance(shape, ImageGPTConfig):
             flops = plan.flops_per_image(shape) * float(middle)
             rows["model FLOP/s"] = f"{flops / 1e12:,.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:,.3g} GFLOP/s"

@@ -62,7 +62,7 @@ def features(
     Blocks after the deepest layer are not computed. Default: the middle layer, where the best features tend to be.
     `start_token=False` omits the start token, as transformers' image processor does; use it for comparison only, since
     the network was trained with the start token and every pixel one position further on.
-    A masked model sees every pixel by default; with `mask_seed` 15 % of them are hidden, as in training and in the
+    A masked model sees every pixel by default; with `mask_seed` 15% of them are hidden, as in training and in the
     paper's evaluation, chosen by (mask_seed, index of the image). `pooling="mean-std"` appends the standard deviations
     over pixels to each layer's means, 2 D numbers; "grid-2" and "grid-4" give the means over each cell of a 2 x 2 or
     4 x 4 grid, in raster order, 4 D and 16 D numbers (see pool). `dtype` "bf16" and "int8" round the matrix products,

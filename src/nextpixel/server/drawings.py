@@ -34,7 +34,7 @@ News = asyncio.Queue[tuple[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A request that is being drawn: its events, with pixels as arrays, and what to call when nobody reads on.
+    """A request that is being drawn: its events, pixels as arrays, and what to call when the client stops reading.
 
     Drawing does not wait for the reader of the events; all rows together have the size of the pictures.
     """

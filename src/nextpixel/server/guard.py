@@ -106,7 +106,7 @@ def refused(
 
 
 def _is_own(scope: Scope, headers: Headers, host: str, allowed: Collection[str]) -> bool:
-    """Whether no page of another site makes this request, or one of an `allowed` origin."""
+    """Whether the request comes from no page of another site, or from one of an `allowed` origin."""
     origins = headers.getlist("origin")
     if origins and all(origin in allowed for origin in origins):
         return True

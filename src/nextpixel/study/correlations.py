@@ -24,7 +24,7 @@ from nextpixel.study.points import Point, points_by_run
 
 @dataclass(frozen=True)
 class Estimate:
-    """A correlation and its 95 % interval over runs; NaN where there are too few."""
+    """A correlation and its 95% interval over runs; NaN where there are too few."""
 
     value: float
     low: float

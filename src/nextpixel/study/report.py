@@ -34,7 +34,7 @@ def study_summary(study: Study, found: Statistics) -> str:
     lines = [
         f"Loss and probe accuracy of {found.checkpoints} checkpoints of {found.runs} runs, on {study.test_images:,} "
         f"test images; probes fitted to {study.train_images:,} labelled images, layers chosen on held-out ones.",
-        "Correlations are negative where a lower loss goes with a better probe; brackets are 95 % intervals over runs.",
+        "Correlations are negative where a lower loss goes with a better probe; brackets are 95% intervals over runs.",
         "",
         "Between runs, the comparison to rely on:",
         f"- last checkpoints: Pearson {_interval(found.final_pearson)}, Spearman {_interval(found.final_spearman)}",

@@ -17,7 +17,7 @@ from nextpixel.training.decisions import Decisions, Placement, expected_memory, 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The expected cost of one process of a run. FLOPs are exact, memory is within about 15 %."""
+    """The expected cost of one process of a run. FLOPs are exact, memory is within about 15%."""
 
     config: PretrainConfig
     shape: ImageGPTConfig

@@ -49,7 +49,7 @@ class LogWindow:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave this time out of speeds."""
+        """Exclude this time from speeds."""
         before = time.monotonic()
         yield
         seconds = time.monotonic() - before
@@ -98,7 +98,7 @@ class LogWindow:
         self.board(done, figures)
 
     def report_waiting(self) -> None:
-        """Say which part of the training time went into waiting for data."""
+        """Print the fraction of the training time that was spent waiting for data."""
         seconds = time.monotonic() - self._started_at - self._paused
         if seconds > 0:
             say(f"Waited for data {(self._waited_before + self._waited) / seconds:.1%} of the training time")

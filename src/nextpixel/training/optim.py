@@ -72,5 +72,5 @@ def constant_rate(step: int, warmup_steps: int, peak: float) -> float:
 
 
 def default_warmup_steps(steps: int, images: int, batch_images: int) -> int:
-    """One epoch, as in the paper, but at most 5 % of the steps."""
+    """One epoch, as in the paper, but at most 5% of the steps."""
     return max(1, min(images // batch_images, steps // 20))
