@@ -170,7 +170,7 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
     try:
         train = training_set(args.model.model) if args.train is None else None
     except InputError as error:
-        say(f"the training images of {args.model.model} were not looked for among these: {error}")
+        say(f"could not look for training images of {args.model.model} among these: {error}")
         return None
     if train is None:
         if args.train is None and source.split in (None, "train"):
