@@ -196,7 +196,7 @@ def test_completing_says_how_many_pixels_it_changed(
     expected = model.tokenizer.decode(model.tokenizer.encode(pixels[None]), W)[0, :3]
     assert np.array_equal(kept, expected)
     assert main("complete other.png --model run -n 1 --keep 0.5 --show --gif d.gif".split()) == 0
-    assert "3 of 15 kept pixels have colours that the model lacks; the nearest ones replace them" in capsys.readouterr().err
+    assert "3 of 15 kept pixels have colours that the model lacks; the nearest replace them" in capsys.readouterr().err
     assert run_json("complete sprites --model run -n 1", capsys)["changed_pixels"] == 0
 
 

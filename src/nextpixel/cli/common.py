@@ -152,7 +152,7 @@ def say_changed(model: ImageGPT, squares: NDArray[np.uint8], kept: NDArray[np.bo
         return 0
     changed = int((model.tokenizer.changed(squares) & kept).sum())
     if changed:
-        say(f"{changed:,} of {kept.sum():,} kept pixels have colours that the model lacks; the nearest ones replace them")
+        say(f"{changed:,} of {kept.sum():,} kept pixels have colours that the model lacks; the nearest replace them")
     return changed
 
 
