@@ -1,6 +1,6 @@
 # make demo   complete the bundled pictures with the embedded model (installs the package first)
 # make test   everything that CI runs: style, types, build, tests, installation
-# make study  pretrain three shapes on CIFAR-10 and set loss against probe accuracy (-j2: two runs side by side)
+# make study  pretrain three shapes on CIFAR-10 and compare loss with probe accuracy (-j2: two runs side by side)
 # make docs   the documentation site, into site/, with every link checked
 # make setup  the environment for development, in .venv
 
@@ -24,7 +24,7 @@ demo: $(VENV)/.core-installed
 	$(DEMO)
 	@echo "The completed pictures are in $(CURDIR)/demo.png"
 
-# Stopped, it goes on where it was: finished runs are left alone, others resumed, measured checkpoints kept.
+# After an interruption it resumes: finished runs are left alone, others resumed, measured checkpoints kept.
 study: $(STUDY_ENDS)
 	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/found --threads 1 \
 	  --train-images 5000 --test-images 2500
