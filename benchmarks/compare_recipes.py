@@ -6,7 +6,7 @@
 Both presets get the same number of learning rates; the best of each, by validation images of the training set, is
 repeated with more seeds, and the modern one with a half and a quarter of the steps, each with its own cool-down: where
 its curve crosses classic's final loss tells how many FLOPs it needs for it. Parts taken off the modern preset one by
-one make the ablation (--ablation). Every run is kept: stopped, the same command goes on.
+one make the ablation (--ablation). Every run is kept, so a stopped command resumes when it is repeated.
 """
 
 import argparse

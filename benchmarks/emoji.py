@@ -3,7 +3,7 @@
 
     python benchmarks/emoji.py --out data/emoji
 
-needs node and npm. The pictures are Twemoji's (Twitter and contributors, CC BY 4.0), from the npm package @twemoji/svg;
+Needs node and npm. The pictures are Twemoji's (Twitter and contributors, CC BY 4.0), from the npm package @twemoji/svg;
 the names are those of the npm package emojibase-data (Miles Johnson, MIT licence). Written are train.parquet and
 test.parquet (every twentieth picture, chosen by the seed) with the columns `image` (PNG) and `caption`: the parts of
 its name and its group, "woman, light skin tone, red hair, person". Emoji with half-transparent pixels are left out, no

@@ -3,7 +3,7 @@
 
     python benchmarks/faces.py --out data/faces
 
-needs node and npm. Faces of the npm package @dicebear/pixel-art (designs by DiceBear, CC0 1.0; code MIT) are drawn by
+Needs node and npm. Faces of the npm package @dicebear/pixel-art (designs by DiceBear, CC0 1.0; code MIT) are drawn by
 faces.mjs, with hats, glasses, beards and earrings more often than by default and with solid beards. Written are
 
     train.parquet       30,000 faces

@@ -9,8 +9,8 @@ train     steps of each size beside transformers' in the same run, and model FLO
 decode    single pixels behind three quarters of a picture at batch 1, 8, 32 and 256, beside transformers
 sample    256 whole pictures of S in one batch
 
-Needs torch, numpy, pillow and safetensors, and transformers to race against. Each batch size has a file of its own;
-what is there is not run again, and after a failure the next one begins.
+Needs torch, numpy, pillow and safetensors, and transformers to compare with. Each batch size has its own file; existing
+ones are not measured again, and after a failure the next one begins.
 """
 
 from __future__ import annotations
