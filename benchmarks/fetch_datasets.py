@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+        print("interrupted; finished files are kept, run the same command to resume", file=sys.stderr)
         return 130
     return 0
 

@@ -3,7 +3,7 @@
 
     python benchmarks/sprite_sheet.py --out data/sprites
 
-needs node and npm. The icons are those of the npm package pixelarticons (Gerrit Halfmann, MIT licence), without its
+Needs node and npm. The icons are those of the npm package pixelarticons (Gerrit Halfmann, MIT licence), without its
 sharp-cornered doubles. Written are
 
     sheet.png    768 x 528 pixels: 32 icons a row, in the order of their names

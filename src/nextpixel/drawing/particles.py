@@ -67,7 +67,7 @@ class Particles:
         self.sampling, self.allowed = sampling, allowed
         self.first = self.position = int(free[0]) if len(free) else len(known)
         self.last = int(free[-1]) + ROWS_PAST * columns if len(free) else len(known)
-        """After this position one particle goes on."""
+        """After this position one particle survives."""
         self.tokens = np.tile(known, (count, 1))
         self.nats, self.log_weights, self.ancestors = np.zeros(count), np.zeros(count), np.arange(count)
         self.log_evidence = 0.0
@@ -152,7 +152,7 @@ class Particles:
         self.log_evidence += mean
 
     def _finish(self) -> None:
-        """Draw one particle by weight, and let only that one go on; at the end, take its last weights."""
+        """Draw one particle by weight, the only survivor; at the end, take its last weights."""
         if self.chosen is not None:
             self.log_evidence += float(self.log_weights[self.chosen])
             return
