@@ -6,32 +6,25 @@
 # %% [markdown]
 # # Odd images
 #
-# Which pictures of a set do not belong? The model learns what is normal, from scikit-learn's digits; a picture's nats
-# and distances to normal ones then rank new pictures. A quarter of the new ones are spoilt, so that the ranking can be
-# checked.
+# Which pictures of a set do not belong? The model learns what is normal, from scikit-learn's digits in one array (a
+# folder works as well); a picture's nats and distances to normal ones then rank new pictures. A quarter of the new ones
+# are spoilt, so that the ranking can be checked.
 
 # %%
 STEPS = 150
 NEW = 160  # pictures, a quarter of them spoilt
 
 # %%
-from pathlib import Path
-
 import numpy as np
-from PIL import Image
+import nextpixel
 from sklearn.datasets import load_digits
 
-digits = load_digits()
-for number, (pixels, label) in enumerate(zip(digits.images, digits.target)):
-    folder = Path("digits") / ("train" if number < 1300 else "test") / str(label)
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.uint8(pixels * 255 / 16)).save(folder / f"{number:04}.png")
-
-# %%
-import nextpixel
+digits = np.uint8(load_digits().images * 255 / 16)
+pictures = np.repeat(digits[..., None], 3, axis=-1)  # red, green, blue
+np.save("normal.npy", pictures[:1300])
 
 model = nextpixel.pretrain(
-    "digits/train",
+    "normal.npy",
     out="runs/normal",
     side=8,
     layers=2,
@@ -53,11 +46,10 @@ model = nextpixel.pretrain(
 
 # %%
 random = np.random.default_rng(0)
-new = np.uint8(digits.images[1300 : 1300 + NEW] * 255 / 16)
+new = pictures[1300 : 1300 + NEW].copy()
 odd = np.arange(len(new)) % 4 == 0
 for number in np.flatnonzero(odd):
-    new[number, 2:6, 2:6] = random.permutation(new[number, 2:6, 2:6].ravel()).reshape(4, 4)
-new = np.repeat(new[..., None], 3, axis=-1)
+    new[number, 2:6, 2:6] = random.permutation(new[number, 2:6, 2:6].reshape(16, 3)).reshape(4, 4, 3)
 nextpixel.grid([*new[odd][:8], *new[~odd][:8]], 8)
 
 # %% [markdown]
@@ -69,7 +61,7 @@ nextpixel.grid([*new[odd][:8], *new[~odd][:8]], 8)
 # pictures that are at least as odd.
 
 # %%
-found = nextpixel.odd_images(model, list(new), against="digits/train")
+found = nextpixel.odd_images(model, list(new), against="normal.npy")
 
 # %%
 from sklearn.metrics import roc_auc_score

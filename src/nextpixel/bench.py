@@ -389,7 +389,7 @@ def table(result: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
     lines = ["| work | batch | by | images/s | pixels/s | of the floor | ratio |", "|---|---:|---|---:|---:|---:|---:|"]
     for row in result["rows"]:
-        floor = "" if row["per_cent_of_floor"] is None else f"{row['per_cent_of_floor']:.0f} %"
+        floor = "" if row["per_cent_of_floor"] is None else f"{row['per_cent_of_floor']:.0f}%"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
         how = f" ({row['how']})" if row["contender"] == "nextpixel" and row["how"] else ""
         lines.append(

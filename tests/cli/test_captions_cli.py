@@ -80,6 +80,10 @@ def test_info_lists_the_words(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("evaluate {cat} --captions names", "--captions: expected none, as the model was trained without captions"),
         ("predict embedded {cat} --words", "--words: expected a model that was trained with captions"),
         ("predict embedded {cat} --among red,blue", "--among: expected a model that was trained with captions"),
+        ("predict nowhere {cat} --words", "PROBE: expected a checkpoint folder, .* got 'nowhere'"),
+        ("predict a/b/c {cat} --among red,hat", "PROBE: expected a checkpoint folder, .* got 'a/b/c'"),
+        ("predict embedded {cat} --words --model {model}", "--model: cannot be combined with --words or --among"),
+        ("predict embedded {cat} --words --among red,hat", "--words: cannot be combined with --among"),
         ("info --words", "--words: expected a model that was trained with captions"),
     ],
 )

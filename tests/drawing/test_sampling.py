@@ -95,7 +95,7 @@ def test_public_functions_return_one_flat_list_of_pictures(model: ImageGPT, pict
 
 
 def test_drawn_frequencies_are_the_model_s_probabilities() -> None:
-    """Chi-square over all 27 three-pixel beginnings of 20,000 draws; 99.99 % quantile of 26 degrees is 63.2."""
+    """Chi-square over all 27 three-pixel beginnings of 20,000 draws; 99.99% quantile of 26 degrees is 63.2."""
     small = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=2, colors=3))
     small.palette = Palette(np.array([[-1.0, -1, -1], [0, 0, 0], [1, 1, 1]]))
     draws = [draw(small, None, n=10_000, sampling=SamplingConfig(seed=s)).images for s in (0, 1)]

@@ -222,7 +222,7 @@ def test_drawn_frequencies_are_the_model_s_probabilities(kind: type[Decoder], mo
     logs = small(torch.cat([every, every[:, :1]], 1)).log_softmax(-1)[:, :3].gather(-1, every[..., None])
     expected = logs[..., 0].sum(1).exp().numpy() * 20_000
     seen = np.bincount((tokens[:, :3] * torch.tensor([16, 4, 1])).sum(1), minlength=64)
-    assert ((seen - expected) ** 2 / expected).sum() < 118.6  # the 99.99 % quantile of 63 degrees of freedom
+    assert ((seen - expected) ** 2 / expected).sum() < 118.6  # the 99.99% quantile of 63 degrees of freedom
 
 
 @needs_compiler

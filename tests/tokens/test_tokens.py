@@ -13,6 +13,7 @@ from models import lively
 
 import nextpixel
 from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel.checkpoints.card import model_card
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.drawing.sampling import draw
@@ -104,6 +105,15 @@ def test_nats_of_a_token_are_shared_by_its_pixels(model: ImageGPT) -> None:
     assert np.allclose(maps, np.kron(nats, np.full((1, 2, 2), 0.25)), atol=1e-6)
     assert np.allclose(nextpixel.nll(model, PICTURES), nats.sum((1, 2)) / 24, atol=1e-6)
     assert np.allclose(measure(model, PICTURES).nats_per_pixel, nats.sum((1, 2)) / 24, atol=1e-6)
+
+
+def test_a_card_says_under_what_likelihoods_compare(model: ImageGPT) -> None:
+    assert "only between models of the same tokenizer," in model_card(model, "ann/averages")
+    for palette in (Palette(np.zeros((5, 3))), ExactPalette(np.arange(20).reshape(5, 4) + 1)):
+        model.tokenizer = palette
+        assert "only between models of the same palette," in model_card(model, "ann/colours")
+    model.tokenizer = Patches(np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8))
+    assert "only between models of the same tokenizer," in model_card(model, "ann/patches")
 
 
 def test_features_are_means_over_tokens(model: ImageGPT) -> None:

@@ -38,7 +38,7 @@ model = nextpixel.load({quoted})
 ```
 
 {other}
-Likelihoods compare only between models of the same palette, and simple pictures always look likely. What the model
+Likelihoods compare only between models of the same {same}, and simple pictures always look likely. What the model
 cannot do follows from what it was trained on, named above.
 """
 
@@ -58,7 +58,7 @@ transformers' image processor omits the start token, which gives other logits.
 def model_card(model: ImageGPT, name: str) -> str:
     """The card in Markdown, with the front matter that hubs read."""
     config = model.config
-    classic = computes(model)
+    classic, of_colours = computes(model), model.tokenizer.patch == (1, 1)
     draws = config.objective == "autoregressive"
     other = CLASSIC.format(start=config.colors) if classic else ""
     use = 'halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if draws else "model.config"
@@ -81,7 +81,8 @@ def model_card(model: ImageGPT, name: str) -> str:
         height=model.size[0],
         width_of_pictures=model.size[1],
         colors=config.colors,
-        what="colours" if model.tokenizer.patch == (1, 1) else "tokens",
+        what="colours" if of_colours else "tokens",
+        same="palette" if of_colours else "tokenizer",
         kind=model.tokenizer.kind,
         hash=model.tokenizer.hash[:16],
         made="\n".join(made) or "| made | not recorded |",

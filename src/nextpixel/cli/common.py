@@ -50,8 +50,17 @@ class PictureFiles:
     """Also write it as a video to this .mp4 file; needs ffmpeg."""
 
 
-def load_model(options: ModelOptions) -> ImageGPT:
-    """Load the model that the options describe."""
+def load_model(options: ModelOptions, argument: str = "model") -> ImageGPT:
+    """Load the model that the options describe. Errors name `argument`."""
+    try:
+        return _load_model(options)
+    except InputError as error:
+        if error.argument == "model":
+            error.argument = argument
+        raise
+
+
+def _load_model(options: ModelOptions) -> ImageGPT:
     check_model_name(options.model)
     import torch
 
@@ -102,7 +111,7 @@ def load_classifier(name: str, options: PictureOptions, argument: str = "probe")
             f"--model: cannot be combined with {name}, which is not the folder of a probe (it has no probe.json)"
         )
     if Path(name).is_dir() or name.count("/") == 1:
-        return LinearProbe.of(load_model(replace(options, model=name)))
+        return LinearProbe.of(load_model(replace(options, model=name), argument))
     raise InputError(f"expected the folder of a probe, or a fine-tuned model or run, got {name!r}", argument=argument)
 
 

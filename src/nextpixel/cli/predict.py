@@ -108,13 +108,13 @@ def _shared_features(share: Share, probe: LinearProbe, squares: NDArray[np.uint8
 def _by_captions(args: Predict) -> None:
     """Print the probabilities of words, the likeliest first, or of tags."""
     Share(args.share, args.out, "`words` or `among`")
-    model = load_model(replace(args.model, model=args.probe))
-    from nextpixel.evaluation.naming import caption_gains, tag_probabilities, word_probabilities
-
     if args.words and args.among is not None:
         raise InputError("cannot be combined with `among`", argument="words")
     if args.model.model is not None:
         raise InputError("cannot be combined with `words` or `among`: PROBE is the model", argument="model")
+    model = load_model(replace(args.model, model=args.probe), "probe")
+    from nextpixel.evaluation.naming import caption_gains, tag_probabilities, word_probabilities
+
     if model.words is None:
         given = "words" if args.words else "among"
         raise InputError("expected a model that was trained with captions, got one without words", argument=given)

@@ -168,7 +168,7 @@ def _print(args: Score, odd: Oddness, by: str, order: np.ndarray, alarms: dict[s
     if alarms:
         show(
             f"{alarms['images']} of {len(odd)} images beyond {COLUMNS[by].title} "
-            f"{format_value(by, alarms['thresholds'][by])}, as {100 * alarms['rate']:g} % of normal "
+            f"{format_value(by, alarms['thresholds'][by])}, as {100 * alarms['rate']:g}% of normal "
             f"images are; {alarms['rate'] * len(odd):.1f} expected by chance"
         )
     if args.wants_table and args.by is None:

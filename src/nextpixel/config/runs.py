@@ -52,7 +52,7 @@ class RunConfig(Settings):
     learning_rate: float | None = None
     """Peak learning rate; default: by the size of the network."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; default: one epoch, at most 5 % of all steps."""
+    """Steps of linear warm-up; default: one epoch, at most 5% of all steps."""
     clip_norm: float = 0.0
     """Maximum global norm of the gradient; 0: no clipping, as in the paper."""
     fit: Fit | None = None

@@ -86,7 +86,7 @@ def format_value(column: str, value: float) -> str:
 
 def _verdict(odd: Oddness, by: str, false_alarms: float | None, beyond: NDArray[np.bool_]) -> str:
     if false_alarms is not None:
-        rate = f"{100 * false_alarms:g} %"
+        rate = f"{100 * false_alarms:g}%"
         return (
             f"{beyond.sum():,} of {len(odd):,} images are beyond the threshold for {rate} false alarms by "
             f"{COLUMNS[by].title}; of as many normal images about {false_alarms * len(odd):,.1f} would be."
