@@ -16,8 +16,9 @@ NEW = 160  # pictures, a quarter of them spoilt
 
 # %%
 import numpy as np
-import nextpixel
 from sklearn.datasets import load_digits
+
+import nextpixel
 
 digits = np.uint8(load_digits().images * 255 / 16)
 pictures = np.repeat(digits[..., None], 3, axis=-1)  # red, green, blue
