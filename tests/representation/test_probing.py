@@ -298,19 +298,25 @@ def test_labels_that_do_not_fit_are_refused(model: ImageGPT) -> None:
         probe.score(images, ["green"] * 10)
 
 
-def test_fewer_images_than_features_are_solved_in_their_span_with_the_same_result() -> None:
+@pytest.mark.parametrize("strength", [1e-4, 0.01, 0.1])
+@pytest.mark.parametrize(("count", "width", "classes"), [(30, 200, 3), (60, 300, 2), (200, 20, 2), (300, 50, 7)])
+def test_probabilities_are_those_of_scikit_learn(count: int, width: int, classes: int, strength: float) -> None:
+    """More and fewer images than features, of unequal scales, one of them constant; two classes and more."""
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(5)
-    features, labels = rng.normal(size=(30, 200)).astype(np.float32), np.arange(30) % 3
-    ours = probing_module.fit_linear(features, labels, 0.01)
-    scaled = (features - features.mean(0)) / features.std(0)
-    direct = LogisticRegression(C=0.01, max_iter=1000, tol=1e-6).fit(scaled, labels)
-    test = rng.normal(size=(50, 200)).astype(np.float32)
-    expected = direct.predict_proba((test - features.mean(0)) / features.std(0))
+    labels = np.arange(count) % classes
+    features = (rng.normal(3, rng.uniform(0.1, 9, width), (count, width))).astype(np.float32)
+    features[:, 0] += labels
+    features[:, 1] = 1
+    scale = np.where(np.arange(width) == 1, 1, features.std(0))
+    scaled = (features - features.mean(0)) / scale
+    direct = LogisticRegression(C=strength, max_iter=1000, tol=1e-7).fit(scaled.astype(np.float64), labels)
+    test = rng.normal(size=(50, width))
     probe = LinearProbe(None, 0)
-    probe.linear_ = ours
-    assert np.allclose(probe.proba_of(test), expected, atol=2e-3)
+    probe.linear_ = fit_linear(features, labels, strength)
+    found = probe.proba_of((test * scale + features.mean(0)).astype(np.float32))
+    assert np.allclose(found, direct.predict_proba(test), atol=5e-3)
 
 
 @pytest.mark.parametrize(("side", "names"), [(6, 2), (7, 3)])

@@ -36,6 +36,8 @@ from nextpixel.stats import Score, likeliest, majority, middle_best, score_of
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C; covers the best on standardised features
 MIDDLE_STRENGTH = STRENGTHS[2]
+MAX_STEPS = 1_000
+TOLERANCE = 3e-4  # of the gradient of the mean loss
 
 
 @dataclass(frozen=True)
@@ -333,23 +335,49 @@ def fit_linear(features: NDArray[np.float32], labels: NDArray[np.integer], stren
 
 def fit_linears(features: NDArray[np.float32], labels: NDArray[np.integer], strengths: Sequence[float]) -> list[Linear]:
     """fit_linear for several strengths."""
-    from sklearn.linear_model import LogisticRegression
-
     mean, scale = standard(features)
-    points, basis = (features - mean) / scale, None
+    points = (features - mean) / scale
     if points.shape[0] < points.shape[1]:  # the weights lie in the span of the points: solve there, exactly
-        left, size, basis = np.linalg.svd(points, full_matrices=False)
-        points = left * size
+        precise = points.astype(np.float64)
+        sizes, vectors = np.linalg.eigh(precise @ precise.T)
+        kept = sizes > 1e-9 * sizes[-1]
+        sizes, basis = sizes[kept], (vectors[:, kept] / np.sqrt(sizes[kept])).astype(np.float32).T @ points
+    else:
+        sizes, vectors = np.linalg.eigh(points.T @ points)
+        sizes, basis = np.maximum(sizes, 1e-6 * sizes[-1]), vectors.T
+    inputs = np.append(points @ basis.T, np.ones((len(points), 1), np.float32), 1)
     found = []
     for strength in strengths:
-        regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(points, labels)
-        weight, bias = regression.coef_, regression.intercept_
-        if basis is not None:
-            weight = weight @ basis
-        if len(weight) == 1:  # two classes: one logit against 0
-            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-        found.append(Linear(mean, scale, weight.astype(np.float32), bias.astype(np.float32)))
+        weight = _solve(inputs, np.append(sizes, len(points)), labels, strength)
+        found.append(Linear(mean, scale, (weight[:, :-1] @ basis).astype(np.float32), weight[:, -1].astype(np.float32)))
     return found
+
+
+def _solve(
+    inputs: NDArray[np.float32], sizes: NDArray[np.floating], labels: NDArray[np.integer], strength: float
+) -> NDArray[np.float32]:
+    """Weights (C, J) of softmax regression on orthogonal columns (N, J) of these squared norms; the last is the bias.
+
+    Nesterov's gradient steps, restarted when they overshoot (O'Donoghue & Candes 2015), scaled by an upper bound of the
+    Hessian (Boehning 1992), which is diagonal for such inputs: several times as fast as L-BFGS on few images.
+    """
+    targets = np.eye(labels.max() + 1, dtype=np.float32)[labels]
+    halves = 2 if targets.shape[1] == 2 else 1  # scikit-learn penalises the difference of two classes, in one vector
+    penalty = np.full(len(sizes), halves / strength, np.float32)
+    penalty[-1] = 0
+    steps = (1 / (sizes / 2 + penalty)).astype(np.float32)
+    weight = before = np.zeros((targets.shape[1], len(sizes)), np.float32)
+    age = 0
+    for _ in range(MAX_STEPS):
+        ahead = weight + np.float32(age / (age + 3)) * (weight - before)
+        logits = inputs @ ahead.T
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        gradient = (powers / powers.sum(1, keepdims=True) - targets).T @ inputs + penalty * ahead
+        before, weight = weight, ahead - steps * gradient
+        if np.abs(gradient).max() < TOLERANCE * len(inputs):
+            break
+        age = 0 if np.vdot(gradient, weight - before) > 0 else age + 1
+    return weight
 
 
 def standard(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
