@@ -28,6 +28,7 @@ from nextpixel.images import save_png
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.stats import majority
 from nextpixel.training import optim
+from nextpixel.training.finetuning import fit_head
 from nextpixel.training.finetuning import test_score as score_of
 from nextpixel.training.loop import Interrupted
 
@@ -102,20 +103,45 @@ def test_classes_are_different_names(classes: list) -> None:
         ImageGPTConfig(classes=tuple(classes))
 
 
+def test_the_head_starts_as_the_probe_of_the_last_layer() -> None:
+    images, names = labelled(60)
+    made = model()
+    made.set_classes(["day", "dusk", "night"])
+    fit_head(made, images, np.where(names == "night", 2, 0), 0, "fp32")
+    weight = made.class_head.weight.detach().numpy()
+    assert not weight[1].any() and weight[0].any()  # no image of dusk
+    others, _ = labelled(50, seed=1)
+    features = nextpixel.features(made, others, layer=2)
+    probe = LinearProbe(made, 2, pooling="mean").fit(images, names)
+    found, expected = features @ weight[[0, 2]].T, probe.linear_.logits(features)
+    assert np.array_equal(found.argmax(1), expected.argmax(1))
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_large_sets_fit_the_head_to_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("nextpixel.training.finetuning.HEAD_IMAGES", 10)
+    monkeypatch.setattr("nextpixel.training.finetuning.fit_head", lambda _, squares, labels, *rest: seen.append(labels))
+    images, labels = labelled(40)
+    nextpixel.finetune(model(), images, labels, out=tmp_path / "run", **TINY | {"epochs": 1})
+    assert [sorted(part) for part in seen] == [[0] * 5 + [1] * 5]
+
+
 # ---- the loss
 
 
 @pytest.mark.parametrize("objective", ["autoregressive", "masked"])
 def test_the_first_losses_are_those_by_hand(objective: str, tmp_path: Path) -> None:
-    """ln C from a head that is zero, plus the generative loss; then one step of Adam, and the same again."""
+    """Of the probe's head plus the generative loss; then one step of Adam, and the same again."""
     images, labels = labelled(40)
     begun = model(objective)
     run = tmp_path / "run"
     nextpixel.finetune(begun, images, labels, out=run, **TINY | {"epochs": 1, "augment": "none", "warmup_steps": 0})
     arrays = Run(run).arrays()
     batches = Batches(images, arrays["train"], size=(SIDE, SIDE), batch_images=8, augment="none", seed=0)
-    mine = nextpixel.load(Run(run).folder(0)) if 0 in Run(run).steps() else model(objective)
+    mine = model(objective)
     mine.set_classes(["day", "night"])
+    fit_head(mine, images[arrays["train"]], (labels == "night")[arrays["train"]].astype(int), 0, "fp32")
     optimizer = torch.optim.Adam(mine.parameters(), lr=0.01, betas=(0.9, 0.95))
     for step in range(2):
         tokens = begun.palette.encode(batches(step))
@@ -127,7 +153,7 @@ def test_the_first_losses_are_those_by_hand(objective: str, tmp_path: Path) -> N
         )
         classes = F.cross_entropy(mine.classify(tokens, hidden), truth)
         if step == 0:
-            assert classes.item() == pytest.approx(math.log(2), rel=1e-6)
+            assert classes.item() < math.log(2)
         loss = generative + classes
         assert losses(run)[step] == pytest.approx(loss.item(), abs=2e-5)
         optimizer.zero_grad()
@@ -143,7 +169,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_the_loss_is_that_of_classes(tmp_path:
     tensors = dict(trained.named_parameters())
     assert tensors.pop("class_head.weight").abs().max() > 0
     assert all(torch.equal(tensors[name], parameter) for name, parameter in begun.named_parameters())
-    assert losses(tmp_path / "run")[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert losses(tmp_path / "run")[0] < math.log(2)
     assert len(tensors) == len(list(begun.named_parameters()))
 
 

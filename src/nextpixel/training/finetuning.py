@@ -3,7 +3,8 @@
 finetune calls start_run, which creates the run folder, and train_run, which trains it to its end and tests it.
 
 The loss is that of Chen et al. 2020, section 2.2: the generative loss plus the cross-entropy of a linear class head on
-the last layer's mean, with equal weights.
+the last layer's mean, with equal weights. The head starts as the logistic regression on the same features (Kumar et
+al. 2022): at the rates that keep the network's features, one that starts from zero stays far behind it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from nextpixel.images.sources import Source, open_source
 from nextpixel.images.sources.splits import NoSplits
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say, say_once
+from nextpixel.representation.extraction import features_of
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import decide
@@ -55,6 +57,7 @@ from nextpixel.training.steps import (
 )
 
 KIND = "finetune"
+HEAD_IMAGES = 5_000  # at most, to fit the head's first weights to
 
 
 @check_keywords(FinetuneKeywords)
@@ -183,6 +186,11 @@ def _start(
         levels=levels,
         sets=sets,
     )
+    train = arrays["train"]
+    if len(train) > HEAD_IMAGES:
+        train = train[held_out(labels_of_set[train], HEAD_IMAGES / len(train), config.seed)]
+    fit_head(network.to(decided.device), sets[0].images[train], labels_of_set[train], config.seed, decided.dtype)
+    network.to("cpu")
     return create_run(
         out,
         KIND,
@@ -196,6 +204,24 @@ def _start(
         arrays=arrays,
         write_model=lambda folder: write_model(network, folder),
     )
+
+
+@torch.no_grad()
+def fit_head(network: ImageGPT, squares: NDArray[np.uint8], labels: NDArray[np.integer], seed: int, dtype: str) -> None:
+    """Set the class head to the calibrated linear probe of the last layer for images (N, H, W, 3) and labels (N,).
+
+    The head has no bias; a direction along which all features are close to 1 (ridge regression) takes its place.
+    """
+    assert network.class_head is not None
+    last = network.config.layers
+    features = features_of(network, squares, [last], dtype=dtype)
+    probe = LinearProbe(None, [last], seed=seed, pooling="mean").fit_features(features, labels)
+    linear, scaled = probe.linear_, features[:, 0] / probe.linear_.scale
+    gram = scaled.T @ scaled / len(scaled) + 0.01 * np.eye(scaled.shape[1])
+    one = np.linalg.solve(gram, scaled.mean(0)) / linear.scale
+    weight = linear.weight / linear.scale
+    weight += np.outer(linear.bias - weight @ linear.mean, one)
+    network.class_head.weight[torch.from_numpy(probe.classes_)] = torch.from_numpy(weight).to(network.class_head.weight)
 
 
 def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
