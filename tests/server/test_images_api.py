@@ -110,12 +110,18 @@ def test_a_model_of_squashed_pictures_is_joined_to_the_whole_picture() -> None:
     assert np.array_equal(found[kept], fit_image(Image.fromarray(wide), (12, 12), "squash")[kept])
 
 
-def test_pixel_art_is_placed_with_its_mask_and_enlarged_without_smoothing() -> None:
+def sprites() -> tuple[ImageGPT, np.ndarray]:
+    """A model of pixel art on a canvas of 6 x 6, and a picture of 4 x 4."""
     model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=6, colors=3))
     model.fit = "place"
     model.tokenizer = ExactPalette(np.array([[255, 0, 0, 255], [0, 0, 0, 0], [10, 20, 30, 255]], np.uint8))
     sprite = np.broadcast_to(np.array([255, 0, 0, 255], np.uint8), (4, 4, 4)).copy()
     sprite[0, 0] = 10, 20, 30, 255
+    return model, sprite
+
+
+def test_pixel_art_is_placed_with_its_mask_and_enlarged_without_smoothing() -> None:
+    model, sprite = sprites()
     mask = np.full((4, 4, 4), 255, np.uint8)
     mask[2:, 1:, 3] = 0
     filled = np.zeros((6, 6), bool)
@@ -133,6 +139,31 @@ def test_pixel_art_is_placed_with_its_mask_and_enlarged_without_smoothing() -> N
     placed[1:5, 1:5] = sprite
     assert np.array_equal(small[~filled], placed[~filled]) and not np.array_equal(small, placed)
     assert (decoded(partial[1]["b64_json"])[3:] == 0).all()
+
+
+def test_a_mask_of_pixel_art_has_the_size_of_the_picture_or_of_the_canvas() -> None:
+    model, sprite = sprites()
+    filled = np.zeros((6, 6), bool)
+    filled[3:5, 2:5] = True
+    with TestClient(create_app({"sprites": model}, ServeConfig(slots=4)), base_url="http://127.0.0.1:8000") as client:
+        for shown in (filled[1:5, 1:5], filled):
+            body = {"image": base64.b64encode(png(sprite)).decode(), "temperature": 9, "seed": 1}
+            body["mask"] = base64.b64encode(png(shown.astype(np.uint8) * 255)).decode()
+            wanted = complete(model, Image.fromarray(sprite), mask=shown, temperature=9, seed=1)
+            assert same(
+                [decoded(client.post("/v1/complete", json=body).json()["images"][0])],
+                [one.convert("RGBA") for one in wanted],
+            )
+        small = filled[2:5, 2:5]
+        body["mask"] = base64.b64encode(png(small.astype(np.uint8) * 255)).decode()
+        clear = png(np.dstack([np.zeros((3, 3, 3), np.uint8), np.where(small, 0, 255).astype(np.uint8)]))
+        for answer in (
+            client.post("/v1/complete", json=body),
+            client.post("/v1/images/edits", files={"image": ("a.png", png(sprite)), "mask": ("b.png", clear)}),
+        ):
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, "mask")
+            assert "expected 4 x 4 pixels as the picture, or the model's 6 x 6, got 3 x 3" in error["message"]
 
 
 def test_partial_images_show_more_and_more_rows(client: TestClient, plain: ImageGPT) -> None:

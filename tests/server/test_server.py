@@ -1095,7 +1095,8 @@ def test_a_mask_may_be_as_large_as_a_picture(client: TestClient) -> None:
     noise[0, :8] = 255
     out = io.BytesIO()
     Image.fromarray(np.where(noise > 127, 255, noise)).save(out, "PNG", compress_level=0)
-    body = {"image": TEXT, "mask": base64.b64encode(out.getvalue()).decode(), "particles": 1}
+    square = base64.b64encode(picture(size=(8, 8))).decode()
+    body = {"image": square, "mask": base64.b64encode(out.getvalue()).decode(), "particles": 1}
     assert len(body["mask"]) > 1 << 16
     [first, second] = [
         client.post("/v1/complete", json=body),
@@ -1139,6 +1140,7 @@ def test_fillings_wait_and_are_measured_as_drawings(model: ImageGPT) -> None:
         ("no base64!", {}, "mask"),
         (base64.b64encode(b"text").decode(), {}, "mask: "),
         (mask_png(filled=0), {}, "expected white pixels"),
+        (mask_png(5), {}, "mask: expected the proportions of the picture, 9 x 8, or 6 x 6 pixels, got 5 x 5"),
         (mask_png(), {"keep": 0.5}, "keep: cannot be combined with `mask`"),
         (mask_png(), {"particles": 0}, "particles"),
         (mask_png(), {"particles": 65}, "particles"),

@@ -180,11 +180,12 @@ def create_app(
     async def read(
         call: Call[Any], field: str, model: Backbone, fit: Fit, zoom: int = 1, *, transparent: bool = False
     ) -> NDArray[np.uint8]:
-        """A picture of a request at `zoom` times the model's size, or its transparency, (H, W, C)."""
+        """A picture of a request at `zoom` times the model's size, its transparency, or its mask, (H, W, C)."""
         size = zoom * model.size[0], zoom * model.size[1]
         levels = replace(model.levels, slice=None)  # a request has one picture
         try:
-            found = decoders.decode(getattr(call.body, field), size, fit, levels, transparent=transparent)
+            picture, of = getattr(call.body, field), call.body.image if field == "mask" else None
+            found = decoders.decode(picture, size, fit, levels, of=of, transparent=transparent)
             return await call.before_deadline(found)
         except UnreadableImage as error:
             expected = "expected a complete PNG, JPEG, WebP, GIF or BMP file"
@@ -310,6 +311,7 @@ def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
         "id": name,
         "side": schema.side(model.size),
         "fit": model.fit,
+        "patch": list(model.tokenizer.patch),
         **{key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()},
         **{key: facts.get(key) for key in ("trained_on", "steps")},
         "words": None if model.words is None else list(model.words.table),

@@ -16,8 +16,9 @@ import numpy as np
 from anyio import CancelScope, CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels, Size, channels_of
-from nextpixel.images import UnreadableImage, read_image, transparency
+from nextpixel.config import Fit, Levels, Size
+from nextpixel.errors import InputError
+from nextpixel.images import UnreadableImage, decode, read_frames, read_image, transparency
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # few and widely reviewed decoders
 PROCESSES = 2
@@ -39,15 +40,26 @@ class Decoders:
         self.close = weakref.finalize(self, _end, self._idle)
 
     async def decode(
-        self, image: bytes, size: Size, fit: Fit, levels: Levels, *, transparent: bool = False
+        self,
+        image: bytes,
+        size: Size,
+        fit: Fit,
+        levels: Levels,
+        *,
+        of: bytes | None = None,
+        transparent: bool = False,
     ) -> NDArray[np.uint8]:
-        """The picture at `size`, (H, W, C), or white where it is transparent. Raises UnreadableImage."""
+        """The picture at `size`, (H, W, C), or white where it is transparent; or with `of` the mask of that picture.
+
+        Raises UnreadableImage, and InputError where the sizes of mask and picture differ.
+        """
         async with self._limiter:
             process = self._idle.pop() if self._idle else _start(self._pixel_limit)
             try:
-                asked = [len(image), size, fit, levels.values(), transparent]
-                pixels = await to_thread.run_sync(_ask, process, image, asked, abandon_on_cancel=True)
-            except UnreadableImage:
+                files = [image] if of is None else [image, of]
+                asked = [[len(file) for file in files], size, fit, levels.values(), transparent]
+                pixels = await to_thread.run_sync(_ask, process, files, asked, abandon_on_cancel=True)
+            except (UnreadableImage, InputError):
                 if process.poll() is None:
                     self._idle.append(process)
                 raise
@@ -74,20 +86,22 @@ def _start(pixel_limit: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(process: subprocess.Popen[bytes], image: bytes, asked: list[Any]) -> NDArray[np.uint8]:
-    _, size, fit, *_ = asked
+def _ask(process: subprocess.Popen[bytes], files: list[bytes], asked: list[Any]) -> NDArray[np.uint8]:
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(asked).encode() + b"\n" + image)
+        process.stdin.write(b"".join([json.dumps(asked).encode(), b"\n", *files]))
         process.stdin.flush()
     if not (line := process.stdout.readline()):
         _end([process])
         late = process.returncode == -signal.SIGPROF
         reason = f"decoding it takes over {CPU_SECONDS:g} s" if late else "its decoder crashed"
         raise UnreadableImage("in the request", reason)
-    if reason := json.loads(line):
+    shape, reason, argument = json.loads(line)
+    if argument:
+        raise InputError(reason, argument=argument)
+    if reason:
         raise UnreadableImage("in the request", reason)
-    return np.frombuffer(process.stdout.read(math.prod(size) * channels_of(fit)), np.uint8).reshape(*size, -1).copy()
+    return np.frombuffer(process.stdout.read(math.prod(shape)), np.uint8).reshape(shape).copy()
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -100,7 +114,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def work(pixel_limit: int, cpu_seconds: float) -> None:
-    """Decode pictures from stdin until it closes. Both directions are a line of JSON, then file or pixel bytes."""
+    """Decode pictures from stdin until it closes. Both directions are a line of JSON, then bytes of files or pixels."""
     with suppress(ImportError, OSError, ValueError):  # some systems lack these limits
         import resource
 
@@ -109,17 +123,36 @@ def work(pixel_limit: int, cpu_seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asked, answer = sys.stdin.buffer, sys.stdout.buffer
     while line := asked.readline():
-        count, size, fit, levels, transparent = json.loads(line)
-        image = asked.read(count)
+        counts, size, fit, levels, transparent = json.loads(line)
+        files = [asked.read(count) for count in counts]
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # the signal ends the process
+        found, reason, argument = np.empty(0, np.uint8), None, None
         try:
-            decode = transparency if transparent else read_image
-            found = decode(
-                image, "in the request", size, fit, Levels.of(**levels), pixel_limit=pixel_limit, formats=FORMATS
-            )
-            reason, pixels = None, found.tobytes()
+            found = _decoded(files, tuple(size), fit, Levels.of(**levels), transparent, pixel_limit)
         except UnreadableImage as error:
-            reason, pixels = error.reason, b""
+            reason = error.reason
+        except InputError as error:
+            reason, argument = error.message, error.argument
         signal.setitimer(signal.ITIMER_PROF, 0)
-        answer.write(json.dumps(reason).encode() + b"\n" + pixels)
+        answer.write(json.dumps([found.shape, reason, argument]).encode() + b"\n" + found.tobytes())
         answer.flush()
+
+
+def _decoded(
+    files: list[bytes], size: Size, fit: Fit, levels: Levels, transparent: bool, pixel_limit: int
+) -> NDArray[np.uint8]:
+    name = "in the request"
+    limits: Any = {"pixel_limit": pixel_limit, "formats": FORMATS}
+    if len(files) == 1:
+        return (transparency if transparent else read_image)(files[0], name, size, fit, levels, **limits)
+    from nextpixel.images.sources import open_source
+    from nextpixel.images.sources.masks import fit_masks
+
+    given, whole = files
+    mask = 255 - read_frames(given, name, **limits)[0][1][..., 3] if transparent else decode(given, name, **limits)
+    exact = fit == "place"
+    picture = open_source(
+        read_frames(whole, name, **limits)[0][1] if exact else decode(whole, name, levels=levels, **limits)
+    )
+    picture.names = ["the picture"]
+    return fit_masks(mask, picture, size, fit, levels=levels)[0, ..., None] * np.uint8(255)

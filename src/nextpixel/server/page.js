@@ -23,8 +23,9 @@ const state = {
   models: [],
   upload: Infinity, // maximum bytes of a request
   token: remembered(sessionStorage, TOKEN),
-  picture: null, // {name, base64} of the file
+  picture: null, // {name, base64, blob} of the file
   seen: null, // canvas: the picture as the model sees it
+  photo: null, // canvas: the same part of the picture at its own resolution
   kept: 16, // rows of pixels
   hole: new Uint8Array(), // 1 for each painted pixel
   before: [], // holes before each stroke, the latest last
@@ -32,13 +33,17 @@ const state = {
   heat: null, // {nats, values} of this picture and model
   drawing: null, // AbortController
   drawn: null, // settings of the drawn tiles; null: only the kept rows are shown
-  tiles: [], // {canvas, context, button, scan, caption, rows, nats}
+  known: null, // canvas: the part of `photo` that is not drawn
+  tiles: [], // {canvas, context, view, button, scan, caption, rows, nats}; canvas has the model's pixels, view is shown
   shown: -1, // the tile in the dialog
 };
 const $ = (id) => document.getElementById(id);
 const model = () => state.models[$("model").selectedIndex] ?? state.models[0];
 const height = () => [model()?.side ?? 32].flat()[0]; // a side is a number, or height and width
 const width = () => [model()?.side ?? 32].flat().at(-1);
+const patch = () => model()?.patch ?? [1, 1]; // pixels of a token
+const places = () => model()?.fit === "place"; // pixel art, which is shown as it is; photographs are shown smooth
+const large = () => Math.max(1, Math.floor(1024 / Math.max(width(), height()))); // zoom of pictures to download
 const isExact = () => !model().mode || model().mode === "plain"; // mode reported by the server
 const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 const rounded = (value) => value.toFixed(2);
@@ -152,30 +157,37 @@ async function showModel() {
   if (one.steps) facts.Steps = one.steps.toLocaleString("en");
   facts.Parameters = one.parameters?.toLocaleString("en");
   facts["Resolution"] = `${width()} × ${height()} pixels`;
-  facts.Colours = one.colors?.toLocaleString("en");
+  const tiled = patch().some((side) => side > 1);
+  if (tiled) facts.Tokens = `${width() / patch()[1]} × ${height() / patch()[0]}, of ${one.colors.toLocaleString("en")} kinds`;
+  else facts.Colours = one.colors?.toLocaleString("en");
   $("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => {
     const [term, text] = [document.createElement("dt"), document.createElement("dd")];
     [term.textContent, text.textContent] = [name, value];
     return [term, text];
   }));
-  $("radius").value = Math.floor(Math.min(width(), height()) / 32);
-  const places = one.fit === "place";
-  $("thumbs").hidden = places; // these are photographs
-  const trained = one.trained_on ? `It was trained on ${one.trained_on}, and continues any picture in their style.`
+  for (const input of $("sampling").querySelectorAll("[name$=colors]")) input.parentElement.hidden = tiled;
+  $("sees").textContent = `${width()} × ${height()} pixels`;
+  const size = Math.floor(Math.min(width(), height()) / 32);
+  Object.assign($("radius"), { max: 4 * Math.max(size, 1), value: size });
+  document.documentElement.classList.toggle("smooth", !places());
+  $("thumbs").hidden = places(); // these are photographs
+  const trained = one.trained_on ? `It was trained on ${one.trained_on}, and continues any picture in that style.`
     : "It continues any picture in the style of its training images, which are not recorded.";
   const limits = [
-    places ? `Pictures may have up to ${width()} × ${height()} pixels; they are not resized.`
+    places() ? `Pictures may have up to ${width()} × ${height()} pixels; they are not resized.`
       : `Pictures are resized to ${width()} × ${height()} pixels, which loses detail.`,
-    `It has ${one.colors} colours; others are replaced by the nearest one.`,
+    tiled ? `It draws patches of ${patch()[1]} × ${patch()[0]} pixels, of ${one.colors.toLocaleString("en")} kinds, and blurs fine detail.`
+      : `It has ${one.colors.toLocaleString("en")} colours; others are replaced by the nearest one.`,
     trained,
     "What it paints into a hole is plausible, not what was there.",
   ];
   if (one.objective === "masked") limits.unshift("It was trained on masked pixels and cannot draw; choose another model.");
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
-  $("line").ariaValueMax = height() - 1;
+  $("line").ariaValueMax = height() - patch()[0];
   $("rounded").hidden = isExact();
   $("captioned").hidden = !one.words;
   suggestWords();
+  state.photo = null;
   freshHole();
   clearDrawn();
   if (state.picture) await see(state.picture, state.kept / $("picture").height);
@@ -193,6 +205,7 @@ async function see(picture, keep = 0.5) {
   try {
     const answer = await (await call("v1/encode", { image: picture.base64, model: model().id })).json();
     const bitmap = await createImageBitmap(new Blob([bytesOf(answer.image)], { type: "image/png" }));
+    const whole = places() ? null : await createImageBitmap(picture.blob).catch(() => null);
     if (mine !== newest) return false;
     abandon();
     const canvas = $("picture");
@@ -200,7 +213,7 @@ async function see(picture, keep = 0.5) {
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
     $("stage").classList.add("filled");
     canvas.ariaLabel = `${picture.name}, as the model sees it`;
-    Object.assign(state, { picture, seen: canvas, heat: null });
+    Object.assign(state, { picture, seen: canvas, photo: whole && photoOf(whole), heat: null });
     freshHole();
     clearDrawn();
     keepRows(Math.round(keep * height()));
@@ -213,6 +226,17 @@ async function see(picture, keep = 0.5) {
   }
 }
 
+function photoOf(whole) { // the part that the model sees
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width() * large(), height() * large()];
+  const scale = Math.min(whole.width / width(), whole.height / height());
+  const [w, h] = model().fit === "squash" ? [whole.width, whole.height] : [scale * width(), scale * height()];
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(whole, (whole.width - w) / 2, (whole.height - h) / 2, w, h, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
 async function take(file) {
   if (!file) return;
   try {
@@ -220,7 +244,7 @@ async function take(file) {
       const most = Math.floor((state.upload * 3) / 4e6);
       throw new Error(`${file.name || "The picture"} has ${(file.size / 1e6).toFixed(1)} MB; this server accepts up to ${most} MB.`);
     }
-    const picture = { name: file.name || "picture.png", base64: await base64Of(file) };
+    const picture = { name: file.name || "picture.png", base64: await base64Of(file), blob: file };
     if (await see(picture, state.kept / height())) mark(null);
   } catch (error) {
     $("picture-error").textContent = error.message;
@@ -238,7 +262,7 @@ async function showPictures() {
       button.ariaLabel = name;
       button.append(Object.assign(new Image(48, 48), { alt: "", src: URL.createObjectURL(blob) }));
       button.addEventListener("click", async () => {
-        const picture = { name, base64: await base64Of(blob) };
+        const picture = { name, base64: await base64Of(blob), blob };
         if (await see(picture, state.kept / height())) mark(button);
       });
       return button;
@@ -251,7 +275,8 @@ async function showPictures() {
 }
 
 function keepRows(rows) {
-  state.kept = Math.min(Math.max(rows, 0), height() - 1);
+  const step = patch()[0];
+  state.kept = Math.min(Math.max(Math.round(rows / step) * step, 0), height() - step);
   $("stage").style.setProperty("--at", `${(100 * state.kept) / height()}%`);
   const text = keptText(state.kept, height(), hole());
   $("kept").textContent = text;
@@ -286,7 +311,7 @@ function dragLine() {
     const steps = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1, PageDown: 4, PageUp: -4, Home: -height(), End: height() };
     if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    keepRows(state.kept + steps[event.key]);
+    keepRows(state.kept + steps[event.key] * patch()[0]);
   });
 }
 
@@ -482,7 +507,7 @@ async function showSettings() {
   }));
 }
 
-const sampling = () => [...$("sampling").querySelectorAll("input")];
+const sampling = () => [...$("sampling").querySelectorAll("label:not([hidden]) input")];
 
 function settings() {
   for (const input of $("settings").querySelectorAll("input")) {
@@ -594,21 +619,43 @@ function layTiles() {
   const root = document.documentElement.style; // not on the tiles: there it would win over the small screens' rule
   root.setProperty("--columns", columns);
   root.setProperty("--columns-small", Math.min(n, 2));
-  state.tiles.forEach((tile) => begin(tile, state.seen ? state.kept : 0, state.seen && hole()));
+  beginAll(state.seen ? state.kept : 0, state.seen && hole());
 }
 
 function addTile(index) {
   const item = document.createElement("li");
   const button = Object.assign(document.createElement("button"), { type: "button", className: "tile" });
-  const canvas = document.createElement("canvas");
+  const [canvas, view] = [document.createElement("canvas"), document.createElement("canvas")];
   const caption = Object.assign(document.createElement("span"), { className: "caption" });
   const scan = document.createElement("i");
-  button.append(canvas, scan);
+  button.append(view, scan);
   item.append(button, caption);
   $("tiles").append(item);
   button.addEventListener("click", () => enlarge(index));
-  state.tiles.push({ canvas, context: canvas.getContext("2d"), button, scan, caption });
+  state.tiles.push({ canvas, context: canvas.getContext("2d"), view, button, scan, caption });
 }
+
+function beginAll(kept, pixels) {
+  const known = (state.known = state.photo && document.createElement("canvas"));
+  if (known) {
+    [known.width, known.height] = [state.photo.width, state.photo.height];
+    const context = known.getContext("2d");
+    context.drawImage(state.photo, 0, 0);
+    if (!pixels) context.clearRect(0, kept * large(), known.width, known.height);
+    pixels?.forEach((one, i) => { if (one) context.clearRect((i % width()) * large(), Math.floor(i / width()) * large(), large(), large()); });
+  }
+  state.tiles.forEach((tile) => begin(tile, kept, pixels));
+}
+
+function join(tile, target, zoom) { // the photograph where it is known, and what is drawn
+  [target.width, target.height] = [width() * zoom, height() * zoom]; // which also empties it
+  const context = target.getContext("2d");
+  Object.assign(context, { imageSmoothingEnabled: !places(), imageSmoothingQuality: "high" });
+  context.drawImage(tile.canvas, 0, 0, target.width, target.height);
+  if (state.known) context.drawImage(state.known, 0, 0, target.width, target.height);
+}
+
+const show = (tile) => join(tile, tile.view, places() ? 1 : Math.ceil(large() / 2));
 
 function begin(tile, kept, pixels) {
   [tile.canvas.width, tile.canvas.height] = [width(), height()]; // which also empties it
@@ -619,6 +666,7 @@ function begin(tile, kept, pixels) {
   Object.assign(tile, { rows: kept, nats: null });
   tell(tile, "");
   scanAt(tile, kept);
+  show(tile);
 }
 
 const scanAt = (tile, y) => tile.scan.style.setProperty("--at", `${(100 * y) / height()}%`);
@@ -656,7 +704,7 @@ async function draw(complete) {
   const mine = (state.drawing = new AbortController());
   state.drawn = { ...chosen, height: height(), kept: complete ? kept : null, name: complete ? state.picture.name : "drawn", hole: pixels?.slice() };
   layTiles();
-  state.tiles.forEach((tile) => begin(tile, kept, pixels));
+  beginAll(kept, pixels);
   busy(true);
   $("said").textContent = complete && kept ? "Reading the picture" : "Starting";
   const words = many(chosen.n, complete ? "completion" : "picture");
@@ -674,11 +722,12 @@ async function draw(complete) {
       if (name === "start" && !pixels && data.kept_rows !== kept) { // a token may cover several rows of pixels
         state.drawn.kept = kept = data.kept_rows;
         rows = chosen.n * (height() - kept);
-        state.tiles.forEach((tile) => begin(tile, kept));
+        beginAll(kept);
       } else if (name === "row") {
         const tile = state.tiles[data.candidate];
         paint(tile.context, data.y, bytesOf(data.pixels));
         tile.rows = data.y + 1;
+        show(tile);
         scanAt(tile, tile.rows);
         if (state.shown === data.candidate) paintLarge();
         const now = performance.now();
@@ -697,9 +746,11 @@ async function draw(complete) {
       } else if (name === "error") {
         throw new Refused(data.message, 0);
       } else if (name === "done") {
-        if (pixels) await Promise.all(data.images.map(async (image, i) => { // with the rows decided last
+        await Promise.all(data.images.map(async (image, i) => { // with the rows decided last, and the given pixels
           const whole = await createImageBitmap(new Blob([bytesOf(image)], { type: "image/png" }));
-          if (state.drawing === mine) state.tiles[i].context.drawImage(whole, 0, 0);
+          if (state.drawing !== mine) return;
+          state.tiles[i].context.drawImage(whole, 0, 0);
+          show(state.tiles[i]);
         }));
         data.nats.forEach((nats, i) => {
           state.tiles[i].nats = nats;
@@ -777,33 +828,24 @@ function paintLarge() {
   const tile = state.tiles[state.shown];
   if (!tile) return $("large").close();
   const canvas = $("large-picture");
-  [canvas.width, canvas.height] = [width(), height()];
-  canvas.getContext("2d").drawImage(tile.canvas, 0, 0);
+  join(tile, canvas, places() ? 1 : large());
   const title = `Candidate ${state.shown + 1} of ${state.tiles.length}`;
   canvas.ariaLabel = title;
   $("large-title").textContent = title;
   const facts = [tile.caption.textContent || (state.drawing ? "being drawn" : "not drawn yet")];
   if (state.drawn) facts.push(`seed ${state.drawn.seed}`, ...(state.drawn.kept === null ? [] : [keptText(state.drawn.kept, state.drawn.height, state.drawn.hole)]));
   $("large-said").textContent = facts.join(" · ");
-  const zoom = Math.max(1, Math.floor(1024 / Math.max(width(), height())));
-  const enlarged = `${width() * zoom} × ${height() * zoom}`;
-  $("download").ariaLabel = `Download PNG, ${width()} × ${height()}`;
-  $("download-large").textContent = enlarged;
-  $("download-large").ariaLabel = `Download PNG, enlarged to ${enlarged}`;
+  const [small, enlarged] = [1, large()].map((zoom) => `${width() * zoom} × ${height() * zoom}`);
+  $("download").textContent = small;
+  $("download").ariaLabel = `Download PNG, ${small}, the model's pixels`;
+  $("download-large").textContent = `Download ${enlarged}`;
+  $("download-large").ariaLabel = `Download PNG, ${enlarged}`;
   const stem = (state.drawn?.name ?? state.picture?.name ?? "drawn").replace(/\.[^.]*$/, "");
   const base = `${stem}-seed${state.drawn?.seed ?? $("seed").value}-${state.shown + 1}`;
-  offer($("download"), tile.canvas, 1, `${base}.png`);
-  offer($("download-large"), tile.canvas, zoom, `${base}-x${zoom}.png`);
-}
-
-function offer(link, source, zoom, name) {
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [source.width * zoom, source.height * zoom];
-  const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = false;
-  context.drawImage(source, 0, 0, canvas.width, canvas.height);
-  link.href = canvas.toDataURL("image/png");
-  link.download = name;
+  const whole = document.createElement("canvas");
+  join(tile, whole, large());
+  Object.assign($("download"), { href: tile.canvas.toDataURL("image/png"), download: `${base}.png` });
+  Object.assign($("download-large"), { href: whole.toDataURL("image/png"), download: `${base}-x${large()}.png` });
 }
 
 function turn(by) {

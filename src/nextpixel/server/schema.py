@@ -61,15 +61,15 @@ class Sample(Request):
         ge=0,
         allow_inf_nan=False,
         description="1 samples from the model's distribution; lower values are safer, 0 always picks the most likely "
-        "colour.",
+        "token (a colour, or a patch of pixels).",
     )
-    top_k: int | None = Field(None, ge=1, title="Top-k", description="Sample only from this many most likely colours.")
+    top_k: int | None = Field(None, ge=1, title="Top-k", description="Sample only from this many most likely tokens.")
     top_p: float | None = Field(
         None,
         gt=0,
         le=1,
         title="Top-p",
-        description="Sample only from the most likely colours that together have this probability.",
+        description="Sample only from the most likely tokens that together have this probability.",
     )
     caption: str | None = Field(
         None, max_length=2000, description="What the pictures show, for a model with words: up to 16 tags, with commas."

@@ -44,13 +44,20 @@ def load_masks(
     size: Size = squares.shape[1], squares.shape[2]
     if isinstance(mask, str) and mask == ALPHA:
         filled = _transparent(pictures, squares, fit) ^ invert
-    elif fit == "place":
-        filled = _placed_masks(mask, sprites_of(pictures, size, fit, levels), size, invert)
     else:
-        filled = _of_masks(mask, pictures, size, fit) ^ invert
+        filled = fit_masks(mask, pictures, size, fit, invert=invert, levels=levels)
     _check_count(len(filled), len(squares))
     check_filled(filled)
     return filled
+
+
+def fit_masks(
+    mask: Any, pictures: Source, size: Size, fit: Fit, *, invert: bool = False, levels: Levels = NO_LEVELS
+) -> NDArray[np.bool_]:
+    """Masks (M, H, W) at the model's size, fitted as the pictures are. Raises InputError where their sizes differ."""
+    if fit == "place":
+        return _placed_masks(mask, sprites_of(pictures, size, fit, levels), size, invert)
+    return _of_masks(mask, pictures, size, fit) ^ invert
 
 
 def check_filled(filled: NDArray[np.bool_], argument: str = "mask") -> None:
