@@ -228,10 +228,7 @@ def test_the_line_follows_the_pointer_and_the_tiles_show_what_is_kept(visit: Vis
     assert visit.rows_kept == SIDE - 1  # one row at least is drawn
     visit.page.mouse.move(middle, box["y"])
     assert visit.rows_kept == SIDE - 1  # let go
-    kept = visit.value(
-        "[...state.tiles[0].context.getImageData(0, 0, 1, 32).data]"
-        ".filter((_, i) => i % 4 === 3)"
-    )
+    kept = visit.value("[...state.tiles[0].context.getImageData(0, 0, 1, 32).data].filter((_, i) => i % 4 === 3)")
     assert kept == [255] * (SIDE - 1) + [0]
 
 

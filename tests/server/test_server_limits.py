@@ -170,6 +170,22 @@ def test_a_root_path_is_a_path(path: str) -> None:
         ServeConfig(root_path=path)
 
 
+def test_the_description_has_examples_that_work_and_every_kind_of_response(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        for kind, media in methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {}).items():
+            assert media["schema"] or kind == "application/json"
+        if "post" not in methods:
+            continue
+        body = methods["post"]["requestBody"]["content"]
+        assert client.post(path, json=body["application/json"]["example"]).status_code == 200
+        form = body["multipart/form-data"]["schema"]["properties"]
+        assert all(form[name]["format"] == "binary" for name in ("image", "mask") if name in form)
+        kinds = methods["post"]["responses"]["200"]["content"]
+        assert ("text/event-stream" in kinds) == ("stream" in form)
+        assert all(media["schema"]["type"] == "string" for kind, media in kinds.items() if kind != "application/json")
+
+
 def test_a_route_that_is_off_names_its_option(client: TestClient) -> None:
     answer = client.post("/v1/classify", json={"image": TEXT})
     assert answer.status_code == 404 and "its option classifier" in message(answer)

@@ -19,6 +19,14 @@ FIELDS = 20  # per form
 FIELDS_BYTES = 1 << 16  # of a body without its picture and mask
 PICTURES = "image", "mask"
 QUOTES = 200  # per JSON body
+EXAMPLE = (  # a PNG of 4 x 4 pixels
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAEAQAAAACBiqPTAAAAEElEQVR42mNgYGBgSGBiAAABLABjoqNVLAAAAABJRU5ErkJggg=="
+)
+MEDIA: dict[str, dict[str, Any]] = {
+    "text/event-stream": {"schema": {"type": "string", "description": "Server-sent events, each with a line of JSON."}},
+    "image/png": {"schema": {"type": "string", "format": "binary"}},
+    "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+}
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -36,7 +44,14 @@ def _image_bytes(value: Any) -> bytes:
 Image = Annotated[
     bytes,
     BeforeValidator(_image_bytes),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A picture file, or a data: URL."}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "contentEncoding": "base64",
+            "description": "A picture file, or a data: URL.",
+            "examples": [EXAMPLE],
+        }
+    ),
 ]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Layers = int | Annotated[list[int], Field(max_length=1000, fail_fast=True)]
@@ -202,17 +217,18 @@ def refusal(status: int, message: str, param: str | None = None) -> dict[str, An
 
 
 def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:
-    """The OpenAPI entries of a route: its body, as JSON or as a form with a file, and media types besides JSON."""
+    """The OpenAPI entries of a route: its body, as JSON or as a form with files, and media types besides JSON."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    form = schema | {"properties": dict(schema["properties"])}
-    if "image" in form["properties"]:
-        form["properties"]["image"] = {"type": "string", "format": "binary"}
-    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    files = {name: {"type": "string", "format": "binary"} for name in PICTURES if name in schema["properties"]}
+    form = schema | {"properties": schema["properties"] | files}
+    example: dict[str, Any] = {"image": EXAMPLE} if "image" in files else {"n": 2, "seed": 7}
+    example |= {"keep": 0.5} if "keep" in schema["properties"] else {}
+    content = {"application/json": {"schema": schema, "example": example}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}, "responses": responses(*answers)}
 
 
 def responses(*answers: str) -> dict[int | str, dict[str, Any]]:
-    return {"200": {"content": {answer: {} for answer in answers}}}
+    return {"200": {"content": {answer: MEDIA[answer] for answer in answers}}}
 
 
 def side(size: Size) -> int | Size:
