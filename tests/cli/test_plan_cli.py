@@ -31,3 +31,14 @@ def test_the_recipe_of_sprites_has_a_network_by_the_number_of_images(capsys: pyt
         assert main(["plan", "--recipe", "sprites", "--images", images, "--side", "16", "--json"]) == 0
         flops.append(json.loads(capsys.readouterr().out)["flops_per_image"])
     assert flops == sorted(flops) and len(set(flops)) == 3
+
+
+def test_the_price_of_a_short_run_is_not_rounded_to_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--size", "xxs", "--side", "8", "--images", "10000", "--hourly-rate", "3"]
+    assert main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["device_hours"] < 0.5
+    assert main(words) == 0
+    found = capsys.readouterr().out.partition("price")[2].split()
+    assert float(found[0]) == pytest.approx(facts["price"], rel=0.05)
+    assert float(found[2]) == pytest.approx(facts["device_hours"], rel=0.05)

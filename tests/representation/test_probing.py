@@ -285,6 +285,14 @@ def test_bad_poolings_are_refused(model: ImageGPT, tmp_path: Path) -> None:
             LinearProbe.load(tmp_path / "probe", model)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    features, labels = blobs(30, 0)
+    features[3, 1, 2] = value
+    with pytest.raises(InputError, match="features: expected finite numbers"):
+        LinearProbe(None).fit_features(features.astype(np.float32), labels)
+
+
 def test_labels_that_do_not_fit_are_refused(model: ImageGPT) -> None:
     images, labels = dark_and_bright(10)
     with pytest.raises(InputError, match="expected 10"):

@@ -109,7 +109,7 @@ def run(argv: Sequence[str]) -> None:
     share = f"{plan.utilisation:.0%} of the {plan.dtype} peak"
     show(f"time               {_duration(plan.seconds)} at {share}; {hardware.source}")
     if price is not None:
-        show(f"price              {price:,.0f} for {device_hours:,.0f} device hours at {args.hourly_rate:g}")
+        show(f"price              {_rounded(price)} for {_rounded(device_hours)} device hours at {args.hourly_rate:g}")
     show(
         f"drawing            at least {plan.drawing_seconds_at_least:.2g} s for one picture, at most "
         f"{plan.drawing_batch_images_per_second_at_most:,.0f} pictures/s in full batches"
@@ -182,3 +182,7 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} seconds"
+
+
+def _rounded(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2g}"
