@@ -7,8 +7,10 @@ import shutil
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -562,8 +564,35 @@ def test_a_compiled_run_learns_the_same_and_resumes_exactly(images, tmp_path, mo
     pairs = zip(figures(tmp_path / "eager"), figures(tmp_path / "whole"), strict=True)
     assert all(a[:2] == b[:2] and a[2] == pytest.approx(b[2], abs=1e-4) for a, b in pairs)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.steps.cross_entropy", 9, interrupt)
+        on_call(patch, "nextpixel.training.distributed.gradient_sync", 9, interrupt)
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "cut", **compiled)
     nextpixel.pretrain(resume=tmp_path / "cut")
     assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_compiled_loss_is_the_loss_without_a_copy_of_the_logits_in_fp32(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = 8 * torch.randn(2, 9, 32, generator=generator)
+    tokens, hidden = torch.randint(0, 32, (2, 9), generator=generator), None
+    if masked:
+        hidden = torch.rand(2, 9, generator=generator) < 0.5
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    found, wanted = (wide.bfloat16().requires_grad_() for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = steps.choose_pixel_loss(SimpleNamespace(compile=True))(found, tokens, hidden)
+    assert {tensor.dtype for tensor in kept if tensor.numel() >= wide.numel()} == {torch.bfloat16}
+    loss.backward()
+    plain = steps.choose_pixel_loss(SimpleNamespace(compile=False))(wanted, tokens, hidden)
+    plain.backward()
+    torch.testing.assert_close(loss, plain, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.grad, wanted.grad, atol=1e-6, rtol=2**-7)

@@ -118,6 +118,17 @@ class MLP(nn.Module):
         return self.down(y * torch.sigmoid(1.702 * y))  # "quick GELU", Hendrycks & Gimpel 2016
 
 
+class SoftCap(nn.Module):
+    """Logits, softly capped at `cap`; unchanged where it is 0."""
+
+    def __init__(self, cap: float) -> None:
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
 class Block(nn.Module):
     def __init__(self, config: ImageGPTConfig, layer: int) -> None:
         super().__init__()
@@ -165,6 +176,7 @@ class ImageGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
+        self.soft_cap = SoftCap(config.logit_cap)
         self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
         if not self.head.weight.is_meta:
             initialise(self, seed)
@@ -431,6 +443,4 @@ class ImageGPT(nn.Module):
 
     def logits(self, last: Tensor) -> Tensor:
         """Logits (B, t, K) of n^L (B, t, D), the output of the final norm."""
-        logits = self.head(last)
-        cap = self.config.logit_cap
-        return cap * torch.tanh(logits / cap) if cap else logits
+        return self.soft_cap(self.head(last))

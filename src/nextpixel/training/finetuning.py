@@ -50,8 +50,8 @@ from nextpixel.training.steps import (
     TokenBatch,
     TokenBatches,
     accumulate,
+    choose_pixel_loss,
     evaluated_model,
-    pixel_loss,
     place_model,
     write_full_model,
 )
@@ -239,6 +239,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             parameter.requires_grad_(not config.freeze_trunk or name.startswith("class_head."))
         # frozen, the generative loss would be a constant
         network = place_model(model, config, decided, "classify" if config.freeze_trunk else "forward_both")
+        loss = choose_pixel_loss(decided)
         tokens = TokenBatches(opened, train_numbers)
         held_squares = opened.validation_set.images[validation_numbers]
         held_names = np.array(shape.classes, object)[labels[validation_numbers]]
@@ -255,7 +256,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
                     if config.freeze_trunk:
                         return F.cross_entropy(network(part, hidden_part).float(), classes[rows])
                     logits, class_logits = network(part, hidden_part)
-                return pixel_loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
+                return loss(logits, part, hidden_part) + F.cross_entropy(class_logits.float(), classes[rows])
 
             return accumulate(network, loss_of, len(pixels), decided)
 

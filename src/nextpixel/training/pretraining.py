@@ -62,8 +62,8 @@ from nextpixel.training.steps import (
     TokenBatch,
     TokenBatches,
     accumulate,
+    choose_pixel_loss,
     evaluated_model,
-    pixel_loss,
     place_model,
     write_full_model,
 )
@@ -247,7 +247,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
         train_indices, validation_indices = _choose(opened.train_set, opened.validation_set, config)
         held_out = opened.validation_set.images[validation_indices]
         model = _current_model(opened, train_indices, held_out)
-        network = place_model(model, config, decided)
+        network, loss = place_model(model, config, decided), choose_pixel_loss(decided)
         optimizers = optim.muon(model) if config.chosen_optimizer == "muon" else optim.adam(model)
         tags, held_tags = None, None
         if config.captions is not None:
@@ -265,7 +265,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
                 caption = {} if captions is None else {"tags": captions[rows]}
                 with autocast(decided.device, decided.dtype):
                     logits = network(part, hidden_part, orientation, **caption)
-                return pixel_loss(logits, part, hidden_part)
+                return loss(logits, part, hidden_part)
 
             # per pixel, as validation is
             return accumulate(network, loss_of, len(tokens), decided) / pixels_of(opened.tokenizer)

@@ -30,7 +30,7 @@ TokenBatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
-    """Move the model to its device in train mode, compile its blocks if decided, and wrap it for several processes.
+    """Move the model to its device in train mode, compile its parts if decided, and wrap it for several processes.
 
     Calling the result calls that method of the model; see distributed.wrap.
     """
@@ -39,8 +39,8 @@ def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, metho
     model.train()
     model.checkpoint_activations = config.checkpoint_activations
     if decided.compile:
-        for block in model.blocks:
-            block.compile()
+        for part in (*model.blocks, model.soft_cap):
+            part.compile()
     blocks = list(model.blocks) if config.shard else None
     network = distributed.wrap(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
     return network.to(decided.device)
@@ -133,6 +133,11 @@ def pixel_loss(logits: Tensor, tokens: Tensor, hidden: Tensor | None) -> Tensor:
     if hidden is None:
         return cross_entropy(logits, tokens)
     return masked_cross_entropy(logits, tokens, hidden).mean()
+
+
+def choose_pixel_loss(decided: Decisions) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """pixel_loss, compiled if decided: then no copy of the logits is made in fp32."""
+    return torch.compile(pixel_loss) if decided.compile else pixel_loss
 
 
 def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: int, decided: Decisions) -> Tensor:
