@@ -57,11 +57,8 @@ class Stub:
             self.steps_left -= self.drawn
             yield self.drawn
 
-    def new_rows(self) -> list[tuple[int, int]]:
-        return [(0, 0)] * self.drawn
-
-    def image(self, _: int) -> Any:
-        return SQUARE[None]
+    def new_rows(self) -> list[tuple[int, int, Any]]:
+        return [(0, 0, SQUARE[0])] * self.drawn
 
     def drawing(self) -> Any:
         evidence = SimpleNamespace(log_evidence=np.zeros(1), ancestors=np.ones(1))

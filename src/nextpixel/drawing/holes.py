@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -173,10 +172,9 @@ class Filling:
         return total
 
     def draw(self) -> Drawing:
-        pixels = pixels_of(self.model.tokenizer)
-        with progress("drawing", self.tokens * pixels, "pixels") as advance:
+        with progress("drawing", self.tokens * pixels_of(self.model.tokenizer), "pixels") as advance:
             for drawn in self.rounds():
-                advance(drawn * pixels)
+                advance(drawn)
         return self.drawing()
 
     def stream(self) -> Iterator[DrawnRow]:
@@ -185,22 +183,23 @@ class Filling:
         Where pixels depend on tokens around theirs, a row still changes a little with those that follow.
         """
         for _ in self.rounds(every=self.model.config.columns):
-            for i, rows in itertools.groupby(self.new_rows(), key=operator.itemgetter(0)):
-                image = self.image(i)
-                yield from (DrawnRow(range(i, i + 1), y, image[:, y]) for _, y in rows)
+            for i, y, pixels in self.new_rows():
+                yield DrawnRow(range(i, i + 1), y, pixels[None])
 
-    def new_rows(self) -> list[tuple[int, int]]:
-        """(completion, row of pixels) of each row with a hole that has become final since the last call."""
+    def new_rows(self) -> list[tuple[int, int, NDArray[np.uint8]]]:
+        """(completion, y, pixels (W, C)) of each row with a hole that has become final since the last call."""
         found = []
         for i, waiting in enumerate(self._waiting):
             ready = waiting & self.agreed(i).all(1) if waiting.any() else waiting
             waiting &= ~ready
-            found += [(i, int(y)) for y in np.flatnonzero(ready)]
+            if ready.any():
+                image = self.image(i)[0]
+                found += [(i, int(y), image[y].copy()) for y in np.flatnonzero(ready)]
         return found
 
     @torch.inference_mode()
     def rounds(self, every: int = 1) -> Iterator[int]:
-        """Draw; yields after every so many steps how many tokens of the holes have been drawn since."""
+        """Draw; yields after every so many steps how many pixels of the holes have been drawn since."""
         kind, model = self.decoder, self.model
         decoder: Decoder = GuidedDecoder(kind, model, self.room) if self.guided else kind(model, self.room)
         table: Table[Row] = Table(decoder)
@@ -212,7 +211,8 @@ class Filling:
             if not table.rows:
                 break
             active = {id(row.group): row.group for row in table.rows if isinstance(row.group, Particles)}
-            drawn += sum(one.known[one.position] == FREE for one in active.values())
+            free = sum(one.known[one.position] == FREE for one in active.values())
+            drawn += free * pixels_of(self.model.tokenizer)
             next(iter(table))
             if number % every == 0:
                 yield drawn

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from nextpixel.drawing.sampling import join
 from nextpixel.errors import InputError
 from nextpixel.network.decoding import GuidedDecoder, Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
+from nextpixel.tokens import pixels_of
 
 MEMORY_SHARE = 0.5
 DECAY = 0.9  # of the running means of seconds
@@ -312,7 +312,7 @@ class Engine:
         tables = [table for table in self._tables.values() if table.rows]
         if not tables:
             return
-        start, count = time.monotonic(), len(self._rows())
+        start, count = time.monotonic(), len(self._rows()) * pixels_of(self.model.tokenizer)
         self.observe("pixels", count)  # before anyone is notified
         for table in tables:
             rows, tokens, nats = next(iter(table))
@@ -424,7 +424,7 @@ class Engine:
                 "first_row": ticket.first_row - ticket.arrived,
                 "total": now - ticket.arrived,
             }
-            nats = ticket.nats / (ticket.drawn * math.prod(tokenizer.patch))
+            nats = ticket.nats / (ticket.drawn * pixels_of(tokenizer))
             images = tokenizer.decode(ticket.tokens, config.columns)
             given = np.arange(ticket.length).reshape(-1, config.columns) < ticket.prompt.shape[1]
             images = join(tokenizer, images, ticket.square, given.repeat(tokenizer.patch[0], 0)[:, :1])

@@ -111,8 +111,7 @@ class Fills:
             """A slice: the pixels drawn, the steps left, and the new rows."""
             if (drawn := next(rounds, None)) is None:
                 return None
-            rows = [(i, y, filling.image(i)[0, y].copy()) for i, y in filling.new_rows()]
-            return drawn, filling.steps_left, rows
+            return drawn, filling.steps_left, filling.new_rows()
 
         while (found := await loop.run_in_executor(self.thread, advance)) is not None:
             if (now := time.monotonic()) > min(call.deadline, self._end):
