@@ -227,6 +227,13 @@ def test_a_hole_grows_to_the_tokens_that_see_it(tokenizer: Any, grid: Any) -> No
     assert all(np.array_equal(pixels, drawing.images[i, y]) for (i, y), pixels in drawn.items())
 
 
+def test_rows_keep_no_more_than_themselves(model: ImageGPT) -> None:
+    filling = Filling(model, PICTURES[:1], RING[None], n=2, particles=2)
+    list(filling.rounds())
+    rows = filling.new_rows()
+    assert len(rows) == 2 * RING.any(1).sum() and all(pixels.base is None for *_, pixels in rows)
+
+
 def test_streamed_rows_are_not_decoded_beside_a_token_that_was_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=len(LEARNED)), torch.float32)
     model.tokenizer = LEARNED

@@ -159,11 +159,6 @@ def test_drawing_does_not_wait_for_its_reader_and_ends_with_it(fills: Fills, mad
     asyncio.run(scene())
 
 
-def test_rows_keep_no_more_than_themselves(fills: Fills, made: list[Any]) -> None:
-    rows = [data["pixels"] for name, data in asyncio.run(news(fills, call())) if name == "row"]
-    assert len(rows) == 3 and all(row.base is None for row in rows)
-
-
 def test_time_left_is_that_of_the_model_and_the_kind_of_work(fills: Fills, made: list[Any]) -> None:
     async def scene() -> None:
         first = await fill(call(), fills, SQUARE, MASK)
