@@ -345,13 +345,10 @@ def test_the_server_answers_with_transparency(home: Path, model: ImageGPT) -> No
             Image.fromarray(sprite(4, REDS, size[::-1])).save(body, "PNG")
             other = base64.b64encode(body.getvalue()).decode()
             both.append(client.post("/v1/complete", json={"image": image, name: other}))
-    assert [answer.status_code for answer in both] == [422, 422]
+    assert [answer.status_code for answer in both] == [422, 400]
     messages = [answer.json()["error"]["message"] for answer in both]
     assert messages[0].startswith("image: its 6 x 7 pixels do not fit on 6 x 5; expected a complete PNG")
-    assert messages[1] == (
-        "mask: its 7 x 5 pixels do not fit on 6 x 5; "
-        "expected a complete PNG, JPEG, WebP, GIF or BMP file of at most 6 x 5 pixels"
-    )
+    assert messages[1] == "mask: expected 5 x 6 pixels as the picture, or the model's 5 x 6, got 5 x 7"
     assert scored.status_code == 200
     for answer in answers:
         assert answer.status_code == 200, answer.text

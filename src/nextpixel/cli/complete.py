@@ -114,7 +114,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
 
-    from nextpixel.drawing.holes import PARTICLES_AT_MOST, Filling
+    from nextpixel.drawing.holes import PARTICLES_AT_MOST, Filling, check_particles
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
@@ -130,6 +130,7 @@ def run(argv: Sequence[str]) -> None:
         source = open_source(joined(images), args.split)
         masks = load_masks(args.mask, source, squares, model.fit, invert=args.invert_mask, levels=model.levels)
     if masks is not None:
+        check_particles(args.particles)
         counts = sorted({f"{count:,}" for count in masks.sum((1, 2))}, key=len)
         say(f"{' or '.join(counts[:3])} of {math.prod(model.size):,} pixels will be filled")
     pictures, columns = shown_in_grid(args, len(squares), "completions")

@@ -127,7 +127,7 @@ class LinearProbe:
         if len(self.classes_) < 2:
             raise InputError(f"expected at least two classes, got only {self.classes_[0]!r}", argument="labels")
         if not np.isfinite([features.min(), features.max()]).all():
-            raise InputError("expected finite numbers, got NaN or infinity among them", argument="features")
+            raise InputError("expected finite features, got NaN or infinity among them")
         layers = list(range(features.shape[1])) if layers is None else list(layers)
         columns = {"mean" if self.pooling == "best" else self.pooling: slice(None)} if columns is None else columns
         folds = folds_of(numbers, self.seed)

@@ -189,7 +189,7 @@ def _start(
     train = arrays["train"]
     if len(train) > HEAD_IMAGES:
         train = train[held_out(labels_of_set[train], HEAD_IMAGES / len(train), config.seed)]
-    fit_head(network.to(decided.device), sets[0].images[train], labels_of_set[train], config.seed, decided.dtype)
+    fit_head(network.to(decided.device), sets[1].images[train], labels_of_set[train], config.seed, decided.dtype)
     network.to("cpu")
     return create_run(
         out,
