@@ -29,7 +29,7 @@ ANY_PART = re.compile(
     rf"{PART.pattern}|\..*\.part.*|[0-9a-f]{{32}}\.part-\d+"
 )  # includes names used by earlier versions
 EMBEDDED = "embedded"
-BUNDLED = (EMBEDDED, "faces")  # models in assets/
+BUNDLED = (EMBEDDED, "faces", "photos")  # models in assets/
 STALE_SECONDS = 86_400.0
 LONGEST_NAME = 255  # bytes, on all common file systems
 DIGEST_BYTES = 32
@@ -206,7 +206,7 @@ def check_model_name(name: str | Path | None) -> None:
         return
     if os.path.exists(name) or not is_hub_name(str(name)):
         raise InputError(
-            f"expected a checkpoint folder, a run folder, {' or '.join(BUNDLED)}, or a hub name such as "
+            f"expected a checkpoint folder, a run folder, {', '.join(BUNDLED)}, or a hub name such as "
             f"openai/imagegpt-small, got {str(name)!r}",
             argument="model",
         )

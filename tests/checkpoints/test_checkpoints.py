@@ -13,6 +13,8 @@ from transformers import ImageGPTForCausalImageModeling
 
 import nextpixel
 from nextpixel import ImageGPT, InputError
+from nextpixel.images.sources import load_images
+from nextpixel.tokens.learned import Learned
 
 
 def shifted(tokens: torch.Tensor) -> torch.Tensor:
@@ -128,8 +130,21 @@ def test_bundled_models_have_names_that_a_model_here_takes_over(
     nextpixel.save(model, "faces")
     assert nextpixel.load("faces").config == model.config
     assert nextpixel.load("embedded").config == nextpixel.load().config
-    with pytest.raises(InputError, match="embedded or faces, or a hub name"):
+    with pytest.raises(InputError, match="embedded, faces, photos, or a hub name"):
         nextpixel.load("Faces")
+
+
+def test_the_model_of_photographs_is_small_and_completes_at_64_pixels() -> None:
+    photos = nextpixel.load("photos")
+    assert photos.size == (64, 64) and isinstance(photos.tokenizer, Learned) and photos.config.tokens == 256
+    folder = Path(nextpixel.__file__).parent / "assets" / "photos"
+    assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".png") <= 24_000_000
+    cat = folder.parent / "pictures" / "cat.jpg"
+    [half] = nextpixel.complete(photos, cat, seed=0)
+    given = load_images(str(cat), (64, 64))[0]
+    assert half.size == (64, 64) and np.array_equal(np.asarray(half)[:32], given[:32])
+    found = nextpixel.nll(photos, [half])  # an untrained model has ln 4096 / 16 nats per pixel
+    assert found[0] < 0.9 * np.log(4_096) / 16
 
 
 def test_the_model_of_faces_draws_its_colours_alone_and_shows_what_captions_state() -> None:

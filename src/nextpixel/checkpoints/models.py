@@ -33,7 +33,8 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     """A model in eval mode, with its tokenizer as `.tokenizer`, its words, if any, and its provenance as `.facts`.
 
     `name` is a checkpoint folder of nextpixel or transformers, a run folder (its best checkpoint on validation) or a
-    hub name such as "openai/imagegpt-small", or "faces", the bundled model of pixel art; default: the embedded model.
+    hub name such as "openai/imagegpt-small", or a bundled model: "faces" of pixel art, "photos" of photographs at 64
+    pixels; default: the embedded model.
     Weights are read from safetensors or a legacy pytorch_model.bin, without running code in it. `device` may be
     "auto", see devices.choose_device. Raises InputError where there is no such model or device, or its files are
     invalid.

@@ -33,8 +33,8 @@ class Distill:
     data: tuple[str, ...] = ()
     """With --resume, the new location of the same images; recorded in the run."""
     model: str | None = None
-    """The teacher: a checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); default:
-    embedded."""
+    """The teacher: a checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces, photos);
+    default: embedded."""
     split: str | None = None
     """The split to use, if the source has several (train, test)."""
     config: DistillConfig = field(default_factory=DistillConfig)

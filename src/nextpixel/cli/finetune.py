@@ -37,8 +37,8 @@ class Finetune:
     data: tuple[str, ...] = ()
     """With --resume, the new location of the same images; recorded in the run."""
     model: str | None = None
-    """Initial model: a checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); default:
-    embedded."""
+    """Initial model: a checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces, photos);
+    default: embedded."""
     labels: Path | None = None
     """Labels of TRAIN as a CSV file with the columns file and label; default: its folders or columns."""
     test_labels: Path | None = None

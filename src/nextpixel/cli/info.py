@@ -30,7 +30,7 @@ class Info:
     """Describe a model, or a run and its progress."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "embedded"
-    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); default: embedded."""
+    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces, photos); default: embedded."""
     words: bool = False
     """List the words that captions may have, the most frequent first, with the share of training captions that have
     them."""

@@ -31,8 +31,8 @@ class ServedModels(PictureOptions):
     """The models, and how they run."""
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
-    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); repeat to offer several.
-    Default: embedded."""
+    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces, photos); repeat to offer
+    several. Default: embedded."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class ModelOptions(Settings):
     """The model, and how it runs."""
 
     model: str | None = None
-    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces); default: embedded."""
+    """A checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces, photos); default: embedded."""
     device: Device = "auto"
     """auto: cuda if available, else mps, else cpu."""
     dtype: Literal["fp32", "bf16"] = "fp32"
