@@ -57,7 +57,7 @@ nextpixel sample --model photos -n 16
 
 Nats compare only between models of the same tokenizer.
 
-Completions of {shown} held-out pictures, every {every}th, with seeds 0 to {last}, unselected (each row: the picture,
+Completions of {shown} held-out pictures, every {every}th, with seeds 0 to {last}, uncurated (each row: the picture,
 decoded from its tokens, the given half, four completions with their nats per pixel):
 
 ![completions](completions.png)
