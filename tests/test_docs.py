@@ -164,7 +164,7 @@ def test_the_table_of_models_agrees_with_the_code_the_cards_and_the_recipes() ->
         flop = float(re.search(r"cost +(\S+) FLOP", recipe)[1])  # type: ignore[index]
         assert cost.startswith(f"{flop:.1e} FLOP".replace("e+", "e"))
     assert models["XL"][0] == f"{dataclasses.replace(nextpixel.SIZES['xl'], side=64).parameters:,}"
-    for name in ("embedded", "faces"):
+    for name in ("embedded", "photos", "faces"):
         card = read(f"src/nextpixel/assets/{name}/README.md")
         parameters, cost, nats, *_ = models[name]
         assert all(text in card for text in (parameters, cost.split(",")[0], nats.split(" ")[0]))
