@@ -289,7 +289,7 @@ def test_bad_poolings_are_refused(model: ImageGPT, tmp_path: Path) -> None:
 def test_features_that_are_not_finite_are_refused(value: float) -> None:
     features, labels = blobs(30, 0)
     features[3, 1, 2] = value
-    with pytest.raises(InputError, match="features: expected finite numbers"):
+    with pytest.raises(InputError, match="expected finite features"):
         LinearProbe(None).fit_features(features.astype(np.float32), labels)
 
 
