@@ -238,7 +238,11 @@ def check_run(
     elif not images or args.out is None:
         raise InputError(f"expected images and --out, as in: nextpixel {example}; or --resume with a run folder")
     elif not (args.out / "run.json").is_file():  # a run is refused later, with the command that continues it
-        new_output(args.out)
+        try:
+            new_output(args.out)
+        except InputError:
+            if not (args.out / "run.json").is_file():  # else another process of torchrun has begun it since
+                raise
 
 
 @contextlib.contextmanager
