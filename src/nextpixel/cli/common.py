@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nextpixel.tokens import Reconstruction
 
 
-CELL_PIXELS = 128
+CELL_PIXELS = 128  # a picture's height in an animation or in the grid of sample
 ANIMATED_AT_MOST = 256  # pictures
 GRID_PIXELS = 160  # a picture's side in a grid of completions or variations
 GRID_AT_MOST = 50  # pictures, and completions or variations of each
