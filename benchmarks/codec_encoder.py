@@ -19,7 +19,8 @@ from nextpixel.data.decoded import Batches, decode
 from nextpixel.devices import autocast, choose_dtype
 from nextpixel.progress import say
 from nextpixel.tokens import reconstruction
-from nextpixel.tokens.learned import Block, Codec, CodecShape, Conv, Learned, centred
+from nextpixel.tokens.codec import Block, Codec, CodecShape, Conv, centred
+from nextpixel.tokens.learned import Learned
 from nextpixel.training import optim
 from nextpixel.training.codecs import ADAM_PART, HELD_OUT_AT_MOST, WARMUP_STEPS, codec_loss
 

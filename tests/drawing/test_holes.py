@@ -19,7 +19,8 @@ from nextpixel.drawing.guide import FREE
 from nextpixel.drawing.holes import Filling, best_turn, count_blind, turns
 from nextpixel.drawing.sampling import draw, load_holes
 from nextpixel.images.sources.masks import box_mask
-from nextpixel.tokens.learned import Codec, CodecShape, Learned
+from nextpixel.tokens.codec import Codec, CodecShape
+from nextpixel.tokens.learned import Learned
 from nextpixel.tokens.patches import Patches
 
 PICTURES = np.random.default_rng(1).integers(0, 256, (3, 6, 6, 3), np.uint8)

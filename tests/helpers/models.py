@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
-from nextpixel.tokens.learned import Codec, CodecShape
+from nextpixel.tokens.codec import Codec, CodecShape
 from nextpixel.tokens.words import Words
 
 CONFIG = ImageGPTConfig(layers=3, width=32, heads=4, side=4, colors=10)

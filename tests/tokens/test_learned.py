@@ -17,7 +17,8 @@ from nextpixel.cli import main
 from nextpixel.config import SamplingConfig
 from nextpixel.drawing.sampling import draw
 from nextpixel.tokens import load_tokenizer, read_tokenizer, reconstruction, save_tokenizer, write_tokenizer
-from nextpixel.tokens.learned import LEVELS, Codec, CodecShape, Learned
+from nextpixel.tokens.codec import LEVELS, Codec, CodecShape
+from nextpixel.tokens.learned import Learned
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), np.uint8)
 SMALL = "--kind learned --codes 1000 --width 16 --blocks 2 --side 16 --batch-images 4 --device cpu --threads 1"
@@ -58,7 +59,7 @@ def test_tokens_need_fp32_and_pixels_do_not(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(tokenizer.encode(NOISE), tokens)
     found = {}
     for dtype in ("bf16", "fp32"):
-        monkeypatch.setattr("nextpixel.tokens.learned.choose_dtype", lambda *_, dtype=dtype: dtype)
+        monkeypatch.setattr("nextpixel.tokens.codec.choose_dtype", lambda *_, dtype=dtype: dtype)
         found[dtype] = tokenizer.decode(tokens, 6).astype(int)
     difference = np.abs(found["bf16"] - found["fp32"])
     assert 0 < difference.max() <= 8 and difference.mean() < 0.5

@@ -16,6 +16,7 @@ from nextpixel.cli import main
 from nextpixel.config import PretrainConfig, SamplingConfig
 from nextpixel.drawing.sampling import draw
 from nextpixel.tokens import load_tokenizer, reconstruct, reconstruction, save_tokenizer
+from nextpixel.tokens.codec import CodecShape, PatchDecoder
 from nextpixel.tokens.patches import Patches
 
 RNG = np.random.default_rng(0)
@@ -207,6 +208,52 @@ def test_a_run_branches_with_its_tokenizer_and_resumes_to_the_same_weights(photo
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     branch = nextpixel.pretrain(branch="run", steps=4, out="branch")
     assert branch.tokenizer.hash == Patches(CODES).hash and branch.size == (16, 16)
+
+
+def test_a_learned_decoder_repaints_the_same_tokens_and_its_run_resumes(
+    photos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = "--side 16 --codes 24 --width 16 --blocks 2 --batch-images 4 --learned-decoder --device cpu --threads 1"
+    words = f"tokenizer {photos} {settings} --steps 120 --evaluate-every-steps 40 --checkpoint-every-steps 40 --out tok"
+    assert main([*words.split(), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    whole = load_tokenizer("tok")
+    assert isinstance(whole, Patches) and whole.hash == told["sha256"] and "repainted" in repr(whole)
+    plain, pictures = Patches(whole.codes), np.load(photos)
+    tokens = plain.encode(pictures)
+    assert torch.equal(whole.encode(pictures), tokens) and whole.hash != plain.hash
+    assert reconstruction(whole, pictures).psnr_db > reconstruction(plain, pictures).psnr_db + 2
+    assert whole.decode(tokens[:, :0], 4).shape == (24, 0, 16, 3)
+    for name in ("step_0000120", "best.json", "tokenizer.json", "tokenizer.safetensors"):
+        path = Path("tok") / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for _ in "of its last checkpoint", "of a finished run":
+        assert main("tokenizer --resume tok".split()) == 0
+        assert load_tokenizer("tok").hash == whole.hash
+    assert main(f"tokenizer {photos} --kind learned --learned-decoder --side 16 --out other".split()) == 2
+    assert "--learned-decoder: expected --kind patches with it" in capsys.readouterr().err
+
+
+def test_an_untrained_decoder_repaints_nothing_and_other_weights_are_refused(tmp_path: Path) -> None:
+    shape = CodecShape(4, None, 16, 2)
+    tokenizer = Patches(CODES, PatchDecoder(shape))
+    tokens = tokenizer.encode(NOISE)
+    assert np.abs(tokenizer.decode(tokens, 6).astype(int) - Patches(CODES).decode(tokens, 6)).max() <= 1
+    save_tokenizer(tokenizer, tmp_path / "tok", {})
+    again = load_tokenizer(tmp_path / "tok")
+    assert isinstance(again, Patches) and again.hash == tokenizer.hash and again.decoder is not None
+    assert again.decoder.shape == shape
+    with pytest.raises(InputError, match="decoder: expected one of patches of 4, got one of 2"):
+        Patches(CODES, PatchDecoder(CodecShape(2, None, 16, 2)))
+    values = tokenizer.values()
+    for wrong in (
+        {"paint.bias": np.zeros(5, np.float32)},
+        {"expand.weight": None},
+        {"decoder": values["decoder"] | {"patch": 3}},
+        {"decoder": values["decoder"] | {"patch": 2}},
+    ):
+        with pytest.raises(InputError, match="expected"):
+            Patches.from_values(values | wrong)
 
 
 @pytest.mark.parametrize(

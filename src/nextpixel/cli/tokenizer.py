@@ -7,18 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
 from nextpixel.cli.common import check_sources, psnr_text
 from nextpixel.cli.hints import command
 from nextpixel.config import CodecConfig, OutputOptions, side_text, to_size
+from nextpixel.errors import InputError
 from nextpixel.progress import say
-
-FITTED_AT_MOST = 20_000  # images, by k-means
-HELD_OUT_AT_MOST = 1_000
-SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,9 @@ class TokenizerArguments:
     and the options of images count. learned: a convolutional codec around finite scalar quantisation (Mentzer et al.
     2023), trained by the other options too. palette: a colour for each pixel, with the options of `nextpixel palette`,
     which is short for it."""
+    learned_decoder: bool = False
+    """With --kind patches, also train the decoder of a learned one for them: the tokens stay, their pictures are
+    smoother. A run like that of --kind learned."""
     out: Path | None = None
     """The new folder of the tokenizer."""
     resume: Path | None = None
@@ -57,7 +56,9 @@ def run(argv: Sequence[str]) -> None:
     args = parse(TokenizerArguments, "tokenizer", argv)
     check_run(argv, args, args.images, "tokenizer photos/ --out tok")
     check_sources(*args.images, *args.data)
-    if args.kind == "learned" or args.resume is not None:
+    if args.kind == "learned" and args.learned_decoder:
+        raise InputError("expected `kind=patches` with it: a learned tokenizer has one", argument="learned_decoder")
+    if args.kind == "learned" or args.learned_decoder or args.resume is not None:
         out, facts = _train(args)
     else:
         out, facts = _fit(args)
@@ -77,7 +78,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
-    """The folder of a learned tokenizer, and what its tokenizer.json says of its training."""
+    """The folder of a tokenizer with a learned decoder, and what its tokenizer.json says of its training."""
     from nextpixel.checkpoints import Run
     from nextpixel.files import read_json
     from nextpixel.tokens.tokenizer import FACTS
@@ -87,7 +88,7 @@ def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
         found = relocate_run(Run.open(args.resume, KIND), joined(args.data) or None)
     else:
         assert args.out is not None
-        found = start_run(joined(args.images), args.out, args.config, args.split)
+        found = start_run(joined(args.images), args.out, args.config, args.split, patches=args.learned_decoder)
     with resumable("tokenizer", found.path):
         train_run(found)
     return found.path, read_json(found.path / FACTS)["fitted"]
@@ -95,11 +96,11 @@ def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
 
 def _fit(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
     """The same of patches."""
-    from nextpixel.data.decoded import decode, split_indices
+    from nextpixel.data.decoded import decode
     from nextpixel.files import new_output
-    from nextpixel.images import grid, save_png
-    from nextpixel.tokens import reconstruct, reconstruction, save_tokenizer
+    from nextpixel.tokens import reconstruction, save_tokenizer
     from nextpixel.tokens.patches import Patches
+    from nextpixel.training.codecs import pictures_of, save_reconstructions
 
     config, out = args.config, args.out
     assert out is not None
@@ -112,17 +113,10 @@ def _fit(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
         fit=config.fit or "crop",
         levels=config.levels,
     )
-    train, held = (
-        images.images[np.sort(np.random.default_rng(config.seed).permutation(rows)[:most])]
-        for rows, most in zip(
-            split_indices(len(images), config.validation_fraction, config.seed), (FITTED_AT_MOST, HELD_OUT_AT_MOST)
-        )
-    )
+    train, held = pictures_of(images, config)
     tokenizer = Patches.fit(train, config.codes, config.patch, config.seed)
     facts = {"source": ", ".join(args.images), "seed": config.seed, "side": config.side, "images": len(train)}
     facts |= {"held_out_images": len(held), **asdict(reconstruction(tokenizer, held))}
     save_tokenizer(tokenizer, out, {"fitted": facts})
-    shown = held[:SHOWN]
-    picture = grid([list(shown), list(reconstruct(tokenizer, shown))], zoom=max(1, 128 // config.size[0]))
-    save_png(picture, out / "reconstructions.png")
+    save_reconstructions(tokenizer, held, out / "reconstructions.png")
     return out, facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nextpixel.errors import InputError
+from nextpixel.tokens.codec import SIDES, Frozen, PatchDecoder, centred, painted
 from nextpixel.tokens.palette import grid_of
 
-SIDES = (2, 4)  # of a patch; float32 counts the squared distances of larger ones than 6 x 6 no longer exactly
 CODES_AT_MOST = 16_384
 PATCHES_PER_CODE = 48  # that k-means takes
 DISTANCES_AT_ONCE = 1 << 19  # 2 MiB, which a CPU's cache holds
@@ -24,13 +25,13 @@ class Patches:
     """A tokenizer of K different patches `codes`, uint8 (K, p, p, 3), with p 2 or 4.
 
     A patch of a picture becomes the code with the smallest squared Euclidean distance of 8-bit colours, the first on
-    ties. What a token says depends on its own patch alone.
+    ties. What a token says depends on its own patch alone; with a decoder, how it looks depends on those around it too.
     """
 
     kind: ClassVar[str] = "patches"
     channels = 3
 
-    def __init__(self, codes: ArrayLike) -> None:
+    def __init__(self, codes: ArrayLike, decoder: PatchDecoder | None = None) -> None:
         array = np.asarray(codes)
         side = array.shape[1] if array.ndim == 4 else 0
         if array.shape[1:] != (side, side, 3) or side not in SIDES or not 1 <= len(array) <= CODES_AT_MOST:
@@ -43,26 +44,40 @@ class Patches:
             raise InputError(f"expected patches of uint8, got {array.dtype}", argument="codes")
         if len(np.unique(array.reshape(len(array), -1), axis=0)) < len(array):
             raise InputError("expected different patches, got some repeated", argument="codes")
+        if decoder is not None and decoder.shape.patch != side:
+            raise InputError(f"expected one of patches of {side}, got one of {decoder.shape.patch}", argument="decoder")
         self.codes: NDArray[np.uint8] = array
         self.patch = side, side
+        self._decoder = None if decoder is None else Frozen(decoder)
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __repr__(self) -> str:
-        return f"Patches({len(self)} of {self.patch[0]} x {self.patch[1]} pixels, {self.hash[:12]})"
+        kind = "" if self._decoder is None else ", repainted"
+        return f"Patches({len(self)} of {self.patch[0]} x {self.patch[1]} pixels{kind}, {self.hash[:12]})"
+
+    @property
+    def decoder(self) -> PatchDecoder | None:
+        return None if self._decoder is None else self._decoder.network
 
     @property
     def hash(self) -> str:
-        """sha256 of the patches and their shape."""
-        return hashlib.sha256(repr(self.codes.shape).encode() + self.codes.tobytes()).hexdigest()
+        """sha256 of the patches and their shape, and of the decoder."""
+        found = hashlib.sha256(repr(self.codes.shape).encode() + self.codes.tobytes())
+        for part in () if self._decoder is None else self._decoder.digest():
+            found.update(part)
+        return found.hexdigest()
 
     def values(self) -> dict[str, Any]:
-        return {"codes": self.codes}
+        if self._decoder is None:
+            return {"codes": self.codes}
+        return {"codes": self.codes, "decoder": asdict(self._decoder.network.shape), **self._decoder.weights()}
 
     @classmethod
     def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Patches:
-        return cls(values["codes"])
+        decoder = Frozen.read(PatchDecoder, values["decoder"], values).network if "decoder" in values else None
+        return cls(values["codes"], decoder)
 
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Tokens int64 (B, T) in raster order, of uint8 images (B, H, W, 3), on the device of the images.
@@ -80,7 +95,11 @@ class Patches:
         rows, columns = grid_of(array.shape[1], columns)
         side = self.patch[0]
         grid = self.codes[array].reshape(len(array), rows, columns, side, side, 3)
-        return grid.transpose(0, 1, 3, 2, 4, 5).reshape(len(array), rows * side, columns * side, 3)
+        pixels = grid.transpose(0, 1, 3, 2, 4, 5).reshape(len(array), rows * side, columns * side, 3)
+        if self._decoder is None or not array.size:
+            return pixels
+        decoder = self._decoder.on(tokens.device if isinstance(tokens, Tensor) else torch.device("cpu"))
+        return painted(lambda part: decoder(centred(part)), torch.from_numpy(pixels).to(decoder.paint.bias.device))
 
     @classmethod
     def fit(cls, images: NDArray[np.uint8], codes: int = 4_096, side: int = 4, seed: int = 0) -> Patches:

@@ -27,7 +27,7 @@ from nextpixel.data.decoded import DecodedSet
 from nextpixel.devices import choose_device, machine, set_threads
 from nextpixel.progress import say
 from nextpixel.tokens import Tokenizer
-from nextpixel.tokens.learned import CodecShape
+from nextpixel.tokens.codec import CodecShape
 from nextpixel.tokens.words import Words
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
