@@ -11,7 +11,7 @@ import torch
 
 import nextpixel
 from nextpixel import SIZES, ImageGPT, ImageGPTConfig, InputError
-from nextpixel.config import PretrainConfig, peak_rate, replace_checked
+from nextpixel.config import PretrainConfig, peak_rate, read_recipe, replace_checked
 
 # Exact counts for 512 colours and no class head; at side 32 those of S, M, L and XL are the paper's own.
 PARAMETERS = {
@@ -108,6 +108,23 @@ def test_impossible_shapes_are_refused(wrong: dict) -> None:
 def test_an_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown argument 'lerning_rate'; did you mean learning_rate"):
         replace_checked(PretrainConfig(), {"lerning_rate": 0.1})
+
+
+def test_sides_that_are_not_square_are_settings_from_python_and_from_recipes(tmp_path: Path) -> None:
+    for side in ((24, 16), [24, 16]):
+        assert replace_checked(PretrainConfig(), {"side": side, "slice": (16, 8)}).side == (24, 16)
+    (tmp_path / "wide.toml").write_text("side = [24, 16]\n")
+    assert read_recipe(str(tmp_path / "wide.toml")).side == (24, 16)
+    for side in ((24, 16, 8), (24, "16"), "wide"):
+        with pytest.raises(InputError, match=r"^side: expected a whole number or two whole numbers"):
+            replace_checked(PretrainConfig(), {"side": side})
+
+
+def test_seeds_are_those_that_every_library_takes() -> None:
+    assert PretrainConfig(seed=2**32 - 1).seed == 2**32 - 1
+    for seed in (-1, 2**32):
+        with pytest.raises(InputError, match=f"^seed: expected 0 to 4294967295, got {seed}"):
+            PretrainConfig(seed=seed)
 
 
 @pytest.mark.parametrize("values", [{"steps": "many"}, {"steps": True}, {"augment": "rotate"}, {"steps": 1.5}])

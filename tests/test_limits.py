@@ -32,7 +32,7 @@ from nextpixel.files import read_json
 from nextpixel.images import UnreadableImage, decode
 from nextpixel.images.sources import load_images, open_source
 from nextpixel.limits import check_picture, open_arrays, read_bytes
-from nextpixel.progress import printable, say
+from nextpixel.progress import duration, printable, say
 from nextpixel.tokens.patches import Patches
 
 SMALL = Image.fromarray(np.random.default_rng(2).integers(0, 256, (8, 9, 3), np.uint8))
@@ -474,6 +474,12 @@ def test_messages_stay_short_whatever_they_quote(kind: Callable[[str], Exception
     assert len(message) == MESSAGE_LETTERS and "begin xxx" in message and message.endswith("xxx end")
     assert clipped("x" * 60, 60) == "x" * 60 and clipped("x" * 61, 60) == "x" * 35 + " ... " + "x" * 20
     assert shortened(10**5000) == "a number of 16,610 bits"
+
+
+def test_durations_have_no_sixtieth_second_or_minute() -> None:
+    assert [duration(seconds) for seconds in (89.4, 119.6, 5399.7, 7199, 86_399, 172_800)] == [
+        "89 s", "2 min 0 s", "90 min 0 s", "2 h 0 min", "24 h 0 min", "2.0 days",
+    ]  # fmt: skip
 
 
 def test_lines_of_progress_stay_short(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,9 +119,9 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+        return "{} min {} s".format(*divmod(round(seconds), 60))
     if seconds < 172_800:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+        return "{} h {} min".format(*divmod(round(seconds / 60), 60))
     return f"{seconds / 86_400:.1f} days"
 
 

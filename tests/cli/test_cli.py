@@ -329,6 +329,8 @@ BAD = {
     "palette photos --colors 1": ["--colors", "2 to 65000", "got 1"],
     "palette photos --colors 4 --side 0": ["--side", "at least 1", "got 0"],
     "palette photos --colors 4 --seed -1": ["--seed", "expected 0", "got -1"],
+    "palette photos --colors 4 --slice 4": ["--slice", "place"],
+    "palette photos --colors 4 --scale 2": ["--scale", "place"],
     "palette photos --colors 4 --out x.png": ["--out", ".npy", "'x.png'"],
     "palette photos --colors 4 --out photo.png/x.npy": ["--out", "expected a folder, got the file", "photo.png"],
     "palette photo.png --colors 4 --out photo.npy": ["--out", "photo.png is one of the inputs", "name another"],

@@ -556,6 +556,8 @@ def test_without_a_picture_nothing_is_completed(browser: Any, address: str) -> N
         visit.expect(visit.page.locator(place)).to_have_text("Choose a picture first.")
     visit.page.set_input_files("#file", CAT)
     visit.expect(visit.page.locator("#hint")).to_be_hidden()
+    for place in ("#draw-error", "#surprise-error"):
+        visit.expect(visit.page.locator(place)).to_have_text("")
     visit.close()
 
 

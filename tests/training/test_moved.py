@@ -17,6 +17,7 @@ from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.data.decoded import decode
 from nextpixel.images import save_png
+from nextpixel.training.run_images import absolute, training_set
 
 
 @pytest.fixture
@@ -48,6 +49,21 @@ def copy_elsewhere(folder: Path, new: Path) -> None:
     shutil.copytree(folder, new)
     for path in new.iterdir():
         os.utime(path, (1_000_000, 1_000_000))
+
+
+def test_patterns_are_recorded_with_their_folder_and_names_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("shards/{0..3}.tar") == str(tmp_path / "shards" / "{0..3}.tar")
+    assert absolute("cifar10") == "cifar10" and absolute(None) is None
+
+
+def test_the_run_of_the_working_directory_is_not_that_of_a_bundled_model(
+    cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(cut)
+    assert training_set("embedded") is None
 
 
 def test_a_moved_source_is_named_with_the_remedy(cut: Path, place: Path, capsys) -> None:

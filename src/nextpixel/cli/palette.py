@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command
-from nextpixel.config import ImageGPTConfig, Levels, OutputOptions, Size, side_text, to_size
+from nextpixel.config import ImageGPTConfig, Levels, OutputOptions, Size, check_numbers, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -55,8 +55,7 @@ class PaletteArguments:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(PaletteArguments, "palette", argv)
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed: expected 0 to {2**32 - 1}, got {args.seed}")
+    check_numbers(args, seed="seed")
     if args.exact:
         _collect(args)
     else:
@@ -116,7 +115,7 @@ def _fit(args: PaletteArguments) -> None:
     from nextpixel.tokens import reconstruction
     from nextpixel.tokens.palette import Palette, save_palette
 
-    levels = Levels.of(args.range, args.bands)
+    levels = Levels.among(vars(args))
     images = decode(joined(args.images), size, split=args.split, cache=args.cache, levels=levels)
     rng = np.random.default_rng(args.seed)
     squares = images.images[np.sort(rng.permutation(len(images))[:20_000])]

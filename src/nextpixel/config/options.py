@@ -151,7 +151,7 @@ class StudyConfig(Settings):
         for name in ("train_images", "test_images"):
             if getattr(self, name) < 2:
                 raise InputError(f"expected at least 2, got {getattr(self, name)}", argument=name)
-        check_numbers(self, at_least_zero="seed")
+        check_numbers(self, seed="seed")
 
 
 @dataclass(frozen=True)

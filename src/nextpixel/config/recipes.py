@@ -61,6 +61,8 @@ def _fits(value: Any, kind: Any) -> bool:
     options = get_args(kind)
     if get_origin(kind) is Literal:
         return value in options
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple | list) and len(value) == len(options) and all(map(_fits, value, options))
     if options:
         return any(_fits(value, option) for option in options)
     if kind is float:
@@ -74,6 +76,8 @@ def _spell(kind: Any) -> str:
     options = get_args(kind)
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, options))
+    if get_origin(kind) is tuple:
+        return "two whole numbers"
     if options:
         return " or ".join(_spell(option) for option in options if option is not type(None))
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, str(kind))

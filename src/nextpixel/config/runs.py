@@ -99,7 +99,8 @@ class RunConfig(Settings):
         check_numbers(
             self,
             at_least_one="batch_images checkpoint_every_steps log_every_steps threads",
-            at_least_zero="warmup_steps clip_norm checkpoint_every_minutes seed",
+            at_least_zero="warmup_steps clip_norm checkpoint_every_minutes",
+            seed="seed",
             above_zero="learning_rate",
             fraction="validation_fraction",
         )

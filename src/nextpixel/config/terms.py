@@ -155,6 +155,7 @@ PICTURES_AT_MOST = 100_000  # drawn by one call
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "at_least_one": ("at least 1", lambda value: value >= 1),
     "at_least_zero": ("0 or more", lambda value: value >= 0),
+    "seed": ("0 to 4294967295", lambda value: 0 <= value < 2**32),  # all that scikit-learn takes
     "finite": ("a number of 0 or more", lambda value: 0 <= value < math.inf),
     "above_zero": ("a number above 0", lambda value: 0 < value < math.inf),
     "below_one": ("a fraction from 0 to less than 1", lambda value: 0 <= value < 1),

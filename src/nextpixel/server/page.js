@@ -213,6 +213,7 @@ async function see(picture, keep = 0.5) {
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
     $("stage").classList.add("filled");
     canvas.ariaLabel = `${picture.name}, as the model sees it`;
+    for (const place of ["draw-error", "surprise-error"]) $(place).textContent = "";
     Object.assign(state, { picture, seen: canvas, photo: whole && photoOf(whole), heat: null });
     freshHole();
     clearDrawn();

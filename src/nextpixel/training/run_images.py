@@ -15,6 +15,7 @@ from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
 from nextpixel.images.sources import MapSource, open_source
+from nextpixel.images.sources.shards import is_pattern
 from nextpixel.tokens import picture_size
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
@@ -188,7 +189,7 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
 
     Raises InputError where the images no longer exist.
     """
-    folders = [] if model is None else [Path(model), Path(model).parent]
+    folders = [Path(model), Path(model).parent] if model is not None and Path(model).is_dir() else []
     run = next((Run(folder) for folder in folders if (folder / "run.json").is_file()), None)
     if run is None or run.kind not in ("pretrain", "finetune"):
         return None
@@ -205,5 +206,6 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
 
 
 def absolute(path: str | None) -> str | None:
-    """The absolute path of an existing file or folder; any other name, unchanged."""
-    return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+    """The absolute path of an existing file or folder, or of a pattern; any other name, unchanged."""
+    exists = path is not None and (os.path.exists(path) or is_pattern(path))
+    return os.path.abspath(path) if path is not None and exists else path
