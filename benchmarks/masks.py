@@ -36,6 +36,7 @@ from nextpixel.images.sources import open_source
 from nextpixel.network.model import ImageGPT
 
 KINDS = ("thin strokes", "thick strokes", "lines", "pixels", "expand", "upper half", "centre")
+SHOWN = ("guided", "clamped", "harmonic", "original")
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -112,8 +113,10 @@ def pick(images: str, size: Size, fit: Fit, numbers: range) -> tuple[Pixels, NDA
     return squares, None if source.labels is None else source.labels[numbers.start : numbers.stop]
 
 
-def compare(model: ImageGPT, squares: Pixels, masks: Mask, particles: int, seed: int) -> tuple[dict[str, Pixels], Any]:
-    """The pictures of each method, and what is measured of them."""
+def compare(
+    model: ImageGPT, squares: Pixels, masks: Mask, particles: int, seed: int, *, baselines: bool = True
+) -> tuple[dict[str, Pixels], Any]:
+    """The pictures of each method, and what is measured of them; without `baselines`, none of clamped pictures."""
     sampling = SamplingConfig(seed=seed)
     originals = model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns)
     guided = Filling(model, squares, masks, particles=particles, sampling=sampling).draw()
@@ -123,17 +126,17 @@ def compare(model: ImageGPT, squares: Pixels, masks: Mask, particles: int, seed:
         if weighed
         else guided
     )
-    clamped = Filling(model, squares, masks, n=particles, particles=1, sampling=sampling, guide=False).draw()
-    nats = np.concatenate([x.sum((1, 2)) for x in square_nats(model, clamped.images)])
-    best = nats.reshape(len(squares), -1).argmin(1) + np.arange(len(squares)) * particles
     drawn = {
         "original": originals,
         "guided": guided.images,
         "plain": plain.images,
-        "clamped": clamped.images[::particles],
-        "best": clamped.images[best],
         "harmonic": np.stack([harmonic(*pair) for pair in zip(originals, masks, strict=True)]),
     }
+    if baselines:
+        clamped = Filling(model, squares, masks, n=particles, particles=1, sampling=sampling, guide=False).draw()
+        nats = np.concatenate([x.sum((1, 2)) for x in square_nats(model, clamped.images)])
+        best = nats.reshape(len(squares), -1).argmin(1) + np.arange(len(squares)) * particles
+        drawn |= {"clamped": clamped.images[::particles], "best": clamped.images[best]}
     found = {name: measure(images, originals, masks) for name, images in drawn.items()}
     found["guided"] |= evidence(guided)
     found["plain"] |= evidence(plain)
@@ -166,16 +169,17 @@ def table(path: Path) -> str:
             continue
 
         def every(method: str, what: str, own: list[Any] = own) -> NDArray[np.float64]:
-            return np.array([value for line in own for value in line[method][what]])
+            return np.array([value for line in own if method in line for value in line[method][what]])
 
         guided, plain = (every(method, "log_evidence") for method in ("guided", "plain"))
         if guided.any():
             evidences.append([kind, f"{len(guided)}", cell(guided, 0), cell(plain, 0), cell(guided - plain)])
         seams = [cell(every(method, "seam")) for method in ("original", *methods)]
-        others.append([kind, f"{len(guided)}", *seams, *(cell(every(method, "rmse")) for method in methods)])
+        pictures = f"{len(guided)} ({len(every('clamped', 'seam'))})"
+        others.append([kind, pictures, *seams, *(cell(every(method, "rmse")) for method in methods)])
     heads = [
         ["mask", "pictures", "log-evidence guided", "plain", "gain"],
-        ["mask", "pictures", "seam: originals", *methods, f"error: {methods[0]}", *methods[1:]],
+        ["mask", "pictures (clamped)", "seam: originals", *methods, f"error: {methods[0]}", *methods[1:]],
     ]
     parts = [[head, ["---"] * len(head), *rows] for head, rows in zip(heads, (evidences, others), strict=True)]
     return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in part) for part in parts)
@@ -187,6 +191,7 @@ def main() -> None:
     parser.add_argument("--model", help="default: the embedded model")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture")
     parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--baseline-pictures", type=int, help="how many are also clamped; default: all")
     parser.add_argument("--batch-images", type=int, default=8)
     parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
@@ -202,6 +207,8 @@ def main() -> None:
     for line in done.values():
         if line.get("settings") != settings:
             parser.error(f"--out: {args.out} has results of {line.get('settings')}, not {settings}: name another file")
+    if args.baseline_pictures is not None and args.grid is not None:
+        parser.error("--grid: it shows clamped pictures; leave out --baseline-pictures")
     if done and args.grid is not None:
         parser.error(f"--grid: {args.out} has results, whose pictures are not kept: name another --out, or none")
     torch.set_num_threads(args.threads)
@@ -216,19 +223,20 @@ def main() -> None:
                 continue
             masks = np.stack([make_mask(kind, model.size, np.random.default_rng([args.seed, i])) for i in numbers])
             began = time.process_time()
-            drawn, found = compare(model, squares, masks, args.particles, args.seed + first)
+            clamp = args.baseline_pictures is None or first < args.first + args.baseline_pictures
+            drawn, found = compare(model, squares, masks, args.particles, args.seed + first, baselines=clamp)
             line = {"mask": kind, "first": first, "pictures": len(numbers), "settings": settings}
             line |= {"cpu_seconds": time.process_time() - began, **found}
             if args.out is not None:
                 with args.out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
             given = np.where(masks[..., None], np.uint8(225), drawn["original"])
-            shown = [given, *(drawn[name] for name in ("guided", "clamped", "harmonic", "original"))]
+            shown = [given, *(drawn[name] for name in SHOWN if name in drawn)]
             rows[kind] += [images[i] for i in range(len(squares)) for images in shown]
     if args.out is not None:
         print(table(args.out))
     if args.grid is not None:
-        titles = ["given", "guided", "clamped", "harmonic", "original"] * args.pictures
+        titles = ["given", *SHOWN] * args.pictures
         save_png(grid(list(rows.values()), zoom=2, titles=titles), args.grid)
 
 
