@@ -35,34 +35,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ImageGPT": "network.model",
-    "ImageGPTConfig": "config",
-    "InputError": "errors",
-    "LinearProbe": "representation.probing",
-    "ExactPalette": "tokens.exact",
-    "Palette": "tokens.palette",
-    "PictureList": "images.lists",
-    "SIZES": "config",
-    "WorkError": "errors",
-    "compare_samples": "evaluation.comparison",
-    "complete": "drawing.sampling",
-    "distill": "training.distillation",
-    "features": "representation.extraction",
-    "finetune": "training.finetuning",
-    "fit_convnet": "training.convnet",
-    "grid": "images.lists",
-    "load": "checkpoints",
-    "load_backbone": "checkpoints",
-    "nll": "evaluation.likelihood",
-    "odd_images": "evaluation.oddness",
-    "pretrain": "training.pretraining",
-    "sample": "drawing.sampling",
-    "save": "checkpoints",
-    "stream": "drawing.sampling",
-    "surprise": "evaluation.likelihood",
-    "vary": "drawing.variations",
+_NAMES = {
+    "checkpoints": "load load_backbone save",
+    "config": "ImageGPTConfig SIZES",
+    "drawing.sampling": "complete sample stream",
+    "drawing.variations": "vary",
+    "errors": "InputError WorkError",
+    "evaluation.comparison": "compare_samples",
+    "evaluation.likelihood": "nll surprise",
+    "evaluation.oddness": "odd_images",
+    "images.lists": "PictureList grid",
+    "network.model": "ImageGPT",
+    "representation.extraction": "features",
+    "representation.probing": "LinearProbe",
+    "tokens.exact": "ExactPalette",
+    "tokens.palette": "Palette",
+    "training.convnet": "fit_convnet",
+    "training.distillation": "distill",
+    "training.finetuning": "finetune",
+    "training.pretraining": "pretrain",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted([*_HOMES, "__version__"])
 

@@ -13,7 +13,7 @@ from nextpixel.config import Levels, side_text
 from nextpixel.data.decoded import decode
 from nextpixel.data.labels import labelled, labels_of
 from nextpixel.data.prepared import Job, merge, prepare
-from nextpixel.images import UnreadableImage, place_first
+from nextpixel.images import UnreadableImage, read_image
 from nextpixel.images.sources import MapSource, load_images, open_source, settle, with_canvas
 from nextpixel.images.sources.masks import load_masks
 from nextpixel.images.sprites import read_sprites
@@ -56,7 +56,7 @@ def test_rgba_files_keep_every_value_and_transparent_pixels_are_nothing(height, 
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
     pixels[::2, ::2, 3] = 0
     expected = np.where(pixels[..., 3:] == 0, 0, pixels)
-    assert np.array_equal(place_first(png(pixels), "a.png", (height, width), Levels(scale=1)), expected)
+    assert np.array_equal(read_image(png(pixels), "a.png", (height, width), "place", Levels(scale=1)), expected)
 
 
 def test_indexed_files_have_the_colours_and_opacities_of_their_palette():
@@ -67,7 +67,7 @@ def test_indexed_files_have_the_colours_and_opacities_of_their_palette():
     picture.putpalette(palette[:, :3].tobytes())
     expected = np.where(palette[:, 3:] == 0, 0, palette)[indices]
     data = png(picture, transparency=palette[:, 3].tobytes())
-    assert np.array_equal(place_first(data, "a.png", (16, 16)), expected)
+    assert np.array_equal(read_image(data, "a.png", (16, 16), "place"), expected)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_other_modes_are_exact_too(mode, transparency):
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     picture = Image.fromarray(grey).convert(mode)
     data = png(picture) if transparency is None else png(picture, transparency=transparency)
-    found = place_first(data, "a.png", (8, 8), Levels(scale=1))
+    found = read_image(data, "a.png", (8, 8), "place", Levels(scale=1))
     expected = np.asarray(picture.convert("RGBA")).copy()
     if transparency is not None:
         expected[grey == 7] = 0
@@ -87,20 +87,20 @@ def test_other_modes_are_exact_too(mode, transparency):
 def test_srgb_profiles_change_nothing_and_others_are_converted():
     pixels = art(8, 8)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert np.array_equal(place_first(png(pixels, icc_profile=profile), "a.png", (8, 8)), pixels)
+    assert np.array_equal(read_image(png(pixels, icc_profile=profile), "a.png", (8, 8), "place"), pixels)
     for gamma, changes in ((45_455, False), (100_000, True)):
         info = PngImagePlugin.PngInfo()
         info.add(b"gAMA", gamma.to_bytes(4, "big"))
-        found = place_first(png(pixels, pnginfo=info), "a.png", (8, 8))
+        found = read_image(png(pixels, pnginfo=info), "a.png", (8, 8), "place")
         assert np.array_equal(found[..., 3], pixels[..., 3]) and (found != pixels).any() == changes
 
 
 @pytest.mark.parametrize("content", [np.zeros((4, 4), np.uint16), np.zeros((4, 4, 3), np.float32)])
 def test_more_than_8_bits_are_refused(content):
     with pytest.raises(UnreadableImage, match="expected uint8"):
-        place_first(content, "a", (8, 8))
+        read_image(content, "a", (8, 8), "place")
     with pytest.raises(UnreadableImage, match="expected 8 bits a channel for exact colours"):
-        place_first(png(Image.fromarray(np.zeros((4, 4), np.uint16))), "a.png", (8, 8))
+        read_image(png(Image.fromarray(np.zeros((4, 4), np.uint16))), "a.png", (8, 8), "place")
 
 
 # ---- the place on the canvas
@@ -116,13 +116,13 @@ def test_more_than_8_bits_are_refused(content):
 def test_smaller_pictures_lie_where_the_anchor_says(anchor, top, left):
     expected = np.zeros((11, 8, 4), np.uint8)
     expected[top : top + 6, left : left + 5] = art(6, 5)
-    assert np.array_equal(place_first(art(6, 5), "a", (11, 8), Levels.of(anchor=anchor)), expected)
+    assert np.array_equal(read_image(art(6, 5), "a", (11, 8), "place", Levels.of(anchor=anchor)), expected)
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 5), (1, 1)])
 def test_larger_pictures_are_refused_with_what_to_do(size):
     with pytest.raises(UnreadableImage, match=r"its 6 x 5 pixels do not fit on . x .$"):
-        place_first(art(6, 5), "a", size)
+        read_image(art(6, 5), "a", size, "place")
     with pytest.raises(InputError, match=r"do not fit on . x .; cut a sheet with `slice`, as in .*side$") as found:
         load_images(art(6, 5), size, fit="place")
     assert "repair" not in str(found.value)

@@ -12,8 +12,8 @@ from torch import Tensor
 from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.runs import Run
-from nextpixel.checkpoints.weights import Weights, section, write_weights
-from nextpixel.config import Fit, ImageGPTConfig, check_keywords
+from nextpixel.checkpoints.weights import Weights, section, valid_shape, write_weights
+from nextpixel.config import Fit, ImageGPTConfig, Levels, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import BUNDLED, EMBEDDED, check_model_name, new_folder, new_output, read_json, write_json
@@ -193,11 +193,8 @@ def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     fit = ours.get("fit", model.fit)  # set with the tokenizer
     if fit not in get_args(Fit):
         raise InputError(f"{path}: fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}")
-    try:
-        model.fit = fit
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    model.levels = resnet.read_levels(ours, path)
+    with valid_shape(path):
+        model.fit, model.levels = fit, Levels.among(ours)
 
 
 def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageGPTConfig, path: Path) -> Tokenizer:

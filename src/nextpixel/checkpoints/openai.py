@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nextpixel.checkpoints.tensorflow import Bundle
-from nextpixel.checkpoints.weights import check_finite
+from nextpixel.checkpoints.weights import check_finite, valid_shape
 from nextpixel.config import ImageGPTConfig
 from nextpixel.errors import InputError
 from nextpixel.network.model import ImageGPT
@@ -56,7 +56,7 @@ def _read_config(bundle: Bundle) -> ImageGPTConfig:
     side = isqrt(pixels)
     if side * side != pixels:
         raise InputError(f"{bundle.index}: model/wpe: expected a square number of pixels, got {pixels}")
-    try:
+    with valid_shape(bundle.index):
         return ImageGPTConfig(
             layers=1 + max((int(block[1]) for block in blocks if block), default=-1),
             width=width,
@@ -65,8 +65,6 @@ def _read_config(bundle: Bundle) -> ImageGPTConfig:
             colors=colors,
             objective="autoregressive" if "model/sos" in bundle.entries else "masked",
         )
-    except InputError as error:
-        raise InputError(f"{bundle.index}: expected the shape of an Image GPT: {error}") from None
 
 
 def _read_weights(bundle: Bundle, config: ImageGPTConfig) -> Iterator[tuple[str, Tensor]]:

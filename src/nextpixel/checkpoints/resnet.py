@@ -23,7 +23,7 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     """The network of that folder, whose config.json contains `values`."""
     where = folder / "config.json"
     with valid_shape(where, "a ResNet"):
-        config = ResNetConfig(**values["shape"])
+        config, levels = ResNetConfig(**values["shape"]), Levels.among(values)
     if values.get("fit") not in get_args(Fit):
         raise InputError(f"{where}: fit: expected one of {', '.join(get_args(Fit))}, got {values.get('fit')!r}")
     weights = Weights(folder)
@@ -32,17 +32,9 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     model = ResNet(config)
     state = {name: weights.read(name, *tensor.shape).float() for name, tensor in _stored(model).items()}
     model.load_state_dict(state, strict=False)
-    model.fit, model.levels = values["fit"], read_levels(values, where)
+    model.fit, model.levels = values["fit"], levels
     model.facts = section(values)
     return model.eval()
-
-
-def read_levels(values: dict[str, Any], where: Path) -> Levels:
-    """The levels in a checkpoint, if any."""
-    try:
-        return Levels.among(values)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def write(model: ResNet, folder: Path) -> None:

@@ -77,9 +77,7 @@ def run(argv: Sequence[str]) -> None:
         clock=args.clock,
     )
     if args.out:
-        from nextpixel.files import write_json
-
-        write_json(args.out, result)
+        print_json(result, args.out)
     if args.output.json:
         print_json(result)
     else:

@@ -201,9 +201,7 @@ def run(argv: Sequence[str]) -> None:
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
             show(f"{name + ':':<{widest}} nats per pixel {nats}")
-        for path in (args.out, args.full, args.files.sheet, args.files.gif, args.files.mp4):
-            if path is not None:
-                show(path)
+        show(*filter(None, (args.out, args.full, args.files.sheet, args.files.gif, args.files.mp4)))
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")

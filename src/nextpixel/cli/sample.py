@@ -110,9 +110,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        for path in (args.out, args.files.sheet, args.files.gif, args.files.mp4):
-            if path is not None:
-                show(path)
+        show(*filter(None, (args.out, args.files.sheet, args.files.gif, args.files.mp4)))
         for figures in (seam, copies):
             if figures is not None:
                 show(figures)

@@ -113,9 +113,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        for path in (args.out, args.files.sheet, args.files.gif, args.files.mp4):
-            if path is not None:
-                show(path)
+        show(*filter(None, (args.out, args.files.sheet, args.files.gif, args.files.mp4)))
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     larger = ". For larger changes: --strength 0.6" if args.strength < 0.6 else ""

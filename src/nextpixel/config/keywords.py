@@ -90,7 +90,6 @@ class PretrainKeywords(GPTRunKeywords, total=False):
 class FinetuneKeywords(GPTRunKeywords, total=False):
     epochs: int
     patience: int
-    evaluate_every_epochs: int
     labels_per_class: int | None
     freeze_trunk: bool
 

@@ -303,8 +303,6 @@ class FinetuneConfig(GPTRunConfig):
     """Maximum passes over the training images."""
     patience: int = 5
     """Stop after this many evaluations without an improvement of the validation accuracy."""
-    evaluate_every_epochs: int = 1
-    """Epochs between evaluations; a checkpoint is written first."""
     learning_rate: float | None = None
     """Learning rate, constant after the warm-up; default: a tenth of the size's pretraining rate. Small datasets
     profit from more."""
@@ -321,7 +319,7 @@ class FinetuneConfig(GPTRunConfig):
         super().__post_init__()
         if "orient" in augmentations(self.augment):
             raise InputError("expected others, such as flip, crop, pad or pad-flip, got orient", argument="augment")
-        check_numbers(self, at_least_one="epochs patience evaluate_every_epochs labels_per_class")
+        check_numbers(self, at_least_one="epochs patience labels_per_class")
 
 
 @dataclass(frozen=True)

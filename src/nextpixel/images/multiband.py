@@ -1,7 +1,6 @@
 """TIFF files that PIL cannot read, such as those of many bands, through tifffile; and which bands are shown."""
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,6 @@ from nextpixel.images.numbers import Numbers
 from nextpixel.limits import open_file
 
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATIONS: dict[
-    int, Callable[[np.ndarray], np.ndarray]
-] = {  # TIFF orientation -> rows and columns of what is stored, turned upright
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
 
 
 def choose_bands(values: np.ndarray, bands: tuple[int, ...] | None) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -79,7 +67,9 @@ def read(file: str | bytes, bands: tuple[int, ...] | None, pixel_limit: int) -> 
     if page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError(f"expected rows, columns and bands, got the axes {page.axes}")
     values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values.reshape(*values.shape[:2], -1)
-    values = ORIENTATIONS.get(int(tags.get(0x0112, 1)), lambda a: a)(values)
+    turn = int(tags.get(0x0112, 1))  # TIFF's orientation
+    values = values.swapaxes(0, 1) if 5 <= turn <= 8 else values
+    values = values[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
     is_whole = values.dtype.kind in "iu"
     opacity, extra = None, [int(kind) for kind in page.extrasamples]
     for place, kind in enumerate(extra, values.shape[2] - len(extra)):

@@ -106,23 +106,6 @@ def read_sprites(
     return found
 
 
-def place_first(
-    content: Content,
-    name: str,
-    size: Size,
-    levels: Levels = Levels(),  # noqa: B008
-    *,
-    pixel_limit: int = PIXEL_LIMIT,
-    formats: tuple[str, ...] | None = None,
-) -> Pixels:
-    """The first picture of a file on a canvas, uint8 (H, W, 4). Raises UnreadableImage."""
-    sprite = read_sprites(content, name, levels, pixel_limit=pixel_limit, formats=formats)[0]
-    try:
-        return sprite.placed(size, levels.scale, levels.anchor)
-    except ValueError as error:
-        raise UnreadableImage(name, str(error)) from None
-
-
 def read_image(
     content: Content,
     name: str,
@@ -134,9 +117,13 @@ def read_image(
     formats: tuple[str, ...] | None = None,
 ) -> Pixels:
     """The first picture of a file at a size, uint8 (H, W, 3), or placed, (H, W, 4). Raises UnreadableImage."""
-    if fit == "place":
-        return place_first(content, name, size, levels, pixel_limit=pixel_limit, formats=formats)
-    return fit_image(decode(content, name, levels=levels, pixel_limit=pixel_limit, formats=formats), size, fit)
+    if fit != "place":
+        return fit_image(decode(content, name, levels=levels, pixel_limit=pixel_limit, formats=formats), size, fit)
+    sprite = read_sprites(content, name, levels, pixel_limit=pixel_limit, formats=formats)[0]
+    try:
+        return sprite.placed(size, levels.scale, levels.anchor)
+    except ValueError as error:
+        raise UnreadableImage(name, str(error)) from None
 
 
 def is_lossy(content: Content) -> bool:

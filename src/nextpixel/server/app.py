@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nextpixel import __version__
 from nextpixel.checkpoints.card import public
-from nextpixel.config import Fit, ServeConfig, check_origin
+from nextpixel.config import Fit, ServeConfig, check_origin, to_side
 from nextpixel.errors import InputError, shortened
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import UnreadableImage, heatmap, png_bytes
@@ -266,7 +266,7 @@ def create_app(
     async def encode(call: Call[schema.Picture]) -> Response:
         model, squares = call.model, await read_square(call, call.model)
         [image] = await run(call, lambda: reconstruct(model.tokenizer, squares))
-        facts = {"model": call.name, "side": schema.side(model.size)}
+        facts = {"model": call.name, "side": to_side(model.size)}
         return await call.respond(lambda: facts | {"image": base64_text(png_bytes(image))}, lambda: image)
 
     async def score(call: Call[schema.Picture]) -> Response:
@@ -309,7 +309,7 @@ def _facts(name: str, model: ImageGPT, engine: Engine | None) -> dict[str, Any]:
     shape, facts = model.config, public(model.facts)
     return {
         "id": name,
-        "side": schema.side(model.size),
+        "side": to_side(model.size),
         "fit": model.fit,
         "patch": list(model.tokenizer.patch),
         **{key: getattr(shape, key) for key in "colors parameters layers width heads objective".split()},

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from nextpixel.config import to_side
 from nextpixel.drawing.sampling import allowed_mask, caption_tags, prompt_tokens
-from nextpixel.images import grid, png_bytes
+from nextpixel.images import png_bytes
+from nextpixel.images.lists import grid
 from nextpixel.server import schema
 from nextpixel.server.calls import Call, base64_text
 from nextpixel.server.engine import SHUTTING_DOWN, Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
@@ -93,7 +95,7 @@ async def draw(
     }
     ahead = _submit(engine, ticket)
     left = engine.seconds_left(ticket)
-    start = facts | {"n": body.n, "side": schema.side(model.size), "seconds_left": left}
+    start = facts | {"n": body.n, "side": to_side(model.size), "seconds_left": left}
     news.put_nowait(("start", start))  # before any event of the engine, which arrives through the loop
     if ahead:
         news.put_nowait(("waiting", vars(Waiting(ahead, left))))
@@ -110,12 +112,9 @@ async def respond(call: Call[Any], drawn: Drawn) -> Response:
 
         return Stream(lines(), drawn)
     done = await finish(call, drawn)
-    images, n = done["images"], call.body.n
-    across = math.ceil(math.sqrt(n))
-    cells = [list(images[i : i + across]) for i in range(0, n, across)]
     zoom = max(1, GRID_PIXELS // max(call.model.size))
     headers = {"X-Seed": str(done["seed"]), "X-Nats": ",".join(f"{value:.6f}" for value in done["nats"])}
-    return await call.respond(lambda: encoded(done), lambda: np.asarray(grid(cells, zoom=zoom)), headers)
+    return await call.respond(lambda: encoded(done), lambda: np.asarray(grid(list(done["images"]), zoom=zoom)), headers)
 
 
 async def finish(call: Call[Any], drawn: Drawn) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
-from nextpixel.config import Speed
+from nextpixel.config import Speed, to_side
 from nextpixel.drawing.holes import Filling
 from nextpixel.drawing.sampling import Drawing
 from nextpixel.server import schema
@@ -161,7 +161,7 @@ async def fill(call: Call[schema.Complete], fills: Fills, square: NDArray[np.uin
     news: News = asyncio.Queue()
     facts = {"model": call.name, "mode": filling.decoder.name, "seed": body.seed, "filled_pixels": int(mask.sum())}
     left = fills.seconds_left(call)
-    news.put_nowait(("start", facts | {"n": body.n, "side": schema.side(call.model.size), "seconds_left": left}))
+    news.put_nowait(("start", facts | {"n": body.n, "side": to_side(call.model.size), "seconds_left": left}))
 
     def notify(event: Event) -> None:
         news.put_nowait((NAMES[type(event)], vars(event)))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.exceptions import HTTPException
 
-from nextpixel.config import SamplingConfig, Size
+from nextpixel.config import SamplingConfig
 from nextpixel.errors import InputError, shortened
 
 FIELDS = 20  # per form
@@ -229,8 +229,3 @@ def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:
 
 def responses(*answers: str) -> dict[int | str, dict[str, Any]]:
     return {"200": {"content": {answer: MEDIA[answer] for answer in answers}}}
-
-
-def side(size: Size) -> int | Size:
-    """The side of a model's pictures as responses give it: height and width if they are not square."""
-    return size[0] if size[0] == size[1] else size

@@ -4,17 +4,6 @@ Loss and accuracy of every checkpoint are measured on the same test images; laye
 on held-out training images (probing.py).
 """
 
-from nextpixel.study.correlations import Estimate, Gap, Statistics, statistics
+from nextpixel.study.correlations import statistics
 from nextpixel.study.measuring import measure_runs
-from nextpixel.study.points import LayerScore, Point, Study
-
-__all__ = [
-    "Estimate",
-    "Gap",
-    "LayerScore",
-    "Point",
-    "Statistics",
-    "Study",
-    "measure_runs",
-    "statistics",
-]
+from nextpixel.study.points import LayerScore, Point

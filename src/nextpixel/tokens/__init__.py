@@ -18,19 +18,3 @@ from nextpixel.tokens.tokenizer import (
     save_tokenizer,
     write_tokenizer,
 )
-
-__all__ = [
-    "KINDS",
-    "Reconstruction",
-    "Tokenizer",
-    "covers_pixels",
-    "exact_colours",
-    "load_tokenizer",
-    "picture_size",
-    "pixels_of",
-    "read_tokenizer",
-    "reconstruct",
-    "reconstruction",
-    "save_tokenizer",
-    "write_tokenizer",
-]

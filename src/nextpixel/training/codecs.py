@@ -181,8 +181,6 @@ def _train(run: Run, images: Any) -> Tokenizer:
         ),
         evaluate=evaluate,
         write_model=lambda folder: write_json(folder / FACTS, write_tokenizer(tokenizer(), folder)),
-        images_per_step=batch,
-        clip_norm=config.clip_norm,
         metric="validation_psnr_db",
         highest=True,
     )

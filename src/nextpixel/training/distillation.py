@@ -234,8 +234,6 @@ def _train(run: Run, images: Any) -> ResNet:
         ),
         evaluate=evaluate,
         write_model=lambda folder: write_model(student, folder),
-        images_per_step=config.batch_images,
-        clip_norm=config.clip_norm,
         metric="validation_distance",
     )
     train(run, training)

@@ -266,7 +266,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
             return {"validation_accuracy": score.accuracy}
 
-        evaluate_every_steps = config.evaluate_every_epochs * epoch_steps(config, len(train_numbers))
+        evaluate_every_steps = epoch_steps(config, len(train_numbers))
         training = Training(
             Cadence(config, decided.steps, evaluate_every_steps),
             model,
@@ -276,8 +276,6 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             rate_at=lambda step: optim.constant_rate(step, decided.warmup_steps, decided.learning_rate),
             evaluate=evaluate,
             write_model=lambda folder: write_full_model(model, folder),
-            images_per_step=config.batch_images,
-            clip_norm=config.clip_norm,
             metric="validation_accuracy",
             highest=True,
             patience=config.patience,

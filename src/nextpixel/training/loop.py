@@ -78,8 +78,6 @@ class Training:
     """Figures to log after so many steps, `metric` among them; called in the first process."""
     write_model: Callable[[Path], None]
     """Writes the model into the folder of a checkpoint; called in all processes."""
-    images_per_step: int
-    clip_norm: float = 0.0
     metric: str = "validation_nats"
     """Marks the best checkpoint by its lowest value, or its highest."""
     highest: bool = False
@@ -96,7 +94,7 @@ def train(run: Run, training: Training) -> None:
 
     Raises Interrupted after a signal, WorkError on a non-finite loss or a failed write.
     """
-    cadence, images = training.cadence, training.images_per_step
+    cadence, images = training.cadence, training.cadence.config.batch_images
     start = distributed.on_first_rank(lambda: (run.steps() or [0])[-1])
     if start:
         _restore(run, training, start)
@@ -160,8 +158,8 @@ def _optimizer_step(training: Training, batch: Any, rate: float) -> Tensor:
     for optimizer in training.optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss = training.step(batch)
-    if training.clip_norm:
-        nn.utils.clip_grad_norm_(training.parameters, training.clip_norm)
+    if clip_norm := training.cadence.config.clip_norm:
+        nn.utils.clip_grad_norm_(training.parameters, clip_norm)
     for optimizer in training.optimizers:
         optimizer.step()
     return loss

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ from nextpixel.devices import autocast
 from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
-from nextpixel.images import grid, save_png
+from nextpixel.images import save_png
+from nextpixel.images.lists import grid
 from nextpixel.images.sources import Source, open_source, sprites_of, with_canvas
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
@@ -277,10 +278,8 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
             batches.tokens,
             step,
             rate_at=lambda step: _rate(step, config, decided),
-            evaluate=lambda step: _evaluate(opened, model, HeldOut(held_out, held_tags), step),
+            evaluate=lambda step: _evaluate(opened, model, held_out, held_tags, step),
             write_model=lambda folder: write_full_model(model, folder),
-            images_per_step=config.batch_images,
-            clip_norm=config.clip_norm,
             patience=config.patience,
         )
         train(run, training)
@@ -343,15 +342,16 @@ def _rate(step: int, config: PretrainConfig, decided: Decisions) -> float:
     return optim.linear_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak, cooldown_fraction=cooldown)
 
 
-class HeldOut(NamedTuple):
-    """Validation images uint8 (M, H, W, C), and the tags (M, TAGS, w) of their captions, if any."""
-
-    images: NDArray[np.uint8]
-    tags: NDArray[np.int64] | None
-
-
-def _evaluate(opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: HeldOut, step: int) -> dict[str, float]:
+def _evaluate(
+    opened: OpenRun[PretrainConfig],
+    model: ImageGPT,
+    held_out: NDArray[np.uint8],
+    held_tags: NDArray[np.int64] | None,
+    step: int,
+) -> dict[str, float]:
     """Validation nats, a grid of samples in samples/, and, where it is due, the accuracy of a probe.
+
+    Of images uint8 (M, H, W, C), with the tags (M, TAGS, w) of their captions, if any.
 
     With captions the nats are those given the caption, and others without it; samples are drawn from held-out captions.
     """
@@ -362,21 +362,18 @@ def _evaluate(opened: OpenRun[PretrainConfig], model: ImageGPT, held_out: HeldOu
         # at most the images of a training step, to need no more memory
         batch_images = min(decided.micro_batch_images, distributed.local_batch_images(config.batch_images))
         settings: dict[str, Any] = {"dtype": decided.dtype, "batch_images": batch_images}
-        mean, error = mean_and_error(image_nats(judged, held_out.images, tags=held_out.tags, **settings))
+        mean, error = mean_and_error(image_nats(judged, held_out, tags=held_tags, **settings))
         figures, more = {"validation_nats": mean, "validation_standard_error": error}, ""
-        if held_out.tags is not None:
-            without = float(image_nats(judged, held_out.images, **settings).mean(dtype=np.float64))
+        if held_tags is not None:
+            without = float(image_nats(judged, held_out, **settings).mean(dtype=np.float64))
             figures["validation_nats_without_caption"] = without
             more = f" with the caption, {without:.4f} without"
         if (pixels := pixels_of(judged.tokenizer)) > 1:
             more += f", {mean * pixels:.4f} per token"
         if config.sample_images and not masked:
             with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
-                samples = _samples(judged, held_out.tags, config.sample_images)
-            columns = int(np.ceil(config.sample_images**0.5))
-            rows = [list(samples[i : i + columns]) for i in range(0, config.sample_images, columns)]
-            path = run.path / "samples" / f"step_{step:07d}.png"
-            save_png(grid(rows, zoom=max(1, 96 // samples.shape[1])), path)
+                samples = _samples(judged, held_tags, config.sample_images)
+            save_png(grid(list(samples)), run.path / "samples" / f"step_{step:07d}.png")
         if config.probe_data and (step % probe_every_steps == 0 or step == config.steps):
             arrays = run.arrays()
             accuracy = ridge_accuracy(judged, arrays, dtype=decided.dtype, seed=config.seed)

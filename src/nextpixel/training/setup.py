@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
+from nextpixel import __version__
 from nextpixel.checkpoints import Run
 from nextpixel.config import EXACT, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig, Size
 from nextpixel.data.decoded import DecodedSet
@@ -169,10 +169,7 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    try:
-        found["nextpixel"] = version("nextpixel")
-    except PackageNotFoundError:
-        found["nextpixel"] = "not installed"
+    found["nextpixel"] = __version__
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:

@@ -35,17 +35,9 @@ class PictureSource(Source):
 class ArraySource(Source):
     """Numbers (B, H, W) or (B, H, W, C); `stamp` identifies the content if it is in a file."""
 
-    def __init__(
-        self,
-        source_name: str,
-        array: np.ndarray,
-        labels: np.ndarray | None = None,
-        classes: list[str] | None = None,
-        stamp: str | None = None,
-    ) -> None:
-        super().__init__(source_name, Numbered([("", len(array))]), labels, classes)
-        self.array = array
-        self.stamp = stamp
+    def __init__(self, source_name: str, array: np.ndarray, stamp: str | None = None) -> None:
+        super().__init__(source_name, Numbered([("", len(array))]))
+        self.array, self.stamp = array, stamp
 
     def content(self, index: int) -> np.ndarray:
         return self.array[index]

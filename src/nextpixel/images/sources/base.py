@@ -10,7 +10,7 @@ import numpy as np
 
 from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError
-from nextpixel.images import Content, Picture, UnreadableImage, decode, fit_image, place_first
+from nextpixel.images import Content, Picture, UnreadableImage, decode, read_image
 
 NO_LEVELS = Levels()
 READ_TOGETHER = 256  # pictures that threads read at the same time, which a streaming source must keep
@@ -82,9 +82,7 @@ class Source(ABC):
 
     def image(self, index: int, size: Size, fit: Fit, levels: Levels = NO_LEVELS) -> np.ndarray:
         """Picture `index` at a size, uint8 (H, W, 3), or placed, (H, W, 4). Raises as read does."""
-        if fit == "place":
-            return place_first(self.content(index), self.names[index], size, levels)
-        return fit_image(self.read(index, levels), size, fit)
+        return read_image(self.content(index), self.names[index], size, fit, levels)
 
     def sampled(self, count: int) -> range:
         """Numbers of at most `count` evenly spaced pictures, to measure the range of a set."""
