@@ -185,6 +185,11 @@ def test_columns_that_are_missing_or_no_text_are_refused(tmp_path: Path) -> None
 def test_captions_of_several_sources_and_of_sequences(sprites: Path, tmp_path: Path) -> None:
     both = [parquet(tmp_path / "x.parquet", ["a", "b"]), parquet(tmp_path / "y.parquet", ["c"])]
     assert captions([str(path) for path in both], "caption") == ["a", "b", "c"]
+    classes = shard(tmp_path / "a.tar", [("0.png", png(1)), ("0.cls", b"green_tea")])
+    assert captions([str(sprites), str(classes)], "folders") == ["potions", "potions", "swords, short", "green tea"]
+    prepare(sprites, tmp_path / "prepared", side=8, captions="names")
+    names = captions(sprites, "names")
+    assert captions([str(tmp_path / "prepared"), str(sprites)], "names") == names * 2
     assert captions(sprites, ["a", "", "c"]) == ["a", "", "c"]
     assert captions(picture(tmp_path / "one.png"), ["a, b"]) == ["a, b"]
     for wrong in (["a"], ["a", "b", 3]):

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 from picture_files import picture, png, shard
+from PIL import Image
 from tiny_runs import photos, settings
 
 import nextpixel
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.config import Levels
 from nextpixel.data.labels import class_numbers, given_labels, has_label, labels_from_csv, labels_of, seen_before
 from nextpixel.data.prepared import prepare
 from nextpixel.errors import InputError
 from nextpixel.images import save_png
-from nextpixel.images.sources import load_images, open_source
+from nextpixel.images.sources import load_images, open_source, sprites_of
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import score_of
 
@@ -190,6 +192,9 @@ def test_files_of_a_table_are_matched_by_path_name_and_stem(tmp_path, names, fil
     ("names", "files"),
     [
         (["cat/1.png", "dog/1.png"], ["1.png"]),  # one row for two pictures
+        (["dog/1.png", "dog/2.png", "cat/1.png", "cat/2.png"], ["cat/1.png", "cat/2.png", "dog/2.png"]),  # another's
+        (["new/1.png", "1.png", "2.png"], ["1.png", "2.png"]),
+        (["2.jpg", "2.png"], ["2.png"]),
         (["1.png"], ["cat/1.png", "dog/1.png"]),  # two rows for one picture
         (["1.png", "1.jpg"], ["1"]),
         (["a/1.png"], ["a/2.png"]),
@@ -201,6 +206,34 @@ def test_what_a_table_does_not_tell_is_an_error_that_shows_both_sides(tmp_path, 
     held = re.escape(repr(files[0])) if files else "nothing"
     with pytest.raises(InputError, match=f"looked for {names[0]!r}, the column file has {held}"):
         labels_from_csv(path, names)
+
+
+def test_pictures_of_one_path_share_its_row(tmp_path):
+    path = write(tmp_path / "labels.csv", [("a/1.png", "x"), ("b/1.png", "y")])
+    assert labels_from_csv(path, ["a/1.png", "b/1.png", "a/1.png"]).tolist() == ["x", "y", "x"]
+
+
+@pytest.mark.parametrize("rows", ["tiles", "files", "both"])
+def test_tables_and_arrays_name_tiles_or_their_files(tmp_path, rows):
+    (tmp_path / "set").mkdir()
+    for name, width in (("a", 8), ("b", 12)):
+        image = np.random.default_rng(width).integers(1, 256, (4, width, 4), np.uint8)
+        Image.fromarray(image).save(tmp_path / "set" / f"{name}.png")
+    source = sprites_of(open_source(tmp_path / "set"), (4, 4), "place", Levels(slice=(4, 4)))
+    given = {
+        "tiles": [("a.png#0,0", "p"), ("a.png#0,1", "q"), *((f"b.png#0,{i}", "r") for i in range(3))],
+        "files": [("a.png", "q"), ("b.png", "r")],
+        "both": [("a.png", "q"), ("b.png", "r"), ("b.png#0,1", "p")],
+    }[rows]
+    expected = {"tiles": list("pqrrr"), "files": list("qqrrr"), "both": list("qqrpr")}[rows]
+    assert (
+        given_labels(source, write(tmp_path / "labels.csv", [(f'"{name}"', label) for name, label in given])).tolist()
+        == expected
+    )
+    if rows != "both":
+        assert given_labels(source, [label for _, label in given]).tolist() == expected
+    with pytest.raises(InputError, match=r"labels: expected 5, one for each image, got \(4,\)"):
+        given_labels(source, list("pqrs"))
 
 
 def test_rows_that_contradict_each_other(tmp_path):

@@ -367,6 +367,15 @@ def test_samples_without_a_picture_are_counted(bare, tmp_path, capsys):
 # ---- paths in tables
 
 
+def texts(path: Path, cells: list[str]) -> Path:
+    """A table whose images are paths."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"image": cells}), path)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["absolute", "above", "link", "sideways"])
 def test_paths_in_tables_do_not_lead_out_of_their_folder(tmp_path, kind):
     secret = picture(tmp_path / "private" / "1.png", 200)
@@ -383,6 +392,12 @@ def test_paths_in_tables_do_not_lead_out_of_their_folder(tmp_path, kind):
         source.read(2)
     with pytest.raises(InputError, match="1 of 3 pictures cannot be read"):
         decode(source, 8)
+    plain = open_source(texts(tmp_path / "set" / "y.parquet", ["in/1.png", path, ""]))
+    assert plain.read(0).getpixel((0, 0)) == (50, 50, 50)
+    with pytest.raises(UnreadableImage, match=r"its path leads out of .*, where the table lies"):
+        plain.read(1)
+    with pytest.raises(UnreadableImage, match="the table has neither"):
+        plain.read(2)
 
 
 def test_paths_in_hub_sets_do_not_lead_out_of_the_cache(tmp_path, monkeypatch):

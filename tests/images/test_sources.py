@@ -71,6 +71,13 @@ def test_arrays_and_tensors(shape, count, as_tensor):
     assert source.classes is None
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_tensors_of_half_precision(kind):
+    values = torch.tensor([[0, 0.5, 1], [0.25, 1, 0]])
+    source = open_source(values.to(kind))
+    assert same(source, np.stack([open_source(values.numpy()).read(0)]))
+
+
 def test_names_of_arrays_are_zero_padded():
     assert list(open_source(noise(11, 2, 2)).names)[:11:5] == ["00", "05", "10"]
 

@@ -14,7 +14,7 @@ from nextpixel.data.decoded import decode
 from nextpixel.data.labels import labelled, labels_of
 from nextpixel.data.prepared import Job, merge, prepare
 from nextpixel.images import UnreadableImage, read_image
-from nextpixel.images.sources import MapSource, load_images, open_source, settle, with_canvas
+from nextpixel.images.sources import MapSource, load_images, open_source, settle, sprites_of, with_canvas
 from nextpixel.images.sources.masks import load_masks
 from nextpixel.images.sprites import read_sprites
 
@@ -176,6 +176,10 @@ def test_pictures_that_do_not_fit_are_left_out_as_far_as_one_in_ten(tmp_path):
     found = decode(folder, 8, fit="place")
     assert len(found) == 19 and len(found.unreadable) == 1
     assert "large.png: its 9 x 8 pixels do not fit on 8 x 8" in found.unreadable[0]
+    sprites = sprites_of(open_source(folder), (8, 8), "place", Levels())
+    assert decode(sprites, 8, fit="place").unreadable == found.unreadable  # from the cache
+    assert decode(sprites, 8, fit="place", cache=tmp_path / "new").unreadable == found.unreadable
+    assert decode(folder, 8, fit="place", cache=tmp_path / "new").unreadable == found.unreadable
     with pytest.raises(InputError, match=r"large\.png: its 9 x 8 pixels do not fit"):
         load_images(folder, 8, fit="place")
     write(folder, larger=art(8, 9), largest=art(20, 20))

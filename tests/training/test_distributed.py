@@ -12,20 +12,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import flags, leftovers, photos, pictures, settings
 from torch.distributed.checkpoint import FileSystemReader
 
 import nextpixel
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.config import PretrainConfig
 from nextpixel.errors import InputError
 from nextpixel.training import distributed
+from nextpixel.training.pretraining import start_run
 
 pytestmark = pytest.mark.timeout(600)  # as many processes wait for each other on a busy machine
 STEPS, HALF = 20, 10
@@ -234,6 +238,23 @@ def test_distillation_is_no_work_for_many(third_of_three, tmp_path):
     with pytest.raises(InputError, match="distill runs in a single process, got 3"):
         nextpixel.distill(pictures(24), out=tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"init": "model"}, {"side": (6, 4)}, {"palette": "exact", "slice": (4, 4)}])
+def test_a_restarted_command_finds_its_run(tmp_path, monkeypatch, model, changes):
+    monkeypatch.chdir(tmp_path)
+    nextpixel.save(model, "model")
+    Image.fromarray(pictures(1, side=8)[0]).save(photos(tmp_path).with_suffix(".png"))
+    given = settings(tmp_path, **changes)
+    if "init" in changes:
+        given = {name: value for name, value in given.items() if name not in ("layers", "width", "heads", "palette")}
+    images, config = "photos.png" if "slice" in changes else "photos.npy", PretrainConfig(**given)
+    run = start_run(images, tmp_path / "run", config)
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert start_run(images, tmp_path / "run", config).facts() == run.facts()
+    with pytest.raises(InputError, match="holds a run already"):
+        start_run(images, tmp_path / "run", replace(config, seed=1))
 
 
 def test_more_processes_than_gpus(third_of_three, monkeypatch):

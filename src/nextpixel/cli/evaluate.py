@@ -188,8 +188,10 @@ def _labelled(
     """The model's class head, the labelled images, their labels, and which are training images."""
     from nextpixel.data.decoded import decode
     from nextpixel.data.labels import class_numbers, given_labels, labelled
+    from nextpixel.images.sources import sprites_of
     from nextpixel.representation.probing import LinearProbe
 
+    source = sprites_of(source, model.size, model.fit, model.levels)
     probe, labels = LinearProbe.of(model), given_labels(source, args.labels)
     images = decode(source, model.size, fit=model.fit, levels=model.levels)
     squares, names, rows = labelled(labels, source, images)

@@ -161,7 +161,7 @@ def run(argv: Sequence[str]) -> None:
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels of the training and test images, without unreadable pictures."""
     from nextpixel.data.labels import given_labels, labelled
-    from nextpixel.images.sources import open_source
+    from nextpixel.images.sources import open_source, sprites_of
     from nextpixel.training.finetuning import open_test
 
     if args.test is None:
@@ -173,6 +173,7 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
         sources = [train, open_source(joined(args.train), "test")]
     else:
         sources = [open_source(joined(args.train)), open_test(args.test)]
+    sources = [sprites_of(source, model.size, model.fit, model.levels) for source in sources]
     labels = [
         given_labels(source, table) for source, table in zip(sources, (args.labels, args.test_labels), strict=True)
     ]

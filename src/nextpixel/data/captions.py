@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from nextpixel.data.labels import labels_of, values_of_table
 from nextpixel.errors import InputError
-from nextpixel.images.sources import MapSource, Source
+from nextpixel.images.sources import JoinedSource, MapSource, Source
+from nextpixel.images.sources.files import FileSource
 from nextpixel.images.sources.sprites import SpriteSource
 
 TABLES = (".csv", ".jsonl")
@@ -37,24 +38,27 @@ def captions_of(source: Source, captions: str | Path | Sequence[str]) -> NDArray
             raise InputError(f"expected {len(source)} texts, one for each image, got {len(found)}", argument="captions")
         return _array(found)
     name = str(captions)
-    if isinstance(source, MapSource) and source.captions_from == name:
-        found = source.texts(name)
-    elif name.lower().endswith(TABLES):
-        files = [source.files.names[row] for row in source.rows] if isinstance(source, SpriteSource) else None
-        found = values_of_table(name, source.names, "caption", files)
-    elif isinstance(source, SpriteSource):
-        return captions_of(source.files, name)[source.rows]
-    elif name == "names":
-        found = [_of_name(PurePosixPath(path.replace("\\", "/")).stem) for path in source.names]
-    elif name == "folders":
-        found = _of_folders(source)
-    else:
-        found = source.texts(name)
+    found = _texts(source, name)
     if not any(caption.strip() for caption in found):
         raise InputError(
             f"expected captions in {source.source_name} by {name!r}, got only empty ones", argument="captions"
         )
     return _array(found)
+
+
+def _texts(source: Source, name: str) -> list[str]:
+    if isinstance(source, MapSource) and source.captions_from == name:
+        return source.texts(name)
+    if name.lower().endswith(TABLES):
+        return values_of_table(name, source.names, "caption", source.file_names)
+    if isinstance(source, SpriteSource):
+        found = _texts(source.files, name)
+        return [found[row] for row in source.rows]
+    if isinstance(source, JoinedSource):
+        return [text for part in source.parts for text in _texts(part, name)]
+    if name == "names":
+        return [_of_name(PurePosixPath(path.replace("\\", "/")).stem) for path in source.names]
+    return _of_folders(source) if name == "folders" else source.texts(name)
 
 
 def _array(captions: Sequence[str]) -> NDArray[Any]:
@@ -70,6 +74,6 @@ def _of_name(stem: str) -> str:
 
 def _of_folders(source: Source) -> list[str]:
     folders = [PurePosixPath(name.replace("\\", "/")).parts[:-1] for name in source.names]
-    if any(folders) and type(source).__name__ == "FileSource":
+    if any(folders) and isinstance(source, FileSource):
         return [", ".join(map(_of_name, parts)) for parts in folders]
     return [_of_name(str(label)) if label not in ("", -1) else "" for label in labels_of(source)]

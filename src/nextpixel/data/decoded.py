@@ -22,6 +22,7 @@ from nextpixel.images import UnreadableImage, crop_resize, orient
 from nextpixel.images.sources import MapSource, Source, open_source, settle
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
 from nextpixel.images.sources.maps import Part, check_readable, write_set
+from nextpixel.images.sources.sprites import SpriteSource
 from nextpixel.progress import Advance, progress, say_once
 
 PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_image
@@ -93,10 +94,14 @@ def decode(
         found = read_decoded(key, cache)
     if found.note:
         say_once(found.note)
-    unreadable = [*source.unreadable, *found.unreadable]
+    unreadable = [*_files(source).unreadable, *found.unreadable]
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
     before = _key(source, size, fit, levels, PREPROCESSING_BEFORE)
     return replace(found, unreadable=unreadable, skipped=source.skipped, key_before=before)
+
+
+def _files(source: Source) -> Source:
+    return source.files if isinstance(source, SpriteSource) else source
 
 
 def read_decoded(key: str, cache: str | Path | None = None) -> DecodedSet:
@@ -152,7 +157,7 @@ def _folder(key: str, cache: str | Path | None) -> Path:
 
 
 def _decode_into(folder: Path, source: Source, size: Size, fit: Fit, levels: Levels) -> None:
-    known = len(source.unreadable)
+    known = len(_files(source).unreadable)
     source, levels, note = settle(source, size, fit, levels)
     facts = {
         "side": to_side(size),

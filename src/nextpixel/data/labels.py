@@ -20,6 +20,7 @@ from nextpixel.config import side_text
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.errors import InputError, clipped, shortened
 from nextpixel.images.sources.base import label_array
+from nextpixel.images.sources.sprites import SpriteSource
 from nextpixel.limits import open_file
 from nextpixel.progress import say, say_once
 
@@ -33,9 +34,9 @@ FOLDS = 5
 FOLDS_BELOW = 2_000  # training images; with fewer, a single held-out tenth is too noisy
 
 
-def labels_from_csv(path: str | Path, names: Sequence[str]) -> NDArray[Any]:
+def labels_from_csv(path: str | Path, names: Sequence[str], files: Sequence[str] | None = None) -> NDArray[Any]:
     """The label of each name in a table, see values_of_table; "" where its cell is empty or -1."""
-    labels = values_of_table(path, names, "label")
+    labels = values_of_table(path, names, "label", files)
     return np.array([label if label.strip() not in UNLABELLED else "" for label in labels], object)
 
 
@@ -136,8 +137,8 @@ def _match(names: Sequence[tuple[str, ...]], keys: Sequence[tuple[str, ...]]) ->
         if not hits:
             hits = by_stem.get(_longest(_stem(name), by_stem), [])
         found.append(hits[0] if len(hits) == 1 else None)
-    taken = Counter(key for key, name in zip(found, names, strict=True) if key is not None and key != name)
-    return [key if key is None or key == name or taken[key] == 1 else None for key, name in zip(found, names)]
+    taken = Counter(key for key in found if key is not None)
+    return [key if key == name or taken[key] == 1 else None for key, name in zip(found, names, strict=True)]
 
 
 def _ends(keys: Sequence[tuple[str, ...]], *, stems: bool) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
@@ -183,15 +184,20 @@ def labels_of(source: Any) -> NDArray[Any]:
 
 
 def given_labels(source: Any, labels: ArrayLike | str | Path | None) -> NDArray[Any]:
-    """The labels of a source: an array, a CSV file (see labels_from_csv), or by default its own."""
+    """The labels of a source: an array, a CSV file (see labels_from_csv), or by default its own.
+
+    Frames and tiles have the label of their file where there is none for each of them.
+    """
     if labels is None:
         return labels_of(source)
     if isinstance(labels, str | Path):
-        return _checked(labels_from_csv(labels, source.names), str(labels))
+        return _checked(labels_from_csv(labels, source.names, source.file_names), str(labels))
     try:
         names = label_array(labels)
     except ValueError as error:
         raise InputError(f"expected one number or name for each image, got {error}", argument="labels") from None
+    if isinstance(source, SpriteSource) and len(names) == len(source.files) != len(source):
+        names = names[source.rows]
     if names.shape != (len(source),):
         raise InputError(f"expected {len(source)}, one for each image, got {names.shape}", argument="labels")
     return _checked(names, "labels")

@@ -35,7 +35,7 @@ from nextpixel.data.labels import (
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
 from nextpixel.files import EMBEDDED, read_json, write_json
-from nextpixel.images.sources import Source, open_source
+from nextpixel.images.sources import Source, open_source, sprites_of
 from nextpixel.images.sources.splits import NoSplits
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say, say_once
@@ -133,7 +133,7 @@ def _start(
     network.fit, levels = config.fit or network.fit, config.levels.over(network.levels)
     size = network.size
 
-    source = open_source(images, split)
+    source = sprites_of(open_source(images, split), size, network.fit, levels)
     names = given_labels(source, labels)
     sets: tuple[DecodedSet, ...] = decode_sets(source, config, size, network.fit, levels, None)
     network.levels = sets[0].levels
@@ -158,7 +158,7 @@ def _start(
     data = source_facts(images, split) | {"train_images": int((~held).sum()), "validation_images": int(held.sum())}
     data |= sets[0].levels.values()
     if test is not None:
-        test_source = open_test(test)
+        test_source = sprites_of(open_test(test), size, network.fit, network.levels)
         test_names = given_labels(test_source, test_labels)
         sets += (decode(test_source, size, cache=config.cache, fit=network.fit, levels=network.levels),)
         test_squares, test_names, arrays["test_rows"] = labelled(test_names, test_source, sets[2])

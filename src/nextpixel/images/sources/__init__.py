@@ -130,9 +130,6 @@ class JoinedSource(Source):
         part, place = self.places.locate(index)
         return self.parts[part].image(place, size, fit, levels)
 
-    def texts(self, name: str) -> list[str]:
-        return [text for part in self.parts for text in part.texts(name)]
-
     def fingerprint(self) -> str:
         return sha256(part.fingerprint().encode() for part in self.parts)
 
@@ -156,6 +153,8 @@ def _open_list(items: Sequence[Any], split: str | None) -> Source:
 
 
 def _numpy(tensor: Any) -> np.ndarray:
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize < 4:  # numpy lacks bfloat16 and floats of 8 bits
+        tensor = tensor.float()
     array: np.ndarray = tensor.detach().cpu().numpy()
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
         raise InputError(

@@ -27,12 +27,14 @@ class Source(ABC):
     split        the split, if the source has several
     unreadable   a line for each picture known to be unreadable without opening it; not in `names`
     skipped      a line for each other file or folder that was found beside the pictures
+    file_names   the name of each picture's file, of frames and tiles
     """
 
     split: str | None = None
     label_problem: str | None = None
     unreadable: Sequence[str] = ()
     skipped: Sequence[str] = ()
+    file_names: Sequence[str] | None = None
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class SpriteSource(Source):
         )
         if not names and not lost:
             raise InputError(f"{source.source_name}: expected pictures, got only empty ones")
-        self.files, self.rows = source, rows
+        self.files, self.rows, self.file_names = source, rows, [source.names[row] for row in rows]
         self.split, self.label_problem, self.skipped = source.split, source.label_problem, source.skipped
         self.unreadable = [*source.unreadable, *lost]
         self._fingerprint = source.fingerprint()

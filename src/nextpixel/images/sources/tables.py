@@ -70,6 +70,8 @@ class ParquetSource(Source):
                 cell = self._cell(file, row)
         except (OSError, ValueError, StopIteration) as error:
             raise UnreadableImage(name, f"its row group is damaged: {error}") from error
+        if isinstance(cell, str):
+            cell = {"path": cell}
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
         if data is None and path:
             data = inside(os.path.dirname(self.paths[file]) or ".", path, name)
