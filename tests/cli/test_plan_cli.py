@@ -42,3 +42,11 @@ def test_the_price_of_a_short_run_is_not_rounded_to_nothing(capsys: pytest.Captu
     found = capsys.readouterr().out.partition("price")[2].split()
     assert float(found[0]) == pytest.approx(facts["price"], rel=0.05)
     assert float(found[2]) == pytest.approx(facts["device_hours"], rel=0.05)
+
+
+def test_a_continued_model_is_planned_with_the_optimizer_of_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    states = []
+    for options in ([], ["--optimizer", "muon"], ["--optimizer", "adam"]):
+        assert main(["plan", "--init", "embedded", "--json", *options]) == 0
+        states.append(json.loads(capsys.readouterr().out)["layout"]["memory"]["optimizer"])
+    assert states[0] == states[1] < states[2]  # the embedded model is modern; Muon keeps one moment of a matrix

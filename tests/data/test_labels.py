@@ -378,6 +378,28 @@ def test_pretrain_tells_validation_images_that_are_training_images(tmp_path, cap
     assert "held.npy: 2 of 6 validation images are training images, pixel by pixel" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "pretrain"])
+def test_images_prepared_at_the_models_size_cannot_be_compared_with_those_of_random_crops(
+    tmp_path, monkeypatch, capsys, verb
+):
+    photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    np.save("large.npy", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8))
+    prepare("large.npy", "small", side=4)
+    options = settings(tmp_path) | {"steps": 1, "augment": "crop"}
+    if verb == "pretrain":
+        options["validation"] = "small"
+    nextpixel.pretrain("large.npy", out="run", **options)
+    if verb == "evaluate":
+        assert main(["evaluate", "small", "--model", "run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "could not look for " in err and "small: expected images of side 8 made with " in err
+    if verb == "evaluate":
+        assert json.loads(out)["images"] == 12 and json.loads(out)["training_images"] is None
+    else:
+        assert Run("run").facts()["data"]["validation_images"] == 12
+
+
 def test_figures_without_training_images_are_those_of_the_others():
     chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]], np.float32)
     seen = np.array([True, False, False, True])

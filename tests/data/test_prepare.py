@@ -24,7 +24,7 @@ from nextpixel.data import prepared
 from nextpixel.data.decoded import Batches, decode
 from nextpixel.data.prepared import Job, merge, missing_jobs, prepare
 from nextpixel.images import save_png
-from nextpixel.images.sources import MapSource, load_images, open_source
+from nextpixel.images.sources import MapSource, load_images, open_source, train_and_test
 from nextpixel.images.sources.files import FileSource
 
 SIDE = 8
@@ -106,8 +106,10 @@ def test_images_need_not_be_square(folder, tmp_path, side, stored):
 
 
 def test_stored_images_have_the_proportions_of_the_model(folder, tmp_path):
-    with pytest.raises(InputError, match="store_side: expected at least the side 24x16, in its proportions, got 48"):
-        prepare(folder, tmp_path / "out", side=(24, 16), store_side=48)
+    for stored, got in ((48, "48"), ((36, 24), "36x24"), ((72, 48), "72x48"), ((12, 8), "12x8")):
+        told = f"store_side: expected the side 24x16, or twice it for random crops, got {got}"
+        with pytest.raises(InputError, match=told):
+            prepare(folder, tmp_path / "out", side=(24, 16), store_side=stored)
 
 
 def test_real_chunks_are_of_whole_readings(monkeypatch):
@@ -346,6 +348,41 @@ def test_parts_of_other_settings_are_refused(folder, tmp_path, changes, told):
     (folder / "cats" / "01.png").touch()
     with pytest.raises(InputError, match="some were added, removed or changed"):
         prepare(folder, tmp_path / "out", side=SIDE)
+
+
+@pytest.mark.parametrize("captions", ["t.csv", "txt"])
+def test_parts_of_other_captions_are_refused(tmp_path, monkeypatch, captions):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        save_png(noise(1)[0], tmp_path / "set" / f"{name}.png")
+    table, text = Path("t.csv"), Path("set/b.txt")
+    for colour in ("red", "blue"):
+        table.write_text(f"file,caption\na.png,red\nb.png,{colour}\n"), text.write_text(colour)
+        if colour == "red":
+            prepare("set", "out", side=SIDE, captions=captions, job=Job(1, 2))
+    with pytest.raises(InputError, match=r"with another captions \(some were changed\); repeat"):
+        prepare("set", "out", side=SIDE, captions=captions, job=Job(2, 2))
+    table.write_text("file,caption\na.png,red\nb.png,red\n"), text.write_text("red")
+    prepare("set", "out", side=SIDE, captions=captions, job=Job(2, 2))
+    assert merge("out").texts(captions)[1] == "red"
+
+
+def test_prepared_splits_are_those_of_their_folder(folder, tmp_path):
+    for split, side in (("train", 4), ("val", SIDE), ("test", 4)):
+        prepare(folder, tmp_path / "set" / split, side=side)
+    for asked, split in ((None, "train"), ("validation", "val"), ("test", "test")):
+        source = open_source(tmp_path / "set", asked)
+        assert isinstance(source, MapSource) and source.split == split
+        assert_equal(source, MapSource(tmp_path / "set" / split))
+    assert [source.split for source in train_and_test(tmp_path / "set")] == ["train", "test"]
+    with pytest.raises(InputError, match="no split 'dev', only test, train"):
+        (tmp_path / "set" / "val").rename(tmp_path / "alone")
+        open_source(tmp_path / "set", "dev")
+    prepare(folder, tmp_path / "one" / "mine", side=4)
+    assert_equal(open_source(tmp_path / "one"), MapSource(tmp_path / "one" / "mine"))
+    assert open_source(tmp_path / "one").split is None
+    with pytest.raises(InputError, match="one: expected a train and a test split, got mine"):
+        train_and_test(tmp_path / "one")
 
 
 @pytest.mark.parametrize("place", ["os.fsync", "nextpixel.images.sources.maps.os.fsync", "numpy.savez"])

@@ -19,7 +19,7 @@ from nextpixel.data.prepared import prepare
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage, pixels
 from nextpixel.images.sources import load_images, open_source
-from nextpixel.images.sources.splits import NoSplits, canonical_split
+from nextpixel.images.sources.splits import NoSplit, canonical_split
 
 
 def table(path: Path, count: int = 2, cells: list[dict[str, Any]] | None = None) -> Path:
@@ -122,7 +122,7 @@ def test_train_alone_is_what_is_in_it(tmp_path, capsys):
     source = open_source(tmp_path)
     assert list(source.names) == ["cat/1.png", "dog/1.png"] and source.classes == ["cat", "dog"]
     assert source.split is None and " split" not in capsys.readouterr().err
-    with pytest.raises(InputError, match="no split 'test'; name one of train"):
+    with pytest.raises(InputError, match="no split 'test', only train"):
         open_source(tmp_path, "test")
 
 
@@ -215,7 +215,7 @@ def test_arrays_of_splits_are_told(tmp_path, capsys):
     assert open_source(tmp_path / "set.npz").split == "train"
     assert capsys.readouterr().err == f"{tmp_path / 'set.npz'}: train split; not used: test\n"
     np.savez(tmp_path / "one.npz", images=squares)
-    with pytest.raises(NoSplits):
+    with pytest.raises(NoSplit):
         open_source(tmp_path / "one.npz", "test")
 
 

@@ -205,7 +205,7 @@ def test_folders_of_splits(tmp_path):
     assert (open_source(tmp_path).split, held.split) == ("train", "val")
     assert open_source([str(tmp_path), noise(4, 4)]).split == "train"
     assert open_source(tmp_path / "train").split is None
-    with pytest.raises(InputError, match="no split 'test'; name one of train, val"):
+    with pytest.raises(InputError, match="no split 'test', only train, val"):
         open_source(tmp_path, "test")
     write(tmp_path / "extra" / "cat" / "3.png")
     assert len(open_source(tmp_path)) == len(open_source(tmp_path, "train")) == 2
@@ -305,7 +305,7 @@ def test_npz_with_splits(tmp_path):
     assert (source.split, open_source(path, "testing").split) == ("train", "test")
     assert open_source(path, "test").labels is None
     assert open_source(path, "test").fingerprint() != source.fingerprint()
-    with pytest.raises(InputError, match=r"x\.npz has no split 'val'; name one of test, train"):
+    with pytest.raises(InputError, match=r"x\.npz has no split 'val', only test, train"):
         open_source(path, "val")
 
 
@@ -333,7 +333,7 @@ def test_npz_that_is_wrong_is_refused(tmp_path):
         ({"a": images, "b": images}, r"x\.npz holds a, b; expected an array .images."),
         ({"images": images.astype(complex)}, r"images in .*x\.npz must hold real numbers"),
         ({"images": np.array([None])}, r"x\.npz is not a \.npz file of plain arrays"),
-        ({"a_images": images, "b_images": images}, "several splits, none of them train; name one of a, b"),
+        ({"a_images": images, "b_images": images}, "several splits, none of them train: a, b; choose one"),
     ]:
         np.savez(path, **arrays)
         with pytest.raises(InputError, match=message):
@@ -574,7 +574,7 @@ def test_a_set_on_the_hub(hub, tmp_path, monkeypatch):
     assert same(open_source("owner/cifar", "test"), images[4:])
     assert open_source("owner/cifar:plain", "test").fingerprint() != source.fingerprint()
     assert asked[-1] == ("owner/cifar", "plain")
-    with pytest.raises(InputError, match="owner/cifar has no split 'validation'; name one of test, train"):
+    with pytest.raises(InputError, match="owner/cifar has no split 'validation', only test, train"):
         open_source("owner/cifar", "validation")
 
 

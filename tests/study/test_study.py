@@ -34,6 +34,8 @@ from nextpixel.stats import (
     subtract_group_means,
 )
 from nextpixel.study import LayerScore, Point, measure_runs, measuring, statistics
+from nextpixel.study.points import Study
+from nextpixel.study.report import study_summary
 
 CONFIG = StudyConfig(train_images=80, test_images=40)
 
@@ -180,7 +182,7 @@ def test_runs_that_cannot_be_compared_are_refused(
 
 def test_images_without_labels_and_runs_given_twice_are_refused(desk: Path, tmp_path: Path) -> None:
     for runs, data, told in (
-        (["small", "large"], "photos.npy", "no splits"),
+        (["small", "large"], "photos.npy", "photos.npy: expected a train and a test split, got none"),
         (["small", "large", "small/"], "set.npz", "expected each run once, got small/ again"),
     ):
         with pytest.raises(InputError, match=told):
@@ -339,6 +341,22 @@ def test_the_gain_of_size_at_equal_loss_is_found() -> None:
     [gap] = statistics(points).equal_loss
     assert (gap.smaller, gap.larger, gap.runs) == ("1x8", "2x16", 4) and gap.difference is not None
     assert gap.difference.mean == pytest.approx(0.022)  # 0.036 of 0.058 is what the lower loss itself brings
+
+
+def test_only_a_study_of_several_shapes_is_warned_of_their_compute() -> None:
+    noise = np.random.default_rng(0).normal(scale=0.05, size=(4, 3))
+    points = [
+        point(run, 2**k, 6 - 0.5 * k + noise[run, k], 0.1 + 0.06 * k, ("1x8", "2x16")[run % 2])
+        for run in range(4)
+        for k in range(3)
+    ]
+    several = statistics(points)
+    assert len(several.equal_loss) == 1
+    for found in (several, replace(several, equal_loss=[])):
+        text = study_summary(Study(StudyConfig(), 9, 9, "", points, {"raw pixels": 0.3}), found)
+        assert "4 runs are few: intervals over so few tend to be too narrow." in text
+        assert ("Shapes also differ in compute" in text) == ("all runs have one shape" not in text)
+        assert ("Shapes also differ in compute" in text) == (found is several)
 
 
 # ---- make study

@@ -207,6 +207,8 @@ def test_a_student_takes_the_models_place(desk: Path, capsys: pytest.CaptureFixt
             direct = student.features(torch.from_numpy(images["test_images"]))
     assert np.allclose(expected, direct.numpy(), atol=1e-6)
     capsys.readouterr()
+    assert main(["features", "set.npz", "--model", "student", "--fit", "place", "--out", "p.npz"]) == 2
+    assert "--fit: expected crop, imagenet or squash, got place" in capsys.readouterr().err
     assert main(["sample", "--model", "student"]) == 2
     assert "expected an Image GPT, got student, a convolutional student" in capsys.readouterr().err
 

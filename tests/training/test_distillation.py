@@ -154,6 +154,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         ("--out run", "expected images and --out"),
         ("photos.npy --out model", "--out: model exists already"),
         ("nope --out run", "nope"),
+        ("photos.npy --out run --fit place", "--fit: expected crop, imagenet or squash, got place"),
         ("photos.npy --out run --layer 9", "--layer: expected whole numbers from 0 to 2"),
         ("photos.npy --out run --layer best", "--layer: expected middle, a number, or comma-separated numbers"),
         ("photos.npy --out run --loss angle", "--loss: expected one of cosine, squared"),

@@ -22,13 +22,14 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, LinearProbe, Palette
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.card import model_card
 from nextpixel.cli import main
+from nextpixel.config import FinetuneConfig
 from nextpixel.data.decoded import Batches, masks
 from nextpixel.data.labels import choose_labels, held_out
 from nextpixel.images import save_png
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.stats import majority
 from nextpixel.training import optim
-from nextpixel.training.finetuning import fit_head
+from nextpixel.training.finetuning import fit_head, start_run
 from nextpixel.training.finetuning import test_score as score_of
 from nextpixel.training.loop import Interrupted
 
@@ -247,6 +248,16 @@ def test_a_run_of_one_kind_is_not_resumed_as_another(whole, tmp_path):
         nextpixel.finetune(resume=tmp_path / "pre")
     with pytest.raises(InputError, match="expected only `data` or `test` with it"):
         nextpixel.finetune(resume=whole, epochs=3)
+
+
+def test_a_run_without_test_images_takes_none_when_it_is_resumed(tmp_path):
+    images, labels = labelled(16)
+    start_run(model(), images, tmp_path / "run", FinetuneConfig(**TINY), labels)
+    with pytest.raises(
+        InputError, match=r"test: expected none, .* started without test images; use nextpixel evaluate"
+    ):
+        nextpixel.finetune(resume=tmp_path / "run", test=images)
+    assert Run(tmp_path / "run").steps() == [0]
 
 
 def test_a_run_begun_before_kinds_were_recorded_is_one_of_pretraining(tmp_path):

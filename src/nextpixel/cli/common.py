@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import joined
-from nextpixel.config import ModelOptions, PictureOptions, check_picture_count
+from nextpixel.config import ModelOptions, PictureOptions, check_fit, check_picture_count
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say, say_left_out
@@ -90,6 +90,7 @@ def load_features_model(options: PictureOptions) -> Backbone:
 
     set_threads(options.threads)
     model = load_backbone(options.model, device=options.device)
+    check_fit(options.fit or model.fit, 3)
     model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
     return model
 

@@ -168,17 +168,17 @@ def _seen(model: ImageGPT, source: Source, args: Evaluate) -> NDArray[np.bool_] 
     from nextpixel.training.run_images import training_set
 
     try:
-        train = training_set(args.model.model) if args.train is None else None
+        if args.train is None and (train := training_set(args.model.model)) is not None:
+            return find_training_images(train, model, joined(args.images), args.split)
     except InputError as error:
         say(f"could not look for training images of {args.model.model} among these: {error}")
         return None
-    if train is None:
-        if args.train is None and source.split in (None, "train"):
-            return None
-        known = open_source(args.train or joined(args.images))
-        if args.train is None and known.split != "train":
-            return None
-        train = decode(known, model.size, fit=model.fit, levels=model.levels)
+    if args.train is None and source.split in (None, "train"):
+        return None
+    known = open_source(args.train or joined(args.images))
+    if args.train is None and known.split != "train":
+        return None
+    train = decode(known, model.size, fit=model.fit, levels=model.levels)
     return find_training_images(train, model, joined(args.images), args.split)
 
 

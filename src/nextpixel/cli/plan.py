@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.files import read_json
     from nextpixel.hardware import HARDWARE, measured_hardware
     from nextpixel.network.cost import ASSUMED_UTILISATION, make_plan
+    from nextpixel.training.pretraining import continued
 
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:
@@ -69,6 +70,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         hardware = HARDWARE[args.hardware]
     shape = _shape(config, images)
+    config = continued(config, shape)
     plan = make_plan(
         shape,
         hardware,

@@ -161,16 +161,11 @@ def run(argv: Sequence[str]) -> None:
 def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     """Squares and labels of the training and test images, without unreadable pictures."""
     from nextpixel.data.labels import given_labels, labelled
-    from nextpixel.images.sources import open_source, sprites_of
+    from nextpixel.images.sources import open_source, sprites_of, train_and_test
     from nextpixel.training.finetuning import open_test
 
     if args.test is None:
-        train = open_source(joined(args.train))  # the train split, if there are several
-        if train.split is None:
-            raise InputError(
-                f"{', '.join(args.train)}: expected a train and a test split, got none; name test images with --test"
-            )
-        sources = [train, open_source(joined(args.train), "test")]
+        sources = train_and_test(joined(args.train), "; name test images with `test`")
     else:
         sources = [open_source(joined(args.train)), open_test(args.test)]
     sources = [sprites_of(source, model.size, model.fit, model.levels) for source in sources]

@@ -52,6 +52,7 @@ from nextpixel.config.terms import (
     Switch,
     augmentations,
     channels_of,
+    check_fit,
     check_no_keep,
     check_numbers,
     check_origin,

@@ -78,6 +78,16 @@ def channels_of(fit: Fit) -> int:
     return 4 if fit == "place" else 3
 
 
+def check_fit(fit: Fit, channels: int) -> None:
+    """Raises InputError where a model of so many channels cannot take pictures of that fit."""
+    if channels_of(fit) != channels:
+        raise InputError(
+            f"expected {'place' if channels == 4 else 'crop, imagenet or squash'}, got {fit}: place is for models of "
+            "exact colours, which resizing would mix",
+            argument="fit",
+        )
+
+
 @dataclass(frozen=True)
 class Levels:
     """How a file becomes pixels: values as colours where its format does not define that, see images.coloured, and the

@@ -137,7 +137,7 @@ def _match(names: Sequence[tuple[str, ...]], keys: Sequence[tuple[str, ...]]) ->
         if not hits:
             hits = by_stem.get(_longest(_stem(name), by_stem), [])
         found.append(hits[0] if len(hits) == 1 else None)
-    taken = Counter(key for key in found if key is not None)
+    taken = Counter(found)
     return [key if key == name or taken[key] == 1 else None for key, name in zip(found, names, strict=True)]
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from nextpixel.config import Fit, ImageGPTConfig, Levels, Size, side_text, to_side, to_size
 from nextpixel.data.captions import captions_of
-from nextpixel.data.decoded import PREPROCESSING, read_parts
+from nextpixel.data.decoded import PREPROCESSING, read_parts, stored_size
 from nextpixel.errors import InputError, WorkError
 from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json
 from nextpixel.images.sources import MapSource, Source, open_source, settle, with_canvas
-from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER
+from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER, sha256
 from nextpixel.images.sources.maps import Part, check_readable, is_map, write_set
 from nextpixel.progress import progress, say
 
@@ -88,9 +88,9 @@ def prepare(
     else:
         size = to_size(side or ImageGPTConfig.side)
     stored = size if store_side is None else to_size(store_side, "store_side")
-    if stored[0] < size[0] or stored[0] * size[1] != stored[1] * size[0]:
+    if stored not in (size, stored_size(size, "crop")):
         raise InputError(
-            f"expected at least the side {side_text(size)}, in its proportions, got {side_text(stored)}",
+            f"expected the side {side_text(size)}, or twice it for random crops, got {side_text(stored)}",
             argument="store_side",
         )
     if fit == "place" and stored != size:
@@ -117,6 +117,7 @@ def prepare(
         **levels.values(),
         "note": note,
         "captions": captions,
+        "texts": None if texts is None else sha256([_packed(texts)]),
         "preprocessing": PREPROCESSING,
         "chunk_images": chunk_images(stored),
         "jobs": 1 if job is None else job.jobs,
@@ -243,13 +244,14 @@ def _check_plan(earlier: dict[str, Any], plan: dict[str, Any], parts: Path) -> N
         "anchor": "`anchor`", "slice": "`slice`", "scale": "`scale`",
         "serves": "`side`", "side": "`store_side`",
         "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
-        "classes": "classes", "captions": "`captions`",
+        "classes": "classes", "captions": "`captions`", "texts": "captions (some were changed)",
         "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip
     plan = json.loads(json.dumps(plan))  # lists for tuples
     for name, what in labels.items():
         if name != "source" and earlier.get(name) != plan.get(name):
-            values = "" if name in ("fingerprint", "classes") else f" {earlier.get(name)}, got {plan.get(name)}"
+            hidden = name in ("fingerprint", "classes", "texts")
+            values = "" if hidden else f" {earlier.get(name)}, got {plan.get(name)}"
             raise InputError(
                 f"{parts} was started from {earlier.get('source')} with another {what}"
                 f"{values and ': expected' + values}; repeat the original command, or remove that folder to start again"

@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size, to_side
-from nextpixel.errors import InputError
+from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size, check_fit, to_side
 from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise
@@ -211,12 +210,8 @@ class ImageGPT(nn.Module):
 
     @fit.setter
     def fit(self, fit: Fit) -> None:
-        if self._tokenizer is not None and (self._tokenizer.channels == 4) != (fit == "place"):
-            raise InputError(
-                f"expected {'place' if self._tokenizer.channels == 4 else 'crop, imagenet or squash'}, got {fit}: "
-                "place is for models of exact colours, which resizing would mix",
-                argument="fit",
-            )
+        if self._tokenizer is not None:
+            check_fit(fit, self._tokenizer.channels)
         self._fit = fit
 
     def __repr__(self) -> str:

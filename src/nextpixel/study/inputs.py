@@ -15,7 +15,7 @@ from nextpixel.config import ImageGPTConfig, Levels, Size, StudyConfig
 from nextpixel.data.decoded import DecodedSet, decode
 from nextpixel.data.labels import labelled, labels_of, refuse_overlap, seen_before
 from nextpixel.errors import InputError
-from nextpixel.images.sources import open_source
+from nextpixel.images.sources import train_and_test
 from nextpixel.progress import say, say_left_out
 from nextpixel.training.run_images import training_set
 
@@ -106,7 +106,7 @@ def _comparable(member: StudyRun) -> dict[str, Any]:
 
 def read_images(data: Any, size: Size, fit: Any, config: StudyConfig, members: Sequence[StudyRun]) -> Images:
     """Read the labelled images. Raises InputError where a run was trained on the test images."""
-    sources = [open_source(data, split) for split in ("train", "test")]
+    sources = train_and_test(data)
     names = [labels_of(source) for source in sources]
     trained_on = members[0].facts["data"]
     levels = Levels.among(trained_on)
@@ -130,13 +130,11 @@ def read_images(data: Any, size: Size, fit: Any, config: StudyConfig, members: S
     for member in members:
         seen_by[member.name] = seen
         try:
-            own = training_set(member.run.path)
+            if (own := training_set(member.run.path)) is not None:
+                squares, _ = subset_of(decode(sources[1], own.images.shape[1:3], fit=fit, levels=train.levels))
+                seen_by[member.name] = seen | seen_before(own.images, squares, f"{data}, {member.name}")
         except InputError as error:
             say(f"could not check the test images against the training images of {member.name}: {error}")
-            continue
-        if own is not None:
-            squares, _ = subset_of(decode(sources[1], own.images.shape[1:3], fit=fit, levels=train.levels))
-            seen_by[member.name] = seen | seen_before(own.images, squares, f"{data}, {member.name}")
     images = Images(
         *_subset(*labelled(names[0], sources[0], train)[:2], config.train_images, config.seed),
         test_squares,

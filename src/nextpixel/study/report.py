@@ -59,9 +59,9 @@ def study_summary(study: Study, found: Statistics) -> str:
     if found.runs < 10:
         lines += [
             "",
-            f"{found.runs} runs are few: intervals over so few tend to be too narrow. Shapes also differ in "
-            "compute, so correlations between runs of several shapes confound loss with size; the comparison at equal "
-            "loss does not, where the losses overlap.",
+            f"{found.runs} runs are few: intervals over so few tend to be too narrow."
+            + " Shapes also differ in compute, so correlations between runs of several shapes confound loss with size; "
+            "the comparison at equal loss does not, where the losses overlap." * bool(found.equal_loss),
         ]
     return "\n".join(lines) + "\n"
 

@@ -97,7 +97,8 @@ def start_run(
             "expected a model of opaque pictures, got one of exact colours with transparency", argument="model"
         )
     layers, size = check_layers(teacher, requested), teacher.size
-    fit, levels = config.fit or teacher.fit, config.levels.over(teacher.levels)
+    teacher.fit = fit = config.fit or teacher.fit
+    levels = config.levels.over(teacher.levels)
     decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
     decided = DistillDecisions(

@@ -36,7 +36,7 @@ from nextpixel.devices import autocast
 from nextpixel.errors import InputError
 from nextpixel.files import EMBEDDED, read_json, write_json
 from nextpixel.images.sources import Source, open_source, sprites_of
-from nextpixel.images.sources.splits import NoSplits
+from nextpixel.images.sources.splits import NoSplit
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say, say_once
 from nextpixel.representation.extraction import features_of
@@ -228,6 +228,10 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
     """Train a run from its last checkpoint to its end, then evaluate the test images; returns its best model."""
     with open_run(run, FinetuneConfig, images) as opened:
         config, decided, shape = opened.config, opened.decided, opened.shape
+        if test is not None and decided.test_key is None:
+            raise InputError(
+                "expected none, as this run was started without test images; use nextpixel evaluate", argument="test"
+            )
         arrays, steps = run.arrays(), distributed.on_first_rank(run.steps)
         with run.checked_facts():
             labels, train_numbers, validation_numbers = (arrays[name] for name in ("labels", "train", "validation"))
@@ -296,7 +300,9 @@ def open_test(images: Any) -> Source:
     """Labelled test images: the test split of a source that has splits."""
     try:
         source = open_source(images, "test")
-    except NoSplits:
+    except NoSplit as error:
+        if error.available:
+            raise
         return open_source(images)
     if source.split:
         say_once(f"{source.source_name}: {source.split} split")

@@ -140,7 +140,7 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     if config.side and to_size(config.side) != model.size:
         expected, got = side_text(model.size), side_text(to_size(config.side))
         raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
-    config = _continued(config, shape)
+    config = continued(config, shape)
     if "orient" in augmentations(config.augment) and shape.orientations == 1:
         raise InputError(
             "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
@@ -151,8 +151,11 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
     sets = decode_sets(source, config, model.size, model.fit, model.levels, split, config.validation)
     if config.validation:
         size = sets[0].images.shape[1:3]  # larger than the model's for random crops
-        held = decode(config.validation, size, cache=config.cache, fit=model.fit, levels=sets[0].levels)
-        seen_before(sets[0].images, held.images, config.validation, "validation images")
+        try:
+            held = decode(config.validation, size, cache=config.cache, fit=model.fit, levels=sets[0].levels)
+            seen_before(sets[0].images, held.images, config.validation, "validation images")
+        except InputError as error:  # prepared at the model's size
+            say(f"could not look for validation images among the training images: {error}")
     arrays: dict[str, Any] = {}
     if config.probe_data:
         arrays |= ridge_images(
@@ -407,7 +410,7 @@ def _choose(
     return chosen, validation
 
 
-def _continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
+def continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
     """With `init`, the default preset is that of its network."""
     if config.preset is not None or config.init is None:
         return config

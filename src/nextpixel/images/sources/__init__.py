@@ -19,7 +19,7 @@ from nextpixel.images.sources.files import FileSource, Listing, count_kinds, ima
 from nextpixel.images.sources.levels import settle, sprites_of, with_canvas
 from nextpixel.images.sources.maps import MapSource, check_readable, is_map
 from nextpixel.images.sources.shards import ShardSource, expand, is_pattern
-from nextpixel.images.sources.splits import by_folder, choose_split, folder_level, refuse_split, stem_splits
+from nextpixel.images.sources.splits import NoSplit, by_folder, choose_split, folder_level, refuse_split, stem_splits
 from nextpixel.images.sources.tables import ParquetSource, check_set_name, open_hub
 from nextpixel.progress import say_once
 
@@ -40,7 +40,7 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
             a list of these or of paths, of any sizes;
             an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
             arrays such as cifar10_teX.npy; WebDataset shards, .tar, as a file or a folder of them;
-            a folder that nextpixel prepare made;
+            a folder that nextpixel prepare made, or of several, called as splits are;
             a pattern of such files, as in shards/{000..127}.tar or shards/*.tar;
             a set on the hub: owner/name or owner/name:config
     split   train, validation, test or another split of the source; None: train, if it has several
@@ -68,6 +68,15 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
         "images must be a PIL picture, an array or tensor, a list of these, a path or a dataset name; "
         f"got {type(images).__name__}"
     )
+
+
+def train_and_test(images: Any, remedy: str = "") -> list[Source]:
+    """The train and the test split of a source. Raises InputError, whose message ends with the remedy, without both."""
+    try:
+        return [open_source(images, split) for split in ("train", "test")]
+    except NoSplit as error:
+        found = ", ".join(error.available) or "none"
+        raise InputError(f"{error.source_name}: expected a train and a test split, got {found}{remedy}") from None
 
 
 def load_images(
@@ -246,6 +255,11 @@ def _open_folder(folder: str, split: str | None) -> Source:
     found = Listing(folder, readable_extensions() | TABLES | SHARDS)
     if not any(extension(name) in TABLES | SHARDS for name in found.names):
         _find_dicom(found)
+    if not found.names and (maps := [name for name in os.listdir(folder) if is_map(os.path.join(folder, name))]):
+        name = choose_split(maps, split, folder)
+        prepared = MapSource(os.path.join(folder, name))
+        prepared.split = name if len(maps) > 1 else None
+        return prepared
     others = count_kinds(found.unreadable + found.skipped)
     if not found.names:
         raise InputError(

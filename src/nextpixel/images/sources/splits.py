@@ -19,8 +19,15 @@ ENDINGS = frozenset({"", "set", "data", "dataset", "images", "imgs", "split"})  
 HUB_NUMBER = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")  # train-00000-of-00002, until 2023 with a hash
 
 
-class NoSplits(InputError):
-    """A split was requested of a source without splits."""
+class NoSplit(InputError):
+    """A source lacks the requested split; `available` are those that it has, if any."""
+
+    def __init__(self, source_name: str, split: str, available: Sequence[str] = ()) -> None:
+        asked = f"has no splits, but split {split!r} was asked for; leave it out"
+        super().__init__(
+            f"{source_name} {f'has no split {split!r}, only ' + ', '.join(available) if available else asked}"
+        )
+        self.source_name, self.available = source_name, available
 
 
 def split_word(name: str) -> tuple[str | None, tuple[str, ...]]:
@@ -72,9 +79,10 @@ def choose_split(available: Iterable[str], split: str | None, source_name: str, 
     for name in available:
         if chosen is None and canonical_split(name) == canonical_split(split or "train"):
             chosen = name
+    if chosen is None and split is not None:
+        raise NoSplit(source_name, split, available)
     if chosen is None:
-        what = f"no split {split!r}" if split else "several splits, none of them train"
-        raise InputError(f"{source_name} has {what}; name one of {', '.join(available)} as the split")
+        raise InputError(f"{source_name} has several splits, none of them train: {', '.join(available)}; choose one")
     if split is None:
         others = [name for name in available if name != chosen] + [f"{beside:,} files beside them"] * bool(beside)
         say_once(f"{source_name}: {chosen} split; not used: {', '.join(others)}")
@@ -82,9 +90,9 @@ def choose_split(available: Iterable[str], split: str | None, source_name: str, 
 
 
 def refuse_split(split: str | None, source_name: str) -> None:
-    """Raise NoSplits if a split was requested."""
+    """Raise NoSplit if a split was requested."""
     if split is not None:
-        raise NoSplits(f"{source_name} has no splits, but split {split!r} was asked for; leave it out")
+        raise NoSplit(source_name, split)
 
 
 def folder_level(names: Sequence[str], split: str | None, source_name: str) -> tuple[int | None, bool]:
