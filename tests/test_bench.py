@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nextpixel import ImageGPT, ImageGPTConfig, InputError
 from nextpixel.bench import WORKS, bench, drawing_floor, table
 from nextpixel.network.decoding import Decoder, Int8Decoder
 from nextpixel.tokens.palette import Palette
+from nextpixel.tokens.patches import Patches
 
 CONFIG = ImageGPTConfig(layers=2, width=64, heads=2, side=4, colors=512)
 LIMITS = {"bytes_per_second": 1e9, "fp32_per_second": 1e9, "bf16_per_second": 4e9}
@@ -33,9 +35,12 @@ def test_every_work_is_timed_and_every_repetition_kept(model: ImageGPT, monkeypa
 
 def test_pixels_and_images_per_second_agree(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextpixel.bench.floors", lambda *_: LIMITS)
-    [half] = bench(model, ["complete"], [3], repeats=1, pixels=4)["rows"]
-    assert half["pixels_per_second"] == pytest.approx(3 * 4 / half["seconds"][0])
-    assert half["images_per_second"] == pytest.approx(half["pixels_per_second"] / 8)
+    for patch in (1, 2):
+        if patch == 2:
+            model.tokenizer = Patches(np.random.default_rng(0).integers(0, 256, (512, 2, 2, 3), np.uint8))
+        [half] = bench(model, ["complete"], [3], repeats=1, pixels=4)["rows"]
+        assert half["pixels_per_second"] == pytest.approx(3 * 4 * patch**2 / half["seconds"][0])
+        assert half["images_per_second"] == pytest.approx(half["pixels_per_second"] / (8 * patch**2))
 
 
 def test_transformers_takes_its_turns(model: ImageGPT, monkeypatch: pytest.MonkeyPatch) -> None:

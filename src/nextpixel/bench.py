@@ -37,6 +37,7 @@ from nextpixel.network.losses import cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.extraction import pooled
+from nextpixel.tokens import pixels_of
 from nextpixel.tokens.palette import Palette
 from nextpixel.training import optim
 
@@ -44,24 +45,6 @@ WORKS = ("complete", "sample", "decode", "features", "score", "encode", "train")
 DRAWN = ("complete", "sample", "decode")
 COMPARED = (*DRAWN, "features", "train")
 Clock = Literal["wall", "cpu"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Timings of one contender for one kind of work at one batch size."""
-
-    work: str
-    batch: int
-    contender: str
-    how: str
-    seconds: list[float]
-    """One for each repetition."""
-    images_per_second: float
-    pixels_per_second: float
-    per_cent_of_floor: float | None
-    """100 times the least time this machine's memory and matrix products allow, divided by the median."""
-    ratio: float | None = None
-    """Median time of the fastest transformers contender divided by ours."""
 
 
 def random_model(size: str) -> ImageGPT:
@@ -113,7 +96,7 @@ def bench(
     against: bool = False,
     clock: Clock = "wall",
 ) -> dict[str, Any]:
-    """Time each of `works` at each batch size; a dict for JSON, with `rows` as in Row.
+    """Time each of `works` at each batch size; a dict for JSON, with `rows` as `_measure` has them.
 
     "complete" draws the lower half of `batch` different images, including the prefill, "sample" whole ones, "decode"
     only `pixels` pixels (default 32) after three quarters of an image. `pixels` also shortens the other two, whose
@@ -129,14 +112,14 @@ def bench(
             )
     now = time.process_time if clock == "cpu" else time.perf_counter
     limits = floors(model.device, now)
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for work in works:
         for batch in [batches[-1]] if work == "encode" else batches:
             say(f"{work}, batch {batch}")
             contenders = [_nextpixel(model, work, batch, pixels, speed)]
             if against and work in COMPARED:
                 contenders += _transformers(model, work, batch, pixels)
-            rows += _measure(model.config, work, batch, contenders, repeats, now, model.device, limits)
+            rows += _measure(model, work, batch, contenders, repeats, now, limits)
     return {
         "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
         "machine": machine(str(model.device))
@@ -149,7 +132,7 @@ def bench(
         | ({"transformers": version("transformers")} if against else {}),
         "clock": clock,
         "floors": limits,
-        "rows": [vars(row) for row in rows],
+        "rows": rows,
     }
 
 
@@ -161,47 +144,52 @@ class _Contender:
     """Not timed; returns the argument of `run`."""
     run: Callable[[Any], object]
     drawn: int
-    """Pixels of each image that a run draws or processes."""
+    """Tokens of each image that a run draws or processes."""
     floor: Callable[[dict[str, float]], float] | None = None
     """The least seconds of a run, given `floors`."""
 
 
 def _measure(
-    config: ImageGPTConfig,
+    model: ImageGPT,
     work: str,
     batch: int,
     contenders: list[_Contender],
     repeats: int,
     now: Callable[[], float],
-    device: torch.device,
     limits: dict[str, float],
-) -> list[Row]:
+) -> list[dict[str, Any]]:
+    """Timings of each contender.
+
+    per_cent_of_floor  100 times the least time that this machine's memory and matrix products allow, by the median
+    ratio              of ours: the median time of the fastest contender of transformers, by our own
+    """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for repeat in range(repeats + 1):
         for contender in contenders:
             argument = contender.prepare()
-            _synchronize(device)
+            _synchronize(model.device)
             start = now()
             contender.run(argument)
-            _synchronize(device)
+            _synchronize(model.device)
             if repeat:  # the first run packs weights, compiles and fills caches
                 seconds[contender.name].append(now() - start)
             del argument
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     others = [median for name, median in medians.items() if name != "nextpixel"]
-    whole = config.tokens // 2 if work in ("complete", "decode") else config.tokens  # pixels that make an image
+    config, pixels = model.config, pixels_of(model.tokenizer)
+    whole = config.tokens // 2 if work in ("complete", "decode") else config.tokens  # tokens that make an image
     return [
-        Row(
-            work,
-            batch,
-            c.name,
-            c.how,
-            seconds[c.name],
-            batch / medians[c.name] * c.drawn / whole,
-            batch * c.drawn / medians[c.name],
-            100 * c.floor(limits) / medians[c.name] if c.floor else None,
-            min(others) / medians[c.name] if others and c.name == "nextpixel" else None,
-        )
+        {
+            "work": work,
+            "batch": batch,
+            "contender": c.name,
+            "how": c.how,
+            "seconds": seconds[c.name],
+            "images_per_second": batch / medians[c.name] * c.drawn / whole,
+            "pixels_per_second": batch * c.drawn * pixels / medians[c.name],
+            "per_cent_of_floor": 100 * c.floor(limits) / medians[c.name] if c.floor else None,
+            "ratio": min(others) / medians[c.name] if others and c.name == "nextpixel" else None,
+        }
         for c in contenders
     ]
 

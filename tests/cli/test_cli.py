@@ -467,7 +467,7 @@ BAD = {
     "study taken model --data photos --out photo.png/new": ["--out", "expected a folder, got the file", "photo.png"],
     "study taken model --data photos --out new --train-images 1": ["--train-images", "at least 2", "got 1"],
     "study taken model --data photos --out new --test-images 0": ["--test-images", "at least 2", "got 0"],
-    "study taken model --data photos --out new --seed -1": ["--seed", "0 or more", "got -1"],
+    "study taken model --data photos --out new --seed -1": ["--seed", "0 to 4294967295", "got -1"],
     "study taken model --data photos --out new --threads 0": ["--threads", "at least 1", "got 0"],
     "study taken model --data photos --out new --dtype fp16": ["--dtype", "fp32, bf16", "'fp16'"],
     "study taken model --data photos --out new --runs 3": ["unknown option --runs", "nextpixel study --help"],

@@ -50,48 +50,47 @@ class PictureFiles:
     """Also write it as a video to this .mp4 file; needs ffmpeg."""
 
 
+def drawing_facts(args: Any, drawing: Drawing) -> dict[str, Any]:
+    """What the JSON of every command that draws says."""
+    return {
+        "caption": args.caption,
+        "guidance": args.sampling.guidance,
+        "seed": args.sampling.seed,
+        "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
+    }
+
+
 def load_model(options: ModelOptions, argument: str = "model") -> ImageGPT:
     """Load the model that the options describe. Errors name `argument`."""
     try:
-        return _load_model(options)
+        return _load(options, students=False)
     except InputError as error:
         if error.argument == "model":
             error.argument = argument
         raise
 
 
-def _load_model(options: ModelOptions) -> ImageGPT:
+def load_features_model(options: PictureOptions) -> Backbone:
+    """Load the model for its features; it may also be a convolutional student."""
+    return _load(options, students=True)
+
+
+def _load(options: ModelOptions, *, students: bool) -> Any:
     check_model_name(options.model)
     import torch
 
-    from nextpixel.checkpoints import load
+    from nextpixel.checkpoints import load, load_backbone
     from nextpixel.devices import choose_device, set_threads
+    from nextpixel.network.resnet import ResNet
 
-    device = choose_device(options.device)
+    device, dtype = choose_device(options.device), torch.bfloat16 if options.dtype == "bf16" else torch.float32
     set_threads(options.threads)
-    model = load(options.model, device=device, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    model = (load_backbone if students else load)(options.model, device=device, dtype=dtype)
     if isinstance(options, PictureOptions):
-        model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
-    return model
-
-
-def load_features_model(options: PictureOptions) -> Backbone:
-    """Load the model for its features; it may also be a convolutional student."""
-    check_model_name(options.model)
-    from nextpixel.checkpoints import find_model
-    from nextpixel.checkpoints.resnet import MODEL_TYPE
-    from nextpixel.files import read_json
-
-    folder = find_model(options.model)
-    if read_json(folder / "config.json").get("model_type") != MODEL_TYPE:
-        return load_model(options)
-    from nextpixel.checkpoints import load_backbone
-    from nextpixel.devices import set_threads
-
-    set_threads(options.threads)
-    model = load_backbone(options.model, device=options.device)
-    check_fit(options.fit or model.fit, 3)
-    model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
+        fit = options.fit or model.fit
+        if isinstance(model, ResNet):
+            check_fit(fit, 3)
+        model.fit, model.levels = fit, options.levels.over(model.levels)
     return model
 
 

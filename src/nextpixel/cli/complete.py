@@ -19,6 +19,7 @@ from nextpixel.cli.common import (
     check_drawing,
     check_folder,
     check_sources,
+    drawing_facts,
     load_model,
     read_pictures,
     say_changed,
@@ -180,10 +181,7 @@ def run(argv: Sequence[str]) -> None:
                 "kept_rows": int(kept[0].any(1).sum()),
                 "kept_columns": int(kept[0].any(0).sum()),
                 "changed_pixels": changed,
-                "caption": args.caption,
-                "guidance": args.sampling.guidance,
-                "seed": args.sampling.seed,
-                "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
+                **drawing_facts(args, drawing),
                 "seconds": {"load": loaded - began, "draw": drawn - loaded},
                 "pictures": [
                     {

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nextpixel.cli.arguments import parse, print_json, show
-from nextpixel.cli.common import CELL_PIXELS, PictureFiles, check_drawing, load_model, show_pictures, write_pictures
+from nextpixel.cli.common import (
+    CELL_PIXELS,
+    PictureFiles,
+    check_drawing,
+    drawing_facts,
+    load_model,
+    show_pictures,
+    write_pictures,
+)
 from nextpixel.cli.hints import to_complete
 from nextpixel.cli.sharing import Share, ShareOptions, chunks, shared_drawing
 from nextpixel.config import ModelOptions, OutputOptions, SamplingConfig
@@ -100,10 +108,7 @@ def run(argv: Sequence[str]) -> None:
             {
                 "out": str(args.out),
                 **files,
-                "caption": args.caption,
-                "guidance": args.sampling.guidance,
-                "seed": args.sampling.seed,
-                "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
+                **drawing_facts(args, drawing),
                 "nats_per_pixel": nats.tolist(),
                 **({} if seam is None else {"seam": asdict(seam)}),
                 **({} if copies is None else {"copies": copies.figures() | {"redrawn": redrawn}}),

@@ -15,6 +15,7 @@ from nextpixel.cli.common import (
     PictureFiles,
     check_drawing,
     check_sources,
+    drawing_facts,
     load_model,
     read_pictures,
     say_changed,
@@ -97,10 +98,7 @@ def run(argv: Sequence[str]) -> None:
                 "part": args.part,
                 "colors": args.colors,
                 "changed_pixels": changed,
-                "caption": args.caption,
-                "guidance": args.sampling.guidance,
-                "seed": args.sampling.seed,
-                "speed": {"asked": args.sampling.speed, "mode": drawing.mode},
+                **drawing_facts(args, drawing),
                 "pictures": [
                     {
                         "file": name,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.tokens.codec import PICTURES_AT_ONCE, Codec, Frozen, centred, painted
+from nextpixel.tokens.codec import PICTURES_AT_ONCE, Codec, Frozen, centred, painted, read_network
 from nextpixel.tokens.palette import grid_of
 from nextpixel.tokens.patches import cut
 
@@ -51,7 +51,7 @@ class Learned:
 
     @classmethod
     def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Learned:
-        return cls(Frozen.read(Codec, values["codec"], values).network)
+        return cls(read_network(Codec, values["codec"], values))
 
     @torch.no_grad()
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nextpixel.errors import InputError
-from nextpixel.tokens.codec import SIDES, Frozen, PatchDecoder, centred, painted
+from nextpixel.tokens.codec import SIDES, Frozen, PatchDecoder, centred, painted, read_network
 from nextpixel.tokens.palette import grid_of
 
 CODES_AT_MOST = 16_384
@@ -76,7 +76,7 @@ class Patches:
 
     @classmethod
     def from_values(cls, values: dict[str, Any], cache: str | Path | None = None) -> Patches:
-        decoder = Frozen.read(PatchDecoder, values["decoder"], values).network if "decoder" in values else None
+        decoder = read_network(PatchDecoder, values["decoder"], values) if "decoder" in values else None
         return cls(values["codes"], decoder)
 
     def encode(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
