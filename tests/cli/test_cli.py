@@ -299,8 +299,8 @@ BAD = {
     "sample --model no-colours": ["no-colours/preprocessor_config.json", "clusters", "expected"],
     # drawn pictures against real ones
     "evaluate": ["IMAGES", "nextpixel evaluate --help"],
-    "evaluate many.npy --samples 19": ["--samples", "at least 20", "got 19"],
-    "evaluate many.npy --samples 100001": ["--samples", "at most 100,000", "got 100,001"],
+    "evaluate many.npy --samples 19": ["--samples", "20 to 100,000", "got 19"],
+    "evaluate many.npy --samples 100001": ["--samples", "20 to 100,000", "got 100,001"],
     "evaluate many.npy --samples few": ["--samples", "whole number", "'few'"],
     "evaluate photos --samples 20": ["at least 40 real images", "got 3", "add some"],
     "evaluate many.npy --samples 20 --references 61": ["--references", "20 to 60", "got 61"],

@@ -218,7 +218,8 @@ def test_edits_without_anything_to_draw_are_refused(client: TestClient) -> None:
         assert "image twice" in client.post("/v1/images/edits", files=two).json()["error"]["message"]
     both = client.post("/v1/images/edits", data={"keep": "0.5"}, files=image | {"mask": ("b.png", TRANSPARENT)})
     assert both.json()["error"]["message"].startswith("keep: cannot be combined with `mask`"), both.text
-    assert client.post("/v1/images/generations", json={"model": "gpt-image-1"}).status_code == 404
+    answer = client.post("/v1/images/generations", json={"model": "gpt-image-1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "model")
 
 
 def test_models_are_listed_as_openai_does(client: TestClient) -> None:

@@ -324,7 +324,7 @@ def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
         ("/v1/complete", {"image": TEXT, "seed": -1}, ["seed", "got -1"]),
         ("/v1/complete", {"image": TEXT, "seed": 2**70}, ["seed"]),
         ("/v1/complete", {"image": TEXT, "wings": 2}, ["wings"]),
-        ("/v1/complete", {"image": TEXT, "model": "x" * 500}, ["expected one of tiny, blind"]),
+        ("/v1/complete", {"image": TEXT, "model": "x" * 500}, ["model: expected one of tiny, blind, got 'xxx"]),
         ("/v1/complete", {"image": TEXT, "model": "blind"}, ["masked model has no order"]),
         ("/v1/score", {"image": TEXT, "model": "blind"}, ["masked model gives no likelihood"]),
         ("/v1/complete", {"image": "not base64!"}, ["image: expected a picture file in base64"]),
@@ -420,6 +420,7 @@ def test_hostile_and_broken_pictures_are_refused(narrow: TestClient, path: str, 
     answer = narrow.post(path, json={"image": base64.b64encode(BROKEN[name]).decode()})
     assert answer.status_code == 422
     assert message(answer).startswith("image: ") and len(message(answer)) < 300
+    assert answer.json()["error"]["param"] == "image"
     if name in ("bomb", "large", "long strip"):
         assert "over 80,000 pixels" in message(answer)
 

@@ -186,9 +186,9 @@ def test_the_description_has_examples_that_work_and_every_kind_of_response(clien
         assert all(media["schema"]["type"] == "string" for kind, media in kinds.items() if kind != "application/json")
 
 
-def test_a_route_that_is_off_names_its_option(client: TestClient) -> None:
+def test_a_route_that_is_off_says_what_is_missing(client: TestClient) -> None:
     answer = client.post("/v1/classify", json={"image": TEXT})
-    assert answer.status_code == 404 and "its option classifier" in message(answer)
+    assert answer.status_code == 404 and "without a classifier" in message(answer)
     assert "/v1/classify" not in client.get("/openapi.json").json()["paths"]
 
 

@@ -175,7 +175,9 @@ def _download(name: str) -> Path:
     except Exception as error:  # many kinds, and each means that the download failed
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"there is no folder {name!r} here, and the download from the hub failed: {reason}", argument="model"
+            f"there is no folder {name!r} here, and the download from the hub failed ({reason}); without a network, "
+            "give a folder with a copy of its files",
+            argument="model",
         ) from None
 
 

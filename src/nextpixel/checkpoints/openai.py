@@ -38,7 +38,7 @@ def load_openai(
     if len(palette) != config.colors:
         raise InputError(
             f"{bundle.index}: model/wte: expected {len(palette)} colours as in the palette, got {config.colors}; "
-            "pass the palette that this model was trained with"
+            "pass the `palette` that this model was trained with"
         )
     weights = {name: tensor.to(device, dtype) for name, tensor in _read_weights(bundle, config)}
     with torch.device("meta"):

@@ -74,7 +74,7 @@ class Complete:
     caption: str | None = None
     """What the pictures show, for a model with words, see nextpixel sample."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     out: Path = Path("completions.png")
     """The grid, a PNG file."""
     zoom: int | None = None

@@ -36,7 +36,7 @@ class Distill:
     """The teacher: a checkpoint folder, a run folder, a hub name or a bundled model (embedded, faces, photos);
     default: embedded."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     config: DistillConfig = field(default_factory=DistillConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 

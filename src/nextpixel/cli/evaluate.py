@@ -13,7 +13,14 @@ from nextpixel.cli.comparing import compare, compare_features, report
 from nextpixel.cli.hints import command
 from nextpixel.cli.sharing import Arrays, Share, ShareOptions, chunks
 from nextpixel.cli.spelling import flag
-from nextpixel.config import PICTURES_AT_MOST, OutputOptions, PictureOptions, SamplingConfig, check_numbers
+from nextpixel.config import (
+    COMPARED_AT_LEAST,
+    PICTURES_AT_MOST,
+    OutputOptions,
+    PictureOptions,
+    SamplingConfig,
+    check_numbers,
+)
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -41,7 +48,7 @@ class Evaluate:
     """Picture files, folders, arrays, parquet files, hub names, or OpenAI's token arrays (cifar10_teX.npy); several are
     concatenated."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     captions: str | None = None
     """Score the images given their captions, and without: names, folders, a .csv or .jsonl file of file,caption, or a
     text column, see pretrain --help."""
@@ -212,8 +219,8 @@ def _check(args: Evaluate) -> None:
         return
     if args.samples is not None and args.pictures is not None:
         raise InputError("--pictures: cannot be combined with --samples")
-    if args.samples is not None and args.samples > PICTURES_AT_MOST:
-        raise InputError(f"--samples: expected at most {PICTURES_AT_MOST:,}, got {args.samples:,}")
+    if args.samples is not None and not COMPARED_AT_LEAST <= args.samples <= PICTURES_AT_MOST:
+        raise InputError(f"--samples: expected {COMPARED_AT_LEAST} to {PICTURES_AT_MOST:,}, got {args.samples:,}")
     for name in ("accuracy", "labels", "masks"):
         if getattr(args, name) != getattr(Evaluate, name):
             raise InputError(f"{flag(name)}: belongs to accuracy; cannot be combined with --samples or --pictures")

@@ -46,7 +46,7 @@ class Features:
     out: Path = Path("features.npz")
     """A .npz file (features, names, extractor) or a .parquet file (one row per image: file, features)."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     share: ShareOptions = field(default_factory=ShareOptions)
     model: FeaturesModel = field(default_factory=FeaturesModel)
     output: OutputOptions = field(default_factory=OutputOptions)

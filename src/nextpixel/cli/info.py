@@ -132,4 +132,4 @@ def _print(values: dict[str, Any], indent: str = "") -> None:
             show(f"{indent}{name}:")
             _print(value, indent + "  ")
         else:
-            show(f"{indent}{name}: {value:,}" if isinstance(value, int) else f"{indent}{name}: {value}")
+            show(f"{indent}{name}: {value:,}" if type(value) is int else f"{indent}{name}: {value}")

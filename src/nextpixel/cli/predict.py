@@ -38,7 +38,7 @@ class Predict:
     images: Images
     """Pictures to classify: files, folders, arrays; several are concatenated."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     out: Path | None = None
     """Write file, class and probabilities to this CSV file."""
     words: bool = False

@@ -54,7 +54,7 @@ class Prepare:
     store_side: int | Size | None = None
     """Pixels along each side of the stored images; default: by --augment."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     captions: str | None = None
     """Keep captions in the folder, for training with the same option, see pretrain --help."""
     job: str | None = None

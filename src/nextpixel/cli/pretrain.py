@@ -39,7 +39,7 @@ class Pretrain:
     recipe: str | None = None
     """Name of a shipped recipe, or a TOML file of settings; other options override it."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     force: bool = False
     """Start even if the printed plan exceeds the memory."""
     config: PretrainConfig = field(default_factory=PretrainConfig)

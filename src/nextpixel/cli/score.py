@@ -35,7 +35,7 @@ class Score:
     images: Images
     """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     heatmap: Path | None = None
     """Write each image with its map of nats per pixel to this new folder."""
     report: Path | None = None

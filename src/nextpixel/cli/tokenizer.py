@@ -42,7 +42,7 @@ class TokenizerArguments:
     data: tuple[str, ...] = ()
     """With --resume, the new location of the same images; recorded in the run."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     config: CodecConfig = field(default_factory=CodecConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
 

@@ -50,7 +50,7 @@ class Vary:
     caption: str | None = None
     """What the pictures show, for a model with words, see nextpixel sample."""
     split: str | None = None
-    """The split to use, if the source has several (train, test)."""
+    """The split to use, if the source has several; default: train."""
     out: Path = Path("variations.png")
     """The grid, a PNG file."""
     show: bool = False

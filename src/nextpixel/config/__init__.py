@@ -35,6 +35,7 @@ from nextpixel.config.settings import check_keywords
 from nextpixel.config.shapes import MODERN, SIZES, TAGS, ImageGPTConfig, ResNetConfig, SizeName
 from nextpixel.config.terms import (
     AUGMENTATIONS,
+    COMPARED_AT_LEAST,
     PICTURES_AT_MOST,
     Activation,
     Anchor,

@@ -162,6 +162,7 @@ def _numbers(value: Any, kind: type) -> tuple[Any, ...] | None:
 
 
 PICTURES_AT_MOST = 100_000  # drawn by one call
+COMPARED_AT_LEAST = 20  # pictures in a distance: ten subsets of two, for the kernel distance's error
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "at_least_one": ("at least 1", lambda value: value >= 1),
     "at_least_zero": ("0 or more", lambda value: value >= 0),

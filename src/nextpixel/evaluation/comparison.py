@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import SamplingConfig, SamplingKeywords, check_keywords
+from nextpixel.config import COMPARED_AT_LEAST, SamplingConfig, SamplingKeywords, check_keywords
 from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import read_squares
@@ -30,7 +30,6 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extractors import PIXELS, Extractor, open_extractor, read_features
 from nextpixel.tokens import Tokenizer, reconstruct
 
-MIN_SAMPLES = 20  # ten subsets of two, for the kernel distance's error
 METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
@@ -118,15 +117,15 @@ def compare_samples(
 
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:
     """Choose among `count` real images those to compare `samples` with and those for the floor, by seed."""
-    if samples < MIN_SAMPLES:
-        raise InputError(f"expected at least {MIN_SAMPLES} pictures, got {samples}", argument="samples")
-    if count < 2 * MIN_SAMPLES:
+    if samples < COMPARED_AT_LEAST:
+        raise InputError(f"expected at least {COMPARED_AT_LEAST} pictures, got {samples}", argument="samples")
+    if count < 2 * COMPARED_AT_LEAST:
         raise InputError(
-            f"expected at least {2 * MIN_SAMPLES} real images, half of them for the floor, got {count}; add some"
+            f"expected at least {2 * COMPARED_AT_LEAST} real images, half of them for the floor, got {count}; add some"
         )
-    if references is not None and not MIN_SAMPLES <= references <= count:
+    if references is not None and not COMPARED_AT_LEAST <= references <= count:
         raise InputError(
-            f"expected {MIN_SAMPLES} to {count:,}, as many as there are real images, got {references}",
+            f"expected {COMPARED_AT_LEAST} to {count:,}, as many as there are real images, got {references}",
             argument="references",
         )
     order = np.random.default_rng([seed, 0x5EA1]).permutation(count)

@@ -31,7 +31,7 @@ from nextpixel.progress import silent
 from nextpixel.representation.extraction import Backbone, check_layers, pooled
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.server import openai, schema
-from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, base64_text, read_call
+from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, FieldError, base64_text, read_call
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import Drawn, draw, respond
 from nextpixel.server.engine import Engine
@@ -190,7 +190,7 @@ def create_app(
         except UnreadableImage as error:
             expected = "expected a complete PNG, JPEG, WebP, GIF or BMP file"
             expected += f" of at most {size[0]} x {size[1]} pixels" * (fit == "place")
-            raise HTTPException(422, f"{field}: {error.reason}; {expected}") from None
+            raise FieldError(422, field, f"{error.reason}; {expected}") from None
 
     async def read_square(call: Call[Any], model: Backbone) -> NDArray[np.uint8]:
         """The picture of a request as the model's input (1, H, W, C)."""
@@ -286,7 +286,7 @@ def create_app(
 
     async def classify(call: Call[schema.Picture]) -> Response:
         if classifier is None or classifier.model is None:
-            raise HTTPException(404, "this server has no classifier; its option classifier names a probe")
+            raise HTTPException(404, "this server was started without a classifier, such as a saved probe")
         squares = await read_square(call, classifier.model)
         [probabilities], [number] = await run(call, lambda: classifier.predictions(squares))
         names = [str(name) for name in classifier.classes_]

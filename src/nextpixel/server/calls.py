@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, shortened
 from nextpixel.images import png_bytes
 from nextpixel.network.model import ImageGPT
 from nextpixel.server import schema
@@ -97,7 +97,7 @@ async def read_call(request: Request, kind: type[R], models: Mapping[str, ImageG
     body = await to_thread.run_sync(schema.parse, request.headers.get("content-type", ""), content, kind)
     name = body.model or next(iter(models))
     if name not in models:
-        raise HTTPException(404, f"model: expected one of {', '.join(models)}")
+        raise FieldError(404, "model", f"expected one of {', '.join(models)}, got {shortened(name)}")
     seconds = min(body.timeout_seconds or math.inf, timeout_seconds)
     return Call(request, body, name, models[name], seconds, arrived + seconds)
 
@@ -109,6 +109,14 @@ def base64_text(data: bytes) -> str:
 # ---- errors
 
 
+class FieldError(HTTPException):
+    """A refusal of a field with another status than 400, which is that of InputError."""
+
+    def __init__(self, status: int, param: str, message: str) -> None:
+        super().__init__(status, f"{param}: {message}")
+        self.param = param
+
+
 def error_response(
     status: int, message: str, headers: Mapping[str, str] | None = None, param: str | None = None
 ) -> Response:
@@ -117,7 +125,7 @@ def error_response(
 
 async def handle_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        return error_response(error.status_code, str(error.detail), error.headers)
+        return error_response(error.status_code, str(error.detail), error.headers, getattr(error, "param", None))
     if isinstance(error, InputError):
         return error_response(400, str(error), param=error.argument)
     if isinstance(error, ClientDisconnect):
