@@ -1,9 +1,7 @@
 """Files, PIL pictures and arrays -> RGB, upright by the EXIF orientation, as a viewer shows them; or exact RGBA."""
 
-import io
 import logging
 import re
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,10 +20,11 @@ from nextpixel.images.formats import FORMATS as FURTHER_FORMATS
 from nextpixel.images.formats import find_format
 from nextpixel.images.multiband import choose_bands
 from nextpixel.images.numbers import Numbers, coloured
+from nextpixel.images.opened import Picture, info_of, means_opacity, open_picture, turn_upright
 from nextpixel.images.profiles import to_srgb
+from nextpixel.images.wide import BITS, PHOTOMETRIC, file_of, of_grey, of_wide, wide_mode
 from nextpixel.limits import check_frames, check_picture
 
-Picture = Image.Image
 Content = str | bytes | Picture | np.ndarray  # a path, an encoded picture, or pixels
 
 PIXEL_LIMIT = 178_956_970  # half a GiB of RGB: where PIL itself refuses by default
@@ -36,23 +35,13 @@ EXTENSIONS = frozenset(
     "apng avif avifs bmp bw dds dib gif icns ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm "
     "pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm".split()
 )
+SAMPLES, PLANAR = 277, 284  # TIFF tags
 ANIMATED = ("GIF", "PNG", "WEBP")  # other files of several pictures hold one in several sizes, or pages
 PLUGINS = {  # kind -> extensions, the module that reads them, what pip calls it
     "HEIC": (frozenset({"heic", "heics", "heif", "hif"}), "pillow_heif", "pillow-heif"),
     "JPEG XL": (frozenset({"jxl"}), "pillow_jxl", "pillow-jxl-plugin"),
     "DICOM": (frozenset({"dcm", "dicom"}), "pydicom", "pydicom"),
 }
-EXIF_TRANSPOSITIONS = {  # EXIF orientation (tag 0x0112) -> the transposition that makes it upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-WIDE = re.compile(r"(LA|RGB|RGBA|RGBa|RGBX);16([BLN])")  # raw modes of which PIL keeps only the high byte
-PHOTOMETRIC, SAMPLES, PLANAR, EXTRA_SAMPLES, GDAL_NODATA, BITS = 262, 277, 284, 338, 42113, 258  # TIFF tags
 
 
 class UnreadableImage(ValueError):
@@ -120,7 +109,7 @@ def read_pixels(
             _, frame = next(further.frames(content, pixel_limit))
             return _of_picture(frame, bands) if isinstance(frame, Picture) else frame
         try:
-            opened = _open(content, formats or all_formats())
+            opened = open_picture(content, formats or all_formats())
         except Image.UnidentifiedImageError:
             if formats is None and multiband.is_tiff(content):
                 return multiband.read(content, bands, pixel_limit)
@@ -163,7 +152,7 @@ def _frames(content: Content, pixel_limit: int, formats: tuple[str, ...] | None)
                     raise ValueError("expected 8 bits a channel for exact colours, got more")
                 yield part, frame
             return
-        with _open(content, formats or all_formats()) as picture:
+        with open_picture(content, formats or all_formats()) as picture:
             _check_size(picture, pixel_limit)
             if picture.format not in ANIMATED or not getattr(picture, "is_animated", False):
                 yield "", picture
@@ -209,10 +198,6 @@ def from_array(pixels: np.ndarray) -> Picture:
     return decode(pixels, "the array")
 
 
-def _open(file: str | bytes, formats: tuple[str, ...]) -> Picture:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
-
-
 def _of_array(array: np.ndarray, bands: tuple[int, ...] | None) -> Picture | Numbers:
     values = array[..., None] if array.ndim == 2 else array
     if values.ndim != 3 or not values.size:
@@ -230,21 +215,21 @@ def _of_picture(
 ) -> Picture | Numbers:
     tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
     samples = int(tags.get(SAMPLES, 1))
-    wide = _wide(picture)
+    wide = wide_mode(picture)
     in_planes = tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8  # which PIL takes for bytes
     if in_planes or (bands and samples > 3):
-        return multiband.read(file or _file_of(picture), bands, PIXEL_LIMIT)
+        return multiband.read(file or file_of(picture), bands, PIXEL_LIMIT)
     if wide:
-        return _of_wide(file or _file_of(picture), str(picture.format), *wide, tags)
+        return of_wide(file or file_of(picture), str(picture.format), *wide, tags)
     is_wide = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
     if peek and not is_wide and samples <= 3:
         return picture
-    is_opaque = not _means_opacity(picture, tags)
+    is_opaque = not means_opacity(picture, tags)
     picture.load()
-    info = _info(picture)
-    upright = _apply_exif_orientation(picture)
+    info = info_of(picture)
+    upright = turn_upright(picture)
     if is_wide:
-        return _of_grey(upright, info, picture.format, tags)
+        return of_grey(upright, info, picture.format, tags)
     if is_opaque:
         info.pop("transparency", None)
         upright = upright.convert("RGB") if upright.mode in ("RGBA", "RGBa", "P", "PA") else upright
@@ -253,10 +238,6 @@ def _of_picture(
     if samples > 3 and (is_opaque or picture.mode == "RGB") and tags.get(PHOTOMETRIC) == 2:
         return Numbers(np.asarray(upright), stated=(0.0, 255.0), bands=(1, 2, 3), band_count=samples, info=info)
     return _plain(_over_white(upright, info), picture)
-
-
-def _info(picture: Picture) -> dict[str, Any]:
-    return {str(name): value for name, value in picture.info.items()}
 
 
 def _plain(rgb: Picture, original: Picture) -> Picture:
@@ -270,11 +251,11 @@ def _plain(rgb: Picture, original: Picture) -> Picture:
 
 def _exact(picture: Picture) -> np.ndarray:
     """uint8 (H, W, 4) in sRGB; values of files in sRGB are unchanged."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16") or _wide(picture):
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16") or wide_mode(picture):
         raise ValueError("expected 8 bits a channel for exact colours, got more")
-    is_opaque = not _means_opacity(picture, getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {})
+    is_opaque = not means_opacity(picture, getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {})
     picture.load()
-    pixels = np.array(_with_opacity(_apply_exif_orientation(picture), _info(picture)).convert("RGBA"))
+    pixels = np.array(_with_opacity(turn_upright(picture), info_of(picture)).convert("RGBA"))
     if is_opaque:
         pixels[..., 3] = 255
     pixels[pixels[..., 3] == 0] = 0
@@ -303,139 +284,6 @@ def _with_opacity(picture: Picture, info: dict[str, Any]) -> Picture:
     pixels = to_srgb(colours, info).convert("RGBA")
     pixels.putalpha(rgba.getchannel("A"))
     return pixels
-
-
-def _of_grey(picture: Picture, info: dict[str, Any], kind: str | None, tags: Any) -> Numbers:
-    """One channel of more than 8 bits."""
-    values = np.asarray(picture)[..., None]
-    stated, transparent = None, info.get("transparency")
-    if kind in ("PPM", "JPEG2000") and picture.mode != "F":  # PIL has brought them to 16 bits
-        stated = 0.0, 65535.0
-    elif tags.get(BITS) == (12,):
-        stated = 0.0, 4095.0
-    opacity = (values[..., 0] != transparent).astype(np.float32) if isinstance(transparent, int) else None
-    return Numbers(
-        values,
-        opacity,
-        stated,
-        negative=tags.get(PHOTOMETRIC) == 0,
-        no_data=multiband.no_data(tags.get(GDAL_NODATA)),
-        info=info,
-    )
-
-
-def _wide(picture: Picture) -> tuple[str, str] | None:
-    """("RGB", "B") or the like, channels and byte order, where the file has 16 bits a channel and PIL would take 8."""
-    tiles: Any = getattr(picture, "tile", None)
-    args = tiles[0][3] if tiles else None
-    match = WIDE.fullmatch(str(args[0] if isinstance(args, tuple) else args))
-    return (match[1], match[2]) if match else None
-
-
-def _file_of(picture: Picture) -> bytes:
-    """The encoded bytes of a picture that PIL has opened but not decoded."""
-    file: Any = picture.fp  # type: ignore[attr-defined]
-    file.seek(0)
-    return bytes(file.read())
-
-
-def _of_wide(file: str | bytes, kind: str, channels: str, order: str, tags: Any) -> Numbers:
-    """PIL unpacks one byte of each 16-bit value, so unpack twice, once for each byte."""
-    high = {"N": "L" if sys.byteorder == "little" else "B"}.get(order, order)
-    if channels == "LA":
-        both, info = _unpacked(file, kind, "RGBA", "RGBA")  # all four bytes at once
-        values = both[..., ::2].astype(np.uint16) * 256 + both[..., 1::2]
-    else:
-        mode = "RGB" if channels == "RGB" else "RGBA"
-        upper, info = _unpacked(file, kind, mode, f"{mode};16{high}")
-        lower, _ = _unpacked(file, kind, mode, f"{mode};16{'B' if high == 'L' else 'L'}")
-        values = upper.astype(np.uint16) * 256 + lower
-    values, fourth = values[..., :-1] if values.shape[2] in (2, 4) else values, values[..., -1]
-    opacity: np.ndarray | None = None
-    bands: tuple[int, ...] = ()
-    if channels in ("LA", "RGBA", "RGBa"):
-        if kind != "TIFF" or _is_opacity(tags):
-            opacity = fourth / np.float32(65535)
-        else:
-            bands = 1, 2, 3
-    if channels == "RGBX":
-        bands = 1, 2, 3
-    if channels == "RGBa" and opacity is not None:  # premultiplied
-        values = multiband.straight(values, opacity)
-    transparent = info.get("transparency")
-    if opacity is None and isinstance(transparent, tuple):
-        opacity = (values != np.array(transparent)).any(-1).astype(np.float32)
-    return Numbers(values, opacity, bands=bands, band_count=4 if bands else 0, info=info)
-
-
-def _unpacked(file: str | bytes, kind: str, mode: str, raw: str) -> tuple[np.ndarray, dict[str, Any]]:
-    with _open(file, (kind,)) as opened:
-        picture: Any = opened
-        picture._mode = mode
-        tiles = []
-        for tile in picture.tile:
-            args = (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw
-            tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))
-        picture.tile = tiles
-        picture.load()
-        return np.asarray(_apply_exif_orientation(picture)), _info(picture)
-
-
-def _is_opacity(tags: Any) -> bool:
-    """Whether a TIFF's extra sample is declared as opacity; 999 is Corel Draw's code."""
-    return (tags.get(EXTRA_SAMPLES) or (0,))[0] in (1, 2, 999)
-
-
-def _means_opacity(picture: Picture, tags: Any) -> bool:
-    """Whether PIL's opacity channel is opacity by the file format. Call before loading."""
-    kind, file = picture.format, getattr(picture, "fp", None)
-    if picture.mode not in ("RGBA", "RGBa", "LA", "La", "PA"):
-        return True
-    if kind == "TIFF":
-        return _is_opacity(tags)
-    if kind == "TGA" and file is not None:
-        place = file.tell()
-        file.seek(17)
-        attribute_bits = file.read(1)[0] & 15
-        file.seek(place)
-        if attribute_bits == 0:
-            return False
-    if kind == "PSD" and file is not None:
-        return _has_psd_opacity(file)
-    if kind == "JPEG2000" and file is not None:
-        place = file.tell()
-        file.seek(0)
-        boxes = file.read(1 << 16).partition(b"jp2c")[0]
-        file.seek(place)
-        _, found, definition = boxes.partition(b"cdef")
-        count = int.from_bytes(definition[:2], "big")
-        kinds = [int.from_bytes(definition[4 + 6 * i : 6 + 6 * i], "big") for i in range(min(count, 8))]
-        return bool(found) and any(value in (1, 2) for value in kinds)
-    if kind in ("BMP", "DIB", "DDS", "ICO", "TGA") and picture.mode in ("RGBA", "LA"):
-        return picture.getchannel("A").getextrema() != (0, 0)  # an unused byte
-    return True
-
-
-def _has_psd_opacity(file: Any) -> bool:
-    """In a PSD file a negative number of layers means that the fourth channel is opacity, not a selection."""
-    place = file.tell()
-    try:
-        file.seek(26)
-        for _ in range(2):  # colour table, resources
-            file.seek(int.from_bytes(file.read(4), "big"), 1)
-        section, layers = (int.from_bytes(file.read(4), "big") for _ in range(2))
-        return section > 0 and layers > 0 and int.from_bytes(file.read(2), "big", signed=True) < 0
-    finally:
-        file.seek(place)
-
-
-def _apply_exif_orientation(picture: Picture) -> Picture:
-    try:
-        # After load(): PIL turns a TIFF upright itself while loading and then drops the tag.
-        orientation = picture.getexif().get(0x0112, 1)
-    except Exception:  # broken metadata is no reason to refuse sound pixels
-        return picture
-    return picture.transpose(EXIF_TRANSPOSITIONS[orientation]) if orientation in EXIF_TRANSPOSITIONS else picture
 
 
 def _reason(error: Exception, pixel_limit: int) -> str:
