@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
+from nextpixel.checkpoints import Run
 from nextpixel.cli import VERBS, main
 from nextpixel.data.prepared import Job, prepare
 from nextpixel.errors import WorkError
@@ -305,7 +307,7 @@ BAD = {
     "evaluate photos --samples 20": ["at least 40 real images", "got 3", "add some"],
     "evaluate many.npy --samples 20 --references 61": ["--references", "20 to 60", "got 61"],
     "evaluate many.npy --samples 20 --pictures many.npy": ["--pictures", "cannot be combined with --samples"],
-    "evaluate many.npy --pictures photos": ["at least 20 pictures", "got 3"],
+    "evaluate many.npy --pictures photos": ["--pictures: expected at least 20 pictures, got 3"],
     "evaluate many.npy --pictures nope": ["nope", "no such file"],
     "evaluate many.npy --extractor untrained": ["--extractor", "requires --samples or --pictures"],
     "evaluate many.npy --temperature 0.5": ["--temperature", "requires --samples"],
@@ -884,6 +886,19 @@ def test_file_names_need_not_be_text(
         out = buffer.getvalue().decode(encoding)
         assert "caf\\udce9.png" in out
     assert name in [image["file"] for image in json.loads(out)["images"]]
+    Path(f"photos/cut {name}").write_bytes(b"no picture")
+    for i in range(20):
+        shutil.copy("photo.png", f"photos/{i}.png")
+    assert main(["features", "photos", "--model", "model", "--out", "f.parquet"]) == 0
+    assert "caf\\udce9.png" in pyarrow.parquet.read_table("f.parquet")["file"].to_pylist()
+    assert main(["features", "photos", "--model", "model", "--out", "f.npz"]) == 0
+    with np.load("f.npz") as arrays:
+        assert name in arrays["names"].tolist()
+    os.rename("photos", place := os.fsdecode(b"caf\xe9"))
+    assert main(["pretrain", place, *SMALL_RUN.split(), "--out", "run"]) == 0
+    assert Run("run").facts()["data"]["path"] == os.path.abspath(place)
+    assert "cut caf\\udce9.png" in Path("run/unreadable.txt").read_text("utf-8")
+    assert main(["pretrain", "--resume", "run"]) == 0
 
 
 # ---- help, and what starting costs

@@ -178,14 +178,31 @@ def test_the_probe_chooses_the_pooling_and_its_predictions_use_it(desk: Path, ca
     assert len(few["results"][0]["poolings"]) == 2 and few["pooling"] == "best"
 
 
+@pytest.mark.parametrize("trained_on", ["names", "numbers"])
+@pytest.mark.parametrize("tested_on", ["names", "numbers"])
+def test_a_class_and_its_digits_are_the_same(
+    desk: Path, capsys: pytest.CaptureFixture, trained_on: str, tested_on: str
+) -> None:
+    with np.load("set.npz") as arrays:
+        for split in ("train", "test"):
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            np.savez(f"names-{split}.npz", images=images, labels=labels.astype(str))
+            np.savez(f"numbers-{split}.npz", images=images, labels=labels)
+    command = ["probe", f"{trained_on}-train.npz", "--test", f"{tested_on}-test.npz", "--model", "model", "--json"]
+    assert main([*command, "--no-baselines", "--layer", "1", "--pooling", "mean"]) == 0
+    [result] = json.loads(capsys.readouterr().out)["results"]
+    assert result["scores"][0]["accuracy"] > 0.9 and result["nearest_neighbours"][0] > 0.9
+
+
 def test_a_model_that_does_not_beat_the_baselines_is_told_so(desk: Path, capsys: pytest.CaptureFixture) -> None:
     broken = nextpixel.load("model")
     with torch.no_grad():
         for parameter in broken.parameters():
             parameter.zero_()
     nextpixel.save(broken, "broken")
-    assert main(["probe", "set.npz", "--model", "broken"]) == 0
-    assert "this model does not beat raw pixels" in capsys.readouterr().out
+    for labels, told in (([], "all labels"), (["--labels-per-class", "5", "--repeats", "1"], "5 labels a class")):
+        assert main(["probe", "set.npz", "--model", "broken", *labels]) == 0
+        assert f"\n{told}: this model does not beat raw pixels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -341,8 +358,12 @@ def test_24_pictures_that_are_easily_told_apart_get_high_probabilities(
     assert [row["class"] for row in rows] == names[truth].tolist()
     assert min(row[row["class"]] for row in rows) > 0.8 and "not calibrated" not in err
     np.savez("one.npz", images=images[:2], labels=labels[:2], class_names=names)
-    assert main(["probe", "one.npz", "--test", "few.npz", "--model", "model", "--no-baselines", "--out", "one"]) == 0
-    assert "probabilities not calibrated, as no class has a second image to hold out" in capsys.readouterr().out
+    command = ["probe", "one.npz", "--test", "few.npz", "--model", "model", "--no-baselines", "--out", "one"]
+    assert main([*command, "--figure", "curve.png"]) == 0
+    out, err = capsys.readouterr()
+    assert "probabilities not calibrated, as no class has a second image to hold out" in out
+    assert "no figure: no class has a second image to hold out, by which to compare layers" in err
+    assert "curve.png" not in err and not Path("curve.png").exists()
     assert main(["predict", "one", "few.npz", "--split", "test"]) == 0
     assert "not calibrated" in capsys.readouterr().err
 
@@ -382,8 +403,9 @@ def test_labels_may_come_from_a_csv_file(desk: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arguments", [[], ["--labels-per-class", "2,5", "--repeats", "2"]], ids=["layers", "labels"])
-def test_the_curve_is_drawn(desk: Path, arguments: list[str]) -> None:
+def test_the_curve_is_drawn(desk: Path, arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     command = ["probe", "set.npz", "--model", "model", "--no-baselines", "--figure", "curve.png"]
     assert main([*command, *arguments]) == 0
+    assert "Figure: curve.png" in capsys.readouterr().err
     assert load_images("curve.png", 64).std() > 5  # something is drawn on it
     assert [path.name for path in desk.iterdir() if path.name.startswith(".")] == []

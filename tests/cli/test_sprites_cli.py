@@ -15,9 +15,14 @@ import nextpixel
 from nextpixel import ExactPalette, ImageGPT
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.config import Levels, ResNetConfig
+from nextpixel.evaluation.naming import word_probabilities
 from nextpixel.images import read_palette_file
 from nextpixel.images.sources import load_images
+from nextpixel.network.resnet import ResNet
+from nextpixel.representation.probing import LinearProbe
 from nextpixel.tokens.colors import hex_color
+from nextpixel.training import convnet
 
 H, W = 6, 5
 CLEAR, GLASS = (0, 0, 0, 0), (10, 200, 10, 120)
@@ -172,7 +177,38 @@ def test_the_tiles_of_a_sheet_have_captions_of_their_own(there: Path, capsys: py
     assert dict(zip(words.table, words.shares)) == {"red": 6 / 10, "blue": 4 / 10}  # one of the blue ones is held out
     found = run_json("evaluate sheet.png --slice 6x5 --captions sheet.csv --model run2", capsys)
     assert found["images"] == 11 and found["nats_per_pixel_without_captions"] is not None
-    assert nextpixel.nll(nextpixel.load("run2"), "sheet.png", captions=["red"] * 11).shape == (11,)
+    run2, captions = nextpixel.load("run2"), [*["red", "blue"] * 5, "red"]
+    nats = nextpixel.nll(run2, "sheet.png", captions=captions)
+    assert nats.shape == (11,) and found["nats_per_pixel"] == pytest.approx(nats.mean(), rel=1e-5)
+    rows = run_json("score sheet.png --slice 6x5 --captions sheet.csv --model run2", capsys)["images"]
+    scored = {row["file"]: row["nats_per_pixel"] for row in rows}
+    assert [scored[f"sheet.png#{i // 2},{i % 2}"] for i in range(11)] == pytest.approx(nats, rel=1e-5)
+    with Image.open("sheet.png") as sheet:
+        sheet.resize((4 * W, 12 * H), Image.Resampling.NEAREST).save("large.png")
+    squares = load_images("sheet.png", run2.size, fit=run2.fit, levels=run2.levels)
+    expected = word_probabilities(run2, squares)
+    for file, tile in (("sheet.png", "6x5"), ("large.png", "12x10")):  # squares are not fitted again
+        found = run_json(f"predict run2 {file} --slice {tile} --words", capsys)["predictions"]
+        told = [[row[word] for word in words.table] for row in found]
+        assert np.allclose(told, expected, atol=1e-5), file
+
+
+def test_a_probe_is_fitted_to_and_tested_on_frames_and_tiles(there: Path, model: ImageGPT) -> None:
+    """Class folders with an animation each, and with a sheet each."""
+    for seed, (kind, colours) in enumerate({"red": REDS, "blue": BLUES}.items()):
+        frames = [sprite(10 * seed + i, colours) for i in range(6)]
+        for folder in ("animated", "sheets"):
+            (there / folder / kind).mkdir(parents=True)
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        first.save(there / "animated" / kind / "a.png", save_all=True, append_images=rest)
+        Image.fromarray(np.concatenate(frames)).save(there / "sheets" / kind / "a.png")
+    for folder, levels in (("animated", Levels()), ("sheets", Levels(slice=(H, W)))):
+        model.levels = levels
+        probe = LinearProbe(model, 1, pooling="mean").fit("sprites")
+        found = probe.evaluate(folder)
+        truth = np.repeat(["blue", "red"], 6)
+        assert found.images == 12 and found.accuracy == (probe.predict(folder) == truth).mean() == probe.score(folder)
+        assert LinearProbe(model, 1, pooling="mean").fit(folder).evaluate("sprites").images == 24
 
 
 def test_a_palette_with_fewer_colours_is_said_to_change_pixels(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,6 +280,21 @@ def test_likelihoods_maps_and_features(there: Path, model: ImageGPT) -> None:
 )
 def test_every_verb_takes_such_a_model(there: Path, line: str) -> None:
     assert main(line.split()) == 0
+
+
+def test_a_probe_of_pixel_art_is_compared_with_networks_of_opaque_pictures(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nextpixel.save(ResNet(ResNetConfig(blocks=1, side=(H, W))).eval(), "student")
+    taken, fit = [], convnet.fit_convnet
+    monkeypatch.setattr(convnet, "fit_convnet", lambda squares, *a, **k: taken.append(squares) or fit(squares, *a, **k))
+    line = "probe sprites --test others --model run --layer 1 --against resnet20,student --trials 1 --epochs 1"
+    found = run_json(f"{line} --no-baselines", capsys)
+    methods = [row["method"] for row in found["results"] + found["peers"]]
+    assert methods[2:] == ["student, probe", "resnet20, from scratch", "student, fine-tuned"]
+    placed = load_images("sprites", (H, W), fit="place").astype(float)
+    over_white = 255 + (placed[..., :3] - 255) * placed[..., 3:] / 255
+    assert len(taken) == 2 and all(np.abs(squares - over_white).max() <= 1 for squares in taken)
 
 
 def test_info_shows_the_palette(there: Path, model: ImageGPT, capsys: pytest.CaptureFixture[str]) -> None:

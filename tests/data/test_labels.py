@@ -366,7 +366,23 @@ def test_evaluate_tells_training_images_and_gives_figures_without_them(tmp_path,
     assert told["training_images"] == 3 and told["images"] == 13
     assert told["nats_per_pixel"] == pytest.approx(nats.mean(), rel=1e-5)
     assert told["nats_per_pixel_without_them"] == pytest.approx(nats[3:].mean(), rel=1e-5)
-    assert "3 of 13 test images are training images, pixel by pixel at side" in err
+    assert "3 of 13 test images are training images, pixel by pixel at side 4; figures are given with and" in err
+    assert main(["evaluate", "own.npz", "--model", "model", "--train", "own.npz", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "10 of 10 test images are training images, pixel by pixel at side 4\n" in err
+    assert json.loads(out)["nats_per_pixel_without_them"] is None
+
+
+def test_evaluate_cannot_look_for_training_images_that_were_in_memory(tmp_path, monkeypatch, capsys):
+    photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+    nextpixel.pretrain(images, out="run", **settings(tmp_path) | {"steps": 1})
+    monkeypatch.setenv("NEXTPIXEL_CACHE", str(tmp_path / "empty"))
+    capsys.readouterr()
+    assert main(["evaluate", "photos.npy", "--model", "run"]) == 0
+    told = "could not look for training images of run among these: its training images were passed in memory\n"
+    assert told in capsys.readouterr().err
 
 
 def test_pretrain_tells_validation_images_that_are_training_images(tmp_path, capsys):

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from models import lively
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.evaluation.likelihood import evaluate
+from nextpixel.images import save_png
 
 BLACK_WHITE = Palette(np.array([[-1.0, -1, -1], [1, 1, 1]]))
 
@@ -75,3 +77,23 @@ def test_transformers_own_loss_leaves_out_the_first_pixel() -> None:
     logs = output.logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])
     assert logs.numel() == 4 * 8
     assert output.loss.item() == pytest.approx(-logs.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_folders_is_read_as_a_folder_is(tmp_path: Path, kind: type) -> None:
+    """An unreadable picture among many is left out and listed."""
+    model = lively(ImageGPTConfig(layers=1, width=8, heads=2, side=3, colors=2))
+    model.palette = BLACK_WHITE
+    pictures = np.random.default_rng(1).integers(0, 256, (24, 3, 3, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        save_png(picture, tmp_path / "ab"[i % 2] / f"{i:02}.png")
+    (tmp_path / "a" / "00.png").write_bytes(b"no picture")
+    found = evaluate(model, kind([tmp_path / "a", str(tmp_path / "b")]))
+    rest = np.concatenate([pictures[2::2], pictures[1::2]])
+    assert found.images == 23 and len(found.unreadable) == 1 and "00.png" in found.unreadable[0]
+    assert found.nats_per_pixel == pytest.approx(nextpixel.nll(model, rest).mean(), rel=1e-6)
+    assert (
+        nextpixel.compare_samples(model, list(pictures) * 2, kind([tmp_path / "a", tmp_path / "b"]))[0].drawn.samples
+        == 23
+    )

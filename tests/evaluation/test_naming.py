@@ -11,7 +11,7 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.cli import main
 from nextpixel.evaluation.likelihood import evaluate
-from nextpixel.evaluation.naming import NamingScore, caption_gains, tag_probabilities, word_probabilities
+from nextpixel.evaluation.naming import caption_gains, tag_probabilities, word_probabilities
 from nextpixel.network.losses import cross_entropy
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=2, side=4, colors=12)
@@ -57,14 +57,6 @@ def test_probabilities_of_words_are_by_bayes_and_at_most_one(model: ImageGPT) ->
     assert (by_hand > 1).any() and (found < 1).any()
 
 
-def test_the_worse_of_both_ways_is_named() -> None:
-    assert [NamingScore(9, a, b).worse for a, b in ((0.5, 0.6), (0.6, 0.5), (0.5, 0.5))] == [
-        "captions",
-        "probe",
-        "neither",
-    ]
-
-
 def test_bad_captions_are_refused(model: ImageGPT) -> None:
     plain = lively(CONFIG)
     plain.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (12, 3)))
@@ -89,6 +81,8 @@ def test_bad_captions_are_refused(model: ImageGPT) -> None:
         ("predict {model} {images} --among red,zebra", "expected words that the model knows, got 'zebra'"),
         ("predict {model} {images} --among red,hat --words", "--words: cannot be combined with --among"),
         ("predict {model} {images} --words --model embedded", "--model: cannot be combined with --words or --among"),
+        ("predict {model} {images} --words --masks 5", "--masks: cannot be combined with --words or --among"),
+        ("predict {model} {images} --among red,hat --masks 5", "--masks: cannot be combined with --words or --among"),
         ("evaluate {images} --captions names", "expected none, as the model was trained without captions"),
         ("evaluate {images} --captions names --samples 4", "--captions: belongs to nats per pixel"),
         ("evaluate {images} --guidance 2", "--guidance: requires --samples"),

@@ -213,6 +213,10 @@ def test_what_cannot_be_compared_is_refused(model: ImageGPT) -> None:
         odd_images(model, noise(2), against=noise(3))
     with pytest.raises(InputError, match="got the same"):
         odd_images(model, noise(5), against=noise(5))
+    for deep in (noise(9).astype(np.uint16) * 200, noise(9) / np.float32(300)):  # whose range is measured
+        with pytest.raises(InputError, match="got the same"):
+            odd_images(model, deep, against=deep.copy())
+        assert odd_images(model, deep[1:], against=deep).p_values
     with pytest.raises(InputError, match="at least 99 held-out normal images, got 10"):
         odd_images(model, noise(5), against=noise(20, seed=1), false_alarms=0.01)
     with pytest.raises(InputError, match="got 0"):

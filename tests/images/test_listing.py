@@ -22,12 +22,12 @@ from nextpixel.images.sources import load_images, open_source
 from nextpixel.images.sources.splits import NoSplit, canonical_split
 
 
-def table(path: Path, count: int = 2, cells: list[dict[str, Any]] | None = None) -> Path:
+def table(path: Path, count: int = 2, cells: list[Any] | None = None, kind: Any = None) -> Path:
     import pyarrow
     from pyarrow import parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    kind = kind or pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     cells = cells or [{"bytes": png(), "path": None}] * count
     parquet.write_table(pyarrow.table({"image": pyarrow.array(cells, kind)}), path)
     return path
@@ -367,17 +367,11 @@ def test_samples_without_a_picture_are_counted(bare, tmp_path, capsys):
 # ---- paths in tables
 
 
-def texts(path: Path, cells: list[str]) -> Path:
-    """A table whose images are paths."""
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table({"image": cells}), path)
-    return path
-
-
+@pytest.mark.parametrize("column", ["structs", "strings", "structs of strings"])
 @pytest.mark.parametrize("kind", ["absolute", "above", "link", "sideways"])
-def test_paths_in_tables_do_not_lead_out_of_their_folder(tmp_path, kind):
+def test_paths_in_tables_do_not_lead_out_of_their_folder(tmp_path, kind, column):
+    import pyarrow
+
     secret = picture(tmp_path / "private" / "1.png", 200)
     picture(tmp_path / "set" / "in" / "1.png", 50)
     picture(tmp_path / "set-2" / "1.png", 200)
@@ -385,19 +379,27 @@ def test_paths_in_tables_do_not_lead_out_of_their_folder(tmp_path, kind):
     path = {
         "absolute": str(secret), "above": "../private/1.png", "link": "linked/1.png", "sideways": "../set-2/1.png"
     }[kind]  # fmt: skip
-    inside = [{"bytes": None, "path": name} for name in ("in/1.png", str(tmp_path / "set" / "in" / "1.png"))]
-    source = open_source(table(tmp_path / "set" / "x.parquet", cells=[*inside, {"bytes": None, "path": path}]))
+    paths = ["in/1.png", str(tmp_path / "set" / "in" / "1.png"), path]
+    cells, cell_kind = {
+        "structs": ([{"bytes": None, "path": one} for one in paths], None),
+        "strings": (paths, pyarrow.string()),
+        "structs of strings": ([{"bytes": one} for one in paths], pyarrow.struct({"bytes": pyarrow.string()})),
+    }[column]
+    source = open_source(table(tmp_path / "set" / "x.parquet", cells=cells, kind=cell_kind))
     assert source.read(0).getpixel((0, 0)) == source.read(1).getpixel((0, 0)) == (50, 50, 50)
     with pytest.raises(UnreadableImage, match=r"its path leads out of .*, where the table lies"):
         source.read(2)
     with pytest.raises(InputError, match="1 of 3 pictures cannot be read"):
         decode(source, 8)
-    plain = open_source(texts(tmp_path / "set" / "y.parquet", ["in/1.png", path, ""]))
-    assert plain.read(0).getpixel((0, 0)) == (50, 50, 50)
-    with pytest.raises(UnreadableImage, match=r"its path leads out of .*, where the table lies"):
-        plain.read(1)
-    with pytest.raises(UnreadableImage, match="the table has neither"):
-        plain.read(2)
+
+
+@pytest.mark.parametrize("cell", [7, [1, 2], 1.5, {"bytes": 7}, {"path": 7}, {"bytes": [1]}, None, ""], ids=repr)
+def test_cells_of_other_types_are_unreadable(tmp_path, cell):
+    import pyarrow
+
+    source = open_source(table(tmp_path / "x.parquet", cells=[cell], kind=pyarrow.array([cell]).type))
+    with pytest.raises(UnreadableImage, match="the table has neither its bytes nor its path"):
+        source.read(0)
 
 
 def test_paths_in_hub_sets_do_not_lead_out_of_the_cache(tmp_path, monkeypatch):

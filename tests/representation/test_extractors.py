@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from models import lively
 
 import nextpixel
-from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
+from nextpixel import ExactPalette, ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import ResNetConfig
 from nextpixel.evaluation.comparison import choose_real, compare_feature_files
+from nextpixel.images import from_array
 from nextpixel.network.resnet import ResNet
 from nextpixel.representation.extractors import Extractor, onnx_extractor, open_extractor, pixel_extractor
 from nextpixel.tokens import reconstruct
@@ -72,6 +74,39 @@ def test_an_untrained_network_is_the_same_each_time(model: ImageGPT) -> None:
 def test_pictures_of_another_side_are_resized() -> None:
     flat = np.broadcast_to(squares(5, 1), (5, 8, 8, 3))
     assert np.array_equal(pixel_extractor((4, 4))(flat), pixel_extractor((4, 4))(np.ascontiguousarray(flat[:, :4, :4])))
+
+
+@pytest.fixture
+def art() -> ImageGPT:
+    """A model of exact colours, two of them with transparency."""
+    art = lively(ImageGPTConfig(layers=2, width=8, heads=2, side=4, colors=4), torch.float32)
+    art.tokenizer = ExactPalette(np.array([[0, 0, 0, 0], [200, 10, 0, 100], [200, 0, 0, 255], [0, 0, 250, 255]]))
+    return art
+
+
+def test_pictures_are_laid_over_white_or_made_opaque_for_what_takes_others(
+    model: ImageGPT, art: ImageGPT, tmp_path: Path
+) -> None:
+    nextpixel.save(model, tmp_path / "model")
+    nextpixel.save(ResNet(ResNetConfig(blocks=1, side=8)).eval(), tmp_path / "student")
+    nextpixel.save(art, tmp_path / "art")
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 4), np.uint8)
+    alpha = pictures[..., 3:] / 255.0
+    flat = np.stack([np.asarray(from_array(one)) for one in pictures])
+    assert np.abs(flat - (pictures[..., :3] * alpha + 255 * (1 - alpha))).max() <= 1
+    own = Extractor("own", (4, 4), lambda x: x.reshape(len(x), -1).astype(np.float32))
+    assert np.array_equal(own(pictures), flat.reshape(5, -1))
+    for name in ("model", "student"):
+        extractor = open_extractor(str(tmp_path / name), art)
+        assert np.array_equal(extractor(pictures), extractor(flat))
+    assert np.array_equal(open_extractor("pixels", art)(pictures), (pictures / 255).astype(np.float32).reshape(5, -1))
+    opaque = np.concatenate([flat, np.full((5, 4, 4, 1), 255, np.uint8)], 3)
+    extractor = open_extractor(str(tmp_path / "art"), model)
+    assert np.array_equal(extractor(flat), nextpixel.features(art, list(opaque)))
+    real = np.random.default_rng(1).integers(0, 256, (45, 4, 4, 4), np.uint8)
+    names = [str(tmp_path / "model"), str(tmp_path / "student"), "pixels", "untrained"]
+    found = nextpixel.compare_samples(art, list(real), 20, extractor=names)
+    assert [one.width for one in found] == [8, 64, 64, 8] and all(one.palette is not None for one in found)
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

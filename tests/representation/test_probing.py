@@ -1,6 +1,8 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,6 +285,45 @@ def test_bad_poolings_are_refused(model: ImageGPT, tmp_path: Path) -> None:
         (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts | {"pooling": wrong}))
         with pytest.raises(InputError, match="pooling"):
             LinearProbe.load(tmp_path / "probe", model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"palette": None}, "another model"),
+        ({"seed": "x"}, "expected a saved probe, got a problem with the seed 'x'"),
+        ({"seed": -1}, "expected a saved probe, got a problem with the seed -1"),
+        ({"classes": ["dark"]}, "expected a saved probe, got a problem with 1 classes for arrays of"),
+        ({"classes": ["a", "b", "c"]}, "expected a saved probe, got a problem with 3 classes for arrays of"),
+        ({"classes": "ab"}, "expected a saved probe, got a problem with 1 classes"),
+    ],
+)
+def test_a_damaged_probe_is_refused(model: ImageGPT, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    LinearProbe(model, 1).fit(*dark_and_bright(20)).save(tmp_path / "probe", model_name="somewhere")
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts | changes))
+    with pytest.raises(InputError, match=message):
+        LinearProbe.load(tmp_path / "probe", model)
+
+
+@pytest.mark.parametrize("name", ["mean", "scale", "weight", "bias"])
+def test_a_probe_with_arrays_of_other_shapes_is_refused(model: ImageGPT, tmp_path: Path, name: str) -> None:
+    probe = LinearProbe(model, 1).fit(*dark_and_bright(20))
+    for wrong in (getattr(probe.linear_, name)[:-1], np.float32(1)):
+        probe.linear_ = replace(probe.linear_, **{name: wrong})
+        probe.save(tmp_path / f"probe-{np.ndim(wrong)}", model_name="somewhere")
+        with pytest.raises(InputError, match="expected a saved probe, got a problem with"):
+            LinearProbe.load(tmp_path / f"probe-{np.ndim(wrong)}", model)
+
+
+@pytest.mark.parametrize("missing", ["palette", "model", "layers", "seed", "strength", "classes", "sweep"])
+def test_a_probe_that_lacks_a_fact_is_refused(model: ImageGPT, tmp_path: Path, missing: str) -> None:
+    LinearProbe(model, 1).fit(*dark_and_bright(20)).save(tmp_path / "probe", model_name="somewhere")
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    del facts[missing]
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=f"probe: expected a saved probe, got a problem with '{missing}'"):
+        LinearProbe.load(tmp_path / "probe", model)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -207,8 +207,9 @@ def test_a_student_takes_the_models_place(desk: Path, capsys: pytest.CaptureFixt
             direct = student.features(torch.from_numpy(images["test_images"]))
     assert np.allclose(expected, direct.numpy(), atol=1e-6)
     capsys.readouterr()
-    assert main(["features", "set.npz", "--model", "student", "--fit", "place", "--out", "p.npz"]) == 2
-    assert "--fit: expected crop, imagenet or squash, got place" in capsys.readouterr().err
+    for verb in (["features", "set.npz", "--out", "g.npz"], ["probe", "set.npz"], ["predict", "probe", "set.npz"]):
+        assert main([*verb, "--fit", "place", *(["--model", "student"] if verb[0] != "predict" else [])]) == 2
+        assert "--fit: expected crop, imagenet or squash, got place" in capsys.readouterr().err
     assert main(["sample", "--model", "student"]) == 2
     assert "expected an Image GPT, got student, a convolutional student" in capsys.readouterr().err
 
@@ -251,6 +252,7 @@ def test_a_network_is_saved_and_loaded_whole(tmp_path: Path) -> None:
         ({"shape": {"blocks": 500, "side": 8}}, "expected a tensor"),
         ({"shape": {"wings": 2}}, "expected the shape of a ResNet"),
         ({"fit": "stretch"}, "fit: expected one of"),
+        ({"fit": "place"}, "fit: expected one of crop, imagenet, squash, got 'place'"),
     ],
 )
 def test_a_damaged_folder_is_refused(tmp_path: Path, change: dict, sentence: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.weights import Weights, section, valid_shape, write_weights
-from nextpixel.config import Fit, Levels, ResNetConfig
+from nextpixel.config import Fit, Levels, ResNetConfig, channels_of
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
 from nextpixel.network.resnet import ResNet
@@ -24,8 +24,9 @@ def read(values: dict[str, Any], folder: Path) -> ResNet:
     where = folder / "config.json"
     with valid_shape(where, "a ResNet"):
         config, levels = ResNetConfig(**values["shape"]), Levels.among(values)
-    if values.get("fit") not in get_args(Fit):
-        raise InputError(f"{where}: fit: expected one of {', '.join(get_args(Fit))}, got {values.get('fit')!r}")
+    fits = [fit for fit in get_args(Fit) if channels_of(fit) == 3]
+    if values.get("fit") not in fits:
+        raise InputError(f"{where}: fit: expected one of {', '.join(fits)}, got {values.get('fit')!r}")
     weights = Weights(folder)
     if config.blocks > 1:  # fail before building a network of that many blocks
         weights.read(f"blocks.{3 * config.blocks - 1}.norm_2.weight", config.width)

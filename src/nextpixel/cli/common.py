@@ -233,7 +233,7 @@ def show_pictures(rows: Iterable[Sequence[NDArray[np.uint8]]], args: Any) -> Non
 
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file of at least one row; undecodable file names are escaped.
+    """Write a CSV file of at least one row.
 
     Text that a spreadsheet would run as a formula is prefixed with an apostrophe.
     """
@@ -243,7 +243,7 @@ def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.writer(text)
     writer.writerow(map(_safe_cell, rows[0]))
     writer.writerows(map(_safe_cell, row.values()) for row in rows)
-    write_text(out, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+    write_text(out, text.getvalue())
 
 
 def _safe_cell(value: Any) -> Any:

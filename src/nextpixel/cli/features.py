@@ -109,4 +109,5 @@ def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> N
             import pyarrow.parquet
 
             rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), values.shape[1])
+            names = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # which need not be text
             pyarrow.parquet.write_table(pyarrow.table({"file": names, "features": rows}), file)

@@ -112,6 +112,8 @@ def _by_captions(args: Predict) -> None:
         raise InputError("cannot be combined with `among`", argument="words")
     if args.model.model is not None:
         raise InputError("cannot be combined with `words` or `among`: PROBE is the model", argument="model")
+    if args.masks:
+        raise InputError("cannot be combined with `words` or `among`", argument="masks")
     model = load_model(replace(args.model, model=args.probe), "probe")
     from nextpixel.evaluation.naming import caption_gains, tag_probabilities, word_probabilities
 

@@ -185,6 +185,8 @@ def _draw(path: Path, results: Sequence[Result | TrainedResult], probe: LinearPr
         label_figure(results, path)
     elif probe is not None and probe.sweep_:
         layer_figure(probe.sweep_, path)
+    else:
+        return say("no figure: no class has a second image to hold out, by which to compare layers")
     say(f"Figure: {path}")
 
 
@@ -231,7 +233,8 @@ def _print(
         means = {r.method: np.mean([score.accuracy for score in r.scores]) for r in rows if r.labels_per_class == count}
         ahead = [name for name, accuracy in means.items() if not name.startswith(OURS) and accuracy >= means[OURS]]
         if ahead:
-            show(f"{'all' if count is None else count} labels: this model does not beat {', '.join(ahead)}")
+            labels = "all labels" if count is None else f"{count} labels a class"
+            show(f"{labels}: this model does not beat {', '.join(ahead)}")
     if results[0].labels_per_class is None and probe is not None:
         score = results[0].scores[0]
         if score.top_5 is not None:

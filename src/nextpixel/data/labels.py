@@ -316,9 +316,10 @@ def seen_before(
     known = set(digests(train))
     seen = np.fromiter((digest in known for digest in digests(test)), np.bool_, len(test))
     if seen.any():
+        both = what == "test images" and not seen.all()
         say(
             f"{where}: {seen.sum():,} of {len(seen):,} {what} are training images, pixel by pixel at side "
-            f"{side_text(test.shape[1:3])}{'; figures are given with and without them' * (what == 'test images')}"
+            f"{side_text(test.shape[1:3])}{'; figures are given with and without them' * both}"
         )
     return seen
 

@@ -118,7 +118,7 @@ def compare_samples(
 def choose_real(count: int, samples: int, references: int | None, seed: int) -> Choice:
     """Choose among `count` real images those to compare `samples` with and those for the floor, by seed."""
     if samples < COMPARED_AT_LEAST:
-        raise InputError(f"expected at least {COMPARED_AT_LEAST} pictures, got {samples}", argument="samples")
+        raise InputError(f"expected at least {COMPARED_AT_LEAST} pictures, got {samples}", argument="pictures")
     if count < 2 * COMPARED_AT_LEAST:
         raise InputError(
             f"expected at least {2 * COMPARED_AT_LEAST} real images, half of them for the floor, got {count}; add some"

@@ -105,7 +105,7 @@ def evaluate(
     if captions is None:
         squares, unreadable = read_squares(model, images, split)
     else:
-        source = sprites_of(open_source(images, split), model.size, model.fit, model.levels)
+        source = open_source(images, split)
         decoded = decode(source, model.size, fit=model.fit, levels=model.levels)
         squares, unreadable, tags = decoded.images, decoded.unreadable, image_tags(model, source, captions, decoded)
     if protocol == "openai":
@@ -157,6 +157,7 @@ def image_tags(
     """
     if model.words is None:
         raise InputError("expected none, as the model was trained without captions", argument="captions")
+    source = sprites_of(source, model.size, model.fit, model.levels)
     texts = captions_of(source, captions)
     texts = texts if decoded is None else labels_of_readable(texts, source, decoded)
     return model.words.encode(texts.tolist(), strict=not isinstance(captions, str), argument="captions")
@@ -176,7 +177,8 @@ def read_squares(model: ImageGPT, images: Any, split: str | None = None) -> tupl
 
     Files are decoded once and cached, unreadable ones skipped; images in memory are used directly.
     """
-    if isinstance(images, str | os.PathLike):
+    given = images if isinstance(images, list | tuple) else [images]
+    if all(isinstance(one, str | os.PathLike) for one in given):
         found = decode(images, model.size, split=split, fit=model.fit, levels=model.levels)
         return found.images, found.unreadable
     return load_images(images, model.size, split=split, fit=model.fit, levels=model.levels), []

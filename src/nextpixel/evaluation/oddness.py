@@ -190,7 +190,7 @@ def odd_images(
         return Oddness(names, table(measured, None, seed=seed), {}, {}, squares, unreadable)
     if len(normal.images) < 4:
         raise InputError(f"expected at least 4 normal images, got {len(normal.images)}; add some", argument="against")
-    if normal.key == found.key:
+    if normal.digest() == found.digest():
         raise InputError(
             "expected other images than those to score, got the same; leave it out, or split", argument="against"
         )

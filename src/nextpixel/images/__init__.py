@@ -25,6 +25,7 @@ from nextpixel.images.pixels import (
     Content,
     Picture,
     UnreadableImage,
+    as_channels,
     decode,
     from_array,
     missing_plugin,

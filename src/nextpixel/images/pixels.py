@@ -198,6 +198,15 @@ def from_array(pixels: np.ndarray) -> Picture:
     return decode(pixels, "the array")
 
 
+def as_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 (N, H, W, 3 or 4) -> (N, H, W, channels): four become three over white, three become opaque."""
+    if images.shape[3] == channels:
+        return images
+    if channels == 4:
+        return np.pad(images, [(0, 0)] * 3 + [(0, 1)], constant_values=255)
+    return np.stack([np.asarray(from_array(image)) for image in images])
+
+
 def _of_array(array: np.ndarray, bands: tuple[int, ...] | None) -> Picture | Numbers:
     values = array[..., None] if array.ndim == 2 else array
     if values.ndim != 3 or not values.size:

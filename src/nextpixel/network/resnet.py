@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nextpixel.config import Fit, Levels, ResNetConfig, Size, to_size
+from nextpixel.config import Fit, Levels, ResNetConfig, Size, check_fit, to_size
 
 CHANNELS = 16, 32, 64
 
@@ -44,8 +44,8 @@ class ResNet(nn.Module):
     the random weights, except on the meta device.
     """
 
-    fit: Fit = "crop"  # how pictures are fitted to its size, see images.fit_image
-    levels = Levels()  # and numbers colours
+    levels = Levels()  # how values beyond 8 bits become colours
+    _fit: Fit = "crop"
 
     def __init__(self, config: ResNetConfig, seed: int = 0) -> None:
         super().__init__()
@@ -92,6 +92,16 @@ class ResNet(nn.Module):
                 nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
             elif parameter.ndim == 2 or name.endswith("bias"):
                 parameter.zero_()
+
+    @property
+    def fit(self) -> Fit:
+        """How pictures become its own, see images.fit_image; place gives a channel that it does not take."""
+        return self._fit
+
+    @fit.setter
+    def fit(self, fit: Fit) -> None:
+        check_fit(fit, 3)
+        self._fit = fit
 
     @property
     def size(self) -> Size:

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import Levels, Pooling, check_keywords
+from nextpixel.config import Levels, Pooling, channels_of, check_keywords
 from nextpixel.data.decoded import PREPROCESSING
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
-from nextpixel.images import UnreadableImage
+from nextpixel.images import UnreadableImage, as_channels
 from nextpixel.images.sources import Source, load_images, open_source, settle
 from nextpixel.images.sources.maps import check_readable
 from nextpixel.network import cost as plan
@@ -261,10 +261,11 @@ def features_of(
     compiled: bool | None = None,
     poolings: Sequence[Pooling] = ("mean",),
 ) -> NDArray[np.float32]:
-    """Features (N, len(layers), D) of images uint8 (N, H, W, 3); wider for other poolings, see pooled_columns.
+    """Features (N, len(layers), D) of images uint8 (N, H, W, 3 or 4); wider for other poolings, see pooled_columns.
 
     Of a ResNet they are its pooled ones. Raises InputError for a ResNet with other poolings, see also check_dtype.
     """
+    squares = as_channels(squares, channels_of(model.fit))
     if isinstance(model, ImageGPT):
         return pooled(model, squares, layers, dtype=dtype, compiled=compiled, poolings=poolings)
     check_dtype(model, dtype)

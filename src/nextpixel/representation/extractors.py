@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.checkpoints import load_backbone
-from nextpixel.config import Size, side_text
+from nextpixel.config import Size, channels_of, side_text
 from nextpixel.errors import InputError
-from nextpixel.images import crop_resize
+from nextpixel.images import as_channels, crop_resize
 from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
@@ -41,10 +41,12 @@ class Extractor:
     size: Size
     """Height and width of its input; others are resized first, bilinear and antialiased."""
     extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    """uint8 (N, H, W, 3) to (N, D)."""
+    """uint8 (N, H, W, channels) to (N, D)."""
+    channels: int = 3
+    """Of its input; others are laid over white, or made opaque, first."""
 
     def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (N, D) of images uint8 (N, H, W, 3)."""
+        """Features (N, D) of images uint8 (N, H, W, 3 or 4)."""
         return np.concatenate(list(self.chunks(squares)))
 
     def chunks(
@@ -55,7 +57,7 @@ class Extractor:
             for start in range(0, len(squares), CHUNK_IMAGES):
                 part = np.ascontiguousarray(squares[start : start + CHUNK_IMAGES])
                 part = part if prepare is None else prepare(part)
-                yield self.extract(self._resized(part))
+                yield self.extract(self._resized(as_channels(part, self.channels)))
                 advance(len(part))
 
     def _resized(self, squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -78,7 +80,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     if isinstance(what, Extractor):
         return what
     if what == PIXELS:
-        return pixel_extractor(judged.size)
+        return pixel_extractor(judged.size, judged.tokenizer.channels)
     if what == UNTRAINED:
         return model_extractor(untrained(judged), layer, kind=UNTRAINED)
     if what.endswith(".onnx"):
@@ -115,9 +117,9 @@ def raw_pixels(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
     return squares.reshape(len(squares), -1).astype(np.float32) / np.float32(255)
 
 
-def pixel_extractor(size: Size) -> Extractor:
+def pixel_extractor(size: Size, channels: int = 3) -> Extractor:
     """The pixels themselves: no network involved, sensitive only to colours and coarse layout."""
-    return Extractor(f"{PIXELS}-{side_text(size)}", size, raw_pixels)
+    return Extractor(f"{PIXELS}-{side_text(size)}", size, raw_pixels, channels)
 
 
 def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | None = None) -> Extractor:
@@ -127,7 +129,7 @@ def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | No
     def extract(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         return features_of(model, squares, layers)[:, 0]
 
-    return Extractor(features_name(model, layers, kind), model.size, extract)
+    return Extractor(features_name(model, layers, kind), model.size, extract, channels_of(model.fit))
 
 
 def onnx_extractor(path: str | Path, size: Size) -> Extractor:

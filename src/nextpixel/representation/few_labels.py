@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.config import Pooling
-from nextpixel.data.labels import choose_labels
+from nextpixel.data.labels import choose_labels, class_numbers
 from nextpixel.representation.extraction import Backbone, features_of, pooled_columns
 from nextpixel.representation.probing import STRENGTHS, LinearProbe, middle_strengths
 from nextpixel.stats import Score
@@ -121,6 +121,7 @@ def _neighbour_accuracy(
     from sklearn.neighbors import KNeighborsClassifier
 
     mean, scale = train.mean(0), np.maximum(train.std(0), 1e-6)
-    count = min(NEIGHBOURS, int(np.unique(labels, return_counts=True)[1].min()))
-    nearest = KNeighborsClassifier(count, metric="cosine").fit((train - mean) / scale, labels)
-    return float(nearest.score((test - mean) / scale, test_labels))
+    classes, numbers = np.unique(labels, return_inverse=True)
+    count = min(NEIGHBOURS, int(np.bincount(numbers).min()))
+    nearest = KNeighborsClassifier(count, metric="cosine").fit((train - mean) / scale, numbers)
+    return float(nearest.score((test - mean) / scale, class_numbers(test_labels, classes)))

@@ -17,7 +17,7 @@ from nextpixel.config import Levels, Pooling, check_keywords
 from nextpixel.data.labels import class_numbers, folds_of, given_labels, has_label
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, new_output, read_json, write_json
-from nextpixel.images.sources import load_images, open_source, settle
+from nextpixel.images.sources import load_images, open_source, settle, sprites_of
 from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
 from nextpixel.network.resnet import ResNet
@@ -234,7 +234,8 @@ class LinearProbe:
 
     def evaluate(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> Score:
         """Accuracy, top-5, AUC and confusion on test images."""
-        source = open_source(images, split)
+        model = self._model()
+        source = sprites_of(open_source(images, split), model.size, model.fit, self.levels.over(model.levels))
         names = given_labels(source, labels)
         squares, known = self._squares(source, None), has_label(names)
         return self.evaluate_squares(squares[known], names[known])
@@ -299,8 +300,10 @@ class LinearProbe:
         try:
             layers = check_layers(model, facts["layers"])
             pooling = facts.get("pooling", "mean")  # older probes have no other
-            width = len(layers) * pooled_width(model, pooling)
-            probe = cls(model, layers, seed=facts["seed"], pooling=pooling)
+            ours = tokenizer_hash(model), len(layers) * pooled_width(model, pooling)
+            probe, name = cls(model, layers, seed=facts["seed"], pooling=pooling), facts["model"]
+            if not isinstance(probe.seed, int) or probe.seed < 0:
+                raise ValueError(f"the seed {probe.seed!r}")
             probe.pooling_ = pooling
             probe.levels = Levels.among(facts)
             probe.layers_, probe.strength_ = layers, facts["strength"]
@@ -308,14 +311,19 @@ class LinearProbe:
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
             with open_arrays(Path(folder) / "probe.npz") as arrays:
-                probe.linear_ = Linear(**{name: arrays[name] for name in ("mean", "scale", "weight", "bias")})
+                probe.linear_ = Linear(*(arrays[name] for name in ("mean", "scale", "weight", "bias")))
+            shapes = [array.shape for array in vars(probe.linear_).values()]
+            rows, width = probe.linear_.weight.shape
+            if [*shapes, probe.classes_.shape] != [(width,), (width,), (rows, width), (rows,), (rows,)]:
+                raise ValueError(f"{probe.classes_.size} classes for arrays of {shapes}")
+            theirs = facts["palette"], width
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{folder}: expected a saved probe, got a problem with {error}") from None
-        for name, array in vars(probe.linear_).items():
+        for part, array in vars(probe.linear_).items():
             if array.dtype.kind != "f" or not np.isfinite(array).all():
-                raise InputError(f"{folder}: {name}: expected finite numbers, got {array.dtype} with others among them")
-        if facts["palette"] != tokenizer_hash(model) or probe.linear_.weight.shape[1] != width:
-            raise InputError(f"{folder}: this probe was fitted with another model, {facts['model']!r}; load that one")
+                raise InputError(f"{folder}: {part}: expected finite numbers, got {array.dtype} with others among them")
+        if ours != theirs:
+            raise InputError(f"{folder}: this probe was fitted with another model, {name!r}; load that one")
         return probe
 
     def _squares(self, images: Any, split: str | None) -> NDArray[np.uint8]:

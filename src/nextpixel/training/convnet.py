@@ -23,6 +23,7 @@ from nextpixel.data.decoded import Batches
 from nextpixel.data.labels import choose_labels, class_numbers, folds_of
 from nextpixel.devices import autocast, choose_dtype
 from nextpixel.errors import InputError, WorkError
+from nextpixel.images import as_channels
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress
 from nextpixel.representation.extraction import features_of
@@ -208,7 +209,7 @@ def evaluate_convnet(
     """
     if not 1 <= trials <= len(TRIALS):
         raise InputError(f"expected 1 to {len(TRIALS)}, got {trials}", argument="trials")
-    (squares, labels), (test_squares, test_labels) = train, test
+    (squares, labels), (test_squares, test_labels) = ((as_channels(images, 3), own) for images, own in (train, test))
     classes, numbers = np.unique(labels, return_inverse=True)
     truth = class_numbers(test_labels, classes)
     found = []

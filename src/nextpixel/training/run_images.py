@@ -201,7 +201,7 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
         return read_decoded(key, cache)
     except FileNotFoundError:
         if data["path"] is None:
-            raise InputError("these were in memory") from None
+            raise InputError("its training images were passed in memory") from None
         return decode(data["path"], size, split=data["split"], cache=cache, fit=fit, levels=levels)
 
 

@@ -70,14 +70,13 @@ class ParquetSource(Source):
                 cell = self._cell(file, row)
         except (OSError, ValueError, StopIteration) as error:
             raise UnreadableImage(name, f"its row group is damaged: {error}") from error
-        if isinstance(cell, str):
-            cell = {"path": cell}
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
-        if data is None and path:
-            data = inside(os.path.dirname(self.paths[file]) or ".", path, name)
-        if not data:
-            raise UnreadableImage(name, "the table has neither its bytes nor its path")
-        return data
+        path = data if isinstance(data, str) else path
+        if data and isinstance(data, bytes):
+            return data
+        if path and isinstance(path, str):
+            return inside(os.path.dirname(self.paths[file]) or ".", path, name)
+        raise UnreadableImage(name, "the table has neither its bytes nor its path")
 
     def texts(self, name: str) -> list[str]:
         found: list[Any] = []
