@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import joined
-from nextpixel.config import ModelOptions, PictureOptions, check_fit, check_picture_count
+from nextpixel.config import ModelOptions, PictureOptions, check_picture_count
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say, say_left_out
@@ -81,16 +81,12 @@ def _load(options: ModelOptions, *, students: bool) -> Any:
 
     from nextpixel.checkpoints import load, load_backbone
     from nextpixel.devices import choose_device, set_threads
-    from nextpixel.network.resnet import ResNet
 
     device, dtype = choose_device(options.device), torch.bfloat16 if options.dtype == "bf16" else torch.float32
     set_threads(options.threads)
     model = (load_backbone if students else load)(options.model, device=device, dtype=dtype)
     if isinstance(options, PictureOptions):
-        fit = options.fit or model.fit
-        if isinstance(model, ResNet):
-            check_fit(fit, 3)
-        model.fit, model.levels = fit, options.levels.over(model.levels)
+        model.fit, model.levels = options.fit or model.fit, options.levels.over(model.levels)
     return model
 
 
