@@ -174,7 +174,7 @@ def test_the_command_prints_how_to_go_on_and_that_goes_on(whole, tmp_path, monke
 
 
 def test_an_interruption_before_there_is_a_run_leaves_nothing(images, tmp_path, cache, monkeypatch, capsys):
-    on_call(monkeypatch, "nextpixel.images.sources.arrays.ArraySource.read", 3, interrupt)
+    on_call(monkeypatch, "nextpixel.images.sources.arrays.ArraySource.content", 3, interrupt)
     assert main(["pretrain", str(images), "--out", str(tmp_path / "run"), *flags(settings(tmp_path))]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "nextpixel: interrupted"
     assert not (tmp_path / "run").exists()

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.files import read_json
     from nextpixel.hardware import HARDWARE, measured_hardware
     from nextpixel.network.cost import ASSUMED_UTILISATION, make_plan
-    from nextpixel.training.pretraining import continued
+    from nextpixel.training.initial import continued
 
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:

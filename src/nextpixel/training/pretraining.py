@@ -6,7 +6,7 @@ pretrain calls start_run, which creates the run folder, and train_run, which tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,23 +18,16 @@ from torch import Tensor
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import (
     INIT_RATE,
-    MODERN,
     MUON_RATE,
-    WORDS,
-    Fit,
-    ImageGPTConfig,
-    Levels,
     PretrainConfig,
     PretrainKeywords,
     SamplingConfig,
-    Size,
     augmentations,
     check_keywords,
     peak_rate,
     read_recipe,
     replace_checked,
     side_text,
-    to_side,
     to_size,
 )
 from nextpixel.data.captions import captions_of
@@ -46,16 +39,16 @@ from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.images import save_png
 from nextpixel.images.lists import grid
-from nextpixel.images.sources import Source, open_source, sprites_of, with_canvas
+from nextpixel.images.sources import Source, open_source, sprites_of
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens import covers_pixels, exact_colours, pixels_of, reconstruction
 from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPictures
-from nextpixel.tokens.words import Words
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
+from nextpixel.training.initial import continued, initial_model, load_init
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import decode_sets, relocate_run, source_facts
 from nextpixel.training.setup import OpenRun, checked_settings, create_run, launch_facts, open_run, start_once
@@ -68,7 +61,6 @@ from nextpixel.training.steps import (
     place_model,
     write_full_model,
 )
-from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
 
 KIND = "pretrain"
 RECONSTRUCTED = 200  # held-out images, to measure what tokens keep
@@ -135,7 +127,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     config = checked_settings(out, config)
-    model, source, captions = _initial_model(config, images, split)
+    model, source, captions = initial_model(config, images, split)
     shape = model.config
     if config.side and to_size(config.side) != model.size:
         expected, got = side_text(model.size), side_text(to_size(config.side))
@@ -300,7 +292,7 @@ def _current_model(
         with run.checkpoint(steps[-1]) as folder:
             model = load(folder)
     elif config.init:
-        model = _load_init(config.init, config)
+        model = load_init(config.init, config)
     else:
         model = ImageGPT(opened.shape, seed=config.seed)
     model.words = opened.words
@@ -408,61 +400,3 @@ def _choose(
         rng = np.random.default_rng([config.seed, 0xE7A1])
         validation = np.sort(rng.choice(validation, config.validation_images, replace=False))
     return chosen, validation
-
-
-def continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
-    """With `init`, the default preset is that of its network."""
-    if config.preset is not None or config.init is None:
-        return config
-    modern = any(getattr(shape, name) != getattr(ImageGPTConfig, name) for name in MODERN)
-    return replace(config, preset="modern" if modern else "classic")
-
-
-def _load_init(init: str, config: PretrainConfig) -> ImageGPT:
-    model = load(init)
-    model.set_classes(())
-    model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
-    return model
-
-
-def _initial_model(config: PretrainConfig, images: Any, split: str | None) -> tuple[ImageGPT, Any, NDArray[Any] | None]:
-    """The model of `init`, or one without weights, with words for the captions; the images and their captions (N,)."""
-    if config.init:
-        model = _load_init(config.init, config)
-        if config.captions is not None and model.words is None:
-            raise InputError("needs words, which the model of `init` was trained without", argument="captions")
-        return model, *_captioned(config, images, split, model.size, model.fit, model.levels)
-    exact = wanted_colours(config) is not None
-    if exact or config.captions is not None:
-        images = open_source(images, split)
-    if exact:
-        images, size = with_canvas(images, config.side, config.levels)
-        config = replace(config, side=to_side(size))
-    tokenizer = choose_tokenizer(images, config, split)
-    size, fit = to_size(config.side or ImageGPTConfig.side), "place" if exact else config.fit or "crop"
-    images, captions = _captioned(config, images, split, size, fit, config.levels)
-    words, count = None, None
-    if captions is not None or config.size == "auto":
-        decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels)
-        count = len(decoded) if config.size == "auto" else None
-    if captions is not None:
-        readable = labels_of_readable(captions, images, decoded)
-        if config.validation is None:
-            readable = readable[split_indices(len(decoded), config.validation_fraction, config.seed)[0]]
-        words = Words.fit(readable, config.words or WORDS)
-    with torch.device("meta"):
-        model = ImageGPT(replace(config.model(len(tokenizer), count, tokenizer.patch), words=len(words or ())))
-    model.words = words
-    model.tokenizer, model.levels = tokenizer, config.levels
-    model.fit = config.fit or model.fit
-    return model, images, captions
-
-
-def _captioned(
-    config: PretrainConfig, images: Any, split: str | None, size: Size, fit: Fit, levels: Levels
-) -> tuple[Any, NDArray[Any] | None]:
-    """The images as a source of pictures with a caption each, and these captions; unchanged without captions."""
-    if config.captions is None:
-        return images, None
-    source = sprites_of(open_source(images, split), size, fit, levels)
-    return source, captions_of(source, config.captions)
