@@ -211,6 +211,28 @@ def test_a_probe_is_fitted_to_and_tested_on_frames_and_tiles(there: Path, model:
         assert LinearProbe(model, 1, pooling="mean").fit(folder).evaluate("sprites").images == 24
 
 
+def test_every_verb_takes_labels_of_tiles_and_of_their_sheets(
+    there: Path, model: ImageGPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("sheets").mkdir()
+    for name, kinds in (("mixed", [REDS, BLUES]), ("blue", [BLUES, BLUES])):
+        tiles = [[sprite(300 + 10 * row + i, colours) for i, colours in enumerate(kinds)] for row in range(4)]
+        Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in tiles])).save(f"sheets/{name}.png")
+    rows = [f"mixed.png,{row},{i},{word}" for row in range(4) for i, word in enumerate(["red", "blue"])]
+    Path("t.csv").write_text("\n".join(["file,row,column,label", *rows, "blue.png,,,blue"]))
+    options = "--labels t.csv --slice 6x5"
+    found = run_json(f"probe sheets {options} --test others --model run --layer 1 --no-baselines --out probed", capsys)
+    assert found["classes"] == ["blue", "red"] and found["most_common_class"] == 0.5
+    tiny = "--epochs 1 --batch-images 8 --device cpu --compile off --threads 1"
+    assert main(f"finetune sheets {options} --model run {tiny} --out clf".split()) == 0
+    clf, run = nextpixel.load("clf"), Run("clf")
+    assert clf.config.classes == ("blue", "red") and run.arrays()["labels"].tolist() == [0] * 8 + [1, 0] * 4
+    score = run_json(f"evaluate sheets {options} --model clf", capsys)["classification"]
+    assert score["images"] == 16 and np.sum(score["confusion"], 1).tolist() == [12, 4]
+    model.levels = Levels(slice=(6, 5))
+    assert LinearProbe(model, layer=1).fit("sheets", "t.csv").classes_.tolist() == ["blue", "red"]
+
+
 def test_a_palette_with_fewer_colours_is_said_to_change_pixels(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("few.hex").write_text("5a0505\na0140a\nf03c32\n")
     assert main(f"pretrain sprites --palette few.hex {TINY} --steps 1 --out few".split()) == 0

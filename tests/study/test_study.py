@@ -5,11 +5,13 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from nextpixel import ImageGPT
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import ImageGPTConfig, StudyConfig, read_recipe
+from nextpixel.data.prepared import prepare
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats
 from nextpixel.images.sources import load_images
@@ -34,6 +37,7 @@ from nextpixel.stats import (
     subtract_group_means,
 )
 from nextpixel.study import LayerScore, Point, measure_runs, measuring, statistics
+from nextpixel.study.inputs import read_images, read_runs
 from nextpixel.study.points import Study
 from nextpixel.study.report import study_summary
 
@@ -224,6 +228,20 @@ def test_test_images_that_were_trained_on_are_told_and_figures_given_without_the
     np.savez(tmp_path / "same.npz", **mixed)
     with pytest.raises(InputError, match="expected test images other than the training images"):
         measure_runs(runs, str(tmp_path / "same.npz"), tmp_path / "b", config)
+
+
+def test_prepared_splits_of_the_runs_size_cannot_be_compared_with_images_for_random_crops(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        prepare("set.npz", tmp_path / "set" / split, side=4, split=split)
+    large = SimpleNamespace(images=np.zeros((3, 8, 8, 3), np.uint8))
+    monkeypatch.setattr("nextpixel.study.inputs.training_set", lambda run: large)
+    found = read_images(str(tmp_path / "set"), (4, 4), "crop", CONFIG, read_runs(["small", "large"]))
+    assert (len(found.train), len(found.test)) == (80, 40) and set(found.test_labels) == {"dull", "red"}
+    assert all(seen is found.seen for seen in found.seen_by.values())
+    told = "could not check the test images against the training images of large: .*expected images of side 8"
+    assert re.search(told, capsys.readouterr().err)
 
 
 def test_test_labels_have_no_say_in_what_is_chosen(whole: tuple[Path, str], tmp_path: Path) -> None:

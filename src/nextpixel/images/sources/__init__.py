@@ -40,7 +40,7 @@ def open_source(images: Any, split: str | None = None, *, stream: bool = False) 
             a list of these or of paths, of any sizes;
             an image file, a .npy, .npz or .parquet file, a folder of images or of .parquet files; OpenAI's token
             arrays such as cifar10_teX.npy; WebDataset shards, .tar, as a file or a folder of them;
-            a folder that nextpixel prepare made, or of several, called as splits are;
+            a folder that nextpixel prepare made, or one of such folders, each of them a split;
             a pattern of such files, as in shards/{000..127}.tar or shards/*.tar;
             a set on the hub: owner/name or owner/name:config
     split   train, validation, test or another split of the source; None: train, if it has several
