@@ -362,7 +362,7 @@ BAD = {
     "prepare photos photo.png": ["photo.png exists already", "name a new folder"],
     "prepare photos photo.png/out": ["expected a folder, got the file", "photo.png"],
     "prepare photos out --side 0": ["--side", "at least 1", "got 0"],
-    "prepare photos out --store-side 31": ["--store-side", "at least the side 32", "got 31"],
+    "prepare photos out --store-side 31": ["--store-side: expected the side 32, or twice it for random crops, got 31"],
     "prepare photos out --workers 0": ["--workers", "at least 1", "got 0"],
     "prepare photos out --fit stretch": ["--fit", "crop, imagenet, squash", "'stretch'"],
     "prepare photos out --job 0/4": ["--job", "3/16", "got '0/4'"],
