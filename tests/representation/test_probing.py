@@ -13,10 +13,11 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import Pooling
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
-from nextpixel.representation import probing as probing_module
+from nextpixel.representation import logistic as logistic_module
 from nextpixel.representation.baselines import baseline_features
 from nextpixel.representation.extraction import POOLINGS, pool
-from nextpixel.representation.probing import LinearProbe, fit_linear
+from nextpixel.representation.logistic import fit_linear
+from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import likeliest, middle_best, score_of
 from nextpixel.study.points import LayerScore, best_layer
 
@@ -94,8 +95,8 @@ def test_ties_go_to_the_middle_layer_and_the_weaker_penalty(layers: list[int], m
     probe = LinearProbe(None).fit_features(features, labels, layers=layers)
     assert set(probe.sweep_.values()) == {1.0}
     assert {trial["held_out_accuracy"] for trial in probe.trials_ if trial["layers"] == [middle]} == {1.0}
-    assert (probe.layers_, probe.strength_) == ([middle], max(probing_module.STRENGTHS))
-    backwards = LinearProbe(None, strengths=probing_module.STRENGTHS[::-1]).fit_features(
+    assert (probe.layers_, probe.strength_) == ([middle], max(logistic_module.STRENGTHS))
+    backwards = LinearProbe(None, strengths=logistic_module.STRENGTHS[::-1]).fit_features(
         features, labels, layers=layers
     )
     assert (backwards.layers_, backwards.strength_) == (probe.layers_, probe.strength_)
@@ -176,8 +177,8 @@ def test_test_images_of_one_class_have_no_auc() -> None:
 def test_test_images_never_influence_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is fitted for the choice of settings uses training images that are not held out."""
     features, labels = blobs(100, 3)
-    seen, fit = [], probing_module.fit_linears
-    monkeypatch.setattr(probing_module, "fit_linears", lambda x, y, c: (seen.append(x), fit(x, y, c))[1])
+    seen, fit = [], logistic_module.fit_linears
+    monkeypatch.setattr(logistic_module, "fit_linears", lambda x, y, c: (seen.append(x), fit(x, y, c))[1])
     probe = LinearProbe(None).fit_features(features.astype(np.float32), labels)
     rows = {row.tobytes() for layer in range(3) for row in features[:, layer].astype(np.float32)}
     assert all(row.tobytes() in rows for x in seen for row in x)

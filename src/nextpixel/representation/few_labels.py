@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from nextpixel.config import Pooling
 from nextpixel.data.labels import choose_labels, class_numbers
 from nextpixel.representation.extraction import Backbone, features_of, pooled_columns
-from nextpixel.representation.probing import STRENGTHS, LinearProbe, middle_strengths
+from nextpixel.representation.logistic import STRENGTHS, middle_strengths
+from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import Score
 
 NEIGHBOURS = 20

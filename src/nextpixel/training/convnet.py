@@ -27,7 +27,7 @@ from nextpixel.images import as_channels
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress
 from nextpixel.representation.extraction import features_of
-from nextpixel.representation.probing import MIDDLE_STRENGTH, fit_linear
+from nextpixel.representation.logistic import MIDDLE_STRENGTH, fit_linear
 from nextpixel.stats import Score, score_of
 from nextpixel.training.optim import cosine_rate, set_rate, sgd
 
