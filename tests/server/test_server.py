@@ -42,7 +42,7 @@ from nextpixel import (
     sample,
     surprise,
 )
-from nextpixel.cli.serve import read_token
+from nextpixel.cli.serve import first_requests, read_token
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import square_nats
@@ -557,6 +557,26 @@ def test_a_token_is_asked_for(model: ImageGPT, tmp_path: Path) -> None:
         (tmp_path / "token").write_text(text)
         with pytest.raises(InputError, match="at least 16 characters"):
             read_token(tmp_path / "token")
+
+
+@pytest.mark.parametrize(
+    ("url", "token_file", "browser", "curl"),
+    [
+        ("http://127.0.0.1:8000", None, "http://127.0.0.1:8000", "curl -F"),
+        ("http://0.0.0.0:80", None, "http://127.0.0.1:80", "curl -F"),
+        ("http://[::]:80", None, "http://[::1]:80", "curl -F"),
+        (
+            "http://[::1]:80",
+            Path("my token"),
+            "http://[::1]:80",
+            """curl -H "Authorization: Bearer $(cat 'my token')" -F""",
+        ),
+    ],
+)
+def test_the_first_requests_reach_the_server(url: str, token_file: Path | None, browser: str, curl: str) -> None:
+    hint = first_requests(url, token_file)
+    assert f"In a browser: {browser}. " in hint and f"In a terminal: {curl} " in hint
+    assert hint.endswith(f" {browser}/v1/complete")
 
 
 def test_a_taken_port_is_bad_input() -> None:

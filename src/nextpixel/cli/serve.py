@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -102,8 +103,16 @@ def run(argv: Sequence[str]) -> None:
             say(f"{name}: {engine.slots} slots, {engine.mode}")
         if token is None and not address.startswith("127.") and address != "::1":
             say("Anyone who can reach this machine can use the server; --token-file FILE requires a token")
-        say(f"In a browser: {url}. In a terminal: curl -F image=@photo.jpg -F format=png -o out.png {url}/v1/complete")
+        say(first_requests(url, args.token_file))
         serve(app, args.server, opened)
+
+
+def first_requests(url: str, token_file: Path | None) -> str:
+    """How to ask the server at `url` from its own machine."""
+    near = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # which listen at the loopback, too
+    token = "" if token_file is None else f' -H "Authorization: Bearer $(cat {quote(str(token_file))})"'
+    curl = f"curl{token} -F image=@photo.jpg -F format=png -o out.png {near}/v1/complete"
+    return f"In a browser: {near}. In a terminal: {curl}"
 
 
 def read_token(path: Path) -> str:
