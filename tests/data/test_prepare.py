@@ -360,7 +360,7 @@ def test_parts_of_other_captions_are_refused(tmp_path, monkeypatch, captions):
         table.write_text(f"file,caption\na.png,red\nb.png,{colour}\n"), text.write_text(colour)
         if colour == "red":
             prepare("set", "out", side=SIDE, captions=captions, job=Job(1, 2))
-    with pytest.raises(InputError, match=r"with another captions \(some were changed\); repeat"):
+    with pytest.raises(InputError, match=r"with other captions: some were changed; repeat"):
         prepare("set", "out", side=SIDE, captions=captions, job=Job(2, 2))
     table.write_text("file,caption\na.png,red\nb.png,red\n"), text.write_text("red")
     prepare("set", "out", side=SIDE, captions=captions, job=Job(2, 2))

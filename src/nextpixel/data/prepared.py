@@ -243,18 +243,18 @@ def _check_plan(earlier: dict[str, Any], plan: dict[str, Any], parts: Path) -> N
         "source": "source", "split": "`split`", "fit": "`fit`", "range": "`range`", "bands": "`bands`",
         "anchor": "`anchor`", "slice": "`slice`", "scale": "`scale`",
         "serves": "`side`", "side": "`store_side`",
-        "images": "number of images", "fingerprint": "pictures (some were added, removed or changed)",
-        "classes": "classes", "captions": "`captions`", "texts": "captions (some were changed)",
+        "images": "number of images", "fingerprint": "other pictures: some were added, removed or changed",
+        "classes": "other classes", "captions": "`captions`", "texts": "other captions: some were changed",
         "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",
     }  # fmt: skip
     plan = json.loads(json.dumps(plan))  # lists for tuples
     for name, what in labels.items():
         if name != "source" and earlier.get(name) != plan.get(name):
-            hidden = name in ("fingerprint", "classes", "texts")
-            values = "" if hidden else f" {earlier.get(name)}, got {plan.get(name)}"
+            if not what.startswith("other"):
+                what = f"another {what}: expected {earlier.get(name)}, got {plan.get(name)}"
             raise InputError(
-                f"{parts} was started from {earlier.get('source')} with another {what}"
-                f"{values and ': expected' + values}; repeat the original command, or remove that folder to start again"
+                f"{parts} was started from {earlier.get('source')} with {what}; repeat the original command, or remove "
+                "that folder to start again"
             )
 
 
