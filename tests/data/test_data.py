@@ -39,9 +39,9 @@ def folder(tmp_path: Path) -> Path:
 def reads(monkeypatch) -> list[str]:
     """The names of all files that are decoded, as they are."""
     names: list[str] = []
-    original = FileSource.read
+    original = FileSource.image
     monkeypatch.setattr(
-        FileSource, "read", lambda self, i, *levels: (names.append(self.names[i]), original(self, i, *levels))[1]
+        FileSource, "image", lambda self, i, *args: (names.append(self.names[i]), original(self, i, *args))[1]
     )
     return names
 
@@ -200,7 +200,7 @@ def test_a_damaged_set_is_made_again(folder, cache, name, size):
 def test_a_large_set_keeps_its_order(monkeypatch):
     images = noise(600, 2)
     assert np.array_equal(decode(images, 2).images, images)
-    monkeypatch.setattr(ArraySource, "read", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(ArraySource, "image", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(decode(images.copy(), 2).images, images)
 
 

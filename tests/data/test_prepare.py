@@ -294,14 +294,14 @@ def test_a_hub_that_stops_answering_keeps_what_was_read(hub, monkeypatch):
 
 
 def fail_at(monkeypatch, name: str, error: BaseException) -> None:
-    original = FileSource.read
+    original = FileSource.image
 
-    def read(self, index, *levels):
+    def image(self, index, *args):
         if name in self.names[index]:
             raise error
-        return original(self, index, *levels)
+        return original(self, index, *args)
 
-    monkeypatch.setattr(FileSource, "read", read)
+    monkeypatch.setattr(FileSource, "image", image)
 
 
 def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch):
