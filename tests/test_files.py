@@ -332,7 +332,7 @@ OUTPUTS = [  # of every verb; its model or pictures are missing, too, which woul
     "score none --model none --out {}/a.csv",
     "score none --model none --report {}/a.html",
     "score none --model none --heatmap {}/a",
-    "evaluate none --train none --samples 4 --model none --nearest {}/a.png",
+    "evaluate none --train none --samples 20 --model none --nearest {}/a.png",
     "features none --model none --out {}/a.npz",
     "features none --model none --out {}/a.parquet",
     "probe none --model none --out {}/a",

@@ -243,7 +243,7 @@ def test_an_untrained_decoder_repaints_nothing_and_other_weights_are_refused(tmp
     again = load_tokenizer(tmp_path / "tok")
     assert isinstance(again, Patches) and again.hash == tokenizer.hash and again.decoder is not None
     assert again.decoder.shape == shape
-    with pytest.raises(InputError, match="decoder: expected one of patches of 4, got one of 2"):
+    with pytest.raises(InputError, match="expected a decoder of patches of 4, got one of 2"):
         Patches(CODES, PatchDecoder(CodecShape(2, None, 16, 2)))
     values = tokenizer.values()
     for wrong in (

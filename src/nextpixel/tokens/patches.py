@@ -45,7 +45,7 @@ class Patches:
         if len(np.unique(array.reshape(len(array), -1), axis=0)) < len(array):
             raise InputError("expected different patches, got some repeated", argument="codes")
         if decoder is not None and decoder.shape.patch != side:
-            raise InputError(f"expected one of patches of {side}, got one of {decoder.shape.patch}", argument="decoder")
+            raise InputError(f"expected a decoder of patches of {side}, got one of {decoder.shape.patch}")
         self.codes: NDArray[np.uint8] = array
         self.patch = side, side
         self._decoder = None if decoder is None else Frozen(decoder)
