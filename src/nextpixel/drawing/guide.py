@@ -17,8 +17,8 @@ REACH = 4  # tokens
 TOKENS_AT_ONCE = 512  # whose distances to all others are in memory
 POWER = 0.5  # 0.25 and 0.35 left larger seams on every second line of CIFAR-10
 AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])  # brightness, two of hue
-SCALES = np.array([20.0, 5.0, 5.0])  # of colours 0 to 255: neighbours differ in brightness rather than in hue
-UNRELATED = 0.1  # of neighbours, which go with any colour; near the likeliest, as SCALES, of CIFAR-10 and pixel art
+SCALES = np.array([25.0, 8.0, 8.0])  # of colours 0 to 255: neighbours differ in brightness rather than in hue
+UNRELATED = 0.1  # of neighbours, which go with any colour; near the likeliest of CIFAR-10 and pixel art
 
 
 class Guide:
