@@ -188,8 +188,10 @@ def test_the_verb_and_every_other_one_behind_it(photos: str, capsys: pytest.Capt
     }  # fmt: skip
     assert main(f"pretrain {photos} --init run --side 32 --out b".split()) == 2
     assert "--side: the model of --init works at side 16, got 32" in capsys.readouterr().err
+    run(f"pretrain {photos} --tokenizer tok --steps 1 {small} --out default")
+    assert nextpixel.load("default").size == (16, 16)  # that to which the tokenizer was fitted
     shape = small.partition(" --batch")[0]
-    assert json.loads(run(f"plan --tokenizer tok --side 16 {shape} --json"))["parameters"] == model.config.parameters
+    assert json.loads(run(f"plan --tokenizer tok {shape} --json"))["parameters"] == model.config.parameters
     Path("tok").rename("moved")  # the run no longer needs it
     run("pretrain --resume run")
     run(f"pretrain {photos} --init run --steps 2 {TINY} --out continued")

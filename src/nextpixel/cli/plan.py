@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.files import read_json
     from nextpixel.hardware import HARDWARE, measured_hardware
     from nextpixel.network.cost import ASSUMED_UTILISATION, make_plan
-    from nextpixel.training.initial import continued
+    from nextpixel.training.initial import continued, with_side
 
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:
@@ -69,6 +69,7 @@ def run(argv: Sequence[str]) -> None:
             raise InputError(f"--dtype: expected {timed}, in which {args.hardware} timed training, got {config.dtype}")
     else:
         hardware = HARDWARE[args.hardware]
+    config = with_side(config)
     shape = _shape(config, images)
     config = continued(config, shape)
     plan = make_plan(

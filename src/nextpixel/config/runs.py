@@ -159,7 +159,7 @@ class PretrainConfig(GPTRunConfig):
     """Number of attention heads."""
     side: int | Size | None = None
     """Pixels along each side, or rows x columns as in 24x16; default: 32, with exact colours the size of the largest
-    picture up to 32, with `init` that of the model."""
+    picture up to 32, with `init` that of the model, with `tokenizer` that to which it was fitted."""
     palette: str | None = None
     """A palette.npy file, exact (the RGBA colours of the images, at most 1,024, kept exactly), or a .gpl, .hex, .pal or
     .png palette, also kept exactly; default: OpenAI's 512 colours."""

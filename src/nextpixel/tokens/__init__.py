@@ -9,6 +9,7 @@ from nextpixel.tokens.tokenizer import (
     Tokenizer,
     covers_pixels,
     exact_colours,
+    fitted_side,
     load_tokenizer,
     picture_size,
     pixels_of,

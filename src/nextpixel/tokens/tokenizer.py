@@ -135,6 +135,12 @@ def load_tokenizer(folder: str | Path, argument: str = "tokenizer") -> Tokenizer
         raise InputError(f"{path}: expected a tokenizer, got a problem with {error}") from None
 
 
+def fitted_side(folder: str | Path) -> Any:
+    """The `side` to which the tokenizer of a folder was fitted, if its facts say so. Raises InputError."""
+    load_tokenizer(folder)
+    return (read_json(Path(folder) / FACTS).get("fitted") or {}).get("side")
+
+
 def exact_colours(tokenizer: Tokenizer) -> NDArray[np.uint8] | None:
     """The colours (K, 4) of an exact palette; None for other tokenizers."""
     return tokenizer.rgba if isinstance(tokenizer, ExactPalette) else None

@@ -16,8 +16,16 @@ from nextpixel.data.labels import labels_of_readable
 from nextpixel.errors import InputError
 from nextpixel.images.sources import open_source, sprites_of, with_canvas
 from nextpixel.network.model import ImageGPT
+from nextpixel.tokens import fitted_side
 from nextpixel.tokens.words import Words
 from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
+
+
+def with_side(config: PretrainConfig) -> PretrainConfig:
+    """With `tokenizer`, the default side is that to which it was fitted."""
+    if config.tokenizer is None or config.side is not None:
+        return config
+    return replace(config, side=fitted_side(config.tokenizer))
 
 
 def continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:

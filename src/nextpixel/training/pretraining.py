@@ -48,7 +48,7 @@ from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPicture
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
-from nextpixel.training.initial import continued, initial_model, load_init
+from nextpixel.training.initial import continued, initial_model, load_init, with_side
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import decode_sets, relocate_run, source_facts
 from nextpixel.training.setup import OpenRun, checked_settings, create_run, launch_facts, open_run, start_once
@@ -126,7 +126,7 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
-    config = checked_settings(out, config)
+    config = with_side(checked_settings(out, config))
     model, source, captions = initial_model(config, images, split)
     shape = model.config
     if config.side and to_size(config.side) != model.size:

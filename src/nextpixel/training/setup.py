@@ -36,7 +36,6 @@ from nextpixel.training.run_images import absolute, decode_run_images, find_sets
 from nextpixel.training.tracking import check_tracker
 
 PATHS = ("init", "palette", "tokenizer", "validation", "probe_data", "cache")  # settings recorded as absolute paths
-UNCHOSEN = ("preset", None)  # which the model of `init` decides
 Settings = TypeVar("Settings", bound=GPTRunConfig)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
@@ -112,8 +111,8 @@ def _restarted(out: Path, kind: str, config: RunConfig) -> Run | None:
         return None
     run = Run(out)
     facts = run.facts()
-    chosen = {name: value for name, value in asdict(config).items() if name not in PATHS and (name, value) != UNCHOSEN}
-    requested = json.loads(json.dumps(chosen))  # lists for tuples, as in run.json
+    given = {name: value for name, value in asdict(config).items() if name not in PATHS and value is not None}
+    requested = json.loads(json.dumps(given))  # lists for tuples, as in run.json
     if run.kind != kind or facts.get("command") != sys.argv[1:] or not requested.items() <= facts["config"].items():
         return None
     say(f"{out}: resuming from step {(run.steps() or [0])[-1]:,}")
