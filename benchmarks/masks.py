@@ -34,6 +34,7 @@ from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images import grid, save_png
 from nextpixel.images.sources import open_source
 from nextpixel.network.model import ImageGPT
+from nextpixel.tokens import covers_pixels, reconstruct
 
 KINDS = ("thin strokes", "thick strokes", "lines", "pixels", "expand", "upper half", "centre")
 SHOWN = ("guided", "clamped", "harmonic", "original")
@@ -118,7 +119,7 @@ def compare(
 ) -> tuple[dict[str, Pixels], Any]:
     """The pictures of each method, and what is measured of them; without `baselines`, none of clamped pictures."""
     sampling = SamplingConfig(seed=seed)
-    originals = model.tokenizer.decode(model.tokenizer.encode(squares), model.config.columns)
+    originals = squares if covers_pixels(model.tokenizer) else reconstruct(model.tokenizer, squares)
     guided = Filling(model, squares, masks, particles=particles, sampling=sampling).draw()
     weighed = bool(np.any(evidence(guided)["log_evidence"]))  # otherwise nothing known follows
     plain = (

@@ -14,7 +14,7 @@ import nextpixel
 from nextpixel import ImageGPTConfig, InputError
 from nextpixel.cli import main
 from nextpixel.config import PretrainConfig, SamplingConfig
-from nextpixel.drawing.sampling import draw
+from nextpixel.drawing.sampling import draw, join
 from nextpixel.tokens import load_tokenizer, reconstruct, reconstruction, save_tokenizer
 from nextpixel.tokens.codec import CodecShape, PatchDecoder
 from nextpixel.tokens.patches import Patches
@@ -303,3 +303,35 @@ def test_pixels_outside_a_hole_stay_themselves_to_its_rim() -> None:
         pixels = np.asarray(picture)
         same = [np.array_equal(pixels[~hole], square[~hole]) for square in NOISE[:2]]
         assert sum(same) == 1 and not np.array_equal(pixels[hole], NOISE[same.index(True)][hole])
+
+
+def test_what_patches_are_wrong_by_fades_into_the_hole() -> None:
+    """Flat patches of 100 and 200 stand for 90: 10 too bright at the rim, on top of whatever is drawn."""
+    tokenizer = Patches(np.full((2, 4, 4, 3), [[[[100]]], [[[200]]]], np.uint8))
+    square = np.full((1, 32, 24, 3), 90, np.uint8)
+    given = np.arange(32)[:, None] < 8
+    for drawn in (100, 200):
+        images = np.full((2, 32, 24, 3), 100, np.uint8)
+        images[:, 8:] = drawn
+        for rows in (32, 12):  # all, or those drawn so far
+            joined = join(tokenizer, images[:, :rows], square, given).astype(int)
+            assert (joined[:, :8] == 90).all()
+            added = joined[0, 8:, 0, 0] - drawn
+            assert (joined[:, 8:] - drawn == added[:, None, None]).all()
+            assert added[0] == -9 and (np.diff(added) >= 0).all()
+            assert (added[8:] == 0).all() and added[: min(8, rows - 8)].all()
+    hole = np.ones((32, 24), bool)
+    assert np.array_equal(join(tokenizer, images, square, ~hole), images)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_streamed_rows_end_as_the_picture(mask: bool) -> None:
+    model = lively(ImageGPTConfig(layers=2, width=32, heads=4, side=(4, 6), colors=50), torch.float32)
+    model.tokenizer = Patches(CODES)
+    hole = np.zeros((16, 24), bool)
+    hole[8:] = True
+    settings = {"mask": hole} if mask else {"keep": 0.5}
+    [picture] = nextpixel.complete(model, NOISE[0], **settings, speed="exact")
+    rows = {row.y: row.pixels[0] for row in nextpixel.stream(model, NOISE[0], **settings, speed="exact")}
+    assert sorted(rows) == list(range(8, 16))
+    assert np.array_equal(np.stack([rows[y] for y in sorted(rows)]), np.asarray(picture)[8:])

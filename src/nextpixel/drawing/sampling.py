@@ -24,7 +24,7 @@ from nextpixel.config import (
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.errors import InputError
-from nextpixel.images import PictureList, orient, to_picture, undo_orient
+from nextpixel.images import PictureList, orient, spread, to_picture, undo_orient
 from nextpixel.images.sources import load_images, open_source
 from nextpixel.images.sources.masks import load_masks
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
@@ -35,6 +35,7 @@ from nextpixel.tokens.colors import allowed_tokens
 from nextpixel.tokens.words import encode_captions
 
 MAX_ROWS = 256
+BLENDED = 2  # tokens beside given pixels
 ORIENTATIONS: dict[KeepSide, int] = {
     "top": 0,
     "right": 1,
@@ -208,6 +209,8 @@ def stream(
         for row, tokens, _ in _draw_rows(model, plan, candidates, sampling):
             known = torch.cat([known, tokens], 1)
             pixels = model.tokenizer.decode(known, model.config.columns)
+            own = None if squares is None else squares[[candidate // n for candidate in candidates]]
+            pixels = join(model.tokenizer, pixels, own, plan.given(model))
             for y in range(row * model.tokenizer.patch[0], pixels.shape[1]):
                 yield DrawnRow(candidates, y, pixels[:, y])
 
@@ -249,8 +252,8 @@ def draw(
                 advance(drawn.numel() * pixels_of(tokenizer))
             nats[candidates.start : candidates.stop] = torch.cat(rows, 1).mean(1).cpu().numpy()
     images = tokenizer.decode(tokens, config.columns)
+    images = join(tokenizer, images, squares, plan.given(model))
     steps = np.maximum(np.arange(images.shape[1]) // tokenizer.patch[0] - plan.kept_rows + 1, 0)
-    images = join(tokenizer, images, squares, steps[:, None] == 0)
     drawn_at = undo_orient(np.broadcast_to(steps[:, None], images.shape[1:3])[None], orientation)[0]
     nats /= pixels_of(tokenizer)
     return Drawing(undo_orient(images, orientation), nats, drawn_at, plan.decoder.name)
@@ -259,13 +262,19 @@ def draw(
 def join(
     tokenizer: Tokenizer, images: NDArray[np.uint8], squares: NDArray[np.uint8] | None, given: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Completions (M * n, H, W, C) of squares (M, H, W, C), of which these pixels (H, W) were given.
+    """Completions (M * n, h, W, C), at first rows, of squares (M, H, W, C), of which these pixels (H, W or 1) were
+    given.
 
-    Where a token covers several pixels and loses their detail, the given pixels replace those of the tokens.
+    Where a token covers several pixels and loses their detail, the given pixels replace those of the tokens. What the
+    tokens are wrong by beside a hole is added to the drawn pixels there, where it fades: a step across the rim is then
+    a step of the drawing (after Perez et al. 2003, Poisson image editing).
     """
     if squares is None or not covers_pixels(tokenizer):
         return images
-    return np.where(given[..., None], squares.repeat(len(images) // len(squares), 0), images)
+    originals = squares[:, : images.shape[1]].repeat(len(images) // len(squares), 0)
+    given = np.broadcast_to(given[: images.shape[1]], images.shape[1:3])
+    wrong = spread(originals.astype(np.float32) - images, given, BLENDED * max(tokenizer.patch))
+    return np.where(given[..., None], originals, (images + wrong).round().clip(0, 255).astype(np.uint8))
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:
@@ -292,6 +301,10 @@ class _Plan:
     guided: bool
     first: int = 0  # number of the first completion
     first_picture: int = 0
+
+    def given(self, model: ImageGPT) -> NDArray[np.bool_]:
+        """Which rows of pixels are given, (H, 1)."""
+        return np.arange(model.size[0])[:, None] < self.kept_rows * model.tokenizer.patch[0]
 
     def new_decoder(self, model: ImageGPT, rows: int) -> Decoder:
         return GuidedDecoder(self.decoder, model, rows) if self.guided else self.decoder(model, rows)

@@ -14,7 +14,7 @@ from nextpixel.images.canvas import (
     zoom_nearest,
 )
 from nextpixel.images.exports import to_picture, write_animation, write_sheet
-from nextpixel.images.fitting import crop_resize, fit_image, join_pictures, orient, undo_orient
+from nextpixel.images.fitting import crop_resize, fit_image, join_pictures, orient, spread, undo_orient
 from nextpixel.images.lists import PictureList
 from nextpixel.images.numbers import Numbers, find_range
 from nextpixel.images.palette_files import FORMATS as PALETTE_FORMATS

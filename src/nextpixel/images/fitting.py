@@ -77,27 +77,30 @@ def join_pictures(picture: Picture, drawn: np.ndarray, kept: np.ndarray, fit: Fi
 
 
 def _rim(seen: Picture, enlarged: Picture, kept: np.ndarray) -> np.ndarray:
-    """What softens the edge of the drawn part, float32 (H, W, 3), to be added to it.
-
-    The difference between the picture and its enlarged completion at known pixels, spread from these over the drawn
-    ones beside them, where it fades within RIM pixels of the completion.
-    """
-
-    def sums(values: np.ndarray) -> np.ndarray:  # over 3 x 3 neighbours
-        padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
-        rows = padded[:-2] + padded[1:-1] + padded[2:]
-        return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-
-    known = kept.repeat(FINE, 0).repeat(FINE, 1)[..., None].astype(np.float32)
-    fine, coarse = (np.array(one.resize(known.shape[1::-1]), np.float32) for one in (seen, enlarged))
-    rest = (fine - coarse) * known
-    for left in range(RIM * FINE, 0, -1):
-        count = sums(known)
-        beside = (count > 0) & (known == 0)
-        rest = np.where(beside, sums(rest) / np.maximum(count, 1) * (left / (left + 1)), rest)
-        known = np.maximum(known, beside)
+    """What softens the edge of the drawn part, float32 (H, W, 3), to be added to it: how far enlarging is wrong."""
+    known = kept.repeat(FINE, 0).repeat(FINE, 1)
+    fine, coarse = (np.array(one.resize(known.shape[::-1]), np.float32) for one in (seen, enlarged))
+    rest = spread(fine - coarse, known, RIM * FINE)
     channels = [Image.fromarray(channel).resize(seen.size) for channel in np.moveaxis(rest, -1, 0).copy()]
     return np.stack([np.array(channel) for channel in channels], -1)
+
+
+def spread(values: np.ndarray, known: np.ndarray, reach: int) -> np.ndarray:
+    """Values (..., H, W, C) of known pixels (H, W) spread over the others, where they fade within `reach` pixels."""
+
+    def sums(values: np.ndarray) -> np.ndarray:  # over 3 x 3 neighbours
+        padded = np.pad(values, ((0, 0),) * (values.ndim - 3) + ((1, 1), (1, 1), (0, 0)))
+        rows = padded[..., :-2, :, :] + padded[..., 1:-1, :, :] + padded[..., 2:, :, :]
+        return rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]
+
+    weights = known[..., None].astype(np.float32)
+    values = values * weights
+    for left in range(reach, 0, -1):
+        count = sums(weights)
+        beside = (count > 0) & (weights == 0)
+        values = np.where(beside, sums(values) / np.maximum(count, 1) * (left / (left + 1)), values)
+        weights = np.maximum(weights, beside)
+    return values
 
 
 def _box(picture: Picture, size: Size, fit: Fit) -> tuple[float, float, float, float]:

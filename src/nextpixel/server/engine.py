@@ -413,7 +413,9 @@ class Engine:
             self.observe("first_row_seconds", now - ticket.arrived)
         rest = min(other.position for other in self._rows() if other.ticket is ticket)
         left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
-        [pixels] = tokenizer.decode(ticket.tokens[row.number, None, : row.position], config.columns)
+        given = np.arange(self.model.size[0])[:, None] < ticket.prompt.shape[1] // config.columns * tokenizer.patch[0]
+        pixels = tokenizer.decode(ticket.tokens[row.number, None, : row.position], config.columns)
+        [pixels] = join(tokenizer, pixels, ticket.square, given)
         for y in range(len(pixels) - tokenizer.patch[0], len(pixels)):
             ticket.notify(Row(row.number, y, pixels[y].copy(), left))  # not a view of all rows
         ticket.finished += row.position == config.tokens
@@ -425,7 +427,5 @@ class Engine:
                 "total": now - ticket.arrived,
             }
             nats = ticket.nats / (ticket.drawn * pixels_of(tokenizer))
-            images = tokenizer.decode(ticket.tokens, config.columns)
-            given = np.arange(ticket.length).reshape(-1, config.columns) < ticket.prompt.shape[1]
-            images = join(tokenizer, images, ticket.square, given.repeat(tokenizer.patch[0], 0)[:, :1])
+            images = join(tokenizer, tokenizer.decode(ticket.tokens, config.columns), ticket.square, given)
             ticket.notify(Done(images, nats.tolist(), seconds))
