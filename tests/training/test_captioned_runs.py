@@ -23,6 +23,7 @@ from nextpixel.data.prepared import prepare
 from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import image_nats
 from nextpixel.evaluation.naming import caption_gains, tag_probabilities
+from nextpixel.tokens.words import Words
 from nextpixel.training.loop import Interrupted
 
 NAMES = ["red", "green", "blue", "dark"]
@@ -204,7 +205,7 @@ def test_a_model_with_words_is_fine_tuned_and_probed_without_captions(run: Path,
         ({"captions": "names", "objective": "masked"}, "words: a masked model has no prefix, so it takes no captions"),
         ({"captions": "names", "words": 0}, "words: expected at least 1, got 0"),
         ({"captions": "missing.csv"}, "missing.csv: expected a CSV file of file,caption"),
-        ({"captions": "names", "init": "embedded", "words": 3}, "init: cannot be combined with `words`"),
+        ({"captions": "names", "init": "faces", "words": 3}, "words: cannot be combined with `init`"),
     ],
 )
 def test_bad_captions_are_refused_before_any_work(
@@ -218,18 +219,24 @@ def test_bad_captions_are_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_words_cannot_go_on_with_captions(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [
-        "pretrain",
-        str(place / "in"),
-        "--out",
-        str(tmp_path / "run"),
-        "--init",
-        "embedded",
-        "--captions",
-        "names",
-    ]
-    assert main(command) == 2
-    assert "--captions: needs words, which the model of --init was trained without" in capsys.readouterr().err
+def test_a_model_without_words_learns_captions(run: Path, place: Path, tmp_path: Path) -> None:
+    plain = nextpixel.pretrain(place / "in", out=tmp_path / "plain", **settings(place))
+    assert plain.words is None
+    base = without_shape(settings(place, captions="names"))
+    more = nextpixel.pretrain(place / "in", out=tmp_path / "more", init=str(tmp_path / "plain"), **base)
+    words = nextpixel.load(run).words
+    assert more.words is not None and words is not None and more.words.table == words.table
+    assert "validation_nats_without_caption" in Run(tmp_path / "more").read_log()[-1]
+    assert len(nextpixel.sample(more, 2, caption="red top", guidance=2)) == 2
+    few = nextpixel.pretrain(place / "in", out=tmp_path / "few", init=str(tmp_path / "plain"), words=2, **base)
+    assert few.words is not None and few.words.table == words.table[:2]
+
+
+def test_new_words_leave_the_other_weights(model: ImageGPT) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.set_words(Words(["a", "b"]), seed=1)
+    assert model.config.words == 2 and model.words is not None and model.words.table == ("a", "b")
+    after = model.state_dict()
+    assert after.pop("word_embedding").std().item() == pytest.approx(0.02, rel=0.2)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert model(torch.zeros(1, 16, dtype=torch.int64), tags=model.words.encode(["a, b"])).shape == (1, 16, 16)

@@ -205,7 +205,7 @@ class PretrainConfig(GPTRunConfig):
     the files beside the pictures (txt)."""
     words: int | None = None
     """Maximum number of different words in captions, the most frequent; others, and those in fewer than 3 captions, are
-    left out. Default: 1,000, or with `init` the words of the model."""
+    left out. Default: 1,000, or the words of the model of `init`, if it has any."""
 
     validation: str | None = None
     """Validation images; default: a held-out part of the training images."""
@@ -242,11 +242,11 @@ class PretrainConfig(GPTRunConfig):
                     f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
                     argument="augment",
                 )
-        fixed = "size layers width heads palette tokenizer objective words".split() + list(MODERN)
+        fixed = "size layers width heads palette tokenizer objective".split() + list(MODERN)
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:
             raise InputError(
-                f"cannot be combined with `{given[0]}`: the model has its own shape, tokens, words and objective",
+                f"cannot be combined with `{given[0]}`: the model has its own shape, tokens and objective",
                 argument="init",
             )
         if self.words is not None and self.captions is None:

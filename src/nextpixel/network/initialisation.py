@@ -37,7 +37,12 @@ def initialise(model: ImageGPT, seed: int) -> None:
             block.get_parameter("attention.out.weight").zero_()
             block.get_parameter("mlp.down.weight").zero_()
     if config.words:
-        normal(model.word_embedding, 0.02)
+        initialise_words(model, generator)
     model.head.weight.zero_()
     if model.class_head is not None:
         model.class_head.weight.zero_()
+
+
+@torch.no_grad()
+def initialise_words(model: ImageGPT, generator: torch.Generator) -> None:
+    model.word_embedding.normal_(0.0, 0.02, generator=generator)

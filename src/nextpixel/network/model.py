@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size, check_fit, to_side
 from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
-from nextpixel.network.initialisation import initialise
+from nextpixel.network.initialisation import initialise, initialise_words
 from nextpixel.network.positions import Positions, raster, rotate
 from nextpixel.tokens.tokenizer import covers_pixels, picture_size
 
@@ -187,6 +187,13 @@ class ImageGPT(nn.Module):
         if classes:
             self.class_head = Linear(self.config.width, len(classes)).to(self.head.weight)
             nn.init.zeros_(self.class_head.weight)
+
+    def set_words(self, words: Words, seed: int = 0) -> None:
+        """Take captions of these words, whose vectors are random; see `words`. Raises InputError for a masked model."""
+        self.config = dataclasses.replace(self.config, words=len(words))
+        self.word_embedding = nn.Parameter(self.head.weight.new_empty(len(words) + 1, self.config.width))
+        initialise_words(self, torch.Generator(self.device).manual_seed(seed))
+        self._words = words
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nextpixel.checkpoints import load
 from nextpixel.config import MODERN, WORDS, Fit, ImageGPTConfig, Levels, PretrainConfig, Size, to_side, to_size
 from nextpixel.data.captions import captions_of
-from nextpixel.data.decoded import decode, split_indices
+from nextpixel.data.decoded import DecodedSet, decode, split_indices
 from nextpixel.data.labels import labels_of_readable
 from nextpixel.errors import InputError
 from nextpixel.images.sources import open_source, sprites_of, with_canvas
@@ -36,9 +36,12 @@ def continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
     return replace(config, preset="modern" if modern else "classic")
 
 
-def load_init(init: str, config: PretrainConfig) -> ImageGPT:
+def load_init(init: str, config: PretrainConfig, words: Words | None = None) -> ImageGPT:
+    """The model of `init`, with these words where it has none."""
     model = load(init)
     model.set_classes(())
+    if words is not None and model.words is None:
+        model.set_words(words, config.seed)
     model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
     return model
 
@@ -47,9 +50,13 @@ def initial_model(config: PretrainConfig, images: Any, split: str | None) -> tup
     """The model of `init`, or one without weights, with words for the captions; the images and their captions (N,)."""
     if config.init:
         model = load_init(config.init, config)
-        if config.captions is not None and model.words is None:
-            raise InputError("needs words, which the model of `init` was trained without", argument="captions")
-        return model, *_captioned(config, images, split, model.size, model.fit, model.levels)
+        if config.words is not None and model.words is not None:
+            raise InputError("cannot be combined with `init`: the model has its own words", argument="words")
+        images, captions = _captioned(config, images, split, model.size, model.fit, model.levels)
+        if captions is not None and model.words is None:
+            decoded = decode(images, model.size, split=split, cache=config.cache, fit=model.fit, levels=model.levels)
+            model.set_words(_fit_words(config, images, captions, decoded))
+        return model, images, captions
     exact = wanted_colours(config) is not None
     if exact or config.captions is not None:
         images = open_source(images, split)
@@ -64,16 +71,21 @@ def initial_model(config: PretrainConfig, images: Any, split: str | None) -> tup
         decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels)
         count = len(decoded) if config.size == "auto" else None
     if captions is not None:
-        readable = labels_of_readable(captions, images, decoded)
-        if config.validation is None:
-            readable = readable[split_indices(len(decoded), config.validation_fraction, config.seed)[0]]
-        words = Words.fit(readable, config.words or WORDS)
+        words = _fit_words(config, images, captions, decoded)
     with torch.device("meta"):
         model = ImageGPT(replace(config.model(len(tokenizer), count, tokenizer.patch), words=len(words or ())))
     model.words = words
     model.tokenizer, model.levels = tokenizer, config.levels
     model.fit = config.fit or model.fit
     return model, images, captions
+
+
+def _fit_words(config: PretrainConfig, source: Any, captions: NDArray[Any], decoded: DecodedSet) -> Words:
+    """The words of the captions of training pictures."""
+    readable = labels_of_readable(captions, source, decoded)
+    if config.validation is None:
+        readable = readable[split_indices(len(decoded), config.validation_fraction, config.seed)[0]]
+    return Words.fit(readable, config.words or WORDS)
 
 
 def _captioned(

@@ -292,7 +292,7 @@ def _current_model(
         with run.checkpoint(steps[-1]) as folder:
             model = load(folder)
     elif config.init:
-        model = load_init(config.init, config)
+        model = load_init(config.init, config, opened.words)
     else:
         model = ImageGPT(opened.shape, seed=config.seed)
     model.words = opened.words
