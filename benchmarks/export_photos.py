@@ -21,14 +21,17 @@ import torch
 import nextpixel
 from nextpixel.checkpoints import Run, write_model
 from nextpixel.config import SamplingConfig
+from nextpixel.data.captions import captions_of
 from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.files import new_folder
 from nextpixel.images import grid, save_png
-from nextpixel.images.sources import load_images
+from nextpixel.images.sources import load_images, open_source
 from nextpixel.tokens import reconstruct, reconstruction
 
 SHOWN = 16
+SAMPLES = 8
+CAPTIONS = ["goldfish", "school bus", "seashore", "lemon", "lion", "jellyfish", "alp", "monarch"]
 AT_MOST_BYTES = 24_000_000
 CARD = """# The model of photographs
 
@@ -37,23 +40,25 @@ learned tokens: 64 x 64 pixels as {rows} x {columns} tokens of {codes:,} codes, 
 
 ```sh
 nextpixel complete cat.jpg --model photos --full joined
-nextpixel sample --model photos -n 16
+nextpixel sample "{example}" --model photos -n 16 --guidance {guidance:g}
 ```
 
 | | |
 |---|---|
-| data | Tiny ImageNet's training pictures without labels, split by `python benchmarks/photos.py` |
+| data | Tiny ImageNet's training pictures, split by `python benchmarks/photos.py --names words.txt` |
+| captions | the names of their classes, {words:,} words |
 | pictures | {train_images:,} to train on, {validation_images:,} to choose the checkpoint, {test_images:,} held out |
 | tokenizer | `{tokenizer_command}` |
 | command | `{command}` |
 | seed | {seed} |
-| steps | {step:,} of {steps:,}, {images:,} images seen ({epochs:.2f} epochs) |
+| steps | {steps}; {images:,} images seen ({epochs:.2f} epochs) |
 | hardware | {hardware}, {minutes:.0f} minutes for the GPT |
 | precision | trained in {dtype} with fp32 weights; shipped as bf16; scored with bf16 products |
 | size | {megabytes:.1f} MB with the tokenizer |
 | reconstruction | **{psnr:.2f} dB** PSNR of held-out pictures from tokens, {psnr_of_mean:.2f} of the mean error |
 | codes used | {used:.1%} |
 | held-out pictures | **{nats:.4f} +- {error:.4f} nats per pixel**, {nats_per_token:.4f} per token ({date}) |
+| with their captions | {captioned:.4f} nats per pixel |
 
 Nats compare only between models of the same tokenizer.
 
@@ -62,10 +67,31 @@ decoded from its tokens, the given half, four completions with their nats per pi
 
 ![completions](completions.png)
 
+Drawn from captions, seeds 0 to {last_drawn}, guidance {guidance:g}, uncurated:
+
+![samples](samples.png)
+
 Limits: it was trained on the 200 classes of Tiny ImageNet only, at 64 x 64 pixels. Completions are plausible in light
 and outline, not in detail. The pictures are ImageNet's, collected from the web (Russakovsky et al. 2015; Tiny ImageNet:
 Stanford CS231n), for non-commercial research and education; no claim is made about them beyond that.
 """
+
+
+def stretches(run: Run, step: int) -> list[tuple[Run, int]]:
+    """The runs of which this one's step is the end, each begun from the one before it, and their last steps."""
+    init = run.facts()["config"]["init"]
+    if not init or not Path(init).name.startswith("step_"):
+        return [(run, step)]
+    before = Path(init)
+    return [*stretches(Run.open(before.parent), int(before.name.removeprefix("step_"))), (run, step)]
+
+
+def minutes(run: Run, step: int) -> float:
+    """How long the training of these steps took, without evaluations."""
+    config = run.facts()["config"]
+    images_a_line = config["log_every_steps"] * config["batch_images"]
+    losses = [entry for entry in run.read_log() if "loss" in entry and entry["step"] <= step]
+    return sum(images_a_line / entry["images_per_second"] for entry in losses) / 60
 
 
 def main() -> None:
@@ -75,15 +101,19 @@ def main() -> None:
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--command", required=True, help="the command that trained it")
     parser.add_argument("--tokenizer-command", required=True, help="the command that trained its tokenizer")
+    parser.add_argument("--captions", nargs="+", default=CAPTIONS, help="those of samples.png")
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=Path("src/nextpixel/assets/photos"))
     args = parser.parse_args()
 
     run = Run.open(args.run)
-    facts, best = run.facts(), run.best()
+    facts = run.facts()
     config, data = facts["config"], facts["data"]
+    parts = stretches(run, run.best()["step"])
     model = nextpixel.load(args.run)
     test = load_images(args.data, model.size, split="test")
-    model.facts = {"trained_on": "Tiny ImageNet training images, no labels", "steps": best["step"]}
+    model.facts = {"trained_on": "Tiny ImageNet training images and the names of their classes"}
+    model.facts |= {"steps": sum(step for _, step in parts)}
     model.facts |= {"seed": config["seed"]}
     shutil.rmtree(args.out, ignore_errors=True)
     with new_folder(args.out) as part:
@@ -94,6 +124,9 @@ def main() -> None:
     model = nextpixel.load(args.out)
 
     mean, error = mean_and_error(image_nats(model, test, dtype="bf16"))
+    assert model.words is not None
+    names = captions_of(open_source(args.data, "test"), config["captions"])
+    captioned, _ = mean_and_error(image_nats(model, test, dtype="bf16", tags=model.words.encode(list(names))))
     kept = reconstruction(model.tokenizer, test)
     every = max(1, len(test) // SHOWN)
     rows, captions = [], []
@@ -105,8 +138,11 @@ def main() -> None:
     titles = ["original", "tokens", "given", "1", "2", "3", "4"]
     save_png(grid(rows, zoom=2, titles=titles, captions=captions), args.out / "completions.png")
 
-    losses = [entry for entry in run.read_log() if "loss" in entry and entry["step"] <= best["step"]]
-    images_a_line = config["log_every_steps"] * config["batch_images"]
+    sampling = [SamplingConfig(seed=seed, guidance=args.guidance) for seed in range(SAMPLES)]
+    drawn = [draw(model, None, sampling=one, caption=args.captions).images for one in sampling]
+    save_png(grid([list(row) for row in drawn], zoom=2, titles=args.captions), args.out / "samples.png")
+
+    images = sum(step * part.facts()["config"]["batch_images"] for part, step in parts)
     high, wide = model.tokenizer.patch
     card = CARD.format(
         layers=model.config.layers,
@@ -124,12 +160,16 @@ def main() -> None:
         tokenizer_command=args.tokenizer_command,
         command=args.command,
         seed=config["seed"],
-        step=best["step"],
-        steps=config["steps"],
-        images=best["step"] * config["batch_images"],
-        epochs=best["step"] * config["batch_images"] / data["train_images"],
+        steps=" without captions, then ".join(f"{step:,}" for _, step in parts) + " with",
+        images=images,
+        epochs=images / data["train_images"],
+        words=len(model.words),
+        example=args.captions[0],
+        guidance=args.guidance,
+        captioned=captioned,
+        last_drawn=SAMPLES - 1,
         hardware=args.hardware,
-        minutes=sum(images_a_line / entry["images_per_second"] for entry in losses) / 60,
+        minutes=sum(minutes(part, step) for part, step in parts),
         dtype=facts["decisions"]["dtype"],
         megabytes=size / 1e6,
         psnr=kept.psnr_db,
