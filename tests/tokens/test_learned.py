@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import nextpixel
 from nextpixel import ImageGPTConfig, InputError
+from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import SamplingConfig
 from nextpixel.drawing.sampling import draw
@@ -163,6 +164,14 @@ def test_a_run_learns_resumes_to_the_same_weights_and_serves_a_model(
     drawing = draw(model, pictures, keep=0.5, sampling=SamplingConfig(speed="exact"))
     assert np.array_equal(drawing.images[:, :8], pictures[:, :8])
     assert json.loads(run(f"evaluate {photos} --model run --json"))["reconstruction"]["psnr_db"] > untrained
+
+
+def test_a_long_run_does_not_explode(photos: str) -> None:
+    """Steps as many and as large as made a decoder without weight decay explode; see optim.muon."""
+    options = SMALL.replace("--codes 1000", "--codes 16").replace("learned", "patches --learned-decoder")
+    command = f"tokenizer {photos} {options} --steps 150 --learning-rate 0.2 --evaluate-every-steps 150 --out tok"
+    assert main(command.split()) == 0
+    assert max(entry["highest_loss"] for entry in Run(Path("tok")).read_log() if "loss" in entry) < 1
 
 
 def test_streamed_rows_are_decoded_below_those_before_them() -> None:

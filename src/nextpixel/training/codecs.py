@@ -39,6 +39,7 @@ HELD_OUT_AT_MOST = 1_000
 SHOWN = 16
 WARMUP_STEPS = 50
 ADAM_PART = 0.1  # of Muon's rate
+WEIGHT_DECAY = 0.2  # nothing normalises what the blocks add up: without it a long run explodes
 CHARBONNIER = 0.1, 1e-3  # its weight, and the error below which it is quadratic
 
 
@@ -169,7 +170,7 @@ def _train(run: Run, images: Any) -> Tokenizer:
     training = Training(
         Cadence(config, config.steps, config.evaluate_every_steps),
         network,
-        optim.muon(network, ADAM_PART),
+        optim.muon(network, ADAM_PART, WEIGHT_DECAY),
         batches,
         step,
         rate_at=lambda step: optim.linear_rate(

@@ -18,12 +18,15 @@ def adam(model: nn.Module) -> list[Optimizer]:
     return [_adam([p for p in model.parameters() if p.requires_grad])]
 
 
-def muon(model: nn.Module, adam_part: float = ADAM_PART) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, Adam for the rest at a part of its rate."""
+def muon(model: nn.Module, adam_part: float = ADAM_PART, weight_decay: float = 0.0) -> list[Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, Adam for the rest at a part of its rate.
+
+    A step changes a matrix by the rate, whatever its gradient; weight decay limits how large that makes it.
+    """
     matrices = [p for p in model.get_submodule("blocks").parameters() if p.requires_grad and p.ndim == 2]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    return [torch.optim.Muon(matrices, lr=0.0, weight_decay=0.0), _adam(rest, rate_part=adam_part)]
+    return [torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay), _adam(rest, rate_part=adam_part)]
 
 
 def _adam(parameters: list[nn.Parameter], rate_part: float = 1.0) -> Optimizer:
