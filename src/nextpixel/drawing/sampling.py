@@ -266,15 +266,18 @@ def join(
     given.
 
     Where a token covers several pixels and loses their detail, the given pixels replace those of the tokens. What the
-    tokens are wrong by beside a hole is added to the drawn pixels there, where it fades: a step across the rim is then
-    a step of the drawing (after Perez et al. 2003, Poisson image editing).
+    decoded tokens are wrong by there, whether encoded or drawn, is added to the pixels beside, where it fades: so that
+    no edge shows (after Perez et al. 2003, Poisson image editing).
     """
     if squares is None or not covers_pixels(tokenizer):
         return images
-    originals = squares[:, : images.shape[1]].repeat(len(images) // len(squares), 0)
     given = np.broadcast_to(given[: images.shape[1]], images.shape[1:3])
-    wrong = spread(originals.astype(np.float32) - images, given, BLENDED * max(tokenizer.patch))
-    return np.where(given[..., None], originals, (images + wrong).round().clip(0, 255).astype(np.uint8))
+    joined = np.empty_like(images)
+    for i, image in enumerate(images):
+        original = squares[i * len(squares) // len(images), : len(image)]
+        wrong = spread(original.astype(np.float32) - image, given, BLENDED * max(tokenizer.patch))
+        joined[i] = np.where(given[..., None], original, (image + wrong).round().clip(0, 255).astype(np.uint8))
+    return joined
 
 
 def _orientation(model: ImageGPT, keep_side: KeepSide) -> int:

@@ -86,12 +86,12 @@ def _rim(seen: Picture, enlarged: Picture, kept: np.ndarray) -> np.ndarray:
 
 
 def spread(values: np.ndarray, known: np.ndarray, reach: int) -> np.ndarray:
-    """Values (..., H, W, C) of known pixels (H, W) spread over the others, where they fade within `reach` pixels."""
+    """Values (H, W, C) of known pixels (H, W) spread over the others, where they fade within `reach` pixels."""
 
     def sums(values: np.ndarray) -> np.ndarray:  # over 3 x 3 neighbours
-        padded = np.pad(values, ((0, 0),) * (values.ndim - 3) + ((1, 1), (1, 1), (0, 0)))
-        rows = padded[..., :-2, :, :] + padded[..., 1:-1, :, :] + padded[..., 2:, :, :]
-        return rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]
+        padded = np.pad(values, ((1, 1), (1, 1), (0, 0)))
+        rows = padded[:-2] + padded[1:-1] + padded[2:]
+        return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
 
     weights = known[..., None].astype(np.float32)
     values = values * weights
