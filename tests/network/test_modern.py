@@ -20,6 +20,7 @@ from nextpixel.config import MODERN, PretrainConfig
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.positions import Positions, raster, rotate
 from nextpixel.tokens.palette import Palette
+from nextpixel.training import pretraining
 from nextpixel.training.optim import linear_rate, muon, set_rate
 
 CLASSIC = ImageGPTConfig(layers=3, width=32, heads=4, side=4, colors=10)
@@ -260,6 +261,19 @@ def test_a_branch_is_the_run_it_would_have_been(tmp_path: Path) -> None:
         nextpixel.pretrain(branch=short, out=tmp_path / "early", steps="20")
     with pytest.raises(InputError, match=r"^cooldown_fraction: "):
         nextpixel.pretrain(branch=short, out=tmp_path / "early", steps=20, cooldown_fraction=0)
+
+
+@pytest.mark.parametrize(("every", "patience", "best"), [(1, 6, 6), (4, 1, 8)])
+def test_the_patience_of_a_branch_counts_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, patience: int, best: int
+) -> None:
+    """A branch from step 6, evaluated there or not, of a run whose validation rises."""
+    monkeypatch.setattr(pretraining, "_evaluate", lambda *args: {"validation_nats": float(args[-1])})
+    run = modern_run(tmp_path, "run", evaluate_every_steps=every, patience=patience)
+    nextpixel.pretrain(branch=run, out=tmp_path / "branch", steps=20)
+    branch = Run(tmp_path / "branch")
+    assert branch.facts()["branched_from"]["step"] == 6 and branch.steps()[-1] == 12
+    assert branch.best() == {"step": best, "nats": best} and branch.best_checkpoint() == branch.folder(best)
 
 
 def test_a_run_of_a_cosine_has_no_branch(tmp_path: Path) -> None:

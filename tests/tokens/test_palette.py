@@ -86,6 +86,17 @@ def test_a_gpu_gives_the_tokens_of_the_cpu() -> None:
     assert torch.equal(OPENAI.encode(image.cuda()).cpu(), OPENAI.encode(image))
 
 
+def test_a_search_holds_few_distances_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    search = palette_module._nearest
+    monkeypatch.setattr(palette_module, "_nearest", lambda c, k: sizes.append(len(c) * len(k)) or search(c, k))
+    for colours, device, most in ((512, "cpu", 1 << 17), (4_096, "meta", 1 << 22)):
+        colors = torch.zeros(colours, 3, dtype=torch.float64, device=device)
+        found = palette_module._brute_force(torch.zeros(5_000, dtype=torch.int64, device=device), colors)
+        assert found.shape == (5_000,) and max(sizes) <= most and sum(sizes) == 5_000 * colours
+        sizes.clear()
+
+
 def test_openai_s_palette_is_the_published_one() -> None:
     assert OPENAI.colors.shape == (512, 3)
     assert OPENAI.colors[:2].ravel() == pytest.approx(

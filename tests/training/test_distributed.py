@@ -28,7 +28,7 @@ from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import PretrainConfig
 from nextpixel.errors import InputError
-from nextpixel.training import distributed
+from nextpixel.training import decisions, distributed
 from nextpixel.training.pretraining import start_run
 
 pytestmark = pytest.mark.timeout(600)  # as many processes wait for each other on a busy machine
@@ -218,6 +218,33 @@ def third_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+
+
+def test_the_residual_stream_of_shards_is_fp32_and_their_matrices_are_bf16(monkeypatch):
+    model, seen = nextpixel.ImageGPT(nextpixel.ImageGPTConfig(layers=2, width=16, heads=2, side=4, colors=8)), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+        block.attention.qkv.register_forward_pre_hook(lambda part, _: seen.append(part.weight.dtype))
+    monkeypatch.setattr(distributed, "_groups", distributed._Groups(None, None, 1.0))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        network = distributed.wrap(model, device="cpu", shard=list(model.blocks), dtype="bf16")
+        with torch.autocast("cpu", torch.bfloat16):
+            network(torch.zeros(1, 16, dtype=torch.int64))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert seen == 2 * [torch.float32, torch.bfloat16]
+
+
+def test_a_process_may_have_no_part_of_any_parameter():
+    assert distributed.is_finite([torch.empty(0)])
+    assert not distributed.is_finite([torch.empty(0), torch.tensor([1.0, torch.inf])])
+
+
+def test_a_micro_batch_is_at_most_the_images_of_a_process(third_of_three):
+    config = PretrainConfig(batch_images=6, micro_batch_images=6, device="cpu")
+    shape = nextpixel.ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=8)
+    assert decisions.place(config, shape, 1).micro_batch_images == 2
 
 
 def test_a_batch_that_does_not_divide(third_of_three):

@@ -15,9 +15,43 @@ import nextpixel
 from nextpixel import InputError
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
+from nextpixel.config import PretrainConfig
 from nextpixel.data.decoded import decode
+from nextpixel.files import BUNDLED
 from nextpixel.images import save_png
-from nextpixel.training.run_images import absolute, training_set
+from nextpixel.training.run_images import absolute, absolute_model, training_set
+from nextpixel.training.setup import checked_settings
+
+DISTILLED = {"steps": 1, "batch_images": 4, "device": "cpu", "dtype": "fp32", "threads": 1}
+
+
+def test_a_bundled_model_is_not_the_folder_of_pictures_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in BUNDLED:
+        (tmp_path / name).mkdir()
+        assert absolute_model(name) == name and absolute(name) == str(tmp_path / name)
+        assert checked_settings(tmp_path / "run", PretrainConfig(init=name)).init == name
+        assert nextpixel.load(absolute_model(name)).config
+        shutil.copytree(folder, tmp_path / name, dirs_exist_ok=True)
+        assert (
+            absolute_model(name)
+            == str(tmp_path / name)
+            == checked_settings(tmp_path / "run", PretrainConfig(init=name)).init
+        )
+    (tmp_path / "photos" / "config.json").unlink()
+    (tmp_path / "photos" / "run.json").touch()
+    assert absolute_model("photos") == str(tmp_path / "photos")
+    assert absolute_model("owner/name") == "owner/name" and absolute_model(None) is None
+
+
+def test_the_teacher_of_a_distillation_may_be_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "embedded").mkdir()
+    np.save("some.npy", pictures(8, 32))
+    nextpixel.distill("some.npy", model="embedded", out="student", **DISTILLED)
+    assert Run("student").facts()["decisions"]["teacher"] == "embedded"
 
 
 @pytest.fixture

@@ -152,12 +152,18 @@ def _find(name: str | Path | None) -> Path:
     path = Path(name or EMBEDDED)
     if (path / "run.json").is_file():
         return Run(path).best_checkpoint()
-    if str(path) in BUNDLED and not (path / "config.json").is_file():  # a model of that name here comes first
+    if is_bundled(path):
         return Path(str(resources.files("nextpixel") / "assets" / path))
     if path.is_dir():
         return path
     check_model_name(name)
     return _download(str(name))
+
+
+def is_bundled(name: str | Path) -> bool:
+    """Whether it names a bundled model; a model or run in a folder of that name here comes first."""
+    path = Path(name)
+    return str(path) in BUNDLED and not any((path / file).is_file() for file in ("config.json", "run.json"))
 
 
 def _download(name: str) -> Path:

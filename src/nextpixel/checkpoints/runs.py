@@ -84,7 +84,10 @@ class Run:
 
     @classmethod
     def branch(cls, path: str | Path, source: Run, step: int, facts: dict[str, Any]) -> Run:
-        """Create a run from `source` at `step`, with its checkpoint, its arrays and its log up to there."""
+        """Create a run from `source` at `step`, with its checkpoint, its arrays and its log up to there.
+
+        Only that checkpoint can be its best so far: better ones before it are not copied.
+        """
         run = cls(cls.new_path(path))
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
@@ -93,8 +96,11 @@ class Run:
             for name in (ARRAYS, FILE):
                 if (source.path / name).is_file():
                     shutil.copyfile(source.path / name, part / name)
-            lines = [json.dumps(entry) + "\n" for entry in source.read_log() if entry.get("step", 0) <= step]
-            write_text(part / "log.jsonl", "".join(lines))
+            log = [entry for entry in source.read_log() if entry.get("step", 0) <= step]
+            write_text(part / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+            for entry in log:
+                if entry.get("step") == step and "validation_nats" in entry:
+                    Run(part).update_best(step, "nats", entry["validation_nats"])
         return run
 
     @classmethod

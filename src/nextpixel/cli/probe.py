@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.representation.extraction import check_layers, pooled_columns, poolings_to_try
     from nextpixel.representation.few_labels import FeatureSet, compare, layer_features, sampled_rows
     from nextpixel.representation.probing import LinearProbe
-    from nextpixel.training.run_images import absolute
+    from nextpixel.training.run_images import absolute_model
 
     students = load_students(args.against, model)
     layers = list(range(model.config.layers + 1)) if fixed is None else check_layers(model, fixed)
@@ -140,7 +140,7 @@ def run(argv: Sequence[str]) -> None:
         probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed, pooling=args.pooling)
         probe.fit_features(ours.train, labels, layers=layers, columns=ours.columns)
     if probe is not None and args.out is not None:
-        probe.save(args.out, model_name=absolute(args.model.model) or EMBEDDED)
+        probe.save(args.out, model_name=absolute_model(args.model.model) or EMBEDDED)
     if args.figure is not None:
         _draw(args.figure, [*results, *peers], probe)
     if args.output.json:

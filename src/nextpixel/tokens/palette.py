@@ -25,6 +25,7 @@ COLOURS_OF_24_BITS = 1 << 24
 TABLE_FROM = 4_096  # pixels, over all calls, from which the table is worth its 33 MB of memory
 TREE_FROM = 8_000  # new colours from which loading scipy and building a tree is faster
 SAVE_TABLE_FROM = 100_000  # new colours from which the table is worth a write of 33 MB
+DISTANCES_ON_CPU, DISTANCES_ON_DEVICE = 1 << 17, 1 << 22  # computed at once; on a device they take 200 MB
 _TABLE_LOCK = threading.Lock()  # shared: a palette with a lock of its own could not be copied
 
 
@@ -124,7 +125,7 @@ class Palette:
         """The token of every colour, int32 (2^24,); computed in float64, so on the CPU for devices without it."""
         every = torch.arange(COLOURS_OF_24_BITS, device="cpu" if device.type == "mps" else device)
         colors = torch.from_numpy(self.colors).to(every.device, torch.float64)
-        return torch.cat([_brute_force(part, colors) for part in every.split(1 << 16)]).to(device, torch.int32)
+        return _brute_force(every, colors).to(device, torch.int32)
 
     def _look_up(self, codes: NDArray[np.int32]) -> NDArray[np.uint16]:
         """Tokens of 24-bit colours; searches for the unknown ones first."""
@@ -171,9 +172,7 @@ class Palette:
 
     def _search(self, codes: NDArray[np.integer]) -> NDArray[np.uint16]:
         colors = torch.from_numpy(self.colors.astype(np.float64))
-        parts = torch.from_numpy(codes.astype(np.int64)).split(1 << 8)
-        found = [_brute_force(part, colors).numpy().astype(np.uint16) for part in parts]
-        return np.concatenate(found) if found else np.empty(0, np.uint16)
+        return _brute_force(torch.from_numpy(codes.astype(np.int64)), colors).numpy().astype(np.uint16)
 
     def _table_path(self) -> Path:
         return user_cache("colour-tables", self.cache) / f"{self.hash[:32]}.u16"
@@ -240,6 +239,11 @@ def _dedupe(centers: NDArray[np.float64], points: NDArray[np.float64], counts: N
 
 def _brute_force(codes: Tensor, colors: Tensor) -> Tensor:
     """Tokens of 24-bit colours (M,): the nearest of float64 colours (K, 3), the first on ties."""
+    at_once = DISTANCES_ON_CPU if codes.device.type == "cpu" else DISTANCES_ON_DEVICE
+    return torch.cat([_nearest(part, colors) for part in codes.split(max(1, at_once // len(colors)))])
+
+
+def _nearest(codes: Tensor, colors: Tensor) -> Tensor:
     pixels = torch.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1).to(torch.float64) / 127.5 - 1.0
     distances = (pixels[:, None] - colors).square().sum(-1)  # (M, K)
     nearest = distances == distances.amin(-1, keepdim=True)

@@ -36,14 +36,17 @@ class TrainingPictures:
     @classmethod
     def of(
         cls, tokens: NDArray[np.integer], held_out: NDArray[np.integer], columns: int, blank: int, vocabulary: int
-    ) -> TrainingPictures | None:
-        """Those of a training set and of held-out pictures, int (N, T) and (M, T); None for a set that is too large."""
-        if len(tokens) > PICTURES_AT_MOST or tokens.size > TOKENS_AT_MOST:
-            return None
+    ) -> TrainingPictures:
+        """Those of a training set and of held-out pictures, int (N, T) and (M, T)."""
         kind = np.uint8 if vocabulary <= 256 else np.uint16
         made = cls(_cornered(tokens, columns, blank).astype(kind), columns, blank, np.empty(0, np.int64))
         made.held_out = made.distances(held_out[:HELD_OUT_AT_MOST])[0]
         return made
+
+    @staticmethod
+    def can_keep(pictures: int, tokens: int) -> bool:
+        """Whether a set of so many pictures, each of so many tokens, is small enough."""
+        return pictures <= PICTURES_AT_MOST and pictures * tokens <= TOKENS_AT_MOST
 
     @classmethod
     def read(cls, folder: Path, tokens: int, vocabulary: int) -> TrainingPictures | None:

@@ -72,12 +72,12 @@ def place(config: GPTRunConfig, shape: ImageGPTConfig, steps: int, optimizer: st
     compiled = config.compile == "on" or (
         config.compile == "auto" and can_compile(device) and seconds > COMPILE_FROM_SECONDS
     )
+    own = distributed.local_batch_images(batch)
     if config.micro_batch_images:
-        return Placement(device, dtype, compiled, config.micro_batch_images, free)
+        return Placement(device, dtype, compiled, min(config.micro_batch_images, own), free)
     image_bytes = plan.activation_bytes_per_image(
         shape, dtype=dtype, checkpointed=config.checkpoint_activations, compiled=compiled
     )
-    own = distributed.local_batch_images(batch)
     chosen = plan.micro_batch_images(own, image_bytes, free, device == "cpu")
     for parts in range(-(-own // chosen), own + 1):  # smaller where weights and optimiser take over half the memory
         placed = Placement(device, dtype, compiled, -(-own // parts), free)

@@ -41,7 +41,7 @@ from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import RunDecisions
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.run_images import absolute, find_sets, relocate_images, source_facts
+from nextpixel.training.run_images import absolute_model, find_sets, relocate_images, source_facts
 from nextpixel.training.setup import checked_settings, create_run
 
 KIND = "distill"
@@ -106,7 +106,7 @@ def start_run(
         dtype=choose_dtype(config.dtype, device),
         threads=threads,
         layers=layers,
-        teacher=None if model is None else absolute(str(model)),
+        teacher=None if model is None else absolute_model(str(model)),
         fit=fit,
         train_key=decoded.key,
         pixels=[decoded.digest()],

@@ -236,8 +236,8 @@ def wrap(
     """A module that calls `method` of `model`, for training in every process: replicated (DDP), or sharded (FSDP2).
 
     `shard` lists the modules that are gathered one by one when used; the rest of the model is one more such unit (Zhao
-    et al. 2023). `dtype` is that of gathered weights; gradients are reduced in fp32. Sharding turns the parameters into
-    DTensors in place, so optimisers must be created afterwards.
+    et al. 2023). `dtype` is that of their gathered weights; those of the rest are fp32, as is the sum of gradients.
+    Sharding turns the parameters into DTensors in place, so optimisers must be created afterwards.
     """
     if _groups is None:
         return Network(model, method)
@@ -247,10 +247,11 @@ def wrap(
             return DistributedDataParallel(Network(model, method), gradient_as_bucket_view=True)
         mesh = init_device_mesh(device.split(":")[0], (world_size(),))
         weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-        # no cast of inputs: the residual stream is fp32, and autocast chooses as in a single process
-        policy = MixedPrecisionPolicy(param_dtype=weights, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for unit in [*shard, model]:
-            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        # fp32 embeddings and uncast inputs keep the residual stream in fp32; autocast chooses as in a single process
+        for units, kind in ((shard, weights), ([model], torch.float32)):
+            policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            for unit in units:
+                fully_shard(unit, mesh=mesh, mp_policy=policy)
         if method != "__call__":
             register_fsdp_forward_method(model, method)
     return Network(model, method)
@@ -279,7 +280,8 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def is_finite(parameters: Sequence[Tensor]) -> bool:
     """Whether all values are finite, in every process."""
     own = [p.to_local() if isinstance(p, DTensor) else p for p in (p.detach() for p in parameters)]
-    return not any_true(not all(torch.isfinite(norm) for norm in torch._foreach_norm([p for p in own if p.numel()])))[0]
+    own = [p for p in own if p.numel()]  # small parameters have no part in some processes
+    return not any_true(bool(own) and not all(torch.isfinite(norm) for norm in torch._foreach_norm(own)))[0]
 
 
 def save_trainer_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:

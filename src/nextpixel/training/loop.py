@@ -204,7 +204,7 @@ def _evaluated(run: Run, training: Training, step: int) -> bool:
 
 def _out_of_patience(run: Run, training: Training) -> bool:
     def evaluations_since_best() -> int:
-        best = run.best().get("step", 0)
+        best = run.best().get("step", math.inf)  # a branch has evaluations of its run before its own
         return sum(training.metric in entry and entry["step"] > best for entry in run.read_log())
 
     patience = training.patience

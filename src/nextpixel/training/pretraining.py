@@ -41,10 +41,11 @@ from nextpixel.images import save_png
 from nextpixel.images.lists import grid
 from nextpixel.images.sources import Source, open_source, sprites_of
 from nextpixel.network.model import ImageGPT
-from nextpixel.progress import say
+from nextpixel.progress import is_first, say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens import covers_pixels, exact_colours, pixels_of, reconstruction
-from nextpixel.tokens.training_pictures import PICTURES_AT_MOST, TrainingPictures
+from nextpixel.tokens.exact import PICTURES_AT_ONCE
+from nextpixel.tokens.training_pictures import HELD_OUT_AT_MOST, TrainingPictures
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import Decisions, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
@@ -318,14 +319,18 @@ def _current_model(
 def _kept_pictures(
     model: ImageGPT, pictures: NDArray[np.uint8], numbers: NDArray[np.int64], held_out: NDArray[np.uint8]
 ) -> TrainingPictures | None:
-    """The training pictures of a model of exact colours, to find copies among what it draws."""
+    """The training pictures of a model of exact colours, to find copies among what it draws; in the first process."""
     colours = exact_colours(model.tokenizer)
-    if colours is None or len(numbers) > PICTURES_AT_MOST:
+    if colours is None or not is_first() or not TrainingPictures.can_keep(len(numbers), model.config.tokens):
         return None
     blanks = np.flatnonzero(~colours.any(1))
-    tokens, others = (model.tokenizer.encode(np.ascontiguousarray(part)) for part in (pictures[numbers], held_out))
+    tokens = np.empty((len(numbers), model.config.tokens), np.uint16)
+    for start in range(0, len(numbers), PICTURES_AT_ONCE):  # encoding takes 50 bytes a pixel
+        part = slice(start, start + PICTURES_AT_ONCE)
+        tokens[part] = model.tokenizer.encode(pictures[numbers[part]])
+    others = model.tokenizer.encode(np.ascontiguousarray(held_out[:HELD_OUT_AT_MOST])).numpy()
     return TrainingPictures.of(
-        tokens.numpy(), others.numpy(), model.config.columns, int(blanks[0]) if len(blanks) else -1, len(colours)
+        tokens, others, model.config.columns, int(blanks[0]) if len(blanks) else -1, len(colours)
     )
 
 

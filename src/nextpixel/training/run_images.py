@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nextpixel.checkpoints import Run
+from nextpixel.checkpoints.models import is_bundled
 from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, Size, augmentations
 from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, stored_size
 from nextpixel.devices import choose_device
@@ -203,6 +204,11 @@ def training_set(model: str | Path | None) -> DecodedSet | None:
         if data["path"] is None:
             raise InputError("its training images were passed in memory") from None
         return decode(data["path"], size, split=data["split"], cache=cache, fit=fit, levels=levels)
+
+
+def absolute_model(name: str | None) -> str | None:
+    """The absolute path of a model's folder; the name of a bundled or a hub model, unchanged."""
+    return name if name is not None and is_bundled(name) else absolute(name)
 
 
 def absolute(path: str | None) -> str | None:

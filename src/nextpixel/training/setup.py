@@ -32,7 +32,7 @@ from nextpixel.tokens.codec import CodecShape
 from nextpixel.tokens.words import Words
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
-from nextpixel.training.run_images import absolute, decode_run_images, find_sets, size_of
+from nextpixel.training.run_images import absolute, absolute_model, decode_run_images, find_sets, size_of
 from nextpixel.training.tracking import check_tracker
 
 PATHS = ("init", "palette", "tokenizer", "validation", "probe_data", "cache")  # settings recorded as absolute paths
@@ -50,6 +50,8 @@ def checked_settings(out: Path, config: AnyConfig) -> AnyConfig:
     distributed.local_batch_images(config.batch_images)
     given = {name: getattr(config, name, None) for name in PATHS}
     paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path and path != EXACT}
+    if init := given["init"]:
+        paths["init"] = absolute_model(init)
     if config.cache:  # which may not exist yet
         paths["cache"] = os.path.abspath(config.cache)
     return replace(config, **paths)
