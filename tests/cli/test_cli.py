@@ -48,6 +48,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = (home / whole).read_bytes()
         (home / cut).write_bytes(data[: len(data) * 9 // 10])
     (home / "text.png").write_text("not a picture")
+    Image.new("L", (8, 8)).save(home / "black.png")
     (home / "empty").mkdir()
     (home / "taken").mkdir()
     (home / "taken" / "file").write_text("here already")
@@ -211,6 +212,8 @@ BAD = {
     "complete photos --mask photos --keep 0.25": ["--keep", "cannot be combined with --mask"],
     "complete photo.png --mask alpha --keep-side left": ["--keep-side", "cannot be combined with --mask"],
     "complete photo.png --mask alpha --box 0,0,2,2": ["--mask", "cannot be combined with --box"],
+    "complete photo.png --box 0,0,8,8 --invert-mask": ["--box", "0,0,8,8 covers the whole picture"],
+    "complete photo.png --mask black.png --invert-mask": ["--mask", "expected white pixels, which are kept, got none"],
     "complete photo.png --invert-mask": ["--invert-mask", "expected --mask or --box, got none"],
     "complete photo.png --box 0,0,2": ["--box", "LEFT,TOP,RIGHT,BOTTOM", "0,0,2"],
     "complete photo.png --box a,b,c,d": ["--box", "LEFT,TOP,RIGHT,BOTTOM", "a,b,c,d"],
@@ -971,3 +974,19 @@ def test_complete_fills_a_box_and_tells_how_well_the_rest_fits(capsys: pytest.Ca
 def test_complete_fills_where_a_mask_is_white(capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.pad(np.full((2, 2), 255, np.uint8), 3)).save("mask.png")
     assert run_json("complete photos --mask mask.png -n 1", capsys)["pictures"][2]["filled_pixels"] == 4
+
+
+def test_masks_of_unreadable_pictures_are_left_out_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("dozen", "masks"):
+        Path(folder).mkdir()
+    for i in range(12):
+        shutil.copy("cut.png" if i == 4 else "photo.png", f"dozen/{i:02}.png")
+        mask = np.repeat([255, 0], [i + 1, 63 - i]).reshape(8, 8).astype(np.uint8)
+        Image.fromarray(mask).save(f"masks/{i:02}.png")
+    each = [i + 1 for i in range(12) if i != 4]
+    for masks, counts in (("masks", each), ("photo.jpg", None), ("masks/02.png", [3] * 11)):
+        told = run_json(f"complete dozen --mask {masks} -n 1 --particles 1", capsys)
+        assert counts in (None, [one["filled_pixels"] for one in told["pictures"]])
+    Path("masks/04.png").unlink()
+    told = run_json("complete dozen --mask masks -n 1 --particles 1", capsys)
+    assert [one["filled_pixels"] for one in told["pictures"]] == each

@@ -251,7 +251,7 @@ def test_streamed_rows_are_not_decoded_beside_a_token_that_was_never_drawn(monke
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((6, 6), bool), "mask: expected white pixels, which are filled, got none"),
+        (np.zeros((6, 6), bool), "mask: expected white pixels, which are filled, got none$"),
         (np.ones((6, 6), bool), "mask: expected black pixels, which are kept, got none"),
         (np.stack([RING, RING]), "mask: expected one, or one for each of 3 pictures, got 2"),
         (np.stack([RING, RING, RING & False]), "mask: expected white pixels.*in mask 3 of 3"),
@@ -299,6 +299,11 @@ def test_bad_settings_of_a_hole_are_refused(model: ImageGPT, settings: Any, mess
 def test_bad_boxes_are_refused(box: str) -> None:
     with pytest.raises(InputError, match="box: expected LEFT,TOP,RIGHT,BOTTOM"):
         box_mask(box, (6, 6))
+
+
+def test_a_box_of_the_whole_picture_is_refused() -> None:
+    with pytest.raises(InputError, match="box: 0,0,5,6 covers the whole picture"):
+        box_mask("0,0,5,6", (6, 5))
 
 
 def test_a_box_is_in_pixels_of_the_model() -> None:

@@ -430,6 +430,10 @@ def test_the_mask_of_a_sheet_is_cut_as_the_sheet_is():
     assert np.array_equal(found, expected)
     one = load_masks(WHITE, open_source(sheet), squares, "place", levels=levels)
     assert np.array_equal(one, np.repeat(expected[:1], 5, 0))
+    two = load_masks(
+        [white, np.roll(white, 1, 0)], open_source([sheet, sheet]), squares.repeat(2, 0), "place", levels=levels
+    )
+    assert np.array_equal(two[:5], expected) and not np.array_equal(two[5:], expected)
     with pytest.raises(InputError, match="mask: expected one, or one for each of 5 pictures, got 2"):
         load_masks([WHITE, WHITE], open_source(sheet), squares, "place", levels=levels)
     with pytest.raises(InputError, match=r"mask: expected transparent pixels, .*got none"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +27,10 @@ SQUARE, MASK = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool)
 
 
 @pytest.fixture
-def fills() -> Iterator[Fills]:
+def fills(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fills]:
+    monkeypatch.setattr(holes, "SLICE_SECONDS", 0)
     with ThreadPoolExecutor(1) as thread:
-        yield Fills(thread, 1, "exact", lambda *_: None)
+        yield Fills(thread, 1, "exact", lambda *_: None, lambda: False)
 
 
 def call(seconds: float = 5.0) -> Call[Any]:
@@ -48,7 +49,7 @@ class Stub:
         self.drawn = 0
         self.go.set()
 
-    def rounds(self, every: int) -> Iterator[int]:
+    def rounds(self) -> Iterator[int]:
         while self.steps_left:
             if self.error:
                 raise self.error
@@ -181,3 +182,34 @@ def test_time_left_is_that_of_the_model_and_the_kind_of_work(fills: Fills, made:
         again.end()
 
     asyncio.run(scene())
+
+
+def test_engines_get_as_much_time_as_a_filling(fills: Fills, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holes, "SLICE_SECONDS", 0.02)
+    fills.engines_draw = lambda: True
+    filling, took = Stub(), [0.0, 0.0]  # of the filling, and of steps of an engine that draws all the time
+    filling.steps_left = 60
+
+    def timed(which: int, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            took[which] += time.monotonic() - start
+
+    async def engine() -> None:
+        while True:
+            await asyncio.get_running_loop().run_in_executor(fills.thread, timed, 1, lambda: time.sleep(0.001))
+
+    async def scene() -> None:
+        asked = call()
+        fills.join(asked)
+        rounds, found = filling.rounds(), []
+        monkeypatch.setattr(filling, "rounds", lambda: iter(lambda: timed(0, lambda: next(rounds)), None))
+        drawing = asyncio.create_task(engine())
+        await fills.draw(asked, filling, found.append)
+        drawing.cancel()
+        assert found
+
+    asyncio.run(scene())
+    assert 0.5 < took[1] / took[0] < 2

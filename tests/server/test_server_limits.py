@@ -274,8 +274,8 @@ def test_a_filling_ends_when_a_client_that_does_not_read_leaves(
 ) -> None:
     go, steps, rounds = threading.Event(), [], Filling.rounds
 
-    def held(self: Filling, every: int) -> Iterator[int]:
-        for drawn in rounds(self, 1):
+    def held(self: Filling) -> Iterator[int]:
+        for drawn in rounds(self):
             steps.append(drawn)
             yield drawn
             go.wait(60)
@@ -298,6 +298,7 @@ def test_a_filling_ends_when_a_client_that_does_not_read_leaves(
             assert 1 <= len(steps) <= 2
 
     monkeypatch.setattr(Filling, "rounds", held)
+    monkeypatch.setattr("nextpixel.server.holes.SLICE_SECONDS", 0)
     asyncio.run(asyncio.wait_for(scene(), 60))
 
 

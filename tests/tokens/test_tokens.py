@@ -152,9 +152,12 @@ def test_the_server_s_engine_draws_the_same(model: ImageGPT) -> None:
     worker, events = ThreadPoolExecutor(1), list[Event]()
     engine = Engine(model, ServeConfig(slots=2, speed="exact"), lambda what, value: None, worker)
     prompt = model.tokenizer.encode(PICTURES[:1])[:, :2]
-    engine.submit(Ticket(prompt, 6, 2, EXACT, 60.0, events.append, square=PICTURES[:1]))
-    while not events or not isinstance(events[-1], Done):
-        worker.submit(lambda: None).result(60)
+    for streamed in (False, True):
+        events.clear()
+        engine.submit(Ticket(prompt, 6, 2, EXACT, 60.0, events.append, square=PICTURES[:1], streamed=streamed))
+        while not events or not isinstance(events[-1], Done):
+            worker.submit(lambda: None).result(60)
+        assert streamed or len(events) == 1
     drawing = draw(model, PICTURES[:1], keep=0.4, n=2, sampling=EXACT)
     assert np.array_equal(events[-1].images, drawing.images)
     assert np.allclose(events[-1].nats, drawing.nats, atol=1e-5)

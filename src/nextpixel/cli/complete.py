@@ -119,17 +119,18 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
-    from nextpixel.images.sources.masks import box_mask, check_filled, load_masks
+    from nextpixel.images.sources.masks import box_mask, load_masks
     from nextpixel.representation.extraction import model_hash
 
     squares, names, unreadable = read_pictures(model, images, args.split)
     masks = None
     if args.box is not None:
         masks = box_mask(args.box, model.size)[None] ^ args.invert_mask
-        check_filled(masks, "box")
     elif args.mask is not None:
         source = open_source(joined(images), args.split)
-        masks = load_masks(args.mask, source, squares, model.fit, invert=args.invert_mask, levels=model.levels)
+        masks = load_masks(
+            args.mask, source, squares, model.fit, invert=args.invert_mask, levels=model.levels, names=names
+        )
     if masks is not None:
         check_particles(args.particles)
         counts = sorted({f"{count:,}" for count in masks.sum((1, 2))}, key=len)

@@ -182,7 +182,10 @@ class Filling:
 
         Where pixels depend on tokens around theirs, a row still changes a little with those that follow.
         """
-        for _ in self.rounds(every=self.model.config.columns):
+        rounds = self.rounds()
+        while self.steps_left:
+            for _ in itertools.islice(rounds, self.model.config.columns):
+                pass
             for i, y, pixels in self.new_rows():
                 yield DrawnRow(range(i, i + 1), y, pixels[None])
 
@@ -198,26 +201,21 @@ class Filling:
         return found
 
     @torch.inference_mode()
-    def rounds(self, every: int = 1) -> Iterator[int]:
-        """Draw; yields after every so many steps how many pixels of the holes have been drawn since."""
+    def rounds(self) -> Iterator[int]:
+        """Draw; yields after every step how many pixels of the holes it has drawn."""
         kind, model = self.decoder, self.model
         decoder: Decoder = GuidedDecoder(kind, model, self.room) if self.guided else kind(model, self.room)
         table: Table[Row] = Table(decoder)
         waiting = deque(i for i, one in enumerate(self.runs) if one.position < len(one.known))
-        drawn = 0
-        for number in itertools.count(1):
+        while True:
             table.drop_finished()
             self._begin(table, waiting)
             if not table.rows:
-                break
+                return
             active = {id(row.group): row.group for row in table.rows if isinstance(row.group, Particles)}
             free = sum(one.known[one.position] == FREE for one in active.values())
-            drawn += free * pixels_of(self.model.tokenizer)
             next(iter(table))
-            if number % every == 0:
-                yield drawn
-                drawn = 0
-        yield drawn
+            yield free * pixels_of(model.tokenizer)
 
     def _begin(self, table: Table[Row], waiting: deque[int]) -> None:
         """Begin as many completions as the table has room for, those of prompts of one length together."""

@@ -79,7 +79,9 @@ def create_app(
         if model.config.objective == "autoregressive"
     }
     one_call, decoders = CapacityLimiter(1), Decoders(config.max_pixels)
-    fills = Fills(thread, config.queue, config.speed, meters.drawing)
+    fills = Fills(
+        thread, config.queue, config.speed, meters.drawing, lambda: any(engine.used for engine in engines.values())
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -83,6 +83,7 @@ async def draw(
             tags=tags,
             allowed=allowed,
             square=squares,
+            streamed=_streams(call),
         )
 
     ticket = await loop.run_in_executor(thread, prepare)  # refuses a masked model, which has no engine
@@ -104,7 +105,7 @@ async def draw(
 
 async def respond(call: Call[Any], drawn: Drawn) -> Response:
     """The response that `call` asks for: events, JSON, or a grid as a PNG. Raises HTTPException."""
-    if call.body.stream or call.accepts("text/event-stream"):
+    if _streams(call):
 
         async def lines() -> AsyncIterator[str]:
             async for name, data in drawn.events():
@@ -142,6 +143,10 @@ def encoded(data: dict[str, Any]) -> dict[str, Any]:
     if "images" in data:
         found["images"] = [base64_text(png_bytes(image)) for image in data["images"]]
     return found
+
+
+def _streams(call: Call[Any]) -> bool:
+    return call.body.stream or call.accepts("text/event-stream")
 
 
 def _submit(engine: Engine, ticket: Ticket) -> int:

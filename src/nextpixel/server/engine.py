@@ -92,7 +92,8 @@ class Ticket:
     """A request for n pictures of `length` tokens with one prompt (1, P).
 
     `tags` (1, TAGS, w) are those of the caption, `allowed` (K,) the tokens that may be drawn, and `square`
-    (1, H, W, C) the picture to complete. `notify` is called in the worker's thread and must not block.
+    (1, H, W, C) the picture to complete. `notify` is called in the worker's thread and must not block; it gets a Row
+    only if the request is `streamed`, as each decodes tokens.
     """
 
     prompt: Tensor
@@ -105,6 +106,7 @@ class Ticket:
     tags: Tensor | None = None
     allowed: Tensor | None = None
     square: NDArray[np.uint8] | None = None
+    streamed: bool = True
     placed: int = 0  # candidates that have or had a row
     finished: int = 0
     ended: bool = False
@@ -314,13 +316,16 @@ class Engine:
             return
         start, count = time.monotonic(), len(self._rows()) * pixels_of(self.model.tokenizer)
         self.observe("pixels", count)  # before anyone is notified
+        ended_rows: dict[tuple[Ticket, int], list[int]] = {}
         for table in tables:
             rows, tokens, nats = next(iter(table))
             for row, token, cost in zip(rows, tokens.tolist(), nats.tolist(), strict=True):
                 row.ticket.tokens[row.number, row.position - 1] = token
                 row.ticket.nats[row.number] += cost
                 if row.position % self.model.config.columns == 0 and not row.ticket.ended:
-                    self._report_row(row.ticket, row)
+                    ended_rows.setdefault((row.ticket, row.position), []).append(row.number)
+        for (ticket, position), candidates in ended_rows.items():
+            self._report_row(ticket, position, candidates)
         with self._changed:
             self._free_rows()
         for table in tables:
@@ -405,20 +410,21 @@ class Engine:
             for number, other in enumerate(self._waiting):
                 other.notify(Waiting(self._ahead(number), left[other]))
 
-    def _report_row(self, ticket: Ticket, row: _Candidate) -> None:
-        """Notify of the rows of pixels of a finished row of tokens, and of the end."""
+    def _report_row(self, ticket: Ticket, position: int, candidates: list[int]) -> None:
+        """Notify of the rows of pixels of a finished row of tokens of candidates, and of the end."""
         config, tokenizer, now = self.model.config, self.model.tokenizer, time.monotonic()
         if not ticket.first_row:
             ticket.first_row = now
             self.observe("first_row_seconds", now - ticket.arrived)
-        rest = min(other.position for other in self._rows() if other.ticket is ticket)
-        left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
         given = np.arange(self.model.size[0])[:, None] < ticket.prompt.shape[1] // config.columns * tokenizer.patch[0]
-        pixels = tokenizer.decode(ticket.tokens[row.number, None, : row.position], config.columns)
-        [pixels] = join(tokenizer, pixels, ticket.square, given)
-        for y in range(len(pixels) - tokenizer.patch[0], len(pixels)):
-            ticket.notify(Row(row.number, y, pixels[y].copy(), left))  # not a view of all rows
-        ticket.finished += row.position == config.tokens
+        if ticket.streamed:
+            rest = min(other.position for other in self._rows() if other.ticket is ticket)
+            left = (config.tokens - rest) * self.step_seconds if ticket.prefill is None else self.seconds_left(ticket)
+            images = tokenizer.decode(ticket.tokens[candidates, :position], config.columns)
+            for i, pixels in zip(candidates, join(tokenizer, images, ticket.square, given), strict=True):
+                for y in range(len(pixels) - tokenizer.patch[0], len(pixels)):
+                    ticket.notify(Row(i, y, pixels[y].copy(), left))  # not a view of all rows
+        ticket.finished += len(candidates) * (position == config.tokens)
         if ticket.finished == ticket.n:
             ticket.ended = True
             seconds = {

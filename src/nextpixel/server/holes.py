@@ -24,18 +24,23 @@ from nextpixel.server.drawings import NAMES, Drawn, News
 from nextpixel.server.engine import SHUTTING_DOWN, Event, Failed, Row, Waiting
 
 LATE = Failed(504, "the request took longer than its timeout_seconds")
+SLICE_SECONDS = 0.02
 BROKEN = Failed(500, "the filling failed; see the server's log")
 Kind = tuple[str, bool]  # a model, and whether its captions steer by guidance, which costs two rows
 
 
 @dataclass(eq=False)
 class Fills:
-    """The queue of a server's fillings: at most `limit` wait. `observe` (model, name, value) is as an engine's."""
+    """The queue of a server's fillings: at most `limit` wait. `observe` (model, name, value) is as an engine's.
+
+    While `engines_draw`, a filling leaves them as much time of the thread as it takes.
+    """
 
     thread: ThreadPoolExecutor
     limit: int
     speed: Speed
     observe: Callable[[str, str, float], None]
+    engines_draw: Callable[[], bool]
 
     def __post_init__(self) -> None:
         self._queue: dict[Call[Any], int | None] = {}  # steps left, None until prepared; the first is being drawn
@@ -89,7 +94,7 @@ class Fills:
         self._moved = asyncio.Event()
 
     async def draw(self, call: Call[Any], filling: Filling, notify: Callable[[Waiting | Row], None]) -> Drawing:
-        """Fill when it is the call's turn, in slices of about as many steps as a row has tokens.
+        """Fill when it is the call's turn, in slices of SLICE_SECONDS or of one step.
 
         Notifies of the place in the queue when it changes, and of new rows, see Filling.new_rows. Raises TimeoutError
         at the call's deadline or when draining ends it.
@@ -105,18 +110,20 @@ class Fills:
             await asyncio.wait_for(moved.wait(), call.deadline - time.monotonic())
         arrived, began, first = call.deadline - call.seconds, time.monotonic(), True
         observe(call.name, "queue_seconds", began - arrived)
-        rounds, steps, pixels = filling.rounds(every=call.model.config.columns), filling.steps_left, 0
+        rounds, steps, pixels = filling.rounds(), filling.steps_left, 0
 
-        def advance() -> tuple[int, int, list[tuple[int, int, NDArray[np.uint8]]]] | None:
-            """A slice: the pixels drawn, the steps left, and the new rows."""
-            if (drawn := next(rounds, None)) is None:
-                return None
-            return drawn, filling.steps_left, filling.new_rows()
+        def advance() -> tuple[float, int, int, list[tuple[int, int, NDArray[np.uint8]]]]:
+            """A slice: its seconds, the pixels drawn, the steps left, and the new rows."""
+            start, drawn = time.monotonic(), next(rounds)
+            while filling.steps_left and time.monotonic() - start < SLICE_SECONDS:
+                drawn += next(rounds)
+            rows = filling.new_rows()
+            return time.monotonic() - start, drawn, filling.steps_left, rows
 
-        while (found := await loop.run_in_executor(self.thread, advance)) is not None:
+        while filling.steps_left:
+            seconds, drawn, left, rows = await loop.run_in_executor(self.thread, advance)
             if (now := time.monotonic()) > min(call.deadline, self._end):
                 raise TimeoutError
-            drawn, left, rows = found
             self._queue[call] = left
             if left < steps:
                 self._seconds_per_step[_kind(call)] = (now - began) / (steps - left)
@@ -129,6 +136,8 @@ class Fills:
                 first = False
             for row in rows:
                 notify(Row(*row, self.seconds_left(call)))
+            if self.engines_draw():
+                await asyncio.sleep(seconds)
         return await loop.run_in_executor(self.thread, filling.drawing)
 
 

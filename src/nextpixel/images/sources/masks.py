@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def load_masks(
     *,
     invert: bool = False,
     levels: Levels = NO_LEVELS,
+    names: Sequence[str] | None = None,
 ) -> NDArray[np.bool_]:
     """Which pixels of pictures, read as squares (M, H, W, C), are to be filled: (1 or M, H, W).
 
@@ -38,42 +40,47 @@ def load_masks(
             pixel art have the size of the picture, of the canvas, or of the sheet.
     invert  black is filled, white is kept; the margin of a smaller picture is kept, unless the mask covers the canvas
     levels  those that the squares were read with
+    names   those of the squares, where some of the pictures cannot be read; masks may be as many as either
 
     Raises InputError, also where nothing or everything would be filled.
     """
     size: Size = squares.shape[1], squares.shape[2]
     if isinstance(mask, str) and mask == ALPHA:
-        filled = _transparent(pictures, squares, fit) ^ invert
+        filled, colours = _transparent(pictures, squares, fit, names) ^ invert, ("transparent", "opaque")
     else:
-        filled = fit_masks(mask, pictures, size, fit, invert=invert, levels=levels)
+        filled = fit_masks(mask, pictures, size, fit, invert=invert, levels=levels, names=names)
+        colours = "white", "black"
     _check_count(len(filled), len(squares))
-    check_filled(filled)
+    check_filled(filled, *(colours[::-1] if invert else colours))
     return filled
 
 
 def fit_masks(
-    mask: Any, pictures: Source, size: Size, fit: Fit, *, invert: bool = False, levels: Levels = NO_LEVELS
+    mask: Any,
+    pictures: Source,
+    size: Size,
+    fit: Fit,
+    *,
+    invert: bool = False,
+    levels: Levels = NO_LEVELS,
+    names: Sequence[str] | None = None,
 ) -> NDArray[np.bool_]:
     """Masks (M, H, W) at the model's size, fitted as the pictures are. Raises InputError where their sizes differ."""
     if fit == "place":
         return _placed_masks(mask, sprites_of(pictures, size, fit, levels), size, invert)
-    return _of_masks(mask, pictures, size, fit) ^ invert
+    return _of_masks(mask, pictures, size, fit, _numbers(pictures, names)) ^ invert
 
 
-def check_filled(filled: NDArray[np.bool_], argument: str = "mask") -> None:
-    """Raise InputError where one of these masks (M, H, W) fills nothing or everything."""
+def check_filled(filled: NDArray[np.bool_], fills: str = "white", keeps: str = "black") -> None:
+    """Raise InputError where one of these masks (M, H, W), of pixels called so, fills nothing or everything."""
     for i, one in enumerate(filled):
         which = f" in mask {i + 1} of {len(filled)}" if len(filled) > 1 else ""
         if not one.any():
-            raise InputError(
-                f"expected white pixels, which are filled, got none{which}; paint a part white, or exchange black and "
-                "white by `invert_mask`",
-                argument=argument,
-            )
+            raise InputError(f"expected {fills} pixels, which are filled, got none{which}", argument="mask")
         if one.all():
             raise InputError(
-                f"expected black pixels, which are kept, got none{which}; sample draws whole pictures",
-                argument=argument,
+                f"expected {keeps} pixels, which are kept, got none{which}; sample draws whole pictures",
+                argument="mask",
             )
 
 
@@ -95,24 +102,36 @@ def box_mask(box: str, size: Size) -> NDArray[np.bool_]:
         raise InputError(
             f"expected LEFT,TOP,RIGHT,BOTTOM within 0,0,{width},{height}, the model's pixels, got {box}", argument="box"
         )
+    if (right - left, bottom - top) == (width, height):
+        raise InputError(f"{box} covers the whole picture; sample draws whole pictures", argument="box")
     found = np.zeros(size, bool)
     found[top:bottom, left:right] = True
     return found
 
 
-def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit) -> NDArray[np.bool_]:
+def _numbers(pictures: Source, names: Sequence[str] | None) -> list[int]:
+    """The numbers of the pictures of these names."""
+    if names is None:
+        return list(range(len(pictures)))
+    numbers = {name: number for number, name in enumerate(pictures.names)}
+    return [numbers[name] for name in names]
+
+
+def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit, numbers: Sequence[int]) -> NDArray[np.bool_]:
+    """Masks of pictures of these numbers."""
     try:
         source = open_source(_eight_bits(mask))
         if source.unreadable:
             raise InputError(source.unreadable[0])
-        found = np.empty((len(source), *size), bool)
-        for i in range(len(source)):
-            read = source.read(i)
+        own = numbers if len(source) == len(pictures) else range(len(source))
+        found = np.empty((len(own), *size), bool)
+        for i, number in enumerate(own):
+            read = source.read(number)
             if read.size == size[::-1]:
                 found[i] = np.asarray(read)[..., 0] >= FILLED_FROM
                 continue
             if fit != "squash":
-                _check_proportions(read, pictures, range(len(pictures)) if len(source) == 1 else range(i, i + 1), size)
+                _check_proportions(read, pictures, numbers if len(source) == 1 else numbers[i : i + 1], size)
             found[i] = _fitted(read, size, fit)
     except (InputError, UnreadableImage) as error:
         raise InputError(getattr(error, "message", str(error)), argument="mask") from None
@@ -126,6 +145,8 @@ def _placed_masks(mask: Any, pictures: Source, size: Size, invert: bool) -> NDAr
         given = [np.asarray(source.read(i))[..., 0] for i in range(len(source))]
     except (InputError, UnreadableImage) as error:
         raise InputError(getattr(error, "message", str(error)), argument="mask") from None
+    if isinstance(pictures, SpriteSource) and len(given) == len(pictures.files) != len(pictures):
+        given = [given[row] for row in pictures.rows]
     _check_count(len(given), len(pictures))
     given = given * len(pictures) if len(given) == 1 else given
     return np.stack([_placed(one, pictures, i, size, invert) for i, one in enumerate(given)])
@@ -152,31 +173,33 @@ def _placed(mask: NDArray[np.uint8], pictures: Source, number: int, size: Size, 
     return on_canvas((mask >= FILLED_FROM) ^ invert, size, anchor)
 
 
-def _check_proportions(mask: Picture, pictures: Source, numbers: range, size: Size) -> None:
+def _check_proportions(mask: Picture, pictures: Source, numbers: Sequence[int], size: Size) -> None:
     for i in numbers:
-        if i < len(pictures):
-            picture = pictures.read(i)
-            ratio = (mask.width * picture.height) / (mask.height * picture.width)
-            if abs(ratio - 1) > PROPORTIONS:
-                raise InputError(
-                    f"expected the proportions of {pictures.names[i]}, {picture.width} x {picture.height}, or "
-                    f"{size[1]} x {size[0]} pixels, got {mask.width} x {mask.height}",
-                    argument="mask",
-                )
+        picture = pictures.read(i)
+        ratio = (mask.width * picture.height) / (mask.height * picture.width)
+        if abs(ratio - 1) > PROPORTIONS:
+            raise InputError(
+                f"expected the proportions of {pictures.names[i]}, {picture.width} x {picture.height}, or "
+                f"{size[1]} x {size[0]} pixels, got {mask.width} x {mask.height}",
+                argument="mask",
+            )
 
 
 def _fitted(mask: Picture, size: Size, fit: Fit) -> NDArray[np.bool_]:
     return np.asarray(fit_image(mask, size, fit)[..., 0] >= FILLED_FROM)
 
 
-def _transparent(pictures: Source, squares: NDArray[np.uint8], fit: Fit) -> NDArray[np.bool_]:
+def _transparent(
+    pictures: Source, squares: NDArray[np.uint8], fit: Fit, names: Sequence[str] | None
+) -> NDArray[np.bool_]:
     if squares.shape[3] == 4:
         if (squares[..., 3] > 0).all((1, 2)).any():
             raise InputError("expected transparent pixels, which are filled, got none in a picture", argument="mask")
         return np.asarray(squares[..., 3] == 0)
     size: Size = squares.shape[1], squares.shape[2]
     found = []
-    for i, name in enumerate(pictures.names):
+    for i in _numbers(pictures, names):
+        name = pictures.names[i]
         try:
             white = transparency(pictures.content(i), name, size, fit)
         except UnreadableImage as error:
