@@ -98,10 +98,10 @@ def bench(
 ) -> dict[str, Any]:
     """Time each of `works` at each batch size; a dict for JSON, with `rows` as `_measure` has them.
 
-    "complete" draws the lower half of `batch` different images, including the prefill, "sample" whole ones, "decode"
-    only `pixels` pixels (default 32) after three quarters of an image. `pixels` also shortens the other two, whose
-    images per second are then extrapolated. `clock` "cpu" is the CPU time of this process, for shared machines. Raises
-    InputError for unknown work.
+    "complete" draws the lower half of `batch` different images, including the prefill and the decoding into pixels,
+    "sample" whole ones, "decode" only tokens of `pixels` pixels (default: 32 tokens) after three quarters of an image.
+    `pixels` also shortens the other two, whose images per second are then extrapolated. `clock` "cpu" is the CPU time
+    of this process, for shared machines. Raises InputError for unknown work.
     """
     for work in works:
         if work not in WORKS:
@@ -194,10 +194,10 @@ def _measure(
     ]
 
 
-def _drawn_range(config: ImageGPTConfig, work: str, pixels: int | None) -> tuple[int, int]:
-    """(pixels of the prompt, pixels to draw)."""
+def _drawn_range(config: ImageGPTConfig, work: str, pixels: int | None, covers: int = 1) -> tuple[int, int]:
+    """(tokens of the prompt, tokens to draw)."""
     known = {"complete": config.tokens // 2, "sample": 0, "decode": config.tokens * 3 // 4}[work]
-    return known, min(pixels or (32 if work == "decode" else config.tokens), config.tokens - known)
+    return known, min(-(-(pixels or 0) // covers) or (32 if work == "decode" else config.tokens), config.tokens - known)
 
 
 def _tokens(config: ImageGPTConfig, batch: int, length: int) -> Tensor:
@@ -250,7 +250,7 @@ def _nextpixel(model: ImageGPT, work: str, batch: int, pixels: int | None, speed
 
 def _nextpixel_drawing(model: ImageGPT, work: str, batch: int, pixels: int | None, speed: Speed) -> _Contender:
     config = model.config
-    known, drawn = _drawn_range(config, work, pixels)
+    known, drawn = _drawn_range(config, work, pixels, pixels_of(model.tokenizer))
     decoder = choose_decoder(model, batch, config.tokens - known, speed)
     prompts = _tokens(config, batch, known).to(model.device)
     noise = np.random.default_rng(0).random((batch, config.tokens))
@@ -271,8 +271,10 @@ def _nextpixel_drawing(model: ImageGPT, work: str, batch: int, pixels: int | Non
         if work != "decode":
             table.begin(rows(), prompts, range(batch))
         steps = drawn + (work == "decode")  # the first token needs no step of the network
-        for _ in itertools.islice(table, min(steps, config.tokens - known)):
-            pass
+        tokens = [tokens for _, tokens, _ in itertools.islice(table, min(steps, config.tokens - known))]
+        if work != "decode":
+            whole_rows = F.pad(torch.stack(tokens, 1), (0, -drawn % config.columns))
+            model.tokenizer.decode(whole_rows, config.columns)
 
     floor = partial(drawing_floor, config, decoder, batch, known, drawn)
     return _Contender("nextpixel", decoder.name, begin, draw, drawn, floor)

@@ -51,6 +51,16 @@ def test_hints_suit_the_model(place: Path) -> None:
     assert to_complete(model, "run").endswith("nextpixel complete photo.jpg --model run")
 
 
+def test_the_likeliest_words_are_shown_however_unlikely(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = np.linspace(0.01, 0.045, 8)[None]
+    monkeypatch.setattr("nextpixel.evaluation.naming.word_probabilities", lambda *_, **__: found)
+    shown = printed(capsys, "predict", str(place / "model"), str(place / "cat.png"), "--words")
+    *_, third, second, first = nextpixel.load(str(place / "model")).words.table
+    assert shown == f"cat.png  {first} 0.04, {second} 0.04, {third} 0.03\n"
+
+
 def test_info_lists_the_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(printed(capsys, "info", str(place / "model"), "--words", "--json"))
     assert list(found["words"].items())[:2] == [("red", 0.5), ("hair", 0.5)] and len(found["words"]) == 8

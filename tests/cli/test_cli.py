@@ -635,6 +635,18 @@ def test_score_draws_heat_maps_and_speaks_json(capsys: pytest.CaptureFixture[str
     assert told["mean"] == pytest.approx(np.mean(values)) and told["standard_error"] > 0
 
 
+def test_score_keeps_its_table_when_heat_maps_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folder: Path, images: Iterator[np.ndarray], stems: list[str]) -> None:
+        assert iter(images) is images  # not all in memory
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("nextpixel.cli.score.write_each", full)
+    assert main(["score", "many", "--model", "model", "--out", "many.csv", "--heatmap", "hot"]) == 1
+    assert len(Path("many.csv").read_text().splitlines()) == 5 and "no space" in capsys.readouterr().err
+
+
 def test_score_leaves_out_the_odd_broken_picture_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(8):
         shutil.copy("photo.png", f"photos/more{i}.png")

@@ -203,6 +203,19 @@ def test_a_guide_prefers_colours_near_the_known_ones() -> None:
     assert brighter > other_hue
 
 
+def test_a_guide_of_many_tokens_compares_each_with_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = np.random.default_rng(0).uniform(-0.5, 0.5, (600, 3))
+    exact = Guide(Palette(colours))
+    monkeypatch.setattr("nextpixel.drawing.guide.COMPARED", (599, 200))
+    compared: list[int] = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: compared.append(len(b)) or cdist(a, b))
+    sampled = Guide(Palette(colours))
+    assert compared == [200, 200]
+    for distance in range(1, REACH + 1):
+        assert (sampled.log_ratios(distance, 7) - exact.log_ratios(distance, 7)).abs().max() < 0.7
+
+
 def test_a_token_is_steered_by_the_first_known_one_to_its_right_and_below() -> None:
     known = np.full((REACH + 2, 3), FREE)
     known[-1, 0], known[1, 2], known[2, 2] = 1, 2, 3

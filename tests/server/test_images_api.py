@@ -191,6 +191,7 @@ def test_partial_images_show_more_and_more_rows(client: TestClient, plain: Image
         ({"size": "12x6"}, "size", "whole multiple"),
         ({"size": "1536x1536", "n": 8}, "size", "at most 16,777,216 pixels in all pictures, got 18,874,368 (n is 8)"),
         ({"response_format": "url"}, "response_format", "expected b64_json, got 'url'; the server keeps no files"),
+        ({"format": "png"}, "format", "expected json, got 'png'"),
         ({"output_format": "webp"}, "output_format", "expected png, got 'webp'"),
         ({"partial_images": 4}, "partial_images", "less than or equal to 3"),
         ({"n": 33}, "n", "expected at most 32, got 33"),

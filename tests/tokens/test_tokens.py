@@ -148,6 +148,12 @@ def test_completions_keep_rows_of_tokens_and_show_rows_of_pixels(model: ImageGPT
     assert [picture.size for picture in nextpixel.sample(model, n=2)] == [(4, 6)] * 2
 
 
+def test_a_fraction_that_leaves_nothing_is_refused_in_rows_of_pixels(model: ImageGPT) -> None:
+    message = "keep: .* leaves at least 2 of 6 rows to draw, as a token covers 2, got 0.9"
+    with pytest.raises(InputError, match=message):
+        draw(model, PICTURES, keep=0.9)
+
+
 def test_the_server_s_engine_draws_the_same(model: ImageGPT) -> None:
     worker, events = ThreadPoolExecutor(1), list[Event]()
     engine = Engine(model, ServeConfig(slots=2, speed="exact"), lambda what, value: None, worker)

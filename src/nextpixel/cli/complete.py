@@ -115,12 +115,13 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
 
-    from nextpixel.drawing.holes import PARTICLES_AT_MOST, Filling, check_particles
+    from nextpixel.drawing.holes import PARTICLES_AT_MOST, Filling, check_particles, free_tokens
     from nextpixel.drawing.sampling import draw
     from nextpixel.images import grid, save_png
     from nextpixel.images.sources import open_source
     from nextpixel.images.sources.masks import box_mask, load_masks
     from nextpixel.representation.extraction import model_hash
+    from nextpixel.tokens import covers_pixels
 
     squares, names, unreadable = read_pictures(model, images, args.split)
     masks = None
@@ -134,7 +135,9 @@ def run(argv: Sequence[str]) -> None:
     if masks is not None:
         check_particles(args.particles)
         counts = sorted({f"{count:,}" for count in masks.sum((1, 2))}, key=len)
-        say(f"{' or '.join(counts[:3])} of {math.prod(model.size):,} pixels will be filled")
+        tokens = f", by at most {free_tokens(model, masks).sum((1, 2)).max():,} tokens, each drawn whole"
+        text = f"{' or '.join(counts[:3])} of {math.prod(model.size):,} pixels will be filled"
+        say(text + tokens * covers_pixels(model.tokenizer))
     pictures, columns = shown_in_grid(args, len(squares), "completions")
     loaded = time.perf_counter()
     options: dict[str, Any] = {"n": args.n, "sampling": args.sampling, "caption": args.caption}

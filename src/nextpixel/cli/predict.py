@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nextpixel.representation.probing import LinearProbe
 
 SHOWN_FROM = 0.05  # probability of a word
+SHOWN_AT_LEAST = 3
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _by_captions(args: Predict) -> None:
         print_json({"predictions": rows, "unreadable": images.unreadable})
     else:
         for file, row in zip(images.names, found, strict=True):
-            likely = [i for i in np.argsort(-row, kind="stable") if row[i] >= SHOWN_FROM]
+            likely = np.argsort(-row, kind="stable")[: max(SHOWN_AT_LEAST, (row >= SHOWN_FROM).sum())]
             show(f"{file}  " + ", ".join(f"{names[i]} {row[i]:.2f}" for i in likely))
     if args.out is not None:
         write_rows(args.out, rows)

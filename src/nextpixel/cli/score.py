@@ -99,6 +99,8 @@ def run(argv: Sequence[str]) -> None:
         (odd, maps), by = _likelihoods(args, model), "nats_per_pixel"
     order = odd.order(by)
     rows = [_row(odd, i) for i in order]
+    if args.out is not None:
+        write_rows(args.out, rows)
     files: list[str] = []
     if args.heatmap is not None or args.report is not None:
         from nextpixel.reports.oddness_page import MAX_CARDS, page
@@ -113,9 +115,7 @@ def run(argv: Sequence[str]) -> None:
                 against=args.against, false_alarms=args.false_alarms,
             )  # fmt: skip
             write_text(args.report, text)
-    if args.out is not None:
-        write_rows(args.out, rows)
-        share.clean()
+    share.clean()
     mean, error = mean_and_error(odd.values["nats_per_pixel"])
     alarms = _alarms(args, odd, by)
     if args.output.json:
@@ -213,8 +213,8 @@ def _heatmaps(folder: Path, squares: np.ndarray, maps: np.ndarray, names: Sequen
     from nextpixel.images import from_array, heatmap
 
     top = float(np.quantile(maps, 0.999))
-    pairs = [
-        np.concatenate([np.asarray(from_array(image)), heatmap(m, vmax=top)], axis=1)
+    pairs = (
+        np.concatenate([np.asarray(from_array(image)), heatmap(m, vmax=top)], axis=1).repeat(8, 0).repeat(8, 1)
         for image, m in zip(squares, maps, strict=True)
-    ]
-    return write_each(folder, np.stack(pairs).repeat(8, 1).repeat(8, 2), [Path(name).stem for name in names])
+    )
+    return write_each(folder, pairs, [Path(name).stem for name in names])

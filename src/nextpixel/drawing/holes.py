@@ -63,7 +63,7 @@ class Hole:
 def make_hole(model: ImageGPT, square: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Hole:
     """Turn a picture (H, W, C) and the mask (H, W) of what is to be filled; a token with any masked pixel is free."""
     high, wide = model.tokenizer.patch
-    free = np.asarray(mask.reshape(model.config.rows, high, -1, wide).any((1, 3)))  # (rows, columns)
+    [free] = free_tokens(model, mask[None])
     orientation = best_turn(free, turns(model))
     turned = orient(free[None, ..., None], orientation)[0, ..., 0]
     [tokens] = model.tokenizer.encode(orient(square[None], orientation)).numpy()
@@ -72,6 +72,12 @@ def make_hole(model: ImageGPT, square: NDArray[np.uint8], mask: NDArray[np.bool_
     steps = np.where(turned, np.searchsorted(rows, np.arange(len(turned)))[:, None] + 1, 0)
     drawn_at = undo_orient(steps[None, ..., None], orientation)[0, ..., 0].repeat(high, 0).repeat(wide, 1)
     return Hole(known, orientation, np.where(mask, drawn_at, 0), count_blind(turned) * pixels_of(model.tokenizer))
+
+
+def free_tokens(model: ImageGPT, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which tokens (M, rows, columns) have a pixel of the masks (M, H, W)."""
+    high, wide = model.tokenizer.patch
+    return np.asarray(masks.reshape(len(masks), model.config.rows, high, -1, wide).any((2, 4)))
 
 
 def turns(model: ImageGPT) -> Sequence[int]:

@@ -380,11 +380,11 @@ def prompt_tokens(model: ImageGPT, squares: NDArray[np.uint8] | None, keep: floa
     check_draws(model)
     if squares is None:
         return torch.empty((1, 0), dtype=torch.int64)
-    rows = model.config.rows
+    rows, high = model.config.rows, model.tokenizer.patch[0]
     if not isinstance(keep, numbers.Real) or not 0 <= keep < 1 or round(keep * rows) == rows:
         raise InputError(
-            f"expected a fraction of the rows from 0 up to less than 1 that leaves at least one of "
-            f"{rows} rows to draw, got {keep!r}",
+            f"expected a fraction of the rows from 0 up to less than 1 that leaves at least {high} of {high * rows} "
+            f"rows to draw{f', as a token covers {high}' * (high > 1)}, got {keep!r}",
             argument="keep",
         )
     return model.tokenizer.encode(squares)[:, : round(keep * rows) * model.config.columns]

@@ -87,7 +87,7 @@ class Canvas:
 def check(call: Call[Any], max_pixels: int) -> int:
     """The zoom of `size`, of n pictures of max_pixels together. Raises InputError for what the server cannot do."""
     body, (height, width) = call.body, call.model.size
-    for name, only in (("response_format", "b64_json"), ("output_format", "png")):
+    for name, only in (("format", "json"), ("response_format", "b64_json"), ("output_format", "png")):
         if getattr(body, name) not in (None, only):
             why = "; the server keeps no files to link to" if getattr(body, name) == "url" else ""
             raise InputError(f"expected {only}, got {shortened(getattr(body, name))}{why}", argument=name)
