@@ -1,10 +1,13 @@
 """What the machine is found to have."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from nextpixel.devices import free_memory_bytes
+from nextpixel import devices
+from nextpixel.devices import can_compile, free_memory_bytes
 
 MEMINFO = "MemTotal:  24000 kB\nMemFree:  1000 kB\nMemAvailable:  9000 kB\nHugePages_Total:  0\n"
 UNLIMITED_V1 = "9223372036854771712"
@@ -50,6 +53,33 @@ def test_the_limit_of_a_version_1_cgroup_holds(root: Path, path: str) -> None:
     assert free_memory_bytes("cpu", root) == 800
     group(own, memory__limit_in_bytes="100", **used)
     assert free_memory_bytes("cpu", root) == 0, "never negative"
+
+
+def test_a_gpu_compiles_with_triton_and_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for triton in (None, "found"):
+        for compilers in ((), ("gcc",), ("clang",), ("/opt/cc",)):
+            monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name, found=triton: found)
+            monkeypatch.setattr(devices.shutil, "which", lambda name, found=compilers: name in found or None)
+            monkeypatch.setenv("CC", "/opt/cc")
+            assert can_compile("cuda:1") == bool(triton and compilers)
+            assert not can_compile("cpu") and not can_compile("mps")
+
+
+def test_a_mac_has_the_memory_of_its_gpu_or_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 << 30)
+    assert free_memory_bytes("mps", tmp_path) == 10 << 30
+    known = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 1 << 14}  # os.sysconf of macOS knows no SC_AVPHYS_PAGES
+
+    def sysconf(name: str) -> int:
+        if name not in known:
+            raise ValueError("unrecognized configuration name")
+        return known[name]
+
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    assert free_memory_bytes("cpu", tmp_path) == 16 << 30
+    known.clear()
+    assert free_memory_bytes("cpu", tmp_path) == 4 << 30
 
 
 def test_a_system_without_reports_has_some_memory(tmp_path: Path) -> None:

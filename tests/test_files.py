@@ -135,6 +135,8 @@ def test_only_leftovers_that_nobody_writes_to_are_swept(tmp_path):
     for path in (old, old / "squares", at_work, *others):
         os.utime(path, (0, 0))
     check_output(tmp_path / "out")
+    with pytest.raises(InputError, match=r"^out: / exists already"):
+        new_output("/")
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (new, at_work, *others)}
     remove_parts(tmp_path, 0.0)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in others}

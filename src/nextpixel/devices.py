@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -43,8 +44,11 @@ def _cpu_has_bf16() -> bool:
 
 
 def can_compile(device: str) -> bool:
-    """Whether torch.compile works on the device; on a CPU it needs g++."""
-    return device.startswith("cuda") or (device == "cpu" and shutil.which("g++") is not None)
+    """Whether torch.compile works on the device: on a CPU it needs g++, on a GPU Triton and a C compiler."""
+    if device.startswith("cuda"):
+        compilers = os.environ.get("CC", ""), "gcc", "clang", "cc"
+        return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+    return device == "cpu" and shutil.which("g++") is not None
 
 
 def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
@@ -58,12 +62,14 @@ def free_memory_bytes(device: str, root: Path = Path("/")) -> int:
     """Free memory of the device now; for the CPU, what the kernel and every cgroup allow, read from below `root`."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0]
+    if device == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     if reported := _reported_bytes(root):
         return max(0, min(reported))
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system reports it
-        return 4 << 30
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS has only the second: all of its memory
+        with contextlib.suppress(ValueError, OSError, AttributeError):
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 4 << 30
 
 
 def _reported_bytes(root: Path) -> list[int]:

@@ -229,7 +229,7 @@ def new_output(path: str | Path, argument: str = "out") -> Path:
 def check_output(path: str | Path, argument: str = "out") -> Path:
     """Check that a path can be written; its parent folders may be missing. Raises InputError."""
     out = Path(path)
-    parent = next(folder for folder in out.resolve().parents if os.path.lexists(folder))
+    parent = next((folder for folder in out.resolve().parents if os.path.lexists(folder)), out.resolve())
     wrong = None
     if len(os.fsencode(out.name)) > LONGEST_NAME:
         wrong = f"expected a name of at most {LONGEST_NAME} bytes, got {out.name!r}; shorten it"

@@ -239,6 +239,10 @@ def test_a_palette_with_fewer_colours_is_said_to_change_pixels(there: Path, caps
     err = capsys.readouterr().err
     assert "of the pixels have colours that" in err and "few.hex has not, and become its nearest" in err
     assert colours_of(nextpixel.load("few").tokenizer.rgba) == {CLEAR, *REDS}  # transparency is added
+    share = err.partition(" of the pixels")[0].split()[-1]
+    settings = TINY.replace("--layers 1 --width 16 --heads 2", "")
+    assert main(f"pretrain sprites --init few {settings} --steps 1 --out more".split()) == 0
+    assert f"{share} of the pixels have colours that {there / 'few'} has not" in capsys.readouterr().err
 
 
 def test_completing_says_how_many_pixels_it_changed(

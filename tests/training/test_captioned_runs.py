@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from tiny_runs import COLORS, assert_same, on_call, photos, settings
 
 import nextpixel
-from nextpixel import ImageGPT, InputError
+from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import SamplingConfig
@@ -24,6 +25,7 @@ from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import image_nats
 from nextpixel.evaluation.naming import caption_gains, tag_probabilities
 from nextpixel.tokens.words import Words
+from nextpixel.training import initial, pretraining
 from nextpixel.training.loop import Interrupted
 
 NAMES = ["red", "green", "blue", "dark"]
@@ -202,7 +204,7 @@ def test_a_model_with_words_is_fine_tuned_and_probed_without_captions(run: Path,
     [
         ({"captions": "caption"}, "captions: expected names, folders or a"),
         ({"captions": "folders"}, "expected labelled images"),
-        ({"captions": "names", "objective": "masked"}, "words: a masked model has no prefix, so it takes no captions"),
+        ({"captions": "names", "objective": "masked"}, "captions: expected none, as a masked model has no prefix"),
         ({"captions": "names", "words": 0}, "words: expected at least 1, got 0"),
         ({"captions": "missing.csv"}, "missing.csv: expected a CSV file of file,caption"),
         ({"captions": "names", "init": "faces", "words": 3}, "words: cannot be combined with `init`"),
@@ -230,6 +232,66 @@ def test_a_model_without_words_learns_captions(run: Path, place: Path, tmp_path:
     assert len(nextpixel.sample(more, 2, caption="red top", guidance=2)) == 2
     few = nextpixel.pretrain(place / "in", out=tmp_path / "few", init=str(tmp_path / "plain"), words=2, **base)
     assert few.words is not None and few.words.table == words.table[:2]
+
+
+@pytest.fixture
+def bases(place: Path, tmp_path: Path) -> Path:
+    """Models of the set's side: masked, of classes without words, and of words that no caption has."""
+    shape = ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=8)
+    shapes = {"masked": {"objective": "masked"}, "classes": {"classes": ("a", "b")}, "words": {"words": 2}}
+    for name, changes in shapes.items():
+        base = ImageGPT(replace(shape, **changes))
+        base.palette = Palette.read(place / "palette.npy")
+        base.words = Words(["zebra", "quagga"]) if name == "words" else None
+        base.facts = {"continued_from": "older", "finetuned_on": "labelled", "labels_per_class": 5, "kept": 1}
+        nextpixel.save(base, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("init", "changes", "message"),
+    [
+        ("masked", {}, r"^captions: expected none, as the model of `init` is masked"),
+        ("classes", {"side": 8}, "^side: the model of `init` works at side 4, got 8"),
+        ("classes", {"augment": "orient"}, "^augment: orient needs a start vector"),
+        ("words", {}, r"^captions: expected words .* of `init` knows \(zebra, quagga\), got none in 48 captions"),
+        ("words", {"words": 3}, "^words: cannot be combined with `init`"),
+    ],
+)
+def test_captions_that_do_not_suit_the_initial_model_are_refused_before_any_work(
+    place: Path, bases: Path, monkeypatch: pytest.MonkeyPatch, init: str, changes: dict[str, Any], message: str
+) -> None:
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(initial, "decode", decode)
+    monkeypatch.setattr(pretraining, "decode_sets", decode)
+    given = without_shape(settings(place, captions="names", init=str(bases / init)))
+    with pytest.raises(InputError, match=message):
+        nextpixel.pretrain(place / "in", out=bases / "run", **given | changes)
+
+
+def test_a_plan_has_the_words_and_no_classes_of_the_run(
+    place: Path, bases: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {}
+    for init in ("classes", "words"):
+        for captions in ("", "--captions names", "--captions names --words 5"):
+            if init == "words" and "--words" in captions:
+                continue
+            assert main(["plan", "--init", str(bases / init), *captions.split(), "--json"]) == 0
+            shape = json.loads(capsys.readouterr().out)["shape"]
+            assert shape["classes"] == []
+            counts.setdefault(init, []).append(shape["words"])
+    assert counts == {"classes": [0, 1000, 5], "words": [2, 2]}
+
+
+def test_a_continued_model_names_the_model_before_it_and_no_lost_classes(place: Path, bases: Path) -> None:
+    given = without_shape(settings(place, captions="names", init=str(bases / "classes"), steps=2))
+    more = nextpixel.pretrain(place / "in", out=bases / "run", **given)
+    assert more.words is not None and more.config.classes == ()
+    assert more.facts["continued_from"] == "classes" and more.facts["kept"] == 1
+    assert "finetuned_on" not in more.facts and "labels_per_class" not in more.facts
 
 
 def test_new_words_leave_the_other_weights(model: ImageGPT) -> None:

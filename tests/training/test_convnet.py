@@ -1,8 +1,10 @@
 """The residual network: its shape, what it learns, that choosing never sees test labels, and its rows in a table."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nextpixel
 from nextpixel import ImageGPTConfig, InputError, Palette, fit_convnet
+from nextpixel.checkpoints.onnx import export_onnx
 from nextpixel.cli import main
 from nextpixel.config import ResNetConfig
 from nextpixel.network import cost as plan
@@ -149,6 +152,9 @@ def test_what_does_not_fit_is_refused() -> None:
     squares, labels = stripes(10, 0)
     with pytest.raises(InputError, match="expected 10, one for each image, got 9"):
         fit_convnet(squares, labels[:9])
+    for few, got in ((["cat"], "only 'cat'"), ([3], "only 3"), ([], "no images")):
+        with pytest.raises(InputError, match=f"expected at least two classes, got {got}$"):
+            fit_convnet(np.zeros((len(few), 8, 8, 3), np.uint8), few)
     with pytest.raises(InputError, match="at least two classes"):
         fit_convnet(squares, ["a"] * 10)
     with pytest.raises(InputError, match="expected uint8 of shape"):
@@ -281,6 +287,21 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path: Path, classes: int, capsys
         assert len(found) == len(expected)
         for theirs, ours in zip(found, expected, strict=True):
             assert np.allclose(theirs, ours.numpy(), atol=1e-4)
+
+
+def test_an_export_leaves_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    exported = []
+
+    def export(network: torch.nn.Module, *_: object, **__: object) -> SimpleNamespace:
+        exported.append(network.model)
+        return SimpleNamespace(model_proto=SimpleNamespace(SerializeToString=lambda: b""))
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    model = ResNet(ResNetConfig(1, side=8)).train()
+    export_onnx(model, tmp_path / "s.onnx")
+    assert model.training and exported[0] is not model and not exported[0].training
 
 
 def test_onnx_bad_input(desk: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

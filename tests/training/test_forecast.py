@@ -25,7 +25,7 @@ from nextpixel.network.cost import (
 )
 from nextpixel.training import decisions
 from nextpixel.training.decisions import Placement
-from nextpixel.training.forecast import check_fits, forecast
+from nextpixel.training.forecast import check_fits, forecast, smaller_shapes
 
 S = SIZES["s"]
 HOW = {"dtype": "fp32", "compiled": False}
@@ -110,14 +110,15 @@ def test_a_micro_batch_of_its_own_choice_leaves_room_for_the_weights(monkeypatch
         (1.9e9, {}, "--checkpoint-activations --micro-batch-images 4"),
         (1.2e9, {}, "--size xs --micro-batch-images 4"),
         (1.2e9, {"devices": 4}, "--shard --checkpoint-activations --micro-batch-images 4"),
-        (1.2e9, {"own_shape": False}, None),
+        (1.2e9, {"smaller": ()}, None),
         (1e5, {}, None),
     ],
 )
 def test_the_setting_that_is_named_does_fit(free, options, named):
     """Each by the plan's own arithmetic, and nothing cheaper in the order of trying would do."""
     assert memory(S, 8, **HOW).total > usable_bytes(free)
-    found = remedy(S, 8, free, batch_images=8, **HOW, **options)
+    smaller = smaller_shapes(PretrainConfig(), S, (1, 1))
+    found = remedy(S, 8, free, batch_images=8, **HOW, **{"smaller": smaller} | options)
     if named is None:
         assert found is None
         return
@@ -140,6 +141,35 @@ def test_a_run_that_goes_on_from_a_model_is_not_told_to_shrink_it():
         check_fits(forecast(config, S, place))
     with pytest.raises(InputError, match="it fits with `size"):
         check_fits(forecast(replace(config, init=None), S, place))
+
+
+@pytest.mark.parametrize(
+    ("options", "patch"),
+    [
+        ({}, (1, 1)),
+        ({"side": (24, 16)}, (1, 1)),
+        ({"side": (64, 48)}, (4, 4)),
+        ({"side": (12, 40)}, (2, 4)),
+        ({"layers": 3}, (1, 1)),
+        ({"layers": 12, "width": 320}, (1, 1)),
+        ({"layers": 24, "width": 512, "heads": 8}, (1, 1)),
+        ({"preset": "modern", "size": "xxs"}, (2, 2)),
+    ],
+)
+def test_smaller_networks_are_those_of_the_settings_that_are_named(options, patch):
+    config = PretrainConfig(**{"size": "s"} | options)
+    shape = config.model(8, patch=patch)
+    for setting, smaller in smaller_shapes(config, shape, patch):
+        name, value = setting.strip("`").split("=")
+        height, _, width = value.partition("x")
+        changed = {"side": (int(height), int(width or height))} if name == "side" else {name: value}
+        assert replace(config, **changed).model(8, patch=patch) == smaller
+        assert flops_per_image(smaller) < flops_per_image(shape)
+
+
+def test_exact_colours_are_not_told_another_side():
+    config = PretrainConfig(palette="exact", side=32, size="xxs")
+    assert list(smaller_shapes(config, config.model(8), (1, 1))) == []
 
 
 def test_plan_knows_the_micro_batch_and_eager_activations(capsys):

@@ -231,7 +231,7 @@ def test_other_validation_images_are_refused(validated: Path, cut: Path, tmp_pat
     with pytest.raises(InputError, match="held: expected the original images of the run, got others"):
         nextpixel.pretrain(resume=validated, validation=tmp_path / "held")
     assert (validated / "run.json").read_bytes() == before
-    with pytest.raises(InputError, match=r"validation: .*run validates on some of its training images"):
+    with pytest.raises(InputError, match=r"^validation: (?!.*run\.json).*run validates on some of its training images"):
         nextpixel.pretrain(resume=cut, validation=tmp_path / "held")
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +28,7 @@ from nextpixel.config.shapes import shape_of
 from nextpixel.data.decoded import Batches, split_indices
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.network import cost as plan
-from nextpixel.training import optim, pretraining, steps
+from nextpixel.training import loop, optim, pretraining, setup, steps
 from nextpixel.training.loop import Interrupted
 
 
@@ -249,6 +250,37 @@ def test_an_absurd_learning_rate_is_a_failure_of_the_work(images, tmp_path, caps
     message = capsys.readouterr().err.splitlines()[-1]
     assert "finite" in message and "by step 1;" in message and "no checkpoint had been written" in message
     assert Run(tmp_path / "run").steps() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [("pretrain", "`init` takes"), ("finetune", "`model` takes"), ("distill", None), ("tokenizer", None)],
+)
+def test_the_advice_after_a_divergence_names_an_argument_of_its_verb(tmp_path, kind, advice):
+    run = Run.create(tmp_path / "run", {"kind": kind})
+    assert "takes that checkpoint" not in str(loop._non_finite(run, 9))
+    run.folder(5).mkdir()
+    message = str(loop._non_finite(run, 9))
+    assert (advice or "`clip_norm=1`") in message and ("takes that checkpoint" in message) == (advice is not None)
+
+
+def test_a_run_names_the_commit_of_its_own_package_alone(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b", *words], check=True)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    for name in ("setup.py", "other.py"):
+        (package / name).touch()
+    git("init", "-q")
+    git("add", "package/other.py")
+    git("commit", "-q", "-m", "a project that holds the package, ignored")
+    monkeypatch.setattr(setup, "__file__", str(package / "setup.py"))
+    assert "commit" not in setup._versions()
+    git("add", "package/setup.py")
+    git("commit", "-q", "-m", "the package itself")
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert setup._versions()["commit"] == head.stdout.strip()
 
 
 def test_validation_that_is_no_number_marks_no_best_checkpoint(images, tmp_path, monkeypatch):
@@ -533,7 +565,7 @@ def test_a_run_tells_what_made_it(whole):
 
 
 def test_a_continued_run_takes_a_tenth_of_the_rate_of_the_nearest_size_and_no_size_beside_it(learned, images, tmp_path):
-    with pytest.raises(InputError, match=r"init: cannot be combined with `size`"):
+    with pytest.raises(InputError, match=r"init: cannot be combined with `size=\w+`, given or from the recipe"):
         nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, size="l"))
     nextpixel.pretrain(images, out=tmp_path / "more", **continued(tmp_path, learned, learning_rate=None, steps=1))
     assert Run(tmp_path / "more").facts()["decisions"]["learning_rate"] == pytest.approx(0.0003)  # xxs has 0.003

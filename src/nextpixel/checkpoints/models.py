@@ -42,6 +42,15 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     device = choose_device(str(device))  # fail before downloading weights
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"expected a type such as torch.float32, got {dtype!r}", argument="dtype")
+    return _load(name, device, dtype)
+
+
+def load_outline(name: str | Path) -> ImageGPT:
+    """The model that `load` returns, with weights that are verified but take no memory, on the device meta."""
+    return _load(name, "meta", torch.float32)
+
+
+def _load(name: str | Path | None, device: str, dtype: torch.dtype) -> ImageGPT:
     folder = find_model(name)
     values = read_json(folder / "config.json")
     layout = FORMATS.get(str(values.get("model_type")))

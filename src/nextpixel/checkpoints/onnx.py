@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def export_onnx(model: ResNet, out: str | Path) -> list[str]:
     height, width = model.size
     with new_file(path) as file, warnings.catch_warnings(action="ignore"), _quiet():
         program = torch.onnx.export(
-            _Outputs(model.cpu().eval()),
+            _Outputs(copy.deepcopy(model).cpu().eval()),
             (torch.zeros(2, height, width, 3, dtype=torch.uint8),),
             input_names=["squares"],
             output_names=names,

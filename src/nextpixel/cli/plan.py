@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nextpixel.cli.arguments import parse, print_json, recipe_defaults, show
-from nextpixel.config import EXACT, WORDS, ImageGPTConfig, OutputOptions, PretrainConfig, Size, check_numbers, to_side
+from nextpixel.config import OutputOptions, PretrainConfig, check_numbers, to_side
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.files import read_json
     from nextpixel.hardware import HARDWARE, measured_hardware
     from nextpixel.network.cost import ASSUMED_UTILISATION, make_plan
-    from nextpixel.training.initial import continued, with_side
+    from nextpixel.training.initial import continued, shape_at_most, with_side
 
     measured = args.hardware.endswith(".json")
     if args.config.device in ("cpu", "mps") and not measured:
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         hardware = HARDWARE[args.hardware]
     config = with_side(config)
-    shape = _shape(config, images)
+    shape = shape_at_most(config, images)
     config = continued(config, shape)
     plan = make_plan(
         shape,
@@ -122,39 +122,6 @@ def run(argv: Sequence[str]) -> None:
             "The utilisation is an assumption; to measure it on the device: nextpixel bench --work train --out "
             "bench.json, then use --hardware bench.json"
         )
-
-
-def _shape(config: PretrainConfig, images: int | None) -> ImageGPTConfig:
-    if config.init is None:
-        colors, patch = _tokens(config)
-        words = 0 if config.captions is None else config.words or WORDS  # at most, as of exact colours
-        return replace(config.model(colors, images, patch), words=words)
-    from nextpixel.checkpoints import load
-
-    return load(config.init).config
-
-
-def _tokens(config: PretrainConfig) -> tuple[int, Size]:
-    """How many tokens there are, of exact colours at most, and the pixels of one."""
-    if config.tokenizer is None:
-        return _colors(config.palette), (1, 1)
-    from nextpixel.tokens import load_tokenizer
-
-    tokenizer = load_tokenizer(config.tokenizer)
-    return len(tokenizer), tokenizer.patch
-
-
-def _colors(palette: str | None) -> int:
-    if palette is None:
-        return ImageGPTConfig().colors
-    from nextpixel.images import read_palette_file
-    from nextpixel.images.palette_files import holds_exact_colours
-    from nextpixel.tokens.exact import COLOURS_AT_MOST
-    from nextpixel.tokens.palette import Palette
-
-    if palette == EXACT:
-        return COLOURS_AT_MOST
-    return len(read_palette_file(palette) if holds_exact_colours(palette) else Palette.read(palette))
 
 
 def _count(text: str, config: PretrainConfig) -> tuple[int, PretrainConfig]:

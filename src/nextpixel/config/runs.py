@@ -246,9 +246,12 @@ class PretrainConfig(GPTRunConfig):
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:
             raise InputError(
-                f"cannot be combined with `{given[0]}`: the model has its own shape, tokens and objective",
+                f"cannot be combined with `{given[0]}={getattr(self, given[0])}`, given or from the recipe: the model "
+                "has its own shape, tokens and objective",
                 argument="init",
             )
+        if self.captions is not None and self.objective == "masked":
+            raise InputError("expected none, as a masked model has no prefix for them", argument="captions")
         if self.words is not None and self.captions is None:
             raise InputError("has no effect without `captions`", argument="words")
         if self.palette and self.tokenizer:

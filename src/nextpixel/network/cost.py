@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
-from nextpixel.config import SIZES, ImageGPTConfig, ResNetConfig, to_size
+from nextpixel.config import ImageGPTConfig, ResNetConfig, to_size
 from nextpixel.errors import InputError
 from nextpixel.hardware import Hardware
 
@@ -187,13 +188,12 @@ def remedy(
     sharded: bool = False,
     devices: int = 1,
     on_cpu: bool = False,
-    own_shape: bool = True,
+    smaller: Iterable[tuple[str, ImageGPTConfig]] = (),
 ) -> str | None:
     """The settings of pretrain with which a run that does not fit would fit; None where there are none.
 
     Tried in this order, with the largest micro-batch that fits and divides `batch_images`: a smaller micro-batch,
-    recomputed activations, shards over the `devices`, and, where the run chooses its own shape, a smaller named size
-    and a smaller side.
+    recomputed activations, shards over the `devices`, and the `smaller` networks with their settings.
     """
     usable = usable_bytes(device_bytes)
     micros = [micro_batch, *(n for n in range(micro_batch - 1, 0, -1) if batch_images % n == 0)]
@@ -226,16 +226,9 @@ def remedy(
                     recompute and not checkpointed
                 )
                 return said(micro, *flags)
-    if not own_shape:
-        return None
-    shards = devices if sharded else 1
-    for name, size in sorted(SIZES.items(), key=lambda item: -item[1].parameters):
-        shape = replace(config, layers=size.layers, width=size.width, heads=size.heads)
-        if shape.parameters < config.parameters and (micro := largest(shape, checkpointed, shards)):
-            return said(micro, f"`size={name}`")
-    for side in range(min(config.rows, config.columns) // 2, 3, -1):
-        if micro := largest(replace(config, side=side), checkpointed, shards):
-            return said(micro, f"`side={side}`")
+    for setting, shape in smaller:
+        if micro := largest(shape, checkpointed, devices if sharded else 1):
+            return said(micro, setting)
     return None
 
 

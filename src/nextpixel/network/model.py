@@ -192,7 +192,8 @@ class ImageGPT(nn.Module):
         """Take captions of these words, whose vectors are random; see `words`. Raises InputError for a masked model."""
         self.config = dataclasses.replace(self.config, words=len(words))
         self.word_embedding = nn.Parameter(self.head.weight.new_empty(len(words) + 1, self.config.width))
-        initialise_words(self, torch.Generator(self.device).manual_seed(seed))
+        if self.device.type != "meta":
+            initialise_words(self, torch.Generator(self.device).manual_seed(seed))
         self._words = words
 
     @property

@@ -159,8 +159,9 @@ def _train(run: Run, images: Any) -> Tokenizer:
         return loss.detach()
 
     def evaluate(step: int) -> dict[str, float]:
-        found = reconstruction(tokenizer(), pictures)
-        save_reconstructions(tokenizer(), pictures, run.path / "samples" / f"step_{step:07d}.png")
+        current = tokenizer()
+        found = reconstruction(current, pictures)
+        save_reconstructions(current, pictures, run.path / "samples" / f"step_{step:07d}.png")
         say(
             f"step {step:,}: {found.psnr_db:.2f} dB PSNR, {found.codes_used:.1%} of the codes used on "
             f"{len(pictures):,} held-out images"

@@ -95,7 +95,8 @@ def fit_convnet(
     if len(numbers) != len(squares):
         raise InputError(f"expected {len(squares)}, one for each image, got {len(numbers)}", argument="labels")
     if len(names) < 2:
-        raise InputError(f"expected at least two classes, got only {names[0]!r}", argument="labels")
+        got = f"only {names.tolist()[0]!r}" if len(names) else "no images"
+        raise InputError(f"expected at least two classes, got {got}", argument="labels")
     model = _initial_network(squares, numbers, len(names), init, config, seed).to(device).train()
     model.facts |= {"classes": names.tolist(), "trained_images": len(squares), "seed": seed, **asdict(trial)}
     batch, steps = schedule(len(squares), epochs)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from nextpixel.config import ImageGPTConfig, PretrainConfig
+from nextpixel.config import SIZES, ImageGPTConfig, PretrainConfig, Size, side_text, to_side
 from nextpixel.errors import InputError
 from nextpixel.hardware import find_hardware
 from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration, is_first, say
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions, Placement, expected_memory, free_bytes
+from nextpixel.training.tokenizers import wanted_colours
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,30 @@ def report_plan(config: PretrainConfig, shape: ImageGPTConfig, decided: Decision
         say(f"It may not fit: {_shortage(found)}")
 
 
-def check_fits(found: Forecast) -> None:
-    """Raises InputError for a run that does not fit in memory, naming settings with which it would."""
+def smaller_shapes(config: PretrainConfig, shape: ImageGPTConfig, patch: Size) -> Iterator[tuple[str, ImageGPTConfig]]:
+    """Networks that the run could have instead, for tokens of `patch` pixels, each with the setting that it takes.
+
+    Named sizes, the largest first, then sides from half on; none with `init`, and no sides for exact colours.
+    """
+    if config.init is not None:
+        return
+    for name, size in sorted(SIZES.items(), key=lambda item: -item[1].parameters):
+        layers, width, heads = config.layers or size.layers, config.width or size.width, config.heads or size.heads
+        with suppress(InputError):  # a width that the heads do not divide
+            other = replace(shape, layers=layers, width=width, heads=heads)
+            if other.parameters < shape.parameters:
+                yield f"`size={name}`", other
+    for rows in range(shape.rows // 2, 3, -1) if wanted_colours(config) is None else ():
+        columns = max(1, rows * shape.columns // shape.rows)
+        side = side_text((rows * patch[0], columns * patch[1]))
+        yield f"`side={side}`", replace(shape, side=to_side((rows, columns)))
+
+
+def check_fits(found: Forecast, patch: Size = (1, 1)) -> None:
+    """Raises InputError for a run that does not fit in memory, naming settings with which it would.
+
+    `patch` are the rows and columns of pixels of a token.
+    """
     if found.fits:
         return
     config, place, shards = found.config, found.place, distributed.world_size()
@@ -85,7 +110,7 @@ def check_fits(found: Forecast) -> None:
         sharded=config.shard,
         devices=shards,
         on_cpu=place.device == "cpu",
-        own_shape=config.init is None,
+        smaller=smaller_shapes(config, found.shape, patch),
     )
     advice = f"it fits with {remedy}" if remedy else "no setting makes it fit: use a device with more memory"
     raise InputError(f"{_shortage(found)}; {advice}, or use `force` to start anyway")

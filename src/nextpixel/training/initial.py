@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
 from nextpixel.checkpoints import load
-from nextpixel.config import MODERN, WORDS, Fit, ImageGPTConfig, Levels, PretrainConfig, Size, to_side, to_size
+from nextpixel.checkpoints.models import load_outline
+from nextpixel.config import EXACT, MODERN, WORDS, Fit, ImageGPTConfig, Levels, PretrainConfig, Size, to_side, to_size
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, decode, split_indices
 from nextpixel.data.labels import labels_of_readable
 from nextpixel.errors import InputError
+from nextpixel.images import read_palette_file
 from nextpixel.images.sources import open_source, sprites_of, with_canvas
 from nextpixel.network.model import ImageGPT
 from nextpixel.tokens import fitted_side
-from nextpixel.tokens.words import Words
+from nextpixel.tokens.exact import COLOURS_AT_MOST
+from nextpixel.tokens.words import Words, tags_of
 from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
+
+FACTS_OF_CLASSES = ("finetuned_from", "finetuned_on", "labels_per_class", "finetuning_seed")
 
 
 def with_side(config: PretrainConfig) -> PretrainConfig:
@@ -36,27 +42,64 @@ def continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
     return replace(config, preset="modern" if modern else "classic")
 
 
-def load_init(init: str, config: PretrainConfig, words: Words | None = None) -> ImageGPT:
-    """The model of `init`, with these words where it has none."""
+def load_init(init: str, config: PretrainConfig, words: Words | None) -> ImageGPT:
+    """The model of `init` without its class head, with these words where it has none."""
     model = load(init)
     model.set_classes(())
     if words is not None and model.words is None:
         model.set_words(words, config.seed)
-    model.fit, model.levels = config.fit or model.fit, config.levels.over(model.levels)
+    model.facts = {name: value for name, value in model.facts.items() if name not in FACTS_OF_CLASSES}
+    model.facts |= {"continued_from": Path(init).name}
     return model
 
 
-def initial_model(config: PretrainConfig, images: Any, split: str | None) -> tuple[ImageGPT, Any, NDArray[Any] | None]:
-    """The model of `init`, or one without weights, with words for the captions; the images and their captions (N,)."""
-    if config.init:
-        model = load_init(config.init, config)
-        if config.words is not None and model.words is not None:
-            raise InputError("cannot be combined with `init`: the model has its own words", argument="words")
-        images, captions = _captioned(config, images, split, model.size, model.fit, model.levels)
-        if captions is not None and model.words is None:
-            decoded = decode(images, model.size, split=split, cache=config.cache, fit=model.fit, levels=model.levels)
-            model.set_words(_fit_words(config, images, captions, decoded))
-        return model, images, captions
+def outline_init(config: PretrainConfig) -> ImageGPT:
+    """The model of `init` without weights and class head, on the device meta. Raises InputError for captions."""
+    assert config.init is not None
+    found = load_outline(config.init)
+    if config.words is not None and found.words is not None:
+        raise InputError("cannot be combined with `init`: the model has its own words", argument="words")
+    if config.captions is not None and found.config.objective == "masked":
+        raise InputError("expected none, as the model of `init` is masked, without prefix", argument="captions")
+    found.set_classes(())
+    found.fit, found.levels = config.fit or found.fit, config.levels.over(found.levels)
+    return found
+
+
+def shape_at_most(config: PretrainConfig, images: int | None = None) -> ImageGPTConfig:
+    """The network of a run on so many images, with the most words and exact colours that it can have."""
+    words = 0 if config.captions is None else config.words or WORDS
+    if config.init is not None:
+        shape = outline_init(config).config
+        return replace(shape, words=shape.words or words)
+    colors, patch = _tokens(config)
+    return replace(config.model(colors, images, patch), words=words)
+
+
+def _tokens(config: PretrainConfig) -> tuple[int, Size]:
+    """How many tokens there are, of exact colours at most, and the pixels of one."""
+    wanted = wanted_colours(config)
+    if wanted is None:
+        tokenizer = choose_tokenizer(None, config)
+        return len(tokenizer), tokenizer.patch
+    return COLOURS_AT_MOST if wanted == EXACT else len(read_palette_file(wanted)), (1, 1)
+
+
+def initial_model(
+    config: PretrainConfig, images: Any, split: str | None, init: ImageGPT | None
+) -> tuple[ImageGPT, Any, NDArray[Any] | None]:
+    """A model without weights, with words for the captions; the images and their captions (N,).
+
+    `init` is that of `outline_init`. Raises InputError where it has words, but none of the captions.
+    """
+    if init is not None:
+        images, captions = _captioned(config, images, split, init.size, init.fit, init.levels)
+        if captions is not None and init.words is None:
+            decoded = decode(images, init.size, split=split, cache=config.cache, fit=init.fit, levels=init.levels)
+            init.set_words(_fit_words(config, images, captions, decoded))
+        elif captions is not None and init.words is not None:
+            _check_known(init.words, captions)
+        return init, images, captions
     exact = wanted_colours(config) is not None
     if exact or config.captions is not None:
         images = open_source(images, split)
@@ -78,6 +121,17 @@ def initial_model(config: PretrainConfig, images: Any, split: str | None) -> tup
     model.tokenizer, model.levels = tokenizer, config.levels
     model.fit = config.fit or model.fit
     return model, images, captions
+
+
+def _check_known(words: Words, captions: NDArray[Any]) -> None:
+    known = words.numbers
+    if not any(word in known for caption in captions for tag in tags_of(caption) for word in tag):
+        some = ", ".join(words.table[:5]) + ", ..." * (len(words) > 5)
+        raise InputError(
+            f"expected words that the model of `init` knows ({some}), got none in {len(captions):,} captions; train "
+            "without them, or start from a model without words",
+            argument="captions",
+        )
 
 
 def _fit_words(config: PretrainConfig, source: Any, captions: NDArray[Any], decoded: DecodedSet) -> Words:

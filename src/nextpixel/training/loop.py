@@ -214,9 +214,11 @@ def _out_of_patience(run: Run, training: Training) -> bool:
 def _non_finite(run: Run, step: int) -> WorkError:
     good = [saved for saved in run.steps() if saved < step]
     last = f"the last good checkpoint is {run.folder(good[-1])}" if good else "no checkpoint had been written"
+    option = {"pretrain": "init", "finetune": "model"}.get(run.kind)
+    continues = f" (`{option}` takes that checkpoint)" if option and good else ""
     return WorkError(
         f"the loss or a weight stopped being a finite number by step {step}; {last}. Start again with a lower "
-        "`learning_rate`, a longer `warmup_steps`, or `clip_norm=1` (`init` takes that checkpoint)"
+        f"`learning_rate`, a longer `warmup_steps`, or `clip_norm=1`{continues}"
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nextpixel.checkpoints import Run, load, write_model
 from nextpixel.config import (
+    EXACT,
     INIT_RATE,
     MUON_RATE,
     PretrainConfig,
@@ -44,12 +45,12 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.progress import is_first, say
 from nextpixel.representation.ridge import ridge_accuracy, ridge_images
 from nextpixel.tokens import covers_pixels, exact_colours, pixels_of, reconstruction
-from nextpixel.tokens.exact import PICTURES_AT_ONCE
+from nextpixel.tokens.exact import PICTURES_AT_ONCE, ExactPalette
 from nextpixel.tokens.training_pictures import HELD_OUT_AT_MOST, TrainingPictures
 from nextpixel.training import distributed, optim
-from nextpixel.training.decisions import Decisions, decide, place
+from nextpixel.training.decisions import Decisions, Placement, decide, place
 from nextpixel.training.forecast import check_fits, forecast, report_plan
-from nextpixel.training.initial import continued, initial_model, load_init, with_side
+from nextpixel.training.initial import continued, initial_model, load_init, outline_init, with_side
 from nextpixel.training.loop import Cadence, Training, train
 from nextpixel.training.run_images import decode_sets, relocate_run, source_facts
 from nextpixel.training.setup import OpenRun, checked_settings, create_run, launch_facts, open_run, start_once
@@ -62,6 +63,7 @@ from nextpixel.training.steps import (
     place_model,
     write_full_model,
 )
+from nextpixel.training.tokenizers import say_replaced
 
 KIND = "pretrain"
 RECONSTRUCTED = 200  # held-out images, to measure what tokens keep
@@ -128,20 +130,16 @@ def start_run(images: Any, out: Path, config: PretrainConfig, split: str | None 
 
 def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, force: bool) -> Run:
     config = with_side(checked_settings(out, config))
-    model, source, captions = initial_model(config, images, split)
+    init = outline_init(config) if config.init else None
+    if init is not None:
+        _place(config, init, force)  # raises before any work
+    model, source, captions = initial_model(config, images, split, init)
+    config, placed = _place(config, model, force)
     shape = model.config
-    if config.side and to_size(config.side) != model.size:
-        expected, got = side_text(model.size), side_text(to_size(config.side))
-        raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
-    config = continued(config, shape)
-    if "orient" in augmentations(config.augment) and shape.orientations == 1:
-        raise InputError(
-            "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
-        )
-    placed = place(config, shape, config.steps, config.chosen_optimizer)
-    if not force:
-        check_fits(forecast(config, shape, placed))
     sets = decode_sets(source, config, model.size, model.fit, model.levels, split, config.validation)
+    palette = config.init or config.tokenizer or config.palette
+    if isinstance(model.tokenizer, ExactPalette) and palette not in (None, EXACT):
+        say_replaced(model.tokenizer, sets[0].images, palette)
     if config.validation:
         size = sets[0].images.shape[1:3]  # larger than the model's for random crops
         try:
@@ -183,6 +181,26 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
         sets=sets if config.validation else sets[:1],
         arrays=arrays,
     )
+
+
+def _place(config: PretrainConfig, model: ImageGPT, force: bool) -> tuple[PretrainConfig, Placement]:
+    """The settings, with the preset of `init`, and where they run. Raises InputError where they do not suit the model.
+
+    Or, unless `force`, where the run does not fit in memory.
+    """
+    shape = model.config
+    if config.side and to_size(config.side) != model.size:
+        expected, got = side_text(model.size), side_text(to_size(config.side))
+        raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
+    config = continued(config, shape)
+    if "orient" in augmentations(config.augment) and shape.orientations == 1:
+        raise InputError(
+            "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
+        )
+    placed = place(config, shape, config.steps, config.chosen_optimizer)
+    if not force:
+        check_fits(forecast(config, shape, placed), model.tokenizer.patch)
+    return config, placed
 
 
 def _tags(
@@ -300,8 +318,7 @@ def _current_model(
     model.tokenizer, model.fit, model.levels = opened.tokenizer, decided.fit, opened.train_set.levels
     if not steps:
         model.training_pictures = _kept_pictures(model, opened.train_set.images, train_indices, held_out)
-    before = {"continued_from": Path(config.init).name} | model.facts if config.init else {}
-    model.facts = before | {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
+    model.facts |= {"trained_on": opened.data["source"], "steps": config.steps, "seed": config.seed}
     model.facts["augment"] = config.augment
     if covers_pixels(model.tokenizer):
         kept = reconstruction(model.tokenizer, held_out[:RECONSTRUCTED])

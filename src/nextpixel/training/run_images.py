@@ -127,10 +127,11 @@ def relocate_run(run: Run, settings: Callable[..., Any], images: Any, validation
         with run.checked_facts() as facts:
             device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
             place = facts["data"]["path"] if images is None else images
-            if validation is not None and facts["config"].get("validation") is None:
-                raise InputError(
-                    f"{run.path} validates on some of its training images; leave it out", argument="validation"
-                )
+            held = facts["config"].get("validation")
+        if validation is not None and held is None:
+            raise InputError(
+                f"{run.path} validates on some of its training images; leave it out", argument="validation"
+            )
         distributed.join(choose_device(device), minutes)
         distributed.on_first_rank(
             lambda: relocate_images(run, place, lambda facts: decode_run_images(facts, settings, place), validation),

@@ -174,10 +174,10 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     found["nextpixel"] = __version__
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    here = Path(__file__)
+    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]  # fails if not tracked there
     try:
         commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return found
-    return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
+    return found | ({"commit": commit.stdout.split()[0]} if commit.returncode == 0 else {})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nextpixel.config import EXACT, PretrainConfig
 from nextpixel.data.decoded import decode
@@ -34,7 +36,7 @@ def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = No
     """The tokenizer that `tokenizer` or `palette` names. Raises InputError.
 
     Exact colours are those of the images, or of a palette file. Where the images have transparent pixels and the file
-    has no transparent colour, one is added; pixels of other colours become the nearest, which is said.
+    has no transparent colour, one is added.
     """
     if config.tokenizer is not None:
         return load_tokenizer(config.tokenizer)
@@ -48,11 +50,17 @@ def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = No
     found = decode(images, config.side, split=split, cache=config.cache, fit="place", levels=config.levels).images
     if of_file is None:
         return ExactPalette.fit(found, seed=config.seed)
-    parts = [np.ascontiguousarray(found[i : i + READ_TOGETHER]) for i in range(0, len(found), READ_TOGETHER)]
-    if of_file.any(1).all() and any((part[..., 3] == 0).any() for part in parts):
+    if of_file.any(1).all() and any((part[..., 3] == 0).any() for part in _parts(found)):
         of_file = np.concatenate([np.zeros((1, 4), np.uint8), of_file])
-    palette = ExactPalette(of_file)
-    if changed := sum(palette.changed(part).sum() for part in parts):
-        pixels = found.size // found.shape[-1]
-        say(f"{changed / pixels:.1%} of the pixels have colours that {wanted} has not, and become its nearest")
-    return palette
+    return ExactPalette(of_file)
+
+
+def say_replaced(palette: ExactPalette, pictures: NDArray[np.uint8], name: str) -> None:
+    """Report how many pixels have colours that the palette of that name has not."""
+    if changed := sum(palette.changed(part).sum() for part in _parts(pictures)):
+        pixels = pictures.size // pictures.shape[-1]
+        say(f"{changed / pixels:.1%} of the pixels have colours that {name} has not, and become its nearest")
+
+
+def _parts(pictures: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    return (pictures[i : i + READ_TOGETHER] for i in range(0, len(pictures), READ_TOGETHER))
