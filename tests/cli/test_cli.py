@@ -358,6 +358,7 @@ BAD = {
     "serve --allow-origin https://a.example:443 --model nope": ["--allow-origin", "https://a.example,", "default port"],
     "serve --allow-origin a.example --model nope": ["--allow-origin", "https://pixels.example", "'a.example'"],
     "serve --model nope": ["--model", "'nope'", "expected a checkpoint folder"],
+    "serve --model /": ["--model", "cannot be served as ''"],
     "serve --model model --model model": ["--model", "two models are named 'model'"],
     "serve --model model --classifier model": ["has no classes", "nextpixel probe"],
     "serve --model model --host nowhere.invalid --port 0": ["--host", "cannot listen on nowhere.invalid"],

@@ -341,6 +341,10 @@ def test_a_picture_is_enlarged_and_downloaded(visit: Visit, tmp_path: Path) -> N
     assert np.abs(whole - small)[kept + 32 :].mean() < 3
     visit.page.keyboard.press("ArrowRight")
     visit.expect(visit.page.locator("#large-title")).to_have_text("Candidate 1 of 2")
+    visit.value("(state.drawing = new AbortController(), paintLarge())")
+    assert visit.page.get_attribute("#download", "href") is None  # it would be encoded at every row
+    visit.value("(state.drawing = null, paintLarge())")
+    assert visit.page.get_attribute("#download", "href").startswith("data:image/png")
     visit.page.keyboard.press("Escape")
     visit.expect(visit.page.locator("#large")).to_be_hidden()
 
@@ -461,6 +465,48 @@ def test_a_hole_is_painted_erased_undone_and_cleared(visit: Visit) -> None:
     assert np.array_equal(painted(visit), stroke)
     visit.page.locator("#thumbs button").nth(1).click()
     visit.expect(visit.page.locator("#hole")).to_be_hidden()  # another picture has no hole
+
+
+@pytest.mark.parametrize("way", ["undone", "another picture"])
+def test_a_rectangle_that_is_dragged_may_be_undone(visit: Visit, way: str) -> None:
+    tool(visit, "Rectangle")
+    box = visit.page.locator("#stage").bounding_box()
+    visit.page.mouse.move(box["x"] + 20, box["y"] + 20)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 60, box["y"] + 60)
+    assert painted(visit).any()
+    if way == "undone":
+        visit.page.keyboard.press("Control+z")
+    else:
+        visit.value("document.querySelectorAll('#thumbs button')[1].click()")
+        visit.expect(visit.page.locator("#hole")).to_be_hidden()
+    visit.page.mouse.move(box["x"] + 90, box["y"] + 90)
+    visit.page.mouse.up()
+    assert not painted(visit).any()
+
+
+def test_a_box_is_typed_by_keyboard_alone(visit: Visit) -> None:
+    press, error = visit.page.keyboard.press, visit.page.locator("#box-error")
+    visit.tab_to("#box")
+    for wrong in ("1,2,3", "5,5,5,9", "0,0,33,8", "a,b,c,d", "-1,0,4,4", "1.5,0,4,4"):
+        press("Control+A")
+        visit.page.keyboard.type(wrong)
+        press("Enter")
+        visit.expect(error).to_have_text(
+            "Box: left, top, right and bottom are required, within 0, 0, 32, 32, as in 8, 8, 24, 24."
+        )
+        assert not painted(visit).any()
+    for boxes in (["1, 2,4,6"], ["1, 2,4,6", "20,20,32,32"]):
+        press("Control+A")
+        visit.page.keyboard.type(boxes[-1])
+        press("Enter")
+        expected = np.zeros((SIDE, SIDE), bool)
+        for left, top, right, bottom in (map(int, box.split(",")) for box in boxes):
+            expected[top:bottom, left:right] = True
+        assert np.array_equal(painted(visit), expected)
+        visit.expect(error).to_have_text("")
+    visit.expect(visit.page.locator("#kept")).to_have_text(f"{expected.sum()} pixels of 1,024 to fill")
+    assert visit.value("document.activeElement.id") == "box"
 
 
 def test_with_no_tool_chosen_the_line_is_dragged_as_before(visit: Visit) -> None:
@@ -607,6 +653,7 @@ def test_a_token_is_asked_for_when_the_server_wants_one(browser: Any, address: s
         if token == "shut":
             visit.expect(visit.page.locator("#start-error")).to_have_text("That token was not accepted.")
     visit.expect(visit.page.locator("#token-form")).to_be_hidden()
+    assert visit.value("document.activeElement.id") == "complete"
     visit.expect(visit.page.locator("#start-error")).to_have_text("")
     visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", re.compile("as the model sees it"))
     visit.close()
@@ -636,7 +683,9 @@ def test_one_of_several_models_is_chosen(browser: Any, address: str) -> None:
     visit.expect(visit.page.locator("#facts")).not_to_contain_text("CIFAR-10")
     visit.expect(visit.page.locator("#command")).to_contain_text("--model runs/photos")
     visit.expect(visit.page.locator("#limits")).to_contain_text("not recorded")
-    visit.expect(visit.page.locator("#rounded")).to_be_visible()
+    visit.expect(visit.page.locator("#rounded")).to_contain_text("uses int8 weights")
+    visit.value("state.models[1].mode = 'packed fp32'; showModel()")
+    visit.expect(visit.page.locator("#rounded")).to_contain_text("rounds in another way (packed fp32)")
     assert '"model":"runs/photos"' in sent[-1]
     visit.close()
 
@@ -774,8 +823,9 @@ def test_a_model_of_patches(browser: Any, tmp_path: Path) -> None:
     model = lively(nextpixel.ImageGPTConfig(layers=2, width=32, heads=4, side=(4, 3), colors=12))
     model.tokenizer = Patches(np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), np.uint8))
     nextpixel.save(model, tmp_path / "model")
-    with serve("--model", str(tmp_path / "model")) as address:
+    with serve("--model", str(tmp_path / "model"), "--max-completions", "4") as address:
         visit = Visit(browser, address).open()
+        assert visit.page.input_value("#n") == "4"
         visit.expect(visit.page.locator("#facts")).to_contain_text("3 × 4, of 12 kinds")
         visit.expect(visit.page.locator("#limits")).to_contain_text("patches of 4 × 4 pixels, of 12 kinds")
         visit.expect(visit.page.locator("#sees")).to_have_text("12 × 16 pixels")
@@ -818,9 +868,11 @@ def test_captions_with_suggestions_and_guidance(browser: Any, tmp_path: Path) ->
         visit.expected = "422|400"
         visit.page.click("#sample")
         visit.expect(visit.page.locator("#draw-error")).to_contain_text("words that the model knows, got 'zebra'")
+        visit.page.fill("#guidance", "-5")
         visit.page.select_option("#model", "embedded")
         visit.expect(visit.page.locator("#captioned")).to_be_hidden()
         visit.expect(visit.page.locator("#command")).not_to_contain_text("zebra")
+        visit.draw("#sample")  # whatever the hidden guidance is
         visit.close()
 
 

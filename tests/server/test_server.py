@@ -42,7 +42,7 @@ from nextpixel import (
     sample,
     surprise,
 )
-from nextpixel.cli.serve import first_requests, read_token
+from nextpixel.cli.serve import first_requests, model_id, read_token
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import square_nats
@@ -313,7 +313,7 @@ def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:
     ("path", "body", "said"),
     [
         ("/v1/complete", {"image": TEXT, "keep": 1.0}, ["keep", "less than 1", "1.0"]),
-        ("/v1/complete", {"image": TEXT, "keep": 0.95}, ["keep", "at least one of 6 rows"]),
+        ("/v1/complete", {"image": TEXT, "keep": 0.95}, ["keep", "at least 1 of 6 rows"]),
         ("/v1/complete", {"image": TEXT, "n": 0}, ["n:", "greater than or equal to 1", "got 0"]),
         ("/v1/complete", {"image": TEXT, "n": 33}, ["n:", "at most 32", "got 33"]),
         ("/v1/complete", {"image": TEXT, "n": "two"}, ["n:", "integer", "'two'"]),
@@ -577,6 +577,24 @@ def test_the_first_requests_reach_the_server(url: str, token_file: Path | None, 
     hint = first_requests(url, token_file)
     assert f"In a browser: {browser}. " in hint and f"In a terminal: {curl} " in hint
     assert hint.endswith(f" {browser}/v1/complete")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (None, "embedded"),
+        ("photos", "photos"),
+        ("openai/imagegpt-small", "openai/imagegpt-small"),
+        ("runs/photos", "runs/photos"),
+        ("./runs/photos/", "runs/photos"),
+        (".", "."),
+        ("/srv/runs/birds", "birds"),
+    ],
+)
+def test_a_model_is_called_as_commands_call_it(name: str | None, shown: str) -> None:
+    assert model_id(name) == shown
+    with pytest.raises(InputError, match="/srv/runs/photos cannot be served as 'photos'"):
+        model_id("/srv/runs/photos")
 
 
 def test_a_taken_port_is_bad_input() -> None:

@@ -17,7 +17,7 @@ from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import load_classifier, load_model
 from nextpixel.config import OutputOptions, PictureOptions, ServeConfig, check_origin
 from nextpixel.errors import InputError
-from nextpixel.files import check_model_name
+from nextpixel.files import BUNDLED, EMBEDDED, check_model_name
 from nextpixel.progress import say
 
 if TYPE_CHECKING:
@@ -62,8 +62,12 @@ def run(argv: Sequence[str]) -> None:
         check_origin(origin)
     token = None if args.token_file is None else read_token(args.token_file)
     names = args.models.model or (None,)
+    ids = []
     for name in names:
         check_model_name(name)
+        if model_id(name) in ids:
+            raise InputError(f"--model: two models are named {model_id(name)!r}; rename a folder")
+        ids.append(model_id(name))
     options = PictureOptions(**{f.name: getattr(args.models, f.name) for f in fields(PictureOptions)} | {"model": None})
     try:
         from nextpixel.server.app import create_app
@@ -72,14 +76,10 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"serve needs {error.name}: pip install 'nextpixel[server]'") from None
 
     def load() -> tuple[dict[str, ImageGPT], LinearProbe | None]:
-        models = {}
-        for name in names:
-            model = load_model(replace(options, model=name))
-            shown = "embedded" if name is None else Path(name).name if Path(name).exists() else name
-            if shown in models:
-                raise InputError(f"--model: two models are named {shown!r}; rename a folder")
-            models[shown] = model
-        return models, None if args.classifier is None else load_classifier(args.classifier, options, "classifier")
+        models = [load_model(replace(options, model=name)) for name in names]
+        return dict(zip(ids, models, strict=True)), None if args.classifier is None else load_classifier(
+            args.classifier, options, "classifier"
+        )
 
     worker = ThreadPoolExecutor(1, "nextpixel")
     try:
@@ -105,6 +105,19 @@ def run(argv: Sequence[str]) -> None:
             say("Anyone who can reach this machine can use the server; --token-file FILE requires a token")
         say(first_requests(url, args.token_file))
         serve(app, args.server, opened)
+
+
+def model_id(name: str | None) -> str:
+    """What requests call a model, and the page's command: its name as given, without the folders of an absolute path.
+
+    Raises InputError where a bundled model has that name.
+    """
+    path = Path(name or EMBEDDED)
+    if not path.is_absolute():
+        return str(path)
+    if path.name in ("", *BUNDLED):
+        raise InputError(f"--model: {name} cannot be served as {path.name!r}; give a relative path, or rename it")
+    return path.name
 
 
 def first_requests(url: str, token_file: Path | None) -> str:

@@ -135,12 +135,15 @@ async function start() {
     state.models = answer.models;
     await showSettings();
     $("n").max = answer.limits.n;
+    $("n").defaultValue = Math.min($("n").defaultValue, answer.limits.n);
     state.upload = answer.limits.upload_mb * 1e6;
   } catch (error) {
     if (error.status !== 401) $("start-error").textContent = error.message;
     return;
   }
+  const asked = !$("token-form").hidden;
   $("token-form").hidden = true;
+  if (asked) $("complete").focus(); // it was in the form
   $("model").replaceChildren(...state.models.map((one) => new Option(one.id)));
   $("model-field").hidden = state.models.length < 2;
   await followLink();
@@ -185,6 +188,7 @@ async function showModel() {
   $("limits").replaceChildren(...limits.map((limit) => Object.assign(document.createElement("li"), { textContent: limit })));
   $("line").ariaValueMax = height() - patch()[0];
   $("rounded").hidden = isExact();
+  $("rounding").textContent = one.mode === "int8" ? "uses int8 weights" : `rounds in another way (${one.mode})`;
   $("captioned").hidden = !one.words;
   suggestWords();
   state.photo = null;
@@ -376,8 +380,22 @@ function fillBox(left, top, right, bottom, value) { // right and bottom are incl
   }
 }
 
+function addBox() { // the field beside the tools, as --box has it
+  const numbers = $("box").value.split(",").map((part) => (/^\s*\d+\s*$/.test(part) ? Number(part) : NaN));
+  const [left, top, right, bottom] = numbers;
+  const inside = numbers.length === 4 && left < right && right <= width() && top < bottom && bottom <= height();
+  const expected = `Box: left, top, right and bottom are required, within 0, 0, ${width()}, ${height()}, as in 8, 8, 24, 24.`;
+  $("box-error").textContent = !$("box").value.trim() || inside && state.seen ? "" : inside ? "Choose a picture first." : expected;
+  if (!inside || !state.seen) return;
+  $("box").value = "";
+  changeHole(state.hole.slice());
+  fillBox(left, top, right - 1, bottom - 1, 1);
+  tellHole();
+}
+
 function dragTool() {
   let held = null, from = null; // from: where a rectangle began, or the last point of a stroke
+  let before = null, own = null; // the hole before the drag, and with it
   const pixelAt = (event) => {
     const box = $("stage").getBoundingClientRect();
     const inside = (part, count) => Math.min(Math.max(Math.floor(part * count), 0), count - 1);
@@ -396,10 +414,10 @@ function dragTool() {
     from = to;
   };
   const move = (event) => {
-    if (event.pointerId !== held) return;
+    if (event.pointerId !== held || state.hole !== own) return; // it was undone, or belonged to another picture
     const to = pixelAt(event);
     if (state.tool === "rectangle") {
-      state.hole = state.before.at(-1).slice();
+      state.hole = own = before.slice();
       fillBox(...[0, 1].map((axis) => Math.min(from[axis], to[axis])), ...[0, 1].map((axis) => Math.max(from[axis], to[axis])), 1);
     } else stroke(to);
     showHole();
@@ -410,7 +428,8 @@ function dragTool() {
     held = event.pointerId;
     $("stage").setPointerCapture(held);
     from = pixelAt(event);
-    changeHole(state.hole.slice());
+    before = state.hole;
+    changeHole(own = before.slice());
     move(event);
   });
   $("stage").addEventListener("pointermove", move);
@@ -508,10 +527,12 @@ async function showSettings() {
   }));
 }
 
+const inputs = () => [...$("settings").querySelectorAll("input")];
+const shownInputs = () => inputs().filter((input) => !input.closest("[hidden]"));
 const sampling = () => [...$("sampling").querySelectorAll("label:not([hidden]) input")];
 
 function settings() {
-  for (const input of $("settings").querySelectorAll("input")) {
+  for (const input of shownInputs()) {
     input.ariaInvalid = !input.checkValidity();
     if (input.checkValidity()) continue;
     input.closest("details")?.setAttribute("open", "");
@@ -576,7 +597,7 @@ function requestOf(drawn) { // curl, with the fields of the request that the pag
 }
 
 function showCommand() {
-  const whole = [...$("settings").querySelectorAll("input")].every((input) => input.checkValidity());
+  const whole = shownInputs().every((input) => input.checkValidity());
   if (!whole || !state.models.length) return;
   const now = { ...settings(), height: height(), kept: state.seen ? state.kept : null, name: state.picture?.name, hole: hole() };
   $("save-mask").hidden = !now.hole || Boolean(boxOf(now.hole));
@@ -587,10 +608,8 @@ function showCommand() {
 
 // ---- the link: the settings after # in the address, without picture, hole and token
 
-const linked = () => [...$("settings").querySelectorAll("input")];
-
 function showLink() {
-  const given = linked().filter((input) => input.value !== input.defaultValue && input.checkValidity());
+  const given = inputs().filter((input) => input.value !== input.defaultValue && input.checkValidity());
   const fields = new URLSearchParams(given.map((input) => [input.id, input.value]));
   if (state.models.length > 1) fields.set("model", model().id);
   fields.set("keep", state.kept / height());
@@ -601,7 +620,7 @@ async function followLink() {
   const given = new URLSearchParams(location.hash.slice(1));
   const index = state.models.findIndex((one) => one.id === given.get("model"));
   if (index >= 0) $("model").selectedIndex = index;
-  for (const input of linked()) {
+  for (const input of inputs()) {
     input.value = given.get(input.id) ?? input.defaultValue;
     if (!input.checkValidity()) input.value = input.defaultValue;
     if (input.value !== input.defaultValue) input.closest("details")?.setAttribute("open", "");
@@ -841,6 +860,8 @@ function paintLarge() {
   $("download").ariaLabel = `Download PNG, ${small}, the model's pixels`;
   $("download-large").textContent = `Download ${enlarged}`;
   $("download-large").ariaLabel = `Download PNG, ${enlarged}`;
+  for (const id of ["download", "download-large"]) $(id).removeAttribute("href");
+  if (state.drawing) return; // each row would encode two files
   const stem = (state.drawn?.name ?? state.picture?.name ?? "drawn").replace(/\.[^.]*$/, "");
   const base = `${stem}-seed${state.drawn?.seed ?? $("seed").value}-${state.shown + 1}`;
   const whole = document.createElement("canvas");
@@ -907,6 +928,7 @@ document.addEventListener("DOMContentLoaded", () => {
     undo();
   });
   on("clear", "click", clearHole);
+  on("box", "change", addBox);
   on("surprise", "click", surprise);
   on("file", "change", () => { take($("file").files[0]); $("file").value = ""; });
   addEventListener("paste", (event) => {
