@@ -31,7 +31,7 @@ from nextpixel.tokens import reconstruct, reconstruction
 
 SHOWN = 16
 SAMPLES = 8
-CAPTIONS = ["goldfish", "school bus", "seashore", "lemon", "lion", "jellyfish", "alp", "monarch"]
+CAPTIONS = ["seashore", "lemon", "school bus", "monarch", "alp", "pizza", "jellyfish", "goldfish"]
 AT_MOST_BYTES = 24_000_000
 CARD = """# The model of photographs
 
@@ -67,7 +67,7 @@ decoded from its tokens, the given half, four completions with their nats per pi
 
 ![completions](completions.png)
 
-Drawn from captions, seeds 0 to {last_drawn}, guidance {guidance:g}, uncurated:
+Drawn from eight of the 200 captions, seeds 0 to {last_drawn}, guidance {guidance:g}, uncurated:
 
 ![samples](samples.png)
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="the command that trained it")
     parser.add_argument("--tokenizer-command", required=True, help="the command that trained its tokenizer")
     parser.add_argument("--captions", nargs="+", default=CAPTIONS, help="those of samples.png")
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=Path("src/nextpixel/assets/photos"))
     args = parser.parse_args()
 

@@ -145,6 +145,13 @@ def test_the_model_of_photographs_is_small_and_completes_at_64_pixels() -> None:
     assert half.size == (64, 64) and np.array_equal(np.asarray(half)[:32], given[:32])
     found = nextpixel.nll(photos, [half])  # an untrained model has ln 4096 / 16 nats per pixel
     assert found[0] < 0.9 * np.log(4_096) / 16
+    assert photos.words is not None and {"lemon", "seashore", "cat"} <= set(photos.words.table)
+
+    def blue(caption: str) -> float:
+        drawn = nextpixel.sample(photos, 4, caption=caption, guidance=3, seed=0)
+        return float(np.mean([np.asarray(picture)[..., 2] for picture in drawn]))
+
+    assert blue("lemon") + 30 < blue("seashore")
 
 
 def test_the_model_of_faces_draws_its_colours_alone_and_shows_what_captions_state() -> None:

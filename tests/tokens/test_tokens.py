@@ -28,6 +28,7 @@ from nextpixel.server.engine import Done, Engine, Event, Ticket
 from nextpixel.server.engine import Row as ToldRow
 from nextpixel.tokens import KINDS, Tokenizer, read_tokenizer, reconstruct, write_tokenizer
 from nextpixel.tokens.patches import Patches
+from nextpixel.tokens.words import Words
 
 CONFIG = ImageGPTConfig(layers=2, width=32, heads=4, side=(3, 2), colors=5)
 MODERN = dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True, logit_cap=15.0)
@@ -269,3 +270,11 @@ def test_a_model_of_other_tokens_or_a_grid_that_is_no_square_keeps_its_own_folde
     path.write_text(path.read_text().replace('"levels": 5', '"levels": 4'))
     with pytest.raises(InputError, match=r"preprocessor_config.json: tokenizer: expected 5 tokens, got 4"):
         nextpixel.load(tmp_path / "model")
+
+
+def test_the_card_of_a_model_with_words_draws_from_a_caption(model: ImageGPT) -> None:
+    model.set_words(Words(["lemon", "cat"]))
+    card = model_card(model, "ann/words")
+    assert 'caption="lemon", guidance=2' in card and "pipeline_tag: text-to-image" in card and "2 words" in card
+    model.set_classes(["a", "b"])
+    assert "pipeline_tag: image-classification" in model_card(model, "ann/words")

@@ -62,6 +62,11 @@ def model_card(model: ImageGPT, name: str) -> str:
     draws = config.objective == "autoregressive"
     other = CLASSIC.format(start=config.colors) if classic else ""
     use = 'halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if draws else "model.config"
+    task = "unconditional-image-generation"
+    if model.words is not None:
+        use += f"\nfresh = nextpixel.sample(model, n=8, caption={json.dumps(model.words.table[0])}, guidance=2)"
+        use += f"  # it knows {len(model.words):,} words: model.words.table"
+        task = "text-to-image"
     if config.classes:
         use = 'names = nextpixel.LinearProbe.of(model).predict("photos/")'
         classes = ", ".join(map(_markdown, config.classes[:20])) + (", ..." if len(config.classes) > 20 else "")
@@ -70,7 +75,7 @@ def model_card(model: ImageGPT, name: str) -> str:
     made = [f"| {_markdown(key.replace('_', ' '))} | {_markdown(value)} |" for key, value in facts.items()]
     return CARD.format(
         library="transformers" if classic and not config.classes else "nextpixel",
-        task="image-classification" if config.classes else "unconditional-image-generation",
+        task="image-classification" if config.classes else task,
         name=_markdown(name),
         quoted=json.dumps(name),
         objective=config.objective,
