@@ -15,6 +15,7 @@ from nextpixel.config import SamplingConfig
 from nextpixel.drawing.copies import draw_without_copies, find_copies
 from nextpixel.drawing.sampling import Drawing, draw
 from nextpixel.tokens.training_pictures import TrainingPictures
+from nextpixel.training import pretraining
 
 EXACT = SamplingConfig(speed="exact", seed=3)
 PALETTE = [(0, 0, 0, 0), (200, 0, 0, 255), (0, 0, 250, 255), (0, 90, 0, 255)]
@@ -78,6 +79,24 @@ def test_where_all_are_copies_or_none_are_kept(model: ImageGPT) -> None:
     keep(model, draw_by(model, 20, 0).images)
     with pytest.raises(WorkError, match="all 20 drawn pictures were copies"):
         draw_without_copies(model, 2, lambda n, first: draw_by(model, n, first))
+
+
+def test_training_pictures_are_encoded_in_parts_by_the_first_process(
+    model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    palette = model.tokenizer
+    tokens = np.random.default_rng(0).integers(0, len(palette), (1_030, model.config.tokens))
+    pictures, sizes, encode = palette.decode(tokens), [], palette.encode
+    monkeypatch.setattr(palette, "encode", lambda part: sizes.append(len(part)) or encode(part))
+    numbers = np.arange(1_029, -1, -1)
+    kept = pretraining._kept_pictures(model, pictures, numbers, pictures)
+    assert kept is not None and sizes == [1_024, 6, 200]
+    assert np.array_equal(kept.tokens, TrainingPictures.of(tokens[numbers], tokens, model.config.columns, 0, 4).tokens)
+    monkeypatch.setattr(pretraining, "is_first", lambda: False)
+    assert pretraining._kept_pictures(model, pictures, numbers, pictures) is None
+    monkeypatch.setattr(pretraining, "is_first", lambda: True)
+    assert pretraining._kept_pictures(model, pictures, np.zeros(50_001, np.int64), pictures) is None
+    assert len(sizes) == 3
 
 
 def test_they_travel_with_the_weights_and_sample_counts_them(

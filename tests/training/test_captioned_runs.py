@@ -25,7 +25,7 @@ from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import image_nats
 from nextpixel.evaluation.naming import caption_gains, tag_probabilities
 from nextpixel.tokens.words import Words
-from nextpixel.training import initial, pretraining
+from nextpixel.training import decisions, initial, pretraining
 from nextpixel.training.loop import Interrupted
 
 NAMES = ["red", "green", "blue", "dark"]
@@ -269,6 +269,14 @@ def test_captions_that_do_not_suit_the_initial_model_are_refused_before_any_work
     given = without_shape(settings(place, captions="names", init=str(bases / init)))
     with pytest.raises(InputError, match=message):
         nextpixel.pretrain(place / "in", out=bases / "run", **given | changes)
+
+
+def test_memory_is_checked_before_any_work(place: Path, bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initial, "decode", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(decisions, "free_memory_bytes", lambda device: 1e3)
+    given = without_shape(settings(place, captions="names", init=str(bases / "classes")))
+    with pytest.raises(InputError, match="no setting makes it fit"):
+        nextpixel.pretrain(place / "in", out=bases / "run", **given)
 
 
 def test_a_plan_has_the_words_and_no_classes_of_the_run(
