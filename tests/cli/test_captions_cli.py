@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import nextpixel
 from nextpixel import ImageGPTConfig
 from nextpixel.cli import main
 from nextpixel.cli.hints import to_complete, to_draw
+from nextpixel.evaluation import comparison
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,31 @@ def test_bad_captions_end_in_one_sentence(
     [line] = err.splitlines()
     assert not out and not list(tmp_path.iterdir())
     assert re.match(f"nextpixel: {message}", line), line
+
+
+def test_samples_are_drawn_from_the_captions_of_the_images(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("real").mkdir()
+    for i in range(40):
+        image = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(image).save(f"real/{'red hair' if i % 2 else 'hat zebra'}_{i:02}.png")
+    drawn: list[np.ndarray] = []
+    compared = "nextpixel.evaluation.comparison.compare_by"
+    compare_by = comparison.compare_by
+    monkeypatch.setattr(compared, lambda *args, **more: drawn.append(args[2]) or compare_by(*args, **more))
+    options = ["evaluate", "real", "--captions", "names", "--samples", "24", "--references", "20"]
+    options += ["--guidance", "1.5", "--model", str(place / "model"), "--json"]
+    told = json.loads(printed(capsys, *options))
+    assert (told["captions"], told["guidance"], told["samples"], told["references"]) == ("names", 1.5, 24, 20)
+    chosen = comparison.choose_real(40, 24, 20, 0).reference
+    order = sorted(path.name for path in Path("real").iterdir())
+    captions = ["red hair" if order[chosen[i % 20]].startswith("red") else "hat" for i in range(24)]
+    assert len(set(captions)) == 2
+    model = nextpixel.load(str(place / "model"))
+    whole = nextpixel.sample(model, caption=captions, guidance=1.5)
+    assert np.array_equal(drawn[0], np.stack([np.asarray(image) for image in whole]))
+    shutil.copy("real/red hair_01.png", "real/zebra_41.png")
+    assert main([*options[:-1], "--seed", "2", "--references", "41"]) == 2
+    assert "--captions: some captions have no word that the model knows" in capsys.readouterr().err

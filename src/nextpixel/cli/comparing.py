@@ -19,6 +19,7 @@ from nextpixel.progress import say
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from nextpixel.cli.evaluate import Evaluate
     from nextpixel.drawing.sampling import Drawing
@@ -47,6 +48,7 @@ def compare_features(args: Evaluate, pictures: str, share: Share) -> None:
 def compare(args: Evaluate, share: Share) -> None:
     model = load_model(share.join(args.model))
     from nextpixel.evaluation.comparison import choose_real, compare_by, nearest_images
+    from nextpixel.evaluation.likelihood import image_tags
     from nextpixel.images.sources import open_source
     from nextpixel.representation.extraction import model_hash
     from nextpixel.representation.extractors import PIXELS, open_extractor
@@ -57,13 +59,16 @@ def compare(args: Evaluate, share: Share) -> None:
     for name in (name for name, extractor in extractors.items() if own in extractor.name):
         say(f"--extractor {name} is the evaluated model itself, which cannot see what it has not learned")
     source = open_source(joined(args.images), args.split)
-    real = _read(model, source)
+    images = decode_for(model, source)
+    real = images.images
     train = None if args.train is None else _read_train(model, args.train, source.fingerprint())
     pictures = None if args.pictures is None else _read(model, args.pictures)
     count = args.samples or 0 if pictures is None else len(pictures)
     choice = choose_real(len(real), count, args.references, args.sampling.seed)  # refuses before drawing
     tokenizer = model.tokenizer if pictures is None else None
-    pictures = _draw_samples(model, args, share) if pictures is None else pictures
+    if pictures is None:
+        tags = None if args.captions is None else image_tags(model, source, args.captions, images)[choice.reference]
+        pictures = _draw_samples(model, args, share, tags)
     found = [compare_by(one, real, pictures, choice, tokenizer, seed=args.sampling.seed) for one in extractors.values()]
     near = []
     if train is not None:
@@ -75,6 +80,8 @@ def compare(args: Evaluate, share: Share) -> None:
         say(f"Nearest training images: {args.nearest}")
     elif train is None:
         say("To search for copies of training images: add --train TRAINING_IMAGES --nearest copies.png")
+    if args.samples is not None and args.captions is not None:
+        return
     if args.pictures is None:
         changed = [f.name for f in fields(SamplingConfig) if getattr(args.sampling, f.name) != f.default]
         options = [word for name in changed for word in (flag(name), getattr(args.sampling, name))]
@@ -84,18 +91,25 @@ def compare(args: Evaluate, share: Share) -> None:
         say(f"To score each picture: {command('score', args.pictures, model=args.model.model)}")
 
 
-def _draw_samples(model: ImageGPT, args: Evaluate, share: Share) -> NDArray[np.uint8]:
+def _draw_samples(model: ImageGPT, args: Evaluate, share: Share, tags: Tensor | None) -> NDArray[np.uint8]:
+    """Pictures, or one for each of these captions (R, TAGS, w), which are repeated as often as needed."""
     from nextpixel.drawing.sampling import draw
     from nextpixel.representation.extraction import model_hash
 
     count = args.samples or 0
+    if tags is not None:
+        if args.sampling.guidance != 1 and not tags.any(-1).any(-1).all():
+            raise InputError("some captions have no word that the model knows, as guidance needs", argument="captions")
+        tags = tags[[i % len(tags) for i in range(count)]]
 
     def draw_part(rows: slice) -> Drawing:
+        if tags is not None:
+            return draw(model, None, sampling=args.sampling, caption=tags[rows], first_picture=rows.start, of=count)
         return draw(model, None, n=rows.stop - rows.start, sampling=args.sampling, first=rows.start, of=count)
 
     if not share.active:
         return draw_part(slice(0, count)).images
-    facts = [model_hash(model), count, args.sampling]
+    facts = [model_hash(model), count, args.sampling, *([] if tags is None else [tags.numpy()])]
     return shared_drawing(share, draw_part, chunks(count, PICTURES_PER_TASK), facts).images
 
 
@@ -131,6 +145,8 @@ def _report(args: Evaluate, found: Sequence[Comparison], near: Sequence[Nearness
         "references": drawn.references,
         "floor": {"samples": found[0].floor.samples, "references": found[0].floor.references},
         "seed": args.sampling.seed,
+        "captions": args.captions,
+        "guidance": args.sampling.guidance,
         "metrics": {name: values for one in found for name, values in one.metrics().items()},
         "nearest": [
             {

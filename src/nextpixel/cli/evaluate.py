@@ -51,7 +51,7 @@ class Evaluate:
     """The split to use, if the source has several; default: train."""
     captions: str | None = None
     """Score the images given their captions, and without: names, folders, a .csv or .jsonl file of file,caption, or a
-    text column, see pretrain --help."""
+    text column, see pretrain --help. With --samples: draw from the captions of the images to compare with, one each."""
     protocol: Literal["all", "openai"] = "all"
     """openai: leave out the last partial batch of 64 images, as the original code did."""
     accuracy: bool = False
@@ -224,8 +224,10 @@ def _check(args: Evaluate) -> None:
     for name in ("accuracy", "labels", "masks"):
         if getattr(args, name) != getattr(Evaluate, name):
             raise InputError(f"{flag(name)}: belongs to accuracy; cannot be combined with --samples or --pictures")
-    if args.captions is not None:
-        raise InputError("--captions: belongs to nats per pixel; cannot be combined with --samples or --pictures")
+    if args.captions is not None and args.pictures is not None:
+        raise InputError("--captions: cannot be combined with --pictures")
+    if args.samples is not None and args.captions is None and args.sampling.guidance != 1:
+        raise InputError("--guidance: requires --captions, from which pictures are drawn")
     if args.protocol != "all":
         raise InputError("--protocol: belongs to nats per pixel; cannot be combined with --samples or --pictures")
     if args.nearest is not None:

@@ -223,7 +223,7 @@ def draw(
     n: int = 1,
     sampling: SamplingConfig | None = None,
     keep_side: KeepSide = "top",
-    caption: str | Sequence[str] | None = None,
+    caption: str | Sequence[str] | Tensor | None = None,
     first: int = 0,
     first_picture: int = 0,
     of: int | None = None,
@@ -319,7 +319,7 @@ def _plan(
     keep: float,
     n: int,
     sampling: SamplingConfig,
-    caption: str | Sequence[str] | None,
+    caption: str | Sequence[str] | Tensor | None,
     of: int | None = None,
 ) -> _Plan:
     check_picture_count(n)
@@ -343,12 +343,16 @@ def check_captions(tags: Tensor | None, count: int) -> None:
         raise InputError(f"expected one, or one for each of {count} pictures, got {len(tags)}", argument="caption")
 
 
-def caption_tags(model: ImageGPT, caption: str | Sequence[str] | None, sampling: SamplingConfig) -> Tensor | None:
-    """The words (captions, TAGS, w) of one caption or several, on the model's device, see Words.encode.
+def caption_tags(
+    model: ImageGPT, caption: str | Sequence[str] | Tensor | None, sampling: SamplingConfig
+) -> Tensor | None:
+    """The words (captions, TAGS, w) of one caption or several, or those given, on the model's device, see Words.encode.
 
     Raises InputError for a caption that the model cannot take, and for guidance without one.
     """
-    tags = None if caption is None else encode_captions(model.words, caption).to(model.device)
+    if isinstance(caption, str | Sequence):
+        caption = encode_captions(model.words, caption)
+    tags = None if caption is None else caption.to(model.device)
     if tags is not None and not len(tags):
         raise InputError("expected at least one, got none", argument="caption")
     if sampling.guidance != 1 and (tags is None or not tags.any(-1).any(-1).all()):  # an empty caption is none
