@@ -51,7 +51,7 @@ import torch
 import nextpixel
 from nextpixel.cli import main
 from nextpixel.config import PretrainConfig, peak_rate, read_recipe
-from nextpixel.network.cost import remedy
+from nextpixel.training.forecast import smaller_shapes
 
 def said(*command):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -71,7 +71,7 @@ print(json.dumps({
     "rate": peak_rate(shape.parameters),
     "choices": [said(*verb, "--size", "none")[2] for verb in verbs],
     "help": said("pretrain", "--help")[1],
-    "remedy": remedy(larger, 1, 30 * shape.parameters, batch_images=1, dtype="bf16"),
+    "remedy": next(smaller_shapes(PretrainConfig(), larger, (1, 1)))[0],
 }))
 """
 

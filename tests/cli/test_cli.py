@@ -200,7 +200,7 @@ BAD = {
     # what is drawn
     "complete photo.png --keep 1.0": ["--keep", "less than 1", "1.0"],
     "complete photo.png --keep -0.1": ["--keep", "from 0", "-0.1"],
-    "complete photo.png --keep 0.99": ["--keep", "at least one", "0.99"],
+    "complete photo.png --keep 0.99": ["--keep", "at least 1 of 8 rows", "0.99"],
     "complete photo.png --keep nan": ["--keep", "fraction", "nan"],
     "complete photo.png --keep abc": ["--keep", "expected a number", "'abc'"],
     "complete photo.png --mask nope.png": ["nope.png", "no such file"],
