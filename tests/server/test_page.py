@@ -307,6 +307,7 @@ def test_nothing_moves_while_rows_arrive(visit: Visit) -> None:
             for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.moved += entry.value;
         }).observe({type: "layout-shift"}); }"""
     )
+    visit.page.locator("#complete").scroll_into_view_if_needed()
     before = visit.value(measure)
     visit.page.click("#complete")
     seen = 0
