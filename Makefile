@@ -1,6 +1,6 @@
 # make demo   complete the bundled pictures with the embedded model (installs the package first)
 # make test   everything that CI runs: style, types, build, tests, installation
-# make study  pretrain three shapes on CIFAR-10 and compare loss with probe accuracy (-j2: two runs side by side)
+# make study  pretrain five shapes on CIFAR-10 and compare loss with probe accuracy (-j2: two runs side by side)
 # make docs   the documentation site, into site/, with every link checked
 # make setup  the environment for development, in .venv
 
@@ -12,13 +12,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 DEMO := $(BIN)/nextpixel complete src/nextpixel/assets/pictures --keep 0.5 -n 4 --seed 0 --speed exact --out demo.png
 
 STUDY_DATA ?= data/cifar10
-STUDY_SHAPES := 2x32 3x64 4x128
-STUDY_SEEDS := 0 1
+STUDY_SHAPES := 2x32 3x64 4x96 5x144 7x192
+STUDY_SEEDS := 0 1 2
 STUDY_RUNS := $(foreach seed,$(STUDY_SEEDS),$(foreach shape,$(STUDY_SHAPES),runs/study/$(shape)-seed$(seed)))
-STUDY_ENDS := $(addsuffix /step_0002048/config.json,$(STUDY_RUNS))
+STUDY_ENDS := $(addsuffix /step_0001280/config.json,$(STUDY_RUNS))
 
 .PHONY: demo study study-data setup test format docs notebooks clean
-.PRECIOUS: runs/study/%/step_0002048/config.json
+.PRECIOUS: runs/study/%/step_0001280/config.json
 
 demo: $(VENV)/.core-installed
 	$(DEMO)
@@ -27,13 +27,13 @@ demo: $(VENV)/.core-installed
 # After an interruption it resumes: finished runs are left alone, others resumed, measured checkpoints kept.
 study: $(STUDY_ENDS)
 	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/found --threads 1 \
-	  --train-images 5000 --test-images 2500
+	  --train-images 2500 --test-images 2000 --dtype bf16
 
 study-data:
 	@test -e $(STUDY_DATA) || { echo "$(STUDY_DATA) is not there: fetch it with" \
 	  "$(BIN)/python benchmarks/fetch_datasets.py cifar10 --out data, or name another with STUDY_DATA=" >&2; exit 1; }
 
-runs/study/%/step_0002048/config.json: | $(VENV)/.dev-installed study-data
+runs/study/%/step_0001280/config.json: | $(VENV)/.dev-installed study-data
 	@mkdir -p runs/study
 	@if [ -f runs/study/$*/run.json ]; then $(BIN)/nextpixel pretrain --resume runs/study/$*; \
 	else $(BIN)/nextpixel pretrain $(STUDY_DATA) --split train --out runs/study/$* \

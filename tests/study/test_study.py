@@ -361,6 +361,22 @@ def test_the_gain_of_size_at_equal_loss_is_found() -> None:
     assert gap.difference.mean == pytest.approx(0.022)  # 0.036 of 0.058 is what the lower loss itself brings
 
 
+def test_the_largest_shape_is_predicted_from_the_others() -> None:
+    shapes = ["1x8", "2x16", "3x32 wide", "3x32 wide"]
+    points = [
+        point(run, 2**k, 6 - 0.5 * k - 0.2 * run, 0.1 + 0.04 * k + 0.016 * run + 0.03 * (run > 1), shape)
+        for run, shape in enumerate(shapes)
+        for k in range(6)
+    ]
+    found = statistics(points).largest
+    assert found is not None and found.shape == "3x32 wide"
+    assert found.predicted.value == pytest.approx(0.3 + 0.016 * 2.5)
+    assert found.measured == pytest.approx(0.33 + 0.016 * 2.5)
+    text = study_summary(Study(StudyConfig(), 9, 9, "", points, {"raw pixels": 0.3}), statistics(points))
+    assert "The largest shape, 3x32 wide, from a straight line" in text and "measured 37.0%" in text
+    assert statistics([p for p in points if p.shape != "1x8"]).largest is None
+
+
 def test_only_a_study_of_several_shapes_is_warned_of_their_compute() -> None:
     noise = np.random.default_rng(0).normal(scale=0.05, size=(4, 3))
     points = [
@@ -382,12 +398,12 @@ def test_only_a_study_of_several_shapes_is_warned_of_their_compute() -> None:
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_recipes_of_make_study_differ_in_shape_alone() -> None:
+def test_the_recipes_of_make_study_differ_in_shape_and_rate_alone() -> None:
     recipes = {path.stem: read_recipe(str(path)) for path in (ROOT / "benchmarks" / "study").glob("*.toml")}
-    assert len(recipes) == 3
+    assert len(recipes) == 5
     for name, recipe in recipes.items():
         assert name == f"{recipe.layers}x{recipe.width}"
-    assert len({replace(recipe, layers=1, width=8, heads=1) for recipe in recipes.values()}) == 1
+    assert len({replace(recipe, layers=1, width=8, heads=1, learning_rate=1.0) for recipe in recipes.values()}) == 1
     makefile = (ROOT / "Makefile").read_text()
     assert f"step_{next(iter(recipes.values())).steps:07d}/config.json" in makefile
     assert f"STUDY_SHAPES := {' '.join(sorted(recipes))}\n" in makefile

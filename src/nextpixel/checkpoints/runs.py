@@ -33,7 +33,7 @@ from nextpixel.tokens.tokenizer import FILE
 ARRAYS = "arrays.npz"
 VERB_NOUNS = {"pretrain": "pretraining", "finetune": "fine-tuning", "distill": "distillation", "tokenizer": "tokenizer"}
 STEP = re.compile(r"step_(\d{7,})")
-MILESTONES = 6  # the last step and its halvings, as OpenAI published steps 131, 262, 524 and 1,000 thousand
+MILESTONES = 8  # the last step and its halvings, as OpenAI published steps 131, 262, 524 and 1,000 thousand
 
 
 class Run:

@@ -43,6 +43,16 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Accuracy of the largest shape's last checkpoints, by a straight line in loss through those of the others."""
+
+    shape: str
+    predicted: Estimate
+    measured: float
+    """Mean over its runs."""
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Correlations of loss (nats per pixel) and accuracy; negative: the lower the loss, the better the probe."""
 
@@ -61,6 +71,8 @@ class Statistics:
     final_spearman: Estimate
     """Between runs: the last checkpoint of each."""
     equal_loss: list[Gap]
+    largest: Prediction | None
+    """None where the others are of fewer than two shapes."""
 
 
 def statistics(points: Sequence[Point], *, seed: int = 0) -> Statistics:
@@ -92,7 +104,28 @@ def statistics(points: Sequence[Point], *, seed: int = 0) -> Statistics:
         final_pearson=estimate(lambda rows: pearson(rows[:, 0], rows[:, 1]), finals),
         final_spearman=estimate(lambda rows: spearman(rows[:, 0], rows[:, 1]), finals),
         equal_loss=_gaps(list(by_run.values())),
+        largest=_largest([found[-1] for found in by_run.values()], seed),
     )
+
+
+def _largest(finals: Sequence[Point], seed: int) -> Prediction | None:
+    """The prediction for the largest shape, from the last checkpoints of all runs."""
+    shapes = sorted({(p.parameters, p.shape) for p in finals})
+    if len(shapes) < 3:
+        return None
+    name = shapes[-1][1]
+    ours = np.array([(p.nats, p.accuracy) for p in finals if p.shape == name])
+    others = [np.array([(p.nats, p.accuracy)]) for p in finals if p.shape != name]
+
+    def line(rows: NDArray[np.float64]) -> float:
+        nats, accuracy = rows.T
+        if np.ptp(nats) == 0:
+            return math.nan
+        slope, height = np.polyfit(nats - nats.mean(), accuracy, 1)
+        return float(height + slope * (ours[:, 0].mean() - nats.mean()))
+
+    predicted = Estimate(line(np.concatenate(others)), *bootstrap_interval(line, others, seed=seed))
+    return Prediction(name, predicted, float(ours[:, 1].mean()))
 
 
 def _gaps(runs: Sequence[Sequence[Point]]) -> list[Gap]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nextpixel.stats import finite
-from nextpixel.study.correlations import Estimate, Gap, Statistics
+from nextpixel.study.correlations import Estimate, Gap, Prediction, Statistics
 from nextpixel.study.points import Study
 
 COLUMNS = ("run", "shape", "parameters", "seed", "step", "images", "flops", "nats", "nats_error", "layer", "accuracy")
@@ -48,6 +48,7 @@ def study_summary(study: Study, found: Statistics) -> str:
         "Larger shapes at equal loss, in points of accuracy:",
         *([f"- {_format_gap(gap)}" for gap in found.equal_loss] or ["- all runs have one shape"]),
         "",
+        *([_format_prediction(found.largest), ""] if found.largest is not None else []),
         "Without training: " + ", ".join(f"{name} {value:.1%}" for name, value in study.controls.items()) + ".",
     ]
     if without := [p for p in study.points if p.nats_without_them is not None]:
@@ -84,4 +85,13 @@ def _format_gap(gap: Gap) -> str:
     return (
         f"{gap.larger} against {gap.smaller}: {100 * found.mean:+.1f}{interval}, "
         f"from {found.x_from:.2f} to {found.x_to:.2f} nats, {gap.runs} runs"
+    )
+
+
+def _format_prediction(found: Prediction) -> str:
+    line = found.predicted
+    interval = "" if math.isnan(line.low) else f" [{100 * line.low:.1f}, {100 * line.high:.1f}]"
+    return (
+        f"The largest shape, {found.shape}, from a straight line in loss through the last checkpoints of the others: "
+        f"{100 * line.value:.1f}%{interval}, measured {100 * found.measured:.1f}%."
     )
