@@ -18,6 +18,7 @@ from nextpixel.drawing.sampling import draw, join
 from nextpixel.tokens import load_tokenizer, reconstruct, reconstruction, save_tokenizer
 from nextpixel.tokens.codec import CodecShape, PatchDecoder
 from nextpixel.tokens.patches import Patches
+from nextpixel.training.initial import token_shares
 
 RNG = np.random.default_rng(0)
 CODES = RNG.integers(0, 256, (50, 4, 4, 3), np.uint8)
@@ -210,6 +211,48 @@ def test_a_run_branches_with_its_tokenizer_and_resumes_to_the_same_weights(photo
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     branch = nextpixel.pretrain(branch="run", steps=4, out="branch")
     assert branch.tokenizer.hash == Patches(CODES).hash and branch.size == (16, 16)
+
+
+def test_a_model_goes_on_over_the_tokens_of_another_tokenizer(photos: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=4, colors=50), dtype=torch.float32)
+    model.tokenizer = Patches(CODES)
+    nextpixel.save(model, "base")
+    save_tokenizer(Patches(CODES[::-1].copy()), "turned", {})
+    run = f"pretrain {photos} --init base --tokenizer turned --steps 1 {TINY} --out run --checkpoint-every-steps 1"
+    assert main(run.split()) == 0
+    first, pictures = nextpixel.load("run/step_0000000"), np.load(photos)
+    seen = Patches(CODES).encode(pictures).unique()
+    assert torch.equal(first.token_embedding[49 - seen], model.token_embedding[seen])
+    assert torch.equal(first.head.weight[49 - seen], model.head.weight[seen])
+    assert first.tokenizer.hash == Patches(CODES[::-1].copy()).hash and first.facts["continued_from"] == "base"
+    tokens = first.tokenizer.encode(pictures)
+    assert torch.allclose(first(tokens)[..., 49 - seen], model(49 - tokens)[..., seen], atol=1e-5)
+
+    halves = CODES[:, :2, :2].copy()
+    for name, tokenizer in {"fewer": Patches(CODES[:7]), "small": Patches(halves)}.items():
+        save_tokenizer(tokenizer, name, {"fitted": {"side": 99}})
+    capsys.readouterr()
+    assert main(f"pretrain {photos} --init base --tokenizer small --steps 1 --out other".split()) == 2
+    expected = "--tokenizer: expected tokens of 4 x 4 pixels, as those of the model of --init, got 2 x 2"
+    assert expected in capsys.readouterr().err and not Path("other").exists()
+    assert main("plan --init base --tokenizer fewer --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["shape"]["colors"] == 7
+    fewer = nextpixel.pretrain(photos, init="base", tokenizer="fewer", steps=1, out="less", device="cpu", threads=1)
+    assert fewer.config.colors == 7 and fewer.size == (16, 16)
+
+
+def test_the_shares_of_old_tokens_are_those_of_the_same_patches() -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=2, colors=3))
+    first, second, third = (np.full((4, 4, 3), value, np.uint8) for value in (0, 100, 200))
+    model.tokenizer = Patches(np.stack([first, second, third]))
+    new = Patches(np.stack([first, third, np.full((4, 4, 3), 255, np.uint8)]))
+    one, other = (np.block([[[first], [second]], [[last], [last]]]) for last in (second, third))
+    pictures = np.stack([one, other])
+    assert new.encode(pictures).tolist() == [[0, 0, 0, 0], [0, 0, 1, 1]]  # 100 is as far from 0 as from 200
+    expected = [[1 / 3, 2 / 3, 0], [0, 0, 1], [1 / 4, 1 / 2, 1 / 4]]
+    found = token_shares(new, model, pictures, np.arange(2))
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
+    assert torch.equal(token_shares(new, model, pictures, np.array([1]))[1], torch.tensor([0.0, 0.0, 1.0]))
 
 
 def test_a_learned_decoder_repaints_the_same_tokens_and_its_run_resumes(

@@ -164,7 +164,8 @@ class PretrainConfig(GPTRunConfig):
     """A palette.npy file, exact (the RGBA colours of the images, at most 1,024, kept exactly), or a .gpl, .hex, .pal or
     .png palette, also kept exactly; default: OpenAI's 512 colours."""
     tokenizer: str | None = None
-    """The folder of a tokenizer whose tokens are patches of pixels, see nextpixel tokenizer, instead of a palette."""
+    """The folder of a tokenizer whose tokens are patches of pixels, see nextpixel tokenizer, instead of a palette. With
+    `init` it takes the place of the model's own: each token begins as the mean of those for the same patches."""
     preset: Preset | None = None
     """classic: the paper's network and recipe. modern: 2D rotary positions, normalised queries and keys, squared ReLU,
     zero-initialised projections, capped logits, Muon, and a constant learning rate with a linear cool-down. Default:
@@ -242,12 +243,12 @@ class PretrainConfig(GPTRunConfig):
                     f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
                     argument="augment",
                 )
-        fixed = "size layers width heads palette tokenizer objective".split() + list(MODERN)
+        fixed = "size layers width heads palette objective".split() + list(MODERN)
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:
             raise InputError(
                 f"cannot be combined with `{given[0]}={getattr(self, given[0])}`, given or from the recipe: the model "
-                "has its own shape, tokens and objective",
+                "has its own shape, colours and objective",
                 argument="init",
             )
         if self.captions is not None and self.objective == "masked":

@@ -196,6 +196,14 @@ class ImageGPT(nn.Module):
             initialise_words(self, torch.Generator(self.device).manual_seed(seed))
         self._words = words
 
+    def set_tokenizer(self, tokenizer: Tokenizer, shares: Tensor) -> None:
+        """Take the tokens of another tokenizer: each is the mean of old ones, by its shares (K new, K old) of them."""
+        self.config = dataclasses.replace(self.config, colors=len(tokenizer))
+        self.token_embedding = nn.Parameter(shares @ self.token_embedding.detach())
+        self.head.weight = nn.Parameter(shares @ self.head.weight.detach())
+        self._tokenizer = None
+        self.tokenizer = tokenizer
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of its pictures, saved with the weights."""

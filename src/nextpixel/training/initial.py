@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nextpixel.checkpoints import load
 from nextpixel.checkpoints.models import load_outline
@@ -19,17 +21,19 @@ from nextpixel.errors import InputError
 from nextpixel.images import read_palette_file
 from nextpixel.images.sources import open_source, sprites_of, with_canvas
 from nextpixel.network.model import ImageGPT
-from nextpixel.tokens import fitted_side
+from nextpixel.tokens import Tokenizer, fitted_side, load_tokenizer
 from nextpixel.tokens.exact import COLOURS_AT_MOST
 from nextpixel.tokens.words import Words, tags_of
 from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
 
+COMPARED_AT_MOST = 20_000  # images, where the tokens of a model become others
+IMAGES_AT_ONCE = 512
 FACTS_OF_CLASSES = ("finetuned_from", "finetuned_on", "labels_per_class", "finetuning_seed")
 
 
 def with_side(config: PretrainConfig) -> PretrainConfig:
-    """With `tokenizer`, the default side is that to which it was fitted."""
-    if config.tokenizer is None or config.side is not None:
+    """With `tokenizer` and no `init`, the default side is that to which it was fitted."""
+    if config.tokenizer is None or config.side is not None or config.init is not None:
         return config
     return replace(config, side=fitted_side(config.tokenizer))
 
@@ -42,15 +46,47 @@ def continued(config: PretrainConfig, shape: ImageGPTConfig) -> PretrainConfig:
     return replace(config, preset="modern" if modern else "classic")
 
 
-def load_init(init: str, config: PretrainConfig, words: Words | None) -> ImageGPT:
-    """The model of `init` without its class head, with these words where it has none."""
-    model = load(init)
+def load_init(
+    config: PretrainConfig,
+    words: Words | None,
+    tokenizer: Tokenizer,
+    images: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+) -> ImageGPT:
+    """The model of `init` without its class head, with these words where it has none.
+
+    With a `tokenizer` in the settings, over its tokens: those begin as the means of the model's own for the same
+    patches of some of the images (N, H, W, C) with these numbers.
+    """
+    assert config.init is not None
+    model = load(config.init)
     model.set_classes(())
+    if config.tokenizer is not None:
+        some = np.sort(np.random.default_rng(config.seed).permutation(numbers)[:COMPARED_AT_MOST])
+        model.set_tokenizer(tokenizer, token_shares(tokenizer, model, images, some))
     if words is not None and model.words is None:
         model.set_words(words, config.seed)
     model.facts = {name: value for name, value in model.facts.items() if name not in FACTS_OF_CLASSES}
-    model.facts |= {"continued_from": Path(init).name}
+    model.facts |= {"continued_from": Path(config.init).name}
     return model
+
+
+def token_shares(
+    tokenizer: Tokenizer, model: ImageGPT, images: NDArray[np.uint8], numbers: NDArray[np.int64]
+) -> Tensor:
+    """For each new token the shares of the model's among its patches of these images, float32 (K new, K old).
+
+    Those of a token that the images lack are the shares among all patches.
+    """
+    (rows, columns), old = model.size, model.tokenizer
+    counts = torch.zeros(len(tokenizer) * len(old), dtype=torch.int64)
+    for start in range(0, len(numbers), IMAGES_AT_ONCE):
+        part = np.ascontiguousarray(images[numbers[start : start + IMAGES_AT_ONCE], :rows, :columns])
+        pairs = tokenizer.encode(part) * len(old) + old.encode(part)
+        counts += torch.bincount(pairs.flatten(), minlength=len(counts))
+    table = counts.view(len(tokenizer), len(old)).float()
+    table[table.sum(1) == 0] = table.sum(0)
+    return table / table.sum(1, keepdim=True)
 
 
 def outline_init(config: PretrainConfig) -> ImageGPT:
@@ -62,6 +98,15 @@ def outline_init(config: PretrainConfig) -> ImageGPT:
     if config.captions is not None and found.config.objective == "masked":
         raise InputError("expected none, as the model of `init` is masked, without prefix", argument="captions")
     found.set_classes(())
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+        if tokenizer.patch != found.tokenizer.patch:
+            expected, got = (" x ".join(map(str, one.patch)) for one in (found.tokenizer, tokenizer))
+            raise InputError(
+                f"expected tokens of {expected} pixels, as those of the model of `init`, got {got}",
+                argument="tokenizer",
+            )
+        found.set_tokenizer(tokenizer, torch.empty(len(tokenizer), len(found.tokenizer), device="meta"))
     found.fit, found.levels = config.fit or found.fit, config.levels.over(found.levels)
     return found
 

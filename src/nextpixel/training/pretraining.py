@@ -311,7 +311,7 @@ def _current_model(
         with run.checkpoint(steps[-1]) as folder:
             model = load(folder)
     elif config.init:
-        model = load_init(config.init, config, opened.words)
+        model = load_init(config, opened.words, opened.tokenizer, opened.train_set.images, train_indices)
     else:
         model = ImageGPT(opened.shape, seed=config.seed)
     model.words = opened.words
