@@ -101,6 +101,14 @@ def main() -> None:
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--command", required=True, help="the command that trained it")
     parser.add_argument("--tokenizer-command", required=True, help="the command that trained its tokenizer")
+    parser.add_argument(
+        "--before",
+        nargs=3,
+        type=int,
+        default=(0, 0, 0),
+        metavar=("STEPS", "IMAGES", "MINUTES"),
+        help="those of the model over another tokenizer that it began from",
+    )
     parser.add_argument("--captions", nargs="+", default=CAPTIONS, help="those of samples.png")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=Path("src/nextpixel/assets/photos"))
@@ -113,7 +121,8 @@ def main() -> None:
     model = nextpixel.load(args.run)
     test = load_images(args.data, model.size, split="test")
     model.facts = {"trained_on": "Tiny ImageNet training images and the names of their classes"}
-    model.facts |= {"steps": sum(step for _, step in parts)}
+    steps_before, images_before, minutes_before = args.before
+    model.facts |= {"steps": steps_before + sum(step for _, step in parts)}
     model.facts |= {"seed": config["seed"]}
     shutil.rmtree(args.out, ignore_errors=True)
     with new_folder(args.out) as part:
@@ -142,7 +151,10 @@ def main() -> None:
     drawn = [draw(model, None, sampling=one, caption=args.captions).images for one in sampling]
     save_png(grid([list(row) for row in drawn], zoom=2, titles=args.captions), args.out / "samples.png")
 
-    images = sum(step * part.facts()["config"]["batch_images"] for part, step in parts)
+    images = images_before + sum(step * part.facts()["config"]["batch_images"] for part, step in parts)
+    steps = " without captions, then ".join(f"{step:,}" for _, step in parts) + " with captions"
+    if steps_before:
+        steps = f"{steps_before:,} over the tokens of an earlier tokenizer, then {steps}"
     high, wide = model.tokenizer.patch
     card = CARD.format(
         layers=model.config.layers,
@@ -160,7 +172,7 @@ def main() -> None:
         tokenizer_command=args.tokenizer_command,
         command=args.command,
         seed=config["seed"],
-        steps=" without captions, then ".join(f"{step:,}" for _, step in parts) + " with",
+        steps=steps,
         images=images,
         epochs=images / data["train_images"],
         words=len(model.words),
@@ -169,7 +181,7 @@ def main() -> None:
         captioned=captioned,
         last_drawn=SAMPLES - 1,
         hardware=args.hardware,
-        minutes=sum(minutes(part, step) for part, step in parts),
+        minutes=minutes_before + sum(minutes(part, step) for part, step in parts),
         dtype=facts["decisions"]["dtype"],
         megabytes=size / 1e6,
         psnr=kept.psnr_db,
