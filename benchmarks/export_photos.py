@@ -27,7 +27,8 @@ from nextpixel.evaluation.likelihood import image_nats, mean_and_error
 from nextpixel.files import new_folder
 from nextpixel.images import grid, save_png
 from nextpixel.images.sources import load_images, open_source
-from nextpixel.tokens import reconstruct, reconstruction
+from nextpixel.tokens import load_tokenizer, reconstruct, reconstruction
+from nextpixel.tokens.patches import Patches
 
 SHOWN = 16
 SAMPLES = 8
@@ -36,7 +37,8 @@ AT_MOST_BYTES = 24_000_000
 CARD = """# The model of photographs
 
 An Image GPT of the modern preset ({layers} layers, width {width}, {heads} heads, {parameters:,} parameters) over
-learned tokens: 64 x 64 pixels as {rows} x {columns} tokens of {codes:,} codes, each for {high} x {wide} pixels.
+patches: 64 x 64 pixels as {rows} x {columns} tokens of {codes:,} codes, each for {high} x {wide} pixels, repainted by a
+learned decoder.
 
 ```sh
 nextpixel complete cat.jpg --model photos --full joined
@@ -98,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("data", help="a folder with train.parquet and test.parquet")
+    parser.add_argument("--decoder", type=Path, help="a tokenizer of the same patches, with a learned decoder")
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--command", required=True, help="the command that trained it")
     parser.add_argument("--tokenizer-command", required=True, help="the command that trained its tokenizer")
@@ -119,6 +122,12 @@ def main() -> None:
     config, data = facts["config"], facts["data"]
     parts = stretches(run, run.best()["step"])
     model = nextpixel.load(args.run)
+    if args.decoder is not None:
+        repainted, plain = load_tokenizer(args.decoder), model.tokenizer
+        assert isinstance(repainted, Patches) and isinstance(plain, Patches)
+        if not np.array_equal(repainted.codes, plain.codes):
+            sys.exit(f"export_photos: {args.decoder} has other patches than {args.run}")
+        model.tokenizer = repainted
     test = load_images(args.data, model.size, split="test")
     model.facts = {"trained_on": "Tiny ImageNet training images and the names of their classes"}
     steps_before, images_before, minutes_before = args.before
