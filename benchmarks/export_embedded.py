@@ -38,6 +38,7 @@ can be tried at once.
 |---|---|
 | data | CIFAR-10 training images without labels: {train_images:,} to train on, {held_out:,} to choose the checkpoint |
 | command | `{command}` |
+| licence | weights: MIT; the palette's: [modified MIT](../README.md), OpenAI |
 | seed | {seed} |
 | steps | {step:,} of {steps:,}, {images:,} images seen ({epochs:.2f} epochs) |
 | hardware | {hardware}, {minutes:.0f} minutes |

@@ -57,6 +57,7 @@ nextpixel sample "{example}" --model photos -n 16 --guidance {guidance:g}
 | hardware | {hardware}, {minutes:.0f} minutes for the GPT |
 | precision | trained in {dtype} with fp32 weights; shipped as bf16; scored with bf16 products |
 | size | {megabytes:.1f} MB with the tokenizer |
+| licence | weights: MIT; the pictures it was trained on: see below |
 | reconstruction | **{psnr:.2f} dB** PSNR of held-out pictures from tokens, {psnr_of_mean:.2f} of the mean error |
 | codes used | {used:.1%} |
 | held-out pictures | **{nats:.4f} +- {error:.4f} nats per pixel**, {nats_per_token:.4f} per token ({date}) |
@@ -73,7 +74,13 @@ Drawn from eight of the 200 captions, seeds 0 to {last_drawn}, guidance {guidanc
 
 ![samples](samples.png)
 
-Limits: it was trained on the 200 classes of Tiny ImageNet only, at 64 x 64 pixels. Completions are plausible in light
+## Captions
+
+It was trained with these {names:,} captions, each also by its last word; words combine freely: {captions}.
+
+## Limits
+
+It was trained on the 200 classes of Tiny ImageNet only, at 64 x 64 pixels. Completions are plausible in light
 and outline, not in detail. The pictures are ImageNet's, collected from the web (Russakovsky et al. 2015; Tiny ImageNet:
 Stanford CS231n), for non-commercial research and education; no claim is made about them beyond that.
 """
@@ -144,6 +151,7 @@ def main() -> None:
     mean, error = mean_and_error(image_nats(model, test, dtype="bf16"))
     assert model.words is not None
     names = captions_of(open_source(args.data, "test"), config["captions"])
+    listed = sorted({caption.split(",")[0] for caption in names})
     captioned, _ = mean_and_error(image_nats(model, test, dtype="bf16", tags=model.words.encode(list(names))))
     kept = reconstruction(model.tokenizer, test)
     every = max(1, len(test) // SHOWN)
@@ -188,6 +196,8 @@ def main() -> None:
         example=args.captions[0],
         guidance=args.guidance,
         captioned=captioned,
+        names=len(listed),
+        captions=", ".join(listed),
         last_drawn=SAMPLES - 1,
         hardware=args.hardware,
         minutes=minutes_before + sum(minutes(part, step) for part, step in parts),
