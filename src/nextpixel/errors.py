@@ -4,6 +4,9 @@ Messages name Python arguments: the invalid one as `argument`, others in backtic
 `augment=orient`). The command line writes them as its options.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MESSAGE_LETTERS = 1_000  # values from data can have millions
 
 
@@ -38,6 +41,17 @@ class _UserError(Exception):
 
 class InputError(_UserError, ValueError):
     """Invalid input. The message names the file or argument, what was expected, what was given and what to do."""
+
+
+@contextmanager
+def model_argument(name: str) -> Iterator[None]:
+    """Errors about the argument `model` are about `name` instead."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument == "model":
+            error.argument = name
+        raise
 
 
 class WorkError(_UserError, RuntimeError):

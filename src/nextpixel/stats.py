@@ -162,6 +162,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_within(
+    statistic: Callable[[NDArray[np.float64]], float],
+    groups: Sequence[NDArray[np.float64]],
+    *,
+    repeats: int = 1_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95% percentile interval of statistic(rows), drawing rows (n_i, J) with replacement within each group.
+
+    NaN where a group has fewer than two rows, which say nothing of its spread.
+    """
+    if min(map(len, groups)) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng([seed, 0xB007])
+    draws = (np.concatenate([g[rng.integers(0, len(g), len(g))] for g in groups]) for _ in range(repeats))
+    low, high = np.percentile([statistic(rows) for rows in draws], [2.5, 97.5])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Difference between two sets of curves over the range of x that all of them cover."""

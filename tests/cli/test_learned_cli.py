@@ -146,7 +146,7 @@ WRONG = [
     ("pretrain photos.npy --tokenizer model --side 16 --out x", "--tokenizer: expected a folder"),
     ("pretrain photos.npy --tokenizer tok --side 18 --out x", "--side: expected multiples of 4"),
     ("pretrain photos.npy --tokenizer tok --palette openai --out x", "--tokenizer: cannot be combined with --palette"),
-    ("pretrain photos.npy --init model --tokenizer tok --out x", "--init: cannot be combined with --tokenizer"),
+    ("pretrain photos.npy --init model --palette exact --out x", "--init: cannot be combined with --palette"),
     ("pretrain --resume run --tokenizer tok", "--resume: cannot be combined with --tokenizer"),
     ("convert model x --for-transformers", "cannot be saved for transformers"),
     ("sample --model model --allow-colors #ff0000", "the tokens of this model are not colours"),

@@ -317,8 +317,12 @@ def test_curves_are_compared_where_both_are_known() -> None:
 
 
 def test_a_shape_is_called_by_what_sets_it_apart() -> None:
-    assert measuring.shape_name(ImageGPTConfig(layers=2, width=32, heads=2, side=8)) == "2x32"
-    assert measuring.shape_name(ImageGPTConfig(layers=2, width=32, objective="masked")) == "2x32 objective=masked"
+    small, large = ImageGPTConfig(layers=2, width=32, heads=2), ImageGPTConfig(layers=4, width=64, heads=4)
+    assert measuring.shape_names([small, large, small]) == ["2x32", "4x64", "2x32"]
+    split = [small, replace(small, heads=4), large]
+    assert measuring.shape_names(split) == ["2x32 heads=2", "2x32 heads=4", "4x64"]
+    capped = replace(small, logit_cap=15.0)
+    assert measuring.shape_names([small, capped]) == ["2x32 logit_cap=0.0", "2x32 logit_cap=15.0"]
 
 
 def point(run: int, step: int, nats: float, accuracy: float, shape: str = "1x8") -> Point:
@@ -374,7 +378,16 @@ def test_the_largest_shape_is_predicted_from_the_others() -> None:
     assert found.measured == pytest.approx(0.33 + 0.016 * 2.5)
     text = study_summary(Study(StudyConfig(), 9, 9, "", points, {"raw pixels": 0.3}), statistics(points))
     assert "The largest shape, 3x32 wide, from a straight line" in text and "measured 37.0%" in text
+    assert math.isnan(found.predicted.low)  # one run of each smaller shape says nothing of its spread
     assert statistics([p for p in points if p.shape != "1x8"]).largest is None
+
+
+def test_the_interval_of_the_prediction_is_over_the_seeds_of_each_shape() -> None:
+    finals = [(2.5, 0.30, "1x8"), (2.502, 0.31, "1x8"), (2.2, 0.40, "2x16"), (2.203, 0.39, "2x16"), (2.0, 0.45, "3x32")]
+    points = [point(run, 1, nats, accuracy, shape) for run, (nats, accuracy, shape) in enumerate(finals)]
+    found = statistics(points).largest
+    assert found is not None and found.predicted.value == pytest.approx(0.456, abs=1e-3)
+    assert 0.43 < found.predicted.low < found.predicted.value < found.predicted.high < 0.48
 
 
 def test_only_a_study_of_several_shapes_is_warned_of_their_compute() -> None:

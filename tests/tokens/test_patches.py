@@ -315,7 +315,7 @@ def test_an_untrained_decoder_repaints_nothing_and_other_weights_are_refused(tmp
         ("PRETRAIN --tokenizer tok --palette exact", "--tokenizer: cannot be combined with --palette"),
         ("PRETRAIN --tokenizer tok --side 16 --augment shift", "needs exact colours"),
         ("PRETRAIN --tokenizer tok --side 16 --fit place", "expected crop, imagenet or squash"),
-        ("PRETRAIN --tokenizer tok --init embedded", "--init: cannot be combined with --tokenizer"),
+        ("PRETRAIN --tokenizer tok --init embedded", "--tokenizer: expected tokens of 1 x 1 pixels"),
         ("plan --tokenizer tok --side 30", "--side: expected multiples of 4"),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import joined
 from nextpixel.config import ModelOptions, PictureOptions, check_picture_count
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, model_argument
 from nextpixel.files import check_model_name
 from nextpixel.progress import say, say_left_out
 
@@ -62,12 +62,8 @@ def drawing_facts(args: Any, drawing: Drawing) -> dict[str, Any]:
 
 def load_model(options: ModelOptions, argument: str = "model") -> ImageGPT:
     """Load the model that the options describe. Errors name `argument`."""
-    try:
+    with model_argument(argument):
         return _load(options, students=False)
-    except InputError as error:
-        if error.argument == "model":
-            error.argument = argument
-        raise
 
 
 def load_features_model(options: PictureOptions) -> Backbone:
@@ -179,11 +175,13 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
     check_picture_count(args.n)
 
 
-def check_sources(*images: str | None, model: str | None = None) -> None:
-    """Raise InputError for images and a model that cannot be found, before torch is imported."""
+def check_sources(*images: str | None, model: str | None = None, init: str | None = None) -> None:
+    """Raise InputError for images and models that cannot be found, before torch is imported."""
     from nextpixel.images.sources import check_path
 
     check_model_name(model)
+    with model_argument("init"):
+        check_model_name(init)
     for name in images:
         if name is not None:
             check_path(name)

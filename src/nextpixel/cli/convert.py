@@ -13,7 +13,7 @@ from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import first_use
 from nextpixel.config import Fit, OutputOptions
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, model_argument
 from nextpixel.progress import say
 
 
@@ -59,7 +59,8 @@ def run(argv: Sequence[str]) -> None:
     if any((Path(args.checkpoint) / name).is_file() for name in ("config.json", "run.json")):
         if args.palette:
             raise InputError("--palette: cannot be combined with a model folder, which has its own palette")
-        model = load(args.checkpoint)
+        with model_argument("checkpoint"):
+            model = load(args.checkpoint)
         model.fit = args.fit or model.fit
     else:
         model = load_openai(args.checkpoint, palette=Palette.read(args.palette) if args.palette else None)

@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
                 "--out runs/b"
             )
         check_run_folder(args.branch, "branch")
-    check_sources(*args.images, *args.data, args.config.validation, args.config.probe_data, model=args.config.init)
+    check_sources(*args.images, *args.data, args.config.validation, args.config.probe_data, init=args.config.init)
     from nextpixel.checkpoints import Run
     from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nextpixel.stats import (
     Difference,
     bootstrap_interval,
+    bootstrap_within,
     difference_at_equal_x,
     partial_correlation,
     pearson,
@@ -115,7 +116,10 @@ def _largest(finals: Sequence[Point], seed: int) -> Prediction | None:
         return None
     name = shapes[-1][1]
     ours = np.array([(p.nats, p.accuracy) for p in finals if p.shape == name])
-    others = [np.array([(p.nats, p.accuracy)]) for p in finals if p.shape != name]
+    others: dict[str, list[tuple[float, float]]] = {}
+    for p in finals:
+        if p.shape != name:
+            others.setdefault(p.shape, []).append((p.nats, p.accuracy))
 
     def line(rows: NDArray[np.float64]) -> float:
         nats, accuracy = rows.T
@@ -124,7 +128,8 @@ def _largest(finals: Sequence[Point], seed: int) -> Prediction | None:
         slope, height = np.polyfit(nats - nats.mean(), accuracy, 1)
         return float(height + slope * (ours[:, 0].mean() - nats.mean()))
 
-    predicted = Estimate(line(np.concatenate(others)), *bootstrap_interval(line, others, seed=seed))
+    groups = [np.array(rows) for rows in others.values()]
+    predicted = Estimate(line(np.concatenate(groups)), *bootstrap_within(line, groups, seed=seed))
     return Prediction(name, predicted, float(ours[:, 1].mean()))
 
 

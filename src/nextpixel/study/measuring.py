@@ -49,13 +49,14 @@ def measure_runs(
     images = read_images(data, size_of(facts), facts["decisions"]["fit"], config, members)
     cache = _Cache(Path(out), config, images.key, facts["tokenizer"]["sha256"])
     total = sum(len(member.steps) for member in members)
+    names = shape_names([member.shape for member in members])
     points: list[Point] = []
-    for member in members:
+    for member, shape in zip(members, names, strict=True):
         for step in member.steps:
             folder = member.run.folder(step)
             seen = images.seen_by[member.name]
             measured = cache.get(_weights_hash(folder), partial(_measure, folder, device, images, seen, config))
-            points.append(_point(member, step, measured))
+            points.append(_point(member, shape, step, measured))
             say(
                 f"{len(points)} of {total}: {member.name}, step {step:,}: {points[-1].nats:.4f} nats per pixel, "
                 f"{points[-1].accuracy:.1%} by layer {points[-1].best.layer}"
@@ -66,7 +67,7 @@ def measure_runs(
         len(images.test),
         facts["tokenizer"]["sha256"],
         points,
-        _controls(members, images, config, cache, device),
+        _controls(dict(zip(names, members, strict=True)), images, config, cache, device),
     )
 
 
@@ -137,16 +138,16 @@ def _probe(
     return {"layers": [asdict(score) for score in scores]}
 
 
-def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
-    shape, images = member.shape, step * member.batch_images
+def _point(member: StudyRun, shape: str, step: int, measured: dict[str, Any]) -> Point:
+    images = step * member.batch_images
     return Point(
         run=member.name,
-        shape=shape_name(shape),
-        parameters=shape.parameters,
+        shape=shape,
+        parameters=member.shape.parameters,
         seed=member.seed,
         step=step,
         images=images,
-        flops=float(images * plan.flops_per_image(shape)),
+        flops=float(images * plan.flops_per_image(member.shape)),
         nats=measured["nats"],
         nats_error=measured["nats_error"],
         layers=_scores(measured),
@@ -154,17 +155,28 @@ def _point(member: StudyRun, step: int, measured: dict[str, Any]) -> Point:
     )
 
 
-def shape_name(shape: ImageGPTConfig) -> str:
-    """Layers x width, and options that differ from the paper's network."""
-    others = [field for field in fields(shape) if field.name not in SIZES_OF_SHAPE]
-    options = [f"{f.name}={getattr(shape, f.name)}" for f in others if getattr(shape, f.name) != f.default]
-    return " ".join([f"{shape.layers}x{shape.width}", *options])
+def shape_names(shapes: Sequence[ImageGPTConfig]) -> list[str]:
+    """For each shape layers x width, and what tells it from the others: heads, at the same size, and other options."""
+    sizes = [(shape.layers, shape.width) for shape in shapes]
+    several = {
+        size for size in sizes if len({s.heads for s, own in zip(shapes, sizes, strict=True) if own == size}) > 1
+    }
+    options = [field.name for field in fields(ImageGPTConfig) if field.name not in SIZES_OF_SHAPE]
+    options = [name for name in options if len({getattr(shape, name) for shape in shapes}) > 1]
+    return [
+        " ".join(
+            [f"{shape.layers}x{shape.width}"]
+            + [f"heads={shape.heads}"] * (size in several)
+            + [f"{name}={getattr(shape, name)}" for name in options]
+        )
+        for shape, size in zip(shapes, sizes, strict=True)
+    ]
 
 
 def _controls(
-    members: Sequence[StudyRun], images: Images, config: StudyConfig, cache: _Cache, device: str
+    members: dict[str, StudyRun], images: Images, config: StudyConfig, cache: _Cache, device: str
 ) -> dict[str, float]:
-    """Test accuracies of the most common class, raw pixels, and an untrained model of each shape."""
+    """Test accuracies of the most common class, raw pixels, and an untrained model of each shape, by its name."""
 
     def raw() -> dict[str, Any]:
         return _probe(lambda squares: raw_pixels(squares)[:, None], images, images.seen, config)
@@ -175,9 +187,9 @@ def _controls(
         return _probe(partial(_all_layers, model, config.dtype), images, images.seen, config)
 
     found = {"raw pixels": cache.get("raw-pixels", raw)}
-    for member in members:
-        shape = shape_name(member.shape)
-        found[f"untrained {shape}"] = cache.get(f"untrained-{shape}-{member.shape.heads}", partial(untrained, member))
+    for name, member in members.items():
+        key = hashlib.sha256(repr(member.shape).encode()).hexdigest()[:32]
+        found[f"untrained {name}"] = cache.get(f"untrained-{key}", partial(untrained, member))
     accuracies = {name: best_layer(_scores(measured)).accuracy for name, measured in found.items()}
     return {"most common class": majority_accuracy(images.labels, images.test_labels)} | accuracies
 

@@ -28,7 +28,7 @@ class Point:
 
     run: str
     shape: str
-    """Layers x width, and options that differ from the paper's network."""
+    """Layers x width, and options that tell it from the other shapes of the study."""
     parameters: int
     seed: int
     """The run's."""

@@ -13,14 +13,28 @@ from torch import Tensor
 
 from nextpixel.checkpoints import load
 from nextpixel.checkpoints.models import load_outline
-from nextpixel.config import EXACT, MODERN, WORDS, Fit, ImageGPTConfig, Levels, PretrainConfig, Size, to_side, to_size
+from nextpixel.config import (
+    EXACT,
+    MODERN,
+    WORDS,
+    Fit,
+    ImageGPTConfig,
+    Levels,
+    PretrainConfig,
+    Size,
+    augmentations,
+    side_text,
+    to_side,
+    to_size,
+)
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, decode, split_indices
 from nextpixel.data.labels import labels_of_readable
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, model_argument
 from nextpixel.images import read_palette_file
 from nextpixel.images.sources import open_source, sprites_of, with_canvas
 from nextpixel.network.model import ImageGPT
+from nextpixel.progress import progress
 from nextpixel.tokens import Tokenizer, fitted_side, load_tokenizer
 from nextpixel.tokens.exact import COLOURS_AT_MOST
 from nextpixel.tokens.words import Words, tags_of
@@ -59,7 +73,8 @@ def load_init(
     patches of some of the images (N, H, W, C) with these numbers.
     """
     assert config.init is not None
-    model = load(config.init)
+    with model_argument("init"):
+        model = load(config.init)
     model.set_classes(())
     if config.tokenizer is not None:
         some = np.sort(np.random.default_rng(config.seed).permutation(numbers)[:COMPARED_AT_MOST])
@@ -79,22 +94,35 @@ def token_shares(
     Those of a token that the images lack are the shares among all patches.
     """
     (rows, columns), old = model.size, model.tokenizer
-    counts = torch.zeros(len(tokenizer) * len(old), dtype=torch.int64)
-    for start in range(0, len(numbers), IMAGES_AT_ONCE):
-        part = np.ascontiguousarray(images[numbers[start : start + IMAGES_AT_ONCE], :rows, :columns])
-        pairs = tokenizer.encode(part) * len(old) + old.encode(part)
-        counts += torch.bincount(pairs.flatten(), minlength=len(counts))
+    counts = torch.zeros(len(tokenizer) * len(old), dtype=torch.int32)
+    with progress("comparing tokens", len(numbers), "images") as advance:
+        for start in range(0, len(numbers), IMAGES_AT_ONCE):
+            part = np.ascontiguousarray(images[numbers[start : start + IMAGES_AT_ONCE], :rows, :columns])
+            pairs = (tokenizer.encode(part) * len(old) + old.encode(part)).flatten()
+            counts.index_add_(0, pairs, torch.ones_like(pairs, dtype=torch.int32))
+            advance(len(part))
     table = counts.view(len(tokenizer), len(old)).float()
     table[table.sum(1) == 0] = table.sum(0)
-    return table / table.sum(1, keepdim=True)
+    return table.div_(table.sum(1, keepdim=True))
 
 
 def outline_init(config: PretrainConfig) -> ImageGPT:
-    """The model of `init` without weights and class head, on the device meta. Raises InputError for captions."""
+    """The model of `init` without weights and class head, on the device meta.
+
+    Raises InputError for settings that do not suit it.
+    """
     assert config.init is not None
-    found = load_outline(config.init)
+    with model_argument("init"):
+        found = load_outline(config.init)
     if config.words is not None and found.words is not None:
         raise InputError("cannot be combined with `init`: the model has its own words", argument="words")
+    if config.side and to_size(config.side) != found.size:
+        expected, got = side_text(found.size), side_text(to_size(config.side))
+        raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
+    if "orient" in augmentations(config.augment) and found.config.orientations == 1:
+        raise InputError(
+            "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
+        )
     if config.captions is not None and found.config.objective == "masked":
         raise InputError("expected none, as the model of `init` is masked, without prefix", argument="captions")
     found.set_classes(())

@@ -23,13 +23,10 @@ from nextpixel.config import (
     PretrainConfig,
     PretrainKeywords,
     SamplingConfig,
-    augmentations,
     check_keywords,
     peak_rate,
     read_recipe,
     replace_checked,
-    side_text,
-    to_size,
 )
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, decode, split_indices
@@ -184,19 +181,12 @@ def _start(images: Any, out: Path, config: PretrainConfig, split: str | None, fo
 
 
 def _place(config: PretrainConfig, model: ImageGPT, force: bool) -> tuple[PretrainConfig, Placement]:
-    """The settings, with the preset of `init`, and where they run. Raises InputError where they do not suit the model.
+    """The settings, with the preset of `init`, and where they run.
 
-    Or, unless `force`, where the run does not fit in memory.
+    Raises InputError, unless `force`, where the run does not fit in memory.
     """
     shape = model.config
-    if config.side and to_size(config.side) != model.size:
-        expected, got = side_text(model.size), side_text(to_size(config.side))
-        raise InputError(f"the model of `init` works at side {expected}, got {got}", argument="side")
     config = continued(config, shape)
-    if "orient" in augmentations(config.augment) and shape.orientations == 1:
-        raise InputError(
-            "orient needs a start vector for each orientation, got one in the model of `init`", argument="augment"
-        )
     placed = place(config, shape, config.steps, config.chosen_optimizer)
     if not force:
         check_fits(forecast(config, shape, placed), model.tokenizer.patch)
