@@ -112,6 +112,20 @@ def test_a_point_is_what_score_and_probe_say_of_that_checkpoint(desk: Path, tmp_
     assert point.accuracy == pytest.approx(probe.score("set.npz", split="test"))
 
 
+def test_int8_rounds_the_features_and_leaves_the_losses(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        measuring, "image_nats", lambda model, images, *, dtype, seed: seen.append(dtype) or np.ones(50)
+    )
+    monkeypatch.setattr(
+        measuring, "pooled", lambda model, images, layers, dtype: seen.append(dtype) or np.zeros((len(images), 2, 16))
+    )
+    config = StudyConfig(train_images=100, test_images=50, dtype="int8")
+    images = read_images("set.npz", (4, 4), "crop", config, read_runs(["small", "large"]))
+    measuring._measure(Run("small").folder(4), "cpu", images, images.seen, config)
+    assert seen == ["bf16", "int8", "int8"]
+
+
 def test_a_stopped_study_goes_on_and_measures_nothing_twice(
     whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,8 +144,8 @@ class StudyConfig(Settings):
     """Test images for loss and accuracy, chosen at random; all if there are fewer."""
     seed: int = 0
     """Random seed of the choice of images, the held-out part that layers are chosen on, and the untrained models."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type of matrix products; weights stay fp32."""
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Type of matrix products; weights stay fp32. int8: of features alone, on a CPU; losses are measured in bf16."""
 
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images"):

@@ -110,7 +110,8 @@ def _measure(
     checkpoint: Path, device: str, images: Images, seen: NDArray[np.bool_], config: StudyConfig
 ) -> dict[str, Any]:
     model = load(checkpoint, device=device)
-    values = image_nats(model, images.test, dtype=config.dtype, seed=config.seed)
+    dtype = "bf16" if config.dtype == "int8" else config.dtype
+    values = image_nats(model, images.test, dtype=dtype, seed=config.seed)
     nats, error = mean_and_error(values)
     without = float(values[~seen].mean()) if 0 < seen.sum() < len(seen) else None
     probes = _probe(partial(_all_layers, model, config.dtype), images, seen, config)
