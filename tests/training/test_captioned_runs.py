@@ -18,7 +18,7 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
-from nextpixel.config import SamplingConfig
+from nextpixel.config import PretrainConfig, SamplingConfig
 from nextpixel.data.decoded import split_indices
 from nextpixel.data.prepared import prepare
 from nextpixel.drawing.sampling import draw
@@ -164,6 +164,16 @@ def test_prepared_folders_and_tables_train_the_same_network(run: Path, place: Pa
     assert_same(tmp_path / "run", run)
 
 
+@pytest.mark.parametrize("more", [{"captions": "names"}, {"size": "auto"}], ids=["captions", "size"])
+def test_a_folder_prepared_for_crops_is_used_in_place(
+    more: dict[str, Any], place: Path, tmp_path: Path, cache: Path
+) -> None:
+    prepare(place / "in", tmp_path / "prepared", side=4, store_side=8, captions="names")
+    config = PretrainConfig(side=4, palette=str(place / "palette.npy"), augment="crop", **more)
+    initial.initial_model(config, tmp_path / "prepared", None, None)
+    assert not (cache / "decoded").exists()
+
+
 def test_validation_images_have_captions_of_their_own(place: Path, tmp_path: Path) -> None:
     given = settings(place, captions="names", words=5, validation=str(place / "in"), augment="crop")
     model = nextpixel.pretrain(place / "in", out=tmp_path / "run", **given)
@@ -264,7 +274,7 @@ def test_captions_that_do_not_suit_the_initial_model_are_refused_before_any_work
     def decode(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(initial, "decode", decode)
+    monkeypatch.setattr(initial, "decode_training_set", decode)
     monkeypatch.setattr(pretraining, "decode_sets", decode)
     given = without_shape(settings(place, captions="names", init=str(bases / init)))
     with pytest.raises(InputError, match=message):
@@ -272,7 +282,7 @@ def test_captions_that_do_not_suit_the_initial_model_are_refused_before_any_work
 
 
 def test_memory_is_checked_before_any_work(place: Path, bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initial, "decode", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(initial, "decode_training_set", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(decisions, "free_memory_bytes", lambda device: 1e3)
     given = without_shape(settings(place, captions="names", init=str(bases / "classes")))
     with pytest.raises(InputError, match="no setting makes it fit"):

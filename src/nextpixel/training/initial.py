@@ -28,7 +28,7 @@ from nextpixel.config import (
     to_size,
 )
 from nextpixel.data.captions import captions_of
-from nextpixel.data.decoded import DecodedSet, decode, split_indices
+from nextpixel.data.decoded import DecodedSet, split_indices
 from nextpixel.data.labels import labels_of_readable
 from nextpixel.errors import InputError, model_argument
 from nextpixel.images import read_palette_file
@@ -38,6 +38,7 @@ from nextpixel.progress import progress
 from nextpixel.tokens import Tokenizer, fitted_side, load_tokenizer
 from nextpixel.tokens.exact import COLOURS_AT_MOST
 from nextpixel.tokens.words import Words, tags_of
+from nextpixel.training.run_images import decode_training_set
 from nextpixel.training.tokenizers import choose_tokenizer, wanted_colours
 
 COMPARED_AT_MOST = 20_000  # images, where the tokens of a model become others
@@ -168,7 +169,7 @@ def initial_model(
     if init is not None:
         images, captions = _captioned(config, images, split, init.size, init.fit, init.levels)
         if captions is not None and init.words is None:
-            decoded = decode(images, init.size, split=split, cache=config.cache, fit=init.fit, levels=init.levels)
+            decoded = decode_training_set(images, config, init.size, init.fit, init.levels)
             init.set_words(_fit_words(config, images, captions, decoded))
         elif captions is not None and init.words is not None:
             _check_known(init.words, captions)
@@ -184,7 +185,7 @@ def initial_model(
     images, captions = _captioned(config, images, split, size, fit, config.levels)
     words, count = None, None
     if captions is not None or config.size == "auto":
-        decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=config.levels)
+        decoded = decode_training_set(open_source(images, split), config, size, fit, config.levels)
         count = len(decoded) if config.size == "auto" else None
     if captions is not None:
         words = _fit_words(config, images, captions, decoded)

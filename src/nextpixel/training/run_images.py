@@ -15,7 +15,7 @@ from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, st
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import write_json
-from nextpixel.images.sources import MapSource, open_source
+from nextpixel.images.sources import MapSource, Source, open_source
 from nextpixel.images.sources.shards import is_pattern
 from nextpixel.tokens import picture_size
 from nextpixel.training import distributed
@@ -35,6 +35,22 @@ def source_facts(images: Any, split: str | None) -> dict[str, Any]:
     }
 
 
+def decode_training_set(source: Source, config: GPTRunConfig, size: Size, fit: Fit, levels: Levels) -> DecodedSet:
+    """The training set of a model of pictures of `size`, at the size that augmentation needs.
+
+    Raises InputError for a prepared folder of another size or fit, and for augmentation that does not suit the fit.
+    """
+    exact, parts = fit == "place", augmentations(config.augment)
+    if exact and "crop" in parts:
+        raise InputError("expected another augmentation for exact colours, which crop mixes", argument="augment")
+    if not exact and (needed := sorted(parts & {"recolour", "shift"})):
+        raise InputError(f"{needed[0]} needs exact colours, as of `palette=exact`", argument="augment")
+    stored = stored_size(size, config.augment)
+    if isinstance(source, MapSource):
+        source.check(size, fit, stored)
+    return decode(source, stored, cache=config.cache, fit=fit, levels=levels)
+
+
 def decode_sets(
     images: Any,
     config: GPTRunConfig,
@@ -44,24 +60,15 @@ def decode_sets(
     split: str | None,
     validation: Any = None,
 ) -> tuple[DecodedSet, DecodedSet]:
-    """The training set at the size that augmentation needs, and a set at the model's size for validation.
+    """The training set, see decode_training_set, and a set at the model's size for validation.
 
     The second has the `validation` images, in the range of the training set, or else the same images as the first.
-    Raises InputError for a prepared folder of another size or fit.
     """
-    exact, parts = fit == "place", augmentations(config.augment)
-    if exact and "crop" in parts:
-        raise InputError("expected another augmentation for exact colours, which crop mixes", argument="augment")
-    if not exact and (needed := sorted(parts & {"recolour", "shift"})):
-        raise InputError(f"{needed[0]} needs exact colours, as of `palette=exact`", argument="augment")
-    stored = stored_size(size, config.augment)
     source = open_source(images, split)
-    if isinstance(source, MapSource):
-        source.check(size, fit, stored)
-    train = decode(source, stored, cache=config.cache, fit=fit, levels=levels)
+    train = decode_training_set(source, config, size, fit, levels)
     if validation is not None:
         return train, decode(validation, size, cache=config.cache, fit=fit, levels=train.levels)
-    if stored == size:
+    if stored_size(size, config.augment) == size:
         return train, train
     if isinstance(source, MapSource):
         return train, resized(source, size, fit)
