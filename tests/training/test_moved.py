@@ -187,6 +187,27 @@ def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> Non
     out = str(tmp_path / "run")
     assert main(["pretrain", str(place), "--out", out, "--data", str(place), *flags(settings(tmp_path))]) == 2
     assert "--data: expected --resume with it" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^data: expected `resume` or `branch` with it"):
+        nextpixel.pretrain(place, out=out, data=place, **settings(tmp_path))
+    nextpixel.pretrain(place, out=out, **settings(tmp_path, steps=1))
+    with pytest.raises(InputError, match=r"^resume: takes the settings of its run"):
+        nextpixel.pretrain(resume=out, force=True)
+
+
+@pytest.mark.parametrize("python", [True, False], ids=["python", "command"])
+def test_a_branch_of_a_run_with_moved_pictures(
+    validated: Path, place: Path, tmp_path: Path, python: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "moved").rename(tmp_path / "again")
+    given = {"data": tmp_path / "again", "validation": tmp_path / "held"}
+    if python:
+        nextpixel.pretrain(branch=validated, out=tmp_path / "branch", steps=8, **given)
+    else:
+        command = ["pretrain", "--branch", str(validated), "--out", str(tmp_path / "branch"), "--steps", "8"]
+        assert main([*command, *flags(given)]) == 0, capsys.readouterr().err
+    facts = Run(tmp_path / "branch").facts()
+    assert facts["data"]["path"] == str(given["data"]) and facts["config"]["validation"] == str(given["validation"])
+    assert Run(tmp_path / "branch").steps()[-1] == 8 and Run(validated).facts()["data"]["path"] != str(given["data"])
 
 
 @pytest.fixture
@@ -196,7 +217,7 @@ def validated(cut: Path, place: Path, tmp_path: Path, cache: Path) -> Path:
         (tmp_path / "old").mkdir(exist_ok=True)
         save_png(picture, tmp_path / "old" / f"{i}.png")
     for out in ("half", "full"):
-        options = settings(tmp_path) | {"validation": str(tmp_path / "old")}
+        options = settings(tmp_path) | {"validation": str(tmp_path / "old"), "schedule": "linear"}
         nextpixel.pretrain(tmp_path / "moved", out=tmp_path / out, **options)
     for step in (10, 12):
         shutil.rmtree(tmp_path / "half" / f"step_{step:07d}")

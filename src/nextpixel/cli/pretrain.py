@@ -33,7 +33,8 @@ class Pretrain:
     resume: Path | None = None
     """Resume this run; only --data and --validation are allowed with it."""
     data: tuple[str, ...] = ()
-    """With --resume, the new location of the same images; recorded in the run. The same holds for --validation."""
+    """With --resume or --branch, the new location of the same images; recorded in the run. The same holds for
+    --validation."""
     branch: Path | None = None
     """Start the new run --out from the constant phase of this run with a linear schedule, and end it after --steps."""
     recipe: str | None = None
@@ -49,7 +50,7 @@ class Pretrain:
 def run(argv: Sequence[str]) -> None:
     recipe = recipe_defaults(argv)
     args = parse(Pretrain, "pretrain", argv, None if recipe is None else Pretrain(config=recipe))
-    if args.branch is None or args.resume is not None or args.data:
+    if args.branch is None or args.resume is not None:
         check_run(argv, args, args.images, "pretrain photos/ --out runs/a", "--validation", init="--init")
     else:
         check_alone(
@@ -59,6 +60,8 @@ def run(argv: Sequence[str]) -> None:
             "--out",
             "--steps",
             "--cooldown-fraction",
+            "--data",
+            "--validation",
             hint="; a branch keeps the settings of its run, and a new run can start from it with --init",
         )
         if args.out is None or not any(a.partition("=")[0] == "--steps" for a in argv):
@@ -72,9 +75,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
 
     if args.resume is not None:
-        run = relocate_run(
-            Run.open(args.resume, KIND), PretrainConfig, joined(args.data) or None, args.config.validation
-        )
+        run = Run.open(args.resume, KIND)
     elif args.branch is not None and args.out is not None:
         given = {"--cooldown-fraction": args.config.cooldown_fraction}
         fraction = next((given[a.partition("=")[0]] for a in argv if a.partition("=")[0] in given), None)
@@ -84,6 +85,8 @@ def run(argv: Sequence[str]) -> None:
     else:
         assert args.out is not None
         run = start_run(joined(args.images), args.out, args.config, args.split, force=args.force)
+    if args.resume is not None or args.branch is not None:
+        run = relocate_run(run, PretrainConfig, joined(args.data) or None, args.config.validation)
     with resumable("pretrain", run.path):
         model = train_run(run)
     if not is_first():

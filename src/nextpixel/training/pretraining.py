@@ -82,25 +82,25 @@ def pretrain(
     """Train an Image GPT on images, or resume a run; returns the best model on validation.
 
     `settings` are the fields of PretrainConfig (size, side, steps, init, ...) and override those of the recipe.
-    The run is written to the new folder `out`. `resume` names an existing run and takes no settings; `data` and
-    `validation` pass its images where they were moved. `branch` names a run with a linear schedule, whose constant
-    phase the new run shares; it takes `steps` and `cooldown_fraction`. `force` starts a run that is not expected to fit
-    in memory.
+    The run is written to the new folder `out`. `resume` names an existing run and takes no settings. `branch` names a
+    run with a linear schedule, whose constant phase the new run shares; it takes `steps` and `cooldown_fraction`. With
+    either, `data` and `validation` pass the images of the run where they were moved. `force` starts a run that is not
+    expected to fit in memory.
     Raises InputError for bad input, WorkError when the work fails, and training.loop.Interrupted, a KeyboardInterrupt,
     after SIGINT or SIGTERM, with everything saved.
     """
     if resume is not None:
-        if settings.keys() - {"validation"} or not (out is recipe is split is branch is None):
+        if settings.keys() - {"validation"} or force or not (out is recipe is split is branch is None):
             raise InputError(
                 "takes the settings of its run; expected only `data` or `validation` with it", argument="resume"
             )
-        images = data if images is None else images
-        run = relocate_run(Run.open(resume, KIND), PretrainConfig, images, settings.get("validation"))
+        run = Run.open(resume, KIND)
     elif branch is not None:
-        others = settings.keys() - {"steps", "cooldown_fraction"}
-        if out is None or "steps" not in settings or others or not (recipe is split is None):
+        others = settings.keys() - {"steps", "cooldown_fraction", "validation"}
+        if out is None or "steps" not in settings or others or force or not (recipe is split is None):
             raise InputError(
-                "takes a new folder (`out`), `steps` and `cooldown_fraction`, and no recipe, split or other settings",
+                "takes a new folder (`out`), `steps`, `cooldown_fraction`, `data` and `validation`, and no recipe, "
+                "split or other settings",
                 argument="branch",
             )
         run = branch_run(
@@ -112,8 +112,12 @@ def pretrain(
     else:
         if images is None or out is None:
             raise InputError("pretrain needs images and a new folder (`out`), or a run to resume (`resume`)")
+        if data is not None:
+            raise InputError("expected `resume` or `branch` with it", argument="data")
         config = replace_checked(read_recipe(recipe) if recipe else PretrainConfig(), settings)
-        run = start_run(images, Path(out), config, split, force=force)
+        return train_run(start_run(images, Path(out), config, split, force=force), images)
+    images = data if images is None else images
+    run = relocate_run(run, PretrainConfig, images, settings.get("validation"))
     return train_run(run, images)
 
 
