@@ -256,6 +256,16 @@ def test_other_validation_images_are_refused(validated: Path, cut: Path, tmp_pat
         nextpixel.pretrain(resume=cut, validation=tmp_path / "held")
 
 
+def test_validation_images_alone_need_the_others_in_place(validated: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved").rename(tmp_path / "again")
+    with pytest.raises(InputError, match=r"moved: the images of this run no longer exist.*`data`"):
+        nextpixel.pretrain(resume=validated, validation=tmp_path / "held")
+    options = settings(tmp_path, steps=1) | {"validation": str(tmp_path / "held")}
+    nextpixel.pretrain(pictures(20), out=tmp_path / "memory", **options)
+    with pytest.raises(InputError, match="started with images in memory; pass them again as `data`"):
+        nextpixel.pretrain(resume=tmp_path / "memory", validation=tmp_path / "held")
+
+
 def test_a_moved_distillation(folder: Path, place: Path, tmp_path: Path, cache: Path) -> None:
     options = dict(
         model=folder, steps=8, batch_images=4, checkpoint_every_steps=4, evaluate_every_steps=4, device="cpu"

@@ -93,14 +93,18 @@ def find_sets(
         return tuple(read_decoded(key, cache) for key in keys)
     except FileNotFoundError:
         pass
-    if images is None and data["path"] is None:
-        raise InputError(f"this run was started with images in memory; pass them again as `{argument}`")
-    if images is None:
-        _check_exist(data["path"], argument)
-    sets: tuple[DecodedSet, ...] = decode(data["path"] if images is None else images)
+    sets: tuple[DecodedSet, ...] = decode(_recorded(data["path"], argument) if images is None else images)
     source = data["source"] if images is None else source_facts(images, None)["source"]
     _check_same(sets, keys, pixels, cache, [source] * len(sets))
     return sets
+
+
+def _recorded(path: str | Sequence[str] | None, argument: str) -> str | Sequence[str]:
+    """The path or paths that a run recorded. Raises InputError for None and where one no longer exists."""
+    if path is None:
+        raise InputError(f"this run was started with images in memory; pass them again as `{argument}`")
+    _check_exist(path, argument)
+    return path
 
 
 def _check_exist(paths: str | Sequence[str], argument: str) -> None:
@@ -133,12 +137,12 @@ def relocate_run(run: Run, settings: Callable[..., Any], images: Any, validation
     if images is not None or validation is not None:
         with run.checked_facts() as facts:
             device, minutes = facts["decisions"]["device"], facts["config"]["timeout_minutes"]
-            place = facts["data"]["path"] if images is None else images
-            held = facts["config"].get("validation")
+            path, held = facts["data"]["path"], facts["config"].get("validation")
         if validation is not None and held is None:
             raise InputError(
                 f"{run.path} validates on some of its training images; leave it out", argument="validation"
             )
+        place = _recorded(path, "data") if images is None else images
         distributed.join(choose_device(device), minutes)
         distributed.on_first_rank(
             lambda: relocate_images(run, place, lambda facts: decode_run_images(facts, settings, place), validation),
