@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import tracemalloc
 import typing
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +26,7 @@ from nextpixel.cli.score import By
 from nextpixel.evaluation.oddness import (
     COLUMNS,
     DEFAULT_COLUMN,
+    Measurements,
     Oddness,
     local_nats,
     measure,
@@ -195,6 +197,22 @@ def test_without_normal_images_each_is_compared_with_the_others(
     monkeypatch.setattr("nextpixel.evaluation.oddness.REFERENCES_AT_MOST", 3)
     few = odd_images(model, images).values["pixel_distance"]
     assert few.shape == (7,) and (few > 0).all()
+
+
+def test_pixels_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, rng = noise(3_000), np.random.default_rng(0)
+    columns = [rng.random(3_000), rng.random(3_000), rng.random((3_000, 4), np.float32), rng.integers(9, 99, 3_000)]
+    monkeypatch.setattr("nextpixel.evaluation.oddness.REFERENCES_AT_MOST", 50)
+    monkeypatch.setattr("nextpixel.evaluation.oddness.POINTS_AT_ONCE", 3_000)
+    whole = table(Measurements(images, *columns), None)
+    monkeypatch.setattr("nextpixel.evaluation.oddness.POINTS_AT_ONCE", 256)
+    tracemalloc.start()
+    parts = table(Measurements(images, *columns), None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * images.size  # all in fp32
+    for name in COLUMNS:
+        assert np.array_equal(parts[name], whole[name])
 
 
 def test_the_seed_divides_the_normal_images(model: ImageGPT) -> None:

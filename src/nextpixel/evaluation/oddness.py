@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from nextpixel.stats import conformal_p_values
 
 NEIGHBOURS = 5
 REFERENCES_AT_MOST = 5_000
+POINTS_AT_ONCE = 2_048  # images whose pixels are in memory as fp32
 CALIBRATION_SHARE = 0.5
 DEFAULT_COLUMN = "feature_distance"  # finds kinds of images that likelihood misses: docs/guide/odd-images.md
 SIGNIFICANCE = 0.01  # of the separation by a column, corrected for the number of columns
@@ -291,18 +292,18 @@ def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0)
     own = _subset(len(measured), seed) if normal is None else None
     center, scale = reference.features.mean(0), np.maximum(reference.features.std(0), 1e-6)
 
-    def standard(part: Measurements) -> NDArray[np.float32]:
-        return (part.features - center) / scale
+    def standard(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (features - center) / scale
 
-    def flat(part: Measurements) -> NDArray[np.float32]:
-        return part.images.reshape(len(part), -1).astype(np.float32)
+    def flat(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return images.reshape(len(images), -1).astype(np.float32)
 
     return {
         "nats_per_pixel": measured.nats_per_pixel,
         "nats_corrected": measured.nats_per_pixel - _expected_nats(measured.png_bytes, reference),
         "peak_nats": measured.peak_nats,
-        "feature_distance": _neighbour_distance(standard(measured), standard(reference), own),
-        "pixel_distance": _neighbour_distance(flat(measured), flat(reference), own),
+        "feature_distance": _neighbour_distance(measured.features, reference.features, own, standard),
+        "pixel_distance": _neighbour_distance(measured.images, reference.images, own, flat),
         "png_bytes": measured.png_bytes.astype(np.float64),
     }
 
@@ -315,19 +316,22 @@ def _expected_nats(png_bytes: NDArray[np.int64], normal: Measurements) -> NDArra
 
 
 def _neighbour_distance(
-    points: NDArray[np.float32], references: NDArray[np.float32], own: NDArray[np.int64] | None
+    points: NDArray[Any],
+    references: NDArray[Any],
+    own: NDArray[np.int64] | None,
+    coordinates: Callable[[NDArray[Any]], NDArray[np.float32]],
 ) -> NDArray[np.float64]:
-    """Mean distance (N,) to the nearest references, root mean square over coordinates.
+    """Mean distance (N,) to the nearest references, root mean square over `coordinates(points)` (N, D).
 
     With `own`, the references are these of the points, and none of them is its own neighbour.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    if own is not None:
-        references = points[own]
+    references = coordinates(references if own is None else points[own])
     count = min(NEIGHBOURS, len(references) - (own is not None))
     nearest = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(references)
-    found = nearest.kneighbors(points)[0].mean(1)
+    parts = (points[start : start + POINTS_AT_ONCE] for start in range(0, len(points), POINTS_AT_ONCE))
+    found = np.concatenate([nearest.kneighbors(coordinates(part))[0].mean(1) for part in parts])
     if own is not None:
         found[own] = nearest.kneighbors()[0].mean(1)
-    return found / math.sqrt(points.shape[1])
+    return found / math.sqrt(references.shape[1])
