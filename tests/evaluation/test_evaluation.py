@@ -1,5 +1,7 @@
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.evaluation.likelihood import evaluate
 from nextpixel.images import save_png
+from nextpixel.tokens import reconstruction
+from nextpixel.tokens.patches import Patches
 
 BLACK_WHITE = Palette(np.array([[-1.0, -1, -1], [1, 1, 1]]))
 
@@ -60,6 +64,29 @@ def test_the_last_partial_batch_counts_unless_the_original_protocol_is_asked_for
     assert every.bits_per_pixel == pytest.approx(nats.mean() / math.log(2), rel=1e-9)
     with pytest.raises(InputError, match="at least 64"):
         evaluate(model, pictures[:63], protocol="openai")
+
+
+def test_patches_are_encoded_on_the_device_and_reconstructed_by_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    model = lively(ImageGPTConfig(layers=1, width=8, heads=2, side=3, colors=9))
+    model.tokenizer = Patches(rng.integers(0, 256, (9, 2, 2, 3), np.uint8))
+    pictures = rng.integers(0, 256, (70, 6, 6, 3), np.uint8)
+    encode, kept, devices = Patches.encode, [], []
+
+    def on_device(self: Patches, images: torch.Tensor) -> torch.Tensor:
+        devices.append(images.device)
+        return encode(self, images)
+
+    def run(tasks: Sequence[Callable[[], Any]], facts: object) -> Any:
+        kept.extend(task() for task in tasks)
+        return kept
+
+    monkeypatch.setattr("nextpixel.representation.scoring.CHUNK_IMAGES", 16)
+    monkeypatch.setattr(Patches, "encode", on_device)
+    assert evaluate(model, pictures, run=run).reconstruction == reconstruction(model.tokenizer, pictures)
+    assert set(devices) == {model.device}
+    devices.clear()
+    assert evaluate(model, pictures, run=lambda *_: kept).reconstruction and not devices
 
 
 def test_transformers_own_loss_leaves_out_the_first_pixel() -> None:

@@ -24,7 +24,7 @@ from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extraction import model_hash
 from nextpixel.representation.scoring import BATCH_IMAGES, Arrays, Runner, batches, by_chunks, pixel_maps
-from nextpixel.tokens import Reconstruction, covers_pixels, pixels_of, reconstruction
+from nextpixel.tokens import Reconstruction, covers_pixels, pixels_of, reconstruction_errors
 
 OPENAI_BATCH = 64
 Protocol = Literal["all", "openai"]
@@ -115,11 +115,18 @@ def evaluate(
                 f"openai needs at least {OPENAI_BATCH} images, got fewer; expected all", argument="protocol"
             )
 
+    tokenizer, patches = model.tokenizer, covers_pixels(model.tokenizer)
+
     def measure(rows: slice) -> Arrays:
         start, own = time.perf_counter(), None if tags is None else tags[rows]
-        found = {"nats": image_nats(model, squares[rows], dtype=dtype, seed=seed, tags=own, first=rows.start)}
-        found["seconds"] = np.array([time.perf_counter() - start])
-        return found if tags is None else found | {"bare": image_nats(model, squares[rows], dtype=dtype)}
+        nats = image_nats(model, squares[rows], dtype=dtype, seed=seed, tags=own, first=rows.start)
+        found: dict[str, NDArray[Any]] = {"nats": nats, "seconds": np.array([time.perf_counter() - start])}
+        if tags is not None:
+            found["bare"] = image_nats(model, squares[rows], dtype=dtype)
+        if patches:
+            errors, used = reconstruction_errors(tokenizer, squares[rows], model.device)
+            found |= {"errors": errors, "used": used[None]}
+        return found
 
     given = None if tags is None else tags.numpy()
     facts = [] if run is None else [model_hash(model), dtype, seed, squares, given]
@@ -130,7 +137,6 @@ def evaluate(
     if seen is not None:
         seen = seen[: len(nats)]
         known, without = int(seen.sum()), float(nats[~seen].mean()) if 0 < seen.sum() < len(seen) else None
-    tokenizer, patches = model.tokenizer, covers_pixels(model.tokenizer)
     return Evaluation(
         len(nats),
         mean,
@@ -143,7 +149,7 @@ def evaluate(
         without,
         bare,
         nats_per_token=mean * pixels_of(tokenizer) if patches else None,
-        reconstruction=reconstruction(tokenizer, squares) if patches else None,
+        reconstruction=Reconstruction.of(found["errors"], np.logical_or.reduce(found["used"])) if patches else None,
     )
 
 

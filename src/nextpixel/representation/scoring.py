@@ -15,6 +15,7 @@ from nextpixel.data.decoded import masks
 from nextpixel.devices import autocast
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
+from nextpixel.tokens import covers_pixels
 
 BATCH_IMAGES = 16
 CHUNK_IMAGES = 512  # of a task; whole batches, so that results do not depend on it
@@ -59,7 +60,7 @@ def batches(
     with progress(label, len(pictures), "images") as advance:
         for start in range(0, len(pictures), batch_images):
             part = pictures[start : start + batch_images]
-            tokens = part if isinstance(part, Tensor) else model.tokenizer.encode(np.ascontiguousarray(part))
+            tokens = part if isinstance(part, Tensor) else _encode(model, np.ascontiguousarray(part))
             masked = None
             if mask_seed is not None:
                 indices = first + np.arange(start, start + len(tokens))
@@ -68,6 +69,13 @@ def batches(
                 result = score(tokens.to(device), masked)
             yield result
             advance(len(tokens))
+
+
+def _encode(model: ImageGPT, squares: NDArray[np.uint8]) -> Tensor:
+    """Their tokens; patches are encoded on the model's device, colours by a table in the CPU's memory."""
+    return model.tokenizer.encode(
+        torch.tensor(squares, device=model.device) if covers_pixels(model.tokenizer) else squares
+    )
 
 
 def pixel_maps(model: ImageGPT, values: Tensor) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from nextpixel.tokens.tokenizer import (
     read_tokenizer,
     reconstruct,
     reconstruction,
+    reconstruction_errors,
     save_tokenizer,
     write_tokenizer,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -18,6 +19,7 @@ from nextpixel.config import ImageGPTConfig, Size
 from nextpixel.errors import InputError
 from nextpixel.files import new_file, new_folder, new_output, read_json, write_json
 from nextpixel.limits import read_bytes
+from nextpixel.progress import progress
 from nextpixel.tokens.exact import ExactPalette
 from nextpixel.tokens.learned import Learned
 from nextpixel.tokens.palette import Palette
@@ -177,16 +179,29 @@ class Reconstruction:
     codes_used: float
     """Share of the vocabulary among the tokens."""
 
+    @classmethod
+    def of(cls, errors: NDArray[np.float64], used: NDArray[np.bool_]) -> Reconstruction:
+        """That of what reconstruction_errors returns."""
+        each, of_mean = (10 * np.log10(255.0**2 / np.maximum(error, ROUNDING)) for error in (errors, errors.mean()))
+        return cls(float(each.mean()), float(of_mean), float(used.mean()))
+
 
 def reconstruction(tokenizer: Tokenizer, images: NDArray[np.uint8]) -> Reconstruction:
     """The quality of images uint8 (N, H, W, C), decoded from their tokens."""
+    return Reconstruction.of(*reconstruction_errors(tokenizer, images))
+
+
+def reconstruction_errors(
+    tokenizer: Tokenizer, images: NDArray[np.uint8], device: torch.device | str = "cpu"
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The mean squared error (N,) of each image, decoded from its tokens, and which tokens these are, (K,)."""
     errors, used = [], np.zeros(len(tokenizer), bool)
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        part = np.ascontiguousarray(images[start : start + IMAGES_AT_ONCE])
-        tokens = tokenizer.encode(part)
-        used[tokens.unique().cpu().numpy()] = True
-        again = tokenizer.decode(tokens, part.shape[2] // tokenizer.patch[1])
-        errors.append(np.square(again.astype(np.float64) - part).mean((1, 2, 3)))
-    squared = np.concatenate(errors)
-    each, of_mean = (10 * np.log10(255.0**2 / np.maximum(error, ROUNDING)) for error in (squared, squared.mean()))
-    return Reconstruction(float(each.mean()), float(of_mean), float(used.mean()))
+    with progress("reconstructing", len(images), "images") as advance:
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            part = np.ascontiguousarray(images[start : start + IMAGES_AT_ONCE])
+            tokens = tokenizer.encode(torch.tensor(part, device=device))
+            used[tokens.unique().cpu().numpy()] = True
+            again = tokenizer.decode(tokens, part.shape[2] // tokenizer.patch[1])
+            errors.append(np.square(again.astype(np.float64) - part).mean((1, 2, 3)))
+            advance(len(part))
+    return np.concatenate(errors), used
