@@ -274,6 +274,7 @@ def test_tags_depend_on_seed_epoch_and_number_alone() -> None:
     numbers = np.array([7, 3, 30])
     found = some_tags(TAGGED, numbers, seed=1, epoch=2)
     assert np.array_equal(found[1:2], some_tags(TAGGED, numbers[1:2], seed=1, epoch=2))
+    assert np.array_equal(found, some_tags(TAGGED[:, :6], numbers, seed=1, epoch=2))
     assert not np.array_equal(found, some_tags(TAGGED, numbers, seed=1, epoch=3))
     assert not np.array_equal(found, some_tags(TAGGED, numbers, seed=2, epoch=2))
     squares = np.zeros((40, 4, 4, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from nextpixel import InputError
 from nextpixel.config import TAGS
+from nextpixel.data.decoded import all_tags
 from nextpixel.tokens.words import WORDS_PER_TAG, Words, tags_of
 
 WORDS = Words(["red", "hair", "glasses", "long", "shirt", "green"])
@@ -41,6 +43,14 @@ def test_captions_become_padded_numbers_from_one() -> None:
     assert found[2, :2].tolist() == [[5, 0, 0], [0, 0, 0]]
     assert WORDS.encode([""]).shape == (1, TAGS, 1)
     assert WORDS.encode([]).shape == (0, TAGS, 1)
+
+
+def test_many_captions_take_no_more_than_their_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextpixel.tokens.words.CAPTIONS_AT_ONCE", 2)
+    captions = np.array(["red", "", "Shirt, red", "zebra, long red hair", "zebra"], object)
+    packed = WORDS.pack(captions)
+    assert packed.shape == (5, 2, 3) and packed.dtype == np.uint8
+    assert np.array_equal(all_tags(packed), WORDS.encode(captions.tolist(), strict=False))
 
 
 def test_unknown_words_are_named_with_the_nearest_ones() -> None:

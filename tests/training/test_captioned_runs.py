@@ -180,6 +180,7 @@ def test_validation_images_have_captions_of_their_own(place: Path, tmp_path: Pat
     assert model.words is not None and len(model.words) == 5
     arrays = Run(tmp_path / "run").arrays()
     assert np.array_equal(arrays["tags"], arrays["validation_tags"]) and arrays["tags"].dtype == np.uint8
+    assert arrays["tags"].shape == (48, 2, 2)
 
 
 def test_a_run_goes_on_from_a_model_with_words(run: Path, place: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nextpixel.config import Fit, Levels, Size, augmentations, channels_of, side_text, to_side, to_size
+from nextpixel.config import TAGS, Fit, Levels, Size, augmentations, channels_of, side_text, to_side, to_size
 from nextpixel.data.recolour import ColourWords, Recolouring, apply_colours
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, remove_folder, user_cache
@@ -240,13 +240,18 @@ def masks(numbers: NDArray[np.int64], tokens: int, *, seed: int, epoch: int = 0)
     return hidden
 
 
+def all_tags(tags: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Tags (N, TAGS, w) of those (N, t, w) that Words.pack makes."""
+    return np.pad(tags.astype(np.int64), ((0, 0), (0, TAGS - tags.shape[1]), (0, 0)))
+
+
 def some_tags(tags: NDArray[np.integer], numbers: NDArray[np.int64], *, seed: int, epoch: int = 0) -> NDArray[np.int64]:
-    """The tags that training sees of pictures `numbers`, (B, TAGS, w) of (N, TAGS, w), by (seed, epoch, number).
+    """The tags that training sees of pictures `numbers`, (B, TAGS, w) of (N, t, w), by (seed, epoch, number).
 
     One caption in ten is left out. Of the others each tag is kept with a probability that is drawn anew for each
     picture, in random order: a model that has always seen all kinds of tags draws wreckage where one is left out.
     """
-    found = np.zeros((len(numbers), *tags.shape[1:]), np.int64)
+    found = np.zeros((len(numbers), TAGS, tags.shape[2]), np.int64)
     for row, number in enumerate(numbers):
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0xCA97, epoch, int(number)])))
         own = tags[number][tags[number].any(-1)]
@@ -320,7 +325,7 @@ class Batches:
         return np.concatenate(parts)
 
     def tags(self, step: int, tags: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Those of the tags (N, TAGS, w) of the set that training sees of that step's images, see some_tags."""
+        """Those of the tags (N, t, w) of the set that training sees of that step's images, see some_tags."""
         parts = []
         for epoch, rows in self._rows(step):
             found = some_tags(tags, self.chosen[rows], seed=self.seed, epoch=epoch)

@@ -125,7 +125,7 @@ def _spread(colours: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 
 
 class ColourWords:
-    """The words for colours in a set's captions: `tags` (N, TAGS, w) of numbers of the words in `table`, from 1."""
+    """The words for colours in a set's captions: `tags` (N, t, w) of numbers of the words in `table`, from 1."""
 
     def __init__(self, tags: NDArray[np.integer], table: Sequence[str]) -> None:
         self.tags = tags

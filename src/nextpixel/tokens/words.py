@@ -18,6 +18,7 @@ from nextpixel.config import TAGS
 from nextpixel.errors import InputError, shortened
 
 WORDS_PER_TAG = 16
+CAPTIONS_AT_ONCE = 4_096  # encoded, they take 2 KB each
 AT_LEAST = 3  # captions that a word of the table is in
 AROUND = string.punctuation + "“”‘’«»„…–—。"  # no part of the word that it stands beside
 
@@ -85,6 +86,18 @@ class Words:
             for slot, tag in enumerate(caption):
                 encoded[row, slot, : len(tag)] = torch.tensor(tag)
         return encoded
+
+    def pack(self, captions: NDArray[Any]) -> NDArray[np.unsignedinteger]:
+        """`encode` of many captions, not strict: (B, t, w) in the smallest type, t the most tags of any caption."""
+        smallest, parts = np.min_scalar_type(len(self)), []
+        for start in range(0, len(captions), CAPTIONS_AT_ONCE):
+            part = self.encode(captions[start : start + CAPTIONS_AT_ONCE].tolist(), strict=False).numpy()
+            parts.append(part[:, : part.any((0, 2)).sum()].astype(smallest))
+        packed = np.zeros((len(captions), *(max(part.shape[axis] for part in parts) for axis in (1, 2))), smallest)
+        for number, part in enumerate(parts):
+            rows = packed[number * CAPTIONS_AT_ONCE :][: len(part)]
+            rows[:, : part.shape[1], : part.shape[2]] = part
+        return packed
 
     def decode(self, tags: Tensor | NDArray[np.integer]) -> str:
         """The caption of tags (TAGS, w)."""

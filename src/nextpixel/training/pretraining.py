@@ -29,7 +29,7 @@ from nextpixel.config import (
     replace_checked,
 )
 from nextpixel.data.captions import captions_of
-from nextpixel.data.decoded import DecodedSet, decode, split_indices
+from nextpixel.data.decoded import DecodedSet, all_tags, decode, split_indices
 from nextpixel.data.labels import labels_of_readable, seen_before
 from nextpixel.devices import autocast
 from nextpixel.drawing.sampling import draw
@@ -200,13 +200,12 @@ def _place(config: PretrainConfig, model: ImageGPT, force: bool) -> tuple[Pretra
 def _tags(
     config: PretrainConfig, model: ImageGPT, source: Source, captions: NDArray[Any], sets: Sequence[DecodedSet]
 ) -> dict[str, NDArray[np.unsignedinteger]]:
-    """Arrays of a run: the tags (N, TAGS, w) of its pictures, and of its validation pictures where these are others."""
+    """Arrays of a run: the tags (N, t, w) of its pictures, and of its validation pictures where these are others."""
     words = model.words
     assert words is not None and config.captions is not None
 
     def encoded(source: Source, captions: NDArray[Any], decoded: DecodedSet) -> NDArray[np.unsignedinteger]:
-        readable = labels_of_readable(captions, source, decoded)
-        return words.encode(readable.tolist(), strict=False).numpy().astype(np.min_scalar_type(len(words)))
+        return words.pack(labels_of_readable(captions, source, decoded))
 
     found = {"tags": encoded(source, captions, sets[0])}
     if config.validation:
@@ -262,7 +261,7 @@ def train_run(run: Run, images: Any = None) -> ImageGPT:
         if config.captions is not None:
             arrays = run.arrays()
             tags = arrays["tags"]
-            held_tags = arrays.get("validation_tags", tags)[validation_indices].astype(np.int64)
+            held_tags = all_tags(arrays.get("validation_tags", tags)[validation_indices])
         batches = TokenBatches(opened, train_indices, tags)
 
         def step(batch: TokenBatch) -> Tensor:

@@ -75,7 +75,7 @@ def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterat
 class TokenBatches:
     """This process's part of the training batches as tokens, with masks, orientations or tags where the model has them.
 
-    `numbers` are those of the training images; `tags` (N, TAGS, w) those of the set's captions, if any. Where a token
+    `numbers` are those of the training images; `tags` (N, t, w) those of the set's captions, if any. Where a token
     stands for several pixels, the set is encoded once, unless augmentation changes more than left and right. Otherwise
     pixels are encoded at every step: on a CPU by `tokens`, which the loop calls in a second thread, or on the device.
     """
