@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,6 +242,27 @@ def test_test_images_that_were_trained_on_are_told_and_figures_given_without_the
     np.savez(tmp_path / "same.npz", **mixed)
     with pytest.raises(InputError, match="expected test images other than the training images"):
         measure_runs(runs, str(tmp_path / "same.npz"), tmp_path / "b", config)
+
+
+def test_a_measurement_is_made_again_once_more_training_images_are_known(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = asdict(LayerScore(0, 0.5, 0.5))
+
+    def measure(folder: Path, device: str, images: Any, seen: np.ndarray, config: StudyConfig) -> dict[str, Any]:
+        return {"nats": 1.0, "nats_error": 0.0, "nats_without_them": float(seen.sum()), "layers": [layer]}
+
+    def seen_by_the_runs(images: np.ndarray | None) -> set[float | None]:
+        known = None if images is None else SimpleNamespace(images=images)
+        monkeypatch.setattr("nextpixel.study.inputs.training_set", lambda run: known)
+        found = measure_runs(["small", "large"], "set.npz", tmp_path / "study", CONFIG)
+        return {point.nats_without_them for point in found.points}
+
+    monkeypatch.setattr(measuring, "_measure", measure)
+    monkeypatch.setattr(measuring, "_controls", lambda *_: {})
+    with np.load("set.npz") as arrays:
+        test = arrays["test_images"]
+    assert [seen_by_the_runs(images) for images in (None, test, None)] == [{0}, {CONFIG.test_images}, {0}]
 
 
 def test_prepared_splits_of_the_runs_size_cannot_be_compared_with_images_for_random_crops(

@@ -55,7 +55,7 @@ def measure_runs(
         for step in member.steps:
             folder = member.run.folder(step)
             seen = images.seen_by[member.name]
-            measured = cache.get(_weights_hash(folder), partial(_measure, folder, device, images, seen, config))
+            measured = cache.get(_key(folder, seen), partial(_measure, folder, device, images, seen, config))
             points.append(_point(member, shape, step, measured))
             say(
                 f"{len(points)} of {total}: {member.name}, step {step:,}: {points[-1].nats:.4f} nats per pixel, "
@@ -101,9 +101,11 @@ class _Cache:
         return read_json(path)
 
 
-def _weights_hash(folder: Path) -> str:
+def _key(folder: Path, seen: NDArray[np.bool_]) -> str:
+    """That of a checkpoint's measurement, which depends on the test images that its run has seen."""
     with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        weights = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return f"{weights}-{hashlib.sha256(seen.tobytes()).hexdigest()[:8]}" if seen.any() else weights
 
 
 def _measure(
