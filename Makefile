@@ -27,7 +27,7 @@ demo: $(VENV)/.core-installed
 # After an interruption it resumes: finished runs are left alone, others resumed, measured checkpoints kept.
 study: $(STUDY_ENDS)
 	$(BIN)/nextpixel study $(STUDY_RUNS) --data $(STUDY_DATA) --out runs/study/found --threads 1 \
-	  --train-images 2000 --test-images 1500 --dtype int8
+	  --train-images 1500 --test-images 1500 --dtype int8
 
 study-data:
 	@test -e $(STUDY_DATA) || { echo "$(STUDY_DATA) is not there: fetch it with" \
