@@ -173,15 +173,14 @@ class Frozen(Generic[Network]):
 
 def read_network(make: Callable[[CodecShape], Network], shape: Mapping[str, Any], values: Mapping[str, Any]) -> Network:
     """The network that `make` makes, with the weights of `values`. Raises InputError."""
-    with torch.device("meta"):
-        shapes = make(given := CodecShape(**shape)).state_dict()
+    network = make(CodecShape(**shape))
+    shapes = network.state_dict()
     for name, expected in shapes.items():
         value = values.get(name)
         if not isinstance(value, np.ndarray) or value.shape != expected.shape or value.dtype != np.float32:
             raise InputError(f"expected float32 weights of a codec, of shape {tuple(expected.shape)}", argument=name)
         if not np.isfinite(value).all():
             raise InputError("expected finite weights, got NaN or infinity", argument=name)
-    network = make(given)
     network.load_state_dict({name: torch.from_numpy(values[name]) for name in shapes})
     return network
 
