@@ -145,7 +145,9 @@ def compare(
 
 
 def cell(values: NDArray[np.float64], digits: int = 1) -> str:
-    """The mean (and the standard error of the mean)."""
+    """The mean (and the standard error of the mean); empty without values."""
+    if not len(values):
+        return ""
     spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return f"{np.mean(values):,.{digits}f} ({spread:.{digits}f})"
 

@@ -28,7 +28,7 @@ By = Literal["nats_per_pixel", "nats_corrected", "peak_nats", "feature_distance"
 class Score:
     """Score images by nats per pixel, the least likely first, and print the mean.
 
-    Scores compare only under the same palette. --report, --out and --against add five more scores: nats corrected for
+    Scores compare only under the same tokenizer. --report, --out and --against add five more scores: nats corrected for
     file size, the peak of a smoothed map, distances in features and in pixels, and the file size.
     """
 

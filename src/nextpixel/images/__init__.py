@@ -1,4 +1,4 @@
-"""Pictures: read from files and arrays (pixels), fitted to a size, drawn on a canvas. Only this room uses PIL.
+"""Pictures: read from files and arrays (pixels), fitted to a size, drawn on a canvas. Only this package uses PIL.
 
 H and W are rows and columns of pixels. Images are uint8 (H, W, 3), 0-255, sRGB.
 """
