@@ -36,7 +36,15 @@ from nextpixel.data.labels import choose_labels, class_numbers, given_labels
 from nextpixel.images.sources import Source, open_source
 from nextpixel.network.resnet import ResNet
 from nextpixel.representation.baselines import PatchCodes
-from nextpixel.representation.extraction import POOLINGS, Backbone, features_of, model_hash, pooled_columns
+from nextpixel.representation.extraction import (
+    POOLINGS,
+    Backbone,
+    features_of,
+    mean_of,
+    mirrored,
+    model_hash,
+    pooled_columns,
+)
 from nextpixel.representation.extractors import raw_pixels
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import score_of
@@ -81,28 +89,31 @@ class Pictures:
             self.features["squares"] = [self.squares(part) for part in (0, 1)]
         return self.features["squares"]
 
-    def baseline_features(self, method: str, seed: int) -> list[NDArray[Any]]:
+    def baseline_features(self, method: str, seed: int, mirror: bool) -> list[NDArray[Any]]:
         """Training and test features (N, 1, D) of raw pixels or patches."""
         if method not in self.features:
             squares = self.baseline_squares()
             extract = raw_pixels if method == PIXELS else PatchCodes(squares[0], seed)
-            self.features[method] = [extract(part)[:, None] for part in squares]
+            found = [extract(part) for part in squares]
+            if mirror:
+                found = [mean_of(own, extract(mirrored(part))) for own, part in zip(found, squares, strict=True)]
+            self.features[method] = [values[:, None] for values in found]
         return self.features[method]
 
-    def model_features(self, model: Backbone, dtype: str, folder: Path) -> list[NDArray[Any]]:
+    def model_features(self, model: Backbone, dtype: str, folder: Path, mirror: bool) -> list[NDArray[Any]]:
         """Training and test features (N, L + 1, D) by all poolings, kept in the folder in float16."""
-        key = f"{self.name}-{model_hash(model)[:6]}-{dtype}"
+        key = f"{self.name}-{model_hash(model)[:6]}-{dtype}" + "-mirror" * mirror
         if key not in self.features:
-            self.features[key] = [self._kept(part, model, dtype, folder / f"{key}-{part}") for part in (0, 1)]
+            self.features[key] = [self._kept(part, model, dtype, folder / f"{key}-{part}", mirror) for part in (0, 1)]
         return self.features[key]
 
-    def _kept(self, part: int, model: Backbone, dtype: str, path: Path) -> NDArray[np.float16]:
+    def _kept(self, part: int, model: Backbone, dtype: str, path: Path, mirror: bool) -> NDArray[np.float16]:
         chunks, layers = [], list(range(model.config.layers + 1))
         for start in range(0, len(self.rows[part]), CHUNK_IMAGES):
             chunk = path.with_name(f"{path.name}-{start:06d}.npy")
             if not chunk.exists():
                 squares = self.squares(part, slice(start, start + CHUNK_IMAGES), model)
-                values = features_of(model, squares, layers, dtype=dtype, poolings=poolings_of(model))
+                values = features_of(model, squares, layers, dtype=dtype, poolings=poolings_of(model), mirror=mirror)
                 unfinished = chunk.with_suffix(".part.npy")
                 np.save(unfinished, values.astype(np.float16))
                 unfinished.rename(chunk)
@@ -150,15 +161,16 @@ def evaluate(args: argparse.Namespace, data: str, model: Backbone, name: str, do
         for method in (PIXELS, PATCHES, name, RESNET):
             facts = {"data": pictures.name, "method": method, "labels": count, "draw": draw}
             facts |= {"dtype": args.dtype} if method == name else {}
+            facts |= {"mirror": True} if args.mirror and method != RESNET else {}
             if json.dumps(facts) in done or (method == RESNET and draw >= args.resnet_draws):
                 continue
             if method == RESNET:
                 result = resnet_result(pictures, rows, args.seed + draw)
             elif method == name:
-                features = pictures.model_features(model, args.dtype, args.out)
+                features = pictures.model_features(model, args.dtype, args.out, args.mirror)
                 result = probe_result(pictures, features, rows, pooled_columns(model, poolings_of(model)), args.seed)
             else:
-                features = pictures.baseline_features(method, args.seed)
+                features = pictures.baseline_features(method, args.seed, args.mirror)
                 result = probe_result(pictures, features, rows, None, args.seed)
             done[json.dumps(facts)] = facts | {"test": len(pictures.test_labels)} | result
             with (args.out / RESULTS).open("a") as file:
@@ -173,7 +185,7 @@ def known(path: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue
-        facts = {key: line[key] for key in ("data", "method", "labels", "draw", "dtype") if key in line}
+        facts = {key: line[key] for key in ("data", "method", "labels", "draw", "dtype", "mirror") if key in line}
         found[json.dumps(facts)] = line
     return found
 
@@ -186,12 +198,13 @@ def table(results: list[dict[str, Any]]) -> str:
         counts = sorted({line["labels"] for line in here})
         lines += [f"\n{data} (training pictures, test pictures, seed)\n"]
         lines += ["| | " + " | ".join(f"{count} a class" for count in counts) + " |", "|---" * (1 + len(counts)) + "|"]
-        for method in dict.fromkeys(line["method"] for line in here):
+        for method, mirror in dict.fromkeys((line["method"], line.get("mirror", False)) for line in here):
             cells = []
+            own = [line for line in here if (line["method"], line.get("mirror", False)) == (method, mirror)]
             for count in counts:
-                rows = [line for line in here if (line["method"], line["labels"]) == (method, count)]
+                rows = [line for line in own if line["labels"] == count]
                 cells.append(cell(rows) if rows else "")
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            lines.append(f"| {method}{', mirrored' * mirror} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -219,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=int, default=400, help="training pictures a class")
     parser.add_argument("--test", type=int, default=2_000, help="test pictures")
     parser.add_argument("--dtype", default="fp32", help="fp32, bf16 or int8, of the model's features")
+    parser.add_argument("--mirror", action="store_true", help="average features with those of the mirror images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder of features and results")

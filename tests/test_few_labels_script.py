@@ -59,6 +59,11 @@ def test_it_fills_a_table_once(
     assert all(line["accuracy"] == line["auc"] == 1 for line in lines if line["method"] == "raw pixels")
     printed = capsys.readouterr().out
     assert "| raw pixels | 100.0% ± 0.0, AUC 1.000 ± 0.000 | 100.0% (± 0.0), AUC 1.000 |" in printed
+    script.main([*words, "--mirror"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if line.get("mirror")]) == 9  # all but the ResNet, beside those of before
+    printed = capsys.readouterr().out
+    assert "| raw pixels | 100.0%" in printed and "| raw pixels, mirrored | " in printed
     monkeypatch.setattr(script, "features_of", None)
     monkeypatch.setattr(script, "probe_result", None)
     script.main(words)  # nothing is computed again

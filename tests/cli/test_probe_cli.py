@@ -155,6 +155,18 @@ def test_pooling_goes_from_the_probe_to_its_predictions(desk: Path, capsys: pyte
     assert main([*command[:4], "--pooling", "max"]) == 2
 
 
+def test_mirroring_goes_from_the_probe_to_its_predictions(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["probe", "set.npz", "--model", "model", "--mirror", "--json", "--out", "probe"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mirror"] is True
+    by_hand = LinearProbe(nextpixel.load("model"), mirror=True).fit("set.npz", split="train")
+    assert by_hand.evaluate("set.npz", split="test").accuracy == found["results"][0]["scores"][0]["accuracy"]
+    assert main(["predict", "probe", "set.npz", "--split", "test", "--json"]) == 0
+    told = [row["class"] for row in json.loads(capsys.readouterr().out)["predictions"]]
+    assert told == by_hand.predict("set.npz", split="test").tolist()
+
+
 def test_the_probe_chooses_the_pooling_and_its_predictions_use_it(desk: Path, capsys: pytest.CaptureFixture) -> None:
     """Classes that differ only in where a bright block is."""
     arrays = {}

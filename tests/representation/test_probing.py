@@ -15,7 +15,7 @@ from nextpixel.data.decoded import DecodedSet
 from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
 from nextpixel.representation import logistic as logistic_module
 from nextpixel.representation.baselines import baseline_features
-from nextpixel.representation.extraction import POOLINGS, pool
+from nextpixel.representation.extraction import POOLINGS, features_of, mirrored, pool, pooled
 from nextpixel.representation.logistic import fit_linear
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import likeliest, middle_best, score_of
@@ -228,6 +228,44 @@ def test_a_probe_of_a_model_is_fitted_saved_and_loaded(
         LinearProbe.load(tmp_path / "probe", other)
 
 
+def test_mirrored_features_are_those_of_both_images_and_belong_to_the_saved_probe(
+    model: ImageGPT, tmp_path: Path
+) -> None:
+    images, labels = dark_and_bright(80)
+    images[:, :, 0] = 255 - images[:, :, 0]  # not symmetric
+    flipped = mirrored(images)
+    assert np.array_equal(flipped[3, :, 0], images[3, :, -1]) and not np.array_equal(flipped, images)
+    both = [features_of(model, view, [0, 2], poolings=POOLINGS) for view in (images, flipped)]
+    found = features_of(model, images, [0, 2], poolings=POOLINGS, mirror=True)
+    assert found == pytest.approx((both[0] + both[1]) / 2, abs=1e-6)
+    probe = LinearProbe(model, mirror=True).fit(images, labels)
+    probabilities = probe.predict_proba(images)
+    assert probe.predict_proba(flipped) == pytest.approx(probabilities, abs=1e-5)
+    assert np.abs(LinearProbe(model).fit(images, labels).predict_proba(flipped) - probabilities).max() > 1e-3
+    probe.save(tmp_path / "probe", model_name="somewhere")
+    assert np.array_equal(LinearProbe.load(tmp_path / "probe", model).predict_proba(images), probabilities)
+    facts = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts | {"mirror": 1}))
+    with pytest.raises(InputError, match="the value 1 of mirror"):
+        LinearProbe.load(tmp_path / "probe", model)
+    del facts["mirror"]  # as probes were saved before there was a choice
+    (tmp_path / "probe" / "probe.json").write_text(json.dumps(facts))
+    assert not LinearProbe.load(tmp_path / "probe", model).mirror
+
+
+def test_votes_of_a_masked_model_are_of_both_images_too() -> None:
+    config = ImageGPTConfig(layers=2, width=16, heads=2, side=4, colors=8, objective="masked")
+    masked = lively(config, torch.float32)
+    masked.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)))
+    images, labels = dark_and_bright(40)
+    probe = LinearProbe(masked, 1, pooling="mean", mirror=True).fit(images, labels)
+    seed = int(np.random.SeedSequence([probe.seed, 0x3A5C]).generate_state(1)[0])
+    views = [pooled(masked, view, [1], mask_seed=seed)[:, 0] for view in (images, mirrored(images))]
+    by_hand = probe.proba_of((views[0] + views[1]) / 2)
+    assert probe.predict_proba(images, masks=1) == pytest.approx(by_hand, abs=1e-5)
+    assert np.abs(probe.proba_of(views[0]) - by_hand).max() > 1e-4
+
+
 def pooled_states(count: int, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, dict[Pooling, slice]]:
     """Features (N, 1, D) by all poolings of states (N, 64, 3) of two classes, labels, and the columns of each pooling.
 
@@ -376,3 +414,16 @@ def test_pictures_too_small_for_patches_have_the_other_baselines(side: int, name
     squares = np.random.default_rng(1).integers(0, 256, (30, side, side, 3), dtype=np.uint8)
     found = baseline_features(model, squares[:20], squares[20:], [0])
     assert len(found) == names and ("k-means patches" in [one.name for one in found]) == (side > 6)
+
+
+def test_baselines_are_mirrored_like_the_model() -> None:
+    model = lively(ImageGPTConfig(layers=1, width=16, heads=2, side=8, colors=16), torch.float32)
+    model.palette = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+    squares = np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    views = squares, mirrored(squares)
+    plain = [baseline_features(model, view[:20], view[20:], [0], unlabelled=squares) for view in views]
+    found = baseline_features(model, squares[:20], squares[20:], [0], unlabelled=squares, mirror=True)
+    for both, one, other in zip(found, *plain, strict=True):
+        assert both.name == one.name
+        assert both.train == pytest.approx((one.train + other.train) / 2, rel=1e-4, abs=1e-4)
+        assert both.test == pytest.approx((one.test + other.test) / 2, rel=1e-4, abs=1e-4)

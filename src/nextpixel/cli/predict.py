@@ -102,7 +102,7 @@ def _shared_features(share: Share, probe: LinearProbe, squares: NDArray[np.uint8
         return {"features": probe.features(squares[rows])}
 
     assert probe.model is not None
-    facts = [model_hash(probe.model), probe.layers_, probe.pooling_, squares]
+    facts = [model_hash(probe.model), probe.layers_, probe.pooling_, probe.mirror, squares]
     return by_chunks(measure, len(squares), share.run, facts)["features"]
 
 

@@ -50,6 +50,9 @@ class Probe:
     """How a layer's features of all pixels become one vector. best chooses; mean, as in the paper; mean-std: also the
     standard deviations, which helps with textures; grid-2, grid-4: means over the cells of a 2 x 2 or 4 x 4 grid, which
     keep where things are."""
+    mirror: bool = False
+    """Average the features of each picture with those of its mirror image, also for the baselines: better where left
+    and right mean nothing, at twice the time; wrong where they do, as in digits or X-rays."""
     concatenate: str | None = None
     """With --layer best: also probe the concatenation of these layers, comma-separated numbers."""
     labels_per_class: str | None = None
@@ -111,7 +114,7 @@ def run(argv: Sequence[str]) -> None:
     rows = sampled_rows(labels, counts if args.out is None else [None], args.repeats, args.seed)
     images = len(rows) + len(test_squares)
     poolings = poolings_to_try(model, len(layers), images) if args.pooling == "best" else [args.pooling]
-    how: dict[str, Any] = {"concatenate": fixed is not None, "poolings": poolings}
+    how: dict[str, Any] = {"concatenate": fixed is not None, "poolings": poolings, "mirror": args.mirror}
     own = squares[rows]
     ours = layer_features(OURS, model, own, test_squares, layers, **how)
     feature_sets = [ours]
@@ -128,7 +131,8 @@ def run(argv: Sequence[str]) -> None:
         one = ours.train[:, [middle], simplest], ours.test[:, [middle], simplest], [ours.layers[middle]]
         feature_sets.append(FeatureSet(name, *one, args.trials))
     for name, student in students.items():
-        feature_sets.append(layer_features(f"{name}, probe", student, own, test_squares, [0], trials=args.trials))
+        more: dict[str, Any] = {"trials": args.trials, "mirror": args.mirror}
+        feature_sets.append(layer_features(f"{name}, probe", student, own, test_squares, [0], **more))
     protocol: dict[str, Any] = {"labels_per_class": counts, "repeats": args.repeats, "seed": args.seed, "seen": seen}
     results = compare(feature_sets, labels, test_labels, rows=rows, **protocol)
     training: dict[str, Any] = {"trials": args.trials, "epochs": args.epochs, "device": str(model.device)}
@@ -137,7 +141,8 @@ def run(argv: Sequence[str]) -> None:
     majority = majority_accuracy(labels, test_labels)
     probe = None
     if args.out is not None or counts == [None]:
-        probe = LinearProbe(model, "best" if fixed is None else fixed, seed=args.seed, pooling=args.pooling)
+        choice: Any = "best" if fixed is None else fixed
+        probe = LinearProbe(model, choice, seed=args.seed, pooling=args.pooling, mirror=args.mirror)
         probe.fit_features(ours.train, labels, layers=layers, columns=ours.columns)
     if probe is not None and args.out is not None:
         probe.save(args.out, model_name=absolute_model(args.model.model) or EMBEDDED)
@@ -267,6 +272,7 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
     report: dict[str, Any] = {
         "seed": args.seed,
         "pooling": args.pooling,
+        "mirror": args.mirror,
         "most_common_class": majority,
         "results": rows_report(results),
     }

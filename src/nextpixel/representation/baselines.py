@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Pooling
 from nextpixel.data.labels import class_numbers
-from nextpixel.representation.extraction import Backbone
+from nextpixel.representation.extraction import Backbone, mean_of, mirrored
 from nextpixel.representation.extractors import raw_pixels, untrained
 from nextpixel.representation.few_labels import FeatureSet, layer_features
 
@@ -87,17 +87,25 @@ def baseline_features(
     seed: int = 0,
     unlabelled: NDArray[np.uint8] | None = None,
     poolings: Sequence[Pooling] = ("mean",),
+    mirror: bool = False,
 ) -> list[FeatureSet]:
     """Baseline features of the same squares: raw pixels, k-means patches where one fits in a quadrant, an untrained
     model.
 
     The untrained model has the same layers and poolings, see few_labels.layer_features. Patches are learned from the
-    `unlabelled` squares, by default the training squares.
+    `unlabelled` squares, by default the training squares. `mirror` as in features_of.
     """
-    found = [FeatureSet("raw pixels", raw_pixels(train)[:, None], raw_pixels(test)[:, None], [0])]
+
+    def feature_set(name: str, extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> FeatureSet:
+        both = [extract(part) for part in (train, test)]
+        if mirror:
+            both = [mean_of(own, extract(mirrored(part))) for own, part in zip(both, (train, test), strict=True)]
+        return FeatureSet(name, both[0][:, None], both[1][:, None], [0])
+
+    found = [feature_set("raw pixels", raw_pixels)]
     if min(train.shape[1:3]) > PATCH:
         codes = PatchCodes(train if unlabelled is None else unlabelled, seed)
-        found.append(FeatureSet("k-means patches", codes(train)[:, None], codes(test)[:, None], [0]))
-    random = untrained(model, seed)
-    found.append(layer_features(UNTRAINED, random, train, test, layers, concatenate=concatenate, poolings=poolings))
+        found.append(feature_set("k-means patches", codes))
+    how: dict[str, Any] = {"concatenate": concatenate, "poolings": poolings, "mirror": mirror}
+    found.append(layer_features(UNTRAINED, untrained(model, seed), train, test, layers, **how))
     return found

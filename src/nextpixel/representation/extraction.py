@@ -251,6 +251,16 @@ def _read_squares(
     return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
 
 
+def mirrored(squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mirror images of pictures (N, H, W, channels)."""
+    return np.ascontiguousarray(squares[:, :, ::-1])
+
+
+def mean_of(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of two arrays of features."""
+    return (first + second) * np.float32(0.5)
+
+
 @torch.inference_mode()
 def features_of(
     model: Backbone,
@@ -260,11 +270,17 @@ def features_of(
     dtype: str = "fp32",
     compiled: bool | None = None,
     poolings: Sequence[Pooling] = ("mean",),
+    mirror: bool = False,
 ) -> NDArray[np.float32]:
     """Features (N, len(layers), D) of images uint8 (N, H, W, 3 or 4); wider for other poolings, see pooled_columns.
 
-    Of a ResNet they are its pooled ones. Raises InputError for a ResNet with other poolings, see also check_dtype.
+    Of a ResNet they are its pooled ones. With `mirror` they are averaged with those of the mirror images. Raises
+    InputError for a ResNet with other poolings, see also check_dtype.
     """
+    if mirror:
+        how: dict[str, Any] = {"dtype": dtype, "compiled": compiled, "poolings": poolings}
+        views = squares, mirrored(squares)
+        return mean_of(*(features_of(model, view, layers, **how) for view in views))
     squares = as_channels(squares, channels_of(model.fit))
     if isinstance(model, ImageGPT):
         return pooled(model, squares, layers, dtype=dtype, compiled=compiled, poolings=poolings)

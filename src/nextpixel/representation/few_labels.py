@@ -45,9 +45,10 @@ def layer_features(
     concatenate: bool = False,
     trials: int | None = None,
     poolings: Sequence[Pooling] = ("mean",),
+    mirror: bool = False,
 ) -> FeatureSet:
-    """Features of squares uint8 (N, S, S, 3) at these layers, by these poolings."""
-    both = [features_of(model, squares, layers, poolings=poolings) for squares in (train, test)]
+    """Features of squares uint8 (N, S, S, 3) at these layers, by these poolings; `mirror` as in features_of."""
+    both = [features_of(model, squares, layers, poolings=poolings, mirror=mirror) for squares in (train, test)]
     return FeatureSet(name, both[0], both[1], list(layers), trials, concatenate, pooled_columns(model, poolings))
 
 

@@ -25,6 +25,7 @@ from nextpixel.representation.extraction import (
     Backbone,
     check_layers,
     features_of,
+    mirrored,
     pooled,
     pooled_columns,
     pooled_width,
@@ -51,6 +52,8 @@ class LinearProbe:
     strengths   values of scikit-learn's C to try
     pooling     "best": the pooling over pixels with the highest held-out accuracy; or one of features(): "mean", as in
                 the paper, "mean-std", "grid-2" or "grid-4"
+    mirror      average the features of each picture with those of its mirror image, which costs twice the time: better
+                where left and right mean nothing, wrong where they do, as in digits or X-rays
 
     After fit: `trials_` (each setting tried with its held-out accuracy), `layers_` (list), `pooling_`, `strength_`
     (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy with that pooling}, `temperature_`, `linear_`.
@@ -70,10 +73,12 @@ class LinearProbe:
         seed: int = 0,
         strengths: Sequence[float] = STRENGTHS,
         pooling: Literal["best"] | Pooling = "best",
+        mirror: bool = False,
     ) -> None:
         if pooling not in ("best", *POOLINGS):
             raise InputError(f"expected best or one of {', '.join(POOLINGS)}, got {pooling!r}", argument="pooling")
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
+        self.mirror = mirror
         self.levels = Levels()  # of the training images
 
     def __repr__(self) -> str:
@@ -89,7 +94,7 @@ class LinearProbe:
         names = given_labels(source, labels)
         squares, known = self._squares(source, None), has_label(names)
         poolings = poolings_to_try(model, len(layers), known.sum()) if self.pooling == "best" else [self.pooling]
-        features = features_of(model, squares[known], layers, poolings=poolings)
+        features = features_of(model, squares[known], layers, poolings=poolings, mirror=self.mirror)
         return self.fit_features(features, names[known], layers=layers, columns=pooled_columns(model, poolings))
 
     def fit_features(
@@ -173,7 +178,8 @@ class LinearProbe:
 
     def features(self, squares: NDArray[np.uint8], dtype: str = "fp32") -> NDArray[np.float32]:
         """Features (N, D) of squares at the model's side, as proba_of takes them."""
-        found = features_of(self._model(), squares, self.layers_, dtype=dtype, poolings=[self.pooling_])
+        how: dict[str, Any] = {"dtype": dtype, "poolings": [self.pooling_], "mirror": self.mirror}
+        found = features_of(self._model(), squares, self.layers_, **how)
         return found.reshape(len(squares), -1)
 
     def predictions(
@@ -202,10 +208,12 @@ class LinearProbe:
                 f"expected none for a {kind}, got {masks}; only masked models were trained with hidden pixels",
                 argument="masks",
             )
-        tokens = model.tokenizer.encode(np.ascontiguousarray(squares))
+        views = [model.tokenizer.encode(np.ascontiguousarray(squares))]
+        views += [model.tokenizer.encode(mirrored(squares))] if self.mirror else []
 
         def proba(mask_seed: int) -> NDArray[np.float32]:
-            features = pooled(model, tokens, self.layers_, dtype=dtype, mask_seed=mask_seed, poolings=[self.pooling_])
+            how: dict[str, Any] = {"dtype": dtype, "mask_seed": mask_seed, "poolings": [self.pooling_]}
+            features = np.mean([pooled(model, tokens, self.layers_, **how) for tokens in views], 0)
             return self.proba_of(features.reshape(len(squares), -1))
 
         seeds = np.random.SeedSequence([self.seed, 0x3A5C]).generate_state(masks)
@@ -266,6 +274,7 @@ class LinearProbe:
                     "palette": tokenizer_hash(self._model()),
                     "layers": self.layers_,
                     "pooling": self.pooling_,
+                    "mirror": self.mirror,
                     "strength": self.strength_,
                     "temperature": self.temperature_,
                     "classes": self.classes_.tolist(),
@@ -283,11 +292,13 @@ class LinearProbe:
         facts = read_json(Path(folder) / "probe.json")
         try:
             layers = check_layers(model, facts["layers"])
-            pooling = facts.get("pooling", "mean")  # older probes have no other
+            pooling, mirror = facts.get("pooling", "mean"), facts.get("mirror", False)  # older probes have no others
             ours = tokenizer_hash(model), len(layers) * pooled_width(model, pooling)
-            probe, name = cls(model, layers, seed=facts["seed"], pooling=pooling), facts["model"]
+            probe, name = cls(model, layers, seed=facts["seed"], pooling=pooling, mirror=mirror), facts["model"]
             if not isinstance(probe.seed, int) or probe.seed < 0:
                 raise ValueError(f"the seed {probe.seed!r}")
+            if not isinstance(mirror, bool):
+                raise ValueError(f"the value {mirror!r} of mirror")
             probe.pooling_ = pooling
             probe.levels = Levels.among(facts)
             probe.layers_, probe.strength_ = layers, facts["strength"]
