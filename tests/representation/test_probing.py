@@ -13,9 +13,10 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.config import Pooling
 from nextpixel.data.decoded import DecodedSet
 from nextpixel.data.labels import class_numbers, folds_of, labels_of_readable
+from nextpixel.network.pooling import pool
 from nextpixel.representation import logistic as logistic_module
 from nextpixel.representation.baselines import baseline_features
-from nextpixel.representation.extraction import POOLINGS, features_of, mirrored, pool, pooled
+from nextpixel.representation.extraction import POOLINGS, features_of, mirrored, pooled
 from nextpixel.representation.logistic import fit_linear
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import likeliest, middle_best, score_of

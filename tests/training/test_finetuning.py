@@ -22,14 +22,15 @@ from nextpixel import ImageGPT, ImageGPTConfig, InputError, LinearProbe, Palette
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.card import model_card
 from nextpixel.cli import main
-from nextpixel.config import FinetuneConfig
+from nextpixel.config import FinetuneConfig, Pooling
 from nextpixel.data.decoded import Batches, masks
 from nextpixel.data.labels import choose_labels, held_out
 from nextpixel.images import save_png
 from nextpixel.network.losses import cross_entropy, masked_cross_entropy
+from nextpixel.network.pooling import pool
+from nextpixel.representation.extraction import POOLINGS, features_of, pooled_columns
 from nextpixel.stats import majority
-from nextpixel.training import optim
-from nextpixel.training.finetuning import fit_head, start_run
+from nextpixel.training.finetuning import fit_best_head, fit_last_head, start_run
 from nextpixel.training.finetuning import test_score as score_of
 from nextpixel.training.loop import Interrupted
 
@@ -104,11 +105,67 @@ def test_classes_are_different_names(classes: list) -> None:
         ImageGPTConfig(classes=tuple(classes))
 
 
-def test_the_head_starts_as_the_probe_of_the_last_layer() -> None:
+@pytest.mark.parametrize(
+    ("layer", "pooling", "width"), [(1, "mean", 16), (2, "mean", 16), (1, "mean-std", 32), (2, "grid-2", 64)]
+)
+def test_a_class_head_reads_any_layer_and_pooling(layer: int, pooling: Pooling, width: int, tmp_path: Path) -> None:
+    made = model()
+    tokens = torch.randint(0, 8, (3, 16), generator=torch.Generator().manual_seed(0))
+    made.set_classes(["a", "b", "c"], layer, pooling)
+    assert made.class_head.weight.shape == (3, width) and made.class_head.bias.shape == (3,)
+    assert made.config.parameters == sum(p.numel() for p in made.parameters())
+    assert not made.classify(tokens).any()
+    with torch.no_grad():
+        for parameter in made.class_head.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    pooled = pool(dict(made.hidden(tokens, [layer]))[layer], 4, 4, pooling)
+    expected = pooled @ made.class_head.weight.T + made.class_head.bias
+    assert torch.allclose(made.classify(tokens), expected, atol=1e-5)
+    logits, classes = made.forward_both(tokens)
+    assert torch.equal(logits, made(tokens)) and torch.equal(classes, made.classify(tokens))
+    probe = LinearProbe.of(made)
+    images = made.palette.decode(tokens)
+    assert probe.layers_ == [layer] and probe.pooling_ == pooling
+    assert probe.predict_proba(images) == pytest.approx(expected.softmax(1).detach().numpy(), abs=1e-5)
+    nextpixel.save(made, tmp_path / "saved")
+    again = nextpixel.load(tmp_path / "saved")
+    assert again.config == made.config and torch.equal(again.classify(tokens), made.classify(tokens))
+    with pytest.raises(InputError, match="class heads read the mean of the last layer; fine-tune with `head=last`"):
+        nextpixel.save(made, tmp_path / "theirs", for_transformers=True)
+
+
+def test_a_picture_of_one_colour_has_gradients_through_its_deviations() -> None:
+    made = model()
+    made.set_classes(["a", "b"], 1, "mean-std")
+    torch.nn.init.ones_(made.class_head.weight)
+    with torch.no_grad():
+        made.position_embedding.zero_()
+        made.token_embedding.zero_()
+        made.start.zero_()
+    made.classify(torch.zeros(1, 16, dtype=torch.int64)).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_layer": 3}, "at most layers 2, got 3"),
+        ({"class_layer": 0}, "class_layer"),
+        ({"class_pooling": "mean-std"}, "expected mean without class_layer"),
+        ({"class_layer": 1, "class_pooling": "max"}, "class_pooling: expected mean or mean-std"),
+        ({"class_layer": 1, "classes": ()}, "expected None without classes"),
+    ],
+)
+def test_bad_class_heads_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImageGPTConfig(**{**vars(CONFIG), "classes": ("a", "b")} | changes)
+
+
+def test_the_paper_s_head_starts_as_the_probe_of_the_last_layer() -> None:
     images, names = labelled(60)
     made = model()
     made.set_classes(["day", "dusk", "night"])
-    fit_head(made, images, np.where(names == "night", 2, 0), 0, "fp32")
+    fit_last_head(made, images, np.where(names == "night", 2, 0), 0, "fp32")
     weight = made.class_head.weight.detach().numpy()
     assert not weight[1].any() and weight[0].any()  # no image of dusk
     others, _ = labelled(50, seed=1)
@@ -119,10 +176,28 @@ def test_the_head_starts_as_the_probe_of_the_last_layer() -> None:
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_the_head_starts_as_the_best_probe() -> None:
+    images, names = labelled(60)
+    made = model()
+    made.set_classes(["day", "dusk", "night"])
+    fit_best_head(made, images, np.where(names == "night", 2, 0), 0, "fp32")
+    layers = [1, 2]
+    features = features_of(made, images, layers, poolings=POOLINGS)
+    columns = pooled_columns(made, POOLINGS)
+    probe = LinearProbe(made).fit_features(features, names, layers=layers, columns=columns)
+    assert (made.config.class_layer, made.config.class_pooling) == (probe.layers_[0], probe.pooling_)
+    others, _ = labelled(50, seed=1)
+    logits = probe.linear_.logits(probe.features(others))
+    found = made.classify(made.palette.encode(others)).detach().numpy()
+    assert found[:, [0, 2]] == pytest.approx(logits, abs=1e-3) and not found[:, 1].any()  # no image of dusk
+
+
 def test_large_sets_fit_the_head_to_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("nextpixel.training.finetuning.HEAD_IMAGES", 10)
-    monkeypatch.setattr("nextpixel.training.finetuning.fit_head", lambda _, squares, labels, *rest: seen.append(labels))
+    monkeypatch.setattr(
+        "nextpixel.training.finetuning.fit_best_head", lambda _, squares, labels, *rest: seen.append(labels)
+    )
     images, labels = labelled(40)
     nextpixel.finetune(model(), images, labels, out=tmp_path / "run", **TINY | {"epochs": 1})
     assert [sorted(part) for part in seen] == [[0] * 5 + [1] * 5]
@@ -131,20 +206,25 @@ def test_large_sets_fit_the_head_to_a_part(tmp_path: Path, monkeypatch: pytest.M
 # ---- the loss
 
 
+@pytest.mark.parametrize("head", ["best", "last"])
 @pytest.mark.parametrize("objective", ["autoregressive", "masked"])
-def test_the_first_losses_are_those_by_hand(objective: str, tmp_path: Path) -> None:
+def test_the_first_losses_are_those_by_hand(objective: str, head: str, tmp_path: Path) -> None:
     """Of the probe's head plus the generative loss; then one step of Adam, and the same again."""
     images, labels = labelled(40)
     begun = model(objective)
     run = tmp_path / "run"
-    nextpixel.finetune(begun, images, labels, out=run, **TINY | {"epochs": 1, "augment": "none", "warmup_steps": 0})
+    how = {"epochs": 1, "augment": "none", "warmup_steps": 0, "head": head, "clip_norm": 0.0}
+    nextpixel.finetune(begun, images, labels, out=run, **TINY | how)
     arrays = Run(run).arrays()
     batches = Batches(images, arrays["train"], size=(SIDE, SIDE), batch_images=8, augment="none", seed=0)
     mine = model(objective)
     mine.set_classes(["day", "night"])
-    fit_head(mine, images[arrays["train"]], (labels == "night")[arrays["train"]].astype(int), 0, "fp32")
+    fit = fit_best_head if head == "best" else fit_last_head
+    fit(mine, images[arrays["train"]], (labels == "night")[arrays["train"]].astype(int), 0, "fp32")
     optimizer = torch.optim.Adam(mine.parameters(), lr=0.01, betas=(0.9, 0.95))
+    steps = Run(run).facts()["decisions"]["steps"]
     for step in range(2):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
         tokens = begun.palette.encode(batches(step))
         truth = torch.from_numpy((labels == "night")[batches.numbers(step)].astype(int))
         hidden = torch.from_numpy(batches.masks(step, 16)) if objective == "masked" else None
@@ -168,7 +248,7 @@ def test_a_frozen_trunk_stays_as_it_is_and_the_loss_is_that_of_classes(tmp_path:
     begun = model()
     trained = nextpixel.finetune(begun, images, labels, out=tmp_path / "run", **TINY | {"freeze_trunk": True})
     tensors = dict(trained.named_parameters())
-    assert tensors.pop("class_head.weight").abs().max() > 0
+    assert tensors.pop("class_head.weight").abs().max() > 0 and tensors.pop("class_head.bias").abs().max() > 0
     assert all(torch.equal(tensors[name], parameter) for name, parameter in begun.named_parameters())
     assert losses(tmp_path / "run")[0] < math.log(2)
     assert len(tensors) == len(list(begun.named_parameters()))
@@ -180,12 +260,6 @@ def test_the_model_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
     nextpixel.finetune(begun, images, labels, out=tmp_path / "run", **TINY | {"epochs": 1})
     assert begun.config == CONFIG
     assert all(torch.equal(a, b) for a, b in zip(begun.parameters(), before.parameters(), strict=True))
-
-
-def test_the_rate_is_constant_after_the_warm_up() -> None:
-    rates = [optim.constant_rate(step, warmup_steps=4, peak=0.1) for step in range(8)]
-    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1, 0.1])
-    assert optim.constant_rate(0, warmup_steps=0, peak=0.1) == 0.1
 
 
 # ---- resumption

@@ -108,6 +108,8 @@ def save(
         masked = model.config.objective == "masked"
         kind = "of the masked objective" if masked else "that is not the paper's network"
         why = "its causal mask is built in" if masked else "it only supports square grids and no modern options"
+        if model.config.class_layer is not None:
+            why = "its class heads read the mean of the last layer; fine-tune with `head=last` for such a one"
         raise InputError(
             f"a model {kind} cannot be saved for transformers, which would compute it wrongly: {why}; save it without "
             "for_transformers and load it with nextpixel"

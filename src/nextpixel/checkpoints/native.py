@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nextpixel.config import ImageGPTConfig
 from nextpixel.network.model import ImageGPT
 
 MODEL_TYPE = "nextpixel"
+LATER = ("words", "class_layer", "class_pooling")  # left out where usual, for the releases without them
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:
@@ -40,5 +41,6 @@ def state(model: ImageGPT) -> Iterator[tuple[str, Tensor]]:
 
 def config_values(config: ImageGPTConfig) -> dict[str, Any]:
     """The contents of config.json."""
-    shape = {name: value for name, value in asdict(config).items() if name != "words" or value}
+    usual = {field.name: field.default for field in fields(config) if field.name in LATER}
+    shape = {name: value for name, value in asdict(config).items() if value != usual.get(name, ...)}
     return {"model_type": MODEL_TYPE, "shape": shape}

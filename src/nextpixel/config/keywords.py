@@ -91,6 +91,7 @@ class FinetuneKeywords(GPTRunKeywords, total=False):
     epochs: int
     patience: int
     labels_per_class: int | None
+    head: Literal["best", "last"]
     freeze_trunk: bool
 
 

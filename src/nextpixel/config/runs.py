@@ -303,13 +303,18 @@ class PretrainConfig(GPTRunConfig):
 class FinetuneConfig(GPTRunConfig):
     """Settings of a fine-tuning run; recorded in its run.json."""
 
-    epochs: int = 30
+    epochs: int = 10
     """Maximum passes over the training images."""
     patience: int = 5
     """Stop after this many evaluations without an improvement of the validation accuracy."""
+    head: Literal["best", "last"] = "best"
+    """What the class head reads. best: the layer and pooling that the best linear probe of the training images reads;
+    last: the mean of the last layer, as in the paper and in transformers."""
     learning_rate: float | None = None
-    """Learning rate, constant after the warm-up; default: a tenth of the size's pretraining rate. Small datasets
-    profit from more."""
+    """Peak learning rate; after the warm-up it falls linearly to zero. Default: 0.003, for networks wider than
+    256 in inverse proportion to the width."""
+    clip_norm: float = 1.0
+    """Maximum global norm of the gradient; 0: no clipping, as in the paper."""
     augment: str = "pad-flip"
     """none, or several of flip, crop, pad, shift, wrap and recolour, separated by commas; see pretrain."""
     batch_images: int = 32

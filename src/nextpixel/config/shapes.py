@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nextpixel.config.settings import Settings
-from nextpixel.config.terms import HIGHEST_SIDE, Activation, Objective, Positions, Size, to_side, to_size
+from nextpixel.config.terms import HIGHEST_SIDE, Activation, Objective, Pooling, Positions, Size, to_side, to_size
 from nextpixel.errors import InputError, shortened
 
 TAGS = 16  # of a caption, at most
@@ -32,6 +32,10 @@ class ImageGPTConfig(Settings):
     """Rows of the start table: 1, or 8, one per rotation and reflection of the square."""
     classes: tuple[str, ...] = ()
     """Class names of the class head; empty without one."""
+    class_layer: int | None = None
+    """The layer that the class head reads, 1 to L, with a bias; None: the last, without a bias, as in the paper."""
+    class_pooling: Pooling = "mean"
+    """How the class head makes one vector of that layer's states, see pooling.pool; without `class_layer`, the mean."""
     words: int = 0
     """Number of words that captions may have; 0 without captions."""
 
@@ -54,7 +58,8 @@ class ImageGPTConfig(Settings):
         names = set(self.classes)
         if len(names) != len(self.classes) or len(names) == 1 or not all(isinstance(name, str) for name in names):
             raise InputError(f"classes: expected no names or at least two different ones, got {list(self.classes)!r}")
-        for name, kind in (("objective", Objective), ("positions", Positions), ("activation", Activation)):
+        terms = {"objective": Objective, "positions": Positions, "activation": Activation, "class_pooling": Pooling}
+        for name, kind in terms.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(
                     f"expected {' or '.join(get_args(kind))}, got {shortened(getattr(self, name))}", argument=name
@@ -86,6 +91,15 @@ class ImageGPTConfig(Settings):
             for value in values:
                 _check_whole(name, value, 1)
         object.__setattr__(self, "side", grid[0] if grid[0] == grid[1] else grid)
+        if self.class_layer is not None:
+            _check_whole("class_layer", self.class_layer, 1)
+            if self.class_layer > self.layers or not self.classes:
+                raise InputError(
+                    f"expected None without classes, or at most layers {self.layers}, got {self.class_layer}",
+                    argument="class_layer",
+                )
+        elif self.class_pooling != "mean":
+            raise InputError(f"expected mean without class_layer, got {self.class_pooling}", argument="class_pooling")
         if self.width % self.heads:
             raise InputError(
                 f"expected a multiple of heads {self.heads}, got {self.width}; "
@@ -128,6 +142,13 @@ class ImageGPTConfig(Settings):
     def head_width(self) -> int:
         return self.width // self.heads
 
+    def pooled_width(self, pooling: Pooling) -> int:
+        """Numbers that pooling.pool makes of a layer's states."""
+        if pooling == "mean-std":
+            return 2 * self.width
+        cells = 1 if pooling == "mean" else int(pooling.removeprefix("grid-"))
+        return self.width * min(cells, self.rows) * min(cells, self.columns)
+
     @property
     def block_matrix_parameters(self) -> int:
         """Parameters of a block's matrices: QKV and output projections, and an MLP of four times the width."""
@@ -141,7 +162,8 @@ class ImageGPTConfig(Settings):
         positions = self.tokens * width if self.positions == "learned" else 0
         embeddings = positions + 2 * self.colors * width + start + (self.words + 1) * width * bool(self.words)
         block = self.block_matrix_parameters + 2 * width + (2 if self.mix_input else 0)
-        return embeddings + layers * block + width + len(self.classes) * width
+        class_row = self.pooled_width(self.class_pooling) + (self.class_layer is not None)
+        return embeddings + layers * block + width + len(self.classes) * class_row
 
     @property
     def is_classic(self) -> bool:
@@ -193,7 +215,7 @@ class ResNetConfig(Settings):
 
 # Upper bounds, far beyond real networks: larger values come from damaged files.
 AT_MOST = {"layers": 10_000, "width": 1 << 18, "heads": 1 << 18, "side": HIGHEST_SIDE, "colors": 1 << 24}
-AT_MOST |= {"words": 1 << 20}
+AT_MOST |= {"words": 1 << 20, "class_layer": 10_000}
 AT_MOST |= {"blocks": 1000, "factor": 1000, "classes": 1 << 24, "targets": 1 << 24}
 
 

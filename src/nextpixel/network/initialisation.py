@@ -40,7 +40,8 @@ def initialise(model: ImageGPT, seed: int) -> None:
         initialise_words(model, generator)
     model.head.weight.zero_()
     if model.class_head is not None:
-        model.class_head.weight.zero_()
+        for parameter in model.class_head.parameters():
+            parameter.zero_()
 
 
 @torch.no_grad()

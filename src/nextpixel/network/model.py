@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Size, check_fit, to_side
+from nextpixel.config import TAGS, Fit, ImageGPTConfig, Levels, Pooling, Size, check_fit, to_side
 from nextpixel.network.attention import Mask, attention
 from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise, initialise_words
+from nextpixel.network.pooling import pool
 from nextpixel.network.positions import Positions, raster, rotate
 from nextpixel.tokens.tokenizer import covers_pixels, picture_size
 
@@ -66,10 +67,10 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, left empty: `initialise` fills it from a seed, or a checkpoint does."""
+    """A matrix, left empty: `initialise` fills it from a seed, or a checkpoint does. Only class heads have a bias."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
 
     def reset_parameters(self) -> None:
         pass
@@ -148,6 +149,13 @@ class Block(nn.Module):
         return h + self.mlp(self.norm_2(h))
 
 
+def class_head(config: ImageGPTConfig) -> Linear | None:
+    """The class head of a network with classes."""
+    if not config.classes:
+        return None
+    return Linear(config.pooled_width(config.class_pooling), len(config.classes), config.class_layer is not None)
+
+
 class ImageGPT(nn.Module):
     """Image GPT: tokens (B, T) in, logits (B, T, K) out; with a class head, class logits (B, C) as well.
 
@@ -176,17 +184,22 @@ class ImageGPT(nn.Module):
         self.norm = Norm(config.width)
         self.head = Linear(config.width, config.colors)
         self.soft_cap = SoftCap(config.logit_cap)
-        self.class_head = Linear(config.width, len(config.classes)) if config.classes else None
+        self.class_head = class_head(config)
         if not self.head.weight.is_meta:
             initialise(self, seed)
 
-    def set_classes(self, classes: Sequence[str]) -> None:
-        """Replace the class head by a new one for these names, all zero; without names, remove it."""
-        self.config = dataclasses.replace(self.config, classes=tuple(classes))
-        self.class_head = None
-        if classes:
-            self.class_head = Linear(self.config.width, len(classes)).to(self.head.weight)
-            nn.init.zeros_(self.class_head.weight)
+    def set_classes(self, classes: Sequence[str], layer: int | None = None, pooling: Pooling = "mean") -> None:
+        """Replace the class head by a new one for these names, all zero; without names, remove it.
+
+        `layer` and `pooling` are `class_layer` and `class_pooling` of ImageGPTConfig.
+        """
+        names = tuple(classes)
+        self.config = dataclasses.replace(self.config, classes=names, class_layer=layer, class_pooling=pooling)
+        self.class_head = class_head(self.config)
+        if self.class_head is not None:
+            self.class_head.to(self.head.weight)
+            for parameter in self.class_head.parameters():
+                nn.init.zeros_(parameter)
 
     def set_words(self, words: Words, seed: int = 0) -> None:
         """Take captions of these words, whose vectors are random; see `words`. Raises InputError for a masked model."""
@@ -305,49 +318,58 @@ class ImageGPT(nn.Module):
 
     def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
-        last = self._final_hidden(tokens, masked)
-        return self.logits(last), self._classify(last)
+        layers = {self._class_layer(), len(self.blocks)}
+        states = dict(self.hidden(tokens, layers, masked))
+        return self.logits(states[len(self.blocks)]), self._classify(states[self._class_layer()])
 
     def classify(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Class logits (B, C): the class head on the final norm's output, averaged over all slots."""
-        return self._classify(self._final_hidden(tokens, masked))
+        """Class logits (B, C): the class head on its layer's states, pooled over all slots; blocks above do not run."""
+        [(_, states)] = self.hidden(tokens, [self._class_layer()], masked)
+        return self._classify(states)
 
-    def _classify(self, last: Tensor) -> Tensor:
+    def _class_layer(self) -> int:
         if self.class_head is None:
             raise ValueError("this model has no class head; give it one with set_classes, and train it")
-        return self.class_head(last.mean(1))
+        return self.config.class_layer or len(self.blocks)
+
+    def _classify(self, states: Tensor) -> Tensor:
+        assert self.class_head is not None
+        with torch.autocast(states.device.type, enabled=False):  # classes differ by little next to a feature's size
+            found = pool(states.float(), self.config.rows, self.config.columns, self.config.class_pooling)
+            return self.class_head(found.to(self.class_head.weight.dtype))
 
     def _final_hidden(
         self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0, **sequence: Any
     ) -> Tensor:
         """The final norm's output in the slots that predict the tokens, (B, t, D)."""
+        [(_, last)] = self.hidden(tokens, [len(self.blocks)], masked, orientation, **sequence)
+        return last
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        layers: Collection[int],
+        masked: Tensor | None = None,
+        orientation: Tensor | int = 0,
+        **sequence: Any,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (l, n^l) with n^l (B, t, D) for each of `layers`, 0 <= l <= L, in order; stops at the deepest.
+
+        n^l is the output of block l's first norm, n^L that of the final norm (Chen et al. 2020, section 2.3), in the
+        slots that predict the tokens. For `sequence` see `inputs`.
+        """
         h, rotations, mask = self.inputs(tokens, masked, orientation, **sequence)
-        x0 = h
-        for block in self.blocks:
+        x0, slots = h, slice(h.shape[1] - tokens.shape[1], None)
+        for layer, block in enumerate(self.blocks):
+            if layer in layers:
+                yield layer, self.hidden_state(layer, h, x0)[:, slots]
+            if layer >= max(layers):
+                return
             if self.checkpoint_activations and torch.is_grad_enabled():
                 h = checkpoint(block, h, x0, rotations, mask, use_reentrant=False)
             else:
                 h = block(h, x0, rotations, mask)
-        return self.norm(h[:, h.shape[1] - tokens.shape[1] :])
-
-    def hidden(
-        self, tokens: Tensor, layers: Collection[int], masked: Tensor | None = None, *, shifted: bool = True
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (l, n^l) with n^l (B, T, D) for each of `layers`, 0 <= l <= L, in order; stops at the deepest.
-
-        n^l is the output of block l's first norm, n^L that of the final norm (Chen et al. 2020, section 2.3).
-        `shifted=False` puts token t in slot t without a start vector, as other programs feed these weights; the network
-        was not trained that way.
-        """
-        h, rotations, mask = self.inputs(tokens, masked, shifted=shifted)
-        x0 = h
-        for layer, block in enumerate(self.blocks):
-            if layer in layers:
-                yield layer, self.hidden_state(layer, h, x0)[:, -tokens.shape[1] :]
-            if layer >= max(layers):
-                return
-            h = block(h, x0, rotations, mask)
-        yield len(self.blocks), self.norm(h[:, -tokens.shape[1] :])
+        yield len(self.blocks), self.norm(h[:, slots])
 
     def inputs(
         self,
@@ -367,6 +389,8 @@ class ImageGPT(nn.Module):
         prefix          (1 or B, F, D); by default that of `orientation` and `tags`
         positions       of prefix and tokens; by default raster order
         attention_mask  by default causal, or none for a masked model
+        shifted         False puts token t in slot t without a start vector, as other programs feed these weights; the
+                        network was not trained that way
         """
         causal, count = self.config.objective == "autoregressive", tokens.shape[1]
         if causal and masked is not None:

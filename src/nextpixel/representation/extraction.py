@@ -30,6 +30,7 @@ from nextpixel.images.sources.maps import check_readable
 from nextpixel.network import cost as plan
 from nextpixel.network.int8.packing import Int8Hidden, supports_int8
 from nextpixel.network.model import ImageGPT
+from nextpixel.network.pooling import pool
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress, say_once
 from nextpixel.representation.scoring import BATCH_IMAGES, batches
@@ -102,10 +103,7 @@ def pooled_width(model: Backbone, pooling: Pooling = "mean") -> int:
         if pooling != "mean":
             raise InputError(f"expected mean for a convolutional student, got {pooling}", argument="pooling")
         return model.config.width
-    if pooling == "mean-std":
-        return 2 * model.config.width
-    cells = 1 if pooling == "mean" else int(pooling.removeprefix("grid-"))
-    return model.config.width * min(cells, model.config.rows) * min(cells, model.config.columns)
+    return model.config.pooled_width(pooling)
 
 
 def pooled_columns(model: Backbone, poolings: Sequence[Pooling]) -> dict[Pooling, slice]:
@@ -126,20 +124,6 @@ def poolings_to_try(model: Backbone, layers: int, images: int) -> list[Pooling]:
             f"{POOLED_BYTES / 1e9:.1f}: not trying {' and '.join(left)}; with fewer layers or images they fit"
         )
     return list(POOLINGS[:count])
-
-
-def pool(states: Tensor, rows: int, columns: int, pooling: str) -> Tensor:
-    """States (B, T, D) of a grid of tokens in raster order to (B, D) or several D.
-
-    The cells of "grid-N" are N x N, as equal as whole rows and columns allow, or single tokens where there are fewer.
-    """
-    if pooling == "mean":
-        return states.mean(1)
-    if pooling == "mean-std":
-        return torch.cat([states.mean(1), states.std(1, correction=0)], 1)
-    cells = int(pooling.removeprefix("grid-"))
-    bands = states.unflatten(1, (rows, columns)).tensor_split(min(cells, rows), 1)  # of (B, rows, columns, D)
-    return torch.cat([cell.mean((1, 2)) for band in bands for cell in band.tensor_split(min(cells, columns), 2)], 1)
 
 
 def tokenizer_hash(model: Backbone) -> str | None:

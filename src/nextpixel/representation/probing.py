@@ -149,7 +149,7 @@ class LinearProbe:
 
     @classmethod
     def of(cls, model: ImageGPT) -> LinearProbe:
-        """The class head of a fine-tuned model as a linear probe of the last layer.
+        """The class head of a fine-tuned model as a linear probe of the layer that it reads.
 
         Raises InputError for a model without a class head.
         """
@@ -159,13 +159,15 @@ class LinearProbe:
                 "(nextpixel probe LABELLED `out=probe`) or fine-tune it on them (nextpixel finetune LABELLED "
                 "`out=runs/clf`)"
             )
-        probe, width = cls(model, model.config.layers, pooling="mean"), model.config.width
-        probe.pooling_ = "mean"
-        probe.layers_, probe.sweep_, probe.temperature_ = [model.config.layers], {}, None
+        pooling, layer = model.config.class_pooling, model.config.class_layer or model.config.layers
+        probe, width = cls(model, layer, pooling=pooling), model.config.pooled_width(pooling)
+        probe.pooling_ = pooling
+        probe.layers_, probe.sweep_, probe.temperature_ = [layer], {}, None
         probe.classes_ = np.array(model.config.classes)
-        weight = model.class_head.weight.detach().float().cpu().numpy()
-        zero, one = np.zeros(width, np.float32), np.ones(width, np.float32)
-        probe.linear_ = Linear(zero, one, weight, np.zeros(len(weight), np.float32))
+        weight, bias = model.class_head.weight, model.class_head.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        parts = (part.detach().float().cpu().numpy() for part in (weight, bias))
+        probe.linear_ = Linear(np.zeros(width, np.float32), np.ones(width, np.float32), *parts)
         return probe
 
     def predict_proba(self, images: Any, *, split: str | None = None, masks: int = 0) -> NDArray[np.float32]:

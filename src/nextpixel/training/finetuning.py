@@ -2,9 +2,10 @@
 
 finetune calls start_run, which creates the run folder, and train_run, which trains it to its end and tests it.
 
-The loss is that of Chen et al. 2020, section 2.2: the generative loss plus the cross-entropy of a linear class head on
-the last layer's mean, with equal weights. The head starts as the logistic regression on the same features (Kumar et
-al. 2022): at the rates that keep the network's features, one that starts from zero stays far behind it.
+The loss is that of Chen et al. 2020, section 2.2: the generative loss plus the cross-entropy of a linear class head,
+with equal weights. The paper's head reads the last layer's mean; by default it reads what the best linear probe of the
+training images reads, and starts as that probe (Kumar et al. 2022): at the rates that keep the network's features, a
+head that starts from zero stays far behind it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextpixel.checkpoints import Run, load, write_model
-from nextpixel.config import INIT_RATE, FinetuneConfig, FinetuneKeywords, check_keywords, peak_rate, replace_checked
+from nextpixel.config import FinetuneConfig, FinetuneKeywords, check_keywords, replace_checked
 from nextpixel.data.decoded import DecodedSet, decode
 from nextpixel.data.labels import (
     choose_labels,
@@ -39,7 +40,7 @@ from nextpixel.images.sources import Source, open_source, sprites_of
 from nextpixel.images.sources.splits import NoSplit
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import say, say_once
-from nextpixel.representation.extraction import features_of
+from nextpixel.representation.extraction import features_of, pooled_columns, poolings_to_try
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import decide
@@ -58,6 +59,7 @@ from nextpixel.training.steps import (
 
 KIND = "finetune"
 HEAD_IMAGES = 5_000  # at most, to fit the head's first weights to
+RATE, WIDTH = 0.003, 256  # measured (docs/results.md); wider networks take less
 
 
 @check_keywords(FinetuneKeywords)
@@ -181,7 +183,7 @@ def _start(
         shape=network.config,
         steps=config.epochs * epoch_steps(config, len(arrays["train"])),
         images=len(arrays["train"]),
-        peak_rate=peak_rate(network.config.parameters) * INIT_RATE,
+        peak_rate=RATE * min(1.0, WIDTH / network.config.width),
         fit=network.fit,
         levels=levels,
         sets=sets,
@@ -189,7 +191,8 @@ def _start(
     train = arrays["train"]
     if len(train) > HEAD_IMAGES:
         train = train[held_out(labels_of_set[train], HEAD_IMAGES / len(train), config.seed)]
-    fit_head(network.to(decided.device), sets[1].images[train], labels_of_set[train], config.seed, decided.dtype)
+    head = fit_best_head if config.head == "best" else fit_last_head
+    head(network.to(decided.device), sets[1].images[train], labels_of_set[train], config.seed, decided.dtype)
     network.to("cpu")
     return create_run(
         out,
@@ -207,12 +210,44 @@ def _start(
 
 
 @torch.no_grad()
-def fit_head(network: ImageGPT, squares: NDArray[np.uint8], labels: NDArray[np.integer], seed: int, dtype: str) -> None:
-    """Set the class head to the calibrated linear probe of the last layer for images (N, H, W, 3) and labels (N,).
+def fit_best_head(
+    network: ImageGPT, squares: NDArray[np.uint8], labels: NDArray[np.integer], seed: int, dtype: str
+) -> None:
+    """Make the class head the best linear probe of images (N, H, W, 3) and labels (N,), calibrated.
 
-    The head has no bias; a direction along which all features are close to 1 (ridge regression) takes its place.
+    Layer and pooling are chosen on held-out images, from the first block's output on.
     """
+    layers = list(range(1, network.config.layers + 1))
+    poolings = poolings_to_try(network, len(layers), len(squares))
+    features = features_of(network, squares, layers, dtype=dtype, poolings=poolings)
+    probe = LinearProbe(None, seed=seed)
+    probe.fit_features(features, labels, layers=layers, columns=pooled_columns(network, poolings))
+    [layer], linear, pooling = probe.layers_, probe.linear_, probe.pooling_
+    network.set_classes(network.config.classes, layer, pooling)
+    say(f"class head: starts as the linear probe of layer {layer}, {pooling} pooling")
+    weight = linear.weight / linear.scale
+    _set_head(network, probe.classes_, weight, linear.bias - weight @ linear.mean)
+
+
+def _set_head(
+    network: ImageGPT, classes: NDArray[np.integer], weight: NDArray[np.floating], bias: NDArray[np.floating] | None
+) -> None:
+    """Set the rows of the class head for these classes."""
     assert network.class_head is not None
+    rows = torch.from_numpy(classes)
+    network.class_head.weight[rows] = torch.from_numpy(weight).to(network.class_head.weight)
+    if bias is not None:
+        network.class_head.bias[rows] = torch.from_numpy(bias).to(network.class_head.weight)
+
+
+@torch.no_grad()
+def fit_last_head(
+    network: ImageGPT, squares: NDArray[np.uint8], labels: NDArray[np.integer], seed: int, dtype: str
+) -> None:
+    """Set the paper's class head to the calibrated probe of the last layer's mean for images (N, H, W, 3), labels (N,).
+
+    This head has no bias; a direction along which all features are close to 1 (ridge regression) takes its place.
+    """
     last = network.config.layers
     features = features_of(network, squares, [last], dtype=dtype)
     probe = LinearProbe(None, [last], seed=seed, pooling="mean").fit_features(features, labels)
@@ -221,7 +256,7 @@ def fit_head(network: ImageGPT, squares: NDArray[np.uint8], labels: NDArray[np.i
     one = np.linalg.solve(gram, scaled.mean(0)) / linear.scale
     weight = linear.weight / linear.scale
     weight += np.outer(linear.bias - weight @ linear.mean, one)
-    network.class_head.weight[torch.from_numpy(probe.classes_)] = torch.from_numpy(weight).to(network.class_head.weight)
+    _set_head(network, probe.classes_, weight, None)
 
 
 def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
@@ -277,7 +312,13 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             optim.adam(model),
             batch_at,
             step,
-            rate_at=lambda step: optim.constant_rate(step, decided.warmup_steps, decided.learning_rate),
+            rate_at=lambda step: optim.linear_rate(
+                step,
+                steps=decided.steps,
+                warmup_steps=decided.warmup_steps,
+                peak=decided.learning_rate,
+                cooldown_fraction=1.0,
+            ),
             evaluate=evaluate,
             write_model=lambda folder: write_full_model(model, folder),
             metric="validation_accuracy",

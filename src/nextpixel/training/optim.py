@@ -69,11 +69,6 @@ def falling_steps(steps: int, cooldown_fraction: float) -> int:
     return max(1, round(steps * cooldown_fraction))
 
 
-def constant_rate(step: int, warmup_steps: int, peak: float) -> float:
-    """The rate of that step, counted from 0: linear warm-up, then constant."""
-    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
-
-
 def default_warmup_steps(steps: int, images: int, batch_images: int) -> int:
     """One epoch, as in the paper, but at most 5% of the steps."""
     return max(1, min(images // batch_images, steps // 20))
