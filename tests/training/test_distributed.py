@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import lively
 from PIL import Image
-from tiny_runs import flags, leftovers, photos, pictures, settings
+from tiny_runs import COLORS, flags, leftovers, photos, pictures, settings
 from torch.distributed.checkpoint import FileSystemReader
 
 import nextpixel
 from nextpixel.checkpoints import Run
 from nextpixel.cli import main
-from nextpixel.config import PretrainConfig
+from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.errors import InputError
 from nextpixel.training import decisions, distributed
 from nextpixel.training.pretraining import start_run
@@ -60,7 +61,7 @@ def pretraining(folder: Path, out: str, shard: bool = False, **changes: Any) -> 
 def finetuning(folder: Path, out: str) -> list[str]:
     """The command of two epochs on 22 of 24 images, and 8 test images."""
     labelled, test = str(folder / "labelled.npz"), str(folder / "test.npz")
-    model = str(folder / "classic-alone" / "step_0000020")
+    model = str(folder / "three-layers")
     values = {"batch_images": 4, "micro_batch_images": 1, "epochs": 2, "log_every_steps": 1, "device": "cpu"}
     values |= {"dtype": "fp32", "compile": "off", "threads": 1, "cache": str(folder / "cache")}
     return ["finetune", labelled, "--test", test, "--model", model, "--out", str(folder / out), *flags(values)]
@@ -111,6 +112,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     again = folder / "classic-alone" / "step_0000020"
     features = ["features", str(folder / "photos.npy"), "--model", str(again), "--layer", "0,1", "--device", "cpu"]
     assert main([*features, "--out", str(folder / "alone.npz")]) == 0
+    shape = {"layers": 3, "width": 16, "heads": 2, "side": 4, "colors": 8}
+    mixed = lively(ImageGPTConfig(**shape, mix_input=True, positions="rotary", qk_norm=True), torch.float32)
+    mixed.palette = nextpixel.Palette(COLORS / 127.5 - 1)
+    nextpixel.save(mixed, folder / "three-layers")
     assert main(finetuning(folder, "finetune-alone")) == 0
     branch = ["pretrain", "--branch", str(folder / "muon-alone"), "--steps", "24"]
     assert main([*branch, "--out", str(folder / "branch-alone")]) == 0
@@ -208,6 +213,7 @@ def test_a_branch_by_two_processes(folder):
 
 def test_finetuning_by_two_processes(folder):
     alone, two = folder / "finetune-alone", folder / "finetune-shards"
+    assert 0 < nextpixel.load(alone).config.class_layer < 3  # not the last: its block's norm is used by itself
     np.testing.assert_allclose(figures(two), figures(alone), atol=1e-5)
     assert figures(two, "validation_accuracy") == figures(alone, "validation_accuracy")
     assert json.loads((two / "test.json").read_text()) == json.loads((alone / "test.json").read_text())

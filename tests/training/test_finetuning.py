@@ -130,8 +130,12 @@ def test_a_class_head_reads_any_layer_and_pooling(layer: int, pooling: Pooling, 
     nextpixel.save(made, tmp_path / "saved")
     again = nextpixel.load(tmp_path / "saved")
     assert again.config == made.config and torch.equal(again.classify(tokens), made.classify(tokens))
-    with pytest.raises(InputError, match="class heads read the mean of the last layer; fine-tune with `head=last`"):
+    with pytest.raises(InputError, match=f"whose class head reads layer {layer} .* fine-tune with `head=last`"):
         nextpixel.save(made, tmp_path / "theirs", for_transformers=True)
+    assert "Its classes: a, b, c. " in model_card(made, "ann/abc") and "transformers" not in model_card(made, "ann/abc")
+    assert made.config.is_classic
+    made.set_classes([])
+    assert made.config == CONFIG
 
 
 def test_a_picture_of_one_colour_has_gradients_through_its_deviations() -> None:
@@ -201,6 +205,48 @@ def test_large_sets_fit_the_head_to_a_part(tmp_path: Path, monkeypatch: pytest.M
     images, labels = labelled(40)
     nextpixel.finetune(model(), images, labels, out=tmp_path / "run", **TINY | {"epochs": 1})
     assert [sorted(part) for part in seen] == [[0] * 5 + [1] * 5]
+
+
+def test_other_models_are_refused_by_transformers_for_their_own_reason(tmp_path: Path) -> None:
+    masked = model("masked")
+    masked.set_classes(["a", "b"], 1)
+    with pytest.raises(InputError, match=r"masked objective .* causal mask"):
+        nextpixel.save(masked, tmp_path / "theirs", for_transformers=True)
+
+
+def test_a_probe_that_training_does_not_better_is_kept(tmp_path: Path) -> None:
+    images, labels = labelled(40)
+    how = TINY | {"learning_rate": 1.0, "clip_norm": 0.0, "epochs": 2}
+    kept = nextpixel.finetune(model(), images, labels, out=tmp_path / "run", **how)
+    found = accuracies(tmp_path / "run")
+    assert [step for step, _ in found] == [0, 5, 10] and found[0][1] >= max(accuracy for _, accuracy in found[1:])
+    assert Run(tmp_path / "run").best()["step"] == 0
+    trunk = dict(kept.named_parameters())
+    assert all(torch.equal(trunk[name], parameter) for name, parameter in model().named_parameters())
+
+
+def test_a_head_reads_the_same_with_recomputed_activations() -> None:
+    made = model()
+    made.set_classes(["a", "b"], 1, "mean-std")
+    torch.nn.init.ones_(made.class_head.weight)
+    tokens = torch.randint(0, 8, (2, 16), generator=torch.Generator().manual_seed(0))
+    found = []
+    for made.checkpoint_activations in (False, True):
+        made.zero_grad()
+        logits, classes = made.forward_both(tokens)
+        (logits.square().mean() + classes.square().mean()).backward()
+        found.append([p.grad.clone() for p in made.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("width", "rate"), [(16, 0.003), (256, 0.003), (1024, 0.00075)])
+def test_wide_networks_have_a_lower_rate(width: int, rate: float, tmp_path: Path) -> None:
+    images, labels = labelled(16)
+    wide = ImageGPT(ImageGPTConfig(layers=1, width=width, heads=2, side=SIDE, colors=8))
+    wide.palette = Palette(COLORS / 127.5 - 1)
+    config = FinetuneConfig(**{name: value for name, value in TINY.items() if name != "learning_rate"})
+    run = start_run(wide, images, tmp_path / "run", config, labels)
+    assert run.facts()["decisions"]["learning_rate"] == pytest.approx(rate)
 
 
 # ---- the loss
@@ -377,7 +423,7 @@ def test_it_stops_after_evaluations_that_were_no_better_and_stays_stopped(tmp_pa
     monkeypatch.setattr(LinearProbe, "evaluate_squares", told)
     nextpixel.finetune(model(), images, labels, out=tmp_path / "run", **TINY | {"epochs": 50, "patience": 2})
     assert [accuracy for _, accuracy in accuracies(tmp_path / "run")] == [0.5, 0.75, 0.25, 0.75]
-    assert Run(tmp_path / "run").best() == {"step": 10, "accuracy": 0.75}
+    assert Run(tmp_path / "run").best() == {"step": 5, "accuracy": 0.75}
     before = Run(tmp_path / "run").steps()
     nextpixel.finetune(resume=tmp_path / "run")
     assert Run(tmp_path / "run").steps() == before and next(rising) == 0.5

@@ -48,7 +48,7 @@ CLASSIC = """The folder is also one that `transformers.ImageGPTForCausalImageMod
 """
 
 
-CLASSIFIER = """Its classes: {classes}. `nextpixel.save(model, "theirs", for_transformers=True)` makes a folder for
+CLASSIFIER = """`nextpixel.save(model, "theirs", for_transformers=True)` makes a folder for
 transformers' `ImageGPTForImageClassification`. Feed it the start token {start} and then all pixels but the last:
 transformers' image processor omits the start token, which gives other logits.
 
@@ -70,7 +70,7 @@ def model_card(model: ImageGPT, name: str) -> str:
     if config.classes:
         use = 'names = nextpixel.LinearProbe.of(model).predict("photos/")'
         classes = ", ".join(map(_markdown, config.classes[:20])) + (", ..." if len(config.classes) > 20 else "")
-        other = CLASSIFIER.format(classes=classes, name=name, start=config.colors) if classic else ""
+        other = f"Its classes: {classes}. " + (CLASSIFIER.format(start=config.colors) if classic else "\n\n")
     facts = public(model.facts)
     made = [f"| {_markdown(key.replace('_', ' '))} | {_markdown(value)} |" for key, value in facts.items()]
     return CARD.format(

@@ -98,9 +98,10 @@ def save(
 ) -> None:
     """Write a new checkpoint folder for `load`; that of a classic model also opens in transformers.
 
-    With `for_transformers`, a model with a class head becomes an ImageGPTForImageClassification, which `load` does not
-    open, since it has no generative head; given the start token and then all pixels but the last, its logits equal
-    model.classify(tokens). Raises InputError for a model that transformers would compute wrongly.
+    With `for_transformers`, a model with a class head on the last layer's mean (`head=last`) becomes an
+    ImageGPTForImageClassification, which `load` does not open, since it has no generative head; given the start token
+    and then all pixels but the last, its logits equal model.classify(tokens). Raises InputError for a model that
+    transformers would compute wrongly.
     """
     if for_transformers and isinstance(model, ResNet):
         raise InputError("a convolutional network cannot be saved for transformers: it is not an Image GPT")
@@ -108,8 +109,9 @@ def save(
         masked = model.config.objective == "masked"
         kind = "of the masked objective" if masked else "that is not the paper's network"
         why = "its causal mask is built in" if masked else "it only supports square grids and no modern options"
-        if model.config.class_layer is not None:
-            why = "its class heads read the mean of the last layer; fine-tune with `head=last` for such a one"
+        if model.config.class_layer is not None and model.config.is_classic:
+            kind = f"whose class head reads layer {model.config.class_layer} ({model.config.class_pooling})"
+            why = "there it reads the mean of the last; fine-tune with `head=last` for such a head"
         raise InputError(
             f"a model {kind} cannot be saved for transformers, which would compute it wrongly: {why}; save it without "
             "for_transformers and load it with nextpixel"

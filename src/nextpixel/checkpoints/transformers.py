@@ -39,7 +39,8 @@ BLOCK_NAMES: dict[str, tuple[str, bool]] = {
 def computes(model: ImageGPT) -> bool:
     """Whether transformers computes this network correctly and supports its tokenizer."""
     square = model.config.rows == model.config.columns
-    return model.config.is_classic and square and isinstance(model.tokenizer, Palette)
+    ours = model.config.class_layer is not None  # their class heads read the last layer's mean
+    return model.config.is_classic and square and isinstance(model.tokenizer, Palette) and not ours
 
 
 def read_config(values: dict[str, Any], where: Path) -> ImageGPTConfig:

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import first_use
-from nextpixel.config import Fit, OutputOptions
+from nextpixel.config import Fit, OutputOptions, stated
 from nextpixel.errors import InputError, model_argument
 from nextpixel.progress import say
 
@@ -38,8 +38,8 @@ class Convert:
     fit: Fit | None = None
     """How pictures get the size of this model, see pretrain --help; default: imagenet for OpenAI's checkpoints."""
     for_transformers: bool = False
-    """Write a fine-tuned model as an ImageGPTForImageClassification of transformers, and refuse models that
-    transformers computes incorrectly."""
+    """Write a model fine-tuned with --head last as an ImageGPTForImageClassification of transformers, and refuse models
+    that transformers computes incorrectly."""
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
         model = load_openai(args.checkpoint, palette=Palette.read(args.palette) if args.palette else None)
         model.fit = args.fit or "imagenet"
     save(model, args.out, for_transformers=args.for_transformers)
-    shape = {name: value for name, value in asdict(model.config).items() if value != ()}
+    shape = stated(asdict(model.config))
     if args.output.json:
         print_json({"out": str(args.out), "shape": shape, "parameters": model.config.parameters})
     else:

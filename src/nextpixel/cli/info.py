@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import parse, print_json, show
 from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command, first_use
-from nextpixel.config import OutputOptions
+from nextpixel.config import OutputOptions, stated
 from nextpixel.errors import InputError
 from nextpixel.files import check_model_name
 from nextpixel.progress import say
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
     model = load_backbone(args.model)
     facts |= {
         "folder": str(find_model(args.model)),
-        "shape": {name: value for name, value in asdict(model.config).items() if value != ()},
+        "shape": stated(asdict(model.config)),
         "parameters": model.config.parameters,
         "palette_sha256": tokenizer_hash(model),
         **({"palette": _palette(model, whole=args.output.json)} if isinstance(model, ImageGPT) else {}),

@@ -51,8 +51,9 @@ class Probe:
     standard deviations, which helps with textures; grid-2, grid-4: means over the cells of a 2 x 2 or 4 x 4 grid, which
     keep where things are."""
     mirror: bool = False
-    """Average the features of each picture with those of its mirror image, also for the baselines: better where left
-    and right mean nothing, at twice the time; wrong where they do, as in digits or X-rays."""
+    """Average the features of each picture with those of its mirror image, also for the baselines but not for networks
+    trained by --against: better where left and right mean nothing, at twice the time; wrong where they do, as in digits
+    or X-rays."""
     concatenate: str | None = None
     """With --layer best: also probe the concatenation of these layers, comma-separated numbers."""
     labels_per_class: str | None = None
@@ -253,7 +254,10 @@ def _print(
         how = "not calibrated, as no class has a second image to hold out"
         if probe.temperature_ is not None:
             how = f"calibrated on held-out images (temperature {probe.temperature_:.3g})"
-        show(f"chosen: {layers}, {probe.pooling_} pooling, strength {probe.strength_:g} (C); probabilities {how}")
+        show(
+            f"chosen: {layers}, {probe.pooling_} pooling{', mirrored' * probe.mirror}, "
+            f"strength {probe.strength_:g} (C); probabilities {how}"
+        )
     if probe is not None and len(found := _by_pooling(probe)) > 1:
         show("held-out accuracy by pooling: " + " ".join(f"{pooling}:{a:.3f}" for pooling, a in found.items()))
     if probe is not None and probe.sweep_:

@@ -305,8 +305,8 @@ class FinetuneConfig(GPTRunConfig):
 
     epochs: int = 10
     """Maximum passes over the training images."""
-    patience: int = 5
-    """Stop after this many evaluations without an improvement of the validation accuracy."""
+    patience: int = 10
+    """Stop after this many passes without an improvement of the validation accuracy."""
     head: Literal["best", "last"] = "best"
     """What the class head reads. best: the layer and pooling that the best linear probe of the training images reads;
     last: the mean of the last layer, as in the paper and in transformers."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nextpixel.config.settings import Settings
@@ -167,9 +168,9 @@ class ImageGPTConfig(Settings):
 
     @property
     def is_classic(self) -> bool:
-        """Whether this is the paper's autoregressive network, with or without a class head."""
-        paper = ImageGPTConfig(self.layers, self.width, self.heads, self.side, self.colors, classes=self.classes)
-        return self == paper
+        """Whether this is the paper's autoregressive network, with or without a class head of any kind."""
+        plain = replace(self, classes=(), class_layer=None, class_pooling="mean")
+        return plain == ImageGPTConfig(self.layers, self.width, self.heads, self.side, self.colors)
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,12 @@ class ResNetConfig(Settings):
             before = channels
         heads = sum((self.width + 1) * outputs for outputs in (self.classes, self.targets))
         return total + heads
+
+
+def stated(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a shape, without those of parts that the network does not have."""
+    without = {"class_pooling"} if shape.get("class_layer") is None else set()
+    return {name: value for name, value in shape.items() if value not in ((), [], None) and name not in without}
 
 
 # Upper bounds, far beyond real networks: larger values come from damaged files.

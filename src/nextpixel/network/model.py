@@ -142,6 +142,10 @@ class Block(nn.Module):
         """The block's input: the residual stream h, or a mix of it and the network's input x0, both (B, slots, D)."""
         return h if self.mix is None else self.mix[0] * h + self.mix[1] * x0
 
+    def state(self, h: Tensor, x0: Tensor) -> Tensor:
+        """n^l, the output of the first norm."""
+        return self.norm_1(self.mixed(h, x0))
+
     def forward(self, h: Tensor, x0: Tensor, rotations: Tensor | None, mask: Mask | KVCache) -> Tensor:
         """`rotations` (4, 1 or B, 1, slots, E / 2): see Positions; a cache instead of a mask also stores the keys."""
         h = self.mixed(h, x0)
@@ -413,8 +417,7 @@ class ImageGPT(nn.Module):
         """n^l from the residual stream h before block l and the network's input x0, all (B, slots, D)."""
         if layer == len(self.blocks):
             return self.norm(h)
-        block = cast(Block, self.blocks[layer])
-        return block.norm_1(block.mixed(h, x0))
+        return cast(Block, self.blocks[layer]).state(h, x0)
 
     def new_cache(self, batch: int, slots: int | None = None) -> KVCache:
         """An empty cache in the dtype of the weights, by default of the F - 1 + T slots that a picture needs."""

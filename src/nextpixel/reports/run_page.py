@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nextpixel.checkpoints import Run
-from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig
+from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig, stated
 from nextpixel.errors import InputError
 from nextpixel.files import read_json
 from nextpixel.hardware import find_hardware
@@ -228,11 +228,10 @@ def _settings(facts: dict[str, Any], kind: str) -> str:
     own = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
     data = {name: value for name, value in facts["data"].items() if name != "path"}
     command = " ".join(["nextpixel", *map(str, facts.get("command", []))]) if facts.get("command") else ""
-    shape = {name: value for name, value in facts["model"].items() if value not in ((), [])}
     groups = [
         ("Chosen", own, True),
         ("Images", data, True),
-        ("Network", shape, False),
+        ("Network", stated(facts["model"]), False),
         ("Decided by the run", {name: value for name, value in decided.items() if not name.endswith("_key")}, False),
         ("All settings", config, False),
     ]

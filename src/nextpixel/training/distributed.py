@@ -252,6 +252,8 @@ def wrap(
             policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
             for unit in units:
                 fully_shard(unit, mesh=mesh, mp_policy=policy)
+                if hasattr(unit, "state"):  # a block's part of its own weights is used outside its forward pass
+                    register_fsdp_forward_method(unit, "state")
         if method != "__call__":
             register_fsdp_forward_method(model, method)
     return Network(model, method)

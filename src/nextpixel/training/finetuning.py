@@ -220,6 +220,7 @@ def fit_best_head(
     layers = list(range(1, network.config.layers + 1))
     poolings = poolings_to_try(network, len(layers), len(squares))
     features = features_of(network, squares, layers, dtype=dtype, poolings=poolings)
+    say(f"class head: probing {len(layers)} layers by {len(poolings)} poolings of {len(squares):,} images")
     probe = LinearProbe(None, seed=seed)
     probe.fit_features(features, labels, layers=layers, columns=pooled_columns(network, poolings))
     [layer], linear, pooling = probe.layers_, probe.linear_, probe.pooling_
@@ -302,7 +303,8 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
         def evaluate(step: int) -> dict[str, float]:
             with evaluated_model(model, run, step, decided.device) as judged:
                 score = LinearProbe.of(judged).evaluate_squares(held_squares, held_names, dtype=decided.dtype)
-            say(f"step {step:,}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
+            name = f"step {step:,}" if step else "the probe, before training"
+            say(f"{name}: validation accuracy {score.accuracy:.1%} of {score.images:,}")
             return {"validation_accuracy": score.accuracy}
 
         evaluate_every_steps = epoch_steps(config, len(train_numbers))
@@ -324,6 +326,7 @@ def train_run(run: Run, images: Any = None, test: Any = None) -> ImageGPT:
             metric="validation_accuracy",
             highest=True,
             patience=config.patience,
+            judge_start=True,
         )
         train(run, training)
         best = load(run.path)

@@ -83,6 +83,8 @@ class Training:
     highest: bool = False
     patience: int | None = None
     """Ends the run after so many evaluations without improvement."""
+    judge_start: bool = False
+    """Evaluate the model before the first step too: it may stay the best."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -111,7 +113,8 @@ def train(run: Run, training: Training) -> None:
             with signals.stop_at_once():
                 distributed.on_first_rank(lambda: _evaluate(run, training, done, board))
 
-        if distributed.on_first_rank(lambda: cadence.evaluation_due(start) and not _evaluated(run, training, start)):
+        due = cadence.evaluation_due(start) or (training.judge_start and start == 0)
+        if distributed.on_first_rank(lambda: due and not _evaluated(run, training, start)):
             evaluate(start)  # the process was killed between checkpoint and evaluation
         if _out_of_patience(run, training):
             return
