@@ -3,7 +3,8 @@
     python benchmarks/export_embedded.py runs/embedded data/cifar10 --counts counts.json --hardware "2 cores of ..."
 
 The best checkpoint on validation is taken. The test set is read here, once, with the weights as shipped.
-`--counts` is what `benchmarks/count_models.py --json` printed for the same split.
+`--counts` is what `benchmarks/count_models.py --json` printed for the same split. Of a run that went on from another
+(--init), name the steps, images and minutes of that one with --before.
 """
 
 from __future__ import annotations
@@ -31,16 +32,15 @@ COUNT_MODELS = {"unigram": "unigram", "left": "left", "left_above": "left and ab
 CARD = """# The embedded model
 
 An Image GPT of the modern preset ({layers} layers, width {width}, {heads} heads, {parameters:,} parameters), 32 x 32,
-OpenAI's 512 colours. It is small and briefly trained, so that everything
-can be tried at once.
+OpenAI's 512 colours. It is small and briefly trained, so that everything can be tried at once.
 
 | | |
 |---|---|
 | data | CIFAR-10 training images without labels: {train_images:,} to train on, {held_out:,} to choose the checkpoint |
-| command | `{command}` |
+| commands | {command} |
 | licence | weights: MIT; the palette's: [modified MIT](../README.md), OpenAI |
 | seed | {seed} |
-| steps | {step:,} of {steps:,}, {images:,} images seen ({epochs:.2f} epochs) |
+| steps | {step:,}, {images:,} images seen ({epochs:.2f} epochs) |
 | hardware | {hardware}, {minutes:.0f} minutes |
 | precision | trained in {dtype} with fp32 weights; shipped as bf16; scored with bf16 products |
 | validation | {validation:.4f} nats per pixel (the best checkpoint, on {validation_images:,} held-out images) |
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("data", help="a folder with train.parquet and test.parquet")
     parser.add_argument("--counts", type=Path, required=True)
     parser.add_argument("--hardware", required=True)
-    parser.add_argument("--command", required=True, help="the command that trained it")
+    parser.add_argument("--command", required=True, nargs="+", help="the commands that trained it, in order")
+    parser.add_argument("--before", type=int, nargs=3, default=(0, 0, 0), metavar=("STEPS", "IMAGES", "MINUTES"))
     parser.add_argument("--out", type=Path, default=Path("src/nextpixel/assets/embedded"))
     args = parser.parse_args()
 
@@ -106,6 +107,7 @@ def main() -> None:
     counts = json.loads(args.counts.read_text())
     losses = [entry for entry in run.read_log() if "loss" in entry and entry["step"] <= best["step"]]
     every = config["log_every_steps"] * config["batch_images"]
+    seen = best["step"] * config["batch_images"] + args.before[1]
     card = CARD.format(
         layers=model.config.layers,
         width=model.config.width,
@@ -113,14 +115,13 @@ def main() -> None:
         parameters=model.config.parameters,
         train_images=data["train_images"],
         held_out=50_000 - data["train_images"],
-        command=args.command,
+        command=", then ".join(f"`{command}`" for command in args.command),
         seed=config["seed"],
-        step=best["step"],
-        steps=config["steps"],
-        images=best["step"] * config["batch_images"],
-        epochs=best["step"] * config["batch_images"] / data["train_images"],
+        step=best["step"] + args.before[0],
+        images=seen,
+        epochs=seen / data["train_images"],
         hardware=args.hardware,
-        minutes=sum(every / entry["images_per_second"] for entry in losses) / 60,
+        minutes=sum(every / entry["images_per_second"] for entry in losses) / 60 + args.before[2],
         dtype=facts["decisions"]["dtype"],
         validation=best["nats"],
         validation_images=data["validation_images"],
