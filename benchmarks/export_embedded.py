@@ -87,7 +87,7 @@ def main() -> None:
     with new_folder(args.out) as part:
         model.facts = {
             "trained_on": "CIFAR-10 training images, no labels",
-            "steps": best["step"],
+            "steps": best["step"] + args.before[0],
             "seed": config["seed"],
         }
         write_model(model, part, dtype=torch.bfloat16)
