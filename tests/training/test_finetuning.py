@@ -157,7 +157,7 @@ def test_a_picture_of_one_colour_has_gradients_through_its_deviations() -> None:
         ({"class_layer": 0}, "class_layer"),
         ({"class_pooling": "mean-std"}, "expected mean without class_layer"),
         ({"class_layer": 1, "class_pooling": "max"}, "class_pooling: expected mean or mean-std"),
-        ({"class_layer": 1, "classes": ()}, "expected None without classes"),
+        ({"class_layer": 1, "classes": ()}, "expected None without classes, got 1"),
     ],
 )
 def test_bad_class_heads_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nextpixel.config import side_text
@@ -81,4 +81,11 @@ def fit_peers(
 
 def rows_report(rows: Sequence[Result | TrainedResult]) -> list[dict[str, Any]]:
     """The entries of --json."""
-    return [asdict(row) | {"scores": [score.report() for score in row.scores]} for row in rows]
+    from nextpixel.representation.few_labels import Result
+
+    found = []
+    for row in rows:
+        whole = asdict(replace(row, probes=[]) if isinstance(row, Result) else row)
+        whole.pop("probes", None)
+        found.append(whole | {"scores": [score.report() for score in row.scores]})
+    return found

@@ -141,7 +141,10 @@ def run(argv: Sequence[str]) -> None:
     peers = fit_peers(args.against, students, train, test, **protocol, **training)
     majority = majority_accuracy(labels, test_labels)
     probe = None
-    if args.out is not None or counts == [None]:
+    if counts == [None]:
+        [probe] = results[0].probes
+        probe.model, probe.mirror = model, args.mirror
+    elif args.out is not None:
         choice: Any = "best" if fixed is None else fixed
         probe = LinearProbe(model, choice, seed=args.seed, pooling=args.pooling, mirror=args.mirror)
         probe.fit_features(ours.train, labels, layers=layers, columns=ours.columns)

@@ -95,12 +95,10 @@ class ImageGPTConfig(Settings):
         if self.class_layer is not None:
             _check_whole("class_layer", self.class_layer, 1)
             if self.class_layer > self.layers or not self.classes:
-                raise InputError(
-                    f"expected None without classes, or at most layers {self.layers}, got {self.class_layer}",
-                    argument="class_layer",
-                )
+                most = f"at most layers {self.layers}" if self.classes else "None without classes"
+                raise InputError(f"class_layer: expected {most}, got {self.class_layer}")
         elif self.class_pooling != "mean":
-            raise InputError(f"expected mean without class_layer, got {self.class_pooling}", argument="class_pooling")
+            raise InputError(f"class_pooling: expected mean without class_layer, got {self.class_pooling}")
         if self.width % self.heads:
             raise InputError(
                 f"expected a multiple of heads {self.heads}, got {self.width}; "

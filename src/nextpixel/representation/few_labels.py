@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class Result:
     poolings: list[Pooling]
     trials: list[list[dict[str, Any]]]
     """The settings tried in each repeat, with their accuracy on held-out training images."""
+    probes: list[LinearProbe] = field(default_factory=list)
+    """Those of the repeats, without a model."""
 
 
 def compare(
@@ -95,6 +97,7 @@ def compare(
                 probe = LinearProbe(None, layers if features.concatenate else "best", seed=seed, strengths=strengths)
                 own = features.train[np.searchsorted(rows, subset)]
                 probe.fit_features(own, labels[subset], layers=layers, columns=columns)
+                result.probes.append(probe)
                 result.trials.append(probe.trials_)
                 train, test = (probe.chosen_features(both, layers, columns) for both in (own, features.test))
                 result.scores.append(probe.evaluate_features(test, test_labels, seen=seen))
