@@ -49,7 +49,7 @@ test: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
-	$(BIN)/pytest -n 2 --dist loadgroup -m "browser or install"
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadgroup -m "browser or install"
 
 format: setup
 	$(BIN)/ruff check --fix .
