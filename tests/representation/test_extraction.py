@@ -28,7 +28,6 @@ from nextpixel.representation.extraction import (
     extract,
     features,
     features_of,
-    pool,
     pooled,
     pooled_columns,
     poolings_to_try,
@@ -131,39 +130,34 @@ def test_standard_deviations_over_the_pixels_follow_the_means(model: ImageGPT) -
         expected = np.concatenate([pixels.mean(1), pixels.std(1)], 1)
         assert np.allclose(both[:, 48 * place : 48 * (place + 1)], expected, atol=1e-5)
     for wrong in ("max", "grid-3", "best"):
-        with pytest.raises(InputError, match=f"pooling: expected one of mean, mean-std, grid-2, grid-4, got '{wrong}'"):
+        with pytest.raises(InputError, match=f"pooling: expected one of mean, mean-std, grid, got '{wrong}'"):
             features(model, pictures, pooling=wrong)
-    with pytest.raises(InputError, match="pooling: expected mean for a convolutional student, got grid-2"):
-        features(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), 0, pooling="grid-2")
+    with pytest.raises(InputError, match="pooling: expected mean for a convolutional student, got grid"):
+        features(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), 0, pooling="grid")
 
 
 @pytest.mark.parametrize("side", [(8, 4), (5, 7), (2, 9), (1, 3)])
-def test_a_grid_has_the_mean_of_each_cell(side: tuple[int, int]) -> None:
+def test_a_grid_has_the_means_and_deviations_of_its_cells(side: tuple[int, int]) -> None:
     """Rows and columns that four does not divide, and fewer than four of them."""
     config = dataclasses.replace(CONFIG, side=side)
     model, tokens = lively(config, torch.float32), some_tokens(5, config)
     [(_, hidden)] = model.hidden(tokens, [2])
     states = hidden.detach().numpy().reshape(5, *side, 24)
-    for cells in (2, 4):
-        bands = np.array_split(states, min(cells, side[0]), 1)
-        parts = [cell.mean((1, 2)) for band in bands for cell in np.array_split(band, min(cells, side[1]), 2)]
-        found = pooled(model, tokens, [2], poolings=[f"grid-{cells}"])
-        assert found.shape == (5, 1, 24 * min(cells, side[0]) * min(cells, side[1]))
-        assert np.allclose(found[:, 0], np.concatenate(parts, 1), atol=1e-5)
-
-
-def test_a_grid_of_one_cell_is_the_mean() -> None:
-    states = torch.randn(3, 35, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(pool(states, 5, 7, "grid-1"), pool(states, 5, 7, "mean"), atol=1e-6)
+    bands = np.array_split(states, min(4, side[0]), 1)
+    cells = [cell for band in bands for cell in np.array_split(band, min(4, side[1]), 2)]
+    found = pooled(model, tokens, [2], poolings=["grid"])
+    assert found.shape == (5, 1, 2 * 24 * min(4, side[0]) * min(4, side[1])) == (5, 1, config.pooled_width("grid"))
+    expected = [cell.mean((1, 2)) for cell in cells] + [cell.std((1, 2)) for cell in cells]
+    assert np.allclose(found[:, 0], np.concatenate(expected, 1), atol=1e-5)
 
 
 def test_the_grid_is_that_of_the_tokens() -> None:
     model = lively(ImageGPTConfig(layers=2, width=16, heads=2, side=(3, 2), colors=8), torch.float32)
     model.tokenizer = Averages(8)
     pictures = np.random.default_rng(1).integers(0, 256, (3, 6, 4, 3), np.uint8)
-    found = features(model, pictures, 1, pooling="grid-2")
+    found = features(model, pictures, 1, pooling="grid")
     [(_, hidden)] = model.hidden(model.tokenizer.encode(pictures), [1])
-    assert found.shape == (3, 64) and np.allclose(found[:, 16:32], hidden[:, [1, 3]].mean(1).detach(), atol=1e-5)
+    assert found.shape == (3, 192) and np.allclose(found[:, 16:32], hidden[:, 1].detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -174,7 +168,7 @@ def test_all_poolings_come_from_one_pass(model: ImageGPT, monkeypatch: pytest.Mo
     monkeypatch.setattr(model, "hidden", lambda *a, **k: (passes.append(1), hidden(*a, **k))[1])
     found = pooled(model, tokens, layers, dtype=dtype, poolings=POOLINGS)
     columns = pooled_columns(model, POOLINGS)
-    assert len(passes) == 1 and found.shape[2] == 24 * (1 + 2 + 4 + 16)
+    assert len(passes) == 1 and found.shape[2] == 24 * (1 + 2 + 32)
     assert all(np.array_equal(found[:, :, columns[name]], apart[name]) for name in POOLINGS)
 
 
@@ -183,10 +177,10 @@ def test_poolings_that_take_too_much_memory_are_left_out(
 ) -> None:
     assert poolings_to_try(model, 5, 1000) == list(POOLINGS)
     assert poolings_to_try(ResNet(ResNetConfig()), 1, 1000) == ["mean"]
-    monkeypatch.setattr(extraction, "POOLED_BYTES", 1000 * 5 * 24 * 7 * 4)  # bytes of mean, mean-std and grid-2
-    assert poolings_to_try(model, 5, 1000) == ["mean", "mean-std", "grid-2"]
-    assert "not trying grid-4" in capsys.readouterr().err
-    assert poolings_to_try(model, 5, 1001) == ["mean", "mean-std"]
+    monkeypatch.setattr(extraction, "POOLED_BYTES", 1000 * 5 * 24 * 3 * 4)  # bytes of mean and mean-std
+    assert poolings_to_try(model, 5, 1000) == ["mean", "mean-std"]
+    assert "not trying grid" in capsys.readouterr().err
+    assert poolings_to_try(model, 5, 1001) == ["mean"]
     assert poolings_to_try(model, 5, 10**6) == ["mean"]
 
 
@@ -212,13 +206,13 @@ def test_int8_features_are_close_to_the_plain_ones(modern: bool, shifted: bool) 
     model, layers = lively(config, torch.float32), [4, 0, 2, 2]
     tokens = some_tokens(20, config)
     plain, rounded = (
-        pooled(model, tokens, layers, dtype=dtype, shifted=shifted, poolings=["mean-std", "grid-4"])
+        pooled(model, tokens, layers, dtype=dtype, shifted=shifted, poolings=["mean-std", "grid"])
         for dtype in ("fp32", "int8")
     )
     assert np.allclose(rounded[:, 1], plain[:, 1], atol=1e-6)  # in front of all blocks
     off = np.linalg.norm(rounded - plain, axis=2) / np.linalg.norm(plain, axis=2)
     assert 0 < off[:, [0, 2, 3]].max() < 0.03
-    few = pooled(model, tokens[:3], [2], dtype="int8", shifted=shifted, poolings=["mean-std", "grid-4"])
+    few = pooled(model, tokens[:3], [2], dtype="int8", shifted=shifted, poolings=["mean-std", "grid"])
     assert np.array_equal(few[:, 0], rounded[:3, 2])
 
 
@@ -246,7 +240,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean-std", "grid-2"])
+@pytest.mark.parametrize("pooling", ["mean", "mean-std", "grid"])
 def test_a_chunk_without_a_readable_picture(model: ImageGPT, pictures: Path, monkeypatch, pooling: Any) -> None:
     monkeypatch.setattr(extraction, "CHUNK_IMAGES", 3)
     parts = pictures.parent / "parts"

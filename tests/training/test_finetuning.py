@@ -106,7 +106,7 @@ def test_classes_are_different_names(classes: list) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "pooling", "width"), [(1, "mean", 16), (2, "mean", 16), (1, "mean-std", 32), (2, "grid-2", 64)]
+    ("layer", "pooling", "width"), [(1, "mean", 16), (2, "mean", 16), (1, "mean-std", 32), (2, "grid", 512)]
 )
 def test_a_class_head_reads_any_layer_and_pooling(layer: int, pooling: Pooling, width: int, tmp_path: Path) -> None:
     made = model()

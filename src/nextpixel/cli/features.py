@@ -42,7 +42,7 @@ class Features:
     """A number, or comma-separated numbers to concatenate; default: the middle layer."""
     pooling: Pooling = "mean"
     """mean over the pixels, as in the paper; mean-std: also the standard deviations, after the means of each layer;
-    grid-2, grid-4: means over the cells of a 2 x 2 or 4 x 4 grid."""
+    grid: both in each cell of a 4 x 4 grid, all means before all deviations."""
     out: Path = Path("features.npz")
     """A .npz file (features, names, extractor) or a .parquet file (one row per image: file, features)."""
     split: str | None = None

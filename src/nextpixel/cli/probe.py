@@ -32,8 +32,8 @@ OURS = "this model"
 class Probe:
     """Fit a linear classifier to the model's features of labelled images, and compare its accuracy with baselines.
 
-    Layer, pooling and regularisation are chosen on held-out training images. The baselines are the most common class,
-    raw pixels, k-means patches (Coates et al. 2011, 200 codes) and an untrained model of the same shape.
+    Layer, pooling and regularisation are chosen by the log loss on held-out training images. The baselines are the most
+    common class, raw pixels, k-means patches (Coates et al. 2011, 200 codes) and an untrained model of the same shape.
     """
 
     train: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN", help_behavior_hint=REQUIRED)]
@@ -48,8 +48,8 @@ class Probe:
     """best, a number, or comma-separated numbers to concatenate."""
     pooling: Literal["best"] | Pooling = "best"
     """How a layer's features of all pixels become one vector. best chooses; mean, as in the paper; mean-std: also the
-    standard deviations, which helps with textures; grid-2, grid-4: means over the cells of a 2 x 2 or 4 x 4 grid, which
-    keep where things are."""
+    standard deviations, which helps with textures; grid: both in each cell of a 4 x 4 grid, which keeps where things
+    are."""
     mirror: bool = False
     """Average the features of each picture with those of its mirror image, also for the baselines but not for networks
     trained by --against: better where left and right mean nothing, at twice the time; wrong where they do, as in digits
@@ -268,11 +268,12 @@ def _print(
 
 
 def _by_pooling(probe: LinearProbe) -> dict[str, float]:
-    """The highest held-out accuracy of each pooling tried."""
-    found: dict[str, float] = {}
-    for trial in probe.trials_:
-        found[trial["pooling"]] = max(found.get(trial["pooling"], 0.0), trial["held_out_accuracy"])
-    return found
+    """The held-out accuracy of each pooling tried, with the layer and strength of its lowest log loss."""
+    from nextpixel.representation.logistic import best_trial
+
+    poolings = dict.fromkeys(trial["pooling"] for trial in probe.trials_)
+    best = [best_trial([trial for trial in probe.trials_ if trial["pooling"] == pooling]) for pooling in poolings]
+    return {trial["pooling"]: trial["held_out_accuracy"] for trial in best}
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, majority: float) -> dict[str, Any]:

@@ -32,7 +32,16 @@ from nextpixel.config.runs import (
     peak_rate,
 )
 from nextpixel.config.settings import check_keywords
-from nextpixel.config.shapes import MODERN, SIZES, TAGS, ImageGPTConfig, ResNetConfig, SizeName, stated
+from nextpixel.config.shapes import (
+    MODERN,
+    POOLED_SIDE,
+    SIZES,
+    TAGS,
+    ImageGPTConfig,
+    ResNetConfig,
+    SizeName,
+    stated,
+)
 from nextpixel.config.terms import (
     AUGMENTATIONS,
     COMPARED_AT_LEAST,

@@ -11,6 +11,7 @@ from nextpixel.config.terms import HIGHEST_SIDE, Activation, Objective, Pooling,
 from nextpixel.errors import InputError, shortened
 
 TAGS = 16  # of a caption, at most
+POOLED_SIDE = 4  # cells along each side of the "grid" pooling
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,9 @@ class ImageGPTConfig(Settings):
 
     def pooled_width(self, pooling: Pooling) -> int:
         """Numbers that pooling.pool makes of a layer's states."""
-        if pooling == "mean-std":
-            return 2 * self.width
-        cells = 1 if pooling == "mean" else int(pooling.removeprefix("grid-"))
-        return self.width * min(cells, self.rows) * min(cells, self.columns)
+        if pooling == "grid":
+            return 2 * self.width * min(POOLED_SIDE, self.rows) * min(POOLED_SIDE, self.columns)
+        return self.width if pooling == "mean" else 2 * self.width
 
     @property
     def block_matrix_parameters(self) -> int:

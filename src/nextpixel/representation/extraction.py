@@ -1,6 +1,6 @@
 """Features: hidden states of any layers, averaged over pixels, as in the paper's linear probes.
 
-Other poolings keep more: standard deviations over pixels capture texture, means over a grid capture where things are.
+Other poolings keep more: standard deviations over pixels capture texture, the cells of a grid where things are.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def features(
     the network was trained with the start token and every pixel one position further on.
     A masked model sees every pixel by default; with `mask_seed` 15% of them are hidden, as in training and in the
     paper's evaluation, chosen by (mask_seed, index of the image). `pooling="mean-std"` appends the standard deviations
-    over pixels to each layer's means, 2 D numbers; "grid-2" and "grid-4" give the means over each cell of a 2 x 2 or
-    4 x 4 grid, in raster order, 4 D and 16 D numbers (see pool). `dtype` "bf16" and "int8" round the matrix products,
+    over pixels to each layer's means, 2 D numbers; "grid" gives means and deviations in each cell of a 4 x 4 grid, 32 D
+    numbers (see pool). `dtype` "bf16" and "int8" round the matrix products,
     which is several times as fast on a CPU (int8 runs only there, see docs/performance.md).
     Raises InputError for bad images, a layer the model does not have, or a mask for a model trained without masks.
     """

@@ -100,22 +100,24 @@ def cross_validate(
     folds: Sequence[NDArray[np.bool_]],
     strengths: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Each strength with its held-out accuracy; empty without folds."""
-    correct: list[list[NDArray[np.bool_]]] = [[] for _ in strengths]
-    for held in folds:
-        for hits, linear in zip(correct, fit_linears(features[~held], labels[~held], strengths), strict=True):
-            hits.append(linear.logits(features[held]).argmax(1) == labels[held])
-    return [
-        {"strength": strength, "held_out_accuracy": float(np.concatenate(hits).mean())}
-        for strength, hits in zip(strengths, correct, strict=True)
-        if hits
-    ]
+    """Each strength with its accuracy and log loss (nats) on held-out images; empty without folds."""
+    from scipy.special import log_softmax
+
+    if not folds:
+        return []
+    fitted = [fit_linears(features[~held], labels[~held], strengths) for held in folds]
+    truth, found = np.concatenate([labels[held] for held in folds]), []
+    for strength, linears in zip(strengths, zip(*fitted, strict=True), strict=True):
+        logits = np.concatenate([linear.logits(features[held]) for linear, held in zip(linears, folds, strict=True)])
+        loss = -float(log_softmax(logits, axis=1)[np.arange(len(truth)), truth].mean())
+        accuracy = float((logits.argmax(1) == truth).mean())
+        found.append({"strength": strength, "held_out_accuracy": accuracy, "held_out_log_loss": loss})
+    return found
 
 
-def best_trial(trials: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """(held-out accuracy, strength) of the best strength; ties go to the weaker penalty."""
-    best = max(trials, key=lambda trial: (trial["held_out_accuracy"], trial["strength"]))
-    return best["held_out_accuracy"], best["strength"]
+def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The trial of the lowest held-out log loss; ties go to the weaker penalty."""
+    return min(trials, key=lambda trial: (trial["held_out_log_loss"], -trial["strength"]))
 
 
 def calibrate(

@@ -47,17 +47,18 @@ from nextpixel.stats import Score, likeliest, majority, middle_best, score_of
 class LinearProbe:
     """Logistic regression (L-BFGS) on standardised features of one layer, or several concatenated.
 
-    layer       "best": the layer with the highest held-out accuracy; a number; or numbers to concatenate
+    layer       "best": the layer with the lowest held-out log loss; a number; or numbers to concatenate
     seed        chooses the held-out images
     strengths   values of scikit-learn's C to try
-    pooling     "best": the pooling over pixels with the highest held-out accuracy; or one of features(): "mean", as in
-                the paper, "mean-std", "grid-2" or "grid-4"
+    pooling     "best": the pooling over pixels with the lowest held-out log loss; or one of features(): "mean", as in
+                the paper, "mean-std" or "grid"
     mirror      average the features of each picture with those of its mirror image, which costs twice the time: better
                 where left and right mean nothing, wrong where they do, as in digits or X-rays
 
-    After fit: `trials_` (each setting tried with its held-out accuracy), `layers_` (list), `pooling_`, `strength_`
-    (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy with that pooling}, `temperature_`, `linear_`.
-    Ties go to the simpler pooling, the middle layer and the weaker penalty (the larger C). The final weights are fitted
+    After fit: `trials_` (each setting tried with its held-out accuracy and log loss), `layers_` (list), `pooling_`,
+    `strength_` (scikit-learn's C), `classes_`, `sweep_` {layer: held-out accuracy with that pooling}, `temperature_`,
+    `linear_`. The log loss chooses, because it varies less than accuracy where few images are held out; ties go to the
+    simpler pooling, the middle layer and the weaker penalty (the larger C). The final weights are fitted
     to all training images; logits are then divided by `temperature_` and shifted by class, which calibrates the
     probabilities on the held-out images. With one image of each class nothing can be held out: the simplest pooling and
     the middle layer and strength are used, `trials_` and `sweep_` are empty, and `temperature_` is None because
@@ -121,19 +122,23 @@ class LinearProbe:
         columns = {"mean" if self.pooling == "best" else self.pooling: slice(None)} if columns is None else columns
         folds = folds_of(numbers, self.seed)
         choices = [[layer] for layer in layers] if self.layer == "best" else [layers]
-        self.trials_, self.sweep_, highest = [], {}, -1.0
+        self.trials_, self.sweep_, lowest = [], {}, np.inf
         self.layers_, self.pooling_, self.strength_ = choices[len(choices) // 2], next(iter(columns)), MIDDLE_STRENGTH
         for pooling in columns if folds else ():
             best = []
             for choice in choices:
                 values = _chosen(features, layers, choice, columns[pooling])
-                trials = cross_validate(values, numbers, folds, self.strengths)
-                self.trials_ += [trial | {"layers": choice, "pooling": pooling} for trial in trials]
+                trials = [
+                    trial | {"layers": choice, "pooling": pooling}
+                    for trial in cross_validate(values, numbers, folds, self.strengths)
+                ]
+                self.trials_ += trials
                 best.append(best_trial(trials))
-            place = middle_best([accuracy for accuracy, _ in best])
-            if best[place][0] > highest:
-                self.layers_, self.pooling_, (highest, self.strength_) = choices[place], pooling, best[place]
-                self.sweep_ = {own[0]: accuracy for own, (accuracy, _) in zip(choices, best) if len(own) == 1}
+            chosen = best[middle_best([-trial["held_out_log_loss"] for trial in best])]
+            if chosen["held_out_log_loss"] < lowest:
+                lowest = chosen["held_out_log_loss"]
+                self.layers_, self.pooling_, self.strength_ = chosen["layers"], pooling, chosen["strength"]
+                self.sweep_ = {t["layers"][0]: t["held_out_accuracy"] for t in best if len(t["layers"]) == 1}
         values = self.chosen_features(features, layers, columns)
         calibration = calibrate(values, numbers, folds, self.strength_) if folds else None
         self.linear_, self.temperature_ = fit_linear(values, numbers, self.strength_), None
