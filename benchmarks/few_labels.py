@@ -40,8 +40,7 @@ from nextpixel.representation.extraction import (
     POOLINGS,
     Backbone,
     features_of,
-    mean_of,
-    mirrored,
+    mirror_averaged,
     model_hash,
     pooled_columns,
 )
@@ -94,9 +93,7 @@ class Pictures:
         if method not in self.features:
             squares = self.baseline_squares()
             extract = raw_pixels if method == PIXELS else PatchCodes(squares[0], seed)
-            found = [extract(part) for part in squares]
-            if mirror:
-                found = [mean_of(own, extract(mirrored(part))) for own, part in zip(found, squares, strict=True)]
+            found = [mirror_averaged(extract, part) if mirror else extract(part) for part in squares]
             self.features[method] = [values[:, None] for values in found]
         return self.features[method]
 

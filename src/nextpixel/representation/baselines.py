@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nextpixel.config import Pooling
 from nextpixel.data.labels import class_numbers
-from nextpixel.representation.extraction import Backbone, mean_of, mirrored
+from nextpixel.representation.extraction import Backbone, mirror_averaged
 from nextpixel.representation.extractors import raw_pixels, untrained
 from nextpixel.representation.few_labels import FeatureSet, layer_features
 
@@ -97,9 +97,7 @@ def baseline_features(
     """
 
     def feature_set(name: str, extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> FeatureSet:
-        both = [extract(part) for part in (train, test)]
-        if mirror:
-            both = [mean_of(own, extract(mirrored(part))) for own, part in zip(both, (train, test), strict=True)]
+        both = [mirror_averaged(extract, part) if mirror else extract(part) for part in (train, test)]
         return FeatureSet(name, both[0][:, None], both[1][:, None], [0])
 
     found = [feature_set("raw pixels", raw_pixels)]

@@ -240,9 +240,11 @@ def mirrored(squares: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(squares[:, :, ::-1])
 
 
-def mean_of(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean of two arrays of features."""
-    return (first + second) * np.float32(0.5)
+def mirror_averaged(
+    extract: Callable[[NDArray[np.uint8]], NDArray[np.float32]], squares: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """The mean of the features of pictures (N, H, W, channels) and of their mirror images."""
+    return (extract(squares) + extract(mirrored(squares))) * np.float32(0.5)
 
 
 @torch.inference_mode()
@@ -263,8 +265,7 @@ def features_of(
     """
     if mirror:
         how: dict[str, Any] = {"dtype": dtype, "compiled": compiled, "poolings": poolings}
-        views = squares, mirrored(squares)
-        return mean_of(*(features_of(model, view, layers, **how) for view in views))
+        return mirror_averaged(lambda view: features_of(model, view, layers, **how), squares)
     squares = as_channels(squares, channels_of(model.fit))
     if isinstance(model, ImageGPT):
         return pooled(model, squares, layers, dtype=dtype, compiled=compiled, poolings=poolings)
