@@ -28,7 +28,6 @@ from nextpixel.drawing.loop import Row, Table, token_noise
 from nextpixel.drawing.sampling import draw
 from nextpixel.network import caches as caches_module
 from nextpixel.network import decoding as decoding_module
-from nextpixel.network.blocks import Norm
 from nextpixel.network.caches import Int8Cache
 from nextpixel.network.decoding import (
     CompiledDecoder,
@@ -42,6 +41,7 @@ from nextpixel.network.decoding import (
 from nextpixel.network.int8 import kernels, packing
 from nextpixel.network.int8.packing import packed_network
 from nextpixel.network.losses import cross_entropy
+from nextpixel.network.model import Norm
 from nextpixel.training import optim
 
 CLASSIC = ImageGPTConfig(layers=3, width=64, heads=2, side=6, colors=12)

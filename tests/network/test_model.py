@@ -6,8 +6,8 @@ from models import CONFIG, lively, some_tokens
 from torch import Tensor
 
 from nextpixel import ImageGPT, ImageGPTConfig
-from nextpixel.network.blocks import Norm
 from nextpixel.network.losses import cross_entropy
+from nextpixel.network.model import Norm
 
 
 def test_a_new_model_knows_nothing_its_first_loss_is_ln_k() -> None:

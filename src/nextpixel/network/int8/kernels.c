@@ -315,7 +315,7 @@ INLINE void attend_queries(const int rows, cache from, float *x, int64_t apart, 
         for (int64_t e = 0; e < width; e++) x[j * apart + e] = padded[j][e] / total[j];
 }
 
-/* Normalises (`qk_norm`) and rotates a query or key of E numbers, zero beyond `width`, as blocks.split_heads does. */
+/* Normalises (`qk_norm`) and rotates a query or key of E numbers, zero beyond `width`, as model.split_heads does. */
 static void rotate(float *restrict x, const float *restrict cos, const float *restrict sin, int64_t E, int64_t width,
                  int qk_norm) {
     if (qk_norm) {

@@ -154,7 +154,7 @@ def multiply(
 ) -> Tensor:
     """add + activation(norm(x) W^T): fp32 (M, R) of fp32 x (M, C), W being `pack`ed bytes (R, C) times scale (R,).
 
-    With a gain (C,), x is normalised first, as by blocks.Norm. Where the processor multiplies bytes, each group of 64
+    With a gain (C,), x is normalised first, as by model.Norm. Where the processor multiplies bytes, each group of 64
     numbers of a row is then rounded to 8 bits, with an error of at most 3.1%, and mostly below 1.8%, of their root
     mean square. A row does not depend on the other rows.
     """

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextpixel.network.attention import Mask
-from nextpixel.network.blocks import Block, Linear, Norm
 from nextpixel.network.caches import Int8Cache
 from nextpixel.network.int8 import kernels
-from nextpixel.network.model import ImageGPT
+from nextpixel.network.model import Block, ImageGPT, Linear, Norm
 
 PACKED_FOR = 4  # input rows for which oneDNN chooses the layout
 PASS_BYTES = 1 << 23  # in the widest layer: larger batches overflow the CPU cache and take twice as long
