@@ -3,8 +3,8 @@
     python benchmarks/deepen.py embedded runs/deeper
     nextpixel pretrain data/cifar10 --split train --init runs/deeper ... --out runs/embedded
 
-Behind every block comes a copy of it whose two output matrices are zero: it adds nothing until training fills them,
-while its other matrices begin trained (LLaMA Pro, Wu et al. 2024).
+Each block is followed by a copy whose two output matrices are zero: it adds nothing until training fills them, while
+its other matrices start from trained weights (LLaMA Pro, Wu et al. 2024). Class heads read the same states as before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import nextpixel
 
 
 def deepen(model: nextpixel.ImageGPT) -> nextpixel.ImageGPT:
-    deeper = nextpixel.ImageGPT(dataclasses.replace(model.config, layers=2 * model.config.layers))
+    layer = model.config.class_layer
+    config = dataclasses.replace(model.config, layers=2 * model.config.layers, class_layer=layer and 2 * layer)
+    deeper = nextpixel.ImageGPT(config)
     trained = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.")}
     for layer, block in enumerate(model.blocks):
         for name, value in block.state_dict().items():
@@ -30,7 +32,7 @@ def deepen(model: nextpixel.ImageGPT) -> nextpixel.ImageGPT:
                 value = torch.tensor([1.0, 0.0])
             trained[f"blocks.{2 * layer + 1}.{name}"] = value
     deeper.load_state_dict(trained)
-    deeper.tokenizer, deeper.fit, deeper.words = model.tokenizer, model.fit, model.words
+    deeper.tokenizer, deeper.fit, deeper.words, deeper.levels = model.tokenizer, model.fit, model.words, model.levels
     return deeper
 
 

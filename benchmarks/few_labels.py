@@ -43,6 +43,7 @@ from nextpixel.representation.extraction import (
     mirror_averaged,
     model_hash,
     pooled_columns,
+    pooled_width,
 )
 from nextpixel.representation.extractors import raw_pixels
 from nextpixel.representation.probing import LinearProbe
@@ -99,7 +100,8 @@ class Pictures:
 
     def model_features(self, model: Backbone, dtype: str, folder: Path, mirror: bool) -> list[NDArray[Any]]:
         """Training and test features (N, L + 1, D) by all poolings, kept in the folder in float16."""
-        key = f"{self.name}-{model_hash(model)[:6]}-{dtype}" + "-mirror" * mirror
+        width = sum(pooled_width(model, pooling) for pooling in poolings_of(model))
+        key = f"{self.name}-{model_hash(model)[:6]}-{dtype}-{width}" + "-mirror" * mirror
         if key not in self.features:
             self.features[key] = [self._kept(part, model, dtype, folder / f"{key}-{part}", mirror) for part in (0, 1)]
         return self.features[key]
@@ -156,7 +158,7 @@ def evaluate(args: argparse.Namespace, data: str, model: Backbone, name: str, do
         if count < most:
             rows = choose_labels(pictures.labels, count, args.seed, draw)
         for method in (PIXELS, PATCHES, name, RESNET):
-            facts = {"data": pictures.name, "method": method, "labels": count, "draw": draw}
+            facts = {"data": pictures.name, "method": method, "labels": count, "draw": draw, "chosen_by": "log loss"}
             facts |= {"dtype": args.dtype} if method == name else {}
             facts |= {"mirror": True} if args.mirror and method != RESNET else {}
             if json.dumps(facts) in done or (method == RESNET and draw >= args.resnet_draws):
@@ -182,7 +184,11 @@ def known(path: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue
-        facts = {key: line[key] for key in ("data", "method", "labels", "draw", "dtype", "mirror") if key in line}
+        facts = {
+            key: line[key]
+            for key in ("data", "method", "labels", "draw", "chosen_by", "dtype", "mirror")
+            if key in line
+        }
         found[json.dumps(facts)] = line
     return found
 

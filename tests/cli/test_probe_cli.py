@@ -49,8 +49,8 @@ def test_a_probe_stands_beside_its_baselines_and_predicts(desk: Path, capsys: py
         "this model", "raw pixels", "k-means patches", "untrained model",
     ]  # fmt: skip
     assert all("AUC" in line and "nearest neighbours" in line for line in lines[1:5])
-    assert lines[-4].startswith("by class: bright:") and "by layer: 0:" in lines[-1]
-    assert re.match(r"held-out accuracy by pooling: mean:\S+ mean-std:\S+ grid:", lines[-2])
+    assert lines[-4].startswith("by class: bright:") and "by layer, " in lines[-1]
+    assert re.match(r"held-out log loss by pooling: mean:\S+ mean-std:\S+ grid:", lines[-2])
     chosen = (
         r"chosen: layer \d, [a-z0-9-]+ pooling, strength [\d.e-]+ \(C\); probabilities calibrated on held-out images"
     )
@@ -176,9 +176,9 @@ def test_the_probe_chooses_the_pooling_and_its_predictions_use_it(desk: Path, ca
     command = ["probe", "sides.npz", "--model", "model", "--no-baselines", "--json"]
     assert main([*command, "--out", "probe"]) == 0
     found = json.loads(capsys.readouterr().out)
-    accuracies = found["held_out_accuracy_by_pooling"]
-    assert list(accuracies) == ["mean", "mean-std", "grid"]
-    assert found["pooling"] == max(accuracies, key=lambda name: accuracies[name]) != "mean"
+    losses = found["held_out_log_loss_by_pooling"]
+    assert list(losses) == ["mean", "mean-std", "grid"]
+    assert found["pooling"] == min(losses, key=lambda name: losses[name]) != "mean"
     assert found["results"][0]["poolings"] == [found["pooling"]]
     assert json.loads(Path("probe/probe.json").read_text())["pooling"] == found["pooling"]
     assert main(["predict", "probe", "sides.npz", "--split", "test", "--out", "found.csv"]) == 0

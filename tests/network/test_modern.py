@@ -186,8 +186,8 @@ def test_presets_are_bundles_of_options() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"positions": "sine"}, "positions: expected learned or rotary"),
-        ({"activation": "relu"}, "activation: expected quick-gelu or squared-relu"),
+        ({"positions": "sine"}, "positions: expected one of learned, rotary"),
+        ({"activation": "relu"}, "activation: expected one of quick-gelu, squared-relu"),
         ({"qk_norm": 1}, "qk_norm: expected true or false"),
         ({"logit_cap": -1.0}, "logit_cap: expected a number from 0 to 1,000,000"),
         ({"positions": "rotary", "width": 24, "heads": 4}, "multiple of 4, got 6"),

@@ -152,12 +152,13 @@ def test_a_grid_has_the_means_and_deviations_of_its_cells(side: tuple[int, int])
 
 
 def test_the_grid_is_that_of_the_tokens() -> None:
-    model = lively(ImageGPTConfig(layers=2, width=16, heads=2, side=(3, 2), colors=8), torch.float32)
+    model = lively(ImageGPTConfig(layers=2, width=16, heads=2, side=(8, 3), colors=8), torch.float32)
     model.tokenizer = Averages(8)
-    pictures = np.random.default_rng(1).integers(0, 256, (3, 6, 4, 3), np.uint8)
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 16, 6, 3), np.uint8)
     found = features(model, pictures, 1, pooling="grid")
     [(_, hidden)] = model.hidden(model.tokenizer.encode(pictures), [1])
-    assert found.shape == (3, 192) and np.allclose(found[:, 16:32], hidden[:, 1].detach(), atol=1e-5)
+    second = hidden[:, [1, 4]].mean(1).detach()  # column 1 of rows 0 and 1
+    assert found.shape == (3, 2 * 12 * 16) and np.allclose(found[:, 16:32], second, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

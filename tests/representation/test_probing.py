@@ -104,6 +104,13 @@ def test_ties_go_to_the_middle_layer_and_the_weaker_penalty(layers: list[int], m
     assert (backwards.layers_, backwards.strength_) == (probe.layers_, probe.strength_)
 
 
+def test_ties_go_to_the_simpler_pooling() -> None:
+    features, labels = two_classes(24, 1, 20, seed=0)
+    same = slice(0, features.shape[2])
+    probe = LinearProbe(None).fit_features(features, labels, columns={"mean": same, "mean-std": same, "grid": same})
+    assert probe.pooling_ == "mean" and len({trial["held_out_log_loss"] for trial in probe.trials_}) == 5
+
+
 def test_equal_accuracies_are_told_apart_by_the_log_loss() -> None:
     (near, labels), (far, _) = (two_classes(24, 1, distance, seed=0) for distance in (6, 20))
     probe = LinearProbe(None).fit_features(np.concatenate([far, near, near], 1), labels)

@@ -192,7 +192,7 @@ def test_peers_are_reported_beside_the_probe(desk: Path, capsys: pytest.CaptureF
     assert ["trained in" in line for line in lines[1:6]] == [False, False, False, True, True]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [len(row["trials"][0]) for row in report["results"]] == [3 * 5 * 4, 2, 2]  # layers, penalties and poolings
+    assert [len(row["trials"][0]) for row in report["results"]] == [3 * 5 * 3, 2, 2]  # layers, penalties and poolings
     assert [len(row["trials"]) for row in report["peers"]] == [2, 2]
     assert all(len(tried) == 2 for row in report["peers"] for tried in row["trials"])
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in report["peers"])

@@ -138,9 +138,10 @@ def test_a_class_head_reads_any_layer_and_pooling(layer: int, pooling: Pooling, 
     assert made.config == CONFIG
 
 
-def test_a_picture_of_one_colour_has_gradients_through_its_deviations() -> None:
+@pytest.mark.parametrize("pooling", ["mean-std", "grid"])
+def test_a_picture_of_one_colour_has_gradients_through_its_deviations(pooling: Pooling) -> None:
     made = model()
-    made.set_classes(["a", "b"], 1, "mean-std")
+    made.set_classes(["a", "b"], 1, pooling)
     torch.nn.init.ones_(made.class_head.weight)
     with torch.no_grad():
         made.position_embedding.zero_()
@@ -156,7 +157,7 @@ def test_a_picture_of_one_colour_has_gradients_through_its_deviations() -> None:
         ({"class_layer": 3}, "at most layers 2, got 3"),
         ({"class_layer": 0}, "class_layer"),
         ({"class_pooling": "mean-std"}, "expected mean without class_layer"),
-        ({"class_layer": 1, "class_pooling": "max"}, "class_pooling: expected mean or mean-std"),
+        ({"class_layer": 1, "class_pooling": "max"}, "class_pooling: expected one of mean, mean-std, grid, got 'max'"),
         ({"class_layer": 1, "classes": ()}, "expected None without classes, got 1"),
     ],
 )

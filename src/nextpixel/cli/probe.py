@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,8 +49,8 @@ class Probe:
     """best, a number, or comma-separated numbers to concatenate."""
     pooling: Literal["best"] | Pooling = "best"
     """How a layer's features of all pixels become one vector. best chooses; mean, as in the paper; mean-std: also the
-    standard deviations, which helps with textures; grid: both in each cell of a 4 x 4 grid, which keeps where things
-    are."""
+    standard deviations, which helps with textures; grid: both in each cell of a 4 x 4 grid, which preserves
+    location."""
     mirror: bool = False
     """Average the features of each picture with those of its mirror image, also for the baselines but not for networks
     trained by --against: better where left and right mean nothing, at twice the time; wrong where they do, as in digits
@@ -262,18 +263,18 @@ def _print(
             f"strength {probe.strength_:g} (C); probabilities {how}"
         )
     if probe is not None and len(found := _by_pooling(probe)) > 1:
-        show("held-out accuracy by pooling: " + " ".join(f"{pooling}:{a:.3f}" for pooling, a in found.items()))
+        show("held-out log loss by pooling: " + " ".join(f"{pooling}:{loss:.3f}" for pooling, loss in found.items()))
     if probe is not None and probe.sweep_:
-        show("held-out accuracy by layer: " + " ".join(f"{layer}:{a:.3f}" for layer, a in probe.sweep_.items()))
+        accuracies = " ".join(f"{layer}:{accuracy:.3f}" for layer, accuracy in probe.sweep_.items())
+        show(f"held-out accuracy by layer, {probe.pooling_} pooling: {accuracies}")
 
 
 def _by_pooling(probe: LinearProbe) -> dict[str, float]:
-    """The held-out accuracy of each pooling tried, with the layer and strength of its lowest log loss."""
-    from nextpixel.representation.logistic import best_trial
-
-    poolings = dict.fromkeys(trial["pooling"] for trial in probe.trials_)
-    best = [best_trial([trial for trial in probe.trials_ if trial["pooling"] == pooling]) for pooling in poolings]
-    return {trial["pooling"]: trial["held_out_accuracy"] for trial in best}
+    """The lowest held-out log loss of each pooling tried, in nats."""
+    found: dict[str, float] = {}
+    for trial in probe.trials_:
+        found[trial["pooling"]] = min(found.get(trial["pooling"], math.inf), trial["held_out_log_loss"])
+    return found
 
 
 def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, majority: float) -> dict[str, Any]:
@@ -287,5 +288,5 @@ def _report(args: Probe, results: Sequence[Result], probe: LinearProbe | None, m
     if probe is not None:
         report |= {"layers": probe.layers_, "pooling": probe.pooling_, "strength": probe.strength_}
         report |= {"temperature": probe.temperature_, "held_out_accuracy_by_layer": probe.sweep_}
-        report |= {"held_out_accuracy_by_pooling": _by_pooling(probe)}
+        report |= {"held_out_log_loss_by_pooling": _by_pooling(probe)}
     return report

@@ -64,7 +64,7 @@ class ImageGPTConfig(Settings):
         for name, kind in terms.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(
-                    f"expected {' or '.join(get_args(kind))}, got {shortened(getattr(self, name))}", argument=name
+                    f"expected one of {', '.join(get_args(kind))}, got {shortened(getattr(self, name))}", argument=name
                 )
         can_orient = self.objective == "autoregressive" and self.rows == self.columns
         if shortened(self.orientations) not in ("1", "8") or (self.orientations == 8 and not can_orient):

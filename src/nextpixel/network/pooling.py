@@ -11,9 +11,9 @@ from nextpixel.config import POOLED_SIDE
 def pool(states: Tensor, rows: int, columns: int, pooling: str) -> Tensor:
     """States (B, T, D) of a grid of tokens in raster order to (B, D) or several D, see ImageGPTConfig.pooled_width.
 
-    "mean" averages over tokens, as in the paper; "mean-std" appends the standard deviations. "grid" does so in each of
-    4 x 4 cells, as equal as whole rows and columns allow, or single tokens where there are fewer: all means in raster
-    order, then all deviations.
+    "mean" averages over tokens, as in the paper; "mean-std" appends the standard deviations. "grid" does both in each
+    cell of a 4 x 4 grid, as equal as whole rows and columns allow, or single tokens where there are fewer: all means in
+    raster order, then all deviations.
     """
     cells = [states]
     if pooling == "grid":

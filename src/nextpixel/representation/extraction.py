@@ -1,6 +1,6 @@
 """Features: hidden states of any layers, averaged over pixels, as in the paper's linear probes.
 
-Other poolings keep more: standard deviations over pixels capture texture, the cells of a grid where things are.
+Other poolings keep more: standard deviations over pixels capture texture, a grid location.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def poolings_to_try(model: Backbone, layers: int, images: int) -> list[Pooling]:
     if left := POOLINGS[count:]:
         say_once(
             f"all poolings of {images:,} images and {layers} layers would take {sizes[-1] / 1e9:.1f} GB, more than "
-            f"{POOLED_BYTES / 1e9:.1f}: not trying {' and '.join(left)}; with fewer layers or images they fit"
+            f"{POOLED_BYTES / 1e9:.1f}: not trying {' and '.join(left)}; with fewer layers (`layer`) or images they fit"
         )
     return list(POOLINGS[:count])
 

@@ -64,7 +64,7 @@ class Result:
     layers: list[list[int]]
     poolings: list[Pooling]
     trials: list[list[dict[str, Any]]]
-    """The settings tried in each repeat, with their accuracy on held-out training images."""
+    """The settings tried in each repeat, with their accuracy and log loss on held-out training images."""
     probes: list[LinearProbe] = field(default_factory=list)
     """Those of the repeats, without a model."""
 

@@ -105,10 +105,13 @@ def cross_validate(
 
     if not folds:
         return []
-    fitted = [fit_linears(features[~held], labels[~held], strengths) for held in folds]
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in strengths]
+    for held in folds:
+        for part, linear in zip(parts, fit_linears(features[~held], labels[~held], strengths), strict=True):
+            part.append(linear.logits(features[held]))
     truth, found = np.concatenate([labels[held] for held in folds]), []
-    for strength, linears in zip(strengths, zip(*fitted, strict=True), strict=True):
-        logits = np.concatenate([linear.logits(features[held]) for linear, held in zip(linears, folds, strict=True)])
+    for strength, part in zip(strengths, parts, strict=True):
+        logits = np.concatenate(part)
         loss = -float(log_softmax(logits, axis=1)[np.arange(len(truth)), truth].mean())
         accuracy = float((logits.argmax(1) == truth).mean())
         found.append({"strength": strength, "held_out_accuracy": accuracy, "held_out_log_loss": loss})

@@ -69,7 +69,7 @@ class Study:
 
 
 def best_layer(layers: Sequence[LayerScore]) -> LayerScore:
-    """The layer with the highest held-out accuracy; ties go to the middle one."""
+    """The layer with the highest held-out accuracy, as in the paper; ties go to the middle one."""
     return layers[middle_best([score.held_out for score in layers])]
 
 
