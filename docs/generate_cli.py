@@ -133,8 +133,6 @@ def _value(hint: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in (first, *others))
     if get_origin(hint) is Annotated:
         return _value(first) + (", repeatable" if tyro.conf.UseAppendAction in others else "")
-    if others and all(get_origin(part) is Literal for part in (first, *others)):
-        return ", ".join(map(_value, (first, *others)))
     return _value(first) + (", one or more" if get_origin(hint) is tuple else "")
 
 

@@ -167,6 +167,12 @@ def test_mirroring_goes_from_the_probe_to_its_predictions(desk: Path, capsys: py
     assert told == by_hand.predict("set.npz", split="test").tolist()
 
 
+def test_an_unknown_pooling_is_one_clear_sentence(desk: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["probe", "set.npz", "--model", "model", "--pooling", "grid-4"]) == 2
+    said = capsys.readouterr().err
+    assert "--pooling: expected one of best, mean, mean-std, grid, got 'grid-4'" in said and said.count("expected") == 1
+
+
 def test_the_probe_chooses_the_pooling_and_its_predictions_use_it(desk: Path, capsys: pytest.CaptureFixture) -> None:
     """Classes that differ only in where a bright block is."""
     arrays = {}

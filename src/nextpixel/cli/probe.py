@@ -47,7 +47,7 @@ class Probe:
     """Labels of the test images, likewise."""
     layer: str = "best"
     """best, a number, or comma-separated numbers to concatenate."""
-    pooling: Literal["best"] | Pooling = "best"
+    pooling: Literal["best", Pooling] = "best"
     """How a layer's features of all pixels become one vector. best chooses; mean, as in the paper; mean-std: also the
     standard deviations, which helps with textures; grid: both in each cell of a 4 x 4 grid, which preserves
     location."""

@@ -73,7 +73,7 @@ class LinearProbe:
         *,
         seed: int = 0,
         strengths: Sequence[float] = STRENGTHS,
-        pooling: Literal["best"] | Pooling = "best",
+        pooling: Literal["best", Pooling] = "best",
         mirror: bool = False,
     ) -> None:
         if pooling not in ("best", *POOLINGS):
