@@ -121,7 +121,7 @@ def poolings_to_try(model: Backbone, layers: int, images: int) -> list[Pooling]:
     if left := POOLINGS[count:]:
         say_once(
             f"all poolings of {images:,} images and {layers} layers would take {sizes[-1] / 1e9:.1f} GB, more than "
-            f"{POOLED_BYTES / 1e9:.1f}: not trying {' and '.join(left)}; with fewer layers (`layer`) or images they fit"
+            f"{POOLED_BYTES / 1e9:.1f}: not trying {' and '.join(left)}; with fewer layers or images they fit"
         )
     return list(POOLINGS[:count])
 
