@@ -53,31 +53,38 @@ def _inferred(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def _scores(q: Tensor, k: Tensor, first: int, causal: bool, *, by_key: bool = False) -> Tensor:
-    """fp32 (B, N, queries, keys), or with `by_key` (B, N, keys, queries), for queries numbered from `first`.
+def _scores(q: Tensor, k: Tensor, future: Tensor | None) -> Tensor:
+    """fp32 q k^T / sqrt(E), and minus infinity where `future` is True; with q and k exchanged, keys by queries."""
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return scores if future is None else scores.masked_fill(future, -math.inf)
 
-    Keys that a query does not see have a score of minus infinity.
-    """
-    products = k @ q.transpose(-1, -2) if by_key else q @ k.transpose(-1, -2)
-    scores = products.float() * q.shape[-1] ** -0.5
-    if causal:
-        slots = torch.arange(k.shape[2], device=q.device)
-        future = slots > slots[first : first + q.shape[2], None]
-        scores = scores.masked_fill(future.T if by_key else future, -math.inf)
-    return scores
+
+def _future(queries: Tensor, keys: Tensor) -> Tensor:
+    """(queries, keys) from the slots of both: True where a query does not see a key."""
+    return keys > queries[:, None]
 
 
 class _Blocked(torch.autograd.Function):
-    """Saves inputs and outputs only, and recomputes the scores in the backward pass (Dao et al. 2022, algorithm 4)."""
+    """Saves inputs and outputs only, and recomputes the scores in the backward pass (Dao et al. 2022, algorithm 4).
+
+    Forward, a block of queries takes all keys it sees; backward, a block of keys takes all queries that see it, so that
+    only the queries' gradients are sums over blocks.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         parts, totals = [], []  # totals: the logarithm of the sum of exp(scores)
+        slots = torch.arange(q.shape[2], device=q.device, dtype=torch.int32)  # 64 bits would be compared more slowly
         for first, end, keys in _blocks(q.shape[2], causal):
-            scores = _scores(q[:, :, first:end], k[:, :, :keys], first, causal)
-            totals.append(scores.logsumexp(-1, keepdim=True))
-            parts.append((scores - totals[-1]).exp().to(v.dtype) @ v[:, :, :keys])
-        y = torch.cat(parts, dim=2)
+            future = _future(slots[first:end], slots[:keys]) if causal else None
+            scores = _scores(q[:, :, first:end], k[:, :, :keys], future)
+            highest = scores.amax(-1, keepdim=True)
+            weights = (scores - highest).exp()
+            # masked once more, though zero there already: torch.compile then sums in the loop that computes them
+            total = (weights if future is None else weights.masked_fill(future, 0)).sum(-1, keepdim=True)
+            parts.append((weights.to(v.dtype) @ v[:, :, :keys]).float() / total)
+            totals.append(highest + total.log())
+        y = torch.cat(parts, dim=2).to(v.dtype)
         ctx.save_for_backward(q, k, v, y, torch.cat(totals, dim=2))
         ctx.causal = causal
         return y
@@ -85,16 +92,24 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, y, totals = ctx.saved_tensors
-        dq, dk, dv = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        count, scale = q.shape[2], q.shape[-1] ** -0.5
+        slots = torch.arange(count, device=q.device, dtype=torch.int32)
         mean = (dy.float() * y.float()).sum(-1, keepdim=True)  # of the weights' gradients, by the weights
         mean, totals = mean.transpose(-1, -2), totals.transpose(-1, -2)
-        for first, end, keys in _blocks(q.shape[2], ctx.causal):
-            part, out = q[:, :, first:end], dy[:, :, first:end]
+        dq: list[list[Tensor]] = [[] for _ in range(0, count, BLOCK)]
+        dk, dv = [], []
+        for start in range(0, count, BLOCK):
+            end, first = min(start + BLOCK, count), start if ctx.causal else 0
+            keys, queries, out = k[:, :, start:end], q[:, :, first:], dy[:, :, first:]
             # keys by queries: the other way, torch.compile recognises the forward product and saves that instead
-            weights = (_scores(part, k[:, :, :keys], first, ctx.causal, by_key=True) - totals[..., first:end]).exp()
-            dv[:, :, :keys] += weights.to(v.dtype) @ out
-            dweights = (v[:, :, :keys] @ out.transpose(-1, -2)).float()
-            dscores = (weights * (dweights - mean[..., first:end]) * q.shape[-1] ** -0.5).to(q.dtype)
-            dq.append(dscores.transpose(-1, -2) @ k[:, :, :keys])
-            dk[:, :, :keys] += dscores @ part
-        return torch.cat(dq, dim=2), dk.to(k.dtype), dv.to(v.dtype), None
+            future = _future(slots[first:], slots[start:end]).T if ctx.causal else None
+            weights = (_scores(keys, queries, future) - totals[..., first:]).exp()
+            dv.append(weights.to(v.dtype) @ out)
+            dweights = (v[:, :, start:end] @ out.transpose(-1, -2)).float()
+            dscores = (weights * (dweights - mean[..., first:]) * scale).to(q.dtype)
+            dk.append(dscores @ queries)
+            parts = (dscores.transpose(-1, -2) @ keys).float().split(BLOCK, dim=2)
+            for block, part in enumerate(parts, first // BLOCK):
+                dq[block].append(part)
+        sums = [sum(parts[1:], start=parts[0]) for parts in dq]
+        return torch.cat(sums, dim=2).to(q.dtype), torch.cat(dk, dim=2), torch.cat(dv, dim=2), None
