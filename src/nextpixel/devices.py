@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import platform
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 
 from nextpixel.errors import InputError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device(name: str) -> str:
@@ -121,6 +124,17 @@ def processor_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that this process frees; other C libraries are left as they are.
+
+    By default it returns large blocks to the kernel, which clears each page before it gives it back.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # Windows, macOS and musl have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def set_threads(threads: int | None) -> int:

@@ -78,8 +78,7 @@ class Linear(nn.Linear):
 
 def split_heads(qkv: Tensor, config: ImageGPTConfig, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, (B, N, slots, E) each, from the output of a block's first matrix (B, slots, 3 D)."""
-    batch, slots, width = qkv.shape
-    q, k, v = (y.view(batch, slots, config.heads, -1).transpose(1, 2) for y in qkv.chunk(3, dim=-1))
+    q, k, v = (y.unflatten(-1, (config.heads, -1)).transpose(1, 2) for y in qkv.chunk(3, dim=-1))
     if config.qk_norm:  # the factor 1.2 on both sides allows sharper attention, as in nanochat
         q, k = (1.2 * F.rms_norm(y, y.shape[-1:]) for y in (q, k))
     if rotations is not None:
