@@ -28,6 +28,7 @@ import httpx2 as httpx
 import uvicorn
 from fastapi.testclient import TestClient
 from models import lively
+from pydantic import BaseModel
 
 from nextpixel import (
     ExactPalette,
@@ -48,6 +49,7 @@ from nextpixel.drawing.sampling import draw
 from nextpixel.evaluation.likelihood import square_nats
 from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, Prefill, choose_decoder
+from nextpixel.server import answers
 from nextpixel.server.app import create_app
 from nextpixel.server.engine import Busy, Done, Engine, Event, Failed, Row, Ticket, Waiting
 from nextpixel.server.listen import listen
@@ -285,6 +287,33 @@ def test_models_pictures_page_and_description(client: TestClient) -> None:
     assert set(answers["200"]["content"]) == {"application/json", "image/png", "text/event-stream"}
     assert set(answers) == {"200", "4XX", "5XX"}
     assert client.get("/docs").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        ("sample", {"n": 2}, answers.Drawing),
+        ("complete", {"image": TEXT}, answers.Drawing),
+        ("complete", {"image": TEXT, "mask": TEXT, "particles": 2}, answers.Drawing),
+        ("encode", {"image": TEXT}, answers.Reconstruction),
+        ("score", {"image": TEXT}, answers.Score),
+        ("features", {"image": TEXT, "layer": [0, 1]}, answers.Features),
+        ("classify", {"image": TEXT}, answers.Classification),
+        ("images/generations", {}, answers.Pictures),
+        ("images/edits", {"image": TEXT, "keep": 0.5}, answers.Pictures),
+    ],
+)
+def test_answers_are_those_of_the_description(
+    model: ImageGPT, path: str, body: dict[str, Any], answer: type[BaseModel]
+) -> None:
+    probe = LinearProbe(model, layer=1).fit(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3)), [0, 1] * 4)
+    with TestClient(create_app({"tiny": model}, classifier=probe), base_url=ADDRESS) as client:
+        found = client.post(f"/v1/{path}", json=body)
+        described = client.get("/openapi.json").json()["paths"][f"/v1/{path}"]["post"]["responses"]["200"]["content"]
+    assert found.status_code == 200, found.text
+    answer.model_validate_json(found.content, strict=True)
+    assert set(found.json()) <= {field.alias or name for name, field in answer.model_fields.items()}
+    assert described["application/json"]["schema"] == {"$ref": f"#/components/schemas/{answer.__name__}"}
 
 
 def test_metrics_count_requests_and_pixels(model: ImageGPT) -> None:

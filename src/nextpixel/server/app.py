@@ -16,6 +16,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -30,7 +31,7 @@ from nextpixel.network.model import ImageGPT
 from nextpixel.progress import silent
 from nextpixel.representation.extraction import Backbone, check_layers, pooled
 from nextpixel.representation.probing import LinearProbe
-from nextpixel.server import openai, schema
+from nextpixel.server import answers, openai, schema
 from nextpixel.server.calls import EXCEPTION_HANDLERS, Call, FieldError, base64_text, read_call
 from nextpixel.server.decoders import Decoders
 from nextpixel.server.drawings import Drawn, draw, respond
@@ -164,8 +165,14 @@ def create_app(
 
     # ---- work
 
-    def add(kind: type[R], answer: Callable[[Call[R]], Awaitable[Response]], *types: str, listed: bool = True) -> None:
-        """A route named after `answer`, which also answers with the given media types besides JSON."""
+    def add(
+        kind: type[R],
+        answer: Callable[[Call[R]], Awaitable[Response]],
+        json: type[BaseModel],
+        *types: str,
+        listed: bool = True,
+    ) -> None:
+        """A route named after `answer`, which answers with JSON of that model, or other media types."""
 
         async def route(request: Request) -> Response:
             return await answer(await read_call(request, kind, models, config.timeout_seconds))
@@ -175,7 +182,8 @@ def create_app(
             route,
             name=answer.__name__,
             methods=["POST"],
-            openapi_extra=schema.request_body(kind, *types),
+            openapi_extra=schema.request_body(kind),
+            responses=schema.responses(*types, json=json),
             include_in_schema=listed,
         )
 
@@ -295,14 +303,14 @@ def create_app(
         by_class = dict(zip(names, probabilities.tolist(), strict=True))
         return await call.respond(lambda: {"class": names[number], "probabilities": by_class})
 
-    add(schema.Sample, sample, "image/png", EVENTS)
-    add(schema.Complete, complete, "image/png", EVENTS)
-    add(openai.Generation, images_generations, EVENTS)
-    add(openai.Edit, images_edits, EVENTS)
-    add(schema.Picture, encode, "image/png")
-    add(schema.Picture, score, "image/png")
-    add(schema.Features, features)
-    add(schema.Picture, classify, listed=classifier is not None)
+    add(schema.Sample, sample, answers.Drawing, "image/png", EVENTS)
+    add(schema.Complete, complete, answers.Drawing, "image/png", EVENTS)
+    add(openai.Generation, images_generations, answers.Pictures, EVENTS)
+    add(openai.Edit, images_edits, answers.Pictures, EVENTS)
+    add(schema.Picture, encode, answers.Reconstruction, "image/png")
+    add(schema.Picture, score, answers.Score, "image/png")
+    add(schema.Features, features, answers.Features)
+    add(schema.Picture, classify, answers.Classification, listed=classifier is not None)
     app.openapi()  # cached before the first request
     return app
 

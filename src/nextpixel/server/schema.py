@@ -216,16 +216,17 @@ def refusal(status: int, message: str, param: str | None = None) -> dict[str, An
     return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
-def request_body(kind: type[Request], *answers: str) -> dict[str, Any]:
-    """The OpenAPI entries of a route: its body, as JSON or as a form with files, and media types besides JSON."""
+def request_body(kind: type[Request]) -> dict[str, Any]:
+    """The OpenAPI entry of a body, as JSON or as a form with files."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     files = {name: {"type": "string", "format": "binary"} for name in PICTURES if name in schema["properties"]}
     form = schema | {"properties": schema["properties"] | files}
     example: dict[str, Any] = {"image": EXAMPLE} if "image" in files else {"n": 2, "seed": 7}
     example |= {"keep": 0.5} if "keep" in schema["properties"] else {}
     content = {"application/json": {"schema": schema, "example": example}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}, "responses": responses(*answers)}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-def responses(*answers: str) -> dict[int | str, dict[str, Any]]:
-    return {"200": {"content": {answer: MEDIA[answer] for answer in answers}}}
+def responses(*types: str, json: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entry of what a route answers with: media types, and JSON of that model."""
+    return {200: {"content": {name: MEDIA[name] for name in types}} | ({} if json is None else {"model": json})}
