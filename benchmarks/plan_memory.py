@@ -28,6 +28,7 @@ import torch
 from nextpixel import ImageGPT, ImageGPTConfig, pretrain
 from nextpixel.config import MODERN
 from nextpixel.devices import autocast
+from nextpixel.heap import freed_memory_kept
 from nextpixel.network.cost import memory
 from nextpixel.network.losses import cross_entropy
 from nextpixel.training import optim, pretraining
@@ -74,7 +75,8 @@ def measure(shape: str, preset: str, dtype: str, compiled: bool, recompute: bool
     optimizer = PRESETS[preset][1]
     train(config_of("1x64@8x2", preset)[0], 2, dtype, compiled, optimizer, recompute)
     before = held()
-    train(*config_of(shape, preset), dtype, compiled, optimizer, recompute)
+    with freed_memory_kept():  # as in training; "exact" configures the heap itself
+        train(*config_of(shape, preset), dtype, compiled, optimizer, recompute)
     return peak() - before
 
 

@@ -1,9 +1,6 @@
 """What the machine is found to have."""
 
 import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -87,29 +84,3 @@ def test_a_mac_has_the_memory_of_its_gpu_or_machine(tmp_path: Path, monkeypatch:
 
 def test_a_system_without_reports_has_some_memory(tmp_path: Path) -> None:
     assert free_memory_bytes("cpu", tmp_path) > 0
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told so")
-def test_freed_memory_is_kept_for_the_next_tensors() -> None:
-    """64 MB, taken and freed again and again: after some times no page comes from the kernel."""
-    program = """if True:
-        import resource, sys, torch
-        from nextpixel.devices import keep_freed_memory
-
-        if sys.argv[1] == "keep":
-            keep_freed_memory()
-        faults = []
-        for _ in range(30):
-            torch.ones(16_000_000)
-            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        print(faults[-1] - faults[-6])
-        """
-
-    def faults(how: str) -> int:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-        done = subprocess.run(
-            [sys.executable, "-c", program, how], env=environment, capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
-
-    assert faults("keep") < 1_000 < faults("default")

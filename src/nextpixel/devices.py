@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import platform
@@ -14,8 +13,7 @@ from pathlib import Path
 import torch
 
 from nextpixel.errors import InputError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+from nextpixel.heap import return_freed_memory
 
 
 def choose_device(name: str) -> str:
@@ -67,6 +65,7 @@ def free_memory_bytes(device: str, root: Path = Path("/")) -> int:
         return torch.cuda.mem_get_info()[0]
     if device == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return_freed_memory()
     if reported := _reported_bytes(root):
         return max(0, min(reported))
     for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS has only the second: all of its memory
@@ -124,17 +123,6 @@ def processor_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory that this process frees; other C libraries are left as they are.
-
-    By default it returns large blocks to the kernel, which clears each page before it gives it back.
-    """
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # Windows, macOS and musl have no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def set_threads(threads: int | None) -> int:

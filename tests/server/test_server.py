@@ -292,24 +292,26 @@ def test_models_pictures_page_and_description(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "answer"),
     [
+        ("models", None, answers.Models),
         ("sample", {"n": 2}, answers.Drawing),
         ("complete", {"image": TEXT}, answers.Drawing),
         ("complete", {"image": TEXT, "mask": TEXT, "particles": 2}, answers.Drawing),
         ("encode", {"image": TEXT}, answers.Reconstruction),
         ("score", {"image": TEXT}, answers.Score),
-        ("features", {"image": TEXT, "layer": [0, 1]}, answers.Features),
+        ("features", {"image": TEXT, "layer": [0, 1]}, answers.FeatureVector),
         ("classify", {"image": TEXT}, answers.Classification),
-        ("images/generations", {}, answers.Pictures),
-        ("images/edits", {"image": TEXT, "keep": 0.5}, answers.Pictures),
+        ("images/generations", {}, answers.Images),
+        ("images/edits", {"image": TEXT, "keep": 0.5}, answers.Images),
     ],
 )
 def test_answers_are_those_of_the_description(
-    model: ImageGPT, path: str, body: dict[str, Any], answer: type[BaseModel]
+    model: ImageGPT, path: str, body: dict[str, Any] | None, answer: type[BaseModel]
 ) -> None:
     probe = LinearProbe(model, layer=1).fit(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3)), [0, 1] * 4)
     with TestClient(create_app({"tiny": model}, classifier=probe), base_url=ADDRESS) as client:
-        found = client.post(f"/v1/{path}", json=body)
-        described = client.get("/openapi.json").json()["paths"][f"/v1/{path}"]["post"]["responses"]["200"]["content"]
+        method = "get" if body is None else "post"
+        found = client.request(method, f"/v1/{path}", json=body)
+        described = client.get("/openapi.json").json()["paths"][f"/v1/{path}"][method]["responses"]["200"]["content"]
     assert found.status_code == 200, found.text
     answer.model_validate_json(found.content, strict=True)
     assert set(found.json()) <= {field.alias or name for name, field in answer.model_fields.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 256  # queries: a head's scores fit into the CPU cache, and 3/8 of the products of 1,024 slots are skipped
+BLOCK = 256  # slots: a head's scores fit into the CPU cache, and 3/8 of the products of 1,024 slots are skipped
 
 # a query sees the keys up to its own slot, or all, or those where the tensor (..., queries, keys) is True
 Mask = Literal["causal", "all"] | Tensor
@@ -68,7 +68,8 @@ class _Blocked(torch.autograd.Function):
     """Saves inputs and outputs only, and recomputes the scores in the backward pass (Dao et al. 2022, algorithm 4).
 
     Forward, a block of queries takes all keys it sees; backward, a block of keys takes all queries that see it, so that
-    only the queries' gradients are sums over blocks.
+    only the queries' gradients are sums over blocks. Their parts are held to the end: 2.5 times the numbers of q for
+    1,024 causal slots, 8.5 times for 4,096.
     """
 
     @staticmethod

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-PNG: dict[str, Any] = {"contentEncoding": "base64", "contentMediaType": "image/png"}
-Side = int | tuple[int, int]
+PNG = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
+Side = Annotated[int | tuple[int, int], Field(description="In pixels; rows and columns where they differ.")]
 
 
 class Drawing(BaseModel):
-    """Drawn pictures. `kept_rows` is there without a mask, and with one the fields that default to null."""
+    """Drawn pictures. Without a mask it has `kept_rows`; with one, `filled_pixels`, `log_evidence` and `ancestors`."""
 
     model: str
     mode: str = Field(description="How the network was run.")
     seed: int
-    images: list[str] = Field(description="PNG files in base64.")
+    images: list[PNG]
     nats: list[float] = Field(description="Per drawn pixel, of each picture.")
-    seconds: dict[str, float] = Field(description="In the queue, to the first row (both without a mask), total.")
+    seconds: dict[str, float] = Field(description="`queue` and `first_row` (both without a mask), `total`.")
     kept_rows: int | None = None
     filled_pixels: int | None = None
-    log_evidence: list[float] | None = Field(None, description="An estimate of what is kept, in nats.")
-    ancestors: list[int] | None = Field(None, description="Versions of each picture from which the last ones descend.")
+    log_evidence: list[float] | None = Field(
+        None,
+        description="Of each picture: estimated ln p of the known pixels after the hole's first, given those before.",
+    )
+    ancestors: list[int] | None = Field(
+        None, description="Of each picture: how many of its first versions have descendants at the end of the hole."
+    )
 
 
 class Reconstruction(BaseModel):
@@ -30,18 +35,18 @@ class Reconstruction(BaseModel):
 
     model: str
     side: Side
-    image: str = Field(json_schema_extra=PNG)
+    image: PNG
 
 
 class Score(BaseModel):
     """How likely a picture is."""
 
     model: str
-    nats_per_pixel: float
+    nats_per_pixel: float = Field(description="-ln p; lower is more likely.")
     heat: list[list[float]] = Field(description="Nats of every pixel, row by row.")
 
 
-class Features(BaseModel):
+class FeatureVector(BaseModel):
     """Features of a picture, those of several layers one after the other."""
 
     model: str
@@ -56,17 +61,64 @@ class Classification(BaseModel):
     probabilities: dict[str, float]
 
 
-class Picture(BaseModel):
+class ImageData(BaseModel):
     """One picture, as OpenAI's API has it."""
 
-    b64_json: str = Field(json_schema_extra=PNG)
+    b64_json: PNG
 
 
-class Pictures(BaseModel):
+class Images(BaseModel):
     """Pictures, as OpenAI's API has them."""
 
+    created: int = Field(description="Seconds since 1970.")
+    data: list[ImageData]
+    background: Literal["transparent", "opaque"]
+    output_format: Literal["png"]
+    size: str = Field(description="Width x height, as 64x32.")
+
+
+class Model(BaseModel):
+    """What this package says of a model."""
+
+    id: str
+    side: Side
+    fit: str = Field(description="How pictures become its own: crop, squash or place.")
+    patch: tuple[int, int] = Field(description="Rows and columns of pixels that a token covers.")
+    colors: int = Field(description="Size of its vocabulary.")
+    parameters: int
+    layers: int
+    width: int
+    heads: int
+    objective: str
+    trained_on: Any
+    steps: Any
+    words: list[str] | None
+    mode: str | None = Field(description="How it is run to draw; null for a masked model.")
+    facts: dict[str, Any]
+
+
+class ModelName(BaseModel):
+    """A model, as OpenAI's API lists it."""
+
+    id: str
+    object: Literal["model"]
     created: int
-    data: list[Picture]
-    background: str
-    output_format: str
-    size: str
+    owned_by: str
+
+
+class Limits(BaseModel):
+    """Of a request."""
+
+    n: int
+    upload_mb: float
+    pixels: int
+
+
+class Models(BaseModel):
+    """The models of this server, in our form and in that of OpenAI's API (`data`)."""
+
+    models: list[Model]
+    limits: Limits
+    classes: list[str] | None = Field(description="Of the classifier, if there is one.")
+    object: Literal["list"]
+    data: list[ModelName]

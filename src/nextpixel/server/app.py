@@ -140,7 +140,7 @@ def create_app(
     async def metrics() -> Response:
         return Response(meters.text(engines, fills.waiting), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=None, responses=schema.responses(json=answers.Models))
     async def list_models() -> dict[str, Any]:
         limits = {"n": config.max_completions, "upload_mb": config.max_upload_mb, "pixels": config.max_pixels}
         listed = [_facts(name, model, engines.get(name)) for name, model in models.items()]
@@ -305,11 +305,11 @@ def create_app(
 
     add(schema.Sample, sample, answers.Drawing, "image/png", EVENTS)
     add(schema.Complete, complete, answers.Drawing, "image/png", EVENTS)
-    add(openai.Generation, images_generations, answers.Pictures, EVENTS)
-    add(openai.Edit, images_edits, answers.Pictures, EVENTS)
+    add(openai.Generation, images_generations, answers.Images, EVENTS)
+    add(openai.Edit, images_edits, answers.Images, EVENTS)
     add(schema.Picture, encode, answers.Reconstruction, "image/png")
     add(schema.Picture, score, answers.Score, "image/png")
-    add(schema.Features, features, answers.Features)
+    add(schema.Features, features, answers.FeatureVector)
     add(schema.Picture, classify, answers.Classification, listed=classifier is not None)
     app.openapi()  # cached before the first request
     return app

@@ -18,7 +18,7 @@ from torch import Tensor
 from nextpixel.checkpoints import Run
 from nextpixel.config import CodecConfig
 from nextpixel.data.decoded import Batches, DecodedSet, decode, split_indices
-from nextpixel.devices import autocast, choose_device, choose_dtype, keep_freed_memory, set_threads
+from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.files import write_json
 from nextpixel.images import grid, save_png
 from nextpixel.progress import say
@@ -120,7 +120,6 @@ def _train(run: Run, images: Any) -> Tokenizer:
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     choose_device(decided.device)  # raises if it is gone
     set_threads(decided.threads)
-    keep_freed_memory()
     again = functools.partial(_decode_again, facts)
     (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
     rows, _ = split_indices(len(decoded), config.validation_fraction, config.seed)

@@ -32,7 +32,7 @@ from nextpixel.config import (
     to_size,
 )
 from nextpixel.data.decoded import Batches, DecodedSet, decode, split_indices
-from nextpixel.devices import autocast, choose_device, choose_dtype, keep_freed_memory, set_threads
+from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.files import EMBEDDED, new_file
 from nextpixel.network.resnet import ResNet
@@ -151,7 +151,6 @@ def _train(run: Run, images: Any) -> ResNet:
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     choose_device(decided.device)  # raises if it is gone
     set_threads(decided.threads)
-    keep_freed_memory()
 
     again = functools.partial(_decode_again, facts)
     (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)

@@ -27,6 +27,7 @@ from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.runs import milestones
 from nextpixel.config import RunConfig
 from nextpixel.errors import WorkError
+from nextpixel.heap import freed_memory_kept
 from nextpixel.progress import progress, say
 from nextpixel.training import distributed
 from nextpixel.training.distributed import load_trainer_state, save_trainer_state
@@ -103,6 +104,7 @@ def train(run: Run, training: Training) -> None:
     distributed.on_first_rank(lambda: run.discard_after(start))
     with (
         distributed.lost_process_errors(),
+        freed_memory_kept(),
         _signals() as signals,
         boards(run.path, run.facts(), start) as board,
         ThreadPoolExecutor(1) as loader,

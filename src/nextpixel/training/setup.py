@@ -25,7 +25,7 @@ from nextpixel import __version__
 from nextpixel.checkpoints import Run
 from nextpixel.config import EXACT, GPTRunConfig, ImageGPTConfig, ResNetConfig, RunConfig, Size
 from nextpixel.data.decoded import DecodedSet
-from nextpixel.devices import choose_device, keep_freed_memory, machine, set_threads
+from nextpixel.devices import choose_device, machine, set_threads
 from nextpixel.progress import say
 from nextpixel.tokens import Tokenizer
 from nextpixel.tokens.codec import CodecShape
@@ -155,7 +155,6 @@ def open_run(run: Run, settings: type[Settings], images: Any) -> Iterator[OpenRu
     device = distributed.join(choose_device(decided.device), config.timeout_minutes)  # raises if it is gone
     distributed.local_batch_images(config.batch_images)
     set_threads(decided.threads)
-    keep_freed_memory()
     with ExitStack() as held:
         distributed.on_first_rank(lambda: held.enter_context(run.locked()))
         train_set, validation_set = distributed.node_by_node(

@@ -1,0 +1,53 @@
+"""The heap of glibc while a network is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of malloc.h
+DYNAMIC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # what glibc comes to after large blocks
+
+_kept = False
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within it, this process keeps the memory that it frees and uses it again; at the end it is returned.
+
+    By default glibc returns large blocks to the kernel, which clears each page before it gives it out again. Does
+    nothing with another C library, or where the environment already sets up glibc's heap.
+    """
+    global _kept
+    configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    )
+    if _kept or configured or (mallopt := _glibc("mallopt")) is None:
+        yield
+        return
+    mallopt(MMAP_MAX, 0)
+    mallopt(TRIM_THRESHOLD, -1)
+    _kept = True
+    try:
+        yield
+    finally:
+        return_freed_memory()
+        for name, value in DYNAMIC.items():
+            mallopt(name, value)
+        _kept = False
+
+
+def return_freed_memory() -> None:
+    """Return what `freed_memory_kept` has kept so far to the kernel, so that it counts as free."""
+    if _kept and (trim := _glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> ctypes._NamedFuncPointer | None:
+    """A function of glibc; None on Windows and macOS and with musl, which have none of that name."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, TypeError, AttributeError):
+        return None
