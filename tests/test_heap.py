@@ -22,7 +22,7 @@ PROGRAM = """if True:
     def faults():
         for _ in range(30):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.ones(16_000_000)  # 64 MB
+            [torch.ones(4_000_000) for _ in range(4)]  # 64 MB
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     def held():

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +30,6 @@ from nextpixel.config import SIZES, ImageGPTConfig, SamplingConfig, Speed
 from nextpixel.devices import autocast, can_compile, choose_dtype, machine
 from nextpixel.drawing import loop as drawing
 from nextpixel.errors import InputError
-from nextpixel.heap import freed_memory_kept
 from nextpixel.network import cost as plan
 from nextpixel.network.decoding import Decoder, Int8Decoder, Prefill, choose_decoder
 from nextpixel.network.int8.packing import supports_int8
@@ -121,8 +119,7 @@ def bench(
             contenders = [_nextpixel(model, work, batch, pixels, speed)]
             if against and work in COMPARED:
                 contenders += _transformers(model, work, batch, pixels)
-            with freed_memory_kept() if work == "train" else nullcontext():  # as in training
-                rows += _measure(model, work, batch, contenders, repeats, now, limits)
+            rows += _measure(model, work, batch, contenders, repeats, now, limits)
     return {
         "model": {"parameters": model.config.parameters, "layers": model.config.layers, "width": model.config.width},
         "machine": machine(str(model.device))

@@ -7,8 +7,8 @@ import ctypes
 import os
 from collections.abc import Iterator
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of malloc.h
-DYNAMIC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # what glibc comes to after large blocks
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
+LARGEST = 2**25  # what glibc's own adjustment reaches, and before 2.35 the most that it takes
 
 _kept = False
 
@@ -17,8 +17,9 @@ _kept = False
 def freed_memory_kept() -> Iterator[None]:
     """Within it, this process keeps the memory that it frees and uses it again; at the end it is returned.
 
-    By default glibc returns large blocks to the kernel, which clears each page before it gives it out again. Does
-    nothing with another C library, or where the environment already sets up glibc's heap.
+    By default glibc returns large blocks to the kernel, which clears each page before it gives it out again. Blocks
+    over 32 MiB are still returned: kept ones that fit no other would fill the memory. Does nothing with another C
+    library, or where the environment already sets up glibc's heap.
     """
     global _kept
     configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
@@ -27,15 +28,14 @@ def freed_memory_kept() -> Iterator[None]:
     if _kept or configured or (mallopt := _glibc("mallopt")) is None:
         yield
         return
-    mallopt(MMAP_MAX, 0)
+    mallopt(MMAP_THRESHOLD, LARGEST)
     mallopt(TRIM_THRESHOLD, -1)
     _kept = True
     try:
         yield
     finally:
         return_freed_memory()
-        for name, value in DYNAMIC.items():
-            mallopt(name, value)
+        mallopt(TRIM_THRESHOLD, 2 * LARGEST)  # as after glibc's adjustment
         _kept = False
 
 
