@@ -18,8 +18,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Within it, this process keeps the memory that it frees and uses it again; at the end it is returned.
 
     By default glibc returns large blocks to the kernel, which clears each page before it gives it out again. Blocks
-    over 32 MiB are still returned: kept ones that fit no other would fill the memory. Does nothing with another C
-    library, or where the environment already sets up glibc's heap.
+    over 32 MiB are still returned: kept ones into which no later block fits would fill the memory. Does nothing with
+    another C library, or where the environment already configures glibc's heap.
     """
     global _kept
     configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
