@@ -1,5 +1,5 @@
 # make demo   complete the bundled pictures with the embedded model (installs the package first)
-# make test   everything that CI runs: style, types, build, tests, installation
+# make test   style, types, build, tests, installation: the test job of CI
 # make study  pretrain five shapes on CIFAR-10 and compare loss with probe accuracy (-j2: two runs side by side)
 # make docs   the documentation site, into site/, with every link checked
 # make setup  the environment for development, in .venv
