@@ -58,7 +58,7 @@ nextpixel sample "{example}" --model photos -n 16 --guidance {guidance:g}
 | precision | trained in {dtype} with fp32 weights; shipped as bf16; scored with bf16 products |
 | size | {megabytes:.1f} MB with the tokenizer |
 | licence | weights: MIT; the pictures it was trained on: see below |
-| reconstruction | **{psnr:.2f} dB** mean PSNR of held-out pictures decoded from their tokens; {psnr_of_mean:.2f} dB for their mean squared error |
+| reconstruction | **{psnr:.2f} dB** mean PSNR of held-out pictures from tokens; {psnr_of_mean:.2f} of the mean error |
 | codes used | {used:.1%} |
 | held-out pictures | **{nats:.4f} +- {error:.4f} nats per pixel**, {nats_per_token:.4f} per token ({date}) |
 | with their captions | {captioned:.4f} nats per pixel |

@@ -98,6 +98,9 @@ def test_what_is_public_prints_in_one_line(model):
     shown = {
         "ExactPalette(2 colours, ": nextpixel.ExactPalette([[0, 0, 0, 255], [9, 9, 9, 255]]),
         "ImageGPT(2 layers x 24, 3 heads, 4 x 4 pixels, 16 colours, ": model,
+        "ImageGPT(1 layers x 8, 2 heads, 3 x 2 pixels, 5 colours, ": nextpixel.ImageGPT(
+            nextpixel.ImageGPTConfig(layers=1, width=8, heads=2, side=(2, 3), colors=5)
+        ),
         "ImageGPTConfig(layers=24, width=512, heads=8, side=32, colors=512)": nextpixel.SIZES["s"],
         "ImageGPTConfig(layers=1, width=8, heads=2, side=(2, 3), colors=5, qk_norm=True)": nextpixel.ImageGPTConfig(
             layers=1, width=8, heads=2, side=(2, 3), colors=5, qk_norm=True

@@ -62,7 +62,7 @@ def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
 def free_memory_bytes(device: str, root: Path = Path("/")) -> int:
     """Free memory of the device now; for the CPU, what the kernel and every cgroup allow, read from below `root`."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info(torch.device(device))[0]
     if device == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return_freed_memory()

@@ -25,6 +25,11 @@ def shortened(value: object, at_most: int = 60) -> str:
     return text if len(text) <= at_most else f"{text[: at_most - 3]}..."
 
 
+def reason_of(error: BaseException) -> str:
+    """The text of an error in one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class _UserError(Exception):
     everywhere = False
     """Under torchrun: whether every process that raises it prints it, or only the first one."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from nextpixel.errors import InputError, WorkError
 from nextpixel.limits import read_bytes
-from nextpixel.progress import say
+from nextpixel.progress import say_once
 
 PART = re.compile(r"\.nextpixel-[0-9a-f]{16}\.part")  # a file or folder being written
 ANY_PART = re.compile(
@@ -34,7 +34,6 @@ STALE_SECONDS = 86_400.0
 LONGEST_NAME = 255  # bytes, on all common file systems
 DIGEST_BYTES = 32
 REMEDY = "Free some space or correct the permissions, then resume"
-_reported: set[str] = set()
 cleaned: set[str] = set()
 
 
@@ -265,9 +264,7 @@ def user_cache(kind: str, given: str | Path | None = None) -> Path:
             f"{error.strerror}); set NEXTPIXEL_CACHE to one",
             argument="cache",
         ) from None
-    if other not in _reported:
-        _reported.add(other)
-        say(f"cache: using {other} ({reason}); set NEXTPIXEL_CACHE to name another folder")
+    say_once(f"cache: using {other} ({reason}); set NEXTPIXEL_CACHE to name another folder")
     return Path(other, kind)
 
 

@@ -271,12 +271,12 @@ def test_folders_of_servers_and_systems_are_no_pictures(tmp_path, capsys):
             ".AppleDouble/1.png",
         ):
             picture(tmp_path / name / stray)
-        for stray in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "labels.csv"):
+        for stray in ("Thumbs.db", ".DS_Store", "._1.png", "notes.txt", "labels.csv", "png"):
             (tmp_path / name / stray).write_bytes(b"x")
     source = open_source(tmp_path)
     assert list(source.names) == ["cat/1.png", "dog/1.png"] and source.classes == ["cat", "dog"]
-    assert "skipped 14 x hidden or system entry, 4 x other file (.csv, .txt)" in capsys.readouterr().err
-    assert "cat/@eaDir: hidden or system entry" in source.skipped and len(source.skipped) == 18
+    assert "skipped 14 x hidden or system entry, 6 x other file (.csv, .txt)" in capsys.readouterr().err
+    assert "cat/@eaDir: hidden or system entry" in source.skipped and len(source.skipped) == 20
     assert len(decode(tmp_path, 8).unreadable) == 0
 
 

@@ -386,6 +386,18 @@ def cells(images: np.ndarray) -> list[object]:
     return [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(images)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_many_tables_are_not_open_at_once(tmp_path):
+    for number in range(40):
+        table(tmp_path / f"{number:02d}.parquet", cells(noise(1, 4, 4, 3, seed=number)), [number])
+    before = len(os.listdir("/proc/self/fd"))
+    source = open_source(tmp_path)
+    assert [int(label) for label in source.labels] == list(range(40))
+    for number in range(40):
+        assert (np.asarray(source.read(number)) == noise(1, 4, 4, 3, seed=number)[0]).all()
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
 def test_a_parquet_file(tmp_path):
     images = noise(7, 4, 5, 3)
     path = table(tmp_path / "x.parquet", cells(images), [0, 1, 1, 0, 0, 1, 1], row_group_size=3)
@@ -442,18 +454,21 @@ def test_reading_parquet_in_order_reads_each_row_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", (4, 4))
     source = open_source(table(tmp_path / "x.parquet", cells(noise(40, 3, 3, 3)), row_group_size=20))
     assert isinstance(source, ParquetSource)
-    file = source.files[0]
+    (whole,) = source.tables
     opened = []
     batch_size = 1
 
     class Counting:
-        metadata = file.metadata
+        metadata = whole.metadata
+
+        def open(self) -> object:
+            return self
 
         def iter_batches(self, **options: object) -> object:
             opened.append(options["row_groups"])
-            return file.iter_batches(**{**options, "batch_size": batch_size})
+            return whole.open().iter_batches(**{**options, "batch_size": batch_size})
 
-    source.files = [Counting()]
+    source.tables = [Counting()]
     assert len(pixels_of(source)) == 40
     assert opened == [[0], [1]]
     batch_size = 3  # a reader that cuts otherwise than asked must not shift the pictures

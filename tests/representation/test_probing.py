@@ -17,6 +17,7 @@ from nextpixel.network.pooling import pool
 from nextpixel.representation import logistic as logistic_module
 from nextpixel.representation.baselines import baseline_features
 from nextpixel.representation.extraction import POOLINGS, features_of, mirrored, pooled
+from nextpixel.representation.few_labels import _neighbour_accuracy
 from nextpixel.representation.logistic import best_trial, fit_linear
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import likeliest, middle_best, score_of
@@ -442,3 +443,14 @@ def test_baselines_are_mirrored_like_the_model() -> None:
         assert both.name == one.name
         assert both.train == pytest.approx((one.train + other.train) / 2, rel=1e-4, abs=1e-4)
         assert both.test == pytest.approx((one.test + other.test) / 2, rel=1e-4, abs=1e-4)
+
+
+def test_features_that_are_constant_in_training_do_not_decide_who_is_nearest() -> None:
+    rng = np.random.default_rng(0)
+    names = np.repeat(["a", "b"], 20)
+    train = np.concatenate([rng.normal(size=(40, 4)) + 3 * (names == "a")[:, None], np.zeros((40, 50))], 1)
+    test = train + np.concatenate([np.zeros((40, 4)), np.tile(np.eye(2)[rng.integers(0, 2, 40)], 25)], 1) / 100
+    found = [
+        _neighbour_accuracy(train.astype(np.float32), names, rows.astype(np.float32), names) for rows in (train, test)
+    ]
+    assert found[0] == found[1] > 0.9

@@ -442,11 +442,21 @@ def test_a_picture_that_takes_too_long_is_abandoned(
 
 def test_a_decoder_that_crashes_is_replaced(started: list[subprocess.Popen[bytes]], decoders: Decoders) -> None:
     squares(decoders, PNG)
-    started[0].kill()
-    started[0].wait()
+    started[0].send_signal(signal.SIGSTOP)  # it crashes with the picture in hand
+    threading.Timer(0.2, started[0].kill).start()
     (error,) = squares(decoders, PNG)
     assert isinstance(error, UnreadableImage) and "crashed" in error.reason
     assert squares(decoders, PNG)[0].shape == (4, 4, 3)
+
+
+def test_a_decoder_that_was_killed_while_idle_costs_no_request(
+    started: list[subprocess.Popen[bytes]], decoders: Decoders
+) -> None:
+    squares(decoders, PNG)
+    started[0].kill()
+    started[0].wait()
+    assert squares(decoders, PNG)[0].shape == (4, 4, 3)
+    assert len(started) == 2 and started[0].stdin is not None and started[0].stdin.closed
 
 
 def test_a_decoder_whose_request_is_cancelled_leaves_no_zombie(

@@ -90,6 +90,7 @@ def test_a_set_that_is_too_large_is_not_kept() -> None:
         {"tokens": some(2), "grid": [3, 9], "held_out": [1]},
         {"tokens": some(2), "grid": [3, 0], "held_out": np.array(["a"])},
         {"tokens": np.array([None]), "grid": [3, 0], "held_out": [1]},
+        {"tokens": some(2)[:0], "grid": [3, 0], "held_out": [1]},
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, arrays: dict) -> None:

@@ -96,8 +96,11 @@ def test_wandb_gets_every_line_of_the_log_and_a_resumed_run_is_the_same_one(imag
     assert first.given["id"] == second.given["id"] and first.given["resume"] == "allow"
     assert first.given["name"] == "run" and first.given["dir"] == str(tmp_path / "run")
     assert first.given["config"]["config"]["width"] == 16 and first.metrics == [(("*",), {"step_metric": "step"})]
-    nextpixel.pretrain(images, out=tmp_path / "other", **config | {"seed": 1, "steps": 1})
-    assert wandb.runs[2].given["id"] != first.given["id"]
+    moved = images.rename(images.with_stem("moved"))
+    nextpixel.pretrain(moved, resume=tmp_path / "run")
+    nextpixel.pretrain(moved, out=tmp_path / "other", **config | {"seed": 1, "steps": 1})
+    ended, other = wandb.runs[2:]
+    assert ended.given["id"] == first.given["id"] != other.given["id"]
 
 
 def test_finetune_is_tracked_too(tmp_path, wandb):

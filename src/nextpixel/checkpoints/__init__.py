@@ -6,4 +6,4 @@ load_backbone also resnet), and reads its config, weights, tokenizer and preproc
 
 from nextpixel.checkpoints.models import find_model, load, load_backbone, save, write_model
 from nextpixel.checkpoints.openai import load_openai
-from nextpixel.checkpoints.runs import Run
+from nextpixel.checkpoints.runs import Run, planned_steps

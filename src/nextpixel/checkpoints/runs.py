@@ -36,6 +36,11 @@ STEP = re.compile(r"step_(\d{7,})")
 MILESTONES = 8  # the last step and its halvings, as OpenAI published steps 131, 262, 524 and 1,000 thousand
 
 
+def planned_steps(facts: Mapping[str, Any]) -> int:
+    """The number of steps of a run, by its facts; 0 where an older version did not record it."""
+    return int(facts["decisions"].get("steps") or facts["config"].get("steps") or 0)
+
+
 class Run:
     """One training run on disk. Files and folders get their final names only once they are complete."""
 

@@ -46,10 +46,11 @@ def run(argv: Sequence[str]) -> None:
     check_run(argv, args, args.images, "distill photos/ --out runs/student")
     check_sources(*args.images, *args.data, model=args.model)
     from nextpixel.checkpoints import Run
-    from nextpixel.training.distillation import KIND, relocate_run, start_run, train_run
+    from nextpixel.training.distillation import KIND, start_run, train_run
+    from nextpixel.training.run_images import relocate_whole_set
 
     if args.resume is not None:
-        found = relocate_run(Run.open(args.resume, KIND), joined(args.data) or None)
+        found = relocate_whole_set(Run.open(args.resume, KIND), joined(args.data) or None)
     else:
         assert args.out is not None
         found = start_run(joined(args.images), args.out, args.config, args.model, args.split)

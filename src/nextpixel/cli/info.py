@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
         if not (path / "run.json").is_file():
             raise InputError(f"--html: expected a run folder, with a run.json, got {args.model!r}")
     check_model_name(args.model)
-    from nextpixel.checkpoints import Run, find_model, load_backbone
+    from nextpixel.checkpoints import Run, find_model, load_backbone, planned_steps
     from nextpixel.files import read_json, write_text
     from nextpixel.network.model import ImageGPT
     from nextpixel.representation.extraction import tokenizer_hash
@@ -56,12 +56,11 @@ def run(argv: Sequence[str]) -> None:
     if (path / "run.json").is_file():
         run = Run.open(path)
         written = run.facts()
-        planned = written["decisions"].get("steps") or written["config"]["steps"]
         done = run.steps()
         facts["run"] = {
             "kind": run.kind,
             "steps": done[-1] if done else 0,
-            "planned_steps": planned,
+            "planned_steps": planned_steps(written),
             "best": run.best(),
             "checkpoints": done,
         }

@@ -29,8 +29,8 @@ class Prepare:
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES OUT]")] = ()
     """IMAGES: picture files, folders, arrays, parquet files, WebDataset shards (a .tar file, a folder of them, or a
-    pattern such as 'shards/{000..127}.tar') or a hub name, which is streamed; several are concatenated. OUT: the new
-    folder. Incomplete parts are kept in OUT.parts."""
+    pattern such as 'shards/{000..127}.tar') or a hub name, which is streamed if it is the only one; several are
+    concatenated. OUT: the new folder. Incomplete parts are kept in OUT.parts."""
     merge: Path | None = None
     """Merge the parts of all jobs; no other setting is allowed."""
     side: int | Size | None = None

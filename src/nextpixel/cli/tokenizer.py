@@ -82,10 +82,11 @@ def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
     from nextpixel.checkpoints import Run
     from nextpixel.files import read_json
     from nextpixel.tokens.tokenizer import FACTS
-    from nextpixel.training.codecs import KIND, relocate_run, start_run, train_run
+    from nextpixel.training.codecs import KIND, start_run, train_run
+    from nextpixel.training.run_images import relocate_whole_set
 
     if args.resume is not None:
-        found = relocate_run(Run.open(args.resume, KIND), joined(args.data) or None)
+        found = relocate_whole_set(Run.open(args.resume, KIND), joined(args.data) or None)
     else:
         assert args.out is not None
         found = start_run(joined(args.images), args.out, args.config, args.split, patches=args.learned_decoder)

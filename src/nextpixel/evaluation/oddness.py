@@ -21,6 +21,7 @@ from nextpixel.images import png_bytes
 from nextpixel.network.losses import cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.representation.extraction import check_layers, model_hash
+from nextpixel.representation.logistic import standard
 from nextpixel.representation.scoring import CHUNK_IMAGES, Runner, batches, joined_arrays, pixel_maps
 from nextpixel.stats import conformal_p_values
 
@@ -290,9 +291,9 @@ def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0)
     """Each of COLUMNS (N,), with distances to `normal`, or to the other images (at most 5,000) for None."""
     reference = measured if normal is None else normal
     own = _subset(len(measured), seed) if normal is None else None
-    center, scale = reference.features.mean(0), np.maximum(reference.features.std(0), 1e-6)
+    center, scale = standard(reference.features)
 
-    def standard(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def standardised(features: NDArray[np.float32]) -> NDArray[np.float32]:
         return (features - center) / scale
 
     def flat(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -302,7 +303,7 @@ def table(measured: Measurements, normal: Measurements | None, *, seed: int = 0)
         "nats_per_pixel": measured.nats_per_pixel,
         "nats_corrected": measured.nats_per_pixel - _expected_nats(measured.png_bytes, reference),
         "peak_nats": measured.peak_nats,
-        "feature_distance": _neighbour_distance(measured.features, reference.features, own, standard),
+        "feature_distance": _neighbour_distance(measured.features, reference.features, own, standardised),
         "pixel_distance": _neighbour_distance(measured.images, reference.images, own, flat),
         "png_bytes": measured.png_bytes.astype(np.float64),
     }

@@ -41,7 +41,7 @@ from nextpixel.network.caches import KVCache
 from nextpixel.network.initialisation import initialise, initialise_words
 from nextpixel.network.pooling import pool
 from nextpixel.network.positions import Positions, raster, rotate
-from nextpixel.tokens.tokenizer import covers_pixels, picture_size
+from nextpixel.tokens.tokenizer import picture_size
 
 if TYPE_CHECKING:
     from nextpixel.tokens import Tokenizer
@@ -247,8 +247,8 @@ class ImageGPT(nn.Module):
         self._fit = fit
 
     def __repr__(self) -> str:
-        config, (height, width) = self.config, self.size
-        what = "codes" if covers_pixels(self.tokenizer) else "colours"
+        config, patch = self.config, (1, 1) if self._tokenizer is None else self._tokenizer.patch
+        (height, width), what = picture_size(patch, config), "colours" if patch == (1, 1) else "codes"
         return (
             f"ImageGPT({config.layers} layers x {config.width}, {config.heads} heads, {width} x {height} pixels, "
             f"{config.colors} {what}, {config.parameters:,} parameters)"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nextpixel.checkpoints import Run
+from nextpixel.checkpoints import Run, planned_steps
 from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig, stated
 from nextpixel.errors import InputError
 from nextpixel.files import read_json
@@ -37,7 +37,7 @@ def page(run: Run) -> str:
         config, kind = facts["config"], run.kind
         batch = config["batch_images"]
         shape = (ResNetConfig if "blocks" in facts["model"] else ImageGPTConfig)(**facts["model"])
-        planned = facts["decisions"].get("steps") or config.get("steps") or 0
+        planned = planned_steps(facts)
         done = max([entry["step"] for entry in log] + steps, default=0)
         progress = f"nextpixel {kind}; {done:,} of {planned:,} steps of {batch:,} images"
         started = facts.get("started", "at an unknown time")[:16].replace("T", " ")

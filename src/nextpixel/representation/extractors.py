@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nextpixel.checkpoints import load_backbone
 from nextpixel.config import Size, channels_of, side_text
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, reason_of
 from nextpixel.images import as_channels, crop_resize
 from nextpixel.limits import open_arrays
 from nextpixel.network.model import ImageGPT
@@ -149,8 +149,9 @@ def onnx_extractor(path: str | Path, size: Size) -> Extractor:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: expected a network in ONNX format: {reason}", argument="extractor") from None
+        raise InputError(
+            f"{path}: expected a network in ONNX format: {reason_of(error)}", argument="extractor"
+        ) from None
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     kind = inputs[0].type if len(inputs) == 1 else f"{len(inputs)} inputs"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nextpixel.config import Pooling
 from nextpixel.data.labels import choose_labels, class_numbers
 from nextpixel.representation.extraction import Backbone, features_of, pooled_columns
-from nextpixel.representation.logistic import STRENGTHS, middle_strengths
+from nextpixel.representation.logistic import STRENGTHS, middle_strengths, standard
 from nextpixel.representation.probing import LinearProbe
 from nextpixel.stats import Score
 
@@ -125,7 +125,7 @@ def _neighbour_accuracy(
 ) -> float:
     from sklearn.neighbors import KNeighborsClassifier
 
-    mean, scale = train.mean(0), np.maximum(train.std(0), 1e-6)
+    mean, scale = standard(train)
     classes, numbers = np.unique(labels, return_inverse=True)
     count = min(NEIGHBOURS, int(np.bincount(numbers).min()))
     nearest = KNeighborsClassifier(count, metric="cosine").fit((train - mean) / scale, numbers)

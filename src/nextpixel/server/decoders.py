@@ -54,6 +54,8 @@ class Decoders:
         Raises UnreadableImage, and InputError where the sizes of mask and picture differ.
         """
         async with self._limiter:
+            while self._idle and self._idle[-1].poll() is not None:  # it was killed by someone else
+                _end([self._idle.pop()])
             process = self._idle.pop() if self._idle else _start(self._pixel_limit)
             try:
                 files = [image] if of is None else [image, of]

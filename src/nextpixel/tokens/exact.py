@@ -153,9 +153,7 @@ def _premultiplied(rgba: Tensor) -> Tensor:
 def _nearest(codes: Tensor, rgba: Tensor) -> Tensor:
     """Tokens of colours (M,): the nearest of (K, 4), the first on ties."""
     distances = (_premultiplied(_rgba(codes))[:, None] - _premultiplied(rgba)).square().sum(-1)  # (M, K)
-    nearest = distances == distances.amin(-1, keepdim=True)
-    numbers = torch.arange(len(rgba), device=codes.device)
-    return torch.where(nearest, numbers, len(rgba)).amin(-1)  # argmin guarantees no order among ties
+    return distances.argmin(-1)  # documented to be the first of equals
 
 
 def _select(codes: NDArray[np.int64], counts: NDArray[np.int64], colors: int, seed: int) -> NDArray[np.int64]:

@@ -246,9 +246,7 @@ def _brute_force(codes: Tensor, colors: Tensor) -> Tensor:
 def _nearest(codes: Tensor, colors: Tensor) -> Tensor:
     pixels = torch.stack([codes >> 16, (codes >> 8) & 255, codes & 255], -1).to(torch.float64) / 127.5 - 1.0
     distances = (pixels[:, None] - colors).square().sum(-1)  # (M, K)
-    nearest = distances == distances.amin(-1, keepdim=True)
-    numbers = torch.arange(len(colors), device=codes.device)
-    return torch.where(nearest, numbers, len(colors)).amin(-1)  # argmin guarantees no order among ties
+    return distances.argmin(-1)  # documented to be the first of equals
 
 
 def _distinct(codes: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -61,7 +61,14 @@ class TrainingPictures:
             raise InputError(f"{path}: expected the tokens of training pictures, got a problem: {error}") from None
         own, grid, held_out = found.values()
         whole = all(array.dtype.kind in "iu" for array in found.values())
-        if not whole or own.ndim != 2 or own.shape[1] != tokens or grid.shape != (2,) or held_out.ndim != 1:
+        if (
+            not whole
+            or own.ndim != 2
+            or not len(own)
+            or own.shape[1] != tokens
+            or grid.shape != (2,)
+            or held_out.ndim != 1
+        ):
             raise InputError(f"{path}: expected whole numbers (pictures, {tokens}), got {own.dtype} {own.shape}")
         columns, blank = int(grid[0]), int(grid[1])
         if not 1 <= columns <= tokens or tokens % columns or not -1 <= blank < vocabulary:

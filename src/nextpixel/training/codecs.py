@@ -5,7 +5,6 @@ start_run creates the run folder of a training, train_run trains to its end.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from nextpixel.tokens.tokenizer import FACTS
 from nextpixel.training import optim
 from nextpixel.training.decisions import RunDecisions
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.run_images import find_sets, relocate_images, source_facts
+from nextpixel.training.run_images import find_whole_set, source_facts
 from nextpixel.training.setup import checked_settings, create_run
 
 KIND = "tokenizer"
@@ -93,19 +92,6 @@ def start_run(images: Any, out: Path, config: CodecConfig, split: str | None = N
     )
 
 
-def relocate_run(run: Run, images: Any) -> Run:
-    """The run, with `images`, if any, recorded as its new source; see relocate_images."""
-    if images is not None:
-        relocate_images(run, images, lambda facts: _decode_again(facts, images))
-    return run
-
-
-def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
-    decided, config = RunDecisions(**facts["decisions"]), CodecConfig(**facts["config"])
-    split, levels = facts["data"]["split"], decided.requested_levels
-    return (decode(images, config.size, split=split, cache=config.cache, fit=decided.fit, levels=levels),)
-
-
 def train_run(run: Run, images: Any = None) -> Tokenizer:
     """Train from the last checkpoint to the end; returns the best tokenizer on held-out images."""
     with run.locked():
@@ -120,8 +106,7 @@ def _train(run: Run, images: Any) -> Tokenizer:
         data = {name: facts["data"][name] for name in ("source", "path", "split")}
     choose_device(decided.device)  # raises if it is gone
     set_threads(decided.threads)
-    again = functools.partial(_decode_again, facts)
-    (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
+    decoded = find_whole_set(facts, images)
     rows, _ = split_indices(len(decoded), config.validation_fraction, config.seed)
     pictures = pictures_of(decoded, config)[1]
     last: Tokenizer | None = None

@@ -8,7 +8,6 @@ closest precedent.
 
 from __future__ import annotations
 
-import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from nextpixel.config import (
     to_side,
     to_size,
 )
-from nextpixel.data.decoded import Batches, DecodedSet, decode, split_indices
+from nextpixel.data.decoded import Batches, decode, split_indices
 from nextpixel.devices import autocast, choose_device, choose_dtype, set_threads
 from nextpixel.errors import InputError
 from nextpixel.files import EMBEDDED, new_file
@@ -41,7 +40,7 @@ from nextpixel.representation.extraction import check_layers, extract
 from nextpixel.training import distributed, optim
 from nextpixel.training.decisions import RunDecisions
 from nextpixel.training.loop import Cadence, Training, train
-from nextpixel.training.run_images import absolute_model, find_sets, relocate_images, source_facts
+from nextpixel.training.run_images import absolute_model, find_whole_set, relocate_whole_set, source_facts
 from nextpixel.training.setup import checked_settings, create_run
 
 KIND = "distill"
@@ -69,7 +68,7 @@ def distill(
     if resume is not None:
         if settings or not (out is split is model is None):
             raise InputError("takes the settings of its run; expected only `data` with it", argument="resume")
-        return train_run(relocate_run(Run.open(resume, KIND), images if data is None else data), images)
+        return train_run(relocate_whole_set(Run.open(resume, KIND), images if data is None else data), images)
     if images is None or out is None:
         raise InputError("distill needs images and a new folder (`out`), or a run to resume (`resume`)")
     config = replace_checked(DistillConfig(), settings)
@@ -124,19 +123,6 @@ def start_run(
     )
 
 
-def relocate_run(run: Run, images: Any) -> Run:
-    """The run, with `images`, if any, recorded as its new source; see relocate_images."""
-    if images is not None:
-        relocate_images(run, images, lambda facts: _decode_again(facts, images))
-    return run
-
-
-def _decode_again(facts: dict[str, Any], images: Any) -> tuple[DecodedSet]:
-    decided, cache = DistillDecisions(**facts["decisions"]), facts["config"]["cache"]
-    size, split, levels = to_size(facts["model"]["side"]), facts["data"]["split"], decided.requested_levels
-    return (decode(images, size, split=split, cache=cache, fit=decided.fit, levels=levels),)
-
-
 def train_run(run: Run, images: Any = None) -> ResNet:
     """Compute the teacher's features unless they are there, and train the student to its end."""
     with run.locked():
@@ -152,8 +138,7 @@ def _train(run: Run, images: Any) -> ResNet:
     choose_device(decided.device)  # raises if it is gone
     set_threads(decided.threads)
 
-    again = functools.partial(_decode_again, facts)
-    (decoded,) = find_sets((decided.train_key,), decided.pixels, config.cache, data, images, again)
+    decoded = find_whole_set(facts, images)
     teacher_file = run.path / "teacher.npy"
     if not teacher_file.is_file():
         _cache_teacher_features(run, decoded.images, config, decided, teacher_file)

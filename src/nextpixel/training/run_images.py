@@ -10,7 +10,7 @@ from typing import Any
 
 from nextpixel.checkpoints import Run
 from nextpixel.checkpoints.models import is_bundled
-from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, Size, augmentations
+from nextpixel.config import Fit, GPTRunConfig, ImageGPTConfig, Levels, Size, augmentations, to_size
 from nextpixel.data.decoded import DecodedSet, decode, read_decoded, resized, stored_size
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
@@ -81,7 +81,7 @@ def find_sets(
     cache: str | None,
     data: Mapping[str, Any],
     images: Any,
-    decode: Callable[[Any], Any],
+    decode: Callable[[Any], Sequence[DecodedSet]],
     argument: str = "data",
 ) -> tuple[DecodedSet, ...]:
     """The sets of a run: from the cache, else decoded again and verified.
@@ -93,10 +93,37 @@ def find_sets(
         return tuple(read_decoded(key, cache) for key in keys)
     except FileNotFoundError:
         pass
-    sets: tuple[DecodedSet, ...] = decode(_recorded(data["path"], argument) if images is None else images)
+    sets = tuple(decode(_recorded(data["path"], argument) if images is None else images))
     source = data["source"] if images is None else source_facts(images, None)["source"]
     _check_same(sets, keys, pixels, cache, [source] * len(sets))
     return sets
+
+
+def find_whole_set(facts: Mapping[str, Any], images: Any) -> DecodedSet:
+    """The set of a run that has one, which it divides itself, of a student or a tokenizer; see find_sets."""
+    decided, cache = facts["decisions"], facts["config"]["cache"]
+    (found,) = find_sets(
+        [decided["train_key"]],
+        decided.get("pixels", []),
+        cache,
+        facts["data"],
+        images,
+        lambda images: [_decode_whole_set(facts, images)],
+    )
+    return found
+
+
+def relocate_whole_set(run: Run, images: Any) -> Run:
+    """The run, with `images`, if any, recorded as its new source; see relocate_images."""
+    if images is not None:
+        relocate_images(run, images, lambda facts: [_decode_whole_set(facts, images)])
+    return run
+
+
+def _decode_whole_set(facts: Mapping[str, Any], images: Any) -> DecodedSet:
+    decided, config = facts["decisions"], facts["config"]
+    size, levels = to_size(facts["model"].get("side") or config["side"]), Levels.of(**decided.get("levels", {}))
+    return decode(images, size, split=facts["data"]["split"], cache=config["cache"], fit=decided["fit"], levels=levels)
 
 
 def _recorded(path: str | Sequence[str] | None, argument: str) -> str | Sequence[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nextpixel.errors import InputError, WorkError
+from nextpixel.errors import InputError, WorkError, reason_of
 from nextpixel.progress import is_first, say
 
 Board = Callable[[int, dict[str, float]], None]
@@ -62,7 +62,9 @@ def _package(name: str) -> Any:
 def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
     """A wandb run of the same name, continued when the run is resumed; offline (WANDB_MODE=offline) in its folder."""
     wandb = _package("wandb")
-    text = json.dumps([facts.get(name) for name in ("config", "decisions", "started", "branched_from")], sort_keys=True)
+    config = {name: value for name, value in facts["config"].items() if name != "validation"}
+    pixels = facts["decisions"].get("pixels")  # paths and keys of images change when these are moved
+    text = json.dumps([config, pixels, facts.get("started"), facts.get("branched_from")], sort_keys=True)
     try:
         tracked = wandb.init(
             project=PROJECT,
@@ -76,9 +78,8 @@ def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
         # a resumed run repeats the steps since the last checkpoint, and wandb's own step only increases
         tracked.define_metric("*", step_metric="step")
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise WorkError(
-            f"wandb could not start ({reason}); log in with wandb login, or store its files locally with "
+            f"wandb could not start ({reason_of(error)}); log in with wandb login, or store its files locally with "
             "WANDB_MODE=offline, then continue with `resume`",
             argument="tracker",
         ) from error
@@ -91,7 +92,7 @@ def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
                 tracked.log({"step": step, **figures})
         except Exception as error:
             failed = True
-            say(f"logging to wandb stopped: {' '.join(str(error).split()) or type(error).__name__}")
+            say(f"logging to wandb stopped: {reason_of(error)}")
 
     code = 1
     try:

@@ -237,7 +237,7 @@ def _find_dicom(found: Listing) -> None:
     """Find DICOM files without a known extension: they are pictures, or unreadable without pydicom."""
 
     def bare(name: str) -> bool:  # a UID ends in a number
-        return "." not in os.path.basename(name) or extension(name).isdigit()
+        return not (end := extension(name)) or end.isdigit()
 
     others = [name for name, kind in found.skipped if kind == "other file" and (not found.names or bare(name))]
     dicom = [name for name in others if find_format(os.path.join(found.folder, name)) is FORMATS["DICOM"]]

@@ -135,7 +135,7 @@ class Numbered(Names):
 
 def extension(name: str) -> str:
     """The extension of a name, without its dot, in lower case."""
-    return os.path.basename(name).rpartition(".")[2].lower()
+    return os.path.splitext(name)[1][1:].lower()
 
 
 def label_array(values: Any) -> np.ndarray:

@@ -175,7 +175,7 @@ def unread_kind(end: str) -> str | None:
 def count_kinds(entries: Iterable[tuple[str, str]]) -> str:
     """Count entries (name, kind) by kind, the most common first; "" without entries."""
     entries = list(entries)
-    ends = sorted({extension(name) for name, kind in entries if kind == "other file" and "." in name})
+    ends = sorted({extension(name) for name, kind in entries if kind == "other file"} - {""})
     shown = f" ({', '.join(f'.{end}' for end in ends[:5])}{', ...' if len(ends) > 5 else ''})" if ends else ""
     counts = Counter(kind for _, kind in entries).most_common()
     return ", ".join(f"{count:,} x {kind}{shown if kind == 'other file' else ''}" for kind, count in counts)

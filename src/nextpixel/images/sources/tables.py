@@ -1,15 +1,18 @@
 """Tables of encoded images: parquet files in the Hugging Face layout, and sets on the Hugging Face hub."""
 
+from __future__ import annotations
+
 import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nextpixel.errors import InputError, WorkError, shortened
+from nextpixel.errors import InputError, WorkError, reason_of, shortened
 from nextpixel.files import is_hub_name
 from nextpixel.images import EXTENSIONS, UnreadableImage
 from nextpixel.images.sources.base import READ_TOGETHER, Numbered, Source, extension, identity, inside, sha256
@@ -23,6 +26,32 @@ SAMPLED_OF_STREAM = 16  # pictures, kept to be read again
 BATCHES_KEPT = 4  # threads that read in order are never further apart
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A parquet file, opened only to be read: tables may outnumber the files a process may keep open."""
+
+    path: str
+    metadata: Any
+    schema: Any
+
+    @classmethod
+    def read(cls, path: str, source_name: str) -> _Table:
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise InputError(f"{source_name}: parquet files need pyarrow; type: pip install pyarrow") from error
+        try:
+            with parquet.ParquetFile(path, memory_map=True) as file:
+                return cls(path, file.metadata, file.schema_arrow)
+        except (OSError, ValueError) as error:  # what pyarrow raises for a foreign or damaged file
+            raise InputError(f"{path} is not a readable parquet file: {error}") from error
+
+    def open(self) -> Any:
+        from pyarrow import parquet
+
+        return parquet.ParquetFile(self.path, metadata=self.metadata, memory_map=True)
+
+
 class ParquetSource(Source):
     """Parquet files with a column of encoded images: bytes, or a struct of bytes and path.
 
@@ -31,30 +60,23 @@ class ParquetSource(Source):
     """
 
     def __init__(self, source_name: str, paths: list[str]) -> None:
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise InputError(f"{source_name}: parquet files need pyarrow; type: pip install pyarrow") from error
         self.paths = paths
-        self.files: list[Any] = []
-        for path in paths:
-            try:
-                self.files.append(parquet.ParquetFile(path, memory_map=True))
-            except (OSError, ValueError) as error:  # what pyarrow raises for a foreign or damaged file
-                raise InputError(f"{path} is not a readable parquet file: {error}") from error
-        self.image_column, label_column = _columns(self.files[0].schema_arrow, paths[0])
+        self.tables = [_Table.read(path, source_name) for path in paths]
+        self.image_column, label_column = _columns(self.tables[0].schema, paths[0])
         folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         prefixes = [os.path.relpath(path, folder).replace(os.sep, "/") + "/" for path in paths]
-        self.places = Numbered(zip(prefixes, [file.metadata.num_rows for file in self.files], strict=True))
+        self.places = Numbered(zip(prefixes, [table.metadata.num_rows for table in self.tables], strict=True))
         super().__init__(source_name, self.places)
         if len(self) == 0:
             raise InputError(f"{source_name} holds no image: its tables have no rows")
-        for path, file in zip(paths, self.files, strict=True):
-            if missing := {self.image_column, label_column} - {None, *file.schema_arrow.names}:
-                raise InputError(f"{path} lacks the column {missing.pop()!r} that {paths[0]} has; keep them apart")
+        for table in self.tables:
+            if missing := {self.image_column, label_column} - {None, *table.schema.names}:
+                raise InputError(
+                    f"{table.path} lacks the column {missing.pop()!r} that {paths[0]} has; keep them apart"
+                )
         if label_column is not None:
-            self.take_labels(*_labels(self.files, label_column))
-        self._groups = [_group_starts(file.metadata) for file in self.files]
+            self.take_labels(*_labels(self.tables, label_column))
+        self._groups = [_group_starts(table.metadata) for table in self.tables]
         self.kept: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
         self._stream: tuple[tuple[int, int], int, Iterator[Any]] | None = None  # group, next batch, batches
         self._lock = threading.Lock()
@@ -80,13 +102,15 @@ class ParquetSource(Source):
 
     def texts(self, name: str) -> list[str]:
         found: list[Any] = []
-        for path, file in zip(self.paths, self.files, strict=True):
-            if name not in file.schema_arrow.names:
-                raise _no_texts(path, file.schema_arrow.names, name)
+        for table in self.tables:
+            if name not in table.schema.names:
+                raise _no_texts(table.path, table.schema.names, name)
             try:
-                found += list(_label_cells(file, name))
+                found += list(_label_cells(table, name))
             except (OSError, ValueError) as error:
-                raise InputError(f"{path}: the column {name!r} cannot be read: {error}", argument="captions") from None
+                raise InputError(
+                    f"{table.path}: the column {name!r} cannot be read: {error}", argument="captions"
+                ) from None
         return _texts(found, self.source_name, name)
 
     def fingerprint(self) -> str:
@@ -95,7 +119,7 @@ class ParquetSource(Source):
     def _cell(self, file: int, row: int) -> Any:
         group = int(np.searchsorted(self._groups[file], row, side="right")) - 1
         row -= int(self._groups[file][group])
-        metadata = self.files[file].metadata.row_group(group)
+        metadata = self.tables[file].metadata.row_group(group)
         rows = BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
         rows = min(max(rows, BATCH_ROWS[0]), BATCH_ROWS[1])
         key = file, group, row // rows
@@ -112,11 +136,15 @@ class ParquetSource(Source):
         self._stream = None  # an error below leaves no half-read stream behind
         if place != (file, group) or start > wanted:
             start = 0
-            _check_group(self.files[file].metadata.row_group(group), self.image_column)
-            batches = self.files[file].iter_batches(  # one by one, as rows may be huge when decompressed
-                batch_size=1, row_groups=[group], columns=[self.image_column], use_threads=False
+            _check_group(self.tables[file].metadata.row_group(group), self.image_column)
+            batches = (
+                self.tables[file]
+                .open()
+                .iter_batches(  # one by one, as rows may be huge when decompressed
+                    batch_size=1, row_groups=[group], columns=[self.image_column], use_threads=False
+                )
             )
-        last = self.files[file].metadata.row_group(group).num_rows
+        last = self.tables[file].metadata.row_group(group).num_rows
         for number in range(start, wanted + 1):
             batch: list[Any] = []
             size = 0
@@ -153,24 +181,25 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
+def _labels(tables: list[_Table], column: str) -> tuple[Any, list[str] | None]:
     """The values of a column in all files, and class names; equal names are one class in all files."""
     from pyarrow import types
 
     values: list[np.ndarray] = []
     classes: list[str] | None = None
-    for file in files:
-        kind = file.schema_arrow.field(column).type
+    for table in tables:
+        kind = table.schema.field(column).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
         try:
             if not (types.is_integer(kind) or types.is_boolean(kind)):
-                values.append(_label_cells(file, column))
+                values.append(_label_cells(table, column))
                 continue
-            cells = file.read(columns=[column], use_threads=False).column(0)
+            with table.open() as file:
+                cells = file.read(columns=[column], use_threads=False).column(0)
         except (OSError, ValueError) as error:
             raise InputError(f"the column {column!r} cannot be read: {error}; repair or leave out that table") from None
         numbers = np.asarray(cells.cast("int64").fill_null(-1))
-        names = _features(file.schema_arrow).get(column, {}).get("names")
+        names = _features(table.schema).get(column, {}).get("names")
         if names and classes is None:
             classes = list(names)
         elif names and classes is not None and names != classes[: len(names)]:
@@ -182,21 +211,22 @@ def _labels(files: list[Any], column: str) -> tuple[Any, list[str] | None]:
     return np.concatenate(values), classes
 
 
-def _label_cells(file: Any, column: str) -> np.ndarray:
+def _label_cells(table: _Table, column: str) -> np.ndarray:
     """A column of other values than whole numbers, objects (N,). Raises ValueError for a decompression bomb."""
     from pyarrow import types
 
     cells: list[Any] = []
     size = 0
-    for group in range(file.num_row_groups):
-        _check_group(file.metadata.row_group(group), column)
-    for batch in file.iter_batches(batch_size=BATCH_ROWS[0], columns=[column], use_threads=False):
-        part = batch.column(0)
-        part = part.dictionary_decode() if types.is_dictionary(part.type) else part
-        size += part.nbytes
-        if size > BATCH_BYTES_AT_MOST:
-            raise ValueError(f"it becomes over {BATCH_BYTES_AT_MOST:,} bytes")
-        cells += part.to_pylist()
+    for group in range(table.metadata.num_row_groups):
+        _check_group(table.metadata.row_group(group), column)
+    with table.open() as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS[0], columns=[column], use_threads=False):
+            part = batch.column(0)
+            part = part.dictionary_decode() if types.is_dictionary(part.type) else part
+            size += part.nbytes
+            if size > BATCH_BYTES_AT_MOST:
+                raise ValueError(f"it becomes over {BATCH_BYTES_AT_MOST:,} bytes")
+            cells += part.to_pylist()
     return np.fromiter(cells, object, len(cells))
 
 
@@ -340,9 +370,8 @@ class StreamSource(Source):
                 if self._place > index:
                     return
         except Exception as error:  # the network, the hub or a damaged file
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise WorkError(
-                f"{self.source_name}: the hub stopped answering ({reason}); type the command again"
+                f"{self.source_name}: the hub stopped answering ({reason_of(error)}); type the command again"
             ) from error
         raise WorkError(
             f"{self.source_name}: expected {len(self):,} pictures, as announced, but the stream ended after "
@@ -389,8 +418,9 @@ def open_hub(name: str, split: str | None, *, stream: bool = False) -> Source:
     except InputError:
         raise
     except Exception as error:  # no network, no such set, a missing configuration
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"no such file or folder: {name}; as a set on the hub it does not load: {reason}") from error
+        raise InputError(
+            f"no such file or folder: {name}; as a set on the hub it does not load: {reason_of(error)}"
+        ) from error
     chosen = choose_split(splits, split, name)
     source = HubSource(name, chosen, splits[chosen])
     source.split = chosen if len(splits) > 1 else None
