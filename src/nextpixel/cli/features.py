@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
     share = Share(args.share, args.out)
     model = load_features_model(share.join(args.model))
     check_dtype(model, args.model.dtype)
-    layers = check_layers(model, model.config.layers // 2 if wanted is None else wanted)
+    layers = check_layers(model, wanted)
     source = open_source(joined(args.images), args.split)
     assert share.parts is not None
     parts = share.parts / __version__  # results of another version are not used

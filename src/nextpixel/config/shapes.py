@@ -139,6 +139,11 @@ class ImageGPTConfig(Settings):
         return TAGS + 1 if self.words else 1
 
     @property
+    def slots(self) -> int:
+        """The slots of a sequence that draws or scores whole pictures: F - 1 + T."""
+        return self.prefix_slots - 1 + self.tokens
+
+    @property
     def head_width(self) -> int:
         return self.width // self.heads
 

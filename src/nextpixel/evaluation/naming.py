@@ -55,5 +55,7 @@ def word_probabilities(model: ImageGPT, images: NDArray[np.uint8], *, dtype: str
 
 def tag_probabilities(gains: NDArray[np.float64]) -> NDArray[np.float64]:
     """p(caption | picture) (N, captions) of captions of which exactly one is right, equally likely beforehand."""
-    powers = np.exp(gains - gains.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    from scipy.special import softmax
+
+    probabilities: NDArray[np.float64] = softmax(gains, axis=1)
+    return probabilities

@@ -267,7 +267,7 @@ def score_batches(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], Tensor]]:
     """For each batch: nats (b, H, W), features (b, D) of that layer, logits (b, T, K)."""
     require_autoregressive(model)
-    [layer] = check_layers(model, model.config.layers // 2 if layer is None else layer)
+    [layer] = check_layers(model, layer)
 
     def score(tokens: Tensor, _: Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32], Tensor]:
         for number, hidden in model.hidden(tokens, {layer, model.config.layers}):

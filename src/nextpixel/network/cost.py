@@ -50,7 +50,7 @@ def _forward_flops(config: ImageGPTConfig) -> int:
 def _block_flops(config: ImageGPTConfig) -> int:
     attended = config.tokens // 2 if config.objective == "autoregressive" else config.tokens  # on average
     attention = 2 * attended * config.width  # two products with that many positions each
-    return 2 * (config.prefix_slots - 1 + config.tokens) * (config.block_matrix_parameters + attention)
+    return 2 * config.slots * (config.block_matrix_parameters + attention)
 
 
 def feature_flops_per_image(config: ImageGPTConfig | ResNetConfig, layer: int = 0) -> int:
@@ -74,7 +74,7 @@ def activation_bytes_per_image(
     block, around, color = _SAVED[config.is_classic, dtype, compiled]
     kept = 4 * config.layers + block if checkpointed else block * config.layers
     around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
-    return (config.prefix_slots - 1 + config.tokens) * (kept * config.width + around_blocks)
+    return config.slots * (kept * config.width + around_blocks)
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
@@ -331,7 +331,7 @@ def make_plan(
     )
     flops = flops_per_image(config) * steps * batch_images
     weights = drawing_bytes * config.parameters
-    cache = drawing_bytes * 2 * config.layers * config.width * (config.prefix_slots - 1 + config.tokens)
+    cache = drawing_bytes * 2 * config.layers * config.width * config.slots
     pixel = (weights + cache / 2) / hardware.bytes_per_second
     rows = max(1, int((usable_bytes(hardware.memory_bytes) - weights) / cache))
     batch_pixel = max(

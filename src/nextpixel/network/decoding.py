@@ -95,7 +95,7 @@ class Decoder:
 
     @staticmethod
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
-        return 2 * config.layers * (config.prefix_slots - 1 + config.tokens) * config.width * itemsize
+        return 2 * config.layers * config.slots * config.width * itemsize
 
 
 class RowDecoder(Decoder):
@@ -189,7 +189,7 @@ class Int8Decoder(RowDecoder):
     @staticmethod
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
         slot = config.heads * (kernels.padded(config.head_width) + 4)  # a scale for each head
-        return 2 * config.layers * kernels.padded(config.prefix_slots - 1 + config.tokens) * slot
+        return 2 * config.layers * kernels.padded(config.slots) * slot
 
 
 class GuidedDecoder(Decoder):

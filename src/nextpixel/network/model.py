@@ -420,7 +420,7 @@ class ImageGPT(nn.Module):
 
     def new_cache(self, batch: int, slots: int | None = None) -> KVCache:
         """An empty cache in the dtype of the weights, by default of the F - 1 + T slots that a picture needs."""
-        slots = slots or self.config.prefix_slots - 1 + self.config.tokens
+        slots = slots or self.config.slots
         return KVCache(self.config, batch, slots, dtype=self.token_embedding.dtype, device=self.device)
 
     def extend(

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import Levels, Pooling, channels_of, check_keywords
-from nextpixel.data.decoded import PREPROCESSING
+from nextpixel.config import Pooling, channels_of, check_keywords
+from nextpixel.data.decoded import PREPROCESSING, read_parts
 from nextpixel.devices import autocast, can_compile
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
-from nextpixel.images import UnreadableImage, as_channels
+from nextpixel.images import as_channels
 from nextpixel.images.sources import Source, load_images, open_source, settle
 from nextpixel.images.sources.maps import check_readable
 from nextpixel.network import cost as plan
@@ -70,7 +70,7 @@ def features(
     which is several times as fast on a CPU (int8 runs only there, see docs/performance.md).
     Raises InputError for bad images, a layer the model does not have, or a mask for a model trained without masks.
     """
-    layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
+    layers = check_layers(model, layer)
     squares = load_images(images, model.size, split=split, fit=model.fit, levels=model.levels)
     if isinstance(model, ResNet):
         if mask_seed is not None:
@@ -83,8 +83,12 @@ def features(
     return values.reshape(len(squares), -1)
 
 
-def check_layers(model: Backbone, layer: int | Sequence[int], argument: str = "layer") -> list[int]:
-    """The layers as a list. Raises InputError, naming `argument`, for a layer the model does not have."""
+def check_layers(model: Backbone, layer: int | Sequence[int] | None, argument: str = "layer") -> list[int]:
+    """The layers as a list; the middle one for None.
+
+    Raises InputError, naming `argument`, for a layer the model does not have.
+    """
+    layer = model.config.layers // 2 if layer is None else layer
     try:
         given = list(layer) if isinstance(layer, Iterable) else [layer]
         layers = [operator.index(number) for number in given if not isinstance(number, bool)]
@@ -163,7 +167,7 @@ def extract_chunks(
     if note:
         say_once(note)
     facts = f"{source.fingerprint()} {list(layers)} {dtype} {model.fit} {CHUNK_IMAGES} {pooling} {model_hash(model)}"
-    facts += f" {PREPROCESSING} {model.levels}"
+    facts += f" {PREPROCESSING} {model.levels} names"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     parts.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(source), CHUNK_IMAGES)
@@ -172,22 +176,26 @@ def extract_chunks(
     missing = [(start, path) for start, path in own if not is_zipfile(path)]  # absent or truncated
     compiled = isinstance(model, ImageGPT) and dtype != "int8" and _worth_compiling(model, layers, len(source))
 
-    def read(start: int) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-        return _read_squares(source, range(start, min(start + CHUNK_IMAGES, len(source))), model, levels)
+    def read(start: int) -> tuple[NDArray[np.uint8], list[str], list[str]]:
+        numbers = range(start, min(start + CHUNK_IMAGES, len(source)))
+        read = list(read_parts(source, numbers, model.size, model.fit, levels))
+        names = [name for part in read for name in part.names]
+        lost = [line for part in read for line in part.unreadable]
+        return np.concatenate([part.images for part in read]), names, lost
 
     with ThreadPoolExecutor(1) as reader:  # reads the next chunk while this one is computed
         ahead = reader.submit(read, missing[0][0]) if missing else None
         for (_, path), following in zip(missing, [*missing[1:], None]):
             assert ahead is not None
-            squares, kept, lost = ahead.result()
+            squares, names, lost = ahead.result()
             ahead = None if following is None else reader.submit(read, following[0])
-            compile_blocks = compiled and len(kept) >= BATCH_IMAGES  # compiled once, for whole batches
+            compile_blocks = compiled and len(names) >= BATCH_IMAGES  # compiled once, for whole batches
             values = np.empty((0, len(layers) * pooled_width(model, pooling)), np.float32)
-            if kept:
+            if names:
                 found = features_of(model, squares, layers, dtype=dtype, compiled=compile_blocks, poolings=[pooling])
-                values = found.reshape(len(kept), -1)
+                values = found.reshape(len(names), -1)
             with new_file(path) as file:
-                np.savez(file, values=values, kept=np.array(kept, np.int64), lost=np.array(lost, np.str_))
+                np.savez(file, values=values, names=np.array(names, np.str_), lost=np.array(lost, np.str_))
     return paths
 
 
@@ -215,24 +223,10 @@ def extract(
     for path in extract_chunks(model, source, layers, parts, dtype=dtype, pooling=pooling):
         with np.load(path, allow_pickle=False) as chunk:
             found.append(chunk["values"].astype(np.float32))
-            names += [source.names[i] for i in chunk["kept"].tolist()]
+            names += chunk["names"].tolist()
             unreadable += chunk["lost"].tolist()
     check_readable(source.source_name, unreadable, len(names) + len(unreadable))
     return np.concatenate(found), names, unreadable
-
-
-def _read_squares(
-    source: Source, numbers: range, model: Backbone, levels: Levels
-) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-    """Squares of the readable images, their numbers, and an error message for each unreadable one."""
-    squares, kept, lost = [], [], []
-    for number in numbers:
-        try:
-            squares.append(source.image(number, model.size, model.fit, levels))
-            kept.append(number)
-        except UnreadableImage as error:
-            lost.append(str(error))
-    return np.stack(squares) if squares else np.empty((0, 0, 0, 3), np.uint8), kept, lost
 
 
 def mirrored(squares: NDArray[np.uint8]) -> NDArray[np.uint8]:

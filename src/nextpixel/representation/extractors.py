@@ -124,7 +124,7 @@ def pixel_extractor(size: Size, channels: int = 3) -> Extractor:
 
 def model_extractor(model: Backbone, layer: int | None = None, *, kind: str | None = None) -> Extractor:
     """Hidden states of one layer, averaged over pixels; of a ResNet, its pooled features."""
-    layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
+    layers = check_layers(model, layer)
 
     def extract(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         return features_of(model, squares, layers)[:, 0]

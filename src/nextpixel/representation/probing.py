@@ -263,9 +263,10 @@ class LinearProbe:
 
     def proba_of(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) from features (N, D) of `layers_`."""
-        logits = self.linear_.logits(features)
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+        from scipy.special import softmax
+
+        probabilities: NDArray[np.float32] = softmax(self.linear_.logits(features), axis=1)
+        return probabilities
 
     def save(self, folder: str | Path, *, model_name: str) -> None:
         """Write the probe into a new folder: probe.json and probe.npz, no pickle; `model_name` loads its model."""

@@ -287,7 +287,7 @@ def create_app(
 
     async def features(call: Call[schema.Features]) -> Response:
         model, layer = call.model, call.body.layer
-        layers = check_layers(model, model.config.layers // 2 if layer is None else layer)
+        layers = check_layers(model, layer)
         if len(set(layers)) < len(layers):
             raise InputError(f"expected each number once, got {shortened(layers)}", argument="layer")
         squares = await read_square(call, model)

@@ -90,7 +90,7 @@ def start_run(
     config = checked_settings(out, config)
     threads, device = set_threads(config.threads), choose_device(config.device)
     teacher = load(model)
-    requested = teacher.config.layers // 2 if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
+    requested = None if config.layer == "middle" else [int(n) for n in config.layer.split(",")]
     if teacher.tokenizer.channels != 3:
         raise InputError(
             "expected a model of opaque pictures, got one of exact colours with transparency", argument="model"

@@ -150,7 +150,7 @@ class Int8Hidden:
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
         self.blocks = cast(Int8Blocks, packed_network(model, "int8").blocks[0])
-        self.images = pictures_per_pass(model.config.width, model.config.prefix_slots - 1 + model.config.tokens)
+        self.images = pictures_per_pass(model.config.width, model.config.slots)
         """Number of images whose activations fit into the CPU cache."""
 
     def __call__(
