@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import lively, some_tokens
 
 from nextpixel import heap, pretrain
 from nextpixel.heap import freed_memory_kept
+from nextpixel.representation.scoring import batches
 from nextpixel.training import loop
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -84,3 +86,11 @@ def test_training_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         images, out=tmp_path / "run", steps=2, batch_images=4, sample_images=2, side=8, layers=1, width=16, heads=2
     )
     assert kept == [True, True] and len(trims) > 1 and all(trims) and not heap._kept
+
+
+@glibc
+def test_scoring_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    assert list(batches(lively(), some_tokens(3), lambda tokens, masked: heap._kept, batch_images=2)) == [True, True]
+    assert not heap._kept

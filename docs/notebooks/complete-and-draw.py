@@ -6,7 +6,7 @@
 # %% [markdown]
 # # Complete and draw
 #
-# The embedded model sees 32 x 32 pixels. It is small and was trained for less than two hours of one CPU core, so
+# The embedded model sees 32 x 32 pixels. It is small and was trained for some hours of one or two CPU cores, so
 # everything here takes seconds.
 
 # %%

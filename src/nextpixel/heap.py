@@ -1,4 +1,4 @@
-"""The heap of glibc while a network is trained."""
+"""The heap of glibc while a network is trained, scores pictures or extracts features."""
 
 from __future__ import annotations
 

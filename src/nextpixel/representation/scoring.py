@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nextpixel.data.decoded import masks
 from nextpixel.devices import autocast
+from nextpixel.heap import freed_memory_kept
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
 from nextpixel.tokens import covers_pixels
@@ -57,7 +58,7 @@ def batches(
     tokens by that seed and the picture's index, from `first`; `dtype` is that of the matrix products within `score`.
     """
     device = str(model.device)
-    with progress(label, len(pictures), "images") as advance:
+    with freed_memory_kept(), progress(label, len(pictures), "images") as advance:
         for start in range(0, len(pictures), batch_images):
             part = pictures[start : start + batch_images]
             tokens = part if isinstance(part, Tensor) else _encode(model, np.ascontiguousarray(part))
