@@ -39,6 +39,8 @@ def test_grid_enlarges_pictures_and_arrays_row_by_row(channels):
 def test_bad_grids_are_refused():
     with pytest.raises(InputError, match="at least one image"):
         nextpixel.grid([])
+    with pytest.raises(InputError, match=r"pictures: expected PIL pictures or arrays, got \[\]"):
+        nextpixel.grid([[], []])
     for name in ("columns", "zoom"):
         with pytest.raises(InputError, match=f"{name}: expected at least 1, got 0"):
             nextpixel.grid([noise(2, 2)], **{name: 0})

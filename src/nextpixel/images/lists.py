@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nextpixel.config import check_keywords
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, shortened
 from nextpixel.images import canvas
 from nextpixel.images.pixels import Picture
 
@@ -51,4 +51,6 @@ def grid(pictures: Sequence[Picture | np.ndarray], columns: int | None = None, *
 
 
 def _pixels(picture: Picture) -> np.ndarray:
+    if not isinstance(picture, Picture):
+        raise InputError(f"expected PIL pictures or arrays, got {shortened(picture)}", argument="pictures")
     return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
