@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, WorkError
 from nextpixel.images import UnreadableImage
 from nextpixel.images.sources import JoinedSource, Source, load_images, open_source, tables
 from nextpixel.images.sources.arrays import ArraySource
@@ -396,6 +396,15 @@ def test_many_tables_are_not_open_at_once(tmp_path):
     for number in range(40):
         assert (np.asarray(source.read(number)) == noise(1, 4, 4, 3, seed=number)[0]).all()
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_table_that_is_gone_stops_the_work(tmp_path):
+    table(tmp_path / "0.parquet", cells(noise(20, 4, 4, 3)))
+    table(tmp_path / "1.parquet", cells(noise(1, 4, 4, 3)))
+    source = open_source(tmp_path)
+    (tmp_path / "1.parquet").unlink()
+    with pytest.raises(WorkError, match=r"1\.parquet can no longer be opened"):
+        load_images(source, 4)
 
 
 def test_a_parquet_file(tmp_path):

@@ -28,7 +28,7 @@ from nextpixel.reports.curves import Line, chart
 from nextpixel.reports.run_page import page
 from nextpixel.representation.ridge import PENALTIES, fit_ridge, ridge_accuracy, ridge_images
 from nextpixel.stats import outlier_limit
-from nextpixel.training import steps
+from nextpixel.training import steps, tracking
 from nextpixel.training.log import Spikes
 from nextpixel.training.loop import Interrupted
 
@@ -101,6 +101,15 @@ def test_wandb_gets_every_line_of_the_log_and_a_resumed_run_is_the_same_one(imag
     nextpixel.pretrain(moved, out=tmp_path / "other", **config | {"seed": 1, "steps": 1})
     ended, other = wandb.runs[2:]
     assert ended.given["id"] == first.given["id"] != other.given["id"]
+
+
+def test_runs_that_differ_in_one_decision_are_two(tmp_path, wandb):
+    facts = {"config": {"seed": 0}, "started": "2026-11-30T10:00:00"}
+    for teacher in ("a", "b", "a"):
+        with tracking._wandb(tmp_path, facts | {"decisions": {"teacher": teacher, "train_key": len(wandb.runs)}}):
+            pass
+    first, other, again = (run.given["id"] for run in wandb.runs)
+    assert first == again != other
 
 
 def test_finetune_is_tracked_too(tmp_path, wandb):

@@ -178,10 +178,10 @@ def extract_chunks(
 
     def read(start: int) -> tuple[NDArray[np.uint8], list[str], list[str]]:
         numbers = range(start, min(start + CHUNK_IMAGES, len(source)))
-        read = list(read_parts(source, numbers, model.size, model.fit, levels))
-        names = [name for part in read for name in part.names]
-        lost = [line for part in read for line in part.unreadable]
-        return np.concatenate([part.images for part in read]), names, lost
+        decoded = list(read_parts(source, numbers, model.size, model.fit, levels, workers=torch.get_num_threads()))
+        names = [name for part in decoded for name in part.names]
+        lost = [line for part in decoded for line in part.unreadable]
+        return np.concatenate([part.images for part in decoded]), names, lost
 
     with ThreadPoolExecutor(1) as reader:  # reads the next chunk while this one is computed
         ahead = reader.submit(read, missing[0][0]) if missing else None

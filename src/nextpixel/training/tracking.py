@@ -62,9 +62,9 @@ def _package(name: str) -> Any:
 def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
     """A wandb run of the same name, continued when the run is resumed; offline (WANDB_MODE=offline) in its folder."""
     wandb = _package("wandb")
-    config = {name: value for name, value in facts["config"].items() if name != "validation"}
-    pixels = facts["decisions"].get("pixels")  # paths and keys of images change when these are moved
-    text = json.dumps([config, pixels, facts.get("started"), facts.get("branched_from")], sort_keys=True)
+    moving = {"validation", "train_key", "validation_key"}  # they change when images are moved
+    fixed = [{n: v for n, v in facts[part].items() if n not in moving} for part in ("config", "decisions")]
+    text = json.dumps([*fixed, facts.get("started"), facts.get("branched_from")], sort_keys=True)
     try:
         tracked = wandb.init(
             project=PROJECT,

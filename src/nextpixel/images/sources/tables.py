@@ -49,7 +49,10 @@ class _Table:
     def open(self) -> Any:
         from pyarrow import parquet
 
-        return parquet.ParquetFile(self.path, metadata=self.metadata, memory_map=True)
+        try:
+            return parquet.ParquetFile(self.path, metadata=self.metadata, memory_map=True)
+        except OSError as error:  # of the whole table, not of one picture
+            raise WorkError(f"{self.path} can no longer be opened: {error}; put it back, then start again") from error
 
 
 class ParquetSource(Source):
