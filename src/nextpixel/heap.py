@@ -1,4 +1,4 @@
-"""The heap of glibc while a network is trained, scores pictures or extracts features."""
+"""The heap of glibc: what is kept while a network is trained or scores pictures, and what is returned."""
 
 from __future__ import annotations
 
@@ -41,8 +41,14 @@ def freed_memory_kept() -> Iterator[None]:
 
 def return_freed_memory() -> None:
     """Return what `freed_memory_kept` has kept so far to the kernel, so that it counts as free."""
-    if _kept and (trim := _glibc("malloc_trim")) is not None:
-        trim(0)
+    if _kept:
+        trim()
+
+
+def trim() -> None:
+    """Return freed memory to the kernel, also what lies between blocks in use; does nothing with another C library."""
+    if (function := _glibc("malloc_trim")) is not None:
+        function(0)
 
 
 def _glibc(name: str) -> ctypes._NamedFuncPointer | None:
