@@ -96,3 +96,18 @@ def test_importing_the_package_loads_nothing():
     assert [name for name in loaded if name.startswith("nextpixel.")] == []
     heavy = {"torch", "numpy", "PIL", "datasets", "rich", "tyro"}
     assert {name.split(".")[0] for name in loaded} & heavy == set()
+
+
+def test_features_and_drawing_do_not_load_the_compiler_of_torch():
+    """Which takes seconds and 50 MB."""
+    code = """
+import sys, numpy as np, nextpixel
+model = nextpixel.ImageGPT(nextpixel.ImageGPTConfig(layers=2, width=16, heads=1, side=4, colors=8))
+model.palette = nextpixel.Palette(np.linspace(-1, 1, 24).reshape(8, 3))
+picture = np.zeros((4, 4, 3), np.uint8)
+nextpixel.features(model, [picture]), nextpixel.nll(model, [picture])
+nextpixel.complete(model, picture), nextpixel.sample(model, 1)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def can_compile(device: str) -> bool:
         compilers = os.environ.get("CC", ""), "gcc", "clang", "cc"
         return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
     return device == "cpu" and shutil.which("g++") is not None
+
+
+def compiled_code(stance: str) -> AbstractContextManager[object]:
+    """torch.compiler.set_stance, without the seconds that importing the compiler takes where nothing is compiled."""
+    return torch.compiler.set_stance(stance) if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def autocast(device: str, dtype: str) -> AbstractContextManager[object]:

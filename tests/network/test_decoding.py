@@ -32,6 +32,7 @@ from nextpixel.network.caches import Int8Cache
 from nextpixel.network.decoding import (
     CompiledDecoder,
     Decoder,
+    GuidedDecoder,
     Int8Decoder,
     PackedDecoder,
     RowDecoder,
@@ -126,6 +127,38 @@ def test_prompts_read_in_groups_are_those_read_at_once(
     assert tokens_in_groups == at_once[0] and all(len(row) == 16 for row in tokens_in_groups.values())
     assert (nats - at_once[1]).abs().max() < 1e-4
     assert sizes == [2, 2, 1, *[7] * 15]  # nothing is read behind the last token
+
+
+@pytest.mark.parametrize("kind", [Decoder, RowDecoder, PackedDecoder, *ROUNDED])
+@pytest.mark.parametrize("known", [0, 1, 17, 35])
+def test_a_prefill_in_place_is_one_that_was_copied(model: ImageGPT, kind: type[Decoder], known: int) -> None:
+    tokens = some_tokens(3, model.config)
+    expected, decoder = decoded(model, kind, tokens, known), kind(model, 3)
+    logits, cache = decoder.prefill(tokens[:, :known], in_place=True)
+    decoder.fill(torch.arange(3), cache, torch.arange(3))
+    parts = [logits.clone(), *(decoder.step(tokens[:, t]).clone() for t in range(known, 35))]
+    assert (torch.stack(parts, 1) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [Decoder, RowDecoder, *ROUNDED])
+@pytest.mark.parametrize("guided", [False, True])
+def test_pictures_with_a_prompt_each_need_one_cache(
+    model: ImageGPT, kind: type[Decoder], guided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = some_tokens(3, model.config)
+
+    def drawn() -> list[list[int]]:
+        table: Table[Row] = Table(GuidedDecoder(kind, model, 3) if guided else kind(model, 3))
+        rows = [Row(token_noise(0, 0, i, 36), SamplingConfig(), 20) for i in range(3)]
+        table.begin(rows, tokens[:, :20], range(3))
+        return [chosen.tolist() for _, chosen, _ in table]
+
+    at_once = drawn()
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "prompt_cache", None)
+        assert drawn() == at_once
+    monkeypatch.setattr(packing, "PASS_BYTES", 1)  # a group for each prompt, which is copied into its row
+    assert drawn() == at_once
 
 
 def test_rows_stand_where_they_like_join_leave_and_change_places(model: ImageGPT) -> None:

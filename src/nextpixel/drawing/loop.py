@@ -77,6 +77,9 @@ class Table(Generic[R]):
     def begin(self, rows: Sequence[R], prompts: Tensor, of: Sequence[int], prefix: Tensor | None = None) -> None:
         """Prefill prompts (M, P), each once, and add rows; row i continues prompt of[i]. `prefix` is (1 or M, F, D)."""
         size = self.decoder.prompts_per_prefill(prompts.shape[1])
+        unused = not self.decoder.cache.length and len(prompts) <= size
+        if unused and list(of) == list(range(self.decoder.rows)):
+            return self.add(rows, self.decoder.prefill(prompts, prefix, in_place=True), of)
         for first in range(0, len(prompts), size):
             group = prompts[first : first + size]
             own = [i for i, prompt in enumerate(of) if first <= prompt < first + len(group)]

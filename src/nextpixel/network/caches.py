@@ -59,7 +59,8 @@ class KVCache:
     def fill(self, rows: Tensor, prefilled: KVCache, of: Tensor) -> None:
         """Let `rows` continue rows `of` of a prefill's cache; the prompts of all rows must be of one length."""
         for part, other in zip(self.parts, prefilled.parts, strict=True):
-            part[:, rows, :, : prefilled.stored] = other[:, of, :, : prefilled.stored].to(part.dtype)
+            for ours, theirs in zip(part, other, strict=True):  # a block at a time: indexing copies
+                ours[rows, :, : prefilled.stored] = theirs[of, :, : prefilled.stored].to(part.dtype)
         self.length, self.prefix_slots = prefilled.length, prefilled.prefix_slots
 
     def select(self, rows: Tensor) -> KVCache:
@@ -95,7 +96,9 @@ class RowCache(KVCache):
         self.length = min(self.length + count, self.slots - 1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One slot per row."""
+        """One slot per row, or the prompts of all rows, of one length, while nothing is stored."""
+        if k.shape[2] > 1:
+            return super().attend(layer, q, k, v)
         keys, values = (part[layer, : self.used] for part in self.parts)
         rows, slot = self.rows[: self.used], self.slot[: self.used]
         keys[rows, :, slot] = k[:, :, 0].to(keys.dtype)

@@ -55,14 +55,18 @@ class Decoder:
         return self.network.new_cache(prompts, slots)
 
     @torch.inference_mode()
-    def prefill(self, prompts: Tensor, prefix: Tensor | None = None) -> Prefill:
-        """Logits (M, K) of the token after each prompt (M, P), and the filled cache; see ImageGPT.extend."""
-        cache = self.prompt_cache(len(prompts), self.prefix_slots + prompts.shape[1])
+    def prefill(self, prompts: Tensor, prefix: Tensor | None = None, *, in_place: bool = False) -> Prefill:
+        """Logits (M, K) of the token after each prompt (M, P), and the filled cache; see ImageGPT.extend.
+
+        `in_place`: prompt i goes straight into row i of a decoder that has not been used, which needs half the memory.
+        """
+        cache = self.cache if in_place else self.prompt_cache(len(prompts), self.prefix_slots + prompts.shape[1])
         return self.network.extend(prompts, cache, prefix, self.positions)[:, -1], cache
 
     def fill(self, rows: Tensor, cache: KVCache, of: Tensor) -> None:
-        """Let these rows continue prompts `of` of a prefill's cache."""
-        self.cache.fill(rows, cache, of)
+        """Let these rows continue prompts `of` of a prefill's cache; those of a prefill in place do so already."""
+        if cache is not self.cache:
+            self.cache.fill(rows, cache, of)
 
     def select(self, prefill: Prefill, prompt: int) -> Prefill:
         """A copy of one prompt's part of a prefill."""
@@ -201,14 +205,15 @@ class GuidedDecoder(Decoder):
     def __init__(self, kind: type[Decoder], model: ImageGPT, rows: int) -> None:
         self.inner, self.rows = kind(model, 2 * rows), rows
         self.network, self.prefix_slots, self.name = self.inner.network, self.inner.prefix_slots, self.inner.name
+        self.cache = self.inner.cache
 
     @torch.inference_mode()
-    def prefill(self, prompts: Tensor, prefix: Tensor | None = None) -> Prefill:
+    def prefill(self, prompts: Tensor, prefix: Tensor | None = None, *, in_place: bool = False) -> Prefill:
         prefix = self.network.prefix() if prefix is None else prefix
         plain = self.network.prefix()[:, :-1].to(prefix).expand(len(prefix), -1, -1)
         plain = torch.cat([plain, prefix[:, -1:]], dim=1)
         both = torch.stack([prefix, plain], dim=1).expand(len(prompts), -1, -1, -1)  # (M, 2, F, D)
-        logits, cache = self.inner.prefill(prompts.repeat_interleave(2, 0), both.flatten(0, 1))
+        logits, cache = self.inner.prefill(prompts.repeat_interleave(2, 0), both.flatten(0, 1), in_place=in_place)
         return logits.unflatten(0, (-1, 2)), cache
 
     def fill(self, rows: Tensor, cache: KVCache, of: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nextpixel.config import Pooling, channels_of, check_keywords
 from nextpixel.data.decoded import PREPROCESSING, read_parts
-from nextpixel.devices import autocast, can_compile
+from nextpixel.devices import autocast, can_compile, compiled_code
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
 from nextpixel.images import as_channels
@@ -316,7 +316,7 @@ def pooled(
     def pool_layers(tokens: Tensor, masked: Tensor | None) -> NDArray[np.float32]:
         part = np.empty((len(tokens), *values.shape[1:]), np.float32)
         partial_batch = len(tokens) < min(batch_images, len(pictures))  # not worth compiling for
-        with torch.compiler.set_stance("force_eager" if partial_batch else "default"):
+        with compiled_code("force_eager" if partial_batch else "default"):
             for layer, states in hidden(tokens, set(layers), masked, shifted=shifted):
                 grid = states.float(), model.config.rows, model.config.columns
                 found = torch.cat([pool(*grid, pooling) for pooling in poolings], 1)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nextpixel.config import Fit, Levels, Size
 from nextpixel.data.labels import folds_of, has_label, held_out, labels_of
+from nextpixel.devices import compiled_code
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.images.sources import open_source, settle
@@ -72,7 +72,7 @@ def ridge_images(
 
 def ridge_accuracy(model: ImageGPT, arrays: dict[str, NDArray[Any]], *, dtype: str = "fp32", seed: int = 0) -> float:
     """Accuracy of the probe on the scored images of ridge_images; leaves torch's random state alone."""
-    with torch.compiler.set_stance("eager_on_recompile"):  # the blocks may be compiled for training
+    with compiled_code("eager_on_recompile"):  # the blocks may be compiled for training
         layers = [model.config.layers // 2]
         features = features_of(model, arrays["probe_squares"], layers, dtype=dtype, compiled=False)[:, 0].astype(
             np.float64

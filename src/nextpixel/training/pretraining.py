@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from nextpixel.config import (
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import DecodedSet, all_tags, decode, split_indices
 from nextpixel.data.labels import labels_of_readable, seen_before
-from nextpixel.devices import autocast
+from nextpixel.devices import autocast, compiled_code
 from nextpixel.drawing.sampling import draw
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import image_nats, mean_and_error
@@ -381,7 +380,7 @@ def _evaluate(
         if (pixels := pixels_of(judged.tokenizer)) > 1:
             more += f", {mean * pixels:.4f} per token"
         if config.sample_images and not masked:
-            with torch.compiler.set_stance("eager_on_recompile"):  # drawing has a new shape at every pixel
+            with compiled_code("eager_on_recompile"):  # drawing has a new shape at every pixel
                 samples = _samples(judged, held_tags, config.sample_images)
             save_png(grid(list(samples)), run.path / "samples" / f"step_{step:07d}.png")
         if config.probe_data and (step % probe_every_steps == 0 or step == config.steps):
