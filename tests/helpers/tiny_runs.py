@@ -13,7 +13,7 @@ from torch import Tensor
 import nextpixel
 from nextpixel.checkpoints import Run
 from nextpixel.training import optim
-from nextpixel.training.distributed import load_trainer_state
+from nextpixel.training.parallel import load_trainer_state
 
 SIDE = 4
 COLORS = np.random.default_rng(8).integers(0, 256, (8, 3), dtype=np.uint8)

@@ -19,7 +19,7 @@ from nextpixel.network.resnet import ResNet
 from nextpixel.representation import extraction
 from nextpixel.training import optim
 from nextpixel.training.distillation import distance, distill, whitening
-from nextpixel.training.distributed import load_trainer_state
+from nextpixel.training.parallel import load_trainer_state
 
 SETTINGS: dict[str, Any] = {
     "blocks": 1, "steps": 8, "batch_images": 8, "learning_rate": 0.05, "validation_fraction": 0.2,

@@ -29,7 +29,7 @@ from nextpixel.checkpoints import Run
 from nextpixel.cli import main
 from nextpixel.config import ImageGPTConfig, PretrainConfig
 from nextpixel.errors import InputError
-from nextpixel.training import decisions, distributed
+from nextpixel.training import decisions, distributed, parallel
 from nextpixel.training.pretraining import start_run
 
 pytestmark = pytest.mark.timeout(600)  # as many processes wait for each other on a busy machine
@@ -231,10 +231,10 @@ def test_the_residual_stream_of_shards_is_fp32_and_their_matrices_are_bf16(monke
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
         block.attention.qkv.register_forward_pre_hook(lambda part, _: seen.append(part.weight.dtype))
-    monkeypatch.setattr(distributed, "_groups", distributed._Groups(None, None, 1.0))
+    monkeypatch.setattr(distributed, "_groups", distributed._Groups("control", None, 1.0))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        network = distributed.wrap(model, device="cpu", shard=list(model.blocks), dtype="bf16")
+        network = parallel.wrap(model, device="cpu", shard=list(model.blocks), dtype="bf16")
         with torch.autocast("cpu", torch.bfloat16):
             network(torch.zeros(1, 16, dtype=torch.int64))
     finally:
@@ -243,8 +243,8 @@ def test_the_residual_stream_of_shards_is_fp32_and_their_matrices_are_bf16(monke
 
 
 def test_a_process_may_have_no_part_of_any_parameter():
-    assert distributed.is_finite([torch.empty(0)])
-    assert not distributed.is_finite([torch.empty(0), torch.tensor([1.0, torch.inf])])
+    assert parallel.is_finite([torch.empty(0)])
+    assert not parallel.is_finite([torch.empty(0), torch.tensor([1.0, torch.inf])])
 
 
 def test_a_micro_batch_is_at_most_the_images_of_a_process(third_of_three):

@@ -596,7 +596,7 @@ def test_a_compiled_run_learns_the_same_and_resumes_exactly(images, tmp_path, mo
     pairs = zip(figures(tmp_path / "eager"), figures(tmp_path / "whole"), strict=True)
     assert all(a[:2] == b[:2] and a[2] == pytest.approx(b[2], abs=1e-4) for a, b in pairs)
     with monkeypatch.context() as patch:
-        on_call(patch, "nextpixel.training.distributed.gradient_sync", 9, interrupt)
+        on_call(patch, "nextpixel.training.parallel.gradient_sync", 9, interrupt)
         with pytest.raises(Interrupted):
             nextpixel.pretrain(images, out=tmp_path / "cut", **compiled)
     nextpixel.pretrain(resume=tmp_path / "cut")

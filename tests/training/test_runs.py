@@ -30,7 +30,7 @@ from nextpixel.data.decoded import Batches
 from nextpixel.images import decode
 from nextpixel.training import loop as training
 from nextpixel.training import optim, pretraining, run_images
-from nextpixel.training.distributed import save_trainer_state
+from nextpixel.training.parallel import save_trainer_state
 
 # Processes that can be killed: each is a fork of one that has imported everything, which saves seconds apiece.
 PROCESSES = multiprocessing.get_context("forkserver")

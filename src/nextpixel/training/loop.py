@@ -29,10 +29,10 @@ from nextpixel.config import RunConfig
 from nextpixel.errors import WorkError
 from nextpixel.heap import freed_memory_kept
 from nextpixel.progress import progress, say
-from nextpixel.training import distributed
-from nextpixel.training.distributed import load_trainer_state, save_trainer_state
+from nextpixel.training import distributed, parallel
 from nextpixel.training.log import LogWindow
 from nextpixel.training.optim import set_rate
+from nextpixel.training.parallel import load_trainer_state, save_trainer_state
 from nextpixel.training.tracking import Board, boards
 
 TRAINER = "trainer"
@@ -179,7 +179,7 @@ def _restore(run: Run, training: Training, step: int) -> None:
 
 
 def _save(run: Run, training: Training, done: int) -> None:
-    if not distributed.is_finite(training.parameters):
+    if not parallel.is_finite(training.parameters):
         raise _non_finite(run, done)
 
     def write() -> None:

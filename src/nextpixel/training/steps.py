@@ -21,7 +21,7 @@ from nextpixel.network.losses import cross_entropy, masked_cross_entropy
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import is_first, say
 from nextpixel.tokens import covers_pixels
-from nextpixel.training import distributed
+from nextpixel.training import distributed, parallel
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.setup import OpenRun
 
@@ -32,7 +32,7 @@ TokenBatch = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, method: str = "__call__") -> nn.Module:
     """Move the model to its device in train mode, compile its parts if decided, and wrap it for several processes.
 
-    Calling the result calls that method of the model; see distributed.wrap.
+    Calling the result calls that method of the model; see parallel.wrap.
     """
     if not config.shard:  # a sharded model is moved shard by shard
         model.to(decided.device)
@@ -42,15 +42,15 @@ def place_model(model: ImageGPT, config: GPTRunConfig, decided: Decisions, metho
         for part in (*model.blocks, model.soft_cap):
             part.compile()
     blocks = list(model.blocks) if config.shard else None
-    network = distributed.wrap(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
+    network = parallel.wrap(model, method, device=decided.device, shard=blocks, dtype=decided.dtype)
     return network.to(decided.device)
 
 
 def write_full_model(model: ImageGPT, folder: Path) -> None:
     """write_model for a model that may be sharded; all processes call this, the first one writes."""
     whole = model
-    if distributed.is_sharded(model):
-        state = distributed.full_state_dict(model)
+    if parallel.is_sharded(model):
+        state = parallel.full_state_dict(model)
         if is_first():
             with torch.device("meta"):
                 whole = ImageGPT(model.config)
@@ -64,7 +64,7 @@ def write_full_model(model: ImageGPT, folder: Path) -> None:
 @contextmanager
 def evaluated_model(model: ImageGPT, run: Run, step: int, device: str) -> Iterator[ImageGPT]:
     """The model in eval mode in one process: itself, or, if it is sharded, its checkpoint of that step."""
-    if distributed.is_sharded(model):
+    if parallel.is_sharded(model):
         yield load(run.folder(step), device=device)
         return
     model.eval()
@@ -149,7 +149,7 @@ def accumulate(network: nn.Module, loss_of: Callable[[slice], Tensor], images: i
     total = torch.zeros((), device=decided.device)
     for start in range(0, images, decided.micro_batch_images):
         rows = slice(start, min(start + decided.micro_batch_images, images))
-        with distributed.gradient_sync(network, rows.stop == images):
+        with parallel.gradient_sync(network, rows.stop == images):
             loss = loss_of(rows) * ((rows.stop - rows.start) / images)
             loss.backward()
         total += loss.detach()
