@@ -22,7 +22,7 @@ from nextpixel.tokens import reconstruction
 from nextpixel.tokens.codec import Block, Codec, CodecShape, Conv, centred
 from nextpixel.tokens.learned import Learned
 from nextpixel.training import optim
-from nextpixel.training.codecs import ADAM_PART, HELD_OUT_AT_MOST, WARMUP_STEPS, codec_loss
+from nextpixel.training.codecs import ADAM_PART, HELD_OUT_AT_MOST, WARMUP_STEPS, WEIGHT_DECAY, codec_loss
 
 
 class Wide(Codec):
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def fit(codec: Codec, images: np.ndarray, args: argparse.Namespace) -> float:
     """Train on images uint8 (N, H, W, 3) as `nextpixel tokenizer --kind learned` does; returns the CPU seconds."""
     config, dtype = CodecConfig(), choose_dtype("auto", "cpu")
-    optimizers, size = optim.muon(codec, ADAM_PART), (args.side, args.side)
+    optimizers, size = optim.muon(codec, ADAM_PART, WEIGHT_DECAY), (args.side, args.side)
     rows = np.arange(len(images))
     batches = Batches(images, rows, size=size, batch_images=config.batch_images, augment="flip", seed=args.seed)
     begun = time.process_time()

@@ -44,6 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
+    first_best: dict[str, float] = {}
     for shape in args.shapes.split(","):
         best: dict[str, float] = {}
         for preset, rates in RATES.items():
@@ -54,11 +55,10 @@ def main() -> None:
         for seed in range(args.seeds):
             rows += [measured(args, shape, "modern", best["modern"], seed, args.steps // part) for part in (2, 4)]
         tell(rows, shape, best, args.steps)
+        first_best = first_best or best
     if args.ablation:
         shape = args.shapes.split(",")[0]
-        rate = min((r for r in rows if r["shape"] == shape and r["preset"] == "modern"), key=lambda r: r["nats"])[
-            "rate"
-        ]
+        rate = first_best["modern"]
         whole = measured(args, shape, "modern", rate, 0, args.steps)
         for name in MODERN:
             without = measured(args, shape, "modern", rate, 0, args.steps, {name: OFF.get(name, "off")})
@@ -78,7 +78,8 @@ def measured(
     changed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One run and its figures; both are kept."""
-    name = "-".join([shape, preset, f"{rate:g}", f"seed{seed}", f"{steps}", *(changed or {})])
+    measure = f"{args.side}px{args.batch_images}", f"test{args.test_images}", f"probe{args.probe_images}"
+    name = "-".join([shape, preset, f"{rate:g}", f"seed{seed}", f"{steps}", *measure, *(changed or {})])
     kept = args.out / f"{name}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))

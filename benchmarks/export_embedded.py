@@ -1,6 +1,7 @@
 """Turn a finished run into the embedded model: bf16 weights, card, uncurated completions, test nats.
 
-    python benchmarks/export_embedded.py runs/embedded data/cifar10 --counts counts.json --hardware "2 cores of ..."
+    python benchmarks/export_embedded.py runs/embedded data/cifar10 --counts counts.json --hardware "2 cores of ..." \\
+        --command "nextpixel pretrain ..."
 
 The best checkpoint on validation is taken. The test set is read here, once, with the weights as shipped.
 `--counts` is what `benchmarks/count_models.py --json` printed for the same split. Of a run that went on from another

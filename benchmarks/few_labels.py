@@ -201,13 +201,16 @@ def table(results: list[dict[str, Any]]) -> str:
         counts = sorted({line["labels"] for line in here})
         lines += [f"\n{data} (training pictures, test pictures, seed)\n"]
         lines += ["| | " + " | ".join(f"{count} a class" for count in counts) + " |", "|---" * (1 + len(counts)) + "|"]
-        for method, mirror in dict.fromkeys((line["method"], line.get("mirror", False)) for line in here):
+        kinds = [(line["method"], line.get("dtype"), line.get("mirror", False)) for line in here]
+        for method, dtype, mirror in dict.fromkeys(kinds):
             cells = []
-            own = [line for line in here if (line["method"], line.get("mirror", False)) == (method, mirror)]
+            own = [line for line, kind in zip(here, kinds, strict=True) if kind == (method, dtype, mirror)]
             for count in counts:
                 rows = [line for line in own if line["labels"] == count]
                 cells.append(cell(rows) if rows else "")
-            lines.append(f"| {method}{', mirrored' * mirror} | " + " | ".join(cells) + " |")
+            several = len({other for name, other, _ in kinds if name == method}) > 1
+            name = method + f", {dtype}" * several + ", mirrored" * mirror
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

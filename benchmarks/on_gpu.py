@@ -114,7 +114,7 @@ def train_model(data: Path, out: Path, shape: list[str], minutes: float) -> dict
     shutil.rmtree(out / "model", ignore_errors=True)
     with new_folder(out / "model") as part:
         write_model(nextpixel.load(cooled), part, dtype=torch.bfloat16)
-    log = Run(run).read_log() + Run(cooled).read_log()
+    log = Run(cooled).read_log()  # with that of the run it branched from
     return {
         "best": Run(cooled).best(),
         "log": [entry for entry in log if "validation_nats" in entry or "loss" in entry],

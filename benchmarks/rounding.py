@@ -3,7 +3,7 @@
     python benchmarks/rounding.py data/cifar10 --split test --images 1000
 
 Every image is scored as it would be drawn, pixel by pixel through the cache and the loops of the decode engine, and by
-the plain network at once; --known N reads the first N pixels at once, as a prompt, and scores the rest. The change is
+the plain network at once; --known N reads the first N tokens at once, as a prompt, and scores the rest. The change is
 a mean over the same images, +- its standard error; the divergence is of fp32 from the mode, in nats a pixel.
 """
 
@@ -21,6 +21,7 @@ from nextpixel.evaluation.likelihood import mean_and_error
 from nextpixel.images.sources import load_images
 from nextpixel.network.decoding import Decoder, Int8Decoder, PackedDecoder
 from nextpixel.progress import progress
+from nextpixel.tokens import pixels_of
 
 MODES = {"int8": Int8Decoder, "fp32": PackedDecoder}
 ROWS = 32
@@ -42,7 +43,7 @@ def differences(
         sums[2] += (plain.exp() * (plain - rounded)).sum(-1)
         if t + 1 < tokens.shape[1]:
             logits = decoder.step(tokens[:, t])
-    plain_nats, rounded_nats, divergence = sums / (tokens.shape[1] - known)
+    plain_nats, rounded_nats, divergence = sums / ((tokens.shape[1] - known) * pixels_of(model.tokenizer))
     return plain_nats, rounded_nats, divergence
 
 
@@ -53,13 +54,13 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--images", dest="count", type=int, default=1_000)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["int8"])
-    parser.add_argument("--known", type=int, default=0, help="pixels of the prompt")
+    parser.add_argument("--known", type=int, default=0, help="tokens of the prompt")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    tokens = model.palette.encode(load_images(args.images, model.size, split=args.split)[: args.count])
+    tokens = model.tokenizer.encode(load_images(args.images, model.size, split=args.split)[: args.count])
     found = {}
     for name in args.modes:
         parts = []

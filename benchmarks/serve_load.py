@@ -186,7 +186,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = nextpixel.load(args.model)
-    pixels = model.config.tokens - round(args.keep * model.size[0]) * model.size[1]
+    pixels = (model.size[0] - round(args.keep * model.size[0])) * model.size[1]
     command = [sys.executable, "-m", "nextpixel", "serve", "--port", "0", "--slots", str(args.slots)]
     command += ["--speed", args.speed, "--threads", str(args.threads), "--timeout-seconds", "600"]
     command += ["--model", args.model] if args.model else []

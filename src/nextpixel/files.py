@@ -49,14 +49,14 @@ def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(path: Path, remedy: str = REMEDY) -> Iterator[BinaryIO]:
+def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a temporary file that replaces `path` when the block succeeds and is removed when it fails.
 
     Missing parent folders are created. Safe with concurrent writers: the last one wins. Raises WorkError.
     """
     part = _part_beside(path)
     try:
-        with writing(path, remedy):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
                 yield file

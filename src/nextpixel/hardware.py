@@ -22,6 +22,10 @@ class Hardware:
     source: str
     on_cpu: bool = False
 
+    def peak(self, dtype: str) -> float | None:
+        """FLOP/s of matrix products in fp32 or bf16."""
+        return self.bf16_flops_per_second if dtype == "bf16" else self.fp32_flops_per_second
+
 
 HARDWARE = {
     device.name: device

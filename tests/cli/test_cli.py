@@ -469,7 +469,7 @@ BAD = {
     "complete photo.png --model model --keep-side left": ["--keep-side: left", "--augment orient"],
     "complete photo.png --model model --keep-side middle": ["--keep-side", "top, right, bottom, left", "'middle'"],
     "pretrain photos --out run --init model --augment orient": ["--augment: orient", "--init"],
-    "pretrain photos --out run --objective masked --augment orient": ["orientations", "masked"],
+    "pretrain photos --out run --objective masked --augment orient": ["--augment", "orient", "masked"],
     "finetune photos --out run --augment orient": ["--augment", "pad or pad-flip", "got orient"],
     "pretrain --resume taken": ["--resume", "expected a run folder", "'taken'"],
     "pretrain --resume nope": ["--resume", "expected a run folder", "'nope'"],

@@ -100,6 +100,12 @@ def test_only_square_pictures_are_rotated(home, capsys):
     )
 
 
+def test_masked_models_have_no_orientations(home, capsys):
+    given = "--side=4", "--augment=orient", "--objective=masked"
+    assert main(["pretrain", str(home / "photos"), *given, "--out", str(home / "no")]) == 2
+    assert capsys.readouterr().err.startswith("nextpixel: --augment: orient needs the start vector")
+
+
 # ---- pixel art
 
 

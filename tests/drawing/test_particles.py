@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from models import lively
 from numpy.typing import NDArray
 
-import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
 from nextpixel.config import SamplingConfig
 from nextpixel.drawing.guide import FREE, REACH, Guide, steered
 from nextpixel.drawing.loop import Row, Table, token_noise
-from nextpixel.drawing.particles import Particles, effective_size, start_particles, systematic
+from nextpixel.drawing.particles import Particles, effective_size, systematic
 from nextpixel.network.decoding import Int8Decoder, PackedDecoder, RowDecoder
 
 ROWS = 256  # of a table
@@ -68,11 +67,18 @@ def numbers(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def run(
-    model: ImageGPT, known: NDArray[np.int64], completions: int, *, decoder: Any = RowDecoder, **settings: Any
+    model: ImageGPT,
+    known: NDArray[np.int64],
+    completions: int,
+    *,
+    decoder: Any = RowDecoder,
+    of: type[Particles] = Particles,
+    **settings: Any,
 ) -> list[Particles]:
     """Completions of the particles of one picture, as many at a time as a table has rows."""
     table: Table[Row] = Table(decoder(model, ROWS))
-    runs = [start_particles(known, model.config.columns, completion=i, **settings) for i in range(completions)]
+    settings = {"particles": 8} | settings
+    runs = [of(known, model.config.columns, completion=i, **settings) for i in range(completions)]
     waiting = [one for one in runs if one.position < len(known)]
     while waiting:
         taken = [waiting.pop() for _ in range(min(len(waiting), ROWS // len(waiting[0].rows)))]
@@ -103,18 +109,15 @@ def variation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         pytest.param(Int8Decoder, True, id="int8", marks=needs_compiler),
     ],
 )
-def test_particles_draw_the_true_distribution_and_estimate_the_evidence(
-    kind: Any, guided: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_particles_draw_the_true_distribution_and_estimate_the_evidence(kind: Any, guided: bool) -> None:
     """Total variation and evidence against enumeration by the same decoder.
 
     300 draws of a perfect sampler differ by 0.05 from the true distribution. So the mean of the probabilities with
     which they are drawn is compared with it, and the draws with that mean.
     """
     model, true, evidence = case(kind)
-    monkeypatch.setattr(nextpixel.drawing.particles, "Particles", Weighed)
     guide = Guide(model.tokenizer) if guided else None
-    runs = run(model, KNOWN, 300, decoder=kind, particles=32, sampling=SamplingConfig(), guide=guide)
+    runs = run(model, KNOWN, 300, decoder=kind, of=Weighed, particles=32, sampling=SamplingConfig(), guide=guide)
     expected = np.mean([one.shares for one in runs if isinstance(one, Weighed)], 0)
     assert variation(expected, true) < 0.03
     perfect = np.random.default_rng(0).multinomial(300, expected / expected.sum(), 1_000) / 300

@@ -75,6 +75,14 @@ def test_the_network_scales_its_input_itself() -> None:
     assert torch.allclose(one, other, rtol=0.1, atol=0.02)
 
 
+def test_the_scale_of_many_pixels_is_exact() -> None:
+    """In float32 the sums of 10,000 pictures of 64 x 64 pixels stop growing."""
+    squares = np.broadcast_to(np.uint8([[[100, 0, 255], [200, 0, 255]]] * 64).repeat(32, 1), (10_000, 64, 64, 3))
+    model = ResNet(TINY)
+    model.set_scale(squares)
+    assert model.mean.tolist() == [150.0, 0.0, 255.0] and model.std.tolist() == [50.0, 1.0, 1.0]
+
+
 def test_what_single_pixels_do_not_tell_is_learnt_and_the_seed_decides() -> None:
     squares, labels = stripes(200, 0)
     model = fit_convnet(squares, labels, config=TINY, epochs=10, dtype="fp32")

@@ -154,6 +154,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         ("--out run", "expected images and --out"),
         ("photos.npy --out model", "--out: model exists already"),
         ("nope --out run", "nope"),
+        ("two.npy --out run --augment none", "expected at least two images to train on without mirroring them, got 1"),
         ("photos.npy --out run --fit place", "--fit: expected crop, imagenet or squash, got place"),
         ("photos.npy --out run --layer 9", "--layer: expected whole numbers from 0 to 2"),
         ("photos.npy --out run --layer best", "--layer: expected middle, a number, or comma-separated numbers"),
@@ -168,6 +169,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     ],
 )
 def test_bad_input_is_one_sentence(desk: Path, capsys: pytest.CaptureFixture, command: str, sentence: str) -> None:
+    np.save("two.npy", np.load("photos.npy")[:2])
     words = command.split()
     assert main(["distill", *words, *([] if "--resume" in words else ["--model", "model"])]) == 2
     output = capsys.readouterr()

@@ -31,7 +31,6 @@ from nextpixel.network.pooling import pool
 from nextpixel.representation.extraction import POOLINGS, features_of, pooled_columns
 from nextpixel.stats import majority
 from nextpixel.training.finetuning import fit_best_head, fit_last_head, start_run
-from nextpixel.training.finetuning import test_score as score_of
 from nextpixel.training.loop import Interrupted
 
 CONFIG = ImageGPTConfig(layers=2, width=16, heads=2, side=SIDE, colors=len(COLORS))
@@ -332,7 +331,7 @@ def test_a_run_resumed_is_the_run_uninterrupted(whole, place, call, number, tmp_
         on_call(patch, place, call, lambda: os.kill(os.getpid(), number))
         with pytest.raises(KeyboardInterrupt):
             nextpixel.finetune(model(), images, labels, out=run, test=test[0], test_labels=test[1], **TINY)
-    assert not score_of(Run(run))
+    assert not Run(run).test_score()
     nextpixel.finetune(resume=run)
     ours, theirs = state(run), state(whole)
     assert ours.keys() == theirs.keys()
@@ -340,7 +339,7 @@ def test_a_run_resumed_is_the_run_uninterrupted(whole, place, call, number, tmp_
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert losses(run) == losses(whole) and accuracies(run) == accuracies(whole)
-    assert Run(run).best() == Run(whole).best() and score_of(Run(run)) == score_of(Run(whole))
+    assert Run(run).best() == Run(whole).best() and Run(run).test_score() == Run(whole).test_score()
     assert leftovers(run) == []
 
 
@@ -439,8 +438,8 @@ def test_test_labels_choose_nothing(whole, tmp_path):
     for run in (tmp_path / "a", tmp_path / "b"):
         assert losses(run) == losses(whole) and Run(run).best() == Run(whole).best()
         assert all(torch.equal(tensor, state(whole)[name]) for name, tensor in state(run).items())
-    assert score_of(Run(tmp_path / "a"))["accuracy"] == pytest.approx(1 - score_of(Run(whole))["accuracy"])
-    assert score_of(Run(tmp_path / "b")) == {}
+    assert Run(tmp_path / "a").test_score()["accuracy"] == pytest.approx(1 - Run(whole).test_score()["accuracy"])
+    assert Run(tmp_path / "b").test_score() == {}
 
 
 def test_what_is_held_out_is_stratified_and_few_labels_are_those_of_the_probe(tmp_path):
@@ -562,7 +561,7 @@ def test_the_command_stops_goes_on_predicts_and_evaluates(desk, monkeypatch, cap
     assert main(shlex.split(last.partition("resume with: nextpixel ")[2])) == 0
     out, err = capsys.readouterr()
     assert "best validation accuracy" in out and "test accuracy" in out and "AUC" in out
-    accuracy = score_of(Run("clf"))["accuracy"]
+    accuracy = Run("clf").test_score()["accuracy"]
     (desk / "test" / "day" / "broken.png").write_text("not a picture")
     assert main(shlex.split(err.splitlines()[-1].partition(": nextpixel ")[2].replace("new/", "test"))) == 0
     assert "left out: " in (said := capsys.readouterr()).err and "broken.png" in said.err
@@ -606,7 +605,7 @@ def test_labels_stay_with_their_pictures_where_some_cannot_be_read(desk, capsys)
         Path(place).write_text("not a picture")
     assert main(TYPED) == 0
     assert "2 pictures cannot be read and are left out" in capsys.readouterr().err
-    assert Run("clf").facts()["data"]["unreadable"] == 2 and score_of(Run("clf"))["images"] == 20
+    assert Run("clf").facts()["data"]["unreadable"] == 2 and Run("clf").test_score()["images"] == 20
     kinds = [path.parent.name for path in sorted(Path("train").rglob("*.png")) if path.name != "broken.png"]
     assert (np.array(["day", "night"])[Run("clf").arrays()["labels"]] == kinds).all()
 
@@ -625,7 +624,7 @@ def test_labels_may_come_from_a_csv_file_and_a_set_may_have_both_splits(desk, ca
     assert main(["finetune", "both", "--test", "both", "--model", "model", "--out", "clf", *few]) == 0
     said = capsys.readouterr()
     assert "both: train split; not used: test\n" in said.err and "both/test: test split\n" in said.err
-    assert score_of(Run("clf"))["images"] == 20
+    assert Run("clf").test_score()["images"] == 20
 
 
 BAD = {

@@ -206,6 +206,11 @@ class Run:
         path = self.path / "best.json"
         return read_json(path) if path.is_file() else {}
 
+    def test_score(self) -> dict[str, Any]:
+        """A fine-tuned model's figures on the test images; empty without any, or before the end."""
+        path = self.path / "test.json"
+        return read_json(path) if path.is_file() else {}
+
     def update_best(self, step: int, name: str, value: float, *, highest: bool = False) -> None:
         """Mark this checkpoint as the best if its value is the lowest so far, or the highest."""
         before = self.best().get(name)

@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     check_sources(*args.train, *args.data, args.test, model=args.model)
     from nextpixel.checkpoints import Run
     from nextpixel.stats import wilson_interval
-    from nextpixel.training.finetuning import KIND, relocate_run, start_run, test_score, train_run
+    from nextpixel.training.finetuning import KIND, relocate_run, start_run, train_run
 
     if args.resume is not None:
         run = relocate_run(Run.open(args.resume, KIND), FinetuneConfig, joined(args.data) or None)
@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> None:
         train_run(run, test=args.test if args.resume else None)
     if not is_first():
         return
-    best, score, facts = run.best(), test_score(run), run.facts()
+    best, score, facts = run.best(), run.test_score(), run.facts()
     if args.output.json:
         print_json({"run": str(run.path), "best": best, "test": score, "config": facts["config"]})
     else:

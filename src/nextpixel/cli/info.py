@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
             raise InputError(f"--html: expected a run folder, with a run.json, got {args.model!r}")
     check_model_name(args.model)
     from nextpixel.checkpoints import Run, find_model, load_backbone, planned_steps
-    from nextpixel.files import read_json, write_text
+    from nextpixel.files import write_text
     from nextpixel.network.model import ImageGPT
     from nextpixel.representation.extraction import tokenizer_hash
 
@@ -67,8 +67,8 @@ def run(argv: Sequence[str]) -> None:
         losses = [entry for entry in run.read_log() if "loss" in entry]
         if losses:
             facts["run"]["last_log"] = losses[-1]
-        if (path / "test.json").is_file():
-            facts["run"]["test"] = {k: v for k, v in read_json(path / "test.json").items() if k != "confusion"}
+        if score := run.test_score():
+            facts["run"]["test"] = {k: v for k, v in score.items() if k != "confusion"}
         if args.html is not None:
             from nextpixel.reports.run_page import page
 

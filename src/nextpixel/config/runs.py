@@ -224,7 +224,7 @@ class PretrainConfig(GPTRunConfig):
     probe_images: int = 2_000
     """Maximum number of probe images, equally many per class; copied into the run folder."""
     probe_every_evaluations: int = 1
-    """Evaluations between probes; the last evaluation always probes."""
+    """Evaluations between probes; the one after the last step always probes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,6 +243,10 @@ class PretrainConfig(GPTRunConfig):
                     f"orient rotates by quarter turns, for square pictures only, got {size[0]} x {size[1]}; use flip",
                     argument="augment",
                 )
+        if "orient" in augmentations(self.augment) and self.objective == "masked":
+            raise InputError(
+                "orient needs the start vector, which masked models do not have; use flip", argument="augment"
+            )
         fixed = "size layers width heads palette objective".split() + list(MODERN)
         given = [name for name in fixed if getattr(self, name) is not None]
         if self.init and given:

@@ -215,13 +215,12 @@ def read_parts(
                 advance(len(rows))
 
 
-def split_indices(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_indices(
+    count: int, fraction: float, seed: int, remedy: str = "add some"
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sorted indices of the training and the held-out images, at least one of each."""
     if count < 2:
-        raise InputError(
-            f"expected at least 2 images, to hold one out for validation, got {count}; add some, or pass others as "
-            "`validation`"
-        )
+        raise InputError(f"expected at least 2 images, to hold one out for validation, got {count}; {remedy}")
     held = min(max(1, round(count * fraction)), count - 1)
     order = np.random.default_rng([seed, 0x5EED]).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])

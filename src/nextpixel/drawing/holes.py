@@ -16,7 +16,7 @@ from nextpixel.config import SamplingConfig, check_picture_count
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.guide import FREE, REACH, guide_of
 from nextpixel.drawing.loop import Row, Table
-from nextpixel.drawing.particles import Particles, start_particles
+from nextpixel.drawing.particles import Particles
 from nextpixel.drawing.sampling import (
     MAX_ROWS,
     MEMORY_SHARE,
@@ -146,7 +146,7 @@ class Filling:
         steering = guide_of(model.tokenizer) if guide else None
         allowed = allowed_mask(model, sampling)
         self.runs = [
-            start_particles(
+            Particles(
                 self.holes[i // n].known,
                 model.config.columns,
                 sampling,

@@ -26,7 +26,7 @@ class Group(Protocol):
     """Rows whose tokens are chosen together, see particles.Particles."""
 
     def choose(self, table: Table, numbers: list[int], own: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
-        """Tokens (n,) for the group's rows, which have these numbers in the table; see Table.copy.
+        """Tokens (n,) for the group's rows, which have these numbers in the table.
 
         `own` and `logits`, (B, K) for all rows of the table, are the model's and those to draw from; noise is (B,).
         """
@@ -113,10 +113,6 @@ class Table(Generic[R]):
             self._logits, self._noise = self._logits[kept], self._noise[kept]
             self._tokens = None if self._tokens is None else self._tokens[kept]
             self._groups = None
-
-    def copy(self, number: int, to: int) -> None:
-        """Let row `to` continue what row `number` has drawn, with its own noise."""
-        self.decoder.copy(number, to)
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[list[R], Tensor, Tensor]]:

@@ -38,10 +38,10 @@ class Particle(Row):
 class Particles:
     """The particles of one completion: a Group of rows of a Table.
 
-    known     (T,) the token of each known pixel, FREE for others, in the order in which the model draws
-    columns   of the grid
-    noise     (N + 1, T) in [0, 1), see token_noise: of N particles, and for resampling
-    guide     None: plain particles
+    known      (T,) the token of each known pixel, FREE for others, in the order in which the model draws
+    columns    of the grid
+    particles  N; 1 where no known pixel follows a free one, as there is nothing to weigh
+    guide      None: plain particles
 
     Free tokens are drawn as `sampling` and `allowed` say. `tokens` (N, T) are what the particles have drawn, `nats`
     (N,) the sums of -ln p of the free ones.
@@ -51,13 +51,17 @@ class Particles:
         self,
         known: NDArray[np.int64],
         columns: int,
-        noise: NDArray[np.float64],
         sampling: SamplingConfig,
+        *,
+        particles: int,
+        picture: int = 0,
+        completion: int = 0,
         allowed: Tensor | None = None,
         guide: Guide | None = None,
     ) -> None:
         free = np.flatnonzero(known == FREE)
-        count = len(noise) - 1
+        count = particles if len(free) and (known[free[0] :] != FREE).any() else 1
+        noise = token_noise(sampling.seed, picture, completion, (count + 1, len(known)))  # one more for resampling
         self.known, self.guide = known, guide
         self._ahead: dict[int, list[tuple[int, int]]] = {}  # (distance, known token) of what steers a position
         self._behind: dict[int, list[tuple[int, int]]] = {}  # (distance, position) of what a known position steers
@@ -115,7 +119,7 @@ class Particles:
             places = {index: i for i, index in enumerate(order)}
             for to in np.flatnonzero(sources != np.arange(len(sources))).tolist():
                 source, target = places[int(sources[to])], places[to]
-                table.copy(numbers[source], numbers[target])
+                table.decoder.copy(numbers[source], numbers[target])
                 own[numbers[target]] = own[numbers[source]]  # so that nats are those of the copy
                 probabilities[target] = probabilities[source]
         return invert(probabilities, noise[numbers])
@@ -177,25 +181,3 @@ def systematic(log_weights: NDArray[np.float64], count: int, noise: float) -> ND
     points = (np.arange(count) + noise) / count * cumulative[-1]
     found = np.searchsorted(cumulative, points, side="right").clip(max=len(cumulative) - 1)
     return np.bincount(found, minlength=len(cumulative))
-
-
-def start_particles(
-    known: NDArray[np.int64],
-    columns: int,
-    sampling: SamplingConfig,
-    *,
-    picture: int = 0,
-    completion: int = 0,
-    particles: int = 8,
-    allowed: Tensor | None = None,
-    guide: Guide | None = None,
-) -> Particles:
-    """The particles of one completion, with the noise of (seed, picture, completion).
-
-    Where no known pixel follows a free one, there is nothing to weigh, and one particle is enough.
-    """
-    free = np.flatnonzero(known == FREE)
-    if len(free) == 0 or (known[free[0] :] == FREE).all():
-        particles = 1
-    noise = token_noise(sampling.seed, picture, completion, (particles + 1, len(known)))
-    return Particles(known, columns, noise, sampling, allowed, guide)

@@ -44,8 +44,6 @@ def fit_image(picture: Picture, size: Size, fit: Fit = "crop") -> np.ndarray:
     if min(picture.size) == 0:
         raise InputError(f"an image must have at least one pixel, got {picture.width} x {picture.height}")
     box = _box(picture, size, fit)
-    if fit == "squash":
-        return _resize(picture, size, box)
     if (box[2] - box[0], box[3] - box[1]) == (width, height):
         return np.array(picture.crop(box))
     if fit == "imagenet":

@@ -154,11 +154,6 @@ def transparency(
     return read_image(255 - pixels[..., [3, 3, 3]], name, size, fit, levels, pixel_limit=pixel_limit)
 
 
-def common_factor(sprites: list[Sprite]) -> int:
-    """The largest factor by which all of them are enlarged, by those that are not of one colour."""
-    return math.gcd(*(sprite.factor for sprite in sprites if not sprite.is_flat)) or 1
-
-
 def _sprite(part: str, pixels: Pixels, corner: Size, sheet: Size) -> Sprite:
     factor = math.gcd(_run(pixels), _run(pixels.swapaxes(0, 1)))
     return Sprite(part, np.ascontiguousarray(pixels[::factor, ::factor]), factor, corner, sheet)

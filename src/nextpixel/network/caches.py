@@ -49,12 +49,15 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (B, N, count, E) in the next slots; each query sees the slots up to its own."""
         keys, values = (part[layer] for part in self.parts)
+        q, k, v = (x.to(keys.dtype) for x in (q, k, v))
         count, end = k.shape[2], self.length + k.shape[2]
         keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
         mask: Mask = "causal" if count > 1 else "all"
-        if self.length and count > 1:
+        if not self.length:  # rounded alike, however long the cache
+            return attention(q, k, v, mask)
+        if count > 1:
             mask = torch.ones(count, end, dtype=torch.bool, device=q.device).tril(self.length)
-        return attention(q.to(keys.dtype), keys[:, :, :end], values[:, :, :end], mask)
+        return attention(q, keys[:, :, :end], values[:, :, :end], mask)
 
     def fill(self, rows: Tensor, prefilled: KVCache, of: Tensor) -> None:
         """Let `rows` continue rows `of` of a prefill's cache; the prompts of all rows must be of one length."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from nextpixel.config import ImageGPTConfig, ResNetConfig, to_size
@@ -196,22 +197,13 @@ def remedy(
     recomputed activations, shards over the `devices`, and the `smaller` networks with their settings.
     """
     usable = usable_bytes(device_bytes)
+    need = partial(memory, dtype=dtype, optimizer=optimizer, compiled=compiled, on_cpu=on_cpu)
     micros = [micro_batch, *(n for n in range(micro_batch - 1, 0, -1) if batch_images % n == 0)]
 
     def largest(shape: ImageGPTConfig, recompute: bool, shards: int) -> int | None:
         for micro in micros:
-            need = memory(
-                shape,
-                micro,
-                dtype=dtype,
-                optimizer=optimizer,
-                compiled=compiled,
-                checkpointed=recompute,
-                shards=shards,
-                on_cpu=on_cpu,
-                accumulating=micro < batch_images or devices > 1,
-            )
-            if need.total <= usable:
+            several = micro < batch_images or devices > 1
+            if need(shape, micro, checkpointed=recompute, shards=shards, accumulating=several).total <= usable:
                 return micro
         return None
 
@@ -251,22 +243,14 @@ def choose_layout(
     where `micro_batch`, or even one image, does not fit.
     """
     usable = usable_bytes(device_bytes)
+    needed = partial(memory, dtype=dtype, optimizer=optimizer, compiled=compiled, on_cpu=on_cpu)
     least = None
     for shards in (1, devices) if devices > 1 else (1,):
         for recompute in (False, True) if checkpointed is None else (checkpointed,):
             micro = micro_batch or (min(batch_per_device, MICRO_BATCH_ON_CPU) if on_cpu else batch_per_device)
             while True:
-                need = memory(
-                    config,
-                    micro,
-                    dtype=dtype,
-                    optimizer=optimizer,
-                    compiled=compiled,
-                    checkpointed=recompute,
-                    shards=shards,
-                    on_cpu=on_cpu,
-                    accumulating=micro < batch_per_device or devices > 1,
-                )
+                several = micro < batch_per_device or devices > 1
+                need = needed(config, micro, checkpointed=recompute, shards=shards, accumulating=several)
                 if need.total <= usable:
                     name: Literal["one device", "data parallel", "sharded"] = (
                         "one device" if devices == 1 else "data parallel" if shards == 1 else "sharded"

@@ -30,6 +30,7 @@ class Decoder:
     """The unmodified network, with every row at the same slot."""
 
     name = "plain"
+    kind: type[KVCache] = KVCache
 
     def __init__(
         self, model: ImageGPT, rows: int, prefix_slots: int | None = None, order: Tensor | None = None
@@ -48,7 +49,8 @@ class Decoder:
         return model
 
     def new_cache(self, rows: int, slots: int) -> KVCache:
-        return self.network.new_cache(rows, slots)
+        model = self.network
+        return self.kind(model.config, rows, slots, dtype=model.token_embedding.dtype, device=model.device)
 
     def prompt_cache(self, prompts: int, slots: int) -> KVCache:
         """The cache of a prefill."""
@@ -105,11 +107,8 @@ class Decoder:
 class RowDecoder(Decoder):
     """The unmodified network; rows start, finish and move between two tokens."""
 
+    kind = RowCache
     cache: RowCache
-
-    def new_cache(self, rows: int, slots: int) -> KVCache:
-        model = self.network
-        return RowCache(model.config, rows, slots, dtype=model.token_embedding.dtype, device=model.device)
 
     def step(self, tokens: Tensor) -> Tensor:
         self.cache.used = len(tokens)
@@ -129,6 +128,7 @@ class CompiledDecoder(RowDecoder):
     """
 
     name = "compiled"
+    kind = StaticCache
 
     def __init__(
         self, model: ImageGPT, rows: int, prefix_slots: int | None = None, order: Tensor | None = None
@@ -137,10 +137,6 @@ class CompiledDecoder(RowDecoder):
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
         for tensor in (*self.cache.parts, self.cache.slot):
             torch._dynamo.mark_static_address(tensor, guard=False)  # else graphs are refused: a step writes there
-
-    def new_cache(self, rows: int, slots: int) -> KVCache:
-        model = self.network
-        return StaticCache(model.config, rows, slots, dtype=model.token_embedding.dtype, device=model.device)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:

@@ -317,7 +317,8 @@ class ImageGPT(nn.Module):
         A masked model takes all t = T tokens, sees those where `masked` (B, T) is False, and scores every one.
         For `orientation` see `prefix`; for captions and other sequences see `inputs`.
         """
-        return self.logits(self._final_hidden(tokens, masked, orientation, **sequence))
+        [(_, last)] = self.hidden(tokens, [len(self.blocks)], masked, orientation, **sequence)
+        return self.logits(last)
 
     def forward_both(self, tokens: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, T, K) as forward gives them, and class logits (B, C), in one pass."""
@@ -340,13 +341,6 @@ class ImageGPT(nn.Module):
         with torch.autocast(states.device.type, enabled=False):  # classes differ by little next to a feature's size
             found = pool(states.float(), self.config.rows, self.config.columns, self.config.class_pooling)
             return self.class_head(found.to(self.class_head.weight.dtype))
-
-    def _final_hidden(
-        self, tokens: Tensor, masked: Tensor | None, orientation: Tensor | int = 0, **sequence: Any
-    ) -> Tensor:
-        """The final norm's output in the slots that predict the tokens, (B, t, D)."""
-        [(_, last)] = self.hidden(tokens, [len(self.blocks)], masked, orientation, **sequence)
-        return last
 
     def hidden(
         self,

@@ -119,9 +119,11 @@ class ResNet(nn.Module):
 
     def set_scale(self, squares: NDArray[np.uint8]) -> None:
         """Mean and deviation of each colour channel, from training squares (N, H, W, 3)."""
-        pixels = squares[:: max(1, len(squares) // 10_000)].reshape(-1, 3).astype(np.float32)
-        self.mean.copy_(torch.from_numpy(pixels.mean(0)))
-        self.std.copy_(torch.from_numpy(np.maximum(pixels.std(0), 1.0)))
+        some, values = squares[:: max(1, len(squares) // 10_000)], np.arange(256.0)
+        counts = np.stack([np.bincount(some[..., channel].ravel(), minlength=256) for channel in range(3)])
+        mean, square = (counts @ powers / counts[0].sum() for powers in (values, values**2))
+        self.mean.copy_(torch.from_numpy(mean))
+        self.std.copy_(torch.from_numpy(np.sqrt(np.maximum(square - mean**2, 1.0))))
 
     def features(self, squares: Tensor) -> Tensor:
         """Pooled features (B, D) of uint8 (B, H, W, 3)."""

@@ -12,7 +12,6 @@ import numpy as np
 from nextpixel.checkpoints import Run, planned_steps
 from nextpixel.config import DistillConfig, FinetuneConfig, ImageGPTConfig, PretrainConfig, ResNetConfig, stated
 from nextpixel.errors import InputError
-from nextpixel.files import read_json
 from nextpixel.hardware import find_hardware
 from nextpixel.network import cost as plan
 from nextpixel.progress import capacity, duration
@@ -75,9 +74,7 @@ def _verdict(run: Run, best: dict[str, Any], done: int, planned: int) -> str:
     name = next(name for name in best if name != "step")
     title, unit, form = VALIDATION.get(f"validation_{name}", (name, "", "{:.4g}"))
     reached = f"Best {title} {form.format(best[name])} {unit}".rstrip() + f", at step {best['step']:,}."
-    path = run.path / "test.json"
-    if path.is_file():
-        score = read_json(path)
+    if score := run.test_score():
         reached += f" On {score['images']:,} test images, evaluated once: accuracy {score['accuracy']:.1%}."
     return reached
 
@@ -209,10 +206,7 @@ def _machine(facts: dict[str, Any], log: list[dict[str, Any]], shape: ImageGPTCo
             flops = plan.flops_per_image(shape) * float(middle)
             rows["model FLOP/s"] = f"{flops / 1e12:,.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:,.3g} GFLOP/s"
             hardware = find_hardware(machine.get("gpu") or "", machine.get("gpu_memory_bytes") or 0)
-            peak = hardware and (
-                hardware.bf16_flops_per_second if decided["dtype"] == "bf16" else hardware.fp32_flops_per_second
-            )
-            if hardware and peak:
+            if hardware and (peak := hardware.peak(decided["dtype"])):
                 share = flops / peak / facts.get("processes", 1)
                 rows["model FLOP/s"] += f", {share:.0%} of the {hardware.name}'s {decided['dtype']} peak"
     if waiting := [share for _, share in _points(log, "waiting")]:

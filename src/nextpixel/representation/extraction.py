@@ -205,7 +205,6 @@ def extract(
     layers: Sequence[int],
     parts: Path,
     *,
-    split: str | None = None,
     dtype: str = "fp32",
     pooling: Pooling = "mean",
 ) -> tuple[NDArray[np.float32], list[str], list[str]]:
@@ -215,7 +214,7 @@ def extract(
     resumes; the caller removes the folder once the result is saved. Chunks of other images, layers or weights are
     ignored. Raises InputError when more than one image in ten cannot be read.
     """
-    source = open_source(images, split)
+    source = open_source(images)
     if model.fit == "place":
         source, _, _ = settle(source, model.size, model.fit, model.levels)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))

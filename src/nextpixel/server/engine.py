@@ -26,13 +26,12 @@ from torch import Tensor
 from nextpixel.config import SamplingConfig, ServeConfig
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing import loop
-from nextpixel.drawing.sampling import join
+from nextpixel.drawing.sampling import MEMORY_SHARE, join
 from nextpixel.errors import InputError
 from nextpixel.network.decoding import GuidedDecoder, Prefill, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.tokens import pixels_of
 
-MEMORY_SHARE = 0.5
 DECAY = 0.9  # of the running means of seconds
 PREFILL_SECONDS = 0.2  # for prefills between two steps; at least one is done
 SLOTS_PER_PREFILL = 4  # slots per cached prefill: row_bytes counts one for each slot

@@ -118,18 +118,18 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, facts: dict[str, An
         write_json(part / FACTS, facts | write_tokenizer(tokenizer, part))
 
 
-def load_tokenizer(folder: str | Path, argument: str = "tokenizer") -> Tokenizer:
+def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a folder that `save_tokenizer` wrote. Raises InputError."""
     path = Path(folder) / FACTS
     if not path.is_file() and (path.parent / "run.json").is_file():
         raise InputError(
             f"expected a finished tokenizer, got {str(folder)!r}, whose training has not ended; resume it: nextpixel "
             f"tokenizer `resume={folder}`",
-            argument=argument,
+            argument="tokenizer",
         )
     if not path.is_file():
         raise InputError(
-            f"expected a folder that nextpixel tokenizer wrote, with {FACTS}, got {str(folder)!r}", argument=argument
+            f"expected a folder that nextpixel tokenizer wrote, with {FACTS}, got {str(folder)!r}", argument="tokenizer"
         )
     try:
         return read_tokenizer(read_json(path), path.parent)

@@ -64,7 +64,8 @@ def distill(
     written to the new folder `out`. `resume` names an existing run and takes no settings; `data` passes its images
     where they were moved. Raises as pretrain does, and InputError under torchrun.
     """
-    distributed.require_one_process("distill")
+    if (processes := distributed.world_size()) > 1:
+        raise InputError(f"distill runs in a single process, got {processes}; start it without torchrun")
     if resume is not None:
         if settings or not (out is split is model is None):
             raise InputError("takes the settings of its run; expected only `data` with it", argument="resume")
@@ -100,6 +101,8 @@ def start_run(
     levels = config.levels.over(teacher.levels)
     decoded = decode(images, size, split=split, cache=config.cache, fit=fit, levels=levels)
     rows, held = split_indices(len(decoded), config.validation_fraction, config.seed)
+    if len(rows) == 1 and "flip" not in augmentations(config.augment):
+        raise InputError("expected at least two images to train on without mirroring them, got 1; add some")
     decided = DistillDecisions(
         device=device,
         dtype=choose_dtype(config.dtype, device),

@@ -39,7 +39,7 @@ _groups: _Groups | None = None  # global, as the process group of torch.distribu
 
 def world_size() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
 
 
 def rank() -> int:
@@ -55,12 +55,6 @@ def local_world_size() -> int:
 def under_torchrun() -> bool:
     """Whether torchrun started this process, alone or with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def require_one_process(verb: str) -> None:
-    """Raises InputError for work that several processes cannot share."""
-    if world_size() > 1:
-        raise InputError(f"{verb} runs in a single process, got {world_size()}; start it without torchrun")
 
 
 def join(device: str, timeout_minutes: float) -> str:

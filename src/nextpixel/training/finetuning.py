@@ -35,7 +35,7 @@ from nextpixel.data.labels import (
 )
 from nextpixel.devices import autocast
 from nextpixel.errors import InputError
-from nextpixel.files import EMBEDDED, read_json, write_json
+from nextpixel.files import EMBEDDED, write_json
 from nextpixel.images.sources import Source, open_source, sprites_of
 from nextpixel.images.sources.splits import NoSplit
 from nextpixel.network.model import ImageGPT
@@ -353,17 +353,11 @@ def open_test(images: Any) -> Source:
     return source
 
 
-def test_score(run: Run) -> dict[str, Any]:
-    """The best model's figures on the test images; empty without any, or before the end."""
-    path = run.path / "test.json"
-    return read_json(path) if path.is_file() else {}
-
-
 def _test(opened: OpenRun[FinetuneConfig], model: ImageGPT, images: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Evaluate the best model on the test images, unless that was done before, and write test.json."""
     run, config, decided = opened.run, opened.config, opened.decided
     step, data = run.best()["step"], run.facts()["data"]["test"]
-    if test_score(run).get("step") == step:
+    if run.test_score().get("step") == step:
         return
 
     def decode_again(found: Any) -> tuple[DecodedSet]:

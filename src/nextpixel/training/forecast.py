@@ -136,10 +136,7 @@ def _time(found: Forecast) -> str:
         return ""
     properties = torch.cuda.get_device_properties(torch.device(place.device))
     hardware = find_hardware(properties.name, properties.total_memory)
-    if hardware is None:
-        return ""
-    peak = hardware.bf16_flops_per_second if place.dtype == "bf16" else hardware.fp32_flops_per_second
-    if peak is None:
+    if hardware is None or (peak := hardware.peak(place.dtype)) is None:
         return ""
     seconds = plan.training_seconds(
         plan.flops_per_image(found.shape) * found.images,

@@ -409,7 +409,8 @@ def _choose(
     if config.validation:
         chosen, validation = np.arange(len(train_set)), np.arange(len(held))
     else:
-        chosen, validation = split_indices(len(train_set), config.validation_fraction, config.seed)
+        remedy = "add some, or pass others as `validation`"
+        chosen, validation = split_indices(len(train_set), config.validation_fraction, config.seed, remedy)
     if len(validation) > config.validation_images:
         rng = np.random.default_rng([config.seed, 0xE7A1])
         validation = np.sort(rng.choice(validation, config.validation_images, replace=False))

@@ -33,7 +33,7 @@ from nextpixel.tokens.words import Words
 from nextpixel.training import distributed
 from nextpixel.training.decisions import Decisions
 from nextpixel.training.run_images import absolute, absolute_model, decode_run_images, find_sets, size_of
-from nextpixel.training.tracking import check_tracker
+from nextpixel.training.tracking import package
 
 PATHS = ("init", "palette", "tokenizer", "validation", "probe_data", "cache")  # settings recorded as absolute paths
 Settings = TypeVar("Settings", bound=GPTRunConfig)
@@ -46,7 +46,8 @@ def checked_settings(out: Path, config: AnyConfig) -> AnyConfig:
     Raises InputError, before any work, where `out` exists, the tracker is missing or the batch cannot be divided.
     """
     Run.new_path(out)
-    check_tracker(config.tracker)
+    if config.tracker:
+        package(config.tracker)
     distributed.local_batch_images(config.batch_images)
     given = {name: getattr(config, name, None) for name in PATHS}
     paths: dict[str, Any] = {name: absolute(path) for name, path in given.items() if path and path != EXACT}

@@ -21,12 +21,6 @@ Board = Callable[[int, dict[str, float]], None]
 PROJECT = "nextpixel"
 
 
-def check_tracker(name: str | None) -> None:
-    """Raises InputError for a tracker that is not installed."""
-    if name is not None:
-        _package(name)
-
-
 @contextlib.contextmanager
 def boards(folder: Path, facts: Mapping[str, Any], start: int) -> Iterator[Board]:
     """Yield a function that logs a step's figures by name; only the first process writes.
@@ -48,7 +42,7 @@ def boards(folder: Path, facts: Mapping[str, Any], start: int) -> Iterator[Board
         yield write
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -61,7 +55,7 @@ def _package(name: str) -> Any:
 @contextlib.contextmanager
 def _wandb(folder: Path, facts: Mapping[str, Any]) -> Iterator[Board]:
     """A wandb run of the same name, continued when the run is resumed; offline (WANDB_MODE=offline) in its folder."""
-    wandb = _package("wandb")
+    wandb = package("wandb")
     moving = {"validation", "train_key", "validation_key"}  # they change when images are moved
     fixed = [{n: v for n, v in facts[part].items() if n not in moving} for part in ("config", "decisions")]
     text = json.dumps([*fixed, facts.get("started"), facts.get("branched_from")], sort_keys=True)

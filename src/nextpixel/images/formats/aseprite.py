@@ -24,7 +24,7 @@ HEADER, FRAME, CHUNK = struct.Struct("<IHHHHHI10xB"), struct.Struct("<IHHH2xI"),
 FILE_MARK, FRAME_MARK = 0xA5E0, 0xF1FA
 OLD_PALETTE, LAYER, CEL, TAGS, PALETTE = 0x0004, 0x2004, 0x2005, 0x2018, 0x2019
 VISIBLE, BACKGROUND, REFERENCE = 1, 8, 64  # flags of a layer
-NORMAL, GROUP, TILES = 0, 1, 2  # kinds of layers
+GROUP, TILES = 1, 2  # kinds of layers, besides 0
 RAW, LINKED, COMPRESSED = 0, 1, 2  # kinds of cels
 BYTES = {32: 4, 16: 2, 8: 1}  # by bits a pixel: RGBA, grey with alpha, indexed
 
@@ -34,7 +34,6 @@ Pixels = NDArray[np.uint8]
 @dataclass
 class Layer:
     flags: int
-    kind: int
     opacity: float  # 0 to 1, with that of the groups it is in; 0 if hidden
 
 
@@ -100,7 +99,7 @@ def _frames(data: bytes, pixel_limit: int) -> Iterator[tuple[str, Image.Image]]:
                 cels[cel.layer, number] = cel
                 own.append(cel)
             else:
-                _read_chunk(kind, chunk, file, number)
+                _read_chunk(kind, chunk, file)
         place += size
         tag = file.tags.get(number)
         part = str(number) if tag is None else f"{tag},{number - starts.setdefault(tag, number)}"
@@ -117,7 +116,7 @@ def _chunks(data: bytes, count: int) -> Iterator[tuple[int, bytes]]:
         place += size
 
 
-def _read_chunk(kind: int, data: bytes, file: File, number: int) -> None:
+def _read_chunk(kind: int, data: bytes, file: File) -> None:
     if kind == LAYER:
         flags, sort, level, _, _, blend, opacity = struct.unpack_from("<HHHHHHB", data)
         given = opacity / 255 if file.has_opacity[sort == GROUP] else 1.0
@@ -126,7 +125,7 @@ def _read_chunk(kind: int, data: bytes, file: File, number: int) -> None:
         if shown and sort != GROUP and (blend != 0 or sort == TILES):
             what = "tiles" if sort == TILES else f"the blend mode {blend}"
             raise ValueError(f"layer {len(file.layers)} has {what}, expected pixels in the normal mode; export a PNG")
-        file.layers.append(Layer(flags, sort, shown))
+        file.layers.append(Layer(flags, shown))
     elif kind == PALETTE:
         _, first, last = struct.unpack_from("<III", data)
         place = 20

@@ -68,7 +68,7 @@ class MapSource(Source):
     Raises FileNotFoundError where there is no set, InputError for a damaged one.
     """
 
-    def __init__(self, folder: str | Path, remedy: str = "prepare it again") -> None:
+    def __init__(self, folder: str | Path) -> None:
         place = Path(folder)
         text = (place / META).read_text(encoding="utf-8", errors="replace")
         try:
@@ -96,7 +96,9 @@ class MapSource(Source):
             self.images: NDArray[np.uint8] = np.memmap(place / IMAGES, np.uint8, "r", shape=shape)
             classes = meta["classes"]
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{place}: expected decoded images, got damaged files ({error}); {remedy}") from None
+            raise InputError(
+                f"{place}: expected decoded images, got damaged files ({error}); prepare it again"
+            ) from None
         super().__init__(str(folder), names, labels, classes)
 
     def __len__(self) -> int:

@@ -127,12 +127,9 @@ def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit, numbers: Sequen
         found = np.empty((len(own), *size), bool)
         for i, number in enumerate(own):
             read = source.read(number)
-            if read.size == size[::-1]:
-                found[i] = np.asarray(read)[..., 0] >= FILLED_FROM
-                continue
-            if fit != "squash":
+            if fit != "squash" and read.size != size[::-1]:
                 _check_proportions(read, pictures, numbers if len(source) == 1 else numbers[i : i + 1], size)
-            found[i] = _fitted(read, size, fit)
+            found[i] = fit_image(read, size, fit)[..., 0] >= FILLED_FROM
     except (InputError, UnreadableImage) as error:
         raise InputError(getattr(error, "message", str(error)), argument="mask") from None
     return found
@@ -183,10 +180,6 @@ def _check_proportions(mask: Picture, pictures: Source, numbers: Sequence[int], 
                 f"{size[1]} x {size[0]} pixels, got {mask.width} x {mask.height}",
                 argument="mask",
             )
-
-
-def _fitted(mask: Picture, size: Size, fit: Fit) -> NDArray[np.bool_]:
-    return np.asarray(fit_image(mask, size, fit)[..., 0] >= FILLED_FROM)
 
 
 def _transparent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError
 from nextpixel.images import UnreadableImage
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER, Source
-from nextpixel.images.sprites import Sprite, common_factor, is_lossy, read_sprites
+from nextpixel.images.sprites import Sprite, is_lossy, read_sprites
 
 AGREE_FROM = 4  # pictures of more than one colour, whose common enlargement is no accident
 TOO_LARGE = "cut a sheet with `slice`, as in `slice=16x16`, or train at a larger side"
@@ -43,7 +44,7 @@ class SpriteSource(Source):
         fitting = [sprite for sprite in sprites if sprite.fits(most)]
         art = [sprite for sprite in fitting if not sprite.is_flat]
         if levels.scale is None and len(art) >= AGREE_FROM:
-            levels = replace(levels, scale=common_factor(art))
+            levels = replace(levels, scale=math.gcd(*(sprite.factor for sprite in art)))
         if size is None and fitting:
             some_enlarged = asked is None and levels.scale in (None, 1)  # if any, not all by the same factor
             factors = [(sprite, sprite.factor) for sprite in art if some_enlarged] or [
