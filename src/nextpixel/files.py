@@ -228,9 +228,15 @@ def new_output(path: str | Path, argument: str = "out") -> Path:
 def check_output(path: str | Path, argument: str = "out") -> Path:
     """Check that a path can be written; its parent folders may be missing. Raises InputError."""
     out = Path(path)
-    parent = next((folder for folder in out.resolve().parents if os.path.lexists(folder)), out.resolve())
+    try:
+        whole = out.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise InputError(f"{out} cannot be created: {error}; name another place", argument=argument) from None
+    parent = next((folder for folder in whole.parents if os.path.lexists(folder)), whole)
     wrong = None
-    if len(os.fsencode(out.name)) > LONGEST_NAME:
+    if not out.name:
+        wrong = f"expected a name, got {str(path)!r}"
+    elif len(os.fsencode(out.name)) > LONGEST_NAME:
         wrong = f"expected a name of at most {LONGEST_NAME} bytes, got {out.name!r}; shorten it"
     elif not parent.is_dir():
         wrong = f"expected a folder, got the file {parent} (for {out}); name another place"

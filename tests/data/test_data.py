@@ -59,6 +59,20 @@ def test_pictures_are_decoded_once(folder, reads, cache):
     assert list(folder.rglob("*.png")) and not list(folder.rglob("*.u8"))  # the cache is elsewhere
 
 
+def test_a_picture_that_can_be_read_at_last_is_no_longer_left_out(folder, reads):
+    broken = folder / "cats" / "01.png"
+    content, stat = broken.read_bytes(), broken.stat()
+    broken.write_bytes(b"?" * len(content))
+    os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    for _ in range(2):
+        assert len(decode(folder, SIDE)) == 11
+    assert len(reads) == 12  # the others are not decoded again
+    broken.write_bytes(content)
+    os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found = decode(folder, SIDE)
+    assert len(found) == 12 and not found.unreadable
+
+
 def test_the_set_holds_pixels_names_and_labels_in_the_order_of_the_names(folder):
     decoded = decode(folder, SIDE)
     assert decoded.names == sorted(decoded.names)

@@ -80,6 +80,41 @@ def test_it_holds_what_decoding_gives(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
+def test_a_refused_folder_can_be_mended_and_prepared(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, picture in enumerate(noise(3)):
+        save_png(picture, photos / f"{number}.png")
+    (photos / "bad.png").write_bytes(b"no picture")
+    assert main(["prepare", str(photos), str(tmp_path / "out"), "--side", "8"]) == 2
+    assert "1 of 4 pictures cannot be read" in capsys.readouterr().err
+    (photos / "bad.png").unlink()
+    assert main(["prepare", str(photos), str(tmp_path / "out"), "--side", "8"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "link", "loop", "n" * 300])
+def test_places_that_cannot_be_prepared_folders_are_refused_before_any_work(
+    folder, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(os.listdir(tmp_path))
+    assert main(["prepare", str(folder), name, "--side", "8"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_job_of_another_number_of_jobs_is_refused(folder, tmp_path):
+    prepare(folder, tmp_path / "out", side=SIDE, job=Job(1, 2))
+    with pytest.raises(
+        InputError, match=r"^job: expected a share of 2 jobs, as .*out\.parts was started with, got 1/3"
+    ):
+        prepare(folder, tmp_path / "out", side=SIDE, job=Job(1, 3))
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 3, 6, 9])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_it_is_the_same_for_any_number_of_jobs_and_workers(folder, tmp_path, jobs, workers):

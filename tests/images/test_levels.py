@@ -91,6 +91,23 @@ def test_a_declared_value_for_no_data_is_ignored(tmp_path):
     assert 15 < low < 15.3 and high == 20
 
 
+def test_a_declared_value_for_no_data_is_ignored_in_colour(tmp_path):
+    values = np.random.default_rng(0).integers(100, 300, (SIDE, SIDE, 3), np.uint16)
+    values[:2] = 9_999
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="rgb", extratags=[(42113, "s", 0, "9999", True)])
+    assert load_images(str(tmp_path / "x.tif"), SIDE)[0, :2].max() == 0
+    low, high = decode(str(tmp_path / "x.tif"), SIDE).levels.range
+    assert low >= 100 and high < 300
+
+
+@pytest.mark.parametrize("values", [np.int8([-100, -1, 0, 100]), np.uint32([0, 2**31 - 1, 2**31, 2**32 - 1])])
+@pytest.mark.parametrize("order", "<>")
+def test_whole_numbers_of_a_tiff_have_the_sign_it_declares(values, order, tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.stack([values] * 4), byteorder=order)
+    whole = np.stack([values] * 4).astype(np.float64)
+    assert (load_images(str(tmp_path / "x.tif"), 4)[0] == scaled(whole, whole.min(), whole.max())).all()
+
+
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32, np.float64, bool])
 def test_arrays_of_any_number_are_read_in_their_range(kind):
     values = ramp(0, 1 if kind is bool else 3000).astype(kind)
@@ -278,6 +295,9 @@ def test_dicom_files_are_read_by_slope_and_window(tmp_path):
     assert (load_images(str(tmp_path / "window.dcm"), SIDE)[0] == scaled(stored, 840, 1240)).all()
     given = load_images(str(tmp_path / "window.dcm"), SIDE, levels=Levels.of("-1000,2000"))
     assert (given[0] == scaled(stored, 0, 3000)).all()
+
+    (tmp_path / "none.dcm").write_bytes(dicom(stored, **units, WindowCenter=40, WindowWidth=0))  # which is none
+    assert (load_images(str(tmp_path / "none.dcm"), SIDE)[0] == scaled(stored, 0, 3000)).all()
 
     negative = dicom(stored, **units, PhotometricInterpretation="MONOCHROME1")
     (tmp_path / "negative.dcm").write_bytes(negative)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -105,6 +106,20 @@ def test_links_that_lead_to_themselves_are_counted(tmp_path):
     assert len(source) == 20
     reasons = [f"cannot read the image {name}: broken link, pipe or device" for name in ("x.png", "y", "z")]
     assert list(source.unreadable) == reasons
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_link_to_where_nobody_may_look_is_counted(tmp_path):
+    for number in range(20):
+        picture(tmp_path / "photos" / f"{number}.png")
+    picture(tmp_path / "private" / "x.png")
+    (tmp_path / "photos" / "x.png").symlink_to(tmp_path / "private" / "x.png")
+    (tmp_path / "private").chmod(0)
+    try:
+        source = open_source(tmp_path / "photos")
+    finally:
+        (tmp_path / "private").chmod(0o700)
+    assert len(source) == 20 and "x.png: broken link" in source.unreadable[0]
 
 
 def test_a_split_below_each_class(tmp_path):

@@ -34,6 +34,13 @@ def test_every_format_gives_back_what_it_was_given(
     assert read_palette_file(path).tolist() == [list(colour) for colour in colours]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_opaque_colours_need_no_alpha(tmp_path: Path, suffix: str) -> None:
+    colours = [[255, 136, 0, 255], [0, 0, 128, 255]]
+    write_palette_file(tmp_path / f"p{suffix}", np.array(colours, np.uint8))
+    assert read_palette_file(tmp_path / f"p{suffix}").tolist() == colours
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

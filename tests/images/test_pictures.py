@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from nextpixel.config import Levels
-from nextpixel.images import decode, fit_image, to_rgb
+from nextpixel.images import decode, fit_image, read_frames, to_rgb
 from nextpixel.images.sources import load_images, open_source
 from nextpixel.images.sources.tables import HubSource
 from nextpixel.server.decoders import Decoders
@@ -228,6 +228,26 @@ def test_gamma_and_primaries_become_srgb():
     assert row(png([[0, 255, 0], [200, 100, 50], [128] * 3], 2, gama(0.45455), chrm)) == [
         [0, 255, 0], [226, 100, 46], [128] * 3,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_of_few_bits_is_transparent(bits: int):
+    """PIL scales the pixels to 0 to 255, but not the transparent value."""
+    white = 2**bits - 1
+    packed = int("".join(f"{value:0{bits}b}" for value in (white, 0) * 4), 2).to_bytes(bits, "big")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", white))
+    file = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    [(_, pixels)] = read_frames(file, "x.png")
+    assert pixels[0, :2].tolist() == [[0, 0, 0, 0], [0, 0, 0, 255]]
+
+
+def test_the_poster_of_an_animation_is_none_of_its_frames():
+    colours = [Image.new("RGB", (2, 2), colour) for colour in ("red", "lime", "blue")]
+    for has_poster in (False, True):
+        file = io.BytesIO()
+        colours[0].save(file, "PNG", save_all=True, append_images=colours[1:], default_image=has_poster)
+        frames = [pixels[0, 0, :3].tolist() for _, pixels in read_frames(file.getvalue(), "x.png")]
+        assert frames == [[255, 0, 0], [0, 255, 0], [0, 0, 255]][has_poster:]
 
 
 def test_transparency_counts_at_16_bits():

@@ -276,6 +276,22 @@ def test_npy_is_memory_mapped(tmp_path):
     assert same(source, array)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int64])
+def test_a_grey_picture_of_8_bits_is_no_table_of_tokens(tmp_path, kind):
+    picture = np.arange(64 * 64).reshape(64, 64) % 256
+    np.save(tmp_path / "x.npy", picture.astype(kind))
+    assert len(open_source(tmp_path / "x.npy")) == 1
+    np.save(tmp_path / "x.npy", (picture * 2).astype(kind))  # above 255, as OpenAI's tokens
+    assert len(open_source(tmp_path / "x.npy")) == 64
+
+
+def test_a_colour_picture_alone_in_npz_is_one(tmp_path):
+    np.savez(tmp_path / "x.npz", noise(1, 30, 40, 3)[0])
+    assert len(open_source(tmp_path / "x.npz")) == 1
+    np.savez(tmp_path / "y.npz", images=noise(5, 4, 3, 1)[..., 0], labels=np.arange(5))
+    assert len(open_source(tmp_path / "y.npz")) == 5
+
+
 def test_npy_that_is_no_image_is_refused(tmp_path):
     np.save(tmp_path / "float.npy", np.zeros((2, 4, 4, 3), complex))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)

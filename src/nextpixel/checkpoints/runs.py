@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ MILESTONES = 8  # the last step and its halvings, as OpenAI published steps 131,
 def planned_steps(facts: Mapping[str, Any]) -> int:
     """The number of steps of a run, by its facts; 0 where an older version did not record it."""
     return int(facts["decisions"].get("steps") or facts["config"].get("steps") or 0)
+
+
+def _copy_folder(folder: Path, to: Path) -> None:
+    """Without its permissions: the copy of a read-only folder can be written to."""
+    for path in (folder, *folder.rglob("*")):
+        target = to / path.relative_to(folder)
+        if path.is_dir():
+            target.mkdir(parents=True)
+        else:
+            shutil.copyfile(path, target)
 
 
 class Run:
@@ -97,7 +107,7 @@ class Run:
         with new_folder(run.path) as part:
             (part / "samples").mkdir()
             write_json(part / "run.json", facts)
-            shutil.copytree(source.folder(step), part / run.folder(step).name)
+            _copy_folder(source.folder(step), part / run.folder(step).name)
             for name in (ARRAYS, FILE):
                 if (source.path / name).is_file():
                     shutil.copyfile(source.path / name, part / name)
@@ -236,11 +246,9 @@ class Run:
         path = self.path / "log.jsonl"
         entries = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-            try:
+            with suppress(ValueError, RecursionError):  # the last line of a killed process
                 entries.append(json.loads(line))
-            except (ValueError, RecursionError):  # the last line of a killed process
-                continue
-        return entries
+        return [entry for entry in entries if isinstance(entry, dict)]
 
     def discard_after(self, step: int) -> None:
         """Remove what a killed process left unfinished, and log lines of steps that will be repeated."""

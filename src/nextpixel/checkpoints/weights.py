@@ -110,7 +110,10 @@ def _weight_files(folder: Path) -> list[Path]:
 def _open(path: Path) -> tuple[Callable[[str], Tensor], list[str]]:
     if path.suffix == ".safetensors":
         try:
+            path.open("rb").close()  # safetensors says "no such file" of one that may not be read
             file = safe_open(path, "pt").__enter__()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         except SafetensorError as error:
             raise InputError(f"{path}: expected a safetensors file, got a damaged one ({error})") from None
         return file.get_tensor, list(file.keys())

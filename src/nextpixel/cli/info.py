@@ -55,12 +55,13 @@ def run(argv: Sequence[str]) -> None:
     facts: dict[str, Any] = {"model": args.model}
     if (path / "run.json").is_file():
         run = Run.open(path)
-        written = run.facts()
+        with run.checked_facts() as written:
+            planned = planned_steps(written)
         done = run.steps()
         facts["run"] = {
             "kind": run.kind,
             "steps": done[-1] if done else 0,
-            "planned_steps": planned_steps(written),
+            "planned_steps": planned,
             "best": run.best(),
             "checkpoints": done,
         }

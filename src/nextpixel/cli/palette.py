@@ -14,7 +14,7 @@ from nextpixel.cli.common import check_file
 from nextpixel.cli.hints import command
 from nextpixel.config import ImageGPTConfig, Levels, OutputOptions, Size, check_numbers, side_text, to_size
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 SWATCH_COLUMNS = 32
 
@@ -81,6 +81,7 @@ def _collect(args: PaletteArguments) -> None:
     levels = Levels.among(vars(args))
     source, size = with_canvas(open_source(joined(args.images), args.split), args.side, levels)
     images = decode(source, size, cache=args.cache, fit="place", levels=levels)
+    say_left_out(images.unreadable)
     palette = ExactPalette.fit(images.images, colors, args.seed)
     write_palette_file(out, palette.rgba)
     if swatch != out:
@@ -92,8 +93,10 @@ def _collect(args: PaletteArguments) -> None:
         show(f"{out}: {len(palette):,} colours, {clear:,} of them with transparency, of {len(images):,} images")
         if swatch != out:
             print(swatch)
-    slices = () if levels.slice is None else ("--slice", side_text(levels.slice))
-    words = (*args.images, "--palette", out, "--side", side_text(size), *slices, "--out", "run")
+    placing = [] if levels.slice is None else ["--slice", side_text(levels.slice)]
+    placing += [] if levels.scale is None else ["--scale", str(levels.scale)]
+    placing += [] if levels.anchor is None else ["--anchor", levels.anchor]
+    words = (*args.images, "--palette", out, "--side", side_text(size), *placing, "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")
 
 
@@ -117,6 +120,7 @@ def _fit(args: PaletteArguments) -> None:
 
     levels = Levels.among(vars(args))
     images = decode(joined(args.images), size, split=args.split, cache=args.cache, levels=levels)
+    say_left_out(images.unreadable)
     rng = np.random.default_rng(args.seed)
     squares = images.images[np.sort(rng.permutation(len(images))[:20_000])]
     palette = Palette.fit(squares, colors, args.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,7 @@ class Push:
 
 def run(argv: Sequence[str]) -> None:
     args = parse(Push, "push", argv)
-    user, slash, name = args.name.partition("/")
-    if not (user and slash and name) or "/" in name:
+    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", args.name, re.ASCII):
         raise InputError(f"USER/NAME: expected a hub name such as ann/photos-igpt, got {args.name!r}")
     from nextpixel.checkpoints import load, write_model
     from nextpixel.checkpoints.card import model_card

@@ -14,7 +14,7 @@ from nextpixel.cli.common import check_sources, psnr_text
 from nextpixel.cli.hints import command
 from nextpixel.config import CodecConfig, OutputOptions, side_text, to_size
 from nextpixel.errors import InputError
-from nextpixel.progress import say
+from nextpixel.progress import say, say_left_out
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def _fit(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:
         fit=config.fit or "crop",
         levels=config.levels,
     )
+    say_left_out(images.unreadable)
     train, held = pictures_of(images, config)
     tokenizer = Patches.fit(train, config.codes, config.patch, config.seed)
     facts = {"source": ", ".join(args.images), "seed": config.seed, "side": config.side, "images": len(train)}

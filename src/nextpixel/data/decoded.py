@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from nextpixel.progress import Advance, progress, say_once
 PREPROCESSING = "bilinear; 3"  # changes with images.decode and images.fit_image
 PREPROCESSING_BEFORE = "bilinear; 2"  # applied the EXIF orientation twice; the keys of older runs have it
 DROPPED = 0.1  # share of the captions that training leaves out: guidance compares with none (Ho & Salimans 2022)
+RETRIED_AT_MOST = 20  # pictures of a cached set that could not be read
 MASKED_PART = 0.15  # Chen et al. 2020, section 2.2; 20% did equally well, more did worse
 
 
@@ -89,6 +91,9 @@ def decode(
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     try:
         found = read_decoded(key, cache)
+        if _can_be_read_now(source, found):
+            remove_folder(_folder(key, cache))
+            raise FileNotFoundError
     except FileNotFoundError:
         _decode_into(_folder(key, cache), source, size, fit, levels)
         found = read_decoded(key, cache)
@@ -98,6 +103,18 @@ def decode(
     check_readable(source.source_name, unreadable, len(found) + len(unreadable))
     before = _key(source, size, fit, levels, PREPROCESSING_BEFORE)
     return replace(found, unreadable=unreadable, skipped=source.skipped, key_before=before)
+
+
+def _can_be_read_now(source: Source, found: DecodedSet) -> bool:
+    """Whether a picture that could not be decoded before can be: a library was installed, a permission given."""
+    if not found.unreadable or isinstance(source, MapSource):
+        return False
+    names = set(found.names)
+    for row in itertools.islice((row for row, name in enumerate(source.names) if name not in names), RETRIED_AT_MOST):
+        with suppress(UnreadableImage):
+            source.read(row)
+            return True
+    return False
 
 
 def _files(source: Source) -> Source:

@@ -21,7 +21,7 @@ from nextpixel.config import Fit, ImageGPTConfig, Levels, Size, side_text, to_si
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import PREPROCESSING, read_parts, stored_size
 from nextpixel.errors import InputError, WorkError
-from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json
+from nextpixel.files import check_output, new_file, new_folder, parts_folder, read_json, remove_folder, write_json
 from nextpixel.images.sources import MapSource, Source, open_source, settle, with_canvas
 from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER, sha256
 from nextpixel.images.sources.maps import Part, check_readable, is_map, write_set
@@ -77,12 +77,14 @@ def prepare(
     """
     if workers is not None and workers < 1:
         raise InputError(f"expected at least 1, got {workers}", argument="workers")
-    out = Path(out)
+    out = check_output(out, "OUT")
     parts = parts_folder(out)
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
-    check_output(out, "OUT")
+    if os.path.islink(out) or os.path.ismount(out):
+        raise InputError(f"{out} is a link or a mount point, expected a new folder; name one in it", argument="OUT")
     source = open_source(images, split, stream=True)
+    check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     if fit == "place":
         source, size = with_canvas(source, side, levels)
     else:
@@ -96,6 +98,11 @@ def prepare(
     if fit == "place" and stored != size:
         raise InputError(f"expected none for pictures that are placed, got {side_text(stored)}", argument="store_side")
     earlier = read_json(parts / PLAN) if (parts / PLAN).is_file() else None
+    if earlier is not None and job is not None and job.jobs != earlier["jobs"]:
+        raise InputError(
+            f"expected a share of {earlier['jobs']} jobs, as {parts} was started with, got {job.number}/{job.jobs}",
+            argument="job",
+        )
     note = None
     if earlier is not None:
         levels, note = levels.over(Levels.among(earlier)), earlier.get("note")
@@ -126,9 +133,13 @@ def prepare(
     if earlier is not None:
         _check_plan(earlier, plan, parts)
     else:
-        with new_file(parts / PLAN) as file:  # jobs on several machines may write it at the same time
-            file.write(json.dumps(plan, indent=2).encode())
-    _decode_chunks(source, plan, parts, (job or Job()).chunks(_count(plan)), workers, texts)
+        write_json(parts / PLAN, plan)  # jobs on several machines may do so at the same time
+    try:
+        _decode_chunks(source, plan, parts, (job or Job()).chunks(_count(plan)), workers, texts)
+    except InputError:
+        if job is None and not any(parts.glob("*.npz")):  # else the plan would refuse the repaired source
+            remove_folder(parts)
+        raise
     return merge(out) if job is None else None
 
 
@@ -137,7 +148,7 @@ def merge(out: str | Path) -> MapSource:
 
     Raises InputError when jobs are missing, or more than one picture in ten could not be read.
     """
-    out = Path(out)
+    out = check_output(out, "merge")
     parts = parts_folder(out)
     if not is_map(out):
         if not (parts / PLAN).is_file():

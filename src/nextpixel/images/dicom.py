@@ -59,7 +59,10 @@ def _window(values: np.ndarray, found: Any, processing: Any) -> np.ndarray | Non
     if table := found.get("VOILUTSequence"):
         low, high = 0.0, 2.0 ** table[0].LUTDescriptor[2] - 1
     elif found.get("WindowCenter") is not None and found.get("WindowWidth") is not None:
-        low, high = processing.apply_windowing(np.array([-1e9, 1e9]), found)
+        try:
+            low, high = processing.apply_windowing(np.array([-1e9, 1e9]), found)
+        except ValueError:  # a width of 0, or below 1 in maps of measurements
+            return None
     else:
         return None
     shown = (processing.apply_voi_lut(values, found).astype(np.float64) - low) / (high - low)

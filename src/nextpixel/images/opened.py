@@ -20,7 +20,11 @@ EXIF_TRANSPOSITIONS = {  # EXIF orientation (tag 0x0112) -> the transposition th
 
 
 def open_picture(file: str | bytes, formats: tuple[str, ...]) -> Picture:
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+    picture = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+    transparent, tile = picture.info.get("transparency"), getattr(picture, "tile", None)
+    if picture.format == "PNG" and isinstance(transparent, int) and tile and tile[0][3] in ("L;2", "L;4"):
+        picture.info["transparency"] = transparent * (255 // (2 ** int(tile[0][3][2:]) - 1))  # as PIL scales its pixels
+    return picture
 
 
 def info_of(picture: Picture) -> dict[str, Any]:

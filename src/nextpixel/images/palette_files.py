@@ -120,8 +120,8 @@ def _read_gpl(content: bytes) -> Colours:
 def _write_gpl(colours: Colours) -> bytes:
     has_alpha = bool((colours[:, 3] < 255).any())
     head = ["GIMP Palette", *(["Channels: RGBA"] if has_alpha else []), "#"]
-    rows = colours if has_alpha else colours[:, :3]
-    lines = [" ".join(f"{part:3d}" for part in row) + "\t" + bytes(_shown(row)).hex() for row in rows]
+    count = 4 if has_alpha else 3
+    lines = [" ".join(f"{part:3d}" for part in row[:count]) + "\t" + bytes(_shown(row)).hex() for row in colours]
     return "\n".join([*head, *lines, ""]).encode()
 
 

@@ -1,5 +1,6 @@
 """Files, PIL pictures and arrays -> RGB, upright by the EXIF orientation, as a viewer shows them; or exact RGBA."""
 
+import itertools
 import logging
 import re
 import threading
@@ -22,7 +23,7 @@ from nextpixel.images.multiband import choose_bands
 from nextpixel.images.numbers import Numbers, coloured
 from nextpixel.images.opened import Picture, info_of, means_opacity, open_picture, turn_upright
 from nextpixel.images.profiles import to_srgb
-from nextpixel.images.wide import BITS, PHOTOMETRIC, file_of, of_grey, of_wide, wide_mode
+from nextpixel.images.wide import BITS, PHOTOMETRIC, SAMPLE_FORMAT, file_of, of_grey, of_wide, wide_mode
 from nextpixel.limits import check_frames, check_picture
 
 Content = str | bytes | Picture | np.ndarray  # a path, an encoded picture, or pixels
@@ -157,7 +158,8 @@ def _frames(content: Content, pixel_limit: int, formats: tuple[str, ...] | None)
             if picture.format not in ANIMATED or not getattr(picture, "is_animated", False):
                 yield "", picture
                 return
-            for number, frame in enumerate(ImageSequence.Iterator(picture)):
+            poster = bool(getattr(picture, "default_image", False))  # of an APNG, not part of the animation
+            for number, frame in enumerate(itertools.islice(ImageSequence.Iterator(picture), poster, None)):
                 yield str(number), frame.copy()
 
 
@@ -226,7 +228,8 @@ def _of_picture(
     samples = int(tags.get(SAMPLES, 1))
     wide = wide_mode(picture)
     in_planes = tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8  # which PIL takes for bytes
-    if in_planes or (bands and samples > 3):
+    signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2 and tags.get(BITS) == (8,)  # which PIL takes for unsigned
+    if in_planes or signed or (bands and samples > 3):
         return multiband.read(file or file_of(picture), bands, PIXEL_LIMIT)
     if wide:
         return of_wide(file or file_of(picture), str(picture.format), *wide, tags)

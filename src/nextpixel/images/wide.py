@@ -11,12 +11,14 @@ from nextpixel.images.numbers import Numbers
 from nextpixel.images.opened import Picture, info_of, is_opacity, open_picture, turn_upright
 
 WIDE = re.compile(r"(LA|RGB|RGBA|RGBa|RGBX);16([BLN])")  # raw modes of which PIL keeps only the high byte
-PHOTOMETRIC, GDAL_NODATA, BITS = 262, 42113, 258  # TIFF tags
+PHOTOMETRIC, GDAL_NODATA, BITS, SAMPLE_FORMAT = 262, 42113, 258, 339  # TIFF tags
 
 
 def of_grey(picture: Picture, info: dict[str, Any], kind: str | None, tags: Any) -> Numbers:
     """One channel of more than 8 bits."""
     values = np.asarray(picture)[..., None]
+    if tags.get(BITS) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,) and values.dtype == np.int32:  # as PIL has it
+        values = values.view(np.uint32)
     stated, transparent = None, info.get("transparency")
     if kind in ("PPM", "JPEG2000") and picture.mode != "F":  # PIL has brought them to 16 bits
         stated = 0.0, 65535.0
@@ -74,7 +76,8 @@ def of_wide(file: str | bytes, kind: str, channels: str, order: str, tags: Any) 
     transparent = info.get("transparency")
     if opacity is None and isinstance(transparent, tuple):
         opacity = (values != np.array(transparent)).any(-1).astype(np.float32)
-    return Numbers(values, opacity, bands=bands, band_count=4 if bands else 0, info=info)
+    no_data = multiband.no_data(tags.get(GDAL_NODATA))
+    return Numbers(values, opacity, no_data=no_data, bands=bands, band_count=4 if bands else 0, info=info)
 
 
 def _unpacked(file: str | bytes, kind: str, mode: str, raw: str) -> tuple[np.ndarray, dict[str, Any]]:

@@ -44,7 +44,7 @@ class ArraySource(Source):
 
     def fingerprint(self) -> str:
         if self.stamp is not None:
-            return sha256([self.stamp.encode()])
+            return sha256([os.fsencode(self.stamp)])
         images = (np.ascontiguousarray(image) for image in self.array)
         return sha256([f"{self.array.shape} {self.array.dtype}".encode(), *images])
 
@@ -75,7 +75,10 @@ def _is_single(array: np.ndarray) -> bool:
 
 
 def open_npy(path: str) -> Source:
-    """A .npy file, memory-mapped: pixels, or tokens by OpenAI's file names or as rows of whole numbers below 512."""
+    """A .npy file, memory-mapped: pixels, or tokens (N, T) of squares in OpenAI's 512 colours.
+
+    Tokens are known by OpenAI's file names, or as whole numbers below 512 of which some exceed 255.
+    """
     try:
         array = open_array(path)
     except ValueError as error:
@@ -89,8 +92,8 @@ def open_npy(path: str) -> Source:
 
 
 def _are_tokens(array: np.ndarray) -> bool:
-    """Whether the rows can be pictures in OpenAI's 512 colours, rather than the rows of one picture."""
-    return isqrt(array.shape[1]) ** 2 == array.shape[1] and array.min() >= 0 and array.max() < 512
+    """Whether the rows can be pictures in OpenAI's 512 colours, rather than the rows of one picture of 8 bits."""
+    return isqrt(array.shape[1]) ** 2 == array.shape[1] and array.min() >= 0 and 256 <= array.max() < 512
 
 
 def open_npz(path: str, split: str | None) -> Source:
@@ -102,7 +105,10 @@ def open_npz(path: str, split: str | None) -> Source:
     try:
         with open_arrays(path) as arrays:
             key, label_key, chosen = _npz_keys(list(arrays), split, path)
-            images = batch(arrays[key], f"{key} in {path}", may_be_single=False)
+            found = arrays[key]
+            if found.ndim == 3 and label_key not in arrays and min(found.shape[:2]) > found.shape[2] in (3, 4):
+                found = found[None]  # one picture
+            images = batch(found, f"{key} in {path}", may_be_single=False)
             try:
                 labels = arrays.get(label_key)
             except ValueError:  # objects, which need pickle: neither numbers nor names

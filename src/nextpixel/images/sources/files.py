@@ -140,7 +140,7 @@ class Listing:
                     name, end = prefix + entry.name, extension(entry.name)
                     if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
                         self.skipped.append((name, "hidden or system entry"))
-                    elif entry.is_symlink() and _is_circle(entry):
+                    elif entry.is_symlink() and _leads_nowhere(entry):
                         self.unreadable.append((name, "broken link, pipe or device"))
                     elif entry.is_dir():
                         self._walk(entry.path, f"{name}/", (*above, here))
@@ -156,12 +156,12 @@ class Listing:
             raise InputError(f"the folder {folder} cannot be listed: {error.strerror}") from error
 
 
-def _is_circle(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a link to itself."""
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether the entry is a link to itself, or to where nobody may look; a broken link is none."""
     try:
         entry.stat()
     except OSError as error:
-        return error.errno == errno.ELOOP
+        return error.errno != errno.ENOENT
     return False
 
 

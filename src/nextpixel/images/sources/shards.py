@@ -89,7 +89,7 @@ class ShardSource(Source):
         return [found.get(place, "") for place in zip(self.shards, keys)]
 
     def fingerprint(self) -> str:
-        return sha256(identity(path).encode() for path in self.paths)
+        return sha256(os.fsencode(identity(path)) for path in self.paths)
 
 
 class _Header(tarfile.TarInfo):

@@ -117,7 +117,7 @@ class ParquetSource(Source):
         return _texts(found, self.source_name, name)
 
     def fingerprint(self) -> str:
-        return sha256(identity(path).encode() for path in self.paths)
+        return sha256(os.fsencode(identity(path)) for path in self.paths)
 
     def _cell(self, file: int, row: int) -> Any:
         group = int(np.searchsorted(self._groups[file], row, side="right")) - 1
@@ -199,9 +199,9 @@ def _labels(tables: list[_Table], column: str) -> tuple[Any, list[str] | None]:
                 continue
             with table.open() as file:
                 cells = file.read(columns=[column], use_threads=False).column(0)
+            numbers = np.asarray(cells.cast("int64").fill_null(-1))
         except (OSError, ValueError) as error:
             raise InputError(f"the column {column!r} cannot be read: {error}; repair or leave out that table") from None
-        numbers = np.asarray(cells.cast("int64").fill_null(-1))
         names = _features(table.schema).get(column, {}).get("names")
         if names and classes is None:
             classes = list(names)
