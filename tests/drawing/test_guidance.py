@@ -172,6 +172,7 @@ def test_public_functions_take_captions() -> None:
         (True, {"caption": "red zebra"}, r"caption: expected words that the model knows, got 'zebra'"),
         (True, {"caption": ", ".join(["red"] * 17)}, r"caption: expected at most 16 tags"),
         (True, {"guidance": 2.0}, r"guidance: expected 1, without `caption`, got 2"),
+        (True, {"guidance": 101.0, "caption": "red"}, r"guidance: expected at most 100, got 101"),
         (True, {"guidance": float("nan"), "caption": "red"}, r"guidance: expected a number of 0 or more"),
         (True, {"caption": []}, r"caption: expected at least one, got none"),
         (False, {"caption": "red"}, r"caption: expected none, as the model was trained without captions, got one"),

@@ -207,7 +207,9 @@ def test_refusals_name_the_field(client: TestClient, body: dict[str, Any], param
 
 def test_edits_without_anything_to_draw_are_refused(client: TestClient) -> None:
     image = {"image": ("a.png", png(PIXELS))}
+    nearly = np.dstack([PIXELS, np.full(PIXELS.shape[:2], 254, np.uint8)])
     for files, message in (
+        (image | {"mask": ("b.png", png(nearly))}, "mask: expected transparent pixels, which are drawn, got none"),
         (image, "image: expected transparent pixels, which are drawn, a mask or `keep`, got none"),
         (image | {"mask": ("b.png", png(PIXELS))}, "mask: expected transparent pixels, which are drawn, got none"),
         ({"image": ("a.png", png(np.zeros((6, 6, 4), np.uint8)))}, "image: expected opaque pixels"),

@@ -648,9 +648,11 @@ def test_a_token_is_asked_for_when_the_server_wants_one(browser: Any, address: s
 
     visit.page.route("**/v1/**", answer)
     visit.page.goto(visit.address)
-    for token in ("shut", "open"):
+    for token in ("open\u2026", "shut", "open"):
         visit.page.fill("#token", token)
         visit.page.keyboard.press("Enter")
+        if token == "open\u2026":
+            visit.expect(visit.page.locator("#start-error")).to_contain_text("something else was pasted with it")
         if token == "shut":
             visit.expect(visit.page.locator("#start-error")).to_have_text("That token was not accepted.")
     visit.expect(visit.page.locator("#token-form")).to_be_hidden()
@@ -890,4 +892,46 @@ def test_the_model_of_faces_is_offered_no_photographs(browser: Any) -> None:
         visit.expect(visit.page.locator("#limits")).to_contain_text("they are not resized")
         visit.expect(visit.page.locator("#thumbs")).to_be_hidden()
         visit.expect(visit.page.locator("#picture-error")).to_be_empty()
+        visit.close()
+
+
+def test_another_model_takes_the_picture_that_is_being_read_and_no_old_surprise(browser: Any) -> None:
+    with serve("--model", "embedded", "--model", "faces") as address:
+        visit = Visit(browser, address)
+        visit.expected = "status of 422"
+        visit.open()
+        visit.page.click("#surprise")
+        visit.expect(visit.page.locator("#heat")).to_be_visible()
+        visit.page.select_option("#model", "faces")  # which takes small pictures only
+        visit.expect(visit.page.locator("#picture-error")).to_contain_text("16 x 16")
+        visit.expect(visit.page.locator("#heat")).to_be_hidden()
+        assert visit.value("state.seen === null && state.heat === null")
+        visit.page.click("#surprise")
+        visit.expect(visit.page.locator("#surprise-error")).to_have_text("Choose a picture first.")
+        held: list[Any] = []
+        visit.page.route("**/v1/encode", lambda route: held.append(route))
+        visit.page.select_option("#model", "embedded")
+        visit.page.wait_for_function("reading !== null")
+        visit.value("see({ ...state.picture, name: 'second' }), 0")  # while the first is being read
+        visit.value("showModel(), 0")
+        visit.page.wait_for_timeout(300)
+        for route in held:
+            route.continue_()
+        visit.expect(visit.page.locator("#picture")).to_have_attribute("aria-label", "second, as the model sees it")
+        visit.close()
+
+
+def test_half_transparent_pixels_are_not_drawn_twice(browser: Any, tmp_path: Path) -> None:
+    """The whole picture, at the end, takes the place of its rows."""
+    model = lively(nextpixel.ImageGPTConfig(layers=2, width=32, heads=4, side=4, colors=2))
+    model.tokenizer = nextpixel.ExactPalette([(200, 0, 0, 128), (0, 0, 250, 128)])
+    model.fit = "place"
+    nextpixel.save(model, tmp_path / "model")
+    with serve("--model", str(tmp_path / "model")) as address:
+        visit = Visit(browser, address)
+        visit.page.goto(address)
+        visit.expect(visit.page.locator("#limits")).to_contain_text("they are not resized")
+        for url in visit.draw("#sample"):
+            with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as drawn:
+                assert np.unique(np.asarray(drawn.convert("RGBA"))[..., 3]).tolist() == [128]
         visit.close()

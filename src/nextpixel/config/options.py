@@ -10,6 +10,8 @@ from nextpixel.config.settings import Settings
 from nextpixel.config.terms import Anchor, Device, Fit, Levels, Size, Speed, check_numbers
 from nextpixel.errors import InputError, shortened
 
+GUIDANCE_AT_MOST = 100.0
+
 
 @dataclass(frozen=True)
 class SamplingConfig(Settings):
@@ -43,6 +45,8 @@ class SamplingConfig(Settings):
         if self.speed not in ("auto", "exact"):
             raise InputError(f"expected auto or exact, got {self.speed!r}", argument="speed")
         check_numbers(self, finite="temperature guidance", at_least_one="top_k", share="top_p", at_least_zero="seed")
+        if self.guidance > GUIDANCE_AT_MOST:
+            raise InputError(f"expected at most {GUIDANCE_AT_MOST:g}, got {self.guidance:g}", argument="guidance")
 
 
 @dataclass(frozen=True)

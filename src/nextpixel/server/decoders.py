@@ -151,7 +151,8 @@ def _decoded(
     from nextpixel.images.sources.masks import fit_masks
 
     given, whole = files
-    mask = 255 - read_frames(given, name, **limits)[0][1][..., 3] if transparent else decode(given, name, **limits)
+    # decoded as a picture: an array of values up to 1 would be taken for one of 0 and 1
+    mask = decode(255 - read_frames(given, name, **limits)[0][1][..., 3] if transparent else given, name, **limits)
     exact = fit == "place"
     picture = open_source(
         read_frames(whole, name, **limits)[0][1] if exact else decode(whole, name, levels=levels, **limits)

@@ -191,10 +191,13 @@ async function showModel() {
   $("rounding").textContent = one.mode === "int8" ? "uses int8 weights" : `rounds in another way (${one.mode})`;
   $("captioned").hidden = !one.words;
   suggestWords();
-  state.photo = null;
+  Object.assign(state, { photo: null, seen: null, heat: null }); // of the model before
+  showHeat(false);
   freshHole();
   clearDrawn();
-  if (state.picture) await see(state.picture, state.kept / $("picture").height);
+  const picture = reading ?? state.picture;
+  newest += 1; // what is being read was for the model before
+  if (picture) await see(picture, state.kept / $("picture").height);
   else keepRows(Math.round(height() / 2));
   showHole();
 }
@@ -202,9 +205,11 @@ async function showModel() {
 // ---- the picture
 
 let newest = 0; // a picture chosen later wins
+let reading = null; // the picture chosen last, until the server has answered
 
 async function see(picture, keep = 0.5) {
   const mine = ++newest;
+  reading = picture;
   $("picture-error").textContent = "";
   try {
     const answer = await (await call("v1/encode", { image: picture.base64, model: model().id })).json();
@@ -227,7 +232,10 @@ async function see(picture, keep = 0.5) {
     return true;
   } catch (error) {
     if (mine === newest && error.status !== 401) $("picture-error").textContent = error.message.replace(/^image: /, `${picture.name}: `);
+    if (mine === newest && !state.seen) $("stage").classList.remove("filled");
     return false;
+  } finally {
+    if (mine === newest) reading = null;
   }
 }
 
@@ -243,7 +251,7 @@ function photoOf(whole) { // the part that the model sees
 }
 
 async function take(file) {
-  if (!file) return;
+  if (!file || !state.models.length) return;
   try {
     if (file.size * 4 / 3 + 1000 > state.upload) { // as base64
       const most = Math.floor((state.upload * 3) / 4e6);
@@ -273,7 +281,7 @@ async function showPictures() {
       return button;
     }));
     $("thumbs").replaceChildren(...buttons);
-    if (!state.picture && !$("thumbs").hidden) buttons[0]?.click();
+    if (!state.picture && !reading && !$("thumbs").hidden) buttons[0]?.click();
   } catch {
     $("thumbs").replaceChildren(); // a convenience: without them a picture can still be dropped
   }
@@ -710,7 +718,7 @@ function clearDrawn() {
 const announce = (text) => { $("live").textContent = text; };
 
 async function draw(complete) {
-  if (state.drawing) return;
+  if (state.drawing || !state.models.length) return;
   $("draw-error").textContent = "";
   if (complete && !state.seen) {
     $("draw-error").textContent = "Choose a picture first.";
@@ -769,9 +777,12 @@ async function draw(complete) {
         await Promise.all(data.images.map(async (image, i) => { // with the rows decided last, and the given pixels
           const whole = await createImageBitmap(new Blob([bytesOf(image)], { type: "image/png" }));
           if (state.drawing !== mine) return;
-          state.tiles[i].context.drawImage(whole, 0, 0);
+          const { context } = state.tiles[i];
+          context.clearRect(0, 0, width(), height()); // half-transparent pixels would be drawn over themselves
+          context.drawImage(whole, 0, 0);
           show(state.tiles[i]);
         }));
+        mine.signal.throwIfAborted();
         data.nats.forEach((nats, i) => {
           state.tiles[i].nats = nats;
           tell(state.tiles[i]);
@@ -912,7 +923,12 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   on("token-form", "submit", (event) => {
     event.preventDefault();
-    state.token = $("token").value.trim();
+    const token = $("token").value.trim();
+    if (/[^ -~]/.test(token)) { // which a header cannot hold
+      $("start-error").textContent = "A token is of letters, digits and signs; something else was pasted with it.";
+      return;
+    }
+    state.token = token;
     remember(sessionStorage, TOKEN, state.token);
     start();
   });
@@ -962,7 +978,7 @@ document.addEventListener("DOMContentLoaded", () => {
   on("copy", "click", () => copy($("command").textContent, $("copy")));
   on("copy-curl", "click", () => copy($("curl").textContent, $("copy-curl")));
   on("copy-link", "click", () => { showLink(); copy(location.href, $("copy-link")); });
-  addEventListener("hashchange", () => { abandon(); followLink(); });
+  addEventListener("hashchange", () => { abandon(); if (state.models.length) followLink(); });
 
   on("previous", "click", () => turn(-1));
   on("next", "click", () => turn(1));

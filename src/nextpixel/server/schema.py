@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.exceptions import HTTPException
 
 from nextpixel.config import SamplingConfig
+from nextpixel.config.options import GUIDANCE_AT_MOST
 from nextpixel.errors import InputError, shortened
 
 FIELDS = 20  # per form
@@ -89,7 +90,9 @@ class Sample(Request):
     caption: str | None = Field(
         None, max_length=2000, description="What the pictures show, for a model with words: up to 16 tags, with commas."
     )
-    guidance: float = Field(1.0, ge=0, allow_inf_nan=False, description="How strongly a caption steers; 1 is off.")
+    guidance: float = Field(
+        1.0, ge=0, le=GUIDANCE_AT_MOST, allow_inf_nan=False, description="How strongly a caption steers; 1 is off."
+    )
     allow_colors: str | None = Field(
         None,
         max_length=20_000,
