@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_alone, joined, parse, print_json, show
 from nextpixel.cli.hints import command
-from nextpixel.config import Anchor, Fit, ImageGPTConfig, Levels, OutputOptions, Size, side_text, to_side, to_size
+from nextpixel.config import Anchor, Fit, ImageGPTConfig, Job, Levels, OutputOptions, Size, side_text, to_side, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
     elif len(args.paths) < 2:
         raise InputError("expected images and a new folder, as in: nextpixel prepare photos/ prepared/")
     from nextpixel.data.decoded import stored_size
-    from nextpixel.data.prepared import Job, merge, missing_jobs, prepare
+    from nextpixel.data.prepared import merge, missing_jobs, prepare
     from nextpixel.files import parts_folder
 
     if args.merge is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel import __version__
-from nextpixel.config import ModelOptions
+from nextpixel.config import Job, ModelOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
 
@@ -46,9 +45,8 @@ class ShareOptions:
     """Write the output from the results of all jobs."""
 
     def __post_init__(self) -> None:
-        found = re.fullmatch(r"(\d+)/(\d+)", self.job or "1/1")
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise InputError(f"expected which one of how many jobs, as in 3/16, got {self.job!r}", argument="job")
+        if self.job is not None:
+            Job.parse(self.job)
         if self.merge and self.job is not None:
             raise InputError("cannot be combined with `job`: it runs once, after all jobs", argument="merge")
 
@@ -86,8 +84,8 @@ class Share:
             return NOTHING
         if self.options.job is None:
             return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if self._many else (0, 1)
-        number, jobs = map(int, self.options.job.split("/"))
-        return number - 1, jobs
+        job = Job.parse(self.options.job)
+        return job.number - 1, job.jobs
 
     def join(self, options: O) -> O:
         """Connect to torchrun's other processes; the options with the device of this one."""

@@ -50,6 +50,7 @@ from nextpixel.config.terms import (
     Anchor,
     Device,
     Fit,
+    Job,
     KeepSide,
     Levels,
     Objective,

@@ -227,3 +227,25 @@ def check_number(name: str, value: Any, expected: str, allowed: Callable[[Any], 
         raise InputError(f"expected {kind}{expected}, got {shortened(value)}", argument=name)
     if not allowed(value):
         raise InputError(f"expected {expected}, got {value}", argument=name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Job `number` of `jobs`, counted from 1, that share the work."""
+
+    number: int = 1
+    jobs: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Job:
+        """The job written as 3/16. Raises InputError."""
+        first, slash, second = text.partition("/")
+        if slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit():
+            job = cls(int(first), int(second))
+            if 1 <= job.number <= job.jobs:
+                return job
+        raise InputError(f"expected which one of how many jobs, as in 3/16, got {text!r}", argument="job")
+
+    def chunks(self, count: int) -> range:
+        """Its consecutive share of `count` chunks."""
+        return range(count * (self.number - 1) // self.jobs, count * self.number // self.jobs)

@@ -10,14 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
-from nextpixel.config import Fit, ImageGPTConfig, Levels, Size, side_text, to_side, to_size
+from nextpixel.config import Fit, ImageGPTConfig, Job, Levels, Size, side_text, to_side, to_size
 from nextpixel.data.captions import captions_of
 from nextpixel.data.decoded import PREPROCESSING, read_parts, stored_size
 from nextpixel.errors import InputError, WorkError
@@ -30,28 +29,6 @@ from nextpixel.progress import progress, say
 CHUNK_IMAGES = 4_096
 CHUNK_BYTES = 64 * 2**20
 PLAN = "plan.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """Job `number` of `jobs`, counted from 1, that share a source."""
-
-    number: int = 1
-    jobs: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Job:
-        """The job written as 3/16. Raises InputError."""
-        first, slash, second = text.partition("/")
-        if slash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit():
-            job = cls(int(first), int(second))
-            if 1 <= job.number <= job.jobs:
-                return job
-        raise InputError(f"expected a job number and the number of jobs, as in 3/16, got {text!r}", argument="job")
-
-    def chunks(self, count: int) -> range:
-        """Its consecutive share of `count` chunks."""
-        return range(count * (self.number - 1) // self.jobs, count * self.number // self.jobs)
 
 
 def prepare(

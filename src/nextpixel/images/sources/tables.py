@@ -265,6 +265,10 @@ def _texts(cells: Sequence[Any], where: str, name: str) -> list[str]:
     return [cell or "" for cell in tags]
 
 
+def _columns_of(kind: type, features: Mapping[str, Any]) -> list[str]:
+    return [name for name, feature in features.items() if isinstance(feature, kind)]
+
+
 class HubSource(Source):
     """One split of a set loaded by `datasets`, memory-mapped in that library's cache."""
 
@@ -272,10 +276,9 @@ class HubSource(Source):
         from datasets import ClassLabel, Image
 
         super().__init__(source_name, Numbered([(f"{split}/", len(rows))]))
-        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        images, labelled = (_columns_of(kind, rows.features) for kind in (Image, ClassLabel))
         if not images or len(rows) == 0:
             raise InputError(f"{source_name} has no images; its columns are {', '.join(rows.features)}")
-        labelled = [name for name, kind in rows.features.items() if isinstance(kind, ClassLabel)]
         label = label_column(list(rows.features), labelled)
         if label is not None:
             classes = rows.features[label].names if label in labelled else None
@@ -323,10 +326,9 @@ class StreamSource(Source):
         from datasets import ClassLabel, Image
 
         super().__init__(source_name, Numbered([(f"{split}/", count)]))
-        images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        images, labelled = (_columns_of(kind, rows.features) for kind in (Image, ClassLabel))
         if not images:
             raise InputError(f"{source_name} has no images; its columns are {', '.join(rows.features)}")
-        labelled = [name for name, kind in rows.features.items() if isinstance(kind, ClassLabel)]
         self.label = label_column(labelled, labelled)
         if self.label is not None:
             self.labels, self.classes = np.full(count, -1, np.int64), rows.features[self.label].names
