@@ -91,7 +91,7 @@ def decode(
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     try:
         found = read_decoded(key, cache)
-        if _can_be_read_now(source, found):
+        if fit != "place" and found.unreadable and _can_be_read_now(source, found, fit):
             remove_folder(_folder(key, cache))
             raise FileNotFoundError
     except FileNotFoundError:
@@ -105,14 +105,12 @@ def decode(
     return replace(found, unreadable=unreadable, skipped=source.skipped, key_before=before)
 
 
-def _can_be_read_now(source: Source, found: DecodedSet) -> bool:
+def _can_be_read_now(source: Source, found: DecodedSet, fit: Fit) -> bool:
     """Whether a picture that could not be decoded before can be: a library was installed, a permission given."""
-    if not found.unreadable or isinstance(source, MapSource):
-        return False
     names = set(found.names)
     for row in itertools.islice((row for row, name in enumerate(source.names) if name not in names), RETRIED_AT_MOST):
         with suppress(UnreadableImage):
-            source.read(row)
+            source.image(row, found.images.shape[1:3], fit, found.levels)
             return True
     return False
 
