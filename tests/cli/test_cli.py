@@ -276,6 +276,7 @@ BAD = {
     "complete photo.png --out photo.png": ["--out", "photo.png is one of the inputs", "name another"],
     "complete photos --out photos/../photos/a.png": ["--out", "a.png is one of the inputs", "name another"],
     "complete photo.png --each taken": ["--each", "taken exists already", "name a new folder"],
+    "sample --out new/a.png --each new": ["--each", "without other outputs", "new/a.png"],
     "complete photo.png --each photo.png/x": ["--each", "expected a folder, got the file", "photo.png"],
     "sample --out taken": ["--out", ".png", "'taken'"],
     "score photos --report x.txt": ["--report", ".html", "'x.txt'"],
@@ -347,7 +348,7 @@ BAD = {
     "palette photos --colors 4 --scale 2": ["--scale", "place"],
     "palette photos --colors 4 --out x.png": ["--out", ".npy", "'x.png'"],
     "palette photos --colors 4 --out photo.png/x.npy": ["--out", "expected a folder, got the file", "photo.png"],
-    "palette photo.png --colors 4 --out photo.npy": ["--out", "photo.png is one of the inputs", "name another"],
+    "palette photo.png --exact --colors 4 --out photo.png": ["--out", "photo.png is one of the inputs", "name another"],
     "palette floats.npy --colors 4 --out floats.npy": ["--out", "floats.npy is one of the inputs", "name another"],
     # serving
     "serve --port 70000": ["--port", "0 to 65535", "got 70000"],
@@ -738,10 +739,10 @@ def test_progress_goes_to_stderr_and_results_to_stdout(
 
 def test_a_palette_is_fitted_and_trained_with(capsys: pytest.CaptureFixture[str]) -> None:
     lines, err = run("palette photos --colors 8 --side 8 --out own.npy", capsys)
-    assert lines[0].startswith("own.npy: 8 colours, PSNR ") and lines[1:] == ["own.png"]
+    assert lines[0].startswith("own.npy: 8 colours, PSNR ") and lines[1:] == ["own.swatch.png"]
     assert "--palette own.npy" in err
     assert len(Palette.read("own.npy")) == 8
-    read("own.png")
+    read("own.swatch.png")
     told = run_json("tokenizer photos --kind palette --colors 8 --side 8 --out again.npy", capsys)
     assert np.array_equal(np.load("again.npy"), np.load("own.npy")) and told["psnr_db"] > 0
 

@@ -143,7 +143,7 @@ def test_palettes_are_collected_and_trained_with(there: Path, suffix: str, capsy
     found = run_json(f"palette sprites --exact --side 6x5 --out p{suffix}", capsys)
     assert (found["colors"], found["with_transparency"]) == (len(COLOURS), 2)
     assert colours_of(read_palette_file(f"p{suffix}")) == COLOURS
-    assert Path(found["swatch"]).is_file()
+    assert found["swatch"] == ("p.png" if suffix == ".png" else "p.swatch.png") and Path(found["swatch"]).is_file()
     assert main(f"pretrain sprites --palette p{suffix} {TINY} --steps 1 --out own".split()) == 0
     assert colours_of(nextpixel.load("own").tokenizer.rgba) == COLOURS
     assert "become its nearest" not in capsys.readouterr().err

@@ -88,6 +88,16 @@ def test_tables_of_sheets_have_rows_for_their_tiles(tmp_path: Path, kind: str) -
     }
 
 
+def test_rows_and_columns_may_be_what_pandas_makes_of_them(tmp_path: Path) -> None:
+    source, path = sheets(tmp_path / "sheets"), tmp_path / "t.csv"
+    path.write_text("file,row,column,caption\na.png,,,a thing\na.png,0.0,1.0,a potion\nb.png,,,b\none.png,,,green\n")
+    assert captions_of(source, path).tolist()[:3] == ["a thing", "a potion", "a thing"]
+    for row in ("0,", "x,1", "0.5,1"):
+        path.write_text(f"file,row,column,caption\na.png,{row},a potion\n")
+        with pytest.raises(InputError, match=r"^captions: .*t\.csv: expected two whole numbers in the columns row and"):
+            captions_of(source, path)
+
+
 def test_a_tile_without_a_row_is_named(tmp_path: Path) -> None:
     source, path = sheets(tmp_path / "sheets"), tmp_path / "t.csv"
     path.write_text("file,row,column,caption\na.png,0,0,red\nb.png,,,blue\none.png,,,green\n")

@@ -153,6 +153,32 @@ def test_indexed_and_grey_files():
     assert found.tolist() == [[[200, 200, 200, 255], CLEAR]]
 
 
+def old_palette(*colours: list[int]) -> bytes:
+    return chunk(4, struct.pack("<HBB", 1, 0, len(colours)) + bytes(value for colour in colours for value in colour))
+
+
+def test_palettes_may_change_between_frames():
+    one = np.array([[1]], np.uint8)[..., None]
+    for new in (False, True):
+        first = [palette([CLEAR, RED])] if new else []
+        frames = [*first, old_palette([0] * 3, RED[:3]), layer(), cel(one)], [old_palette([0] * 3, GREEN[:3]), cel(one)]
+        found = pictures(ase(*frames, depth=8, size=(1, 1)))
+        assert [pixels[0, 0].tolist() for pixels in found.values()] == [RED, RED if new else GREEN]
+
+
+def test_a_group_that_blends_is_refused_where_it_counts():
+    red = np.array([[RED]], np.uint8)
+    chunks = [layer(kind=1, blend=1), layer(level=1), cel(red, 1)]
+    assert np.array_equal(pictures(ase(chunks))[""], canvas((0, 0, RED)))  # only by the flag of the file
+    with pytest.raises(UnreadableImage, match="blend mode 1"):
+        pictures(ase(chunks, flags=3))
+
+
+def test_a_linked_cel_has_a_place_of_its_own():
+    data = ase([layer(), cel(np.array([[RED]], np.uint8))], [cel(0, x=2, y=1, kind=1)])
+    assert np.array_equal(pictures(data)["1"], canvas((1, 2, RED)))
+
+
 def test_frames_are_called_by_their_tags_and_links_repeat_a_cel():
     red, green = np.array([[RED]], np.uint8), np.array([[GREEN]], np.uint8)
     data = ase(
@@ -271,6 +297,27 @@ def test_the_tiles_of_tilesets_are_pictures(sheets):
     assert decode_set(folder / "a.ldtk", 6, fit="place").images.shape == (3, 6, 6, 4)  # squares, as LDtk's are
 
 
+def test_the_transparent_colour_of_a_tileset_is_transparent(sheets):
+    folder, _ = sheets
+    sheet = np.full((4, 6, 3), (255, 0, 255), np.uint8)
+    sheet[1, 2] = 9, 8, 7
+    Image.fromarray(sheet).save(folder / "art" / "magenta.png")
+    (folder / "a.tsx").write_text(TSX.format("", "art/magenta.png").replace('png"', 'png" trans="ff00ff"'))
+    (folder / "a.json").write_text(json.dumps(PLAIN | {"image": "art/magenta.png", "transparentcolor": "#ff00ff"}))
+    for name in ("a.tsx", "a.json"):
+        [(_, pixels)] = read_frames(str(folder / name), name)
+        assert pixels[1, 2].tolist() == [9, 8, 7, 255] and (pixels.any(-1).sum(), pixels[0, 0].any()) == (1, False)
+
+
+def test_a_changed_sheet_makes_another_set(sheets):
+    folder, tiles = sheets
+    (folder / "a.tsx").write_text(TSX.format("", "art/plain.png"))
+    before = decode_set(folder / "a.tsx", (4, 6), fit="place", levels=Levels(scale=1))
+    Image.fromarray(np.concatenate(tiles[2:4], 1)).save(folder / "art" / "plain.png")
+    after = decode_set(folder / "a.tsx", (4, 6), fit="place", levels=Levels(scale=1))
+    assert np.array_equal(before.images, tiles[:2]) and np.array_equal(after.images, tiles[2:4])
+
+
 def test_maps_with_several_tilesets_name_them(sheets):
     folder, tiles = sheets
     (folder / "both.tmj").write_text(json.dumps({"tilesets": [SPACED, PLAIN]}))
@@ -295,7 +342,7 @@ def test_maps_with_several_tilesets_name_them(sheets):
         ("a.json", "{", "."),
         ("a.json", '{"tilesets": ' + "[" * 100_000, "."),
         ("a.json", '{"image": 7, "tilewidth": 1, "tileheight": 1}', "relative to the tileset, got 7"),
-        ("a.ldtk", "{}", "defs"),
+        ("a.ldtk", "{}", "expected a tileset of Tiled or LDtk, got a problem with 'defs'"),
     ],
 )  # fmt: skip
 def test_damaged_and_hostile_tilesets_are_refused_with_the_reason(sheets, name, text, reason):

@@ -172,6 +172,12 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
         check_file(args.files.mp4, ".mp4", inputs, "mp4")
         if shutil.which("ffmpeg") is None:
             raise InputError("needs the program ffmpeg, which was not found; install it, or use `gif`", argument="mp4")
+    files = [args.out, *(path for path in (args.files.sheet, args.files.gif, args.files.mp4) if path is not None)]
+    folders: dict[str, Path | None] = {"each": args.files.each, "full": getattr(args, "full", None)}
+    for name, folder in folders.items():
+        for file in files:
+            if folder is not None and folder.resolve() in (file.resolve(), *file.resolve().parents):
+                raise InputError(f"expected a folder without other outputs, got {folder} with {file}", argument=name)
     check_picture_count(args.n)
 
 

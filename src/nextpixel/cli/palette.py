@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _collect(args: PaletteArguments) -> None:
     out = args.out or Path("palette.gpl")
-    swatch = out.with_suffix(".png")
+    swatch = out if out.suffix.lower() == ".png" else out.with_suffix(".swatch.png")
     from nextpixel.tokens.exact import COLOURS_AT_MOST, ExactPalette
 
     colors = COLOURS_AT_MOST if args.colors is None else args.colors
@@ -107,7 +107,7 @@ def _swatch(colours: NDArray[np.uint8]) -> list[list[NDArray[np.uint8]]]:
 
 def _fit(args: PaletteArguments) -> None:
     out, colors = args.out or Path("palette.npy"), 512 if args.colors is None else args.colors
-    swatch = out.with_suffix(".png")
+    swatch = out.with_suffix(".swatch.png")  # not .png: that may be the picture itself
     check_file(out, ".npy", args.images)
     check_file(swatch, ".png", args.images)
     if not 2 <= colors <= 65_000:

@@ -76,4 +76,10 @@ def _of_folders(source: Source) -> list[str]:
     folders = [PurePosixPath(name.replace("\\", "/")).parts[:-1] for name in source.names]
     if any(folders) and isinstance(source, FileSource):
         return [", ".join(map(_of_name, parts)) for parts in folders]
-    return [_of_name(str(label)) if label not in ("", -1) else "" for label in labels_of(source)]
+    try:
+        labels = labels_of(source)
+    except InputError as error:
+        raise InputError(
+            f"expected pictures in folders, or with labels: {error.message}", argument="captions"
+        ) from None
+    return [_of_name(str(label)) if label not in ("", -1) else "" for label in labels]

@@ -107,14 +107,21 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
         raise InputError(
             f"{path}: expected text in the columns file and {column}, got {shortened(wrong)}", argument=f"{column}s"
         )
-    tiles = [_tile(row) for row in rows]
+    try:
+        tiles = [_tile(row) for row in rows]
+    except ValueError as error:
+        raise InputError(f"{path}: {error}", argument=f"{column}s") from None
     return [(plain_cell(file or "") + tile, plain_cell(value or "")) for (file, value), tile in zip(cells, tiles)]
 
 
 def _tile(row: dict[str, Any]) -> str:
-    """ "#ROW,COLUMN" of the row of a table that has both."""
+    """ "#ROW,COLUMN" of the row of a table that has both; pandas writes them as 0.0 where some are missing."""
     place = [str(row.get(name) if row.get(name) is not None else "").strip() for name in ("row", "column")]
-    return f"#{','.join(place)}" if all(place) else ""
+    if not any(place):
+        return ""
+    if not all(re.fullmatch(r"\d+(\.0*)?", cell) for cell in place):
+        raise ValueError(f"expected two whole numbers in the columns row and column, or none, got {shortened(place)}")
+    return f"#{','.join(str(int(float(cell))) for cell in place)}"
 
 
 def plain_cell(text: str) -> str:

@@ -16,7 +16,7 @@ from nextpixel.images.palette_files import holds_exact_colours
 from nextpixel.images.sources.base import READ_TOGETHER
 from nextpixel.progress import say
 from nextpixel.tokens import Tokenizer, load_tokenizer
-from nextpixel.tokens.exact import ExactPalette
+from nextpixel.tokens.exact import COLOURS_AT_MOST, ExactPalette
 from nextpixel.tokens.palette import Palette
 
 
@@ -51,6 +51,12 @@ def choose_tokenizer(images: Any, config: PretrainConfig, split: str | None = No
     if of_file is None:
         return ExactPalette.fit(found, seed=config.seed)
     if of_file.any(1).all() and any((part[..., 3] == 0).any() for part in _parts(found)):
+        if len(of_file) == COLOURS_AT_MOST:
+            raise InputError(
+                f"expected at most {COLOURS_AT_MOST - 1:,} colours, as the pictures need a transparent one too, got "
+                f"{len(of_file):,}",
+                argument="palette",
+            )
         of_file = np.concatenate([np.zeros((1, 4), np.uint8), of_file])
     return ExactPalette(of_file)
 

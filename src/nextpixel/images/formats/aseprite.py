@@ -59,6 +59,7 @@ class File:
     pixel_limit: int
     unpacked_bytes: int = 0
     drawn_pixels: int = 0
+    has_palette: bool = False  # of the newer kind, beside which the older is repeated for older programs
     palette: Pixels = field(default_factory=lambda: np.zeros((256, 4), np.uint8))
     layers: list[Layer] = field(default_factory=list)
     tags: dict[int, str] = field(default_factory=dict)  # by frame
@@ -122,20 +123,21 @@ def _read_chunk(kind: int, data: bytes, file: File) -> None:
         given = opacity / 255 if file.has_opacity[sort == GROUP] else 1.0
         shown = given * math.prod(file.groups[:level]) * bool(flags & VISIBLE and not flags & REFERENCE)
         file.groups[level:] = [given if shown else 0.0]
-        if shown and sort != GROUP and (blend != 0 or sort == TILES):
+        blends = blend != 0 and (sort != GROUP or file.has_opacity[True])
+        if shown and (blends or sort == TILES):
             what = "tiles" if sort == TILES else f"the blend mode {blend}"
             raise ValueError(f"layer {len(file.layers)} has {what}, expected pixels in the normal mode; export a PNG")
         file.layers.append(Layer(flags, shown))
     elif kind == PALETTE:
         _, first, last = struct.unpack_from("<III", data)
-        place = 20
+        file.has_palette, place = True, 20
         for index in range(first, min(last, 255) + 1):
             (named,) = struct.unpack_from("<H", data, place)
             file.palette[index] = list(struct.unpack_from("<4B", data, place + 2))
             place += 6
             if named & 1:
                 place += 2 + struct.unpack_from("<H", data, place)[0]
-    elif kind == OLD_PALETTE and not file.palette.any():
+    elif kind == OLD_PALETTE and not file.has_palette:
         (packets,), place, index = struct.unpack_from("<H", data), 2, 0
         for _ in range(packets):
             skipped, colours = struct.unpack_from("<BB", data, place)
@@ -166,7 +168,7 @@ def _cel(data: bytes, file: File, number: int, before: dict[tuple[int, int], Cel
                 f"a cel of frame {number} is linked to frame {target}, expected an earlier one with pixels"
             )
         linked = before[layer, target]
-        return Cel(order, layer, linked.x, linked.y, opacity, linked.pixels)
+        return Cel(order, layer, x, y, opacity, linked.pixels)
     if kind not in (RAW, COMPRESSED):
         if not file.layers[layer].opacity:
             return Cel(order, layer, 0, 0, 0, np.zeros((0, 0, BYTES[file.depth]), np.uint8))

@@ -28,6 +28,8 @@ class Sheet:
     """Around the tiles."""
     spacing: int
     """Between them."""
+    clear: tuple[int, ...] | None
+    """The colour (R, G, B) that is transparent."""
 
 
 def matches(head: bytes, end: str) -> bool:
@@ -40,11 +42,13 @@ def frames(content: str | bytes, pixel_limit: int) -> Iterator[tuple[str, Image.
 
     if isinstance(content, bytes):
         raise ValueError("a tileset needs its sheets beside it; give the file itself")
-    sheets = _sheets(content)
+    sheets = sheets_of(content)
     if not sheets:
         raise ValueError("expected a tileset with the picture of its tiles, got none")
     for sheet in sheets:
         [(_, pixels), *_] = read_frames(sheet.path, os.path.basename(sheet.path), pixel_limit=pixel_limit)
+        if sheet.clear is not None:
+            pixels[(pixels[..., :3] == sheet.clear).all(-1)] = 0
         rows, columns = (
             max(0, (length - sheet.margin + sheet.spacing) // (size + sheet.spacing))
             for length, size in zip(pixels.shape[:2], (sheet.height, sheet.width), strict=True)
@@ -58,6 +62,14 @@ def frames(content: str | bytes, pixel_limit: int) -> Iterator[tuple[str, Image.
                 tile = pixels[top : top + sheet.height, left : left + sheet.width]
                 place = f"{row},{column}"
                 yield place if len(sheets) == 1 else f"{sheet.name},{place}", Image.fromarray(tile)
+
+
+def sheets_of(path: str) -> list[Sheet]:
+    """The sheets that the file names. Raises ValueError and OSError."""
+    try:
+        return _sheets(path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"expected a tileset of Tiled or LDtk, got a problem with {error}") from None
 
 
 def _sheets(path: str) -> list[Sheet]:
@@ -92,7 +104,9 @@ def _sheet(folder: str, values: dict[str, Any]) -> Sheet:
         raise ValueError(
             f"expected tiles of at least 1 x 1, got {height} x {width}, margin {margin}, spacing {spacing}"
         )
-    return Sheet(name, image, height, width, margin, spacing)
+    clear = values.get("transparentcolor")
+    colour = None if clear is None else tuple(bytes.fromhex(clear.removeprefix("#")[-6:]))
+    return Sheet(name, image, height, width, margin, spacing, colour)
 
 
 def _beside(folder: str, path: Any) -> str:
@@ -116,4 +130,7 @@ def _xml(path: str) -> dict[str, Any]:
 
 def _attributes(tileset: ElementTree.Element) -> dict[str, Any]:
     image = tileset.find("image")
-    return dict(tileset.attrib) | ({} if image is None else {"image": image.get("source")})
+    if image is None:
+        return dict(tileset.attrib)
+    clear = {"transparentcolor": image.get("trans")} if image.get("trans") else {}
+    return dict(tileset.attrib) | {"image": image.get("source")} | clear

@@ -12,7 +12,8 @@ import numpy as np
 
 from nextpixel.errors import InputError
 from nextpixel.images import missing_plugin, readable_extensions
-from nextpixel.images.sources.base import Source, extension
+from nextpixel.images.formats import tilesets
+from nextpixel.images.sources.base import Source, extension, identity
 from nextpixel.limits import read_bytes
 
 SAMPLED_FILES = 8
@@ -69,6 +70,8 @@ class FileSource(Source):
             for name in self.names:
                 stat = os.stat(os.path.join(self.folder, name))
                 digest.update(os.fsencode(name) + b"\0%d %d\0" % (stat.st_size, stat.st_mtime_ns))
+                for sheet in _sheets(os.path.join(self.folder, name)):
+                    digest.update(os.fsencode(identity(sheet)))
         except OSError as error:
             raise InputError(f"{name} in {self.source_name} cannot be read: {error.strerror}") from error
         # Frames or scans unpacked with fixed times may differ despite equal names, sizes and times, so hash the
@@ -106,6 +109,14 @@ def _folders(name: str, level: int | None) -> list[str]:
 def _class_of(parents: list[str]) -> str | None:
     """The class folder; "" beside class folders, None in deeper ones."""
     return None if len(parents) > 1 else "".join(parents)
+
+
+def _sheets(path: str) -> list[str]:
+    """The pictures that a tileset names; none for other files."""
+    if extension(path) in tilesets.XML | tilesets.JSON:
+        with suppress(Exception):  # a damaged one is reported when it is read
+            return [sheet.path for sheet in tilesets.sheets_of(path) if os.path.exists(sheet.path)]
+    return []
 
 
 def is_image(path: str) -> bool:
