@@ -129,7 +129,7 @@ def read_pictures(
     source = open_source(joined(images), split)
     if len(source) == len(images):
         squares = load_images(source, model.size, fit=model.fit, levels=model.levels)
-        if len(squares) > len(source):  # sheets and animations
+        if model.fit == "place":  # whose sheets and animations are several pictures, or none
             source = sprites_of(source, model.size, model.fit, model.levels)
         return squares, list(source.names), []
     found = decode_for(model, source)
