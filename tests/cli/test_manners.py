@@ -58,7 +58,7 @@ OUTPUTS = {
     "sample -n 1 --model model --out a/b.png --sheet c/d.png --gif e/f.gif": ["c/d.png", "c/d.json", "e/f.gif"],
     "score one/train --model model --out a/b.csv --report c/d.html --heatmap e/f": ["a/b.csv", "c/d.html", "e/f"],
     "features one/train --model model --out a/b/c.npz": ["a/b/c.npz"],
-    "palette one/train --colors 8 --side 4 --out a/b.npy": ["a/b.npy", "a/b.png"],
+    "palette one/train --colors 8 --side 4 --out a/b.npy": ["a/b.npy", "a/b.swatch.png"],
     "prepare one/train a/b --side 4": ["a/b"],
     f"pretrain one/train --out a/b/run {SMALL_RUN}": ["a/b/run/run.json"],
     "probe one --model model --no-baselines --out a/b --figure c/d.png": ["a/b/probe.json", "c/d.png"],
@@ -298,3 +298,28 @@ def test_completion_knows_every_option_of_every_verb(shell: str, capsys: pytest.
         options = [line.split("`")[1] for line in page.split("\n## ")[0].splitlines() if line.startswith("| `--")]
         spelled = [f"-l {option[2:]}" if shell == "fish" else option for option in options]
         assert options and [option for option in spelled if option not in script] == [], verb
+
+
+def run_with_output(command: str, output: int) -> tuple[int, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-m", "nextpixel", *shlex.split(command)]
+    done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, env=environment)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", ["--help", "completion bash", "info photo.png --help"])
+def test_nobody_reads_the_output(command: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        assert run_with_output(command, writes) == (0, "")
+    finally:
+        os.close(writes)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["--help", "completion bash", "info faces --json"])
+def test_output_that_cannot_be_written_is_an_error(command: str) -> None:
+    with open("/dev/full", "w") as full:
+        code, error = run_with_output(command, full.fileno())
+    assert code == 1 and error.splitlines()[-1].endswith("No space left on device") and error.count("\n") <= 3

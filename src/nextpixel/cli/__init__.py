@@ -64,6 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    try:
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as when piped into head
+        _discard_output()
+        return 0
+    except OSError as error:
+        _discard_output()
+        return _fail(f"the output cannot be written: {error.strerror or error}", 1)
+
+
+def _discard_output() -> None:
+    """What is buffered still would be written at exit, and fail there once more."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -102,9 +121,8 @@ def _run(verb: str, rest: list[str]) -> int:
         return _fail(spell_error(error, module), 1, error.everywhere)
     except KeyboardInterrupt as error:
         return _fail(spell_error(error, module) or "interrupted", 130)
-    except BrokenPipeError:  # as when piped into head
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1, everywhere=True)

@@ -80,8 +80,8 @@ class Complete:
     zoom: int | None = None
     """Pixels of the grid for each pixel of a picture; default: pictures about 160 pixels high."""
     full: Path | None = None
-    """Also write each completion at the resolution of its picture to this new folder: kept rows are those of the
-    picture, drawn ones are enlarged by a smooth filter."""
+    """Also write each completion at the resolution of its picture to this new folder, the part that the model sees:
+    kept rows are those of the picture, drawn ones are enlarged by a smooth filter."""
     show: bool = False
     """Show the result in the terminal."""
     files: PictureFiles = field(default_factory=PictureFiles)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nextpixel.cli.arguments import Images, joined, parse, show
 from nextpixel.cli.common import auc_text, check_file, check_sources, load_model, psnr_text
 from nextpixel.cli.comparing import compare, compare_features, report
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import command, placing
 from nextpixel.cli.sharing import Arrays, Share, ShareOptions, chunks
 from nextpixel.cli.spelling import flag
 from nextpixel.config import (
@@ -160,7 +160,9 @@ def run(argv: Sequence[str]) -> None:
             if score.accuracy_without_them is not None:
                 auc = auc_text(score.auc_without_them)
                 show(f"accuracy without training images {score.accuracy_without_them:.1%}{auc}")
-    following = command("features" if masked else "score", *args.images, split=args.split, model=args.model.model)
+    words = [*args.images, *placing(args.model)]
+    words += ["--captions", args.captions] if args.captions is not None and not masked else []
+    following = command("features" if masked else "score", *words, split=args.split, model=args.model.model)
     say(f"{'To extract features' if masked else 'To find the least likely images'}: {following}")
 
 
@@ -233,4 +235,5 @@ def _check(args: Evaluate) -> None:
     if args.nearest is not None:
         if args.train is None:
             raise InputError("--nearest: requires --train, the images that the model was trained on")
-        check_file(args.nearest, ".png", [*args.images, args.train], argument="nearest")
+        inputs = [*args.images, args.train, *filter(None, [args.pictures])]
+        check_file(args.nearest, ".png", inputs, argument="nearest")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from nextpixel import __version__
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_sources, load_features_model
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import command, placing
 from nextpixel.cli.sharing import Share, ShareOptions
 from nextpixel.config import OutputOptions, PictureOptions, Pooling
 from nextpixel.errors import InputError
@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         show(f"{args.out}: {values.shape[0]:,} images, {values.shape[1]:,} features of layers {layers}")
     labelled = args.images if source.labels is not None and source.split else ["labelled/"]
-    say(f"To probe them: {command('probe', *labelled, model=args.model.model)}")
+    say(f"To probe them: {command('probe', *labelled, *placing(args.model), model=args.model.model)}")
 
 
 def _write(out: Path, values: np.ndarray, names: list[str], extractor: str) -> None:

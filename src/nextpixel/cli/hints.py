@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextpixel.config import side_text
+
 if TYPE_CHECKING:
     from nextpixel.network.model import ImageGPT
 
@@ -15,6 +17,15 @@ def command(verb: str, *arguments: object, split: str | None = None, model: str 
     options = {"--split": split, "--model": model}
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return shlex.join(["nextpixel", verb, *map(str, arguments), *given])
+
+
+def placing(options: object) -> list[str]:
+    """--fit, --range and the like, which decide what a model sees of the same files, as they were given."""
+    words: list[str] = []
+    for name in ("fit", "range", "bands", "anchor", "slice", "scale"):
+        if (value := getattr(options, name, None)) is not None:
+            words += [f"--{name}", side_text(value) if name == "slice" else str(value)]
+    return words
 
 
 def first_use(model: ImageGPT, path: str | Path | None) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show
 from nextpixel.cli.common import check_file
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import command, placing
 from nextpixel.config import ImageGPTConfig, Levels, OutputOptions, Size, check_numbers, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
@@ -93,10 +93,7 @@ def _collect(args: PaletteArguments) -> None:
         show(f"{out}: {len(palette):,} colours, {clear:,} of them with transparency, of {len(images):,} images")
         if swatch != out:
             print(swatch)
-    placing = [] if levels.slice is None else ["--slice", side_text(levels.slice)]
-    placing += [] if levels.scale is None else ["--scale", str(levels.scale)]
-    placing += [] if levels.anchor is None else ["--anchor", levels.anchor]
-    words = (*args.images, "--palette", out, "--side", side_text(size), *placing, "--out", "run")
+    words = (*args.images, "--palette", out, "--side", side_text(size), *placing(args), "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")
 
 
@@ -135,5 +132,5 @@ def _fit(args: PaletteArguments) -> None:
     else:
         show(f"{out}: {colors} colours, PSNR {own:.2f} dB on {len(squares)} images; OpenAI's 512: {openai:.2f}")
         print(swatch)
-    words = (*args.images, "--palette", out, "--side", side_text(size), "--out", "run")
+    words = (*args.images, "--palette", out, "--side", side_text(size), *placing(args), "--out", "run")
     say(f"To train with it: {command('pretrain', *words, split=args.split)}")

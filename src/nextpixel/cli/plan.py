@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nextpixel.cli.arguments import parse, print_json, recipe_defaults, show
-from nextpixel.config import OutputOptions, PretrainConfig, check_numbers, to_side
+from nextpixel.config import OutputOptions, PretrainConfig, check_numbers, side_text, to_side
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -141,6 +141,9 @@ def _count(text: str, config: PretrainConfig) -> tuple[int, PretrainConfig]:
         if config.init is None and wanted_colours(config) is not None:
             source, size = with_canvas(source, config.side, config.levels)
             config = replace(config, side=to_side(size))
+            if not len(source):
+                fits = f"no picture of {text} fits on {side_text(size)} pixels; plan a larger side"
+                raise InputError(fits, argument="side") from None
         return len(source), config
     if not 1 <= value < float("inf"):
         raise InputError(f"--images: expected at least 1, got {text}")

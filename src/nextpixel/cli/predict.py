@@ -71,7 +71,12 @@ def run(argv: Sequence[str]) -> None:
     images = decode_for(model, joined(args.images), args.split)
     features = _shared_features(share, probe, images.images) if share.active else None
     probabilities, chosen = probe.predictions(images.images, masks=args.masks, features=features)
-    columns = [f"class {c}" if str(c) in ("file", "class") else str(c) for c in probe.classes_]
+    columns = ["file", "class"]
+    for name in map(str, probe.classes_):
+        while name in columns:
+            name = f"class {name}"
+        columns.append(name)
+    columns = columns[2:]
     rows = [
         {"file": name, "class": str(probe.classes_[number])}
         | {name: round(float(p), 6) for name, p in zip(columns, row, strict=True)}

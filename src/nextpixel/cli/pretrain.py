@@ -98,7 +98,8 @@ def run(argv: Sequence[str]) -> None:
         show(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
     if model.config.objective == "masked":
         data = run.facts()["data"]
-        following = command("features", *(args.images or [data["source"]]), split=data["split"], model=run.path)
+        images = args.images or [data["source"] if Path(data["source"]).exists() else "photos/"]
+        following = command("features", *images, split=data["split"], model=run.path)
         say(f"To extract features: {following}")
     else:
         if any((run.path / "samples").glob("*.png")):

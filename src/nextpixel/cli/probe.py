@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> None:
     check_folder(args.out, "out")
     check_peers(args.against, args.trials)
     if args.figure is not None:
-        check_file(args.figure, ".png", args.train, argument="figure")
+        check_file(args.figure, ".png", [*args.train, *filter(None, [args.test])], argument="figure")
         if fixed is not None and counts == [None]:
             raise InputError("--figure: there is no curve to draw; use --layer best or --labels-per-class")
     check_sources(*args.train, args.test)
@@ -179,9 +179,13 @@ def _read(args: Probe, model: Backbone) -> list[tuple[np.ndarray, np.ndarray]]:
     else:
         sources = [open_source(joined(args.train)), open_test(args.test)]
     sources = [sprites_of(source, model.size, model.fit, model.levels) for source in sources]
-    labels = [
-        given_labels(source, table) for source, table in zip(sources, (args.labels, args.test_labels), strict=True)
-    ]
+    labels = [given_labels(sources[0], args.labels)]
+    try:
+        labels.append(given_labels(sources[1], args.test_labels))
+    except InputError as error:
+        if error.argument == "labels" and args.test_labels is not None:
+            error.argument = "test_labels"
+        raise
     found = []
     for source, names in zip(sources, labels, strict=True):
         found.append(labelled(names, source, decode_for(model, source))[:2])

@@ -11,7 +11,7 @@ import numpy as np
 
 from nextpixel.cli.arguments import Images, joined, parse, print_json, show, show_table
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_model, write_each, write_rows
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import command, placing
 from nextpixel.cli.sharing import Share, ShareOptions
 from nextpixel.config import OutputOptions, PictureOptions, check_numbers
 from nextpixel.errors import InputError
@@ -185,6 +185,11 @@ def _suggest(args: Score) -> None:
         words = ["--against", "normal/", "--report", report]
     else:
         done, what, words = args.report, "To write a page", ["--against", args.against, "--report", report]
+    words += placing(args.model)
+    words += ["--captions", args.captions] if args.captions is not None else []
+    if args.against is not None:
+        chosen = {"--by": args.by, "--false-alarms": args.false_alarms, "--seed": args.seed or None}
+        words += [word for name, value in chosen.items() if value is not None for word in (name, str(value))]
     if done is None:
         say(f"{what}: {command('score', *args.images, *words, split=args.split, model=args.model.model)}")
 

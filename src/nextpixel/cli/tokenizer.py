@@ -11,7 +11,7 @@ import tyro
 
 from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
 from nextpixel.cli.common import check_sources, psnr_text
-from nextpixel.cli.hints import command
+from nextpixel.cli.hints import command, placing
 from nextpixel.config import CodecConfig, OutputOptions, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
@@ -74,7 +74,8 @@ def run(argv: Sequence[str]) -> None:
             f"{psnr_text(found)} and {found.codes_used:.1%} used on {facts['held_out_images']:,} held-out images"
         )
     words = (*(args.images or ["photos/"]), "--tokenizer", out, "--side", side_text(to_size(facts["side"])))
-    say(f"To train with it: {command('pretrain', *words, '--out', 'run', split=args.split)}")
+    words += (*placing(args.config), "--out", "run")
+    say(f"To train with it: {command('pretrain', *words, split=args.split)}")
 
 
 def _train(args: TokenizerArguments) -> tuple[Path, dict[str, Any]]:

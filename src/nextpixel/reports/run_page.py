@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -221,7 +222,7 @@ def _settings(facts: dict[str, Any], kind: str) -> str:
     defaults = {field.name: field.default for field in fields(SETTINGS[kind])} if kind in SETTINGS else {}
     own = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
     data = {name: value for name, value in facts["data"].items() if name != "path"}
-    command = " ".join(["nextpixel", *map(str, facts.get("command", []))]) if facts.get("command") else ""
+    command = shlex.join(["nextpixel", *map(str, facts["command"])]) if facts.get("command") else ""
     groups = [
         ("Chosen", own, True),
         ("Images", data, True),
