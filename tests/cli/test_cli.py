@@ -161,7 +161,6 @@ BAD = {
     "plan --count 0": ["--count", "at least 1, got 0"],
     "plan --images abacus": ["--images", "1.28M", "got 'abacus'"],
     "plan --images 0": ["--images", "at least 1"],
-    "plan --images many.npy --palette exact --side 2": ["--side", "no picture of many.npy fits on 2", "larger side"],
     "probe photos --test photo.png --figure photo.png": ["--figure", "photo.png is one of the inputs"],
     "evaluate many.npy --pictures photo.png --train photos --nearest photo.png": ["--nearest", "one of the inputs"],
     "plan --hourly-rate inf": ["--hourly-rate", "0 or more", "got inf"],

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from nextpixel.cli import main
@@ -50,3 +51,9 @@ def test_a_continued_model_is_planned_with_the_optimizer_of_its_preset(capsys: p
         assert main(["plan", "--init", "embedded", "--json", *options]) == 0
         states.append(json.loads(capsys.readouterr().out)["layout"]["memory"]["optimizer"])
     assert states[0] == states[1] < states[2]  # the embedded model is modern; Muon keeps one moment of a matrix
+
+
+def test_pixel_art_that_fits_on_no_canvas_is_refused(tmp_path, capsys):
+    np.save(tmp_path / "large.npy", np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8))
+    assert main(["plan", "--images", str(tmp_path / "large.npy"), "--palette", "exact"]) == 2
+    assert "fits on 32 pixels; plan a larger side" in capsys.readouterr().err
