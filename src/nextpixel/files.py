@@ -219,10 +219,9 @@ def check_run_folder(path: str | Path, argument: str) -> None:
 
 def new_output(path: str | Path, argument: str = "out") -> Path:
     """Check that a path can be created and does not exist. Raises InputError."""
-    out = check_output(path, argument)
-    if os.path.lexists(out):
-        raise InputError(f"{out} exists already; name a new folder, or remove it first", argument=argument)
-    return out
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists already; name a new folder, or remove it first", argument=argument)
+    return check_output(path, argument)
 
 
 def check_output(path: str | Path, argument: str = "out") -> Path:

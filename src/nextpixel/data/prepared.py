@@ -59,7 +59,7 @@ def prepare(
     if is_map(out) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out} exists already; name a new folder, or remove it first")
     if os.path.islink(out) or os.path.ismount(out):
-        raise InputError(f"{out} is a link or a mount point, expected a new folder; name one in it", argument="OUT")
+        raise InputError(f"{out} is a link or a mount point, expected a new folder; name one in it")
     source = open_source(images, split, stream=True)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     if fit == "place":
