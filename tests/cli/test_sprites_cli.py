@@ -138,6 +138,13 @@ def test_sampling_gives_those_colours_alone(there: Path, capsys: pytest.CaptureF
     assert found["copies"].keys() >= {"drawn_exact", "held_out_within_3"}
 
 
+def test_the_suggested_command_repeats_how_sheets_are_cut(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(sprite(0, REDS, (4, 6))).save("sheet.png")
+    for cut, said in (("2", "2"), ("2x3", "2x3")):
+        assert main(f"palette sheet.png --exact --slice {cut} --out cut{cut}.hex".split()) == 0, capsys.readouterr().err
+        assert f"--slice {said} --out run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", [".gpl", ".hex", ".pal", ".png", ".npy"])
 def test_palettes_are_collected_and_trained_with(there: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(f"palette sprites --exact --side 6x5 --out p{suffix}", capsys)

@@ -64,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    code = 0
     try:
         code = _command(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is without one at the start
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # as when piped into head
         _discard_output()
-        return 0
+        return code
     except OSError as error:
         _discard_output()
         return _fail(f"the output cannot be written: {error.strerror or error}", 1)

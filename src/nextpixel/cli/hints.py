@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextpixel.config import side_text
+from nextpixel.config import side_text, to_size
 
 if TYPE_CHECKING:
     from nextpixel.network.model import ImageGPT
@@ -24,7 +24,7 @@ def placing(options: object) -> list[str]:
     words: list[str] = []
     for name in ("fit", "range", "bands", "anchor", "slice", "scale"):
         if (value := getattr(options, name, None)) is not None:
-            words += [f"--{name}", side_text(value) if name == "slice" else str(value)]
+            words += [f"--{name}", side_text(to_size(value)) if name == "slice" else str(value)]
     return words
 
 
