@@ -300,10 +300,14 @@ def test_more_processes_than_gpus(third_of_three, monkeypatch):
         distributed.join("mps", 1.0)
 
 
-def test_a_process_that_loses_another_says_so(third_of_three, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "message",
+    ["[gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Application timeout caused pair closure"],
+)
+def test_a_process_that_loses_another_says_so(third_of_three, monkeypatch, capsys, message):
     def lose(rest: list[str]) -> None:
         with distributed.lost_process_errors():
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+            raise RuntimeError(message)
 
     monkeypatch.setattr("nextpixel.cli.pretrain.run", lose)
     assert main(["pretrain"]) == 1

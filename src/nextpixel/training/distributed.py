@@ -209,7 +209,8 @@ def lost_process_errors() -> Iterator[None]:
     except WorkError:
         raise
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "Gloo"))
+        named = "gloo", "Gloo", "NCCL", "caused pair closure"  # the last is gloo's, who does not always say so
+        lost = isinstance(error, dist.DistError) or any(name in str(error) for name in named)
         if world_size() == 1 or not lost:
             raise
         minutes = "" if _groups is None else f" within {_groups.minutes:g} minutes"
