@@ -141,7 +141,9 @@ def clipped(name: str, ending: str = "") -> str:
 
 
 def parts_folder(path: Path, prefix: str = "") -> Path:
-    """The folder next to `path` for its unfinished parts."""
+    """The folder next to `path` for its unfinished parts. Raises InputError for a path without a name."""
+    if not path.name:
+        raise InputError(f"expected the name of a folder, got {str(path)!r}")
     name = f"{prefix}{path.name}.parts"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{prefix}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.parts"

@@ -92,6 +92,8 @@ def test_rows_and_columns_may_be_what_pandas_makes_of_them(tmp_path: Path) -> No
     source, path = sheets(tmp_path / "sheets"), tmp_path / "t.csv"
     path.write_text("file,row,column,caption\na.png,,,a thing\na.png,0.0,1.0,a potion\nb.png,,,b\none.png,,,green\n")
     assert captions_of(source, path).tolist()[:3] == ["a thing", "a potion", "a thing"]
+    path.write_text("file,row,caption\na.png,7,a thing\nb.png,8,b\none.png,9,c\n")  # a column of another meaning
+    assert captions_of(source, path).tolist()[:2] == ["a thing", "a thing"]
     for row in ("0,", "x,1", "0.5,1"):
         path.write_text(f"file,row,column,caption\na.png,{row},a potion\n")
         with pytest.raises(InputError, match=r"^captions: .*t\.csv: expected two whole numbers in the columns row and"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -108,17 +107,11 @@ def test_links_that_lead_to_themselves_are_counted(tmp_path):
     assert list(source.unreadable) == reasons
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
-def test_a_link_to_where_nobody_may_look_is_counted(tmp_path):
+def test_a_link_that_cannot_be_followed_is_counted(tmp_path):
     for number in range(20):
-        picture(tmp_path / "photos" / f"{number}.png")
-    picture(tmp_path / "private" / "x.png")
-    (tmp_path / "photos" / "x.png").symlink_to(tmp_path / "private" / "x.png")
-    (tmp_path / "private").chmod(0)
-    try:
-        source = open_source(tmp_path / "photos")
-    finally:
-        (tmp_path / "private").chmod(0o700)
+        picture(tmp_path / f"{number}.png")
+    (tmp_path / "x.png").symlink_to("n" * 300)  # too long a name; root could follow one to a forbidden place
+    source = open_source(tmp_path)
     assert len(source) == 20 and "x.png: broken link" in source.unreadable[0]
 
 

@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> None:
         show(f"{run.path}: best validation {best['nats']:.4f} nats per pixel at step {best['step']:,}")
     if model.config.objective == "masked":
         data = run.facts()["data"]
-        images = args.images or [data["source"] if Path(data["source"]).exists() else "photos/"]
+        images = args.images or ["photos/" if ", " in data["source"] else data["source"]]
         following = command("features", *images, split=data["split"], model=run.path)
         say(f"To extract features: {following}")
     else:

@@ -116,6 +116,8 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
 
 def _tile(row: dict[str, Any]) -> str:
     """ "#ROW,COLUMN" of the row of a table that has both; pandas writes them as 0.0 where some are missing."""
+    if not {"row", "column"} <= row.keys():
+        return ""
     place = [str(row.get(name) if row.get(name) is not None else "").strip() for name in ("row", "column")]
     if not any(place):
         return ""

@@ -126,8 +126,6 @@ def merge(out: str | Path) -> MapSource:
     Raises InputError when jobs are missing, or more than one picture in ten could not be read.
     """
     out = Path(out)
-    if not is_map(out):
-        check_output(out, "merge")
     parts = parts_folder(out)
     if not is_map(out):
         if not (parts / PLAN).is_file():

@@ -60,7 +60,7 @@ class Decoder:
     def prefill(self, prompts: Tensor, prefix: Tensor | None = None, *, in_place: bool = False) -> Prefill:
         """Logits (M, K) of the token after each prompt (M, P), and the filled cache; see ImageGPT.extend.
 
-        `in_place`: prompt i goes straight into row i of a decoder that has not been used, which needs half the memory.
+        `in_place`: prompt i goes straight into row i of a decoder that has not been used, so that there is one cache.
         """
         cache = self.cache if in_place else self.prompt_cache(len(prompts), self.prefix_slots + prompts.shape[1])
         return self.network.extend(prompts, cache, prefix, self.positions)[:, -1], cache

@@ -925,7 +925,7 @@ document.addEventListener("DOMContentLoaded", () => {
     event.preventDefault();
     const token = $("token").value.trim();
     if (/[^ -~]/.test(token)) { // which a header cannot hold
-      $("start-error").textContent = "A token is of letters, digits and signs; something else was pasted with it.";
+      $("start-error").textContent = "A token has only letters, digits and signs; something else was pasted with it.";
       return;
     }
     state.token = token;
