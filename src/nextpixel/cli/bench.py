@@ -10,7 +10,7 @@ from typing import Literal
 from nextpixel.cli.arguments import parse, print_json, show, whole_numbers
 from nextpixel.cli.common import check_file, load_model
 from nextpixel.cli.hints import command
-from nextpixel.config import ModelOptions, OutputOptions, SizeName, Speed, check_numbers
+from nextpixel.config import ModelOptions, OutputOptions, SizeName, Speed, check_numbers, refuse_given
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -45,10 +45,16 @@ class Bench:
 
     def __post_init__(self) -> None:
         check_numbers(self, at_least_one="repeats pixels")
+        if not {"complete", "sample", "decode"}.intersection(self.works):
+            refuse_given(self, "pixels", "requires `work` that draws: complete, sample or decode")
         if self.size and self.model.model:
             raise InputError("--size: uses random weights; cannot be combined with --model")
         if self.size and self.model.dtype != "fp32":
             raise InputError("--size: uses fp32 weights; cannot be combined with --dtype")
+
+    @property
+    def works(self) -> list[str]:
+        return [work.strip() for work in self.work.split(",")]
 
 
 def run(argv: Sequence[str]) -> None:
@@ -56,7 +62,6 @@ def run(argv: Sequence[str]) -> None:
     batches = whole_numbers("batch", args.batch, 1)
     if args.out:
         check_file(args.out, ".json")
-    works = [work.strip() for work in args.work.split(",")]
     from nextpixel.bench import bench, random_model, table
     from nextpixel.devices import choose_device, set_threads
 
@@ -68,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
         model = load_model(args.model)
     result = bench(
         model,
-        works,
+        args.works,
         batches,
         repeats=args.repeats,
         pixels=args.pixels,

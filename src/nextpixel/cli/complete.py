@@ -29,7 +29,15 @@ from nextpixel.cli.common import (
     write_pictures,
 )
 from nextpixel.cli.sharing import Share, ShareOptions, chunks, shared_drawing
-from nextpixel.config import KeepSide, OutputOptions, PictureOptions, SamplingConfig, check_no_keep, check_numbers
+from nextpixel.config import (
+    KeepSide,
+    OutputOptions,
+    PictureOptions,
+    SamplingConfig,
+    check_no_keep,
+    check_numbers,
+    refuse_given,
+)
 from nextpixel.errors import InputError
 from nextpixel.progress import duration, say
 
@@ -94,9 +102,9 @@ class Complete:
         check_numbers(self, below_one="keep", at_least_one="particles zoom")
         if self.mask is not None and self.box is not None:
             raise InputError("cannot be combined with `box`", argument="mask")
-        if self.mask is None and self.box is None and self.invert_mask:
-            raise InputError("expected `mask` or `box`, got none", argument="invert_mask")
-        if self.mask is not None or self.box is not None:
+        if self.mask is None and self.box is None:
+            refuse_given(self, "invert_mask particles", "requires `mask` or `box`")
+        else:
             check_no_keep("mask" if self.box is None else "box", self.keep, self.keep_side)
 
 

@@ -12,7 +12,6 @@ from nextpixel.cli.common import auc_text, check_file, check_sources, load_model
 from nextpixel.cli.comparing import compare, compare_features, report
 from nextpixel.cli.hints import command, placing
 from nextpixel.cli.sharing import Arrays, Share, ShareOptions, chunks
-from nextpixel.cli.spelling import flag
 from nextpixel.config import (
     COMPARED_AT_LEAST,
     PICTURES_AT_MOST,
@@ -20,6 +19,7 @@ from nextpixel.config import (
     PictureOptions,
     SamplingConfig,
     check_numbers,
+    refuse_given,
 )
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
@@ -211,27 +211,21 @@ def _labelled(
 def _check(args: Evaluate) -> None:
     """Raise InputError for options that cannot be combined."""
     check_numbers(args, at_least_zero="masks")
+    if args.samples is None:
+        drawing = "temperature top_k top_p guidance allow_colors forbid_colors speed"
+        refuse_given(args.sampling, drawing, "requires `samples`")
     if args.samples is None and args.pictures is None:
-        for name in ("extractor", "layer", "references", "nearest"):
-            if getattr(args, name) != getattr(Evaluate, name):
-                raise InputError(f"{flag(name)}: requires --samples or --pictures")
-        for name in ("temperature", "top_k", "top_p", "guidance", "allow_colors", "forbid_colors"):
-            if getattr(args.sampling, name) != getattr(SamplingConfig, name):
-                raise InputError(f"{flag(name)}: requires --samples")
-        return
+        return refuse_given(args, "extractor layer references nearest", "requires `samples` or `pictures`")
     if args.samples is not None and args.pictures is not None:
         raise InputError("--pictures: cannot be combined with --samples")
     if args.samples is not None and not COMPARED_AT_LEAST <= args.samples <= PICTURES_AT_MOST:
         raise InputError(f"--samples: expected {COMPARED_AT_LEAST} to {PICTURES_AT_MOST:,}, got {args.samples:,}")
-    for name in ("accuracy", "labels", "masks"):
-        if getattr(args, name) != getattr(Evaluate, name):
-            raise InputError(f"{flag(name)}: belongs to accuracy; cannot be combined with --samples or --pictures")
+    for names, what in (("accuracy labels masks", "accuracy"), ("protocol", "nats per pixel")):
+        refuse_given(args, names, f"belongs to {what}; cannot be combined with `samples` or `pictures`")
     if args.captions is not None and args.pictures is not None:
         raise InputError("--captions: cannot be combined with --pictures")
     if args.samples is not None and args.captions is None and args.sampling.guidance != 1:
         raise InputError("--guidance: requires --captions, from which pictures are drawn")
-    if args.protocol != "all":
-        raise InputError("--protocol: belongs to nats per pixel; cannot be combined with --samples or --pictures")
     if args.nearest is not None:
         if args.train is None:
             raise InputError("--nearest: requires --train, the images that the model was trained on")

@@ -12,8 +12,7 @@ import tyro
 from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
 from nextpixel.cli.common import auc_text, check_sources
 from nextpixel.cli.hints import command
-from nextpixel.config import FinetuneConfig, OutputOptions
-from nextpixel.errors import InputError
+from nextpixel.config import FinetuneConfig, OutputOptions, refuse_given
 from nextpixel.progress import is_first, say
 
 
@@ -52,8 +51,8 @@ class Finetune:
 def run(argv: Sequence[str]) -> None:
     args = parse(Finetune, "finetune", argv)
     check_run(argv, args, args.train, "finetune labelled/ --out runs/clf", "--test", init="--model")
-    if args.test_labels is not None and args.test is None:
-        raise InputError("--test-labels: expected --test with it, got none")
+    if args.test is None:
+        refuse_given(args, "test_labels", "requires `test`")
     check_sources(*args.train, *args.data, args.test, model=args.model)
     from nextpixel.checkpoints import Run
     from nextpixel.stats import wilson_interval

@@ -14,7 +14,7 @@ from nextpixel.cli.arguments import REQUIRED, joined, parse, print_json, show, w
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_features_model
 from nextpixel.cli.hints import command
 from nextpixel.cli.peers import check_peers, fit_peers, load_students, rows_report
-from nextpixel.config import OutputOptions, PictureOptions, Pooling, check_numbers
+from nextpixel.config import OutputOptions, PictureOptions, Pooling, check_numbers, refuse_given
 from nextpixel.errors import InputError
 from nextpixel.progress import say
 
@@ -85,8 +85,12 @@ def run(argv: Sequence[str]) -> None:
     counts = [None] if args.labels_per_class is None else whole_numbers("labels_per_class", args.labels_per_class, 1)
     fixed = None if args.layer == "best" else whole_numbers("layer", args.layer, 0)
     joined = None if args.concatenate is None else whole_numbers("concatenate", args.concatenate, 0)
-    if joined is not None and fixed is not None:
-        raise InputError("--concatenate: requires --layer best; --layer itself also concatenates")
+    if fixed is not None:
+        refuse_given(args, "concatenate", "requires `layer=best`; `layer` itself also concatenates")
+    if args.against is None:
+        refuse_given(args, "trials epochs", "requires `against`")
+    if args.labels_per_class is None:
+        refuse_given(args, "repeats", "requires `labels_per_class`")
     check_numbers(args, at_least_one="repeats epochs", at_least_zero="seed")
     check_folder(args.out, "out")
     check_peers(args.against, args.trials)

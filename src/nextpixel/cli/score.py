@@ -13,7 +13,7 @@ from nextpixel.cli.arguments import Images, joined, parse, print_json, show, sho
 from nextpixel.cli.common import check_file, check_folder, check_sources, decode_for, load_model, write_each, write_rows
 from nextpixel.cli.hints import command, placing
 from nextpixel.cli.sharing import Share, ShareOptions
-from nextpixel.config import OutputOptions, PictureOptions, check_numbers
+from nextpixel.config import OutputOptions, PictureOptions, check_numbers, refuse_given
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -61,12 +61,12 @@ class Score:
 
     def __post_init__(self) -> None:
         check_numbers(self, at_least_zero="seed", fraction="false_alarms")
-        if self.false_alarms is not None and self.against is None:
-            raise InputError("--false-alarms: requires --against with normal images")
+        if self.against is None:
+            refuse_given(self, "false_alarms seed", "requires `against` with normal images")
         if self.captions is not None and self.wants_table:
             raise InputError("cannot be combined with `report`, `out` or `against`", argument="captions")
-        if self.by is not None and not self.wants_table:
-            raise InputError(f"--by {self.by}: requires --report, --out or --against")
+        if not self.wants_table:
+            refuse_given(self, "by", "requires `report`, `out` or `against`")
 
     @property
     def wants_table(self) -> bool:

@@ -68,6 +68,7 @@ from nextpixel.config.terms import (
     check_numbers,
     check_origin,
     check_picture_count,
+    refuse_given,
     side_text,
     to_side,
     to_size,

@@ -196,6 +196,13 @@ def check_no_keep(hole: str, keep: float, keep_side: KeepSide) -> None:
             raise InputError(f"cannot be combined with `{hole}`, which already says what is kept", argument=name)
 
 
+def refuse_given(config: Any, names: str, why: str) -> None:
+    """Raise InputError that says `why` for the first of these fields, as in "steps layers", without its default."""
+    for name in names.split():
+        if getattr(config, name) != getattr(type(config), name):
+            raise InputError(why, argument=name)
+
+
 def check_origin(origin: str) -> None:
     """Raise InputError unless this is the origin of a site, as browsers send it."""
     found = re.fullmatch(r"(https?)://([\w.-]+|\[[\da-f:]+\])(:[1-9]\d*)?", origin, re.ASCII)
