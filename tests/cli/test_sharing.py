@@ -100,8 +100,10 @@ def test_jobs_and_a_merge_write_what_one_process_writes(verb: str, capsys: pytes
     said = capsys.readouterr().err
     assert "parts are missing in" in said and ": 2" in said and "job i/n makes part i" in said
     assert not Path(f"shared-{verb}.{kind}").exists()
-    assert run(f"{shared} --job 2/2") == 0
-    assert "job 2/2 is done; no parts are missing. Once all jobs have finished, run" in capsys.readouterr().err
+    assert run(f"{shared} --job 2/2 --json") == 0
+    printed = capsys.readouterr()
+    assert "job 2/2 is done; no parts are missing. Once all jobs have finished, run" in printed.err
+    assert json.loads(printed.out) == {"out": f"shared-{verb}.{kind}", "job": "2/2", "missing_parts": 0}
     kept = {path: path.stat().st_mtime_ns for path in parts.rglob("*.npz")}
     damaged = sorted(kept)[1]
     damaged.write_bytes(damaged.read_bytes()[:50])  # as of a job that was killed by a full disk

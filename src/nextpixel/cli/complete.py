@@ -117,7 +117,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"expected another folder than that of `each`, got {args.full}", argument="full")
     check_sources(*images, None if args.mask == "alpha" else args.mask)
     began = time.perf_counter()
-    share = Share(args.share, args.out, "`mask`" if args.mask else "`box`" if args.box else None)
+    share = Share(args, "`mask`" if args.mask else "`box`" if args.box else None)
     model = load_model(share.join(args.model))
     if args.full is not None and model.fit == "place":
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")

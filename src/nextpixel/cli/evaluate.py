@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> None:
     check_sources(*args.images, args.train, args.pictures)
     if args.out is not None:
         check_file(args.out, ".json", args.images)
-    share = Share(args.share, args.out, "`masks`" if args.masks else "`pictures`" if args.pictures else None)
+    share = Share(args, "`masks`" if args.masks else "`pictures`" if args.pictures else None)
     if args.pictures is not None and args.images[0].endswith(".npz"):
         from nextpixel.representation.extractors import holds_features
 

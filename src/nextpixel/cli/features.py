@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
     from nextpixel.representation.extraction import check_dtype, check_layers, extract, extract_chunks, features_name
     from nextpixel.training import distributed
 
-    share = Share(args.share, args.out)
+    share = Share(args)
     model = load_features_model(share.join(args.model))
     check_dtype(model, args.model.dtype)
     layers = check_layers(model, wanted)

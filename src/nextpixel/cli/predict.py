@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
     check_sources(*args.images)
     if args.words or args.among is not None:
         return _by_captions(args)
-    share = Share(args.share, args.out, "`masks`" if args.masks else None)
+    share = Share(args, "`masks`" if args.masks else None)
     probe = load_classifier(args.probe, share.join(args.model))
     model = probe.model
     assert model is not None
@@ -113,7 +113,7 @@ def _shared_features(share: Share, probe: LinearProbe, squares: NDArray[np.uint8
 
 def _by_captions(args: Predict) -> None:
     """Print the probabilities of words, the likeliest first, or of tags."""
-    Share(args.share, args.out, "`words` or `among`")
+    Share(args, "`words` or `among`")
     if args.words and args.among is not None:
         raise InputError("cannot be combined with `among`", argument="words")
     if args.model.model is not None:

@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(Sample, "sample", argv)
     check_drawing(args)
     alone = "`tile`" if args.tile else "`no_copies`" if args.no_copies else None
-    share = Share(args.share, args.out, alone)
+    share = Share(args, alone)
     model = load_model(share.join(args.model))
     from nextpixel.drawing.copies import draw_without_copies, find_copies
     from nextpixel.drawing.sampling import caption_tags, draw

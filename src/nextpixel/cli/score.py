@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
     if args.out is not None:
         check_file(args.out, ".csv", inputs)
     check_sources(*inputs)
-    share = Share(args.share, args.out)
+    share = Share(args)
     model = load_model(share.join(args.model))
     from nextpixel.evaluation.likelihood import mean_and_error, square_nats
     from nextpixel.evaluation.oddness import DEFAULT_COLUMN, odd_images

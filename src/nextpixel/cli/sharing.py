@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextpixel import __version__
+from nextpixel.cli.arguments import print_json
 from nextpixel.config import Job, ModelOptions
 from nextpixel.errors import InputError
 from nextpixel.progress import is_first, say
@@ -54,13 +55,15 @@ class ShareOptions:
 class Share:
     """This process's share of a verb's work, whose results are kept in the folder `parts`.
 
-    `alone` is the reason why some options cannot be shared. Raises InputError.
+    `args` has the options `share`, `out` and `output`; `alone` is the reason why some options cannot be shared. Raises
+    InputError.
     """
 
-    def __init__(self, options: ShareOptions, out: Path | None, alone: str | None = None) -> None:
+    def __init__(self, args: Any, alone: str | None = None) -> None:
         from nextpixel.files import parts_folder
 
-        self.options = options
+        options, out = args.share, args.out
+        self.options, self.out, self.json = options, out, args.output.json
         self._many = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"
         named = options.job is not None or options.merge
         self.active = named or self._many
@@ -136,6 +139,8 @@ class Share:
         """End this process, if it is a job or not the first one. Raises InputError if a merge lacks one of `paths`."""
         missing = [i for i, path in enumerate(paths) if not is_zipfile(path)]
         if self.options.job is not None:
+            if self.json:
+                print_json({"out": str(self.out), "job": self.options.job, "missing_parts": len(missing)})
             left = f"{len(missing):,} of {len(paths):,}" if missing else "no"
             say(
                 f"job {self.options.job} is done; {left} parts are missing. Once all jobs have finished, run the "
