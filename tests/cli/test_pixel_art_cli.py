@@ -88,3 +88,12 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(
 ) -> None:
     assert main(["sample", "--model", str(folder), *options.split()]) == 2
     assert message in capsys.readouterr().err and list(Path().iterdir()) == []
+
+
+def test_a_sheet_replaces_its_own_positions_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = ["sample", "--model", str(folder), "-n", "2", "--sheet", "package.png"]
+    Path("package.json").write_text("{}")
+    assert main(sample) == 2 and [path.name for path in Path().iterdir()] == ["package.json"]
+    assert "--sheet: package.json exists already" in capsys.readouterr().err
+    Path("package.json").unlink()
+    assert main(sample) == 0 and main(sample) == 0

@@ -163,7 +163,10 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
     check_folder(args.files.each, "each")
     if args.files.sheet is not None:
         check_file(args.files.sheet, ".png", inputs, "sheet")
-        check_file(args.files.sheet.with_suffix(".json"), ".json", inputs, "sheet")
+        index = args.files.sheet.with_suffix(".json")
+        check_file(index, ".json", inputs, "sheet")
+        if index.exists() and not args.files.sheet.exists():
+            raise InputError(f"{index} exists already, and would be replaced; name another file", argument="sheet")
         if args.files.sheet.resolve() == args.out.resolve():
             raise InputError(f"expected another file than that of `out`, got {args.out}", argument="sheet")
     if args.files.gif is not None:
