@@ -372,6 +372,13 @@ def test_samples_without_a_picture_are_counted(bare, tmp_path, capsys):
     assert "skipped 1 x HEIC (to read it: pip install pillow-heif), 1 x sample without a picture" in err
 
 
+def test_further_pictures_of_a_sample_are_counted(tmp_path, capsys):
+    members = [("1.mask.png", png()), ("1.png", png()), ("2.0.red.png", png()), ("2.0.blue.png", png())]
+    source = open_source(shard(tmp_path / "x.tar", members))
+    assert list(source.names) == ["x.tar/1.png", "x.tar/2.0.red.png"] and source.unreadable == source.skipped == []
+    assert "skipped 2 x further picture of a sample" in capsys.readouterr().err
+
+
 # ---- paths in tables
 
 

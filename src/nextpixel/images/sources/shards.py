@@ -22,6 +22,7 @@ EXTENSIONS_OF_HEADERS = b"xgXLK"
 CLASS = "cls"  # the file of a sample that holds its class, a number or a name
 TEXT_BYTES = 1 << 16  # of a caption
 NO_PICTURE = "sample without a picture"
+FURTHER = "further picture of a sample"
 
 
 class ShardSource(Source):
@@ -51,6 +52,7 @@ class ShardSource(Source):
                 self.sizes.append(size)
                 classes.append(kind)
         others = count_kinds(entries)
+        entries = [entry for entry in entries if entry[1] != FURTHER]
         if not names:
             raise InputError(
                 f"{source_name} holds no image: no file in its shards ends in .jpg, .png or the like"
@@ -104,13 +106,15 @@ class _Header(tarfile.TarInfo):
 def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
     """For each sample: its picture's name in the shard, offset and number of bytes, and the sample's class.
 
-    For a sample without a readable picture: a name, -1, 0 and the reason. Raises InputError, also for a truncated file.
+    For a sample without a readable picture, and for each further one: a name, -1, 0 and the reason. Raises InputError,
+    also for a truncated file.
     """
     sample: dict[str, Any] = {}
 
     def found() -> Iterator[tuple[str, int, int, str | None]]:
         if "picture" in sample:
             yield *sample["picture"], sample.get("class")
+            yield from ((name, -1, 0, FURTHER) for name in sample["further"])
         elif sample:
             yield sample["name"], -1, 0, sample.get("unread", NO_PICTURE)
 
@@ -118,12 +122,16 @@ def _samples(path: str) -> Iterator[tuple[str, int, int, str | None]]:
     for raw, member, key, ending in _members(path):
         if key != sample.get("key"):
             yield from found()
-            sample = {"key": key, "name": member.name}
+            sample = {"key": key, "name": member.name, "further": []}
         picture, end = sample.get("picture"), extension(os.path.basename(member.name))
         if end in endings and (
             picture is None or (ending.lower() in endings and picture[0].count(".") > member.name.count("."))
         ):
+            if picture is not None:
+                sample["further"].append(picture[0])
             sample["picture"] = member.name, member.offset_data, member.size
+        elif end in endings:
+            sample["further"].append(member.name)
         elif kind := unread_kind(end):
             sample |= {"name": member.name, "unread": kind}
         elif ending == CLASS and member.size < 1000:
