@@ -318,6 +318,16 @@ def test_a_changed_sheet_makes_another_set(sheets):
     assert np.array_equal(before.images, tiles[:2]) and np.array_equal(after.images, tiles[2:4])
 
 
+def test_a_changed_tileset_of_a_map_makes_another_set(sheets):
+    folder, _ = sheets
+    (folder / "a.tmx").write_text('<map version="1.10">\n <tileset firstgid="1" source="a.tsx"/>\n</map>')
+    found = []
+    for margin in ("", 'margin="4"'):
+        (folder / "a.tsx").write_text(TSX.format(margin, "art/plain.png"))
+        found.append(open_source(folder / "a.tmx").fingerprint())
+    assert found[0] != found[1]
+
+
 def test_maps_with_several_tilesets_name_them(sheets):
     folder, tiles = sheets
     (folder / "both.tmj").write_text(json.dumps({"tilesets": [SPACED, PLAIN]}))

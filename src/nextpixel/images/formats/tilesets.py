@@ -30,6 +30,8 @@ class Sheet:
     """Between them."""
     clear: tuple[int, ...] | None
     """The colour (R, G, B) that is transparent."""
+    described_in: str | None
+    """The tileset that a map refers to."""
 
 
 def matches(head: bytes, end: str) -> bool:
@@ -90,14 +92,15 @@ def _sheets(path: str) -> list[Sheet]:
             if "source" in one:  # a map refers to a tileset in another file, which refers to no further one
                 other = _beside(folder, one["source"])
                 read = _xml(other) if other.lower().endswith("tsx") else json.loads(read_bytes(other))
-                found.append(read | {"folder": os.path.dirname(other)})
+                found.append(read | {"described_in": other})
             else:
                 found.append(one)
     return [_sheet(folder, one) for one in found if "image" in one]
 
 
 def _sheet(folder: str, values: dict[str, Any]) -> Sheet:
-    name, image = str(values.get("name", "")), _beside(values.get("folder", folder), values["image"])
+    other = values.get("described_in")
+    name, image = str(values.get("name", "")), _beside(os.path.dirname(other) if other else folder, values["image"])
     height, width = int(values["tileheight"]), int(values["tilewidth"])
     margin, spacing = int(values.get("margin") or 0), int(values.get("spacing") or 0)
     if min(height, width) < 1 or min(margin, spacing) < 0:
@@ -106,7 +109,7 @@ def _sheet(folder: str, values: dict[str, Any]) -> Sheet:
         )
     clear = values.get("transparentcolor")
     colour = None if clear is None else tuple(bytes.fromhex(clear.removeprefix("#")[-6:]))
-    return Sheet(name, image, height, width, margin, spacing, colour)
+    return Sheet(name, image, height, width, margin, spacing, colour, other)
 
 
 def _beside(folder: str, path: Any) -> str:

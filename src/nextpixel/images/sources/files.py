@@ -112,10 +112,13 @@ def _class_of(parents: list[str]) -> str | None:
 
 
 def _sheets(path: str) -> list[str]:
-    """The pictures that a tileset names; none for other files."""
+    """The files that a tileset or a map names, its pictures among them; none for other files."""
     if extension(path) in tilesets.XML | tilesets.JSON:
         with suppress(Exception):  # a damaged one is reported when it is read
-            return [sheet.path for sheet in tilesets.sheets_of(path) if os.path.exists(sheet.path)]
+            sheets = tilesets.sheets_of(path)
+            return [
+                file for sheet in sheets for file in (sheet.described_in, sheet.path) if file and os.path.exists(file)
+            ]
     return []
 
 
