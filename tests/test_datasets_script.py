@@ -53,6 +53,16 @@ def test_pixels_and_labels_survive(script, tmp_path, capsys, shape):
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_the_published_file_of_x_rays_is_read_as_it_is(script, tmp_path):
+    arrays = small_set(("train", "val", "test"), (6, 5))
+    del arrays["class_names"]
+    columns = {name: array[:, None] for name, array in arrays.items() if name.endswith("labels")}
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays | columns)
+    assert script.main(["pneumoniamnist", "--from", str(tmp_path), "--out", str(tmp_path)]) == 0
+    _, labels, schema = read(tmp_path / "pneumoniamnist" / "val.parquet")
+    assert np.array_equal(labels, arrays["val_labels"]) and '"names": ["normal", "pneumonia"]' in schema
+
+
 def test_the_hub_library_reads_images(script, tmp_path):
     datasets = pytest.importorskip("datasets")
     arrays = small_set()

@@ -40,7 +40,7 @@ for number, (pixels, label) in enumerate(zip(digits.images, digits.target)):
 # ## Pretrain, without labels
 #
 # `palette="exact"` keeps the 17 greys of the scans as they are. The run folder has the log, curves and checkpoints;
-# Ctrl-C saves, and `nextpixel.pretrain(resume="runs/digits")` goes on.
+# Ctrl-C saves, and `nextpixel.pretrain(resume="runs/digits")` resumes.
 
 # %%
 import nextpixel
@@ -105,5 +105,5 @@ for path, found in zip(new, classes):
     print(f"{path}: {found}")
 
 # %% [markdown]
-# On the command line: `nextpixel probe digits/train --labels-per-class 10 --out probe`, then `nextpixel predict probe
+# On the command line: `nextpixel probe digits --labels-per-class 10 --out probe`, then `nextpixel predict probe
 # digits/test`. More labels, fine-tuning and small networks: the guides to aerial photographs and X-rays.

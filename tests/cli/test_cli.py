@@ -227,6 +227,7 @@ BAD = {
     "probe photos --repeats 2": ["--repeats: requires --labels-per-class"],
     "finetune photos --out new --test-labels labels.csv": ["--test-labels: requires --test"],
     "pretrain --data photos": ["--data: requires --resume"],
+    "tokenizer photos --out new --steps 50": ["--steps: requires --kind learned or --learned-decoder"],
     "complete photo.png --box 0,0,2": ["--box", "LEFT,TOP,RIGHT,BOTTOM", "0,0,2"],
     "complete photo.png --box a,b,c,d": ["--box", "LEFT,TOP,RIGHT,BOTTOM", "a,b,c,d"],
     "complete photo.png --box 0,0,9999,4": ["--box", "within 0,0,", "0,0,9999,4"],

@@ -29,7 +29,7 @@ class Bench:
     size: SizeName | None = None
     """Use random weights of a named size instead of --model."""
     pixels: int | None = None
-    """Number of pixels drawn per picture; default: all, and 32 tokens for decode."""
+    """With work that draws: number of pixels drawn per picture; default: all, and 32 tokens for decode."""
     repeats: int = 5
     """Timed repetitions, after an untimed one."""
     against: Literal["transformers"] | None = None

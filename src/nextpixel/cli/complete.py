@@ -68,8 +68,8 @@ class Complete:
     keep_side: KeepSide = "top"
     """The side to keep; all but top need a model trained with --augment orient."""
     mask: str | None = None
-    """A picture of what to fill instead: white is filled, black is kept; any size with the proportions of
-    PICTURES, or of pixel art their size, that of their sheet or of the model. alpha: their transparent pixels."""
+    """A picture of what to fill instead: white is filled, black is kept; of the size of the model or
+    the proportions of PICTURES, for pixel art of their size or that of their sheet. alpha: their transparent pixels."""
     invert_mask: bool = False
     """Fill black and keep white."""
     box: str | None = None

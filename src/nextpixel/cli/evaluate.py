@@ -41,7 +41,7 @@ class Evaluate:
 
     With --samples or --pictures instead: Frechet and kernel distance, precision and recall, density and coverage of
     pictures with respect to the images. Values compare only for the same extractor and number of pictures. The floor is
-    the same metric between two sets of real images.
+    the same metric between two sets of real images. The options of drawing, except --seed, require --samples.
     """
 
     images: Images

@@ -31,7 +31,7 @@ class PaletteArguments:
     """Number of colours; default: 512. With --exact at most so many, by k-means where there are more; default: 1024."""
     out: Path | None = None
     """The palette, float32 (colours, 3) in [-1, 1]; default: palette.npy. With --exact a .gpl, .hex, .pal, .png or .npy
-    file; default: palette.gpl. A .png of the colours is written next to it."""
+    file; default: palette.gpl. NAME.swatch.png next to it shows the colours, unless the palette is itself a .png."""
     side: int | Size | None = None
     """Side that images are resized to, or rows x columns as in 24x16; default: 32. With --exact that of the
     canvas; default: the size of the largest picture up to 32."""

@@ -60,7 +60,7 @@ class Probe:
     labels_per_class: str | None = None
     """Comma-separated numbers, as in 4,25,400: fit to random subsets with so many labels per class."""
     repeats: int = 5
-    """Random subsets per number of labels."""
+    """With --labels-per-class: random subsets per number of labels."""
     seed: int = 0
     """Random seed of the subsets and the held-out images."""
     baselines: bool = True
@@ -69,9 +69,10 @@ class Probe:
     """Also train other networks on the same labels, comma-separated: resnet20, a ResNet-20 from scratch, or the run or
     folder of a student of nextpixel distill, probed and fine-tuned."""
     trials: int = 3
-    """Hyperparameter trials of each such network on held-out labels; the model is also probed with as many."""
+    """With --against: hyperparameter trials of each network on held-out labels; the model is also probed with as
+    many."""
     epochs: int | None = None
-    """Epochs of each such training; default: 30, or more to see at least 8,000 images."""
+    """With --against: epochs of each training; default: 30, or more to see at least 8,000 images."""
     figure: Path | None = None
     """Plot accuracy by layer, or by labels per class, to this PNG file."""
     out: Path | None = None

@@ -54,7 +54,7 @@ class Score:
     """Nats per pixel of the images given their captions: names, folders, a .csv or .jsonl file of file,caption, or a
     text column, see pretrain --help."""
     seed: int = 0
-    """Random seed of the split of the normal images."""
+    """With --against: random seed of the split of the normal images."""
     share: ShareOptions = field(default_factory=ShareOptions)
     model: PictureOptions = field(default_factory=PictureOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

@@ -12,7 +12,7 @@ import tyro
 from nextpixel.cli.arguments import check_run, joined, parse, print_json, resumable, show
 from nextpixel.cli.common import check_sources, psnr_text
 from nextpixel.cli.hints import command, placing
-from nextpixel.config import CodecConfig, OutputOptions, side_text, to_size
+from nextpixel.config import CodecConfig, OutputOptions, refuse_given, side_text, to_size
 from nextpixel.errors import InputError
 from nextpixel.progress import say, say_left_out
 
@@ -28,10 +28,10 @@ class TokenizerArguments:
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES]")] = ()
     """Picture files, folders, arrays, parquet files or hub names; several are concatenated."""
     kind: Literal["patches", "learned", "palette"] = "patches"
-    """patches: the nearest of the patches that k-means finds in the images, for which --patch, --codes, --side, --seed
-    and the options of images count. learned: a convolutional codec around finite scalar quantisation (Mentzer et al.
-    2023), trained by the other options too. palette: a colour for each pixel, with the options of `nextpixel palette`,
-    which is short for it."""
+    """patches: the nearest of the patches that k-means finds in the images, which uses only --patch, --codes, --side,
+    --seed, --validation-fraction, --cache and the options of images. learned: a convolutional codec around finite
+    scalar quantisation (Mentzer et al. 2023), trained by the other options too. palette: a colour for each pixel, with
+    the options of `nextpixel palette`, which is short for it."""
     learned_decoder: bool = False
     """With --kind patches, also train the decoder of a learned one for them: the tokens stay, their pictures are
     smoother. A run like that of --kind learned."""
@@ -61,6 +61,8 @@ def run(argv: Sequence[str]) -> None:
     if args.kind == "learned" or args.learned_decoder or args.resume is not None:
         out, facts = _train(args)
     else:
+        training = "width blocks steps batch_images learning_rate warmup_steps evaluate_every_steps"
+        refuse_given(args.config, training, "requires `kind=learned` or `learned_decoder`")
         out, facts = _fit(args)
     from nextpixel.tokens import Reconstruction, load_tokenizer
 
