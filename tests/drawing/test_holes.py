@@ -228,6 +228,15 @@ def test_a_hole_grows_to_the_tokens_that_see_it(tokenizer: Any, grid: Any) -> No
     assert all(np.array_equal(pixels, drawing.images[i, y]) for (i, y), pixels in drawn.items())
 
 
+def test_only_what_is_being_drawn_holds_noise_and_particles(model: ImageGPT) -> None:
+    filling = Filling(model, PICTURES[:1], RING[None], n=40, particles=8)
+    most = 0
+    for _ in filling.rounds():
+        most = max(most, sum("rows" in vars(one) and len(one.rows) > 0 for one in filling.runs))
+    assert 0 < most <= filling.room // 8 < 40
+    assert all(one.tokens.base.shape == (36,) and not one.rows for one in filling.runs)  # one row, seen eight times
+
+
 def test_rows_keep_no_more_than_themselves(model: ImageGPT) -> None:
     filling = Filling(model, PICTURES[:1], RING[None], n=2, particles=2)
     list(filling.rounds())
@@ -240,6 +249,7 @@ def test_streamed_rows_are_not_decoded_beside_a_token_that_was_never_drawn(monke
     model.tokenizer = LEARNED
     square, mask = np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 8, 8), bool)
     filling = Filling(model, square, mask, particles=2)
+    assert len(filling.runs[0].rows) == 1  # nothing known, nothing to weigh
     filling.runs[0].tokens[:, :6] = [7, 8, 9, 10, 11, 12]
     filling.runs[0].tokens[:, 6:] = FREE
     decoded: list[list[int]] = []
@@ -279,9 +289,9 @@ def test_bad_masks_are_refused(model: ImageGPT, mask: Any, message: str) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"particles": 0}, "particles: expected a whole number from 1 to 256, got 0"),
+        ({"particles": 0}, "particles: expected 1 to 256, got 0"),
         ({"particles": 2.5}, "particles: expected a whole number"),
-        ({"particles": 257}, "particles: expected a whole number"),
+        ({"particles": 257}, "particles: expected 1 to 256, got 257"),
         ({"keep": 0.25}, "keep: cannot be combined with `mask`"),
         ({"keep_side": "left"}, "keep_side: cannot be combined with `mask`"),
         ({"n": 0}, "n: expected at least 1"),

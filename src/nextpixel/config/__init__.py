@@ -65,6 +65,7 @@ from nextpixel.config.terms import (
     channels_of,
     check_fit,
     check_no_keep,
+    check_number,
     check_numbers,
     check_origin,
     check_picture_count,

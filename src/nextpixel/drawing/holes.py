@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import SamplingConfig, check_picture_count
+from nextpixel.config import SamplingConfig, check_number, check_picture_count
 from nextpixel.devices import free_memory_bytes
 from nextpixel.drawing.guide import FREE, REACH, guide_of
 from nextpixel.drawing.loop import Row, Table
@@ -29,7 +29,6 @@ from nextpixel.drawing.sampling import (
     check_draws,
     join,
 )
-from nextpixel.errors import InputError
 from nextpixel.images import orient, undo_orient
 from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
@@ -159,7 +158,7 @@ class Filling:
             for i, (picture, completion) in enumerate(numbers or itertools.product(range(len(squares)), range(n)))
         ]
         self._waiting = [(hole.drawn_at > 0).any(1) for hole in self.holes for _ in range(n)]
-        rows = sum(len(one.rows) for one in self.runs)
+        rows = sum(one.count for one in self.runs)
         self.tokens = sum(int((one.known == FREE).sum()) for one in self.runs)
         steps = max((len(one.known) - one.position for one in self.runs), default=0)
         self.decoder = choose_decoder(model, rows, steps, sampling.speed, independent_rows=True)
@@ -173,8 +172,8 @@ class Filling:
         total = 0
         for one in self.runs:
             several = max(one.position, min(one.last + 1, len(one.known)))  # up to here with all particles
-            total += len(one.rows) * (several - one.position)
-            total += min(len(one.rows), ALONE) * (len(one.known) - several)
+            total += one.count * (several - one.position)
+            total += min(one.count, ALONE) * (len(one.known) - several)
         return total
 
     def draw(self) -> Drawing:
@@ -227,9 +226,9 @@ class Filling:
         """Begin as many completions as the table has room for, those of prompts of one length together."""
         taken: dict[int, list[int]] = {}
         room = table.free
-        while waiting and len(self.runs[waiting[0]].rows) <= room:
+        while waiting and self.runs[waiting[0]].count <= room:
             i = waiting.popleft()
-            room -= len(self.runs[i].rows)
+            room -= self.runs[i].count
             taken.setdefault(self.runs[i].first, []).append(i)
         for own in taken.values():
             pictures = sorted({i // self.n for i in own})
@@ -285,7 +284,4 @@ class Filling:
 
 def check_particles(particles: int) -> None:
     """Raise InputError unless a completion can have so many particles."""
-    if isinstance(particles, bool) or not isinstance(particles, int) or not 1 <= particles <= PARTICLES_AT_MOST:
-        raise InputError(
-            f"expected a whole number from 1 to {PARTICLES_AT_MOST}, got {particles!r}", argument="particles"
-        )
+    check_number("particles", particles, f"1 to {PARTICLES_AT_MOST}", lambda n: 1 <= n <= PARTICLES_AT_MOST, whole=True)

@@ -14,6 +14,7 @@ is multiplied by the normaliser, and divided by psi(x, y) when y is reached. Any
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ class Particles:
     guide      None: plain particles
 
     Free tokens are drawn as `sampling` and `allowed` say. `tokens` (N, T) are what the particles have drawn, `nats`
-    (N,) the sums of -ln p of the free ones.
+    (N,) the sums of -ln p of the free ones. Noise, steering and a copy of the tokens for each particle are kept only
+    from the first use of `rows` to the last token.
     """
 
     def __init__(
@@ -60,25 +62,32 @@ class Particles:
         guide: Guide | None = None,
     ) -> None:
         free = np.flatnonzero(known == FREE)
-        count = particles if len(free) and (known[free[0] :] != FREE).any() else 1
-        noise = token_noise(sampling.seed, picture, completion, (count + 1, len(known)))  # one more for resampling
-        self.known, self.guide = known, guide
+        self.count = count = particles if len(free) and (known[free[0] :] != FREE).any() else 1
+        self.known, self.columns, self.guide = known, columns, guide
+        self.sampling, self.allowed, self._numbers = sampling, allowed, (picture, completion)
         self._ahead: dict[int, list[tuple[int, int]]] = {}  # (distance, known token) of what steers a position
         self._behind: dict[int, list[tuple[int, int]]] = {}  # (distance, position) of what a known position steers
-        for place, by, distance in steered(known, columns) if guide is not None else ():
-            self._ahead.setdefault(place, []).append((distance, int(known[by])))
-            self._behind.setdefault(by, []).append((distance, place))
-        self.sampling, self.allowed = sampling, allowed
         self.first = self.position = int(free[0]) if len(free) else len(known)
         self.last = int(free[-1]) + ROWS_PAST * columns if len(free) else len(known)
         """After this position one particle survives."""
-        self.tokens = np.tile(known, (count, 1))
+        self.tokens = np.broadcast_to(known, (count, len(known)))
         self.nats, self.log_weights, self.ancestors = np.zeros(count), np.zeros(count), np.arange(count)
         self.log_evidence = 0.0
         self.chosen: int | None = None
         self.ancestors_left = count
-        self._resampling_noise = noise[-1]
-        self.rows = [Particle(own, sampling, self.position, allowed, self, index=i) for i, own in enumerate(noise[:-1])]
+
+    @cached_property
+    def rows(self) -> list[Particle]:
+        """What a Table draws."""
+        for place, by, distance in steered(self.known, self.columns) if self.guide is not None else ():
+            self._ahead.setdefault(place, []).append((distance, int(self.known[by])))
+            self._behind.setdefault(by, []).append((distance, place))
+        self.tokens = self.tokens.copy()
+        *noise, self._resampling_noise = token_noise(
+            self.sampling.seed, *self._numbers, (self.count + 1, len(self.known))
+        )
+        shared = self.sampling, self.position, self.allowed, self
+        return [Particle(own, *shared, index=i) for i, own in enumerate(noise)]
 
     @property
     def prompt(self) -> Tensor:
@@ -96,13 +105,13 @@ class Particles:
     @property
     def final(self) -> NDArray[np.int64]:
         """The tokens of the completion, (T,); right where they are `agreed`."""
-        return self.tokens[self.chosen or 0]
+        return self.tokens[self.chosen or 0].copy()
 
     def choose(self, table: Table, numbers: list[int], own: Tensor, logits: Tensor, noise: Tensor) -> Tensor:
         order = self._order(table, numbers)
         known = int(self.known[self.position])
         if known != FREE:
-            self.log_weights[order] += logits[numbers].log_softmax(-1)[:, known].cpu().double().numpy()
+            self.log_weights[order] += logits[numbers].float().log_softmax(-1)[:, known].cpu().double().numpy()
             for distance, place in self._behind.get(self.position, ()):
                 assert self.guide is not None
                 self.log_weights -= self.guide.log_ratios(distance, known)[self.tokens[:, place]].numpy()
@@ -132,6 +141,9 @@ class Particles:
         self.position += 1
         if self.position == len(self.known) or (self.chosen is None and self.position > self.last):
             self._finish()
+        if self.position == len(self.known):
+            self.tokens = np.broadcast_to(self.final, self.tokens.shape)
+            self.rows, self._ahead, self._behind = [], {}, {}
 
     def _order(self, table: Table, numbers: list[int]) -> list[int]:
         """The particles of these rows, which the table may have moved."""
