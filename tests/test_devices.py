@@ -68,7 +68,7 @@ def test_a_gpu_compiles_with_triton_and_a_c_compiler(monkeypatch: pytest.MonkeyP
 def test_a_mac_has_the_memory_of_its_gpu_or_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 << 30)
-    assert free_memory_bytes("mps", tmp_path) == 10 << 30
+    assert free_memory_bytes("mps", tmp_path) == free_memory_bytes("mps:0", tmp_path) == 10 << 30
     known = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 1 << 14}  # os.sysconf of macOS knows no SC_AVPHYS_PAGES
 
     def sysconf(name: str) -> int:

@@ -22,7 +22,9 @@ def choose_device(name: str) -> str:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(device for device in ("cuda", "mps", "cpu") if available[device])
-    if not available.get(name.split(":")[0]):
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not available.get(kind) or (index and not (index.isdecimal() and int(index) < count)):
         raise InputError(
             f"{name} is not available here, expected one of "
             f"{', '.join(device for device, found in available.items() if found)}",
@@ -69,7 +71,7 @@ def free_memory_bytes(device: str, root: Path = Path("/")) -> int:
     """Free memory of the device now; for the CPU, what the kernel and every cgroup allow, read from below `root`."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    if device == "mps":
+    if device.startswith("mps"):
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return_freed_memory()
     if reported := _reported_bytes(root):

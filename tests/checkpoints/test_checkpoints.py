@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import ImageGPTForCausalImageModeling
 
 import nextpixel
 from nextpixel import ImageGPT, InputError
+from nextpixel.devices import choose_device
 from nextpixel.images.sources import load_images
 from nextpixel.tokens.patches import Patches
 
@@ -71,9 +73,33 @@ def test_the_device_is_chosen_and_one_that_is_not_there_is_refused(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert nextpixel.load(folder, device="auto").device.type == "cpu"
-    for absent in ("cuda", "mps", "cuda:1", "abacus"):
+    for absent in ("cuda", "mps", "cuda:1", "abacus", "cpu:x", "cpu:1"):
         with pytest.raises(InputError, match=f"{absent} is not available here, expected one of cpu"):
             nextpixel.load(folder, device=absent)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [choose_device(name) for name in ("cuda", "cuda:1", "auto")] == ["cuda", "cuda:1", "cuda"]
+    with pytest.raises(InputError, match="cuda:2 is not available here"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, "bf16"])
+def test_types_that_cannot_hold_weights_are_refused(model: ImageGPT, folder: Path, tmp_path: Path, dtype: Any) -> None:
+    with pytest.raises(InputError, match=r"dtype: expected one of torch\.float32"):
+        nextpixel.load(folder, dtype=dtype)
+    with pytest.raises(InputError, match=r"dtype: expected one of torch\.float32"):
+        nextpixel.save(model, tmp_path / "x", dtype=dtype)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_empty_name_is_no_model() -> None:
+    with pytest.raises(InputError, match=r"model: expected a checkpoint folder, .* got ''"):
+        nextpixel.load("")
+
+
+def test_an_unknown_fit_is_refused(model: ImageGPT) -> None:
+    with pytest.raises(InputError, match="fit: expected one of crop, imagenet, squash, place, got 'sqaush'"):
+        model.fit = "sqaush"  # type: ignore[assignment]
 
 
 def test_a_trained_bias_is_refused_not_dropped(folder: Path) -> None:

@@ -64,6 +64,13 @@ def load(prefix: str | Path) -> ImageGPT:
 # ---- the same model
 
 
+def test_an_absent_device_and_an_unusable_type_are_refused() -> None:
+    with pytest.raises(InputError, match="cpu:x is not available here"):
+        load_openai("openai", palette=Palette(COLORS), device="cpu:x")
+    with pytest.raises(InputError, match=r"dtype: expected one of torch\.float32"):
+        load_openai("openai", palette=Palette(COLORS), dtype=torch.int8)
+
+
 @both
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_logits_are_those_of_tensorflow(name: str, dtype: torch.dtype, tolerance: float) -> None:

@@ -175,6 +175,8 @@ def test_public_functions_take_captions() -> None:
         (True, {"guidance": 101.0, "caption": "red"}, r"guidance: expected at most 100, got 101"),
         (True, {"guidance": float("nan"), "caption": "red"}, r"guidance: expected a number of 0 or more"),
         (True, {"caption": []}, r"caption: expected at least one, got none"),
+        (True, {"caption": 3}, r"caption: expected text, or several texts, got 3"),
+        (True, {"caption": ["red", None]}, r"caption: expected text, or several texts, got \['red', None\]"),
         (False, {"caption": "red"}, r"caption: expected none, as the model was trained without captions, got one"),
         (False, {"guidance": 2.0}, r"guidance: expected 1, as the model was trained without captions, got 2"),
         (False, {"allow_colors": "#012345"}, r"allow_colors: expected colours of the model, got #012345, which is"),

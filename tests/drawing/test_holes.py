@@ -286,6 +286,13 @@ def test_bad_masks_are_refused(model: ImageGPT, mask: Any, message: str) -> None
         complete(model, PICTURES, mask=mask)
 
 
+def test_particles_without_a_hole_are_refused(model: ImageGPT) -> None:
+    for function in (complete, stream):
+        with pytest.raises(InputError, match="particles: requires `mask`"):
+            list(function(model, PICTURES, particles=16))
+    assert len(complete(model, PICTURES[:1], mask=RING[None], particles=np.int64(2))) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

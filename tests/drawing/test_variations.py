@@ -107,6 +107,7 @@ def test_python_takes_pictures_and_settings(model: ImageGPT, squares: np.ndarray
         ({"n": 0}, "n: expected"),
         ({"colors": "#123456"}, "colors: expected colours of the model, got #123456, which is none of its 5; near"),
         ({"colors": "red"}, "colors: expected #rrggbb"),
+        ({"colors": ["#123456"]}, "colors: expected text as in"),
         ({"colors": RED, "allow_colors": BLUE}, "colors: cannot be combined with `allow_colors`"),
         ({"colors": RED, "forbid_colors": f"{RED},0"}, "colors: expected at least one of 5 colours to be left"),
         ({"caption": "red"}, "caption"),

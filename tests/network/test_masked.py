@@ -14,6 +14,7 @@ from transformers import AutoConfig
 import nextpixel
 from nextpixel import ImageGPT, ImageGPTConfig, InputError, Palette
 from nextpixel.checkpoints import Run
+from nextpixel.checkpoints.card import model_card
 from nextpixel.data.decoded import masks
 from nextpixel.evaluation.likelihood import evaluate
 from nextpixel.network.losses import masked_cross_entropy
@@ -101,3 +102,9 @@ def test_a_masked_model_is_trained_saved_and_loaded_as_one(tmp_path: Path) -> No
     again = nextpixel.load(tmp_path / "ours")
     assert again.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_the_card_does_not_promise_pictures() -> None:
+    model = lively(CONFIG)
+    model.tokenizer = Palette(np.random.default_rng(0).uniform(-1, 1, (10, 3)))
+    assert "pipeline_tag: image-feature-extraction" in model_card(model, "ann/masked")

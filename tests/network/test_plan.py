@@ -42,7 +42,7 @@ def test_the_flops_of_the_paper_s_model_are_those_published() -> None:
     assert days == pytest.approx(0.9, abs=0.05)  # petaFLOP/s-days of Chen et al.'s S: a million steps of 128
 
 
-@pytest.mark.parametrize("options", [{}, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("options", [{}, MODERN, {"objective": "masked"}, {"orientations": 8}], ids=str)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_saved_activations_are_what_autograd_keeps(options: dict[str, object], dtype: str, checkpointed: bool) -> None:

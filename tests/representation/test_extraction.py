@@ -197,12 +197,14 @@ def test_compiled_blocks_give_the_same_features_and_are_eager_again_afterwards()
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
-@pytest.mark.parametrize("modern", [False, True])
+@pytest.mark.parametrize("kind", ["classic", "modern", "masked"])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_int8_features_are_close_to_the_plain_ones(modern: bool, shifted: bool) -> None:
-    options: dict[str, Any] = (
-        dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True) if modern else {}
-    )
+def test_int8_features_are_close_to_the_plain_ones(kind: str, shifted: bool) -> None:
+    options: dict[str, Any] = {
+        "classic": {"classes": ("a", "b"), "class_layer": 3, "class_pooling": "grid"},  # as after fine-tuning
+        "modern": dict(positions="rotary", qk_norm=True, activation="squared-relu", mix_input=True),
+        "masked": {"objective": "masked"},
+    }[kind]
     config = ImageGPTConfig(layers=4, width=64, heads=2, side=10, colors=16, **options)
     model, layers = lively(config, torch.float32), [4, 0, 2, 2]
     tokens = some_tokens(20, config)
@@ -218,11 +220,11 @@ def test_int8_features_are_close_to_the_plain_ones(modern: bool, shifted: bool) 
 
 
 def test_int8_features_are_refused_where_they_are_not_supported() -> None:
-    config = ImageGPTConfig(layers=1, width=48, heads=3, side=4, colors=16, objective="masked")
+    config = ImageGPTConfig(layers=1, width=24, heads=3, side=4, colors=16)
     model = lively(config, torch.float32)
-    with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
+    with pytest.raises(InputError, match="dtype: int8 features need an Image GPT of a width that 16 divides"):
         pooled(model, some_tokens(2, config), [1], dtype="int8")
-    with pytest.raises(InputError, match="dtype: int8 features need an autoregressive"):
+    with pytest.raises(InputError, match="dtype: int8 features need an Image GPT"):
         features_of(ResNet(ResNetConfig()), np.zeros((1, 32, 32, 3), np.uint8), [0], dtype="int8")
 
 

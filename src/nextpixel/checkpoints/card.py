@@ -62,7 +62,7 @@ def model_card(model: ImageGPT, name: str) -> str:
     draws = config.objective == "autoregressive"
     other = CLASSIC.format(start=config.colors) if classic else ""
     use = 'halves = nextpixel.complete(model, "cat.png", keep=0.5, n=8)' if draws else "model.config"
-    task = "unconditional-image-generation"
+    task = "unconditional-image-generation" if draws else "image-feature-extraction"
     if model.words is not None:
         use += f"\nfresh = nextpixel.sample(model, n=8, caption={json.dumps(model.words.table[0])}, guidance=2)"
         use += f"  # it knows {len(model.words):,} words: model.words.table"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from nextpixel.checkpoints import native, resnet, transformers
 from nextpixel.checkpoints.card import public
 from nextpixel.checkpoints.runs import Run
-from nextpixel.checkpoints.weights import Weights, section, valid_shape, write_weights
-from nextpixel.config import Fit, ImageGPTConfig, Levels, check_keywords
+from nextpixel.checkpoints.weights import Weights, check_dtype, section, valid_shape, write_weights
+from nextpixel.config import ImageGPTConfig, Levels, check_keywords
 from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.files import BUNDLED, EMBEDDED, check_model_name, new_folder, new_output, read_json, write_json
@@ -40,8 +40,7 @@ def load(name: str | Path | None = None, *, device: str = "cpu", dtype: torch.dt
     invalid.
     """
     device = choose_device(str(device))  # fail before downloading weights
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"expected a type such as torch.float32, got {dtype!r}", argument="dtype")
+    check_dtype(dtype)
     return _load(name, device, dtype)
 
 
@@ -103,6 +102,7 @@ def save(
     and then all pixels but the last, its logits equal model.classify(tokens). Raises InputError for a model that
     transformers would compute wrongly.
     """
+    check_dtype(dtype)
     if for_transformers and isinstance(model, ResNet):
         raise InputError("a convolutional network cannot be saved for transformers: it is not an Image GPT")
     if for_transformers and isinstance(model, ImageGPT) and not transformers.computes(model):
@@ -162,7 +162,9 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def _find(name: str | Path | None) -> Path:
-    path = Path(name or EMBEDDED)
+    path = Path(EMBEDDED if name is None else name)
+    if not str(name):
+        check_model_name(name)
     if (path / "run.json").is_file():
         return Run(path).best_checkpoint()
     if is_bundled(path):
@@ -211,11 +213,9 @@ def _read_preprocessing(folder: Path, model: ImageGPT) -> None:
     model.tokenizer = _read_tokenizer(values, ours, model.config, path)
     if model.config.words:
         model.words = _read_words(ours, model.config, path)
-    fit = ours.get("fit", model.fit)  # set with the tokenizer
-    if fit not in get_args(Fit):
-        raise InputError(f"{path}: fit: expected one of {', '.join(get_args(Fit))}, got {fit!r}")
     with valid_shape(path):
-        model.fit, model.levels = fit, Levels.among(ours)
+        model.fit = ours.get("fit", model.fit)  # that of the tokenizer
+        model.levels = Levels.among(ours)
 
 
 def _read_tokenizer(values: dict[str, Any], ours: dict[str, Any], config: ImageGPTConfig, path: Path) -> Tokenizer:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from nextpixel.checkpoints.tensorflow import Bundle
-from nextpixel.checkpoints.weights import check_finite, valid_shape
+from nextpixel.checkpoints.weights import check_dtype, check_finite, valid_shape
 from nextpixel.config import ImageGPTConfig
+from nextpixel.devices import choose_device
 from nextpixel.errors import InputError
 from nextpixel.network.model import ImageGPT
 from nextpixel.tokens.palette import Palette
@@ -32,6 +33,8 @@ def load_openai(
     Tensors of an optimiser or a class head are ignored.
     Raises InputError for another kind of checkpoint, and for missing or damaged files or tensors.
     """
+    device = choose_device(str(device))
+    check_dtype(dtype)
     bundle = Bundle(prefix)
     config = _read_config(bundle)
     palette = palette or Palette.openai()

@@ -84,6 +84,13 @@ def valid_shape(where: Path, network: str = "an Image GPT") -> Iterator[None]:
         raise InputError(f"{where}: expected the shape of {network}, got a problem with {error}") from None
 
 
+def check_dtype(dtype: object) -> None:
+    """Raise InputError unless weights can be stored and computed in this torch.dtype."""
+    known = torch.float32, torch.bfloat16, torch.float16, torch.float64
+    if dtype not in known:
+        raise InputError(f"expected one of {', '.join(map(str, known))}, got {dtype!r}", argument="dtype")
+
+
 def section(values: dict[str, Any]) -> dict[str, Any]:
     """nextpixel's own section of a JSON file of a checkpoint."""
     found = values.get("nextpixel")

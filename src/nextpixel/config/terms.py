@@ -79,7 +79,9 @@ def channels_of(fit: Fit) -> int:
 
 
 def check_fit(fit: Fit, channels: int) -> None:
-    """Raises InputError where a model of so many channels cannot take pictures of that fit."""
+    """Raises InputError for an unknown fit, or one whose pictures a model of so many channels cannot take."""
+    if fit not in get_args(Fit):
+        raise InputError(f"expected one of {', '.join(get_args(Fit))}, got {shortened(fit)}", argument="fit")
     if channels_of(fit) != channels:
         raise InputError(
             f"expected {'place' if channels == 4 else 'crop, imagenet or squash'}, got {fit}: place is for models of "

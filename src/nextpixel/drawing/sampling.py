@@ -71,8 +71,8 @@ class Drawing:
     nats: NDArray[np.float32]
     """(M * n,) mean -ln p of the drawn pixels under the model itself, given the caption, at temperature 1."""
     drawn_at: NDArray[np.int64]
-    """(H, W), the step, counted from 1, in which each pixel was drawn, row by row; 0: it was given. Of variations,
-    whose given pixels differ, (M * n, H, W)."""
+    """(H, W), the step, counted from 1, in which each pixel was drawn, row by row; 0: it was given. (M * n, H, W) where
+    the given pixels differ: of variations, and of several masks."""
     mode: str
     """The decoder that `speed` selected."""
     evidence: Evidence | None = None
@@ -153,11 +153,17 @@ def complete(
             model, squares, masks, n=n, particles=particles, sampling=SamplingConfig(**settings), caption=caption
         ).draw()
         return pictures(model, filled)
+    _check_no_particles(particles)
     squares = load_images(images, model.size, fit=model.fit, levels=model.levels)
     drawing = draw(
         model, squares, keep=keep, n=n, sampling=SamplingConfig(**settings), keep_side=keep_side, caption=caption
     )
     return pictures(model, drawing)
+
+
+def _check_no_particles(particles: int) -> None:
+    if particles != 8:
+        raise InputError("requires `mask`", argument="particles")
 
 
 def load_holes(
@@ -201,6 +207,7 @@ def stream(
         filling = Filling(model, given, masks, n=n, particles=particles, sampling=chosen, caption=caption)
         yield from filling.stream()
         return
+    _check_no_particles(particles)
     squares = None if images is None else load_images(images, model.size, fit=model.fit, levels=model.levels)
     sampling = SamplingConfig(**settings)
     plan = _plan(model, squares, keep, n, sampling, caption)
@@ -350,7 +357,7 @@ def caption_tags(
 
     Raises InputError for a caption that the model cannot take, and for guidance without one.
     """
-    if isinstance(caption, str | Sequence):
+    if not isinstance(caption, Tensor | None):
         caption = encode_captions(model.words, caption)
     tags = None if caption is None else caption.to(model.device)
     if tags is not None and not len(tags):

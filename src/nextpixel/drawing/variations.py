@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nextpixel.config import Part, SamplingConfig, SamplingKeywords, Size, check_keywords, check_picture_count
 from nextpixel.drawing.holes import Filling
 from nextpixel.drawing.sampling import Drawing, pictures
-from nextpixel.errors import InputError
+from nextpixel.errors import InputError, shortened
 from nextpixel.images import PictureList
 from nextpixel.images.sources import load_images
 from nextpixel.network.model import ImageGPT
@@ -108,6 +108,8 @@ def _only_colors(
     model: ImageGPT, squares: NDArray[np.uint8], colors: str, sampling: SamplingConfig
 ) -> tuple[SamplingConfig, NDArray[np.bool_]]:
     """Sampling with these colours and transparency alone, and the pixels (M, H, W) that have others."""
+    if not isinstance(colors, str):
+        raise InputError(f'expected text as in "#ff0000,7", got {shortened(colors)}', argument="colors")
     if sampling.allow_colors is not None:
         raise InputError(
             "cannot be combined with `allow_colors`, which leaves pixels of other colours", argument="colors"

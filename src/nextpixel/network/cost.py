@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -72,10 +72,15 @@ def activation_bytes_per_image(
     config: ImageGPTConfig, *, dtype: str, compiled: bool = False, checkpointed: bool = False
 ) -> int:
     """Peak memory of one image's activations in training."""
-    block, around, color = _SAVED[config.is_classic, dtype, compiled]
+    block, around, color = _saved(config, dtype, compiled)
     kept = 4 * config.layers + block if checkpointed else block * config.layers
     around_blocks = around * config.width + (color + _LOSS_BYTES_PER_COLOR) * config.colors
     return config.slots * (kept * config.width + around_blocks)
+
+
+def _saved(config: ImageGPTConfig, dtype: str, compiled: bool) -> tuple[int, int, int]:
+    paper = replace(config, objective="autoregressive", orientations=1, words=0)  # which change no layer
+    return _SAVED[paper.is_classic, dtype, compiled]
 
 
 def micro_batch_images(batch_images: int, image_bytes: int, free_bytes: float, on_cpu: bool) -> int:
@@ -159,7 +164,7 @@ def memory(
     weights = 4 * config.parameters
     copies = 2 * config.layers * config.block_matrix_parameters if dtype == "bf16" else 0
     matrices = 4 * config.layers * config.block_matrix_parameters if optimizer == "muon" else 0
-    logits = micro_batch * config.tokens * (_SAVED[config.is_classic, dtype, compiled][2] + _LOSS_BYTES_PER_COLOR)
+    logits = micro_batch * config.tokens * (_saved(config, dtype, compiled)[2] + _LOSS_BYTES_PER_COLOR)
     logits *= config.colors
     image = activation_bytes_per_image(config, dtype=dtype, compiled=compiled, checkpointed=checkpointed)
     gathered = copies if shards == 1 else 2 * 2 * config.block_matrix_parameters  # two bf16 blocks: in use, prefetched

@@ -338,8 +338,7 @@ def check_dtype(model: Backbone, dtype: str) -> None:
         raise InputError(f"expected fp32, bf16 or int8, got {dtype!r}", argument="dtype")
     if dtype == "int8" and not (isinstance(model, ImageGPT) and supports_int8(model)):
         raise InputError(
-            "int8 features need an autoregressive Image GPT of a width that 16 divides, a CPU and a C "
-            "compiler; expected fp32 or bf16",
+            "int8 features need an Image GPT of a width that 16 divides, a CPU and a C compiler; expected fp32 or bf16",
             argument="dtype",
         )
 

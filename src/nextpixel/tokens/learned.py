@@ -68,7 +68,9 @@ class Learned:
 
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
         """uint8 images (B, H, W, 3) of tokens (B, T), with W / p = `columns`; by default T is a square number."""
-        array = torch.atleast_2d(torch.as_tensor(tokens))
+        array = torch.atleast_2d(
+            tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens, np.int64))
+        )
         rows, columns = grid_of(array.shape[1], columns)
         side = self.patch[0]
         if not array.numel():

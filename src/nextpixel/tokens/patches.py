@@ -87,7 +87,8 @@ class Patches:
         pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements=("C", "W")))
         patches = cut(pixels, self.patch[0])  # (B, T, p * p * 3)
         codes = torch.from_numpy(self.codes).flatten(1).to(pixels.device)
-        return _nearest(patches.flatten(0, 1), codes)[0].view(patches.shape[:2])
+        with torch.autocast(pixels.device.type, enabled=False):
+            return _nearest(patches.flatten(0, 1), codes)[0].view(patches.shape[:2])
 
     def decode(self, tokens: Tensor | NDArray[np.integer], columns: int | None = None) -> NDArray[np.uint8]:
         """uint8 images (B, H, W, 3) of tokens (B, T), with W / p = `columns`; by default T is a square number."""

@@ -151,4 +151,7 @@ def encode_captions(words: Words | None, captions: str | Sequence[str], argument
     """Words.encode of one caption or several. Raises InputError where `words` is None: for a model without captions."""
     if words is None:
         raise InputError("expected none, as the model was trained without captions, got one", argument=argument)
-    return words.encode([captions] if isinstance(captions, str) else captions, argument=argument)
+    several = [captions] if isinstance(captions, str) else captions
+    if not isinstance(several, Sequence) or not all(isinstance(one, str) for one in several):
+        raise InputError(f"expected text, or several texts, got {shortened(captions)}", argument=argument)
+    return words.encode(several, argument=argument)
