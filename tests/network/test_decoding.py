@@ -21,6 +21,7 @@ import pytest
 import torch
 from models import lively, some_tokens
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from nextpixel import ImageGPT, ImageGPTConfig, Palette
 from nextpixel.config import Activation, SamplingConfig
@@ -356,6 +357,9 @@ def test_much_work_on_cuda_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding_module, "can_compile", lambda device: True)
     work = int(decoding_module.COMPILED_FROM / model.config.parameters) + 1
     assert choose_decoder(model, work, 1) is CompiledDecoder
+    for version, kind in (("2.12.1", RowDecoder), ("2.13.0", CompiledDecoder)):  # of a server's thread
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        assert choose_decoder(model, work, 1, independent_rows=True) is kind
     assert choose_decoder(model, work, 1, "exact") is choose_decoder(model, 8, 36) is Decoder
     assert choose_decoder(model, 8, 36, independent_rows=True) is RowDecoder
 

@@ -63,7 +63,7 @@ class Decoder:
         `in_place`: prompt i goes straight into row i of a decoder that has not been used, so that there is one cache.
         """
         cache = self.cache if in_place else self.prompt_cache(len(prompts), self.prefix_slots + prompts.shape[1])
-        return self.network.extend(prompts, cache, prefix, self.positions)[:, -1], cache
+        return self.network.extend(prompts, cache, prefix, self.positions, last=True)[:, -1], cache
 
     def fill(self, rows: Tensor, cache: KVCache, of: Tensor) -> None:
         """Let these rows continue prompts `of` of a prefill's cache; those of a prefill in place do so already."""
@@ -95,9 +95,9 @@ class Decoder:
 
     @classmethod
     def row_bytes(cls, model: ImageGPT) -> int:
-        """Memory of one row: its cache, its copy in the prefill, and the prefill's widest activations."""
+        """Memory of one row: its cache, its copy in the prefill, the prefill's widest activations, and its logits."""
         c = model.config
-        return 2 * cls.cache_bytes(c, model.head.weight.itemsize) + c.tokens * (12 * c.width + 3 * c.colors) * 4
+        return 2 * cls.cache_bytes(c, model.head.weight.itemsize) + 12 * (c.tokens * c.width + c.colors) * 4
 
     @staticmethod
     def cache_bytes(config: ImageGPTConfig, itemsize: int) -> int:
@@ -250,7 +250,9 @@ def choose_decoder(
     time.
     """
     known, work = model.head.weight.dtype in (torch.float32, torch.bfloat16), rows * tokens * model.config.parameters
-    if speed == "auto" and model.device.type == "cuda" and work >= COMPILED_FROM and can_compile("cuda"):
+    # in a thread, as the server draws, torch before 2.13 cannot record graphs (pytorch issue 123177)
+    threads = not independent_rows or torch.__version__ >= "2.13"
+    if speed == "auto" and model.device.type == "cuda" and work >= COMPILED_FROM and threads and can_compile("cuda"):
         return CompiledDecoder
     large = work >= FAST_FROM
     packs = model.device.type == "cpu" and torch.backends.mkldnn.is_available()

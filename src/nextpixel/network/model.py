@@ -418,9 +418,17 @@ class ImageGPT(nn.Module):
         return KVCache(self.config, batch, slots, dtype=self.token_embedding.dtype, device=self.device)
 
     def extend(
-        self, tokens: Tensor, cache: KVCache, prefix: Tensor | None = None, positions: Positions | None = None
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        prefix: Tensor | None = None,
+        positions: Positions | None = None,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """Logits (B, t, K) of the tokens that the newly filled slots predict; the last row scores the next token.
+
+        With `last` only that one, (B, 1, K).
 
         Serves both prefill and step. With an empty cache, `prefix` (1 or B, F, D), by default that of an upright
         picture without a caption, comes before the prompt (B, P), P >= 0; later calls take the tokens drawn since, most
@@ -435,7 +443,7 @@ class ImageGPT(nn.Module):
         count = prefix_slots + tokens.shape[1]
         self._check_length(cache.length + count - cache.prefix_slots + 1)
         positions = positions or raster(self.config, self.device, cache.prefix_slots)
-        logits = self.score_next(tokens, cache, cache.next_slots(count), positions, prefix)
+        logits = self.score_next(tokens, cache, cache.next_slots(count), positions, prefix, last=last)
         cache.advance(count)
         return logits
 
@@ -446,13 +454,16 @@ class ImageGPT(nn.Module):
         slots: slice | Tensor,
         positions: Positions,
         prefix: Tensor | None = None,
+        *,
+        last: bool = False,
     ) -> Tensor:
         """The network's part of `extend`: keys and values go into these slots, and the cache's length stays."""
         h = x0 = self._embed(prefix, F.embedding(tokens, self.token_embedding), positions, slots)
         rotations = positions.rotations_of(slots)
         for block in self.blocks:
             h = block(h, x0, rotations, cache)
-        return self.logits(self.norm(h if prefix is None else h[:, prefix.shape[1] - 1 :]))
+        first = -1 if last else 0 if prefix is None else prefix.shape[1] - 1
+        return self.logits(self.norm(h[:, first:]))
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.config.tokens:
