@@ -61,7 +61,9 @@ def compiled_code(stance: str) -> AbstractContextManager[object]:
 
 
 def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
-    """Matrix products in that type; weights stay as they are."""
+    """Matrix products in that type, fp32 or bf16; weights stay as they are. Raises InputError for another."""
+    if dtype not in ("fp32", "bf16"):
+        raise InputError(f"expected fp32 or bf16, got {dtype!r}", argument="dtype")
     if dtype == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.split(":")[0], torch.bfloat16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,10 +156,7 @@ def bootstrap_interval(
         return math.nan, math.nan
     rng = np.random.default_rng([seed, 0xB007])
     draws = rng.integers(0, len(groups), (repeats, len(groups)))
-    values = [statistic(np.concatenate([groups[i] for i in draw])) for draw in draws]
-    values = [value for value in values if not math.isnan(value)]
-    low, high = np.percentile(values or [math.nan], [2.5, 97.5])
-    return float(low), float(high)
+    return _percentiles(statistic(np.concatenate([groups[i] for i in draw])) for draw in draws)
 
 
 def bootstrap_within(
@@ -171,13 +168,18 @@ def bootstrap_within(
 ) -> tuple[float, float]:
     """95% percentile interval of statistic(rows), drawing rows (n_i, J) with replacement within each group.
 
-    NaN where a group has fewer than two rows, which say nothing of its spread.
+    Draws whose statistic is NaN are skipped; NaN where a group has fewer than two rows, which say nothing of their
+    spread.
     """
     if min(map(len, groups)) < 2:
         return math.nan, math.nan
     rng = np.random.default_rng([seed, 0xB007])
     draws = (np.concatenate([g[rng.integers(0, len(g), len(g))] for g in groups]) for _ in range(repeats))
-    low, high = np.percentile([statistic(rows) for rows in draws], [2.5, 97.5])
+    return _percentiles(map(statistic, draws))
+
+
+def _percentiles(values: Iterable[float]) -> tuple[float, float]:
+    low, high = np.percentile([value for value in values if not math.isnan(value)] or [math.nan], [2.5, 97.5])
     return float(low), float(high)
 
 

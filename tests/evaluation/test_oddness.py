@@ -224,6 +224,13 @@ def test_the_seed_divides_the_normal_images(model: ImageGPT) -> None:
     assert all(len(values) == 10 for values in first.calibration.values())
 
 
+def test_normal_images_among_those_to_score_are_counted(model: ImageGPT, capsys: pytest.CaptureFixture[str]) -> None:
+    images = noise(12)
+    odd_images(model, np.concatenate([images[:3], noise(5, seed=1)]), against=images)
+    said = capsys.readouterr().err
+    assert "3 of 8 images to score are normal images, so that they look too normal" in said
+
+
 def test_what_cannot_be_compared_is_refused(model: ImageGPT) -> None:
     with pytest.raises(InputError, match="at least 2 images"):
         odd_images(model, noise(1))

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -346,8 +347,8 @@ def test_bad_poolings_are_refused(model: ImageGPT, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"palette": None}, "another model"),
-        ({"seed": "x"}, "expected a saved probe, got a problem with the seed 'x'"),
-        ({"seed": -1}, "expected a saved probe, got a problem with the seed -1"),
+        ({"seed": "x"}, "expected a saved probe, got a problem with seed: expected a whole number, 0 or more, got 'x'"),
+        ({"seed": -1}, "expected a saved probe, got a problem with seed: expected 0 or more, got -1"),
         ({"classes": ["dark"]}, "expected a saved probe, got a problem with 1 classes for arrays of"),
         ({"classes": ["a", "b", "c"]}, "expected a saved probe, got a problem with 3 classes for arrays of"),
         ({"classes": "ab"}, "expected a saved probe, got a problem with 1 classes"),
@@ -454,3 +455,68 @@ def test_features_that_are_constant_in_training_do_not_decide_who_is_nearest() -
         _neighbour_accuracy(train.astype(np.float32), names, rows.astype(np.float32), names) for rows in (train, test)
     ]
     assert found[0] == found[1] > 0.9
+
+
+def test_features_of_one_layer_need_no_axis_and_a_given_layer_is_taken() -> None:
+    features, labels = blobs(300, 0)
+    features = features.astype(np.float32)
+    assert np.array_equal(
+        LinearProbe(None).fit_features(features[:, 1], labels).linear_.weight,
+        LinearProbe(None).fit_features(features[:, 1:2], labels).linear_.weight,
+    )
+    assert LinearProbe(None, 1).fit_features(features, labels).layers_ == [1]
+    assert LinearProbe(None, [2, 0]).fit_features(features, labels, layers=[0, 1, 2]).layers_ == [2, 0]
+    with pytest.raises(
+        InputError, match=r"layer: expected layers among \[0, 1, 2\], whose features are given, got \[5\]"
+    ):
+        LinearProbe(None, 5).fit_features(features, labels)
+    with pytest.raises(InputError, match="labels: expected at least two classes, got no images"):
+        LinearProbe(None).fit_features(features[:0], labels[:0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strengths": []}, "strengths: expected at least one, got none"),
+        ({"strengths": [0]}, "strengths: expected above 0, got 0"),
+        ({"strengths": [1, "x"]}, "strengths: expected a number, above 0, got 'x'"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+    ],
+)
+def test_settings_of_a_probe_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LinearProbe(None, **settings)
+
+
+def test_a_probe_that_is_not_fitted_says_so(model: ImageGPT) -> None:
+    with pytest.raises(InputError, match="not fitted yet"):
+        LinearProbe(model).predict(dark_and_bright(2)[0])
+
+
+def test_a_saved_probe_belongs_to_the_weights_and_fit_it_was_fitted_with(model: ImageGPT, tmp_path: Path) -> None:
+    images, labels = dark_and_bright(20)
+    model.fit = "squash"
+    LinearProbe(model, 1).fit(images, labels).save(tmp_path / "probe", model_name="somewhere")
+    model.fit = "crop"
+    wide = np.zeros((4, 12, 3), np.uint8)
+    wide[:, [0, 1, 10, 11]] = 255
+    loaded = LinearProbe.load(tmp_path / "probe", model)
+    squashed = LinearProbe(model, 1)
+    squashed.fit_of_images = "squash"
+    assert np.array_equal(loaded._squares(wide, None), squashed._squares(wide, None))
+    assert not np.array_equal(loaded._squares(wide, None), LinearProbe(model)._squares(wide, None))
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    assert LinearProbe.load(tmp_path / "probe", rounded).layers_ == [1]
+    other = ImageGPT(model.config, seed=9)
+    other.tokenizer = model.tokenizer
+    with pytest.raises(InputError, match="fitted with other weights than those that 'somewhere' has now"):
+        LinearProbe.load(tmp_path / "probe", other)
+
+
+def test_a_class_head_has_a_repr_and_can_be_saved(model: ImageGPT, tmp_path: Path) -> None:
+    model.set_classes(["a", "b"])
+    probe = LinearProbe.of(model)
+    assert repr(probe) == f"LinearProbe(2 classes, layers [{model.config.layers}])" and probe.trials_ == []
+    probe.save(tmp_path / "probe", model_name="somewhere")
+    assert LinearProbe.load(tmp_path / "probe", model).strength_ is None
+    model.set_classes(())

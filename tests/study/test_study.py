@@ -211,6 +211,19 @@ def test_images_without_labels_and_runs_given_twice_are_refused(desk: Path, tmp_
         measure_runs(["small", "large"], "bare.npz", tmp_path / "study", CONFIG)
 
 
+def test_a_class_that_the_chosen_training_images_lack_is_named_before_anything_is_measured(
+    desk: Path, tmp_path: Path
+) -> None:
+    with np.load("set.npz") as arrays:
+        changed = dict(arrays)
+    del changed["class_names"]
+    changed["test_labels"][0] = 2
+    np.savez("rare.npz", **changed)
+    with pytest.raises(InputError, match="expected the classes of the training images, got '2' as well"):
+        measure_runs(["small", "large"], "rare.npz", tmp_path / "study", CONFIG)
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_run_trained_on_the_test_images_is_refused(desk: Path, tmp_path: Path) -> None:
     nextpixel.pretrain("set.npz", split="test", out=tmp_path / "cheat", **(short(desk) | {"steps": 1}))
     with pytest.raises(InputError, match="trained on the test images"):

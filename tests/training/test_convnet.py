@@ -167,6 +167,17 @@ def test_what_does_not_fit_is_refused() -> None:
         fit_convnet(squares, ["a"] * 10)
     with pytest.raises(InputError, match="expected uint8 of shape"):
         fit_convnet(squares.astype(np.float32), labels)
+    for settings, message in (
+        ({"labels": [*labels[:9], None]}, "labels: expected one for each image, got -1 or nothing"),
+        ({"labels": [-1] * 5 + [0] * 5}, "labels: expected one for each image, got -1 or nothing"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"epochs": 2.5}, "epochs: expected a whole number, at least 1, got 2.5"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"dtype": "float16"}, "dtype: expected fp32 or bf16, got 'float16'"),
+        ({"device": "abacus"}, "device: abacus is not available here"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit_convnet(squares, **{"labels": labels} | settings)
     with pytest.raises(InputError, match="blocks: expected a whole number from 1 to 1,000, got 0"):
         ResNetConfig(blocks=0)
 

@@ -207,6 +207,18 @@ def test_large_sets_fit_the_head_to_a_part(tmp_path: Path, monkeypatch: pytest.M
     assert [sorted(part) for part in seen] == [[0] * 5 + [1] * 5]
 
 
+def test_a_class_of_one_image_stays_in_that_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("nextpixel.training.finetuning.HEAD_IMAGES", 10)
+    monkeypatch.setattr(
+        "nextpixel.training.finetuning.fit_best_head", lambda _, squares, labels, *rest: seen.append(labels)
+    )
+    images, _ = labelled(41)
+    names = ["many"] * 40 + ["one"]
+    nextpixel.finetune(model(), images, names, out=tmp_path / "run", **TINY | {"epochs": 1})
+    assert [sorted(set(part)) for part in seen] == [[0, 1]]
+
+
 def test_other_models_are_refused_by_transformers_for_their_own_reason(tmp_path: Path) -> None:
     masked = model("masked")
     masked.set_classes(["a", "b"], 1)
@@ -644,7 +656,7 @@ BAD = {
     "finetune train --out model": ["--out", "model exists already"],
     "finetune train/day --out clf": ["train/day", "expected labelled images", "CSV"],
     "finetune train --out clf --labels no.csv": ["no.csv", "expected a CSV file"],
-    "finetune train --out clf --test-labels no.csv": ["--test-labels", "expected --test with it"],
+    "finetune train --out clf --test-labels no.csv": ["--test-labels: requires --test"],
     "finetune train --out clf --test strange": ["strange", "classes of the training images", "'dusk' as well"],
     "finetune train --out clf --test train": ["train", "test images other than the training images", "--test"],
     "evaluate train --masks -1 --model model": ["--masks", "0 or more", "-1"],

@@ -315,7 +315,11 @@ def refuse_overlap(seen: NDArray[np.bool_], where: str) -> None:
 
 
 def seen_before(
-    train: Iterable[NDArray[np.uint8]], test: NDArray[np.uint8], where: str, what: str = "test images"
+    train: Iterable[NDArray[np.uint8]],
+    test: NDArray[np.uint8],
+    where: str,
+    what: str = "test images",
+    of: str = "training images",
 ) -> NDArray[np.bool_]:
     """Which images of `test` (N, H, W, 3) are also in `train`, pixel by pixel, (N,); prints how many, if any."""
 
@@ -327,7 +331,7 @@ def seen_before(
     if seen.any():
         both = what == "test images" and not seen.all()
         say(
-            f"{where}: {seen.sum():,} of {len(seen):,} {what} are training images, pixel by pixel at side "
+            f"{where}: {seen.sum():,} of {len(seen):,} {what} are {of}, pixel by pixel at side "
             f"{side_text(test.shape[1:3])}{'; figures are given with and without them' * both}"
         )
     return seen

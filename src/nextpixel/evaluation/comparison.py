@@ -103,7 +103,9 @@ def compare_samples(
     Raises InputError for bad images or settings, or fewer than 20 pictures or 40 real images.
     """
     sampling = SamplingConfig(**settings)
-    names = [extractor] if isinstance(extractor, str | Extractor) else list(extractor)
+    names = [extractor] if isinstance(extractor, str | os.PathLike | Extractor) else list(extractor)
+    if not names:
+        raise InputError("expected at least one, got none", argument="extractor")
     extractors = [open_extractor(name, model, layer) for name in names]  # refuses before drawing
     real, _ = read_squares(model, images, split)
     tokenizer = model.tokenizer if isinstance(pictures, int) else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextpixel.config import check_keywords
 from nextpixel.data.decoded import decode, split_indices
+from nextpixel.data.labels import seen_before
 from nextpixel.errors import InputError
 from nextpixel.evaluation.likelihood import require_autoregressive
 from nextpixel.images import png_bytes
@@ -196,6 +197,7 @@ def odd_images(
         raise InputError(
             "expected other images than those to score, got the same; leave it out, or split", argument="against"
         )
+    seen_before(normal.images, squares, "against", "images to score", "normal images, so that they look too normal")
     fit, held = split_indices(len(normal.images), CALIBRATION_SHARE, seed)
     if false_alarms is not None:
         check_false_alarms(false_alarms, len(held))

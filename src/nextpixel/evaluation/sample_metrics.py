@@ -1,7 +1,8 @@
 """Metrics that compare samples with real images by their features, (N, D) and (M, D).
 
-Distances are Euclidean, arithmetic is float64. Memory beyond the features in float64 is about 1 GB at most
-(scikit-learn's `working_memory`). Identical sets have Frechet distance 0, precision, recall and coverage 1.
+Distances are Euclidean, arithmetic is float64. Distances take about 1 GB at most (scikit-learn's
+`working_memory`), the kernel distance 8 bytes for each pair within a tenth of each set. Identical sets have Frechet
+distance 0, and without duplicates precision, recall and coverage 1.
 """
 
 from __future__ import annotations

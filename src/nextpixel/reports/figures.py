@@ -33,7 +33,9 @@ def label_figure(results: Sequence[Result | TrainedResult], path: Path) -> None:
     for name in dict.fromkeys(result.method for result in results):
         rows = [r for r in results if r.method == name and r.labels_per_class is not None]
         means, _, halves = zip(*(mean_interval([score.accuracy for score in row.scores]) for row in rows), strict=True)
-        axes.errorbar([row.labels_per_class for row in rows], means, halves, marker="o", capsize=3, label=name)
+        label = name.replace("$", r"\$")  # else mathematics; and labels that begin with _ would be left out
+        label = f" {label}" if label.startswith("_") else label
+        axes.errorbar([row.labels_per_class for row in rows], means, halves, marker="o", capsize=3, label=label)
     axes.set_xscale("log")
     axes.legend(frameon=False)
     _save(axes, path)
@@ -46,9 +48,9 @@ def loss_accuracy_figure(points: Sequence[Point], controls: Mapping[str, float],
     """
     axes = new_axes(6, 4, "nats per pixel on test images (falling)", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
-    for run, found in points_by_run(points).items():
+    for found in points_by_run(points).values():
         color, marker = colors[found[0].shape], markers[found[0].seed]
-        axes.plot([p.nats for p in found], [100 * p.accuracy for p in found], color=color, lw=1, gid=run)
+        axes.plot([p.nats for p in found], [100 * p.accuracy for p in found], color=color, lw=1)
         for i, point in enumerate(found):
             face = color if i == len(found) - 1 else "white"
             axes.plot([point.nats], [100 * point.accuracy], marker=marker, color=color, mfc=face, ms=5)
@@ -62,12 +64,12 @@ def layer_depth_figure(points: Sequence[Point], controls: Mapping[str, float], p
     """Test accuracy by layer of each run's last checkpoint against relative depth; the chosen layer is filled."""
     axes = new_axes(6, 4, "layer / layers of the network", "probe accuracy, %")
     colors, markers = _by_shape(points), _by_seed(points)
-    for run, found in points_by_run(points).items():
+    for found in points_by_run(points).values():
         last = found[-1]
         color, marker, deepest = colors[last.shape], markers[last.seed], last.layers[-1].layer
         accuracies = [100 * score.accuracy for score in last.layers]
         depths = [score.layer / deepest for score in last.layers]
-        axes.plot(depths, accuracies, color=color, lw=1, marker=marker, mfc="white", ms=5, gid=run)
+        axes.plot(depths, accuracies, color=color, lw=1, marker=marker, mfc="white", ms=5)
         axes.plot([last.best.layer / deepest], [100 * last.accuracy], color=color, marker=marker, ms=5)
     _controls(axes, controls, colors)
     _legend(axes, colors, markers)

@@ -25,7 +25,7 @@ from nextpixel.devices import autocast, can_compile, compiled_code
 from nextpixel.errors import InputError
 from nextpixel.files import new_file
 from nextpixel.images import as_channels
-from nextpixel.images.sources import Source, load_images, open_source, settle
+from nextpixel.images.sources import Source, load_images, open_source, settle, sprites_of
 from nextpixel.images.sources.maps import check_readable
 from nextpixel.network import cost as plan
 from nextpixel.network.int8.packing import Int8Hidden, supports_int8
@@ -62,7 +62,8 @@ def features(
     final norm (Chen et al. 2020, section 2.3). Several layers are concatenated in the order given, (N, len(layer) * D).
     Blocks after the deepest layer are not computed. Default: the middle layer, where the best features tend to be.
     `start_token=False` omits the start token, as transformers' image processor does; use it for comparison only, since
-    the network was trained with the start token and every pixel one position further on.
+    the network was trained with the start token and every pixel one position further on. Masked models and students
+    have none.
     A masked model sees every pixel by default; with `mask_seed` 15% of them are hidden, as in training and in the
     paper's evaluation, chosen by (mask_seed, index of the image). `pooling="mean-std"` appends the standard deviations
     over pixels to each layer's means, 2 D numbers; "grid" gives means and deviations in each cell of a 4 x 4 grid, 32 D
@@ -135,13 +136,13 @@ def tokenizer_hash(model: Backbone) -> str | None:
     return model.tokenizer.hash if isinstance(model, ImageGPT) else None
 
 
-def model_hash(model: Backbone) -> str:
-    """Hex SHA-256 of everything its features depend on: shape, objective, colours and weights."""
+def model_hash(model: Backbone, dtype: torch.dtype = torch.float32) -> str:
+    """Hex SHA-256 of everything its features depend on: shape, objective, colours and weights, rounded to `dtype`."""
     digest = hashlib.sha256(f"{model.config} {tokenizer_hash(model)}".encode())
     statistics = model.buffers() if isinstance(model, ResNet) else ()
     for tensor in (*model.parameters(), *statistics):
         if tensor.is_floating_point():  # the others count batches
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+            digest.update(tensor.detach().to(dtype).float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -214,9 +215,7 @@ def extract(
     resumes; the caller removes the folder once the result is saved. Chunks of other images, layers or weights are
     ignored. Raises InputError when more than one image in ten cannot be read.
     """
-    source = open_source(images)
-    if model.fit == "place":
-        source, _, _ = settle(source, model.size, model.fit, model.levels)
+    source = sprites_of(open_source(images), model.size, model.fit, model.levels)
     check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     found, names, unreadable = [], [], list(source.unreadable)
     for path in extract_chunks(model, source, layers, parts, dtype=dtype, pooling=pooling):

@@ -67,7 +67,7 @@ class Extractor:
         return np.stack([crop_resize(square, (0, 0, width, height), self.size) for square in squares])
 
 
-def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = None) -> Extractor:
+def open_extractor(what: str | os.PathLike[str] | Extractor, judged: ImageGPT, layer: int | None = None) -> Extractor:
     """The extractor of that name, for pictures of the `judged` model.
 
     pixels     the pixels themselves, at the judged model's size
@@ -79,6 +79,7 @@ def open_extractor(what: str | Extractor, judged: ImageGPT, layer: int | None = 
     """
     if isinstance(what, Extractor):
         return what
+    what = os.fspath(what)
     if what == PIXELS:
         return pixel_extractor(judged.size, judged.tokenizer.channels)
     if what == UNTRAINED:

@@ -27,6 +27,11 @@ class Linear:
     def logits(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         return ((features - self.mean) / self.scale @ self.weight.T + self.bias).astype(np.float32)
 
+    def of_raw(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Weight (C, D) and bias (C,) for features that are not standardised."""
+        weight = self.weight / self.scale
+        return weight, self.bias - weight @ self.mean
+
     def calibrated(self, temperature: float, shift: NDArray[np.float32]) -> Linear:
         """The classifier whose logits are logits / temperature + shift."""
         return replace(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
-from nextpixel.config import Levels, Pooling, check_keywords
+from nextpixel.config import Fit, Levels, Pooling, check_keywords, check_number
 from nextpixel.data.labels import class_numbers, folds_of, given_labels, has_label
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, new_output, read_json, write_json
@@ -26,6 +27,7 @@ from nextpixel.representation.extraction import (
     check_layers,
     features_of,
     mirrored,
+    model_hash,
     pooled,
     pooled_columns,
     pooled_width,
@@ -45,7 +47,7 @@ from nextpixel.stats import Score, likeliest, majority, middle_best, score_of
 
 
 class LinearProbe:
-    """Logistic regression (L-BFGS) on standardised features of one layer, or several concatenated.
+    """Logistic regression on standardised features of one layer, or several concatenated.
 
     layer       "best": the layer with the lowest held-out log loss; a number; or numbers to concatenate
     seed        chooses the held-out images
@@ -78,20 +80,28 @@ class LinearProbe:
     ) -> None:
         if pooling not in ("best", *POOLINGS):
             raise InputError(f"expected best or one of {', '.join(POOLINGS)}, got {pooling!r}", argument="pooling")
+        check_number("seed", seed, "0 or more", lambda value: value >= 0, whole=True)
+        if not len(strengths):
+            raise InputError("expected at least one, got none", argument="strengths")
+        for strength in strengths:
+            check_number("strengths", strength, "above 0", lambda value: 0 < value < np.inf)
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
         self.mirror = mirror
         self.levels = Levels()  # of the training images
+        self.fit_of_images: Fit | None = None  # likewise
 
     def __repr__(self) -> str:
         if not hasattr(self, "layers_"):
             return f"LinearProbe(layer={self.layer!r}, not fitted)"
-        return f"LinearProbe({len(self.classes_)} classes, layers {self.layers_}, C {self.strength_:g})"
+        strength = "" if self.strength_ is None else f", C {self.strength_:g}"
+        return f"LinearProbe({len(self.classes_)} classes, layers {self.layers_}{strength})"
 
     def fit(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> LinearProbe:
         """Fit to images and labels (N,), numbers or names; default: the labels of the source. Returns self."""
         model = self._model()
         layers = list(range(model.config.layers + 1)) if self.layer == "best" else check_layers(model, self.layer)
         source, self.levels, _ = settle(open_source(images, split), model.size, model.fit, model.levels)
+        self.fit_of_images = model.fit
         names = given_labels(source, labels)
         squares, known = self._squares(source, None), has_label(names)
         poolings = poolings_to_try(model, len(layers), known.sum()) if self.pooling == "best" else [self.pooling]
@@ -106,24 +116,32 @@ class LinearProbe:
         layers: Sequence[int] | None = None,
         columns: dict[Pooling, slice] | None = None,
     ) -> LinearProbe:
-        """Fit to features (N, J, D) of `layers` (J,), from which `layer="best"` chooses. Returns self.
+        """Fit to features (N, J, D) of `layers` (J,), from which `layer="best"` chooses, or (N, D) of one.
 
-        `columns` are the poolings to choose among, from the simplest, and where they lie along D; by default all
-        features are of one pooling.
+        Returns self. `columns` are the poolings to choose among, from the simplest, and where they lie along D; by
+        default all features are of one pooling.
         """
         self.classes_, numbers = np.unique(np.asarray(labels), return_inverse=True)
         if len(features) != len(numbers):
             raise InputError(f"expected {len(features)}, one for each image, got {len(numbers)}", argument="labels")
         if len(self.classes_) < 2:
-            raise InputError(f"expected at least two classes, got only {self.classes_[0]!r}", argument="labels")
+            got = f"only {self.classes_.tolist()[0]!r}" if len(self.classes_) else "no images"
+            raise InputError(f"expected at least two classes, got {got}", argument="labels")
+        features = features[:, None] if features.ndim == 2 else features
         if not np.isfinite([features.min(), features.max()]).all():
             raise InputError("expected finite features, got NaN or infinity among them")
-        layers = list(range(features.shape[1])) if layers is None else list(layers)
+        fixed = None if self.layer == "best" else [self.layer] if isinstance(self.layer, int) else list(self.layer)
+        if layers is None:
+            layers = fixed if fixed and len(fixed) == features.shape[1] else range(features.shape[1])
+        layers = list(layers)
+        if fixed is not None and not set(fixed) <= set(layers):
+            raise InputError(f"expected layers among {layers}, whose features are given, got {fixed}", argument="layer")
         columns = {"mean" if self.pooling == "best" else self.pooling: slice(None)} if columns is None else columns
         folds = folds_of(numbers, self.seed)
-        choices = [[layer] for layer in layers] if self.layer == "best" else [layers]
+        choices = [[layer] for layer in layers] if fixed is None else [fixed]
         self.trials_, self.sweep_, lowest = [], {}, np.inf
-        self.layers_, self.pooling_, self.strength_ = choices[len(choices) // 2], next(iter(columns)), MIDDLE_STRENGTH
+        self.layers_, self.pooling_ = choices[len(choices) // 2], next(iter(columns))
+        self.strength_: float | None = MIDDLE_STRENGTH
         for pooling in columns if folds else ():
             best = []
             for choice in choices:
@@ -167,7 +185,8 @@ class LinearProbe:
         pooling, layer = model.config.class_pooling, model.config.class_layer or model.config.layers
         probe, width = cls(model, layer, pooling=pooling), model.config.pooled_width(pooling)
         probe.pooling_ = pooling
-        probe.layers_, probe.sweep_, probe.temperature_ = [layer], {}, None
+        probe.layers_, probe.trials_, probe.sweep_ = [layer], [], {}
+        probe.strength_ = probe.temperature_ = None
         probe.classes_ = np.array(model.config.classes)
         weight, bias = model.class_head.weight, model.class_head.bias
         bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -181,10 +200,12 @@ class LinearProbe:
 
     def predict(self, images: Any, *, split: str | None = None, masks: int = 0) -> NDArray[Any]:
         """The most probable class of each image, (N,); with `masks`, the majority vote."""
-        return self.classes_[self.predictions(self._squares(images, split), masks=masks)[1]]
+        _, found = self.predictions(self._squares(images, split), masks=masks)
+        return self.classes_[found]
 
     def features(self, squares: NDArray[np.uint8], dtype: str = "fp32") -> NDArray[np.float32]:
         """Features (N, D) of squares at the model's side, as proba_of takes them."""
+        self._check_fitted()
         how: dict[str, Any] = {"dtype": dtype, "poolings": [self.pooling_], "mirror": self.mirror}
         found = features_of(self._model(), squares, self.layers_, **how)
         return found.reshape(len(squares), -1)
@@ -234,7 +255,8 @@ class LinearProbe:
     def evaluate(self, images: Any, labels: ArrayLike | None = None, *, split: str | None = None) -> Score:
         """Accuracy, top-5, AUC and confusion on test images."""
         model = self._model()
-        source = sprites_of(open_source(images, split), model.size, model.fit, self.levels.over(model.levels))
+        fit, levels = self.fit_of_images or model.fit, self.levels.over(model.levels)
+        source = sprites_of(open_source(images, split), model.size, fit, levels)
         names = given_labels(source, labels)
         squares, known = self._squares(source, None), has_label(names)
         return self.evaluate_squares(squares[known], names[known])
@@ -265,6 +287,7 @@ class LinearProbe:
         """Probabilities (N, C) from features (N, D) of `layers_`."""
         from scipy.special import softmax
 
+        self._check_fitted()
         probabilities: NDArray[np.float32] = softmax(self.linear_.logits(features), axis=1)
         return probabilities
 
@@ -277,9 +300,10 @@ class LinearProbe:
                 part / "probe.json",
                 {
                     "model": model_name,
-                    "fit": self._model().fit,
+                    "fit": self.fit_of_images or self._model().fit,
                     **self.levels.over(self._model().levels).values(),
                     "palette": tokenizer_hash(self._model()),
+                    "weights": model_hash(self._model(), torch.bfloat16),  # the same for those loaded in bf16
                     "layers": self.layers_,
                     "pooling": self.pooling_,
                     "mirror": self.mirror,
@@ -303,13 +327,11 @@ class LinearProbe:
             pooling, mirror = facts.get("pooling", "mean"), facts.get("mirror", False)  # older probes have no others
             ours = tokenizer_hash(model), len(layers) * pooled_width(model, pooling)
             probe, name = cls(model, layers, seed=facts["seed"], pooling=pooling, mirror=mirror), facts["model"]
-            if not isinstance(probe.seed, int) or probe.seed < 0:
-                raise ValueError(f"the seed {probe.seed!r}")
             if not isinstance(mirror, bool):
                 raise ValueError(f"the value {mirror!r} of mirror")
             probe.pooling_ = pooling
-            probe.levels = Levels.among(facts)
-            probe.layers_, probe.strength_ = layers, facts["strength"]
+            probe.levels, probe.fit_of_images = Levels.among(facts), facts.get("fit")
+            probe.layers_, probe.trials_, probe.strength_ = layers, [], facts["strength"]
             probe.temperature_ = facts.get("temperature")  # older probes are not calibrated
             probe.classes_ = np.asarray(facts["classes"])
             probe.sweep_ = {int(layer): accuracy for layer, accuracy in facts["sweep"].items()}
@@ -327,12 +349,21 @@ class LinearProbe:
                 raise InputError(f"{folder}: {part}: expected finite numbers, got {array.dtype} with others among them")
         if ours != theirs:
             raise InputError(f"{folder}: this probe was fitted with another model, {name!r}; load that one")
+        if facts.get("weights") not in (None, model_hash(model, torch.bfloat16)):  # older probes have none
+            raise InputError(
+                f"{folder}: this probe was fitted with other weights than those that {name!r} has now, or with another "
+                "model; fit it again"
+            )
         return probe
 
     def _squares(self, images: Any, split: str | None) -> NDArray[np.uint8]:
         model = self._model()
-        levels = self.levels.over(model.levels)
-        return load_images(images, model.size, split=split, fit=model.fit, levels=levels)
+        fit, levels = self.fit_of_images or model.fit, self.levels.over(model.levels)
+        return load_images(images, model.size, split=split, fit=fit, levels=levels)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "linear_"):
+            raise InputError("this probe is not fitted yet; call fit with labelled images first")
 
     def _model(self) -> Backbone:
         if self.model is None:

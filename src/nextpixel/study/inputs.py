@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nextpixel.checkpoints import Run
 from nextpixel.config import ImageGPTConfig, Levels, Size, StudyConfig
 from nextpixel.data.decoded import DecodedSet, decode
-from nextpixel.data.labels import labelled, labels_of, refuse_overlap, seen_before
+from nextpixel.data.labels import class_numbers, labelled, labels_of, refuse_overlap, seen_before
 from nextpixel.errors import InputError
 from nextpixel.images.sources import train_and_test
 from nextpixel.progress import say, say_left_out
@@ -143,6 +143,7 @@ def read_images(data: Any, size: Size, fit: Any, config: StudyConfig, members: S
         seen_by,
         key=f"{train.key} {test.key}",
     )
+    class_numbers(test_names, np.unique(images.labels), str(data))  # refuses classes that a subset lacks
     if np.unique(images.labels, return_counts=True)[1].max() < 2:
         raise InputError(
             "expected several training images of some class, to choose layers by, got one of each", argument="data"

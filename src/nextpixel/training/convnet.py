@@ -18,12 +18,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional as F
 
-from nextpixel.config import INIT_RATE, ResNetConfig, check_keywords, side_text, to_side
+from nextpixel.config import INIT_RATE, ResNetConfig, check_keywords, check_number, side_text, to_side
 from nextpixel.data.decoded import Batches
-from nextpixel.data.labels import choose_labels, class_numbers, folds_of
-from nextpixel.devices import autocast, choose_dtype
+from nextpixel.data.labels import choose_labels, class_numbers, folds_of, has_label
+from nextpixel.devices import autocast, choose_device, choose_dtype
 from nextpixel.errors import InputError, WorkError
 from nextpixel.images import as_channels
+from nextpixel.images.sources.base import label_array
 from nextpixel.network.resnet import ResNet
 from nextpixel.progress import progress
 from nextpixel.representation.extraction import features_of
@@ -87,13 +88,23 @@ def fit_convnet(
     `dtype` is the autocast type: auto takes bf16 where the hardware supports it natively.
     Raises InputError for invalid labels, WorkError when the loss is not finite.
     """
-    names, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    squares, device = np.asarray(squares), choose_device(device)
+    if epochs is not None:
+        check_number("epochs", epochs, "at least 1", lambda value: value >= 1, whole=True)
+    check_number("seed", seed, "0 or more", lambda value: value >= 0, whole=True)
     if squares.ndim != 4 or squares.shape[3] != 3 or squares.dtype != np.uint8:
         raise InputError(
             f"squares: expected uint8 of shape (images, height, width, 3), got {squares.dtype} {squares.shape}"
         )
-    if len(numbers) != len(squares):
-        raise InputError(f"expected {len(squares)}, one for each image, got {len(numbers)}", argument="labels")
+    try:
+        given = label_array(labels)
+    except ValueError as error:
+        raise InputError(f"expected one number or name for each image, got {error}", argument="labels") from None
+    if given.shape != squares.shape[:1]:
+        raise InputError(f"expected {len(squares)}, one for each image, got {len(given)}", argument="labels")
+    if not has_label(given).all():
+        raise InputError("expected one for each image, got -1 or nothing for some", argument="labels")
+    names, numbers = np.unique(given, return_inverse=True)
     if len(names) < 2:
         got = f"only {names.tolist()[0]!r}" if len(names) else "no images"
         raise InputError(f"expected at least two classes, got {got}", argument="labels")
@@ -156,9 +167,8 @@ def _initial_network(
     linear = fit_linear(features, numbers, MIDDLE_STRENGTH)
     assert model.head is not None
     with torch.no_grad():
-        weight = torch.from_numpy(linear.weight / linear.scale)
-        model.head.weight.copy_(weight)
-        model.head.bias.copy_(torch.from_numpy(linear.bias) - weight @ torch.from_numpy(linear.mean))
+        for parameter, values in zip((model.head.weight, model.head.bias), linear.of_raw(), strict=True):
+            parameter.copy_(torch.from_numpy(values))
     return model
 
 

@@ -8,6 +8,7 @@ closest precedent.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ def distill(
         if settings or not (out is split is model is None):
             raise InputError("takes the settings of its run; expected only `data` with it", argument="resume")
         return train_run(relocate_whole_set(Run.open(resume, KIND), images if data is None else data), images)
+    if not isinstance(model, str | os.PathLike | None):
+        raise InputError("expected the name or folder of a saved model (nextpixel.save)", argument="model")
     if images is None or out is None:
         raise InputError("distill needs images and a new folder (`out`), or a run to resume (`resume`)")
     config = replace_checked(DistillConfig(), settings)

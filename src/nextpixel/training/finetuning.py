@@ -190,7 +190,9 @@ def _start(
     )
     train = arrays["train"]
     if len(train) > HEAD_IMAGES:
-        train = train[held_out(labels_of_set[train], HEAD_IMAGES / len(train), config.seed)]
+        own = labels_of_set[train]
+        alone = np.bincount(own)[own] == 1  # which held_out never takes
+        train = train[held_out(own, HEAD_IMAGES / len(train), config.seed) | alone]
     head = fit_best_head if config.head == "best" else fit_last_head
     head(network.to(decided.device), sets[1].images[train], labels_of_set[train], config.seed, decided.dtype)
     network.to("cpu")
@@ -226,8 +228,7 @@ def fit_best_head(
     [layer], linear, pooling = probe.layers_, probe.linear_, probe.pooling_
     network.set_classes(network.config.classes, layer, pooling)
     say(f"class head: starts as the linear probe of layer {layer}, {pooling} pooling")
-    weight = linear.weight / linear.scale
-    _set_head(network, probe.classes_, weight, linear.bias - weight @ linear.mean)
+    _set_head(network, probe.classes_, *linear.of_raw())
 
 
 def _set_head(
@@ -255,8 +256,8 @@ def fit_last_head(
     linear, scaled = probe.linear_, features[:, 0] / probe.linear_.scale
     gram = scaled.T @ scaled / len(scaled) + 0.01 * np.eye(scaled.shape[1])
     one = np.linalg.solve(gram, scaled.mean(0)) / linear.scale
-    weight = linear.weight / linear.scale
-    weight += np.outer(linear.bias - weight @ linear.mean, one)
+    weight, bias = linear.of_raw()
+    weight += np.outer(bias, one)
     _set_head(network, probe.classes_, weight, None)
 
 
