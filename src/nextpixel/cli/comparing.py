@@ -51,10 +51,10 @@ def compare(args: Evaluate, share: Share) -> None:
     from nextpixel.evaluation.likelihood import image_tags
     from nextpixel.images.sources import open_source
     from nextpixel.representation.extraction import model_hash
-    from nextpixel.representation.extractors import PIXELS, open_extractor
+    from nextpixel.representation.extractors import PIXELS, open_extractor, open_extractors
 
     wanted = list(dict.fromkeys(args.extractor.split(",")))
-    extractors = {name: open_extractor(name, model, args.layer) for name in wanted}  # fails before anything is drawn
+    extractors = dict(zip(wanted, open_extractors(wanted, model, args.layer)))  # fails before anything is drawn
     own = model_hash(model)[:6]
     for name in (name for name, extractor in extractors.items() if own in extractor.name):
         say(f"--extractor {name} is the evaluated model itself, which cannot see what it has not learned")

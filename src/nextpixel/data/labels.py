@@ -247,14 +247,19 @@ def labelled(
 
     Prints how many have no label. Raises InputError where no readable picture has one, and as labels_of_readable does.
     """
+    names, rows = labelled_rows(names, source, decoded)
+    return decoded.images if len(rows) == len(decoded) else decoded.images[rows], names, rows
+
+
+def labelled_rows(names: NDArray[Any], source: Any, decoded: DecodedSet) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """`labelled` without the images, which may be many."""
     names = labels_of_readable(names, source, decoded)
     rows = np.flatnonzero(has_label(names))
-    if len(rows) == len(names):
-        return decoded.images, names, rows
     if not len(rows):
         raise InputError(f"{source.source_name}: expected labelled images, got none that can be read")
-    say_once(f"{source.source_name}: {len(names) - len(rows):,} of {len(names):,} images have no label, left out")
-    return decoded.images[rows], names[rows], rows
+    if len(rows) < len(names):
+        say_once(f"{source.source_name}: {len(names) - len(rows):,} of {len(names):,} images have no label, left out")
+    return names[rows], rows
 
 
 def labels_of_readable(labels: NDArray[Any], source: Any, decoded: DecodedSet) -> NDArray[Any]:

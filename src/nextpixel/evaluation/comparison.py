@@ -27,7 +27,7 @@ from nextpixel.evaluation.sample_metrics import (
     precision_recall,
 )
 from nextpixel.network.model import ImageGPT
-from nextpixel.representation.extractors import PIXELS, Extractor, open_extractor, read_features
+from nextpixel.representation.extractors import PIXELS, Extractor, open_extractors, read_features
 from nextpixel.tokens import Tokenizer, reconstruct
 
 METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
@@ -86,7 +86,7 @@ def compare_samples(
     images: Any,
     pictures: Any = 1_000,
     *,
-    extractor: str | Extractor | Sequence[str | Extractor] = PIXELS,
+    extractor: str | os.PathLike[str] | Extractor | Sequence[str | os.PathLike[str] | Extractor] = PIXELS,
     layer: int | None = None,
     references: int | None = None,
     split: str | None = None,
@@ -104,9 +104,7 @@ def compare_samples(
     """
     sampling = SamplingConfig(**settings)
     names = [extractor] if isinstance(extractor, str | os.PathLike | Extractor) else list(extractor)
-    if not names:
-        raise InputError("expected at least one, got none", argument="extractor")
-    extractors = [open_extractor(name, model, layer) for name in names]  # refuses before drawing
+    extractors = open_extractors(names, model, layer)  # refuses before drawing
     real, _ = read_squares(model, images, split)
     tokenizer = model.tokenizer if isinstance(pictures, int) else None
     drawn = None if isinstance(pictures, int) else read_squares(model, pictures)[0]

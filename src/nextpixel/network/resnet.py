@@ -120,7 +120,9 @@ class ResNet(nn.Module):
     def set_scale(self, squares: NDArray[np.uint8]) -> None:
         """Mean and deviation of each colour channel, from training squares (N, H, W, 3)."""
         some, values = squares[:: max(1, len(squares) // 10_000)], np.arange(256.0)
-        counts = np.stack([np.bincount(some[..., channel].ravel(), minlength=256) for channel in range(3)])
+        counts = np.zeros((3, 256), np.int64)
+        for part in np.array_split(some, -(-len(some) // 256)):
+            counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(3)]
         mean, square = (counts @ powers / counts[0].sum() for powers in (values, values**2))
         self.mean.copy_(torch.from_numpy(mean))
         self.std.copy_(torch.from_numpy(np.sqrt(np.maximum(square - mean**2, 1.0))))

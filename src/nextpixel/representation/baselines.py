@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from nextpixel.representation.few_labels import FeatureSet, layer_features
 CODES = 200
 PATCH = 6
 PATCHES = 100_000
-BATCH_IMAGES = 64
+BATCH_PIXELS = 64 * 32 * 32
 UNTRAINED = "untrained model"
 
 
@@ -45,7 +46,8 @@ class PatchCodes:
 
     def __call__(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features (N, 4 * CODES) of uint8 images (N, H, W, 3)."""
-        batches = (squares[i : i + BATCH_IMAGES] for i in range(0, len(squares), BATCH_IMAGES))
+        size = max(1, BATCH_PIXELS // math.prod(squares.shape[1:3]))
+        batches = (squares[i : i + size] for i in range(0, len(squares), size))
         return np.concatenate([self._batch(batch) for batch in batches])
 
     def _batch(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:

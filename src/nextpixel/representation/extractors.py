@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,19 @@ class Extractor:
         if (height, width) == self.size:
             return squares
         return np.stack([crop_resize(square, (0, 0, width, height), self.size) for square in squares])
+
+
+def open_extractors(
+    names: Sequence[str | os.PathLike[str] | Extractor], judged: ImageGPT, layer: int | None = None
+) -> list[Extractor]:
+    """open_extractor of each. Raises InputError also for a layer that none of them has."""
+    if not names:
+        raise InputError("expected at least one, got none", argument="extractor")
+    if layer is not None and all(
+        isinstance(name, Extractor) or str(name).endswith((PIXELS, ".onnx")) for name in names
+    ):
+        raise InputError("requires an `extractor` with layers, which pixels and .onnx files have not", argument="layer")
+    return [open_extractor(name, judged, layer) for name in names]
 
 
 def open_extractor(what: str | os.PathLike[str] | Extractor, judged: ImageGPT, layer: int | None = None) -> Extractor:

@@ -268,5 +268,5 @@ def _cache_teacher_features(
     parts = run.path / "teacher.parts"
     both = [extract(teacher, view, decided.layers, parts, dtype=dtype)[0] for view in views]
     with new_file(path) as file:
-        np.save(file, np.stack(both, 1).astype(np.float32))
+        np.save(file, np.stack(both, 1))
     shutil.rmtree(parts)

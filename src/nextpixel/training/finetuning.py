@@ -30,6 +30,7 @@ from nextpixel.data.labels import (
     given_labels,
     held_out,
     labelled,
+    labelled_rows,
     refuse_overlap,
     seen_before,
 )
@@ -139,7 +140,7 @@ def _start(
     names = given_labels(source, labels)
     sets: tuple[DecodedSet, ...] = decode_sets(source, config, size, network.fit, levels, None)
     network.levels = sets[0].levels
-    _, names, rows = labelled(names, source, sets[0])
+    names, rows = labelled_rows(names, source, sets[0])
     classes, numbers = np.unique(np.array([str(name) for name in names], object), return_inverse=True)
     if len(classes) < 2:
         raise InputError(f"{source.source_name}: expected images of at least two classes, got only {str(classes[0])!r}")
