@@ -341,6 +341,7 @@ BAD = {
     "evaluate many.npy --samples 20 --extractor nope": ["--extractor", "pixels, untrained, a .onnx file", "'nope'"],
     "evaluate many.npy --samples 20 --extractor nope.onnx": ["--extractor", "nope.onnx", "no such file"],
     "evaluate many.npy --samples 20 --extractor real.npz": ["--extractor", "real.npz", "--pictures drawn.npz"],
+    "evaluate many.npy --samples 20 --layer 1": ["--layer: requires an --extractor with layers"],
     "evaluate many.npy --samples 20 --extractor untrained --layer 2": ["--layer", "0 to 1", "got 2"],
     "evaluate many.npy --samples 20 --nearest x.png": ["--nearest", "requires --train"],
     "evaluate many.npy --samples 20 --train photos --nearest x.jpg": ["--nearest", ".png", "'x.jpg'"],

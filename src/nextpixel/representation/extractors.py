@@ -73,9 +73,8 @@ def open_extractors(
     """open_extractor of each. Raises InputError also for a layer that none of them has."""
     if not names:
         raise InputError("expected at least one, got none", argument="extractor")
-    if layer is not None and all(
-        isinstance(name, Extractor) or str(name).endswith((PIXELS, ".onnx")) for name in names
-    ):
+    layered = [name for name in names if not isinstance(name, Extractor) and name != PIXELS]
+    if layer is not None and all(str(name).endswith(".onnx") for name in layered):
         raise InputError("requires an `extractor` with layers, which pixels and .onnx files have not", argument="layer")
     return [open_extractor(name, judged, layer) for name in names]
 
