@@ -140,7 +140,7 @@ def read_npz(path: Path, splits: tuple[str, ...]) -> dict[str, Split]:
             missing = [key for key in wanted if key not in stored]
             if missing:
                 raise BadRequest(f"{path}: expected the arrays {', '.join(wanted)}; missing: {', '.join(missing)}")
-            arrays = {"class_names": PNEUMONIA_CLASSES} | dict(stored)
+            arrays = {"class_names": np.array(PNEUMONIA_CLASSES)} | dict(stored)
     except (OSError, ValueError) as error:
         raise BadRequest(f"{path}: expected a .npz file of plain arrays, got one numpy cannot read ({error})") from None
     names = [str(name) for name in arrays["class_names"]]
