@@ -25,6 +25,7 @@ CONTROLS = {  # control, bidirectional and line-separating characters
 }
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 _quiet = False  # of all threads
+_spell: Callable[[str], str] = str  # likewise
 
 
 def is_first() -> bool:
@@ -83,8 +84,20 @@ def quiet() -> Iterator[None]:
         _quiet = before
 
 
+@contextmanager
+def spelled(by: Callable[[str], str]) -> Iterator[None]:
+    """Write the arguments that messages name in backticks by this function, as the command line has its own names."""
+    global _spell
+    before, _spell = _spell, by
+    try:
+        yield
+    finally:
+        _spell = before
+
+
 def say(line: str, everywhere: bool = False) -> None:
     """Print a line on stderr, from the first process or from all (`everywhere`), where the others say who they are."""
+    line = _spell(line)
     if _quiet:
         return
     if not is_first():

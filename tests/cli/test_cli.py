@@ -217,6 +217,8 @@ BAD = {
     "complete photo.png --box 0,0,8,8 --invert-mask": ["--box", "0,0,8,8 covers the whole picture"],
     "complete photo.png --mask black.png --invert-mask": ["--mask", "expected white pixels, which are kept, got none"],
     "complete photo.png --invert-mask": ["--invert-mask: requires --mask or --box"],
+    "complete photo.png --mask nowhere.png": ["--mask: no such file or folder: nowhere.png"],
+    "convert model out.onnx": ["OUT: expected a new folder, got out.onnx; for an .onnx file use --to"],
     "complete photo.png --particles 16": ["--particles: requires --mask or --box"],
     "score photos --seed 1": ["--seed: requires --against with normal images"],
     "evaluate many.npy --pictures many.npy --top-k 3": ["--top-k: requires --samples"],
@@ -240,7 +242,7 @@ BAD = {
     "complete photo.png --mask alpha --particles -3": ["--particles", "at least 1", "got -3"],
     "complete photo.png --mask photo.png --out photo.png": ["--out", "photo.png is one of the inputs"],
     "complete photo.png --box 0,0,1,1 --particles 0": ["--particles", "at least 1", "got 0"],
-    "complete photo.png --box 0,0,1,1 --particles 1000": ["--particles", "from 1 to 256", "got 1000"],
+    "complete photo.png --box 0,0,1,1 --particles 1000": ["--particles: expected 1 to 256, got 1000"],
     "complete photo.png --box 0,0,1,1 --particles x": ["--particles", "whole number", "'x'"],
     "complete photo.png --box 0,0,1,1 --keep 0.75": ["--keep", "cannot be combined with --box"],
     "complete photo.png --keep": ["--keep", "expected a value", "none"],
@@ -888,7 +890,7 @@ def test_large_grids_show_a_part_and_say_so(
     monkeypatch.setattr("nextpixel.cli.common.GRID_AT_MOST", 2)
     monkeypatch.setattr("nextpixel.cli.sample.GRID_AT_MOST", 4)
     lines, err = run("complete photos -n 3 --each all", capsys)
-    assert len(lines) == 3 + 1 and len(list(Path("all").iterdir())) == 9
+    assert len(lines) == 3 + 2 and lines[-1] == "all" and len(list(Path("all").iterdir())) == 9
     assert "first 2 of 3 pictures; --each" in err and "first 2 of 3 completions; --each" in err
     assert run("complete photos/a.png photos/b.png -n 2 --out small.png", capsys)[1].count("first") == 0
     assert read("completions.png").shape == read("small.png").shape

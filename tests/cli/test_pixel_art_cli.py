@@ -95,5 +95,7 @@ def test_a_sheet_replaces_its_own_positions_alone(folder: Path, capsys: pytest.C
     Path("package.json").write_text("{}")
     assert main(sample) == 2 and [path.name for path in Path().iterdir()] == ["package.json"]
     assert "--sheet: package.json exists already" in capsys.readouterr().err
+    Path("package.png").write_bytes(b"")
+    assert main(sample) == 2 and Path("package.json").read_text() == "{}"
     Path("package.json").unlink()
-    assert main(sample) == 0 and main(sample) == 0
+    assert main(sample) == 0 and main(sample) == 0 and "package.json" in capsys.readouterr().out

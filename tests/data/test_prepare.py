@@ -646,3 +646,12 @@ def test_a_large_set_is_not_held_in_memory(tmp_path, monkeypatch):
     print(f"{megabytes:.1f} MiB for {count:,.0f} pictures")
     assert count == 100_000
     assert megabytes * 2**20 < 100 * count + 20 * 2**20  # 20 MiB for batches on their way
+
+
+def test_pictures_that_are_all_too_large_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    save_png(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8), tmp_path / "large" / "a.png")
+    with pytest.raises(InputError, match="cannot be read, expected at most one in ten"):
+        prepare(tmp_path / "large", tmp_path / "out", side=4, fit="place")
+    assert not (tmp_path / "out.parts").exists()
+    assert len(prepare(tmp_path / "large", tmp_path / "out", side=9, fit="place") or ()) == 1

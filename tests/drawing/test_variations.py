@@ -74,15 +74,30 @@ def test_pixels_of_other_colours_are_redrawn_in_those_that_are_given(model: Imag
     found = draw_variations(model, squares, 0, 3, "random", f"{RED},#5a5a00", EXACT)
     drawn = found.drawn_at > 0
     codes = model.tokenizer.encode(found.images).numpy().reshape(6, H, W)
-    assert set(codes[drawn].tolist()) <= {0, 1, 4} and 2 not in codes  # no blue, transparency stays
+    assert set(codes[drawn].tolist()) <= {1, 4} and 2 not in codes  # no blue, and what was solid stays so
     assert np.array_equal(drawn, (squares.repeat(3, 0) == PALETTE[2]).all(-1))
     with pytest.raises(InputError, match="colors: expected `strength` above 0, as the pictures have no other colours"):
         draw_variations(model, squares, 0, 3, "random", f"{RED},{BLUE}", EXACT)
 
 
+def test_transparency_is_drawn_in_the_part_alone(model: ImageGPT, squares: np.ndarray) -> None:
+    with torch.no_grad():
+        model.head.weight.zero_()  # all tokens alike
+    squares = model.tokenizer.decode(np.full((1, H * W), 2), W)
+    found = draw_variations(model, squares, 0.5, 20, "top", RED, EXACT)
+    clear = found.images[..., 3] == 0
+    assert clear[:, :3].any() and not clear[:, 3:].any()
+    only_clear = draw_variations(model, squares, 0, 1, "random", "#00000000", EXACT)
+    assert not only_clear.images.any()
+    mixed = squares.copy()
+    mixed[0, 0] = 0
+    kept = draw_variations(model, mixed, 0, 2, "random", RED, SamplingConfig(speed="exact", forbid_colors="#00000000"))
+    assert not kept.images[:, 0].any() and (kept.images[:, 1:] == PALETTE[1]).all()  # nothing clear is filled
+
+
 def test_a_picture_that_has_only_these_colours_stays(model: ImageGPT, squares: np.ndarray) -> None:
     squares[0][(squares[0] == PALETTE[2]).all(-1)] = PALETTE[1]
-    found = draw_variations(model, squares, 0, 2, "top", RED, EXACT)
+    found = draw_variations(model, squares, 0, 2, "random", RED, EXACT)
     assert np.array_equal(found.images[:2], squares[[0, 0]]) and (found.nats[:2] == 0).all()
     assert found.kept[:2].all() and not found.kept[2:].all() and (found.nats[2:] > 0).all()
 
@@ -103,6 +118,7 @@ def test_python_takes_pictures_and_settings(model: ImageGPT, squares: np.ndarray
         ({"strength": float("nan")}, "strength: expected a fraction"),
         ({"strength": "0.3"}, "strength: expected a fraction of the pixels from 0 to 1, got '0.3'"),
         ({"strength": 0}, "strength: expected more than 0, or `colors` to draw with"),
+        ({"strength": 0, "part": "top", "colors": RED}, "part: has no effect with `strength=0`"),
         ({"part": "middle"}, "part: expected one of random, top, bottom, left, right, center, got 'middle'"),
         ({"n": 0}, "n: expected"),
         ({"colors": "#123456"}, "colors: expected colours of the model, got #123456, which is none of its 5; near"),

@@ -211,7 +211,7 @@ def test_a_whole_set_is_reduced_by_its_common_factor(tmp_path, capsys):
     assert np.array_equal(found.images[1, 9:15, 9:15], art(6, 6, 1))
     assert np.array_equal(found.images[0, 6:18, 6:18], enlarged(art(6, 6), 2))  # of which twice as much is left
     assert found.levels.scale == 2
-    assert "5 of 5 pictures were enlarged 2 times, which is undone (give scale=1" in capsys.readouterr().err
+    assert "5 of 5 pictures were enlarged 2 times, which is undone (give `scale=1`" in capsys.readouterr().err
     kept = decode(folder, 24, fit="place", levels=Levels.of(scale=1))
     assert np.array_equal(kept.images[0], enlarged(art(6, 6), 4)) and kept.note is None
 
@@ -327,7 +327,7 @@ def test_the_canvas_is_as_large_as_the_largest_picture(sizes, factor, expected, 
     source, size = with_canvas(open_source(folder), None, Levels())
     assert size == expected and all(source.image(i, size, "place").shape == (*size, 4) for i in range(len(source)))
     kept = sum(max(size) <= 32 or size == (40, 9) for size in sizes) if len(source) else 0
-    said = f"Side {side_text(expected)}, by the largest of {kept:,} pictures (give a side to change that)\n"
+    said = f"Side {side_text(expected)}, by the largest of {kept:,} pictures (give a `side` to change that)\n"
     assert capsys.readouterr().err == (said if kept else "")
     assert with_canvas(source, (50, 40), Levels()) == (source, (50, 40))
 

@@ -186,7 +186,7 @@ def test_samples_are_mentioned_where_there_are_any(place: Path, tmp_path: Path, 
 def test_data_is_for_runs_that_go_on(place: Path, tmp_path: Path, capsys) -> None:
     out = str(tmp_path / "run")
     assert main(["pretrain", str(place), "--out", out, "--data", str(place), *flags(settings(tmp_path))]) == 2
-    assert "--data: expected --resume with it" in capsys.readouterr().err
+    assert "--data: requires --resume" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"^data: expected `resume` or `branch` with it"):
         nextpixel.pretrain(place, out=out, data=place, **settings(tmp_path))
     nextpixel.pretrain(place, out=out, **settings(tmp_path, steps=1))

@@ -104,16 +104,16 @@ def _command(arguments: list[str]) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    from nextpixel.cli.spelling import spell_error
+    from nextpixel.cli.spelling import spell, spell_error
     from nextpixel.errors import InputError, WorkError
-    from nextpixel.progress import quiet
+    from nextpixel.progress import quiet, spelled
 
     module = None
     try:
         if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ and verb not in DISTRIBUTED:
             raise InputError(f"{verb} cannot run under torchrun, only {', '.join(DISTRIBUTED)} can; start it without")
         module = importlib.import_module(f"nextpixel.cli.{verb}")
-        with quiet() if "--quiet" in rest else contextlib.nullcontext():
+        with spelled(spell), quiet() if "--quiet" in rest else contextlib.nullcontext():
             module.run(rest)
     except SystemExit:  # after --help
         return 0

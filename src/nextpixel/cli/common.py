@@ -49,6 +49,11 @@ class PictureFiles:
     mp4: Path | None = None
     """Also write it as a video to this .mp4 file; needs ffmpeg."""
 
+    def written(self) -> list[Path]:
+        """All that was asked for."""
+        index = None if self.sheet is None else self.sheet.with_suffix(".json")
+        return [path for path in (self.each, self.sheet, index, self.gif, self.mp4) if path is not None]
+
 
 def drawing_facts(args: Any, drawing: Drawing) -> dict[str, Any]:
     """What the JSON of every command that draws says."""
@@ -162,10 +167,12 @@ def check_drawing(args: Any, inputs: Sequence[str] = ()) -> None:
     check_file(args.out, ".png", inputs)
     check_folder(args.files.each, "each")
     if args.files.sheet is not None:
+        from nextpixel.images.exports import is_index
+
         check_file(args.files.sheet, ".png", inputs, "sheet")
         index = args.files.sheet.with_suffix(".json")
         check_file(index, ".json", inputs, "sheet")
-        if index.exists() and not args.files.sheet.exists():
+        if index.exists() and not is_index(index):
             raise InputError(f"{index} exists already, and would be replaced; name another file", argument="sheet")
         if args.files.sheet.resolve() == args.out.resolve():
             raise InputError(f"expected another file than that of `out`, got {args.out}", argument="sheet")

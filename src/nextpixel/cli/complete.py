@@ -115,10 +115,14 @@ def run(argv: Sequence[str]) -> None:
     check_folder(args.full, "full")
     if args.full is not None and args.files.each is not None and args.full.resolve() == args.files.each.resolve():
         raise InputError(f"expected another folder than that of `each`, got {args.full}", argument="full")
-    check_sources(*images, None if args.mask == "alpha" else args.mask)
+    check_sources(*images)
+    if args.mask not in (None, "alpha") and not Path(args.mask).exists():
+        raise InputError(f"no such file or folder: {args.mask}", argument="mask")
     began = time.perf_counter()
     share = Share(args, "`mask`" if args.mask else "`box`" if args.box else None)
     model = load_model(share.join(args.model))
+    if not args.images and model.fit == "place":
+        raise InputError("expected some, as the bundled cat is no pixel art, got none", argument="images")
     if args.full is not None and model.fit == "place":
         raise InputError("expected a model that resizes pictures, got one that places them", argument="full")
     import numpy as np
@@ -211,7 +215,7 @@ def run(argv: Sequence[str]) -> None:
         for i, name in enumerate(names):
             nats = " ".join(f"{value:.3f}" for value in drawing.nats[i * args.n : (i + 1) * args.n])
             show(f"{name + ':':<{widest}} nats per pixel {nats}")
-        show(*filter(None, (args.out, args.full, args.files.sheet, args.files.gif, args.files.mp4)))
+        show(*filter(None, (args.out, args.full, *args.files.written())))
     if args.output.verbose:
         say(f"loaded in {duration(loaded - began)}, drew {len(drawing.images)} in {drawn - loaded:.1f} s")
         say(f"drawn with {drawing.mode}")

@@ -51,6 +51,8 @@ def run(argv: Sequence[str]) -> None:
         _write_onnx(args, args.to)
         return
     assert args.out is not None
+    if args.out.suffix.lower() == ".onnx":
+        raise InputError(f"expected a new folder, got {args.out}; for an .onnx file use `to`", argument="out")
     from nextpixel.checkpoints import load, load_openai, save
     from nextpixel.files import new_output
     from nextpixel.tokens.palette import Palette

@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
             return draw_tiles(model, n, args.sampling, args.caption, first)
         return draw(model, None, n=n, sampling=args.sampling, caption=args.caption, first=first, of=args.n)
 
-    if args.tile and "wrap" not in str(model.facts.get("augment", "wrap")):
+    if args.tile and "wrap" not in str(model.facts.get("augment", "")):
         say("The model was trained without --augment wrap: expect seams, and textures unlike those it was trained on")
     if share.active:
         facts, parts = [model_hash(model), args.n, args.caption, args.sampling], chunks(args.n, PICTURES_PER_TASK)
@@ -115,7 +115,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        show(*filter(None, (args.out, args.files.sheet, args.files.gif, args.files.mp4)))
+        show(args.out, *args.files.written())
         for figures in (seam, copies):
             if figures is not None:
                 show(figures)

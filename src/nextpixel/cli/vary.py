@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> None:
             }
         )
     else:
-        show(*filter(None, (args.out, args.files.sheet, args.files.gif, args.files.mp4)))
+        show(args.out, *args.files.written())
     if args.output.verbose:
         say(f"drawn with {drawing.mode}")
     larger = ". For larger changes: --strength 0.6" if args.strength < 0.6 else ""

@@ -252,7 +252,7 @@ class PretrainConfig(GPTRunConfig):
         if self.init and given:
             raise InputError(
                 f"cannot be combined with `{given[0]}={getattr(self, given[0])}`, given or from the recipe: the model "
-                "has its own shape, colours and objective",
+                "has its own shape, colours and objective; a recipe's other settings can be given as options",
                 argument="init",
             )
         if self.captions is not None and self.objective == "masked":

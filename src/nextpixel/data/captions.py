@@ -68,8 +68,8 @@ def _array(captions: Sequence[str]) -> NDArray[Any]:
 
 
 def _of_name(stem: str) -> str:
-    """Words of a file or folder name, without numbers."""
-    return " ".join(re.sub(r"[_\-.()\[\]]+|(?<![^\W_])\d+(?![^\W_])", " ", stem.replace("-", "_")).split())
+    """Words of a file or folder name, without numbers, alone or at their ends."""
+    return " ".join(re.sub(r"[_\-.()\[\]]+|\d+(?![^\W_])", " ", stem.replace("-", "_")).split())
 
 
 def _of_folders(source: Source) -> list[str]:

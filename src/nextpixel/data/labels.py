@@ -92,6 +92,10 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
                 columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         kind = "JSONL" if lines else "CSV"
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"no such file: {path}", argument=f"{column}s") from None
+        if isinstance(error, UnicodeDecodeError):
+            error = ValueError("another encoding than UTF-8; save it as UTF-8")
         raise InputError(
             f"{path}: expected a {kind} file of file,{column}, got something unreadable: {error}",
             argument=f"{column}s",

@@ -87,6 +87,7 @@ def prepare(
         source, levels, note = settle(source, size, fit, levels)
         if note:
             say(note)
+        check_readable(source.source_name, source.unreadable, len(source) + len(source.unreadable))
     texts = None if captions is None else captions_of(source, captions).tolist()
     plan = {
         "source": str(images) if isinstance(images, str | os.PathLike) else source.source_name,
@@ -229,8 +230,7 @@ def _check_plan(earlier: dict[str, Any], plan: dict[str, Any], parts: Path) -> N
     """Raises InputError unless the existing parts have the same source and settings."""
     labels = {
         "source": "source", "split": "`split`", "fit": "`fit`", "range": "`range`", "bands": "`bands`",
-        "anchor": "`anchor`", "slice": "`slice`", "scale": "`scale`",
-        "serves": "`side`", "side": "`store_side`",
+        "serves": "`side`", "side": "`store_side`", "anchor": "`anchor`", "slice": "`slice`", "scale": "`scale`",
         "images": "number of images", "fingerprint": "other pictures: some were added, removed or changed",
         "classes": "other classes", "captions": "`captions`", "texts": "other captions: some were changed",
         "preprocessing": "version of nextpixel", "chunk_images": "version of nextpixel",

@@ -41,7 +41,7 @@ class Copies:
             f"{found[f'{name}_exact']:.0%} (within {NEAR_PIXELS} pixels: {found[f'{name}_within_{NEAR_PIXELS}']:.0%})"
             for name in ("drawn", "held_out")
         ]
-        return f"copies of training pictures: {words[0]}; of held-out real pictures {words[1]}"
+        return f"copies of training pictures: {words[0]} of those drawn; {words[1]} of the held-out real pictures"
 
 
 def find_copies(model: ImageGPT, images: NDArray[np.uint8]) -> Copies | None:

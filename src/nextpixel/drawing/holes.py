@@ -34,6 +34,7 @@ from nextpixel.network.decoding import Decoder, GuidedDecoder, choose_decoder
 from nextpixel.network.model import ImageGPT
 from nextpixel.progress import progress
 from nextpixel.tokens import pixels_of
+from nextpixel.tokens.colors import clear_tokens
 
 PARTICLES = 8
 PARTICLES_AT_MOST = MAX_ROWS
@@ -117,7 +118,7 @@ class Filling:
 
     Fills masks (1 or M, H, W) of squares uint8 (M, H, W, C) at the model's size, n times each; `guide=False` leaves the
     particles to the model alone. `numbers` are the (picture, completion) of each run, which choose its noise;
-    default: counted. Raises InputError.
+    default: counted. Pixels of exact colours that are `solid` (M, H, W) do not become transparent. Raises InputError.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Filling:
         caption: str | Sequence[str] | None = None,
         guide: bool = True,
         numbers: Sequence[tuple[int, int]] | None = None,
+        solid: NDArray[np.bool_] | None = None,
     ) -> None:
         sampling = sampling or SamplingConfig()
         check_picture_count(n)
@@ -143,7 +145,10 @@ class Filling:
         self.tags = caption_tags(model, caption, sampling)
         check_captions(self.tags, len(squares))
         steering = guide_of(model.tokenizer) if guide else None
-        allowed = allowed_mask(model, sampling)
+        allowed, opaque = allowed_mask(model, sampling), None
+        if solid is not None:
+            opaque = torch.from_numpy(~clear_tokens(model.tokenizer)).to(model.device)
+            opaque = opaque if allowed is None else opaque & allowed
         self.runs = [
             Particles(
                 self.holes[i // n].known,
@@ -154,6 +159,8 @@ class Filling:
                 particles=particles,
                 allowed=allowed,
                 guide=steering,
+                solid=None if solid is None else self._turned(solid[i // n], i // n),
+                allowed_there=opaque,
             )
             for i, (picture, completion) in enumerate(numbers or itertools.product(range(len(squares)), range(n)))
         ]
@@ -165,6 +172,10 @@ class Filling:
         self.guided = sampling.guidance != 1
         memory = MEMORY_SHARE * free_memory_bytes(str(model.device)) / self.decoder.row_bytes(model)
         self.room = min(rows, max(particles, min(MAX_ROWS, int(memory / (1 + self.guided)))))
+
+    def _turned(self, pixels: NDArray[np.bool_], number: int) -> NDArray[np.bool_]:
+        """Tokens (T,) of a picture whose pixels (H, W) are tokens, in the order of drawing."""
+        return orient(pixels[None, ..., None], self.holes[number].orientation).reshape(-1)
 
     @property
     def steps_left(self) -> int:

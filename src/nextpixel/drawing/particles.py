@@ -43,6 +43,7 @@ class Particles:
     columns    of the grid
     particles  N; 1 where no known pixel follows a free one, as there is nothing to weigh
     guide      None: plain particles
+    solid      (T,) the tokens that are drawn as `allowed_there` says instead of `allowed`; None: none
 
     Free tokens are drawn as `sampling` and `allowed` say. `tokens` (N, T) are what the particles have drawn, `nats`
     (N,) the sums of -ln p of the free ones. Noise, steering and a copy of the tokens for each particle are kept only
@@ -60,10 +61,13 @@ class Particles:
         completion: int = 0,
         allowed: Tensor | None = None,
         guide: Guide | None = None,
+        solid: NDArray[np.bool_] | None = None,
+        allowed_there: Tensor | None = None,
     ) -> None:
         free = np.flatnonzero(known == FREE)
         self.count = count = particles if len(free) and (known[free[0] :] != FREE).any() else 1
         self.known, self.columns, self.guide = known, columns, guide
+        self.solid, self.allowed_there = solid, allowed_there
         self.sampling, self.allowed, self._numbers = sampling, allowed, (picture, completion)
         self._ahead: dict[int, list[tuple[int, int]]] = {}  # (distance, known token) of what steers a position
         self._behind: dict[int, list[tuple[int, int]]] = {}  # (distance, position) of what a known position steers
@@ -116,7 +120,8 @@ class Particles:
                 assert self.guide is not None
                 self.log_weights -= self.guide.log_ratios(distance, known)[self.tokens[:, place]].numpy()
             return torch.full((len(numbers),), known, device=logits.device)
-        probabilities = distribution(logits[numbers], self.sampling, self.allowed)
+        there = self.solid is not None and self.solid[self.position]
+        probabilities = distribution(logits[numbers], self.sampling, self.allowed_there if there else self.allowed)
         if self.guide is not None and self.position in self._ahead:
             total = probabilities.sum(-1)
             steering = torch.stack([self.guide.log_ratios(*other) for other in self._ahead[self.position]]).sum(0)

@@ -18,7 +18,7 @@ from nextpixel.errors import InputError, shortened
 from nextpixel.images import PictureList
 from nextpixel.images.sources import load_images
 from nextpixel.network.model import ImageGPT
-from nextpixel.tokens.colors import allowed_tokens, colors_of
+from nextpixel.tokens.colors import allowed_tokens, clear_tokens
 
 
 @check_keywords(SamplingKeywords)
@@ -68,15 +68,19 @@ def draw_variations(
         raise InputError(f"expected one of {', '.join(get_args(Part))}, got {part!r}", argument="part")
     squares = squares.repeat(n, 0)
     places = [divmod(i, n) for i in range(len(squares))]
+    if strength == 0 and part != "random":
+        raise InputError("has no effect with `strength=0`", argument="part")
     masks = np.stack([part_mask(model.size, strength, part, (sampling.seed, *place)) for place in places])
+    solid = None
     if colors is not None:
-        sampling, others = _only_colors(model, squares, colors, sampling)
+        sampling, others, stay = _only_colors(model, squares, colors, sampling)
+        solid = others & ~masks if stay else None
         masks |= others
         if not masks.any():
             raise InputError(
                 "expected `strength` above 0, as the pictures have no other colours, got 0", argument="colors"
             )
-    drawing = Filling(model, squares, masks, sampling=sampling, caption=caption, numbers=places).draw()
+    drawing = Filling(model, squares, masks, sampling=sampling, caption=caption, numbers=places, solid=solid).draw()
     return replace(drawing, drawn_at=np.broadcast_to(drawing.drawn_at, masks.shape))
 
 
@@ -106,24 +110,25 @@ def part_mask(size: Size, strength: float, part: Part, place: Sequence[int] = (0
 
 def _only_colors(
     model: ImageGPT, squares: NDArray[np.uint8], colors: str, sampling: SamplingConfig
-) -> tuple[SamplingConfig, NDArray[np.bool_]]:
-    """Sampling with these colours and transparency alone, and the pixels (M, H, W) that have others."""
+) -> tuple[SamplingConfig, NDArray[np.bool_], bool]:
+    """Sampling with these colours and transparency alone, the pixels (M, H, W) that have others, and whether any of
+    the colours is opaque, which these can then have.
+    """
     if not isinstance(colors, str):
         raise InputError(f'expected text as in "#ff0000,7", got {shortened(colors)}', argument="colors")
     if sampling.allow_colors is not None:
         raise InputError(
             "cannot be combined with `allow_colors`, which leaves pixels of other colours", argument="colors"
         )
-    known = colors_of(model.tokenizer)
-    clear = np.flatnonzero(known[:, 3] == 0) if known is not None else np.empty(0, int)
-    text = ",".join([colors, *map(str, clear.tolist())])
+    clear = clear_tokens(model.tokenizer)
+    text = ",".join([colors, *map(str, np.flatnonzero(clear).tolist())])
     try:
         allowed = allowed_tokens(model.tokenizer, text, sampling.forbid_colors)
     except InputError as error:
         raise InputError(error.message, argument="colors") from None
     assert allowed is not None
     tokens = model.tokenizer.encode(squares).numpy().reshape(-1, model.config.rows, model.config.columns)
-    others = ~allowed[tokens]
+    others = ~(allowed | clear)[tokens]  # transparency stays
     for axis, length in zip((1, 2), model.tokenizer.patch, strict=True):
         others = others.repeat(length, axis)
-    return replace(sampling, allow_colors=text), others
+    return replace(sampling, allow_colors=text), others, bool((allowed & ~clear).any() and clear.any())

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nextpixel.errors import WorkError, shortened
-from nextpixel.files import new_file, write_json
+from nextpixel.errors import InputError, WorkError, shortened
+from nextpixel.files import new_file, read_json, write_json
 from nextpixel.images.canvas import BACKGROUND, save_png
 from nextpixel.images.pixels import Picture
 
@@ -43,6 +43,17 @@ def to_picture(pixels: NDArray[np.uint8], palette: Colours | None = None) -> Pic
     return indexed
 
 
+APP = "nextpixel"  # in the index of a sheet
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of a sheet that write_sheet wrote."""
+    try:
+        return read_json(path)["meta"]["app"] == APP
+    except (InputError, KeyError, TypeError, OSError):
+        return False
+
+
 def write_sheet(path: Path, images: NDArray[np.uint8], names: Sequence[str], palette: Colours | None = None) -> Path:
     """Write pictures (N, H, W, C) side by side into one PNG, without gaps, and an index as .json beside it.
 
@@ -62,7 +73,7 @@ def write_sheet(path: Path, images: NDArray[np.uint8], names: Sequence[str], pal
             "sourceSize": {"w": width, "h": height},
         }
     meta = {
-        "app": "nextpixel",
+        "app": APP,
         "image": path.name,
         "format": "RGBA8888" if images.shape[3] == 4 else "RGB888",
         "size": {"w": sheet.shape[1], "h": sheet.shape[0]},

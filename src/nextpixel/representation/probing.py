@@ -82,7 +82,7 @@ class LinearProbe:
             raise InputError(f"expected best or one of {', '.join(POOLINGS)}, got {pooling!r}", argument="pooling")
         check_number("seed", seed, "0 or more", lambda value: value >= 0, whole=True)
         if not len(strengths):
-            raise InputError("expected at least one, got none", argument="strengths")
+            raise InputError("strengths: expected at least one, got none")
         for strength in strengths:
             check_number("strengths", strength, "above 0", lambda value: 0 < value < np.inf)
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling

@@ -13,6 +13,12 @@ from nextpixel.tokens.tokenizer import Tokenizer
 HEX = re.compile(r"#([0-9a-f]{6})([0-9a-f]{2})?")
 
 
+def clear_tokens(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """Which tokens are transparent (K,)."""
+    known = colors_of(tokenizer)
+    return np.zeros(len(tokenizer), bool) if known is None else known[:, 3] == 0
+
+
 def allowed_tokens(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> NDArray[np.bool_] | None:
     """Which tokens may be drawn (K,), or None for all: those of `allow` without those of `forbid`.
 

@@ -65,7 +65,7 @@ class Words:
         if not frequent:
             raise InputError(
                 f"expected words in at least {at_least} captions each, got none in {total:,} captions with "
-                f"{len(counts):,} different words",
+                f"{len(counts):,} different words, such as {shortened([word for word, _ in counts.most_common(3)])}",
                 argument="captions",
             )
         return cls([word for _, word in frequent], [-count / total for count, _ in frequent])

@@ -31,7 +31,10 @@ def with_canvas(source: Source, side: int | Size | None, levels: Levels) -> tupl
         return source, source.size
     sprites = SpriteSource(source, None, levels)
     if len(sprites):
-        say(f"Side {side_text(sprites.size)}, by the largest of {len(sprites):,} pictures (give a side to change that)")
+        say(
+            f"Side {side_text(sprites.size)}, by the largest of {len(sprites):,} pictures "
+            "(give a `side` to change that)"
+        )
     return sprites, sprites.size
 
 

@@ -81,7 +81,7 @@ class SpriteSource(Source):
             if factor > 1
         ]
         if notes and levels.scale != 1:
-            notes[-1] += " (give scale=1 to keep what fits as it is)"
+            notes[-1] += " (give `scale=1` to keep what fits as it is)"
         if empty:
             notes.append(f"{empty:,} empty tiles or frames are dropped")
         notes += self._warning(lossy)
