@@ -89,6 +89,17 @@ def test_a_large_mask_is_brought_to_the_grid_as_its_picture_is(model: ImageGPT) 
     assert load_holes(model, picture, thin)[1][0].any(1).all()
 
 
+def test_white_on_a_transparent_layer_is_the_mask(model: ImageGPT, tmp_path: Path) -> None:
+    layer = np.zeros((*RING.shape, 4), np.uint8)
+    layer[RING] = 255
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    for mask in (tmp_path / "layer.png", Image.fromarray(layer)):
+        assert np.array_equal(load_holes(model, PICTURES[:1], mask)[1][0], RING)
+    layer[..., :3] = np.where(RING[..., None], 0, 255)
+    layer[..., 3] = np.where(RING, 255, 0)  # black on a transparent layer: what is black is kept
+    assert np.array_equal(load_holes(model, PICTURES[:1], Image.fromarray(layer))[1][0], ~RING)
+
+
 def test_transparent_pixels_are_the_mask(model: ImageGPT, tmp_path: Path) -> None:
     rgba = np.dstack([PICTURES[0], np.where(RING, 0, 255).astype(np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "holes.png")

@@ -1,4 +1,7 @@
-"""Masks of what is to be filled: white is filled, black is kept, as in diffusers."""
+"""Masks of what is to be filled: white is filled, black is kept, as in diffusers.
+
+Transparency is black where all else is white, and white otherwise.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nextpixel.config import Fit, Levels, Size
 from nextpixel.errors import InputError, shortened
-from nextpixel.images import Picture, UnreadableImage, fit_image, transparency
+from nextpixel.images import Picture, UnreadableImage, fit_image, read_frames, transparency
 from nextpixel.images.sources import open_source, sprites_of
 from nextpixel.images.sources.base import NO_LEVELS, Source
 from nextpixel.images.sources.sprites import SpriteSource
@@ -126,7 +130,7 @@ def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit, numbers: Sequen
         own = numbers if len(source) == len(pictures) else range(len(source))
         found = np.empty((len(own), *size), bool)
         for i, number in enumerate(own):
-            read = source.read(number)
+            read = _read(source, number)
             if fit != "squash" and read.size != size[::-1]:
                 _check_proportions(read, pictures, numbers if len(source) == 1 else numbers[i : i + 1], size)
             found[i] = fit_image(read, size, fit)[..., 0] >= FILLED_FROM
@@ -135,11 +139,24 @@ def _of_masks(mask: Any, pictures: Source, size: Size, fit: Fit, numbers: Sequen
     return found
 
 
+def _read(source: Source, number: int) -> Picture:
+    """A mask; transparency beside white alone is black, as where white was drawn on a layer of its own."""
+    read = source.read(number)
+    try:
+        [(_, pixels), *_] = read_frames(source.content(number), source.names[number])
+    except UnreadableImage:  # of more than 8 bits
+        return read
+    opacity = pixels[..., 3]
+    if opacity.all() or not (pixels[opacity > 0][:, :3] == 255).all():
+        return read
+    return Image.fromarray(opacity).convert("RGB")
+
+
 def _placed_masks(mask: Any, pictures: Source, size: Size, invert: bool) -> NDArray[np.bool_]:
     """A mask for each picture, which lies on the canvas where its picture does."""
     try:
         source = open_source(_eight_bits(mask))
-        given = [np.asarray(source.read(i))[..., 0] for i in range(len(source))]
+        given = [np.asarray(_read(source, i))[..., 0] for i in range(len(source))]
     except (InputError, UnreadableImage) as error:
         raise InputError(getattr(error, "message", str(error)), argument="mask") from None
     if isinstance(pictures, SpriteSource) and len(given) == len(pictures.files) != len(pictures):
