@@ -33,7 +33,7 @@ BUNDLED = (EMBEDDED, "faces", "photos")  # models in assets/
 STALE_SECONDS = 86_400.0
 LONGEST_NAME = 255  # bytes, on all common file systems
 DIGEST_BYTES = 32
-REMEDY = "Free some space or correct the permissions, then resume"
+REMEDY = "Free some space or correct the permissions, then try again, or resume the run"
 cleaned: set[str] = set()
 
 

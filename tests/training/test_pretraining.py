@@ -196,11 +196,12 @@ def test_it_trains_in_a_thread_where_no_signals_come(images, tmp_path):
     assert Run(tmp_path / "run").steps()[-1] == 2
 
 
-def test_resuming_a_finished_run_changes_nothing(whole):
+def test_resuming_a_finished_run_changes_nothing(whole, capsys):
     before = {
         path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and "tensorboard" not in path.parts
     }
-    nextpixel.pretrain(resume=whole)
+    assert main(["pretrain", "--resume", str(whole)]) == 0
+    assert f"{whole} is complete, with {Run(whole).steps()[-1]:,} steps" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

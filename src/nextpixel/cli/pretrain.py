@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> None:
             )
         check_run_folder(args.branch, "branch")
     check_sources(*args.images, *args.data, args.config.validation, args.config.probe_data, init=args.config.init)
-    from nextpixel.checkpoints import Run
+    from nextpixel.checkpoints import Run, planned_steps
     from nextpixel.training.pretraining import KIND, branch_run, relocate_run, start_run, train_run
 
     if args.resume is not None:
@@ -87,6 +87,10 @@ def run(argv: Sequence[str]) -> None:
         run = start_run(joined(args.images), args.out, args.config, args.split, force=args.force)
     if args.resume is not None or args.branch is not None:
         run = relocate_run(run, PretrainConfig, joined(args.data) or None, args.config.validation)
+    done = run.steps()
+    if args.resume is not None and done and done[-1] == planned_steps(run.facts()):
+        more = command("pretrain", "photos/", "--init", run.path, "--out", "runs/more")
+        say(f"{run.path} is complete, with {done[-1]:,} steps. To go on from its weights: {more}")
     with resumable("pretrain", run.path):
         model = train_run(run)
     if not is_first():
