@@ -650,7 +650,7 @@ BAD = {
     "finetune train --out model/config.json/clf": ["--out", "expected a folder, got the file", "model/config.json"],
     "finetune train --out model": ["--out", "model exists already"],
     "finetune train/day --out clf": ["train/day", "expected labelled images", "CSV"],
-    "finetune train --out clf --labels no.csv": ["no.csv", "expected a CSV file"],
+    "finetune train --out clf --labels no.csv": ["--labels: no such file: no.csv"],
     "finetune train --out clf --test-labels no.csv": ["--test-labels: requires --test"],
     "finetune train --out clf --test strange": ["strange", "classes of the training images", "'dusk' as well"],
     "finetune train --out clf --test train": ["train", "test images other than the training images", "--test"],

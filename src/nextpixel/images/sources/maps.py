@@ -190,7 +190,14 @@ def write_set(folder: Path, parts: Iterable[Part], facts: dict[str, Any], left_o
 def check_readable(source_name: str, unreadable: Sequence[str], count: int) -> None:
     """Raises InputError when more than one in ten of `count` pictures cannot be read, or none can."""
     if len(unreadable) > UNREADABLE_AT_MOST * count or len(unreadable) == count:
-        shown = "; ".join(unreadable[:5]) + ("; ..." if len(unreadable) > 5 else "")
+        names: dict[str, list[str]] = {}  # by reason
+        for line in unreadable:
+            name, _, reason = line.partition(": ")
+            names.setdefault(reason, []).append(name.removeprefix("cannot read the image "))
+        lines = [
+            f"cannot read {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}: {why}" for why, some in names.items()
+        ]
+        shown = "; ".join(lines[:5]) + ("; ..." if len(lines) > 5 else "")
         remedy = "" if "`slice" in shown else ". Remove or repair them"
         raise InputError(
             f"{source_name}: {len(unreadable)} of {count} pictures cannot be read, expected at most "

@@ -18,7 +18,7 @@ from nextpixel.images.sources.base import NO_LEVELS, READ_TOGETHER, Source
 from nextpixel.images.sprites import Sprite, is_lossy, read_sprites
 
 AGREE_FROM = 4  # pictures of more than one colour, whose common enlargement is no accident
-TOO_LARGE = "cut a sheet with `slice`, as in `slice=16x16`, or train at a larger side"
+TOO_LARGE = "cut a sheet with `slice`, as in `slice=16x16`, or choose a larger side"
 CANVAS_AT_MOST = (32, 32)  # where the pictures themselves choose; larger ones cost more than most expect
 
 
