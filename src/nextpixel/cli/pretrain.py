@@ -88,7 +88,9 @@ def run(argv: Sequence[str]) -> None:
     if args.resume is not None or args.branch is not None:
         run = relocate_run(run, PretrainConfig, joined(args.data) or None, args.config.validation)
     done = run.steps()
-    if args.resume is not None and done and done[-1] == planned_steps(run.facts()):
+    with run.checked_facts() as written:
+        planned = planned_steps(written)
+    if args.resume is not None and done and done[-1] == planned:
         more = command("pretrain", "photos/", "--init", run.path, "--out", "runs/more")
         say(f"{run.path} is complete, with {done[-1]:,} steps. To go on from its weights: {more}")
     with resumable("pretrain", run.path):
