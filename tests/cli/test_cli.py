@@ -218,6 +218,7 @@ BAD = {
     "complete photo.png --mask black.png --invert-mask": ["--mask", "expected white pixels, which are kept, got none"],
     "complete photo.png --invert-mask": ["--invert-mask: requires --mask or --box"],
     "complete photo.png --mask nowhere.png": ["--mask: no such file or folder: nowhere.png"],
+    "complete photo.png --mask none*.png": ["--mask: none*.png: no file has such a name"],
     "convert model out.onnx": ["OUT: expected a new folder, got out.onnx; for an .onnx file use --to"],
     "complete photo.png --particles 16": ["--particles: requires --mask or --box"],
     "score photos --seed 1": ["--seed: requires --against with normal images"],

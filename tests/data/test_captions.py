@@ -12,7 +12,7 @@ from PIL import Image
 
 from nextpixel.cli import main
 from nextpixel.config import TAGS, Levels
-from nextpixel.data.captions import captions_of
+from nextpixel.data.captions import NO_WORD, captions_of
 from nextpixel.data.decoded import DROPPED, Batches, some_tags
 from nextpixel.data.prepared import Job, merge, prepare
 from nextpixel.errors import InputError
@@ -32,6 +32,8 @@ def sprites(tmp_path: Path) -> Path:
 
 def test_captions_of_names_have_no_numbers_of_their_own(sprites: Path) -> None:
     assert captions(sprites, "names") == ["big RED potion", "red potion", "sword b"]
+    named = [NO_WORD.sub(" ", name).split() for name in ("knight_32x32_1", "tile16x16", "8x8 2d hero12")]
+    assert named == [["knight"], ["tile"], ["2d", "hero"]]
 
 
 def test_captions_of_folders_are_the_folders_outermost_first_or_the_class(sprites: Path, tmp_path: Path) -> None:

@@ -359,7 +359,10 @@ def test_much_work_on_cuda_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_decoder(model, work, 1) is CompiledDecoder
     for version, kind in (("2.12.1", RowDecoder), ("2.13.0", CompiledDecoder)):  # of a server's thread
         monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-        assert choose_decoder(model, work, 1, independent_rows=True) is kind
+        assert choose_decoder(model, work, 1, independent_rows=True, in_thread=True) is kind
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(choose_decoder, model, work, 1, independent_rows=True).result() is kind
+        assert choose_decoder(model, work, 1, independent_rows=True) is CompiledDecoder
     assert choose_decoder(model, work, 1, "exact") is choose_decoder(model, 8, 36) is Decoder
     assert choose_decoder(model, 8, 36, independent_rows=True) is RowDecoder
 

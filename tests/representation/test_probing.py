@@ -347,6 +347,7 @@ def test_bad_poolings_are_refused(model: ImageGPT, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"palette": None}, "another model"),
+        ({"fit": "sqaush"}, "expected a saved probe, got a problem with fit: expected one of crop"),
         ({"seed": "x"}, "expected a saved probe, got a problem with seed: expected a whole number, 0 or more, got 'x'"),
         ({"seed": -1}, "expected a saved probe, got a problem with seed: expected 0 or more, got -1"),
         ({"classes": ["dark"]}, "expected a saved probe, got a problem with 1 classes for arrays of"),
@@ -464,7 +465,8 @@ def test_features_of_one_layer_need_no_axis_and_a_given_layer_is_taken() -> None
         LinearProbe(None).fit_features(features[:, 1], labels).linear_.weight,
         LinearProbe(None).fit_features(features[:, 1:2], labels).linear_.weight,
     )
-    assert LinearProbe(None, 1).fit_features(features, labels).layers_ == [1]
+    for one in (1, np.int64(1), np.array([1])):
+        assert LinearProbe(None, one).fit_features(features, labels).layers_ == [1]
     assert LinearProbe(None, [2, 0]).fit_features(features, labels, layers=[0, 1, 2]).layers_ == [2, 0]
     with pytest.raises(
         InputError, match=r"layer: expected layers among \[0, 1, 2\], whose features are given, got \[5\]"
@@ -478,8 +480,8 @@ def test_features_of_one_layer_need_no_axis_and_a_given_layer_is_taken() -> None
     ("settings", "message"),
     [
         ({"strengths": []}, "strengths: expected at least one, got none"),
-        ({"strengths": [0]}, "strengths: expected above 0, got 0"),
-        ({"strengths": [1, "x"]}, "strengths: expected a number, above 0, got 'x'"),
+        ({"strengths": [0]}, "strengths: expected a finite number above 0, got 0"),
+        ({"strengths": [1, "x"]}, "strengths: expected a number, a finite number above 0, got 'x'"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
@@ -505,8 +507,11 @@ def test_a_saved_probe_belongs_to_the_weights_and_fit_it_was_fitted_with(model: 
     squashed.fit_of_images = "squash"
     assert np.array_equal(loaded._squares(wide, None), squashed._squares(wide, None))
     assert not np.array_equal(loaded._squares(wide, None), LinearProbe(model)._squares(wide, None))
-    rounded = copy.deepcopy(model).to(torch.bfloat16)
-    assert LinearProbe.load(tmp_path / "probe", rounded).layers_ == [1]
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert LinearProbe.load(tmp_path / "probe", copy.deepcopy(model).to(dtype)).layers_ == [1]
+    model.set_classes(["a", "b"])  # whose head is no part of the features
+    assert LinearProbe.load(tmp_path / "probe", model).layers_ == [1]
+    model.set_classes(())
     other = ImageGPT(model.config, seed=9)
     other.tokenizer = model.tokenizer
     with pytest.raises(InputError, match="fitted with other weights than those that 'somewhere' has now"):

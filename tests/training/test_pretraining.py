@@ -200,6 +200,7 @@ def test_resuming_a_finished_run_changes_nothing(whole, capsys):
     before = {
         path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and "tensorboard" not in path.parts
     }
+    nextpixel.pretrain(resume=whole)
     assert main(["pretrain", "--resume", str(whole)]) == 0
     assert f"{whole} is complete, with {Run(whole).steps()[-1]:,} steps" in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -234,7 +234,7 @@ def check_run(
         check_alone(argv, images, "--resume", "--data", *allowed, hint=f"; a run keeps its settings{new}")
         check_run_folder(args.resume, "resume")
     elif args.data:
-        raise InputError("requires `resume`", argument="data")
+        raise InputError(f"requires `resume`{' or `branch`' * hasattr(args, 'branch')}", argument="data")
     elif not images or args.out is None:
         raise InputError(f"expected images and --out, as in: nextpixel {example}; or --resume with a run folder")
     elif not (args.out / "run.json").is_file():  # a run is refused later, with the command that continues it

@@ -68,8 +68,9 @@ class Complete:
     keep_side: KeepSide = "top"
     """The side to keep; all but top need a model trained with --augment orient."""
     mask: str | None = None
-    """A picture of what to fill instead: white is filled, black is kept; of the size of the model or
-    the proportions of PICTURES, for pixel art of their size or that of their sheet. alpha: their transparent pixels."""
+    """A picture of what to fill instead: white is filled, black is kept; any size with the proportions of PICTURES, or
+    the model's size; for pixel art the size of the picture, of its sheet or of the model. alpha: the transparent pixels
+    of PICTURES."""
     invert_mask: bool = False
     """Fill black and keep white."""
     box: str | None = None
@@ -116,8 +117,10 @@ def run(argv: Sequence[str]) -> None:
     if args.full is not None and args.files.each is not None and args.full.resolve() == args.files.each.resolve():
         raise InputError(f"expected another folder than that of `each`, got {args.full}", argument="full")
     check_sources(*images)
-    if args.mask not in (None, "alpha") and not Path(args.mask).exists():
-        raise InputError(f"no such file or folder: {args.mask}", argument="mask")
+    try:
+        check_sources(None if args.mask == "alpha" else args.mask)
+    except InputError as error:
+        raise InputError(error.message, argument="mask") from None
     began = time.perf_counter()
     share = Share(args, "`mask`" if args.mask else "`box`" if args.box else None)
     model = load_model(share.join(args.model))

@@ -61,7 +61,8 @@ def run(argv: Sequence[str]) -> None:
     if args.kind == "learned" or args.learned_decoder or args.resume is not None:
         out, facts = _train(args)
     else:
-        training = "width blocks steps batch_images learning_rate warmup_steps evaluate_every_steps"
+        training = "width blocks steps batch_images learning_rate warmup_steps evaluate_every_steps clip_norm tracker"
+        training += " dtype device checkpoint_every_steps checkpoint_every_minutes log_every_steps"
         refuse_given(args.config, training, "requires `kind=learned` or `learned_decoder`")
         out, facts = _fit(args)
     from nextpixel.tokens import Reconstruction, load_tokenizer

@@ -231,7 +231,7 @@ def check_picture_count(n: int) -> None:
 
 def check_number(name: str, value: Any, expected: str, allowed: Callable[[Any], bool], *, whole: bool = False) -> None:
     """Raise InputError that names the argument unless the value is such a number."""
-    if not isinstance(value, numbers.Integral if whole else numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         kind = "a whole number, " if whole else "" if expected.startswith("a number") else "a number, "
         raise InputError(f"expected {kind}{expected}, got {shortened(value)}", argument=name)
     if not allowed(value):

@@ -61,6 +61,9 @@ def _texts(source: Source, name: str) -> list[str]:
     return _of_folders(source) if name == "folders" else source.texts(name)
 
 
+NO_WORD = re.compile(r"\d+x\d+(?![^\W_])|[_\-.()\[\]]+|(?<!\d)\d+(?![^\W_])")
+
+
 def _array(captions: Sequence[str]) -> NDArray[Any]:
     found = np.empty(len(captions), object)
     found[:] = [caption.replace("\0", " ") for caption in captions]
@@ -68,8 +71,8 @@ def _array(captions: Sequence[str]) -> NDArray[Any]:
 
 
 def _of_name(stem: str) -> str:
-    """Words of a file or folder name, without numbers, alone or at their ends."""
-    return " ".join(re.sub(r"[_\-.()\[\]]+|\d+(?![^\W_])", " ", stem.replace("-", "_")).split())
+    """Words of a file or folder name, without sizes such as 32x32 and without numbers, alone or at their ends."""
+    return " ".join(NO_WORD.sub(" ", stem.replace("-", "_")).split())
 
 
 def _of_folders(source: Source) -> list[str]:

@@ -7,6 +7,7 @@ scores the next. The class is chosen once for each call.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 
 import torch
@@ -241,18 +242,25 @@ def _pairs(numbers: Tensor) -> Tensor:
 
 
 def choose_decoder(
-    model: ImageGPT, rows: int, tokens: int, speed: Speed = "auto", *, independent_rows: bool = False
+    model: ImageGPT,
+    rows: int,
+    tokens: int,
+    speed: Speed = "auto",
+    *,
+    independent_rows: bool = False,
+    in_thread: bool = False,
 ) -> type[Decoder]:
     """The class for a call that draws `tokens` tokens of each of `rows` pictures in total.
 
     "exact" is always the unmodified network; "auto" packs and rounds on a CPU, from a third of a second of plain
     drawing on, and compiles on CUDA where much is drawn. With `independent_rows`, rows may start and finish at any
-    time.
+    time; `in_thread` says that it will draw in another thread than the main one.
     """
     known, work = model.head.weight.dtype in (torch.float32, torch.bfloat16), rows * tokens * model.config.parameters
-    # in a thread, as the server draws, torch before 2.13 cannot record graphs (pytorch issue 123177)
-    threads = not independent_rows or torch.__version__ >= "2.13"
-    if speed == "auto" and model.device.type == "cuda" and work >= COMPILED_FROM and threads and can_compile("cuda"):
+    # torch before 2.13 records graphs in the main thread alone (pytorch issue 123177)
+    in_thread = in_thread or threading.current_thread() is not threading.main_thread()
+    records = torch.__version__ >= "2.13" or not in_thread
+    if speed == "auto" and model.device.type == "cuda" and work >= COMPILED_FROM and records and can_compile("cuda"):
         return CompiledDecoder
     large = work >= FAST_FROM
     packs = model.device.type == "cpu" and torch.backends.mkldnn.is_available()

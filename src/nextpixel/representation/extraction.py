@@ -10,6 +10,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 from zipfile import is_zipfile
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextpixel.config import Pooling, channels_of, check_keywords
+from nextpixel.config import ImageGPTConfig, Pooling, channels_of, check_keywords
 from nextpixel.data.decoded import PREPROCESSING, read_parts
 from nextpixel.devices import autocast, can_compile, compiled_code
 from nextpixel.errors import InputError
@@ -138,9 +139,12 @@ def tokenizer_hash(model: Backbone) -> str | None:
 
 def model_hash(model: Backbone, dtype: torch.dtype = torch.float32) -> str:
     """Hex SHA-256 of everything its features depend on: shape, objective, colours and weights, rounded to `dtype`."""
-    digest = hashlib.sha256(f"{model.config} {tokenizer_hash(model)}".encode())
-    statistics = model.buffers() if isinstance(model, ResNet) else ()
-    for tensor in (*model.parameters(), *statistics):
+    config, statistics = model.config, model.buffers() if isinstance(model, ResNet) else ()
+    if isinstance(config, ImageGPTConfig):
+        config = replace(config, classes=(), class_layer=None, class_pooling="mean")
+    digest = hashlib.sha256(f"{config} {tokenizer_hash(model)}".encode())
+    weights = (parameter for name, parameter in model.named_parameters() if not name.startswith("class_head."))
+    for tensor in (*weights, *statistics):
         if tensor.is_floating_point():  # the others count batches
             digest.update(tensor.detach().to(dtype).float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ Layer, pooling and regularisation strength are chosen on held-out training image
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from nextpixel.config import Fit, Levels, Pooling, check_keywords, check_number
+from nextpixel.config import Fit, Levels, Pooling, check_fit, check_keywords, check_number
 from nextpixel.data.labels import class_numbers, folds_of, given_labels, has_label
 from nextpixel.errors import InputError
 from nextpixel.files import new_folder, new_output, read_json, write_json
@@ -84,7 +84,7 @@ class LinearProbe:
         if not len(strengths):
             raise InputError("strengths: expected at least one, got none")
         for strength in strengths:
-            check_number("strengths", strength, "above 0", lambda value: 0 < value < np.inf)
+            check_number("strengths", strength, "a finite number above 0", lambda value: 0 < value < np.inf)
         self.model, self.layer, self.seed, self.strengths, self.pooling = model, layer, seed, strengths, pooling
         self.mirror = mirror
         self.levels = Levels()  # of the training images
@@ -130,7 +130,9 @@ class LinearProbe:
         features = features[:, None] if features.ndim == 2 else features
         if not np.isfinite([features.min(), features.max()]).all():
             raise InputError("expected finite features, got NaN or infinity among them")
-        fixed = None if self.layer == "best" else [self.layer] if isinstance(self.layer, int) else list(self.layer)
+        fixed = None
+        if not isinstance(self.layer, str):
+            fixed = [int(n) for n in (self.layer if isinstance(self.layer, Iterable) else [self.layer])]
         if layers is None:
             layers = fixed if fixed and len(fixed) == features.shape[1] else range(features.shape[1])
         layers = list(layers)
@@ -331,6 +333,8 @@ class LinearProbe:
                 raise ValueError(f"the value {mirror!r} of mirror")
             probe.pooling_ = pooling
             probe.levels, probe.fit_of_images = Levels.among(facts), facts.get("fit")
+            if probe.fit_of_images is not None:
+                check_fit(probe.fit_of_images, model.tokenizer.channels if isinstance(model, ImageGPT) else 3)
             probe.layers_, probe.trials_, probe.strength_ = layers, [], facts["strength"]
             probe.temperature_ = facts.get("temperature")  # older probes are not calibrated
             probe.classes_ = np.asarray(facts["classes"])
@@ -349,7 +353,8 @@ class LinearProbe:
                 raise InputError(f"{folder}: {part}: expected finite numbers, got {array.dtype} with others among them")
         if ours != theirs:
             raise InputError(f"{folder}: this probe was fitted with another model, {name!r}; load that one")
-        if facts.get("weights") not in (None, model_hash(model, torch.bfloat16)):  # older probes have none
+        half = next(model.parameters()).dtype == torch.float16  # which rounds other weights alike
+        if not half and facts.get("weights") not in (None, model_hash(model, torch.bfloat16)):  # older ones have none
             raise InputError(
                 f"{folder}: this probe was fitted with other weights than those that {name!r} has now, or with another "
                 "model; fit it again"

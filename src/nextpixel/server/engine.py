@@ -146,7 +146,7 @@ class Engine:
     ) -> None:
         shape, slots = model.config, config.slots
         self._with_words = model.words is not None
-        self._kind = choose_decoder(model, slots, shape.tokens, config.speed, independent_rows=True)
+        self._kind = choose_decoder(model, slots, shape.tokens, config.speed, independent_rows=True, in_thread=True)
         self.mode = self._kind.name
         needed = slots * self._kind.row_bytes(model) * (1 + self._with_words)
         if needed > MEMORY_SHARE * free_memory_bytes(str(model.device)):

@@ -194,9 +194,7 @@ def check_readable(source_name: str, unreadable: Sequence[str], count: int) -> N
         for line in unreadable:
             name, _, reason = line.partition(": ")
             names.setdefault(reason, []).append(name.removeprefix("cannot read the image "))
-        lines = [
-            f"cannot read {', '.join(some[:5])}{', ...' if len(some) > 5 else ''}: {why}" for why, some in names.items()
-        ]
+        lines = [f"{', '.join(some[:5])}{', ...' if len(some) > 5 else ''}: {why}" for why, some in names.items()]
         shown = "; ".join(lines[:5]) + ("; ..." if len(lines) > 5 else "")
         remedy = "" if "`slice" in shown else ". Remove or repair them"
         raise InputError(
