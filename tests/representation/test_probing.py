@@ -490,6 +490,10 @@ def test_settings_of_a_probe_are_checked(settings: dict[str, Any], message: str)
         LinearProbe(None, **settings)
 
 
+def test_no_layer_is_the_middle_one(model: ImageGPT) -> None:
+    assert LinearProbe(model, None).fit(*dark_and_bright(20)).layers_ == [1]
+
+
 def test_a_probe_that_is_not_fitted_says_so(model: ImageGPT) -> None:
     with pytest.raises(InputError, match="not fitted yet"):
         LinearProbe(model).predict(dark_and_bright(2)[0])

@@ -131,7 +131,7 @@ class LinearProbe:
         if not np.isfinite([features.min(), features.max()]).all():
             raise InputError("expected finite features, got NaN or infinity among them")
         fixed = None
-        if not isinstance(self.layer, str):
+        if not isinstance(self.layer, str | None):  # of None, `fit` gives the middle layer alone
             fixed = [int(n) for n in (self.layer if isinstance(self.layer, Iterable) else [self.layer])]
         if layers is None:
             layers = fixed if fixed and len(fixed) == features.shape[1] else range(features.shape[1])
