@@ -87,12 +87,12 @@ def run(argv: Sequence[str]) -> None:
         run = start_run(joined(args.images), args.out, args.config, args.split, force=args.force)
     if args.resume is not None or args.branch is not None:
         run = relocate_run(run, PretrainConfig, joined(args.data) or None, args.config.validation)
-    done = run.steps()
-    with run.checked_facts() as written:
-        planned = planned_steps(written)
-    if args.resume is not None and done and done[-1] == planned:
-        more = command("pretrain", "photos/", "--init", run.path, "--out", "runs/more")
-        say(f"{run.path} is complete, with {done[-1]:,} steps. To go on from its weights: {more}")
+    if args.resume is not None:
+        with run.checked_facts() as written:
+            planned = planned_steps(written)
+        if run.steps()[-1:] == [planned]:
+            more = command("pretrain", "photos/", "--init", run.path, "--out", "runs/more")
+            say(f"{run.path} is complete, with {planned:,} steps. To go on from its weights: {more}")
     with resumable("pretrain", run.path):
         model = train_run(run)
     if not is_first():
