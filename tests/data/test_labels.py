@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
 import os
@@ -188,6 +189,15 @@ def test_files_of_a_table_are_matched_by_path_name_and_stem(tmp_path, names, fil
     assert labels_from_csv(path, names).tolist() == ["x", "y"]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_columns_are_separated_by_commas_semicolons_or_tabs(tmp_path, delimiter):
+    path = tmp_path / "labels.csv"
+    rows = [["file", "label", "note"], ["a,b;c.png", "x", ""], ["d.png", "y", "1,5"]]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    assert labels_from_csv(path, ["a,b;c.png", "d.png"]).tolist() == ["x", "y"]
+
+
 @pytest.mark.parametrize(
     ("names", "files"),
     [
@@ -273,7 +283,6 @@ NAMES = [
 
 
 def test_classes_of_any_name_spoil_no_output(tmp_path, monkeypatch, capsys, model):
-    import csv
 
     monkeypatch.chdir(tmp_path)
     nextpixel.save(model, "model")

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def _rows(path: str | Path, column: str) -> list[tuple[str, str]]:
                     raise ValueError("a line that is not an object")
                 columns: Sequence[str] = list(dict.fromkeys(name for row in rows for name in row))
             else:
-                reader = csv.DictReader(file)
+                header = file.readline()
+                delimiter = max(",;\t", key=header.count)  # where the comma is decimal, Excel writes semicolons
+                reader = csv.DictReader(chain([header], file), delimiter=delimiter)
                 columns, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         kind = "JSONL" if lines else "CSV"
